@@ -1,0 +1,1 @@
+"""One resource each: plain classes and functions that workflows turn into Ray actors."""

@@ -1,0 +1,1 @@
+"""Panoply: reward models, trained, gated, served and chosen among on a Ray cluster."""

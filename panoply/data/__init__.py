@@ -1,0 +1,1 @@
+"""Preference pairs and ratings: schemas, readers, splits, quarantine, the planted world."""

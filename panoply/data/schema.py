@@ -1,0 +1,114 @@
+"""What a row is: Arrow schemas, the two ids, and the one split that every file shares.
+
+`text_id` names a (prompt, response): features and scores hang on it. `row_id` names a labeled row:
+quarantine and label changes hang on it. `prompt_id` names a prompt as the model sees it, and the
+split key names the unit of splitting (the normalized prompt, or the row's `group`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Literal, TypeAlias
+
+import pyarrow as pa
+
+Message: TypeAlias = Mapping[str, str]
+Prompt: TypeAlias = Sequence[Message]
+Part: TypeAlias = Literal["train", "select", "calibrate", "test"]
+
+PARTS: tuple[Part, ...] = ("train", "select", "calibrate", "test")
+SHARES: tuple[float, ...] = (0.70, 0.10, 0.10, 0.10)
+ROLES = ("system", "user", "assistant", "tool")
+
+PROMPT = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+
+PAIRS = pa.schema(
+    [
+        ("row_id", pa.string()),
+        ("prompt_id", pa.string()),
+        ("chosen_id", pa.string()),
+        ("rejected_id", pa.string()),
+        ("split_key", pa.string()),
+        ("source", pa.string()),
+        ("subset", pa.string()),
+        ("margin", pa.float32()),
+        ("weight", pa.float32()),
+        ("chosen_length", pa.int32()),
+        ("rejected_length", pa.int32()),
+        ("prompt", PROMPT),
+        ("chosen", pa.string()),
+        ("rejected", pa.string()),
+    ]
+)
+"""A pair as stored after ingestion. Lengths are in characters; `margin`, `weight` may be null."""
+
+RATING_ROW = pa.schema(
+    [
+        ("row_id", pa.string()),
+        ("prompt_id", pa.string()),
+        ("text_id", pa.string()),
+        ("split_key", pa.string()),
+        ("source", pa.string()),
+        ("subset", pa.string()),
+        ("length", pa.int32()),
+        ("prompt", PROMPT),
+        ("response", pa.string()),
+    ]
+)
+"""A rating as stored after ingestion, before its objective columns."""
+
+
+def ratings_schema(objectives: Sequence[str]) -> pa.Schema:
+    """Returns RATING_ROW followed by one nullable float32 per objective, in the raw scale."""
+    return pa.schema([*RATING_ROW, *(pa.field(name, pa.float32()) for name in objectives)])
+
+
+def digest(*parts: str) -> str:
+    """Returns 32 hex digits that depend on the parts and on where one ends and the next begins."""
+    joined = json.dumps(parts, ensure_ascii=True)
+    return hashlib.blake2b(joined.encode(), digest_size=16).hexdigest()
+
+
+def prompt_id(prompt: Prompt) -> str:
+    """Returns the id of a prompt exactly as the model sees it."""
+    return digest("prompt", *(part for m in prompt for part in (m["role"], m["content"])))
+
+
+def text_id(prompt: Prompt, response: str) -> str:
+    """Returns the id that features and scores of (prompt, response) hang on."""
+    return digest("text", prompt_id(prompt), response)
+
+
+def split_key(prompt: Prompt, group: str | None = None) -> str:
+    """Returns the unit of splitting: the row's `group` where given, else its normalized prompt.
+
+    Prompts that differ only in case or white space fall into the same part.
+    """
+    if group:
+        return digest("group", group)
+    words = (" ".join(m["content"].casefold().split()) for m in prompt)
+    return digest(
+        "key", *(part for m, text in zip(prompt, words, strict=True) for part in (m["role"], text))
+    )
+
+
+def uniform(seed: int, purpose: str, key: str) -> float:
+    """Returns a number in [0, 1) that is a pure function of its arguments."""
+    return int(digest(str(seed), purpose, key)[:13], 16) / 16**13
+
+
+def part_of(key: str, seed: int) -> Part:
+    """Returns the part of a split key: the same for every file, ratings and pairs alike."""
+    draw, upper = uniform(seed, "part", key), 0.0
+    for part, share in zip(PARTS, SHARES, strict=True):
+        upper += share
+        if draw < upper:
+            return part
+    return "test"
+
+
+def fold_of(key: str, seed: int, num_folds: int) -> int:
+    """Returns the fold of a split key, for out-of-fold predictions inside *train*."""
+    return int(uniform(seed, "fold", key) * num_folds)

@@ -1,0 +1,1 @@
+"""The only package that loads transformers: backbones in, reward models out."""

@@ -1,0 +1,1 @@
+"""What is fitted: objectives, debiasing, losses, fixed weights. One function per equation."""
