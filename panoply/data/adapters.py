@@ -1,0 +1,249 @@
+"""Layouts: how published data sets lay out their rows, recognized by column names.
+
+An adapter is a pure function from one row of a file to *raw* rows: the values are found and put in
+place, none is checked yet. A row that cannot be taken apart raises `BadRow`, which quarantines it.
+The published rating scales stand here too, beside the layout that they belong to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Generic, TypeAlias, TypeVar
+
+from panoply.data.parse import HUMAN, BadRow, as_messages, number, parse_dialogue
+from panoply.data.ratings import RatingMap
+from panoply.data.schema import Message
+
+Row: TypeAlias = Mapping[str, object]
+
+HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+HELPSTEER_SCALES = {name: RatingMap(0, 4, bin_centers=True) for name in HELPSTEER}
+BEAVERTAILS_SCALES = {"is_safe": RatingMap(0, 1)}
+ULTRAFEEDBACK = ("instruction_following", "truthfulness", "honesty", "helpfulness")
+ULTRAFEEDBACK_SCALES = {
+    **{name: RatingMap(1, 5) for name in ULTRAFEEDBACK},
+    "overall_score": RatingMap(1, 10),
+}
+NO_RATING = (
+    *("prompt", "response", "source", "subset", "group", "meta", "id", "index", "idx"),
+    *("row_id", "prompt_id", "text_id", "split_key", "length"),
+)
+"""Columns that are never an objective, even where they hold numbers."""
+
+
+@dataclass(frozen=True)
+class RawPair:
+    """A pair as found, unchecked."""
+
+    prompt: Sequence[Message]
+    chosen: object
+    rejected: object
+    source: object = None
+    subset: object = None
+    group: object = None
+    margin: object = None
+    weight: object = None
+
+
+@dataclass(frozen=True)
+class RawRating:
+    """A rating as found, unchecked; `ratings` by attribute, in the raw scale."""
+
+    prompt: Sequence[Message]
+    response: object
+    ratings: Mapping[str, object]
+    source: object = None
+    subset: object = None
+    group: object = None
+
+
+Raw = TypeVar("Raw", RawPair, RawRating)
+
+
+@dataclass(frozen=True)
+class Layout(Generic[Raw]):
+    """A layout that was recognized, bound to the columns of one file."""
+
+    name: str
+    adapt: Callable[[Row], list[Raw]]
+    attributes: tuple[str, ...] = ()
+    """What is rated, in the file's own words; empty for pairs."""
+    scales: Mapping[str, RatingMap] = field(default_factory=dict[str, RatingMap])
+    """Published scales by attribute; those not named are inferred from the data."""
+    has_source: bool = False
+    """Whether the rows' `source` column may name their data set."""
+
+
+# Pairs
+
+
+def _take_reply(prompt: list[Message] | None, value: object) -> tuple[list[Message], object]:
+    """Splits what a `chosen` or `rejected` column holds into the prompt and the reply.
+
+    It may be the reply alone, or a dialogue (text or messages) that repeats the prompt or not;
+    without a prompt column (None) it has to be a dialogue.
+    """
+    if not isinstance(value, list):
+        if prompt is not None and not (isinstance(value, str) and value.startswith(HUMAN)):
+            return prompt, value
+        value = parse_dialogue(value) if isinstance(value, str) else []
+    messages = as_messages(value)
+    last = messages[-1] if messages else None
+    if last is None or not _is_reply(last):
+        raise BadRow("dialogue does not end in an assistant turn")
+    before = messages[:-1]
+    repeats_prompt = before and not _is_reply(before[0])
+    return (before if repeats_prompt else [*(prompt or []), *before]), last.get("content")
+
+
+def _is_reply(message: object) -> bool:
+    return isinstance(message, Mapping) and message.get("role") == "assistant"
+
+
+def _pair(row: Row, prompt_of: Callable[[Row], list[Message] | None]) -> list[RawPair]:
+    prompt = prompt_of(row)
+    before_chosen, chosen = _take_reply(prompt, row.get("chosen"))
+    before_rejected, rejected = _take_reply(prompt, row.get("rejected"))
+    if before_chosen != before_rejected:
+        raise BadRow("chosen and rejected do not share a prompt")
+    margin = row.get("margin")
+    if margin is None and "score_chosen" in row and "score_rejected" in row:
+        better, worse = number(row["score_chosen"]), number(row["score_rejected"])
+        margin = None if better is None or worse is None else better - worse
+    return [
+        RawPair(
+            before_chosen,
+            chosen,
+            rejected,
+            source=row.get("source"),
+            subset=row.get("subset"),
+            group=row.get("group"),
+            margin=margin,
+            weight=row.get("weight"),
+        )
+    ]
+
+
+def _instruction(row: Row) -> list[Message]:
+    """Alpaca's layout: the input, where there is one, continues the instruction."""
+    parts = [str(row[name]) for name in ("instruction", "input") if row.get(name)]
+    return _with_system(row, "\n\n".join(parts))
+
+
+def _with_system(row: Row, text: object) -> list[Message]:
+    system = row.get("system")
+    messages = as_messages(text)
+    if isinstance(system, str) and system.strip() and messages:
+        return [{"role": "system", "content": system}, *messages]
+    return messages
+
+
+def _no_prompt(row: Row) -> None:
+    return None
+
+
+def _column_prompt(row: Row, column: str) -> list[Message]:
+    return _with_system(row, row.get(column))
+
+
+PAIR_PROMPTS: tuple[tuple[str, Callable[[Row], list[Message]]], ...] = (
+    ("prompt", partial(_column_prompt, column="prompt")),
+    ("question", partial(_column_prompt, column="question")),
+    ("instruction", _instruction),
+    ("input", partial(_column_prompt, column="input")),
+)
+"""Columns that may hold a pair's prompt, the first present one counts, and how they are read."""
+
+PAIR_LAYOUTS = (
+    *(f"{column}, chosen, rejected" for column, _ in PAIR_PROMPTS),
+    "chosen, rejected (both repeat the prompt: messages, or Human/Assistant text as in HH-RLHF)",
+)
+RATING_LAYOUTS = (
+    "prompt, response and a numeric column per attribute (also HelpSteer, BeaverTails)",
+    "instruction, completions (UltraFeedback)",
+)
+
+
+def pair_layout(columns: Collection[str]) -> Layout[RawPair]:
+    """Recognizes the layout of a file of pairs.
+
+    Raises:
+        ValueError: if it is none that we know.
+    """
+    if {"chosen", "rejected"} <= set(columns):
+        for column, prompt_of in PAIR_PROMPTS:
+            if column in columns:
+                adapt = partial(_pair, prompt_of=prompt_of)
+                return Layout(f"{column}, chosen, rejected", adapt, has_source=True)
+        return Layout("chosen, rejected", partial(_pair, prompt_of=_no_prompt), has_source=True)
+    raise _unknown("pairs", columns, PAIR_LAYOUTS)
+
+
+# Ratings
+
+
+def _rating(row: Row, attributes: Sequence[str]) -> list[RawRating]:
+    return [
+        RawRating(
+            as_messages(row.get("prompt")),
+            row.get("response"),
+            {name: row.get(name) for name in attributes},
+            source=row.get("source"),
+            subset=row.get("subset"),
+            group=row.get("group"),
+        )
+    ]
+
+
+def _ultrafeedback(row: Row) -> list[RawRating]:
+    """One rating per completion; the `source` column names where the prompt is from: a subset."""
+    completions = row.get("completions")
+    if not isinstance(completions, list) or not completions:
+        raise BadRow("no completions")
+    prompt = as_messages(row.get("instruction"))
+    return [_completion(row, prompt, completion) for completion in completions]
+
+
+def _completion(row: Row, prompt: list[Message], completion: object) -> RawRating:
+    if not isinstance(completion, Mapping):
+        raise BadRow("completion is no record")
+    annotations = completion.get("annotations") or {}
+    ratings: dict[str, object] = {
+        name: (annotations.get(name) or {}).get("Rating") for name in ULTRAFEEDBACK
+    }
+    ratings["overall_score"] = completion.get("overall_score")
+    return RawRating(prompt, completion.get("response"), ratings, subset=row.get("source"))
+
+
+def rating_layout(columns: Mapping[str, bool]) -> Layout[RawRating]:
+    """Recognizes the layout of a file of ratings.
+
+    Args:
+        columns: by name, whether the column holds numbers.
+
+    Raises:
+        ValueError: if it is none that we know.
+    """
+    if {"instruction", "completions"} <= set(columns):
+        attributes = tuple(ULTRAFEEDBACK_SCALES)
+        return Layout("UltraFeedback", _ultrafeedback, attributes, ULTRAFEEDBACK_SCALES)
+    attributes = tuple(n for n, numeric in columns.items() if numeric and n not in NO_RATING)
+    if not ({"prompt", "response"} <= set(columns) and attributes):
+        raise _unknown("ratings", columns, RATING_LAYOUTS)
+    scales: Mapping[str, RatingMap] = {}
+    if set(HELPSTEER) <= set(attributes):
+        scales = HELPSTEER_SCALES
+    elif {"is_safe", "category"} <= set(columns):
+        scales = BEAVERTAILS_SCALES
+    adapt = partial(_rating, attributes=attributes)
+    return Layout("prompt, response, ratings", adapt, attributes, scales, has_source=True)
+
+
+def _unknown(kind: str, columns: Collection[str], known: Sequence[str]) -> ValueError:
+    return ValueError(
+        f"unknown layout for {kind}: columns {sorted(columns)}; known layouts: "
+        + "; ".join(known)
+        + ". Rename the columns to one of these"
+    )

@@ -1,0 +1,137 @@
+"""The feature cache: pooled hidden states in immutable Parquet shards.
+
+The shards lie under a key that names everything that features depend on.
+
+A shard is written once, whole, under a name that is the hash of the ids in it. Rerunning pays
+only for ids that no shard holds. Rows are found by id, never by position.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+from urllib.parse import urlparse
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from panoply.data.schema import digest
+
+Floats = NDArray[np.float32]
+Kind: TypeAlias = Literal["texts", "prompts"]
+VERSION = 1
+"""Raised when the meaning of stored features changes."""
+
+
+def open_store(uri: str) -> tuple[pafs.FileSystem, str]:
+    """Returns the file system and path of a local path or a URI (file, s3, gs)."""
+    if urlparse(uri).scheme in ("", "file"):
+        path = Path(urlparse(uri).path if uri.startswith("file:") else uri)
+        return pafs.LocalFileSystem(), str(path.expanduser().absolute())
+    return pafs.FileSystem.from_uri(uri)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Where ids are: number in `shards` and row in that shard, -1 where no shard holds the id."""
+
+    shards: tuple[str, ...]
+    shard_N: NDArray[np.int64]
+    row_N: NDArray[np.int64]
+
+    def __getitem__(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Found:
+        """Places of some of the ids."""
+        return Found(self.shards, self.shard_N[rows], self.row_N[rows])
+
+    @property
+    def missing_N(self) -> NDArray[np.bool_]:
+        """Ids that still have to be embedded."""
+        return self.shard_N < 0
+
+
+class FeatureStore:
+    """Features under one key; `texts` carry `last_L` and `mean_L`, `prompts` carry `gate_L`."""
+
+    def __init__(self, root: str, key: Mapping[str, Any]) -> None:
+        self.key = {**key, "version": VERSION}
+        name = digest(json.dumps(self.key, sort_keys=True))
+        self.uri = f"{root.rstrip('/')}/{name}"
+        self.fs, self.path = open_store(self.uri)
+        self.fs.create_dir(self.path, recursive=True)
+        self._write(f"{self.path}/key.json", json.dumps(self.key, indent=1).encode())
+
+    def _write(self, path: str, content: bytes) -> None:
+        """Writes a file whole or not at all."""
+        partial = f"{path}.{digest(str(id(content)), str(np.random.default_rng().random()))}.part"
+        with self.fs.open_output_stream(partial) as out:
+            out.write(content)
+        self.fs.move(partial, path)
+
+    def write(self, kind: Kind, ids: Sequence[str], columns: Mapping[str, Floats]) -> str:
+        """Writes one shard; returns its name. Columns are `[N, D]`."""
+        arrays: list[pa.Array] = [pa.array(ids, pa.string())]
+        for values in columns.values():
+            flat = pa.array(np.ascontiguousarray(values).reshape(-1))
+            arrays.append(pa.FixedSizeListArray.from_arrays(flat, values.shape[1]))
+        table = pa.Table.from_arrays(arrays, names=["id", *columns])
+        buffer = io.BytesIO()
+        # Hidden states do not compress; plain pages read fastest.
+        pq.write_table(table, buffer, compression="none", use_dictionary=False)
+        name = f"{kind}-{digest(*ids)}.parquet"
+        self._write(f"{self.path}/{name}", buffer.getvalue())
+        return name
+
+    def shards(self, kind: Kind) -> list[str]:
+        """Names of the shards, sorted."""
+        listed = self.fs.get_file_info(pafs.FileSelector(self.path))
+        names = [info.base_name for info in listed]
+        return sorted(n for n in names if n.startswith(f"{kind}-") and n.endswith(".parquet"))
+
+    def read(self, shard: str, columns: Sequence[str]) -> pa.Table:
+        """Reads columns of one shard."""
+        with self.fs.open_input_file(f"{self.path}/{shard}") as file:
+            return pq.read_table(file, columns=list(columns))
+
+    def find(self, kind: Kind, ids: Sequence[str]) -> Found:
+        """Finds ids among the shards; an id that several shards hold is taken from the first."""
+        place: dict[str, tuple[int, int]] = {}
+        shards = tuple(self.shards(kind))
+        for number, shard in enumerate(shards):
+            for row, name in enumerate(self.read(shard, ["id"])["id"].to_pylist()):
+                place.setdefault(name, (number, row))
+        found = np.array([place.get(name, (-1, -1)) for name in ids], dtype=np.int64).reshape(-1, 2)
+        return Found(shards, found[:, 0], found[:, 1])
+
+    def gather(
+        self, found: Found, columns: Sequence[str]
+    ) -> Iterator[tuple[NDArray[np.int64], Floats]]:
+        """Yields, shard by shard, positions in `found` and their features `[n, F]`.
+
+        Several columns are set side by side. One shard is in memory at a time.
+
+        Raises:
+            KeyError: an id that no shard holds.
+        """
+        if found.missing_N.any():
+            raise KeyError(f"{int(found.missing_N.sum())} of {len(found.shard_N)} ids are missing")
+        order = np.argsort(found.shard_N, kind="stable")
+        bounds = np.searchsorted(found.shard_N[order], np.arange(len(found.shards) + 1))
+        for number, name in enumerate(found.shards):
+            rows = order[bounds[number] : bounds[number + 1]]
+            if len(rows):
+                table = self.read(name, columns)
+                yield rows, np.hstack([as_matrix(table[c]) for c in columns])[found.row_N[rows]]
+
+
+def as_matrix(column: pa.ChunkedArray) -> Floats:
+    """Returns a FixedSizeList column as `[N, D]`."""
+    array = column.combine_chunks()
+    width = array.type.list_size
+    return array.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)

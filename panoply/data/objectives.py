@@ -1,0 +1,138 @@
+"""Objectives of a file of ratings: their names, their scales, and which have enough ratings."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from panoply.data.ratings import RatingMap, infer_map
+
+MAPS_KEY = b"panoply.maps"
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What was seen of an objective."""
+
+    num_ratings: int = 0
+    low: float = math.nan
+    """Lowest rating, raw; NaN if there is none."""
+    high: float = math.nan
+    """Highest rating, raw; NaN if there is none."""
+
+    def extend(self, column: Any) -> Observed:
+        """Adds an Arrow column of ratings, null where not rated."""
+        # As stored, in float32, so that no stored rating lies outside an inferred scale.
+        ratings = column.drop_null().to_numpy()
+        if not ratings.size:
+            return self
+        low, high = float(ratings.min()), float(ratings.max())
+        if self.num_ratings:
+            low, high = min(low, self.low), max(high, self.high)
+        return Observed(self.num_ratings + ratings.size, low, high)
+
+
+@dataclass(frozen=True)
+class Objectives:
+    """Which objectives can be learned."""
+
+    kept: tuple[str, ...]
+    left_out: Mapping[str, str]
+    """The reason, by objective."""
+
+
+def objective_name(source: str, attribute: str, sources: Sequence[str] = ()) -> str:
+    """Returns "<source>-<attribute>", or the attribute where it already begins with a source."""
+    if any(attribute.startswith(f"{name}-") for name in (source, *sources)):
+        return attribute
+    return f"{source}-{attribute}"
+
+
+def merge_scales(
+    names: Mapping[str, str],
+    published: Mapping[str, RatingMap],
+    named: Mapping[str, RatingMap],
+    before: Mapping[str, RatingMap],
+) -> dict[str, RatingMap]:
+    """Returns the declared scales by objective, those of one more file included.
+
+    Args:
+        names: attribute of the file by objective.
+        published: scales known from the layout, by attribute.
+        named: the user's, by attribute or objective; they replace the published ones.
+        before: scales of the files so far, by objective.
+
+    Raises:
+        ValueError: if a scale is named for what the file does not rate, or contradicts `before`.
+    """
+    unknown = sorted(set(named) - set(names) - set(names.values()))
+    if unknown:
+        raise ValueError(
+            f"scales are named for {unknown}, which are not rated here; rated are "
+            f"{sorted(set(names.values()))}"
+        )
+    merged = dict(before)
+    for objective, attribute in names.items():
+        scale = named.get(objective, named.get(attribute, published.get(attribute)))
+        if scale is not None and merged.setdefault(objective, scale) != scale:
+            raise ValueError(
+                f"objective {objective!r} has two scales, {merged[objective]} and {scale}; name "
+                "the inputs apart or name one scale for both"
+            )
+    return merged
+
+
+def complete_maps(
+    observed: Mapping[str, Observed], declared: Mapping[str, RatingMap]
+) -> dict[str, RatingMap]:
+    """Returns a map per objective: declared, else inferred; none where ratings do not vary."""
+    inferred = {
+        name: infer_map((seen.low, seen.high), name)
+        for name, seen in observed.items()
+        if name not in declared and seen.low < seen.high
+    }
+    maps = {**declared, **inferred}
+    return {name: maps[name] for name in observed if name in maps}
+
+
+def maps_metadata(maps: Mapping[str, RatingMap]) -> dict[bytes, bytes]:
+    """Returns the maps as Parquet file metadata, for `read_maps`."""
+    return {MAPS_KEY: json.dumps({name: scale.to_dict() for name, scale in maps.items()}).encode()}
+
+
+def read_maps(path: Path) -> dict[str, RatingMap]:
+    """Returns the rating maps stored in a file that `ingest_ratings` wrote, by objective.
+
+    Raises:
+        ValueError: if the file holds none.
+    """
+    metadata: Mapping[bytes, bytes] = pq.read_metadata(path).metadata or {}
+    if MAPS_KEY not in metadata:
+        raise ValueError(f"{str(path)!r} holds no rating maps; write it with ingest_ratings")
+    stored = json.loads(metadata[MAPS_KEY])
+    return {name: RatingMap.from_dict(values) for name, values in stored.items()}
+
+
+def check_objectives(observed: Mapping[str, Observed], min_ratings: int = 20) -> Objectives:
+    """Sorts out the objectives that cannot be learned: too few ratings, or all the same.
+
+    Raises:
+        ValueError: if none remains.
+    """
+    left_out: dict[str, str] = {}
+    for name, seen in observed.items():
+        if seen.num_ratings < min_ratings:
+            left_out[name] = f"{seen.num_ratings} ratings, fewer than {min_ratings}"
+        elif seen.low == seen.high:
+            left_out[name] = f"constant: all {seen.num_ratings} ratings are {seen.low:g}"
+    kept = tuple(name for name in observed if name not in left_out)
+    if not kept:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+        raise ValueError(f"no objective can be learned: {reasons or 'there is none'}. Add ratings")
+    return Objectives(kept, left_out)

@@ -1,0 +1,67 @@
+"""Quarantine: where bad rows go, each with the file, its number and the reason."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from types import TracebackType
+from typing import TextIO
+
+EXCERPT_CHARACTERS = 200
+
+
+class Quarantine:
+    """Counts good rows and bad, and writes the bad ones to a JSONL file.
+
+    A context manager: the file appears on leaving, also after an error, since it explains it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.num_good = 0
+        self.reasons: Counter[str] = Counter()
+        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self._file: TextIO
+
+    def __enter__(self) -> Quarantine:
+        """Opens the file."""
+        self._file = self._temporary.open("w", encoding="utf-8")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Puts the file in its place."""
+        self._file.close()
+        os.replace(self._temporary, self.path)
+
+    def reject(self, file: str, row_number: int, reason: str, content: object) -> None:
+        """Writes one bad row; `row_number` counts from 1."""
+        excerpt = json.dumps(content, ensure_ascii=False, default=str)[:EXCERPT_CHARACTERS]
+        line = {"file": file, "row": row_number, "reason": reason, "excerpt": excerpt}
+        self._file.write(json.dumps(line) + "\n")
+        self.reasons[reason] += 1
+
+    def check_share(self, max_share: float) -> None:
+        """Checks the share of bad rows.
+
+        Raises:
+            ValueError: if it is above `max_share`; the message counts the reasons.
+        """
+        num_bad = self.reasons.total()
+        num_rows = num_bad + self.num_good
+        if num_bad > max_share * num_rows:
+            raise ValueError(
+                f"{num_bad} of {num_rows} rows are bad, more than the allowed share of "
+                f"{max_share!r}: {self.describe()}. See {str(self.path)!r}; mend the data or "
+                "raise max_quarantine_share"
+            )
+
+    def describe(self) -> str:
+        """Returns the reasons with their counts, most frequent first."""
+        return ", ".join(f"{reason} ({n})" for reason, n in self.reasons.most_common())

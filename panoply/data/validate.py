@@ -1,0 +1,163 @@
+"""What a good row is: raw rows become canonical rows, or raise `BadRow` with the reason.
+
+Nothing is repaired: a row that is not clearly a pair or a rating goes to quarantine.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+
+from panoply.data.adapters import RawPair, RawRating
+from panoply.data.parse import BadRow, number
+from panoply.data.ratings import RatingMap
+from panoply.data.schema import (
+    PAIRS,
+    RATING_ROW,
+    ROLES,
+    Message,
+    digest,
+    prompt_id,
+    split_key,
+    text_id,
+)
+
+Canonical: TypeAlias = dict[str, Any]
+"""A row by column name, still without its `row_id`."""
+
+
+def clean_prompt(messages: Sequence[Message]) -> list[dict[str, str]]:
+    """Returns the messages with role and content only.
+
+    Raises:
+        BadRow: if there is none, one is malformed, or the last is not the user's or is empty.
+    """
+    if not messages:
+        raise BadRow("missing prompt")
+    clean = [_clean_message(message) for message in messages]
+    if clean[-1]["role"] != "user":
+        raise BadRow("prompt does not end in a user turn")
+    if not clean[-1]["content"].strip():
+        raise BadRow("empty prompt")
+    return clean
+
+
+def _clean_message(message: object) -> dict[str, str]:
+    if not isinstance(message, Mapping):
+        raise BadRow("message is no record of role and content")
+    role, content = message.get("role"), message.get("content")
+    if role not in ROLES:
+        raise BadRow("unknown role")
+    if not isinstance(content, str):
+        raise BadRow("message without text")
+    return {"role": str(role), "content": content}
+
+
+def _clean_response(response: object) -> str:
+    if not isinstance(response, str):
+        raise BadRow("missing response")
+    if not response.strip():
+        raise BadRow("empty response")
+    return response
+
+
+def _clean_factor(value: object, name: str) -> float | None:
+    """Checks a margin or weight: it may be null, but not NaN, which is a failed computation."""
+    if isinstance(value, float) and math.isnan(value):
+        raise BadRow(f"{name} is NaN")
+    return number(value)
+
+
+def _shared(raw: RawPair | RawRating, source: str, prompt: Sequence[Message]) -> Canonical:
+    group = None if raw.group is None else str(raw.group)
+    return {
+        "prompt_id": prompt_id(prompt),
+        "split_key": split_key(prompt, group),
+        "source": source,
+        "subset": "" if raw.subset is None else str(raw.subset),
+        "prompt": prompt,
+    }
+
+
+def clean_pair(raw: RawPair, source: str) -> Canonical:
+    """Returns the columns of `schema.PAIRS` but for `row_id`.
+
+    Raises:
+        BadRow: if the prompt or a response is malformed or empty, the responses are the same, or
+            the margin or weight is no finite number.
+    """
+    prompt = clean_prompt(raw.prompt)
+    chosen, rejected = _clean_response(raw.chosen), _clean_response(raw.rejected)
+    if chosen.strip() == rejected.strip():
+        raise BadRow("identical responses")
+    return {
+        **_shared(raw, source, prompt),
+        "chosen_id": text_id(prompt, chosen),
+        "rejected_id": text_id(prompt, rejected),
+        "margin": _clean_factor(raw.margin, "margin"),
+        "weight": _clean_factor(raw.weight, "weight"),
+        "chosen_length": len(chosen),
+        "rejected_length": len(rejected),
+        "chosen": chosen,
+        "rejected": rejected,
+    }
+
+
+def clean_rating(
+    raw: RawRating, source: str, objectives: Mapping[str, str], scales: Mapping[str, RatingMap]
+) -> Canonical:
+    """Returns the columns of `schema.ratings_schema` but for `row_id` and what is not rated.
+
+    Args:
+        raw: the row as found.
+        source: name of its data set.
+        objectives: name of the objective by attribute.
+        scales: declared scales by objective; a rating outside of one is a defect.
+
+    Raises:
+        BadRow: if prompt or response is malformed or empty, a rating is no finite number or off
+            its scale, or nothing is rated.
+    """
+    prompt = clean_prompt(raw.prompt)
+    response = _clean_response(raw.response)
+    rated: dict[str, float] = {}
+    for attribute, value in raw.ratings.items():
+        rating, objective = number(value), objectives[attribute]
+        if rating is None:
+            continue
+        if objective in scales and not scales[objective].holds(rating):
+            raise BadRow("rating outside its scale")
+        rated[objective] = rating
+    if not rated:
+        raise BadRow("no rating")
+    return {
+        **_shared(raw, source, prompt),
+        "text_id": text_id(prompt, response),
+        "length": len(response),
+        "response": response,
+        **rated,
+    }
+
+
+def with_row_ids(rows: Iterable[Canonical], schema: pa.Schema) -> Iterator[Canonical]:
+    """Adds `row_id`: a digest of texts (by id), source, labels and the occurrence number.
+
+    So equal rows get different ids, and the ids do not depend on the order of the files or on
+    what lies between. Labels count as stored, in float32.
+    """
+    fixed = {*RATING_ROW.names, *PAIRS.names} - {"margin", "weight"}
+    labels = sorted(name for name in schema.names if name not in fixed)
+    texts = [name for name in ("text_id", "chosen_id", "rejected_id") if name in schema.names]
+    occurrences: Counter[bytes] = Counter()
+    for row in rows:
+        rated = {n: float(np.float32(row[n])) for n in labels if row.get(n) is not None}
+        content = digest(*(row[name] for name in texts), row["source"], json.dumps(rated))
+        key = bytes.fromhex(content)
+        yield {"row_id": digest("row", content, str(occurrences[key])), **row}
+        occurrences[key] += 1

@@ -1,0 +1,233 @@
+"""Backbones: load any Hugging Face decoder, render conversations, make token trees.
+
+A conversation is rendered once by the model's own chat template. What responses share is the
+longest common prefix of the rendered *token ids*, never of separately tokenized pieces.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from panoply.config import DType, Rendering
+from panoply.data.schema import Message, Prompt
+from panoply.hub.embedded import NAME, embedded_model
+from panoply.model.forward import Decoder, Features, encode, encode_plain, takes_tree_masks
+from panoply.model.tree import Branch, TokenTree
+
+PLAIN_TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] | capitalize }}: {{ m['content'] }}\n\n{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+"""For base models, whose tokenizer has no chat template."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A token tree and how much of its texts the limits cut off."""
+
+    tree: TokenTree
+    prompt_tokens_cut: int
+    num_responses_cut: int
+
+
+class Renderer:
+    """Turns a prompt and its responses into a token tree."""
+
+    def __init__(self, tokenizer: Any, rendering: Rendering) -> None:
+        self.tokenizer = tokenizer
+        self.rendering = rendering
+        if not getattr(tokenizer, "chat_template", None):
+            tokenizer.chat_template = PLAIN_TEMPLATE
+        start = tokenizer("")["input_ids"]
+        self.bos = list(start[:1]) if start and start[0] == tokenizer.bos_token_id else []
+        a, b = self._ids([self._text("a", "a"), self._text("a", "b")])
+        self.num_closing = _common_prefix(a[::-1], b[::-1])
+
+    @property
+    def template_hash(self) -> str:
+        """Names the chat template, for artefacts and cache keys."""
+        return hashlib.blake2b(self.tokenizer.chat_template.encode(), digest_size=8).hexdigest()
+
+    def _text(self, prompt: str | Prompt, response: str | None, header: bool = True) -> str:
+        opening = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        closing: list[Message] = []
+        if response is not None:
+            closing = [{"role": "assistant", "content": response}]
+        return self.tokenizer.apply_chat_template(
+            [*map(dict, opening), *closing],
+            tokenize=False,
+            add_generation_prompt=response is None and header,
+        )
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        ids = cast(
+            list[list[int]], self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        )
+        # BOS once: many templates already write it.
+        return [self.bos + row if row[: len(self.bos)] != self.bos else row for row in ids]
+
+    def render(self, prompt: Prompt, responses: Sequence[str]) -> Rendered:
+        """Returns the token tree of a prompt and its responses.
+
+        Raises:
+            ValueError: no response, or the template refuses the conversation (for example a
+                system turn where the model knows none).
+        """
+        if not responses:
+            raise ValueError("a token tree needs at least one response")
+        try:
+            texts = [self._text(prompt, None, header=False), self._text(prompt, None)]
+            texts += [self._text(prompt, response) for response in responses]
+        except Exception as error:  # whatever a template raises means: not renderable
+            raise ValueError(
+                f"the chat template refuses roles {[m['role'] for m in prompt]!r}: {error}"
+            ) from error
+        body, opening, *full = self._ids(texts)
+        starts = [_common_prefix(opening, ids) for ids in full]
+        shared = min(starts)
+        limit = self.rendering.max_prompt_tokens
+        dropped = max(0, shared - limit)
+        gate = shared - 1
+        if self.rendering.gate == "header_first":
+            gate = min(_common_prefix(body, opening), shared - 1)
+        branches = [self._branch(ids, s, shared) for ids, s in zip(full, starts, strict=True)]
+        tree = TokenTree(
+            shared=tuple(full[0][dropped:shared]),
+            branches=tuple(branch for branch, _ in branches),
+            gate=max(0, gate - dropped),
+        )
+        return Rendered(tree, dropped, sum(was_cut for _, was_cut in branches))
+
+    def _branch(self, ids: list[int], start: int, shared: int) -> tuple[Branch, bool]:
+        stop = max(start + 1, len(ids) - self.num_closing)
+        most = start + self.rendering.max_response_tokens
+        kept = ids[shared : min(stop, most)] + ids[stop:]
+        return Branch(tuple(kept), start - shared, min(stop, most) - shared), stop > most
+
+
+def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    size = min(len(a), len(b))
+    return next((i for i in range(size) if a[i] != b[i]), size)
+
+
+class Backbone:
+    """A frozen decoder with its renderer: texts in, features out."""
+
+    def __init__(self, name: str, model: nn.Module, renderer: Renderer, depths: Sequence[int]):
+        self.name = name
+        self.renderer = renderer
+        self.weights_hash = hash_weights(model)
+        self.decoder = Decoder(model, depths)
+        self.shares_prefixes = takes_tree_masks(self.decoder)
+        """False where the model cannot take a tree mask and runs on plain batches instead."""
+
+    def features(self, trees: Sequence[TokenTree], budget: int = 1024) -> Features:
+        """Features of trees, by the cheapest exact path that this model allows."""
+        if not self.shares_prefixes:
+            return encode_plain(self.decoder, trees)
+        rows = 1 if self.decoder.device.type == "cpu" else 16
+        return encode(self.decoder, trees, budget=budget, rows_per_forward=rows)
+
+
+def hash_weights(model: nn.Module) -> str:
+    """Returns a hash of all parameters: names, shapes and bytes."""
+    seen = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        seen.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        seen.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return seen.hexdigest()
+
+
+def resolve(name: str) -> str:
+    """Returns a folder or hub name that transformers can load, after looking at it.
+
+    Raises:
+        FileNotFoundError: a local path that is no model folder, or a hub name that is neither
+            a local folder nor reachable.
+    """
+    from transformers import AutoConfig
+
+    if name == NAME:
+        return str(embedded_model())
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise FileNotFoundError(f"model folder {name!r} has no config.json")
+        return str(path)
+    if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise FileNotFoundError(
+            f"model {name!r} is neither a folder nor a hub name 'owner/name' nor {NAME!r}"
+        )
+    try:
+        AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"model {name!r} is no local folder, and the hub could not give it: "
+            f"{str(error).splitlines()[0]} Name a local folder, or {NAME!r}"
+        ) from error
+    return name
+
+
+def choose_dtype(wanted: DType, device: torch.device) -> torch.dtype:
+    """Returns bfloat16 where the hardware multiplies it fast (CUDA, AMX), float32 elsewhere."""
+    if wanted != "auto":
+        return torch.float32 if wanted == "float32" else torch.bfloat16
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    has_amx = torch.cpu._is_amx_tile_supported()  # pyright: ignore[reportPrivateUsage]
+    return torch.bfloat16 if has_amx else torch.float32
+
+
+def load_backbone(
+    name: str,
+    *,
+    depths: Sequence[int] | None = None,
+    rendering: Rendering | None = None,
+    dtype: DType = "auto",
+) -> Backbone:
+    """Loads a frozen backbone.
+
+    Args:
+        name: 'embedded', a Hugging Face folder, or a hub name.
+        depths: layers whose states are wanted; the model is cut to the deepest. None: all.
+        rendering: token limits and gate position.
+        dtype: 'auto' takes bfloat16 where it is fast.
+
+    Raises:
+        FileNotFoundError: see `resolve`.
+        ValueError: the model is no decoder that gives hidden states.
+    """
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = resolve(name)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModel.from_pretrained(folder, dtype=choose_dtype(dtype, device))
+    layers = int(model.config.num_hidden_layers)
+    renderer = Renderer(tokenizer, rendering or Rendering())
+    return Backbone(name, model.to(device), renderer, depths or [layers])
+
+
+def count_layers(name: str) -> int:
+    """Returns the number of layers of a model without loading its weights."""
+    from transformers import AutoConfig
+
+    return int(AutoConfig.from_pretrained(resolve(name)).num_hidden_layers)
+
+
+def quiet() -> None:
+    """Keeps transformers' progress bars and advice out of a run's output."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()

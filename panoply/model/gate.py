@@ -1,0 +1,88 @@
+"""The gate and the heads that it is compared with: plain modules on frozen features.
+
+Legend: `B` batch of prompts or pairs, `O` objectives, `D` feature size.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+
+class Gate(nn.Module):
+    """Prompt-conditioned weights over objectives (arXiv 2406.12845, section 3.2).
+
+        g(x) = s * softmax_O( MLP(f(x)) / tau )
+
+    The softmax runs over the objectives: the weights of one prompt sum to s. `f(x)` is centered
+    and scaled inside, so the module takes raw hidden states.
+    """
+
+    shift: Tensor
+    spread: Tensor
+
+    def __init__(
+        self,
+        size: int,
+        num_objectives: int,
+        *,
+        hidden_size: int,
+        num_hidden: int,
+        dropout: float,
+        temperature: float,
+    ) -> None:
+        super().__init__()
+        self.temperature = temperature
+        widths = [size] + [hidden_size] * num_hidden
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        self.top = nn.Linear(widths[-1], num_objectives)
+        self.dropout = nn.Dropout(dropout)
+        self.scale = nn.Parameter(torch.ones(()))
+        self.register_buffer("shift", torch.zeros(size))
+        self.register_buffer("spread", torch.ones(size))
+
+    def standardize(self, features_BD: Tensor) -> None:
+        """Takes the mean and deviation of training features as the scale of f(x)."""
+        self.shift.copy_(features_BD.mean(0))
+        self.spread.copy_(features_BD.std(0).clamp_min(1e-6))
+
+    def weights(self, features_BD: Tensor) -> Tensor:
+        """Returns softmax weights `[B, O]`: positive, summing to 1 for each prompt."""
+        x = (features_BD - self.shift) / self.spread
+        for layer in self.layers:
+            x = self.dropout(torch.relu(layer(x)))
+        return torch.softmax(self.top(x) / self.temperature, dim=-1)
+
+    def forward(self, features_BD: Tensor) -> Tensor:
+        """Returns g(x) `[B, O]`, summing to s for each prompt."""
+        return self.scale * self.weights(features_BD)
+
+
+class ScalarHead(nn.Module):
+    """A reward straight from the response's features: linear, or one hidden layer."""
+
+    shift: Tensor
+    spread: Tensor
+
+    def __init__(self, size: int, *, hidden_size: int = 0, dropout: float = 0.0) -> None:
+        super().__init__()
+        widths = [size, hidden_size] if hidden_size else [size]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        self.top = nn.Linear(widths[-1], 1)
+        self.dropout = nn.Dropout(dropout)
+        self.register_buffer("shift", torch.zeros(size))
+        self.register_buffer("spread", torch.ones(size))
+
+    def standardize(self, features_BD: Tensor) -> None:
+        """Takes the mean and deviation of training features as the scale of the input."""
+        self.shift.copy_(features_BD.mean(0))
+        self.spread.copy_(features_BD.std(0).clamp_min(1e-6))
+
+    def forward(self, features_BD: Tensor) -> Tensor:
+        """Returns scores `[B]`."""
+        x = (features_BD - self.shift) / self.spread
+        for layer in self.layers:
+            x = self.dropout(torch.relu(layer(x)))
+        return self.top(x).squeeze(-1)
