@@ -53,16 +53,17 @@ class SumsTask:
     threads: int = 1
 
 
-def accumulate(config: Mapping[str, SumsTask]) -> None:
+def accumulate(config: Mapping[str, Sequence[SumsTask]]) -> None:
     """Writes the sums of every block that has none yet; rank r takes blocks r, r + W, ..."""
-    task, context = config["task"], ray.train.get_context()
-    torch.set_num_threads(task.threads)
-    for block in task.blocks[context.get_world_rank() :: context.get_world_size()]:
-        target = Path(task.folder) / f"{block.name}.npz"
-        if not target.exists():
-            partial = target.with_suffix(f".{os.getpid()}.part.npz")
-            save(partial, {block.pattern: block_moments(task.store, task.columns, block)})
-            partial.rename(target)
+    context = ray.train.get_context()
+    for task in config["tasks"]:
+        torch.set_num_threads(task.threads)
+        for block in task.blocks[context.get_world_rank() :: context.get_world_size()]:
+            target = Path(task.folder) / f"{block.name}.npz"
+            if not target.exists():
+                partial = target.with_suffix(f".{os.getpid()}.part.npz")
+                save(partial, {block.pattern: block_moments(task.store, task.columns, block)})
+                partial.rename(target)
     ray.train.report({})
 
 

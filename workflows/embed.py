@@ -65,7 +65,7 @@ def as_trees(columns: Sequence[tuple[str, str]]) -> Callable[[pa.Table], pa.Tabl
     return explode
 
 
-def one_prompt(rows: dict[str, Any]) -> dict[str, Any]:
+def one_prompt(rows: Any) -> dict[str, Any]:
     """Joins all rows of one prompt; a response that occurs twice is embedded once."""
     ids, first = np.unique(rows["text_id"], return_index=True)
     return {
@@ -151,7 +151,8 @@ def embed(
     data = parts[0].union(*parts[1:]).map_batches(keep, batch_format="pyarrow")
     # The shuffle ends before the actors take the CPUs: on a full cluster it would wait for them.
     trees = data.groupby("prompt_id").map_groups(one_prompt, batch_format="numpy").materialize()
-    done = trees.map_batches(
+    # Blocks of one shard each: counts arrive, and are lost, shard by shard.
+    done = trees.repartition(target_num_rows_per_block=SHARD_PROMPTS).map_batches(
         Embedder,
         fn_constructor_args=(config, depths, store_root, max(1, int(pool.cpus))),
         batch_size=SHARD_PROMPTS,

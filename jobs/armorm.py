@@ -1,0 +1,38 @@
+"""Train a gated multi-objective reward model: `python -m jobs.armorm RECIPE --out DIR`."""
+
+from __future__ import annotations
+
+import sys
+
+import tyro
+
+from jobs.recipes import ARMORM
+
+
+def main() -> None:
+    """Parses a recipe and its flags, then runs it."""
+    config = tyro.extras.overridable_config_cli(ARMORM, prog="python -m jobs.armorm")
+    # Ray and torch load only now, after the arguments are known to be right.
+    from workflows.cluster import connect
+
+    connect(config.num_workers)
+    from rich.console import Console
+    from workflows.report import print_summary
+
+    from workflows.armorm import run_armorm
+    from workflows.cluster import run_folder
+
+    console = Console()
+    try:
+        metrics = run_armorm(config, console.log)
+    except (ValueError, OSError) as error:
+        console.print(f"[bold red]error:[/] {error}")
+        sys.exit(2)
+    print_summary(metrics, console)
+    out = run_folder(config.out)
+    console.print(f"results: {out}")
+    console.print(f"next: python -m jobs.evaluate {out}/model --pairs FILE... --out {out}-eval")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""Reward models as folders: save, load, score, explain.
+
+`config.json` and `model.safetensors` (the cut backbone and the head), the tokenizer, and
+`panoply.json` with what else scoring depends on. `baselines.safetensors` holds the fixed scorers
+that the gate was compared with, `seen.npy` hashes of the split keys that training used.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+
+from panoply.config import DType, GateConfig, Pooling, Rendering
+from panoply.data.ratings import RatingMap
+from panoply.data.schema import Prompt
+from panoply.hub.backbone import Backbone, Renderer, choose_dtype
+from panoply.model.forward import Features
+from panoply.model.gate import Gate
+from panoply.model.reward_model import GatedHead, Scored
+from panoply.model.tree import TokenTree
+
+Tensors: TypeAlias = dict[str, torch.Tensor]
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """`panoply.json`: what scoring depends on besides weights, and where the weights came from."""
+
+    objectives: tuple[str, ...]
+    maps: Mapping[str, Mapping[str, float | bool]]
+    """Rating map of each rated objective; preference objectives have none."""
+    pooling: Pooling
+    rendering: Rendering
+    gate: GateConfig
+    temperature: float
+    """Score differences divided by it are log odds."""
+    seed: int
+    """Of the split."""
+    template_hash: str
+    bos: tuple[int, ...]
+    """Tokens put before a render that does not bring them; empty where the template does."""
+    backbone: str
+    weights_hash: str
+    """Of the backbone's own weights, before heads."""
+    depth: int
+    dtype: str
+    data: Mapping[str, Any]
+    """Ids and counts of the data trained on."""
+    pad_rule: str = "positions and pooling follow token lists; no pad token is ever read"
+    format: int = FORMAT
+
+    def to_json(self) -> str:
+        """Returns the card as JSON."""
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Card:
+        """Reads a card.
+
+        Raises:
+            ValueError: a card of another format version.
+        """
+        raw: dict[str, Any] = json.loads(text)
+        if raw.get("format") != FORMAT:
+            raise ValueError(f"panoply.json has format {raw.get('format')!r}, expected {FORMAT}")
+        raw["rendering"] = Rendering(**raw["rendering"])
+        raw["gate"] = GateConfig(**raw["gate"])
+        raw["objectives"], raw["bos"] = tuple(raw["objectives"]), tuple(raw["bos"])
+        return cls(**raw)
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """How one objective moves one response's score."""
+
+    objective: str
+    value: float
+    """Predicted rating in the source's own scale (unit scale where there is none)."""
+    coefficient: float
+    """Effective coefficient on the unit-scale objective, for this prompt."""
+    contribution: float
+    """g_i (r'_i - its mean over the training responses): what it adds to an average response."""
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a response got its score."""
+
+    score: float
+    length_coefficient: float
+    """Effective coefficient on the predicted log length."""
+    drivers: tuple[Driver, ...]
+    """All objectives, the strongest contribution first."""
+
+
+def pooled(features: Features, pooling: Pooling, depth: int = 0) -> torch.Tensor:
+    """Returns response features `[R, F]` at one of the stored depths."""
+    last, mean = features.last_RLD[:, depth], features.mean_RLD[:, depth]
+    choices = {"last": (last,), "mean_response": (mean,), "both": (last, mean)}
+    return torch.cat(choices[pooling], dim=-1)
+
+
+class RewardModel:
+    """A gated reward model: conversations in, scores and explanations out."""
+
+    def __init__(self, backbone: Backbone, head: GatedHead, card: Card) -> None:
+        self.backbone = backbone
+        self.head = head.eval().requires_grad_(False)
+        self.card = card
+
+    @torch.inference_mode()
+    def score_trees(self, trees: Sequence[TokenTree]) -> Scored:
+        """Scores all responses of some trees, tree by tree."""
+        features = self.backbone.features(trees)
+        gate_rows = [g for g, tree in enumerate(trees) for _ in tree.branches]
+        return self.head(pooled(features, self.card.pooling), features.gate_GLD[gate_rows, 0])
+
+    def score(self, prompt: Prompt, responses: Sequence[str]) -> NDArray[np.float32]:
+        """Returns the score of each response to a prompt, `[R]` float32."""
+        tree = self.backbone.renderer.render(prompt, responses).tree
+        return self.score_trees([tree]).score_B.numpy()
+
+    def explain(self, prompt: Prompt, response: str) -> Explanation:
+        """Returns the score of a response with what drove it."""
+        tree = self.backbone.renderer.render(prompt, [response]).tree
+        scored = self.score_trees([tree])
+        coefficient_BO, length_B = self.head.coefficients(scored.weights_BO)
+        moved = self.head.debiased(scored.values_BO, scored.length_B) - self.head.center
+        contribution = (scored.weights_BO * moved)[0]
+        drivers = [
+            Driver(
+                name,
+                self._own_scale(name, float(scored.values_BO[0, i])),
+                float(coefficient_BO[0, i]),
+                float(contribution[i]),
+            )
+            for i, name in enumerate(self.card.objectives)
+        ]
+        drivers.sort(key=lambda driver: -abs(driver.contribution))
+        return Explanation(float(scored.score_B[0]), float(length_B[0]), tuple(drivers))
+
+    def _own_scale(self, objective: str, value: float) -> float:
+        found = self.card.maps.get(objective)
+        return float(RatingMap.from_dict(found).to_raw(value)) if found else value
+
+
+def save_reward_model(
+    model: RewardModel, folder: Path, baselines: Tensors, seen: Sequence[str]
+) -> None:
+    """Writes a reward model as a folder.
+
+    Args:
+        model: what to save.
+        folder: target; files of an earlier save are replaced.
+        baselines: weights of the scorers it was compared with.
+        seen: split keys that training used.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    backbone = model.backbone
+    backbone.decoder.config.save_pretrained(folder)
+    backbone.renderer.tokenizer.save_pretrained(folder)
+    tensors = {f"model.{k}": v for k, v in backbone.decoder.model.state_dict().items()}
+    tensors |= {f"head.{k}": v for k, v in model.head.state_dict().items()}
+    contiguous = {name: value.cpu().contiguous().clone() for name, value in tensors.items()}
+    save_file(contiguous, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file({k: v.contiguous() for k, v in baselines.items()}, folder / "baselines.safetensors")
+    np.save(folder / "seen.npy", hash_keys(seen), allow_pickle=False)
+    (folder / "panoply.json").write_text(model.card.to_json())
+
+
+def load_reward_model(folder: str | Path) -> RewardModel:
+    """Loads a reward model saved by `save_reward_model`.
+
+    Raises:
+        FileNotFoundError: the folder is no reward model of ours.
+        ValueError: the tokenizer's template is not the one it was trained with.
+    """
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+    folder = Path(folder).expanduser()
+    if not (folder / "panoply.json").is_file():
+        raise FileNotFoundError(
+            f"{str(folder)!r} is no reward model folder: it has no panoply.json. "
+            "A run leaves one in OUT/model"
+        )
+    card = Card.from_json((folder / "panoply.json").read_text())
+    tensors = load_file(folder / "model.safetensors")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = AutoModel.from_config(AutoConfig.from_pretrained(folder))
+    model.load_state_dict(_under("model.", tensors))
+    wanted = cast(DType, card.dtype)
+    model = model.to(device=device, dtype=choose_dtype(wanted, device))
+    renderer = Renderer(AutoTokenizer.from_pretrained(folder), card.rendering)
+    if renderer.template_hash != card.template_hash:
+        raise ValueError(
+            f"the chat template in {str(folder)!r} has hash {renderer.template_hash}, the model "
+            f"was trained with {card.template_hash}: restore the tokenizer files it came with"
+        )
+    backbone = Backbone(card.backbone, model, renderer, [card.depth])
+    return RewardModel(backbone, _head(card, _under("head.", tensors)), card)
+
+
+def _under(prefix: str, tensors: Tensors) -> Tensors:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _head(card: Card, tensors: Tensors) -> GatedHead:
+    size = tensors["gate.shift"].shape[0]
+    gate = Gate(
+        size,
+        len(card.objectives),
+        hidden_size=card.gate.hidden_size,
+        num_hidden=card.gate.num_hidden,
+        dropout=card.gate.dropout,
+        temperature=card.gate.temperature,
+    )
+    head = GatedHead(len(card.objectives), tensors["weight"].shape[1], gate)
+    head.load_state_dict(tensors)
+    return head
+
+
+def hash_keys(keys: Sequence[str]) -> NDArray[np.uint64]:
+    """Returns sorted 64-bit prefixes of split keys: enough to recognize a prompt, no text."""
+    return np.unique(np.array([int(key[:16], 16) for key in keys], dtype=np.uint64))

@@ -1,0 +1,273 @@
+"""ArmoRM (arXiv 2406.12845) from files to an artefact, top to bottom.
+
+    ratings, pairs -> ids, one split, quarantine
+    -> depth and pooling on *select* -> embed
+    -> ridge per objective (stage 1) -> objective values of the pairs, out of fold
+    -> length penalties -> gate (stage 2), beside all that it has to beat
+    -> artefact -> metrics, plots, MLflow
+
+Where this differs from the paper:
+1. Ridge has an intercept, and a penalty relative to rows and feature variance.
+2. r_v is the predicted log length; lambda is bisected to a rank correlation of 0, of either sign.
+3. In training the gate sees out-of-fold objective values and one feature per pair, and its
+   softmax runs over objectives.
+4. Splits are by prompt and shared by ratings and pairs; *select* chooses, *test* only reports.
+5. Every objective is divided by the deviation of its ratings, so that a weight means the same for
+   a binary and for a ten-point scale; predictions keep their shrinkage.
+6. `preference_objectives`: a Bradley-Terry head per pair source joins the rated objectives.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from panoply.config import ArmoRMConfig
+from panoply.measure.calibration import reliability
+from panoply.train.debias import Penalties
+from workflows.artefact import LinearParts, save_artefact
+from workflows.cluster import run_folder, store_root
+from workflows.debias import PairValues, fit_penalties, report_debias
+from workflows.embed import Pool, embed
+from workflows.ingest import Data, ingest
+from workflows.layers import Place, choose_place
+from workflows.objectives import Stage1, report_objectives, run_sums, solve, sums_tasks
+from workflows.planted import oracle_weights, report_planted, weight_correlation
+from workflows.report import write_plots
+from workflows.scorers import (
+    Fixed,
+    PairArrays,
+    compare,
+    fit_fixed,
+    fixed_margins,
+    gate_margins,
+    gate_weights,
+    head_tasks,
+    leave_one_out,
+    load_gate,
+    load_mlp,
+    mlp_margins,
+    report_pairs,
+    temperature,
+    train_heads,
+)
+from workflows.stage2 import (
+    pair_arrays,
+    pair_features,
+    pair_values,
+    preference_heads,
+    with_preferences,
+)
+from workflows.tracking import git_commit, log_run
+
+Array: TypeAlias = NDArray[np.float64]
+COMPARED = (
+    ("gate", "best_fixed"),
+    ("gate", "best_fixed_per_source"),
+    ("gate", "gate_mean"),
+    ("gate", "gate_source_mean"),
+    ("gate", "linear_bt"),
+    ("gate", "mlp"),
+)
+
+
+def run_armorm(config: ArmoRMConfig, say: Callable[[str], None]) -> dict[str, Any]:
+    """Runs the recipe; returns the metrics that it leaves in `OUT/metrics.json`.
+
+    Args:
+        config: the run.
+        say: told one line per step.
+
+    Raises:
+        ValueError, FileNotFoundError: unusable input, before anything expensive starts.
+    """
+    out = run_folder(config.out)
+    claim(out, config)
+    data = ingest(config, out / "data")
+    say(f"data: {len(data.ratings.text_N):,} ratings, {len(data.pairs.gap_P):,} pairs")
+
+    stage1, embedding, tried = fit_objectives(config, data, out, say)
+    values, heads = value_pairs(config, data, stage1, out / "pairs")
+    penalties = fit_penalties(values, data.pairs.split.of("train"))
+    arrays = pair_arrays(values, penalties, heads.features, out / "pairs")
+    say(f"debias: {len(values.names)} objectives freed of predicted length")
+
+    tasks = head_tasks(data.pairs, config.gate, config.seed, leave_one_out=config.leave_one_out)
+    train_heads(tasks, out / "pairs", config.num_workers, out / "train")
+    say(f"gate: {len(tasks)} heads trained")
+
+    fixed = fit_fixed(data.pairs, arrays)
+    metrics = measure(config, data, stage1, values, penalties, arrays, fixed)
+    metrics["layer_choice"] = [asdict(p) | {"chosen": p is stage1.place} for p in tried]
+    metrics["embedding"] = embedding
+    metrics["data"] = dict(data.summary)
+    parts = LinearParts(stage1, heads.weights_KF, penalties, fixed)
+    metrics["artefact"] = save_artefact(config, data, parts, values, arrays, out)
+    (out / "metrics.json").write_text(json.dumps(metrics, indent=1))
+    write_plots(metrics, out)
+    tags = {"git_commit": git_commit(), "method": "armorm"} | {
+        f"data.{name}": str(found["id"]) for name, found in data.summary.items()
+    }
+    run_id = log_run(config.experiment, out, asdict(config), metrics, tags, "armorm")
+    say(f"tracked: MLflow run {run_id}")
+    return metrics
+
+
+def claim(out: Path, config: ArmoRMConfig) -> None:
+    """Writes `config.json`, or checks that the one there is the same.
+
+    Raises:
+        ValueError: the folder belongs to another configuration.
+    """
+    own = json.loads(json.dumps(asdict(config)))
+    file = out / "config.json"
+    if file.exists():
+        old = json.loads(file.read_text())["config"]
+        changed = sorted(name for name in own if own[name] != old.get(name))
+        if changed:
+            raise ValueError(
+                f"{str(out)!r} holds a run with other {', '.join(changed)}; "
+                "take another `--out`, or remove that folder"
+            )
+    out.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"config": own, "git_commit": git_commit()}, indent=1))
+
+
+def fit_objectives(
+    config: ArmoRMConfig, data: Data, out: Path, say: Callable[[str], None]
+) -> tuple[Stage1, dict[str, int], list[Place]]:
+    """Stage 1: choose where to read features, embed, sum, solve."""
+    root, pool = store_root(config.store), Pool.of_cluster(config.num_workers)
+    place, tried = choose_place(
+        data.ratings, data.texts, config.backbone, config.objectives, root, pool, config.seed
+    )
+    say(f"features: layer {place.depth}, {place.pooling}")
+    store, counts = embed(
+        data.texts,
+        config.backbone,
+        (place.depth,),
+        root,
+        pool,
+        progress=lambda c, total: say(f"embedded {c['texts']:,} of {total:,} texts"),
+    )
+    tasks = sums_tasks(
+        data.ratings,
+        data.pairs,
+        store,
+        place.columns,
+        f"gate_{place.depth}",
+        config.objectives,
+        str(out / "sums"),
+    )
+    run_sums(tasks, config.num_workers, out / "train", "sums")
+    num = len(data.ratings.objectives)
+    rated, length, alone = (
+        solve(task, n, config.objectives) for task, n in zip(tasks, (num, 1, num), strict=True)
+    )
+    say(f"objectives: {num} fitted")
+    train = data.ratings.split.of("train")
+    unit_O = np.nanstd(data.ratings.labels_NO[train], axis=0)
+    unit_O = np.where(unit_O > 0, unit_O, 1.0)
+    return Stage1(place, store, rated, length, alone, unit_O), counts, tried
+
+
+@dataclass(frozen=True, slots=True)
+class PairHeads:
+    """Features of the pairs and the preference objectives read from them."""
+
+    features: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
+    weights_KF: Array
+
+
+def value_pairs(
+    config: ArmoRMConfig, data: Data, stage1: Stage1, folder: Path
+) -> tuple[PairValues, PairHeads]:
+    """Predicts every objective for both responses of every pair."""
+    gate_column = f"gate_{stage1.place.depth}"
+    features = pair_features(stage1.store, data.pairs, stage1.place.columns, gate_column, folder)
+    values = pair_values(
+        stage1.rated,
+        stage1.length,
+        stage1.store,
+        data.pairs,
+        data.ratings.objectives,
+        stage1.unit_O,
+    )
+    if not config.preference_objectives:
+        return values, PairHeads(features, np.empty((0, features[0].shape[1])))
+    names, weights_KF, extra = preference_heads(
+        data.pairs, features[0], features[1], config.objectives.num_folds
+    )
+    return with_preferences(values, names, extra), PairHeads(features, weights_KF)
+
+
+def measure(
+    config: ArmoRMConfig,
+    data: Data,
+    stage1: Stage1,
+    values: PairValues,
+    penalties: Penalties,
+    arrays: PairArrays,
+    fixed: Fixed,
+) -> dict[str, Any]:
+    """Metrics of objectives, debiasing and all scorers, on *test*."""
+    pairs, names = data.pairs, values.names
+    train, test = pairs.split.of("train"), pairs.split.of("test")
+    gate = load_gate(arrays.folder, "gate", arrays, config.gate)
+    weights_PO, scale = gate_weights(gate, arrays.gate_PD), float(gate.scale)
+    margins = fixed_margins(fixed, arrays, pairs.source_P)
+    margins |= gate_margins(weights_PO, scale, arrays.difference_PO, pairs.source_P, train)
+    margins["mlp"] = mlp_margins(load_mlp(arrays.folder, arrays), arrays)
+    if data.truth is not None:
+        oracle_PO = oracle_weights(data.truth, names, pairs.domain_P)
+        margins["oracle"] = (oracle_PO * arrays.difference_PO).sum(1)
+    scales = {name: temperature(margin, pairs) for name, margin in margins.items()}
+    debiased = values.debiased(penalties)
+    scores = [(weights_PO * v).sum(-1) * scale for v in (values.values_2PO, debiased)]
+    metrics: dict[str, Any] = {
+        "objectives": report_objectives(
+            data.ratings, stage1.store, stage1.rated, stage1.prompt_alone
+        ),
+        "left_out": dict(data.left_out),
+        "debias": report_debias(values, penalties, pairs, (scores[0], scores[1])),
+        "pairs": report_pairs(margins, pairs, test, scales),
+        "comparisons": compare(margins, pairs, test, COMPARED),
+        "gate": {
+            "scale": scale,
+            "weights_by_domain": weights_by_domain(weights_PO, names, pairs.domain_P, test),
+        },
+        "reliability": {
+            name: reliability(margins[name][test] * scales[name])
+            for name in ("gate", "best_fixed", "linear_bt", "mlp")
+        },
+    }
+    if config.leave_one_out:
+        metrics["leave_one_out"] = leave_one_out(pairs, arrays, arrays.folder, config.gate)
+    if data.truth is not None:
+        deviation_O = debiased[:, train].reshape(-1, len(names)).std(0)
+        correlation = weight_correlation(
+            data.truth, names, weights_PO[test], pairs.domain_P[test], deviation_O
+        )
+        metrics["planted"] = report_planted(metrics["pairs"], correlation)
+    return metrics
+
+
+def weights_by_domain(
+    weights_PO: Array,
+    names: tuple[str, ...],
+    domain_P: NDArray[np.object_],
+    rows: NDArray[np.int64],
+) -> dict[str, dict[str, float]]:
+    """Returns the gate's mean weight on each objective in each domain."""
+    return {
+        str(domain): dict(
+            zip(names, weights_PO[rows[domain_P[rows] == domain]].mean(0).tolist(), strict=True)
+        )
+        for domain in sorted(set(domain_P[rows]))
+    }

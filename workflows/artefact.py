@@ -1,0 +1,151 @@
+"""From fitted parts to a saved reward model, with the round trip checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
+from panoply.config import ArmoRMConfig
+from panoply.hub.artefact import Card, RewardModel, load_reward_model, save_reward_model
+from panoply.hub.backbone import load_backbone
+from panoply.model.reward_model import GatedHead
+from panoply.train.debias import Penalties
+from workflows.debias import PairValues
+from workflows.ingest import Data
+from workflows.objectives import Stage1
+from workflows.scorers import (
+    Fixed,
+    PairArrays,
+    gate_weights,
+    load_gate,
+    load_mlp,
+    temperature,
+)
+
+Array: TypeAlias = NDArray[np.float64]
+CHECKED_PAIRS = 16
+TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class LinearParts:
+    """What was fitted besides the networks."""
+
+    stage1: Stage1
+    preferences_KF: Array
+    penalties: Penalties
+    fixed: Fixed
+
+
+def save_artefact(
+    config: ArmoRMConfig,
+    data: Data,
+    parts: LinearParts,
+    values: PairValues,
+    arrays: PairArrays,
+    out: Path,
+) -> dict[str, Any]:
+    """Saves `OUT/model`, loads it again and compares its scores with those of the pipeline."""
+    stage1 = parts.stage1
+    gate = load_gate(arrays.folder, "gate", arrays, config.gate)
+    weights_PO = gate_weights(gate, arrays.gate_PD) * float(gate.scale)
+    backbone = load_backbone(
+        config.backbone.model,
+        depths=(stage1.place.depth,),
+        rendering=config.backbone.rendering,
+        dtype=config.backbone.dtype,
+    )
+    head = GatedHead(len(values.names), arrays.chosen_PF.shape[1], gate)
+    train = data.pairs.split.of("train")
+    debiased = values.debiased(parts.penalties)
+    fill(head, parts, debiased[:, train].reshape(-1, len(values.names)).mean(0))
+    margin_P = (weights_PO * arrays.difference_PO).sum(1)
+    scale = temperature(margin_P, data.pairs)
+    card = Card(
+        objectives=values.names,
+        maps={name: scale_.to_dict() for name, scale_ in data.maps.items()},
+        pooling=stage1.place.pooling,
+        rendering=config.backbone.rendering,
+        gate=config.gate,
+        temperature=1 / scale if scale else float("inf"),
+        seed=config.seed,
+        template_hash=backbone.renderer.template_hash,
+        bos=tuple(backbone.renderer.bos),
+        backbone=config.backbone.model,
+        weights_hash=backbone.weights_hash,
+        depth=stage1.place.depth,
+        dtype=str(backbone.decoder.dtype).removeprefix("torch."),
+        data=data.summary,
+    )
+    used = np.concatenate([data.ratings.split.key_N, data.pairs.split.key_N])
+    part_of_used = np.concatenate([data.ratings.split.part_N, data.pairs.split.part_N])
+    save_reward_model(
+        RewardModel(backbone, head, card),
+        out / "model",
+        baseline_tensors(parts.fixed, load_mlp(arrays.folder, arrays).state_dict()),
+        list(used[part_of_used != "test"]),
+    )
+    drift = round_trip(out / "model", data, values, margin_P)
+    return {"round_trip_drift": drift, "temperature": card.temperature}
+
+
+def fill(head: GatedHead, parts: LinearParts, center_O: Array) -> None:
+    """Copies fitted numbers into the head's buffers. Preference objectives have no intercept."""
+    rated, length = parts.stage1.rated.full, parts.stage1.length.full
+    num_rated = len(rated.bias)
+    weight = np.vstack([rated.weights, parts.preferences_KF])
+    bias, unit = np.zeros(len(weight)), np.ones(len(weight))
+    bias[:num_rated], unit[:num_rated] = rated.bias, parts.stage1.unit_O
+    for name, value in (
+        ("weight", weight),
+        ("bias", bias),
+        ("unit", unit),
+        ("length_weight", length.weights[0]),
+        ("length_bias", length.bias[0]),
+        ("penalty", parts.penalties.penalty),
+        ("center", center_O),
+    ):
+        getattr(head, name).copy_(torch.as_tensor(value, dtype=torch.float32))
+
+
+def baseline_tensors(fixed: Fixed, mlp: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Returns the scorers that the gate was compared with, as tensors by name."""
+    tensors = {
+        "best_single": torch.tensor(fixed.best_single),
+        "best_fixed": torch.tensor(fixed.best_fixed),
+        "linear": torch.tensor(fixed.linear),
+        "linear_bt": torch.tensor(fixed.linear_bt),
+    }
+    own = {f"per_source.{s}": torch.tensor(w) for s, w in fixed.best_fixed_per_source.items()}
+    return tensors | own | {f"mlp.{name}": value for name, value in mlp.items()}
+
+
+def round_trip(folder: Path, data: Data, values: PairValues, margin_P: Array) -> float:
+    """Scores some test pairs from their texts with the saved model; returns the largest drift.
+
+    Relative to the spread of the pipeline's margins.
+
+    Raises:
+        RuntimeError: the saved model scores differently.
+    """
+    rows = data.pairs.split.of("test")[:CHECKED_PAIRS]
+    model = load_reward_model(folder)
+    table = pq.read_table(data.texts.pairs[0], columns=["prompt", "chosen", "rejected"])
+    margins: list[float] = []
+    for pair in table.take(rows).to_pylist():
+        chosen, rejected = model.score(pair["prompt"], [pair["chosen"], pair["rejected"]])
+        margins.append(float(chosen - rejected))
+    drift = float(np.abs(np.array(margins) - margin_P[rows]).max() / margin_P.std())
+    bound = TOLERANCE if model.card.dtype == "float32" else 0.1
+    if not drift <= bound:
+        raise RuntimeError(
+            f"the saved model in {str(folder)!r} differs from the run by {drift:.2e} of the "
+            f"margins' spread (allowed {bound:g}): do not use it, and report this"
+        )
+    return drift

@@ -1,0 +1,261 @@
+"""Everything that turns a pair into a margin: the gate, and all that it has to beat.
+
+Same features, same split, same objectives for all. What chooses, chooses on *select*.
+
+Legend: `P` pairs, `O` objectives, `F` response features, `D` gate features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from actors.fitters import HeadTask, fit_heads, load_head, make_gate
+from panoply.config import GateConfig
+from panoply.data.tables import Ints, PairTable, Strings
+from panoply.measure.calibration import fit_scale, log_loss
+from panoply.measure.intervals import macro_interval, paired_interval
+from panoply.measure.metrics import macro, pair_metrics
+from panoply.model.gate import Gate, ScalarHead
+from panoply.train.mixtures import best_single, fit_linear, fit_simplex
+
+Array: TypeAlias = NDArray[np.float64]
+STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+MLP = GateConfig(hidden_size=256, num_hidden=1, dropout=0.3, num_steps=600, eval_every=25)
+"""The pooled head that the gate is compared with; stopped on *select* like the gate."""
+
+
+@dataclass(frozen=True, slots=True)
+class PairArrays:
+    """What scorers see of the pairs; memory-mapped files in `folder`."""
+
+    folder: Path
+    difference_PO: Array
+    """r'(chosen) - r'(rejected), out of fold in *train*."""
+    gate_PD: NDArray[np.float32]
+    chosen_PF: NDArray[np.float32]
+    rejected_PF: NDArray[np.float32]
+
+    @property
+    def feature_difference_PF(self) -> Array:
+        """Features of the chosen minus those of the rejected response."""
+        return np.asarray(self.chosen_PF, np.float64) - self.rejected_PF
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """The scorers without a network: weights over r', or over features."""
+
+    best_single: int
+    best_fixed: Array
+    """[O], simplex weights times their scale"""
+    best_fixed_per_source: Mapping[str, Array]
+    linear: Array
+    linear_bt: Array
+    """[F]"""
+
+
+def train_heads(tasks: Sequence[HeadTask], folder: Path, num_workers: int, run: Path) -> None:
+    """Trains gates and MLPs on Ray Train, data-parallel; what is already saved is kept."""
+    trainer = TorchTrainer(
+        fit_heads,
+        train_loop_config={"folder": str(folder.absolute()), "tasks": list(tasks), "threads": 1},
+        scaling_config=ScalingConfig(num_workers=num_workers),
+        run_config=RunConfig(name=f"heads-{folder.name}", storage_path=str(run.absolute())),
+    )
+    trainer.fit()
+
+
+def head_tasks(
+    pairs: PairTable, gate: GateConfig, seed: int, *, leave_one_out: bool
+) -> list[HeadTask]:
+    """Returns the heads of a run: gate, MLP, and the gate without each source in turn."""
+    train, select = pairs.split.of("train"), pairs.split.of("select")
+    tasks = [
+        HeadTask("gate", "gate", train, select, gate, seed),
+        HeadTask("mlp", "mlp", train, select, MLP, seed),
+    ]
+    sources = sorted(set(pairs.source_P))
+    for source in sources if leave_one_out and len(sources) > 1 else ():
+        other = pairs.source_P != source
+        name = f"gate-without-{sources.index(source)}"
+        tasks.append(HeadTask(name, "gate", train[other[train]], select[other[select]], gate, seed))
+    return tasks
+
+
+def fit_fixed(pairs: PairTable, arrays: PairArrays) -> Fixed:
+    """Fits the fixed combinations and the linear Bradley-Terry head."""
+    train, select = pairs.split.of("train"), pairs.split.of("select")
+    d, x = arrays.difference_PO, arrays.feature_difference_PF
+    per_source: dict[str, Array] = {}
+    for source in sorted(set(pairs.source_P)):
+        rows = train[pairs.source_P[train] == source]
+        if len(rows):
+            mixture = fit_simplex(d[rows])
+            per_source[str(source)] = mixture.weights * mixture.scale
+    pooled = fit_simplex(d[train])
+    return Fixed(
+        best_single=best_single(d[select]),
+        best_fixed=pooled.weights * pooled.scale,
+        best_fixed_per_source=per_source,
+        linear=fit_linear(d[train], STRENGTHS, d[select]).coefficients,
+        linear_bt=fit_linear(x[train], STRENGTHS, x[select]).coefficients,
+    )
+
+
+def fixed_margins(fixed: Fixed, arrays: PairArrays, source_P: Strings) -> dict[str, Array]:
+    """Margins of the scorers without a network; NaN where a source has no weights of its own."""
+    d = arrays.difference_PO
+    own = np.full(len(d), np.nan)
+    for source, weights in fixed.best_fixed_per_source.items():
+        own[source_P == source] = d[source_P == source] @ weights
+    return {
+        "uniform": d.mean(1),
+        "best_single": d[:, fixed.best_single],
+        "best_fixed": d @ fixed.best_fixed,
+        "best_fixed_per_source": own,
+        "linear": d @ fixed.linear,
+        "linear_bt": arrays.feature_difference_PF @ fixed.linear_bt,
+    }
+
+
+@torch.no_grad()
+def gate_weights(gate: Gate, features_PD: NDArray[np.float32], chunk: int = 8192) -> Array:
+    """Returns the gate's softmax weights `[P, O]`."""
+    parts = [
+        gate.weights(torch.from_numpy(np.array(features_PD[i : i + chunk]))).double().numpy()
+        for i in range(0, len(features_PD), chunk)
+    ]
+    return np.concatenate(parts)
+
+
+def gate_margins(
+    weights_PO: Array, scale: float, difference_PO: Array, source_P: Strings, train: Ints
+) -> dict[str, Array]:
+    """Margins of the gate, of its mean weights, and of its mean weights within each source.
+
+    How much of its gain is routing by source, and how much is within a source.
+    """
+    own = np.full_like(weights_PO, np.nan)
+    for source in set(source_P):
+        rows = train[source_P[train] == source]
+        if len(rows):
+            own[source_P == source] = weights_PO[rows].mean(0)
+    mean = weights_PO[train].mean(0)
+    return {
+        "gate": scale * (weights_PO * difference_PO).sum(1),
+        "gate_mean": scale * difference_PO @ mean,
+        "gate_source_mean": scale * (own * difference_PO).sum(1),
+    }
+
+
+@torch.no_grad()
+def mlp_margins(head: ScalarHead, arrays: PairArrays, chunk: int = 8192) -> Array:
+    """Margins of the pooled MLP head."""
+    parts: list[Array] = []
+    for i in range(0, len(arrays.chosen_PF), chunk):
+        chosen, rejected = (
+            torch.from_numpy(np.array(x[i : i + chunk]))
+            for x in (arrays.chosen_PF, arrays.rejected_PF)
+        )
+        parts.append((head(chosen) - head(rejected)).double().numpy())
+    return np.concatenate(parts)
+
+
+def load_gate(folder: Path, name: str, arrays: PairArrays, config: GateConfig) -> Gate:
+    """Loads a trained gate."""
+    gate = make_gate(arrays.gate_PD.shape[1], arrays.difference_PO.shape[1], config)
+    load_head(folder / f"{name}.safetensors", gate)
+    return gate
+
+
+def load_mlp(folder: Path, arrays: PairArrays) -> ScalarHead:
+    """Loads the trained MLP head."""
+    head = ScalarHead(arrays.chosen_PF.shape[1], hidden_size=MLP.hidden_size, dropout=MLP.dropout)
+    load_head(folder / "mlp.safetensors", head)
+    return head
+
+
+def temperature(margin_P: Array, pairs: PairTable) -> float:
+    """Returns the factor fitted on *calibrate* that turns a margin into log odds."""
+    return fit_scale(margin_P[pairs.split.of("calibrate")])
+
+
+def report_pairs(
+    margins: Mapping[str, Array], pairs: PairTable, rows: Ints, scales: Mapping[str, float]
+) -> dict[str, Any]:
+    """Metrics of every scorer on some rows, pooled, macro over sources and per source.
+
+    Args:
+        margins: `[P]` by scorer, in its own unit.
+        pairs: the pairs.
+        rows: rows to report on.
+        scales: factor to log odds by scorer (temperature fitted on *calibrate*).
+    """
+    gap, key, source = pairs.gap_P[rows], pairs.split.key_N[rows], pairs.source_P[rows]
+    train = pairs.split.of("train")
+    report: dict[str, Any] = {}
+    for name, margin in margins.items():
+        own = margin[rows] * scales[name]
+        per_source = {
+            str(s): pair_metrics(own[source == s], gap[source == s], key[source == s])
+            for s in sorted(set(source))
+        }
+        between = macro_interval(own, gap, source, key)
+        own_scale = fit_scale(margin[train]) if np.isfinite(margin[train]).any() else np.nan
+        report[name] = {
+            **pair_metrics(own, gap, key),
+            "log_loss_uncalibrated": log_loss(margin[rows] * own_scale),
+            "temperature": 1 / scales[name] if scales[name] else float("nan"),
+            "macro": {**macro(per_source), "ci95_length_balanced": between["ci95"]},
+            "per_source": per_source,
+        }
+    return report
+
+
+def compare(
+    margins: Mapping[str, Array], pairs: PairTable, rows: Ints, names: Sequence[tuple[str, str]]
+) -> dict[str, Any]:
+    """Paired differences in macro length-balanced accuracy, with intervals."""
+    columns = (pairs.gap_P[rows], pairs.source_P[rows], pairs.split.key_N[rows])
+    return {
+        f"{a} - {b}": paired_interval(margins[a][rows], margins[b][rows], *columns)
+        for a, b in names
+    }
+
+
+def leave_one_out(
+    pairs: PairTable, arrays: PairArrays, folder: Path, config: GateConfig
+) -> dict[str, dict[str, float]]:
+    """Accuracy on each source of scorers whose weights never saw that source.
+
+    All pairs of the source count: gate and weights are fitted without it, and the objectives'
+    values of training pairs are out of fold.
+    """
+    sources = sorted(set(pairs.source_P))
+    train, select = pairs.split.of("train"), pairs.split.of("select")
+    d, x = arrays.difference_PO, arrays.feature_difference_PF
+    table: dict[str, dict[str, float]] = {}
+    for number, source in enumerate(sources if len(sources) > 1 else ()):
+        own = np.flatnonzero(pairs.source_P == source)
+        fit_on, stop_on = (r[pairs.source_P[r] != source] for r in (train, select))
+        gate = load_gate(folder, f"gate-without-{number}", arrays, config)
+        margins = {
+            "gate": (gate_weights(gate, arrays.gate_PD[own]) * d[own]).sum(1),
+            "best_fixed": d[own] @ fit_simplex(d[fit_on]).weights,
+            "linear_bt": x[own] @ fit_linear(x[fit_on], STRENGTHS, x[stop_on]).coefficients,
+        }
+        columns = (pairs.gap_P[own], pairs.split.key_N[own])
+        table[str(source)] = {"n": float(len(own))} | {
+            name: float(pair_metrics(m, *columns, draws=2)["accuracy_length_balanced"])  # pyright: ignore[reportArgumentType]
+            for name, m in margins.items()
+        }
+    return table

@@ -1,0 +1,76 @@
+"""MLflow: one run with its configuration, data ids, metrics, plots and registered model.
+
+Only the driver talks to MLflow. `MLFLOW_TRACKING_URI` names a server; without it a SQLite file
+beside the run folder is used, which is for one machine.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow import MlflowClient
+
+
+def git_commit() -> str:
+    """Returns the commit of the working folder, or 'unknown' outside a checkout."""
+    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields nested values under dotted names."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{name}.")  # pyright: ignore[reportUnknownArgumentType]
+        else:
+            yield f"{prefix}{name}", value
+
+
+def log_run(
+    experiment: str,
+    out: Path,
+    config: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    tags: Mapping[str, str],
+    model_name: str,
+) -> str:
+    """Logs a finished run and registers its model; returns the run id."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{out.parent / 'mlflow.db'}"
+    mlflow.set_tracking_uri(uri)
+    client = MlflowClient(uri)
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        # Without a location, artifacts would go to a folder of the current directory.
+        local = uri.startswith("sqlite:")
+        where = (out.parent / "mlartifacts").as_uri() if local else None
+        experiment_id = client.create_experiment(experiment, artifact_location=where)
+    else:
+        experiment_id = found.experiment_id
+    with mlflow.start_run(experiment_id=experiment_id, run_name=out.name) as run:
+        mlflow.set_tags(dict(tags))
+        mlflow.log_params({name: str(value)[:500] for name, value in flat(config)})
+        numbers = {
+            _metric_name(name): float(value)
+            for name, value in flat(metrics)
+            if isinstance(value, int | float) and math.isfinite(value)
+        }
+        mlflow.log_metrics(numbers)
+        for path in [*sorted(out.glob("*.png")), out / "metrics.json", out / "config.json"]:
+            mlflow.log_artifact(str(path))
+        mlflow.log_artifacts(str(out / "model"), artifact_path="model")
+        if not client.search_registered_models(f"name = '{model_name}'"):
+            client.create_registered_model(model_name)
+        source = f"{run.info.artifact_uri}/model"
+        client.create_model_version(model_name, source=source, run_id=run.info.run_id)
+    return run.info.run_id
+
+
+def _metric_name(name: str) -> str:
+    """Replaces what MLflow does not allow in a metric's name."""
+    return "".join(c if c.isalnum() or c in "_-./ " else "_" for c in name)[:250]
