@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 GatePosition: TypeAlias = Literal["header_first", "prompt_last"]
@@ -96,7 +96,7 @@ class GateConfig:
     """tau of g(x) = s softmax(MLP(f(x)) / tau)."""
     lr: float = 1e-3
     """Peak learning rate of AdamW, cosine to zero. Paper: 1e-3."""
-    batch_size: int = 1024
+    batch_size: int = 256
     """Pairs of one step over all workers, drawn with replacement. Paper: 1024."""
     num_steps: int = 1000
     """Most steps. Paper: 10,000; released code: 2,000."""
@@ -176,7 +176,7 @@ class EvaluateConfig:
 
     model: str
     """Folder of the reward model, as a run leaves it in `OUT/model`."""
-    pairs: tuple[str, ...] = field(default=())
+    pairs: tuple[str, ...]
     """Preference pair files: Parquet, JSONL, or hub names."""
     out: str = "runs/evaluate"
     """Folder of the results."""
@@ -184,8 +184,6 @@ class EvaluateConfig:
     """Most pairs taken of one source, chosen by hash; 0 takes all."""
     num_workers: int = 2
     """Scoring actors."""
-    store: str = ""
-    """Root of the feature cache; empty: `PANOPLY_STORE`, else the user's cache."""
 
     def __post_init__(self) -> None:
         require(bool(self.pairs), "pairs", self.pairs, "at least one file")

@@ -49,6 +49,20 @@ def test_simplex_weights_meet_the_conditions_of_the_optimum(weighted):
     assert 0 < (v == 0).sum() < 12
 
 
+def test_the_optimum_is_reached_where_objectives_are_correlated_and_many_end_at_zero():
+    rng, num_objectives = np.random.default_rng(0), 40
+    mix = 0.15 * np.eye(num_objectives) + 0.13 * rng.random((num_objectives, num_objectives)) + 0.3
+    units = np.geomspace(1e-3, 1e3, num_objectives)
+    d = rng.normal(size=(4000, num_objectives)) @ mix * units
+    signal = d @ ((rng.normal(size=num_objectives) + 0.3) / units)
+    d *= np.where(rng.random(4000) < 1 / (1 + np.exp(-0.2 * signal)), 1, -1)[:, None]
+    found = fit_simplex(d)
+    v, rms = found.scale * found.weights, np.sqrt((d**2).mean(0))
+    slope = -(d / (1 + np.exp(d @ v))[:, None]).mean(0) / rms
+    assert slope.min() >= -1e-7
+    assert np.abs(slope * v * rms).max() <= 1e-7
+
+
 def test_a_weight_of_two_is_the_pair_twice():
     d = differences((1.0, 1.0, 0.1), num_pairs=300)
     weights = np.where(np.arange(300) < 100, 2.0, 1.0)

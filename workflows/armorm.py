@@ -103,12 +103,19 @@ def run_armorm(config: ArmoRMConfig, say: Callable[[str], None]) -> dict[str, An
     say(f"gate: {len(tasks)} heads trained")
 
     fixed = fit_fixed(data.pairs, arrays)
-    metrics = measure(config, data, stage1, values, penalties, arrays, fixed)
+    margins, weights_PO = score_pairs(config, data, values, arrays, fixed)
+    scales = {name: temperature(margin, data.pairs) for name, margin in margins.items()}
+    metrics = measure(data, values, penalties, margins, scales, weights_PO)
+    metrics["objectives"] = report_objectives(
+        data.ratings, stage1.store, stage1.rated, stage1.prompt_alone
+    )
+    if config.leave_one_out:
+        metrics["leave_one_out"] = leave_one_out(data.pairs, arrays, arrays.folder, config.gate)
     metrics["layer_choice"] = [asdict(p) | {"chosen": p is stage1.place} for p in tried]
     metrics["embedding"] = embedding
     metrics["data"] = dict(data.summary)
     parts = LinearParts(stage1, heads.weights_KF, penalties, fixed)
-    metrics["artefact"] = save_artefact(config, data, parts, values, arrays, out)
+    metrics["artefact"] = save_artefact(config, data, parts, values, arrays, scales, out)
     (out / "metrics.json").write_text(json.dumps(metrics, indent=1))
     write_plots(metrics, out)
     tags = {"git_commit": git_commit(), "method": "armorm"} | {
@@ -207,52 +214,54 @@ def value_pairs(
     return with_preferences(values, names, extra), PairHeads(features, weights_KF)
 
 
-def measure(
-    config: ArmoRMConfig,
-    data: Data,
-    stage1: Stage1,
-    values: PairValues,
-    penalties: Penalties,
-    arrays: PairArrays,
-    fixed: Fixed,
-) -> dict[str, Any]:
-    """Metrics of objectives, debiasing and all scorers, on *test*."""
-    pairs, names = data.pairs, values.names
-    train, test = pairs.split.of("train"), pairs.split.of("test")
+def score_pairs(
+    config: ArmoRMConfig, data: Data, values: PairValues, arrays: PairArrays, fixed: Fixed
+) -> tuple[dict[str, Array], Array]:
+    """Returns the margins `[P]` of every scorer, and the gate's g(x) `[P, O]`."""
+    pairs, difference = data.pairs, arrays.difference_PO
     gate = load_gate(arrays.folder, "gate", arrays, config.gate)
     weights_PO, scale = gate_weights(gate, arrays.gate_PD), float(gate.scale)
     margins = fixed_margins(fixed, arrays, pairs.source_P)
-    margins |= gate_margins(weights_PO, scale, arrays.difference_PO, pairs.source_P, train)
+    margins |= gate_margins(weights_PO, scale, difference, pairs.source_P, pairs.split.of("train"))
     margins["mlp"] = mlp_margins(load_mlp(arrays.folder, arrays), arrays)
     if data.truth is not None:
-        oracle_PO = oracle_weights(data.truth, names, pairs.domain_P)
-        margins["oracle"] = (oracle_PO * arrays.difference_PO).sum(1)
-    scales = {name: temperature(margin, pairs) for name, margin in margins.items()}
+        oracle_PO = oracle_weights(data.truth, values.names, pairs.domain_P)
+        margins["oracle"] = (oracle_PO * difference).sum(1)
+    return margins, weights_PO * scale
+
+
+def measure(
+    data: Data,
+    values: PairValues,
+    penalties: Penalties,
+    margins: dict[str, Array],
+    scales: dict[str, float],
+    weights_PO: Array,
+) -> dict[str, Any]:
+    """Metrics of debiasing, of all scorers and of the gate, on *test*."""
+    pairs, names = data.pairs, values.names
+    train, test = pairs.split.of("train"), pairs.split.of("test")
     debiased = values.debiased(penalties)
-    scores = [(weights_PO * v).sum(-1) * scale for v in (values.values_2PO, debiased)]
+    before, after = ((weights_PO * v).sum(-1) for v in (values.values_2PO, debiased))
+    share_PO = weights_PO / weights_PO.sum(1, keepdims=True)
     metrics: dict[str, Any] = {
-        "objectives": report_objectives(
-            data.ratings, stage1.store, stage1.rated, stage1.prompt_alone
-        ),
         "left_out": dict(data.left_out),
-        "debias": report_debias(values, penalties, pairs, (scores[0], scores[1])),
+        "debias": report_debias(values, penalties, pairs, (before, after)),
         "pairs": report_pairs(margins, pairs, test, scales),
         "comparisons": compare(margins, pairs, test, COMPARED),
         "gate": {
-            "scale": scale,
-            "weights_by_domain": weights_by_domain(weights_PO, names, pairs.domain_P, test),
+            "scale": float(weights_PO[0].sum()),
+            "weights_by_domain": weights_by_domain(share_PO, names, pairs.domain_P, test),
         },
         "reliability": {
             name: reliability(margins[name][test] * scales[name])
             for name in ("gate", "best_fixed", "linear_bt", "mlp")
         },
     }
-    if config.leave_one_out:
-        metrics["leave_one_out"] = leave_one_out(pairs, arrays, arrays.folder, config.gate)
     if data.truth is not None:
         deviation_O = debiased[:, train].reshape(-1, len(names)).std(0)
         correlation = weight_correlation(
-            data.truth, names, weights_PO[test], pairs.domain_P[test], deviation_O
+            data.truth, names, share_PO[test], pairs.domain_P[test], deviation_O
         )
         metrics["planted"] = report_planted(metrics["pairs"], correlation)
     return metrics

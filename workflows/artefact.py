@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -25,7 +26,6 @@ from workflows.scorers import (
     gate_weights,
     load_gate,
     load_mlp,
-    temperature,
 )
 
 Array: TypeAlias = NDArray[np.float64]
@@ -49,6 +49,7 @@ def save_artefact(
     parts: LinearParts,
     values: PairValues,
     arrays: PairArrays,
+    scales: Mapping[str, float],
     out: Path,
 ) -> dict[str, Any]:
     """Saves `OUT/model`, loads it again and compares its scores with those of the pipeline."""
@@ -66,7 +67,7 @@ def save_artefact(
     debiased = values.debiased(parts.penalties)
     fill(head, parts, debiased[:, train].reshape(-1, len(values.names)).mean(0))
     margin_P = (weights_PO * arrays.difference_PO).sum(1)
-    scale = temperature(margin_P, data.pairs)
+    scale = scales["gate"]
     card = Card(
         objectives=values.names,
         maps={name: scale_.to_dict() for name, scale_ in data.maps.items()},
@@ -88,7 +89,7 @@ def save_artefact(
     save_reward_model(
         RewardModel(backbone, head, card),
         out / "model",
-        baseline_tensors(parts.fixed, load_mlp(arrays.folder, arrays).state_dict()),
+        baseline_tensors(parts.fixed, load_mlp(arrays.folder, arrays).state_dict(), scales),
         list(used[part_of_used != "test"]),
     )
     drift = round_trip(out / "model", data, values, margin_P)
@@ -114,8 +115,10 @@ def fill(head: GatedHead, parts: LinearParts, center_O: Array) -> None:
         getattr(head, name).copy_(torch.as_tensor(value, dtype=torch.float32))
 
 
-def baseline_tensors(fixed: Fixed, mlp: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Returns the scorers that the gate was compared with, as tensors by name."""
+def baseline_tensors(
+    fixed: Fixed, mlp: dict[str, torch.Tensor], scales: Mapping[str, float]
+) -> dict[str, torch.Tensor]:
+    """Returns the scorers that the gate was compared with, and every scorer's factor to log odds."""
     tensors = {
         "best_single": torch.tensor(fixed.best_single),
         "best_fixed": torch.tensor(fixed.best_fixed),
@@ -123,6 +126,7 @@ def baseline_tensors(fixed: Fixed, mlp: dict[str, torch.Tensor]) -> dict[str, to
         "linear_bt": torch.tensor(fixed.linear_bt),
     }
     own = {f"per_source.{s}": torch.tensor(w) for s, w in fixed.best_fixed_per_source.items()}
+    own |= {f"scale.{name}": torch.tensor(scale) for name, scale in scales.items()}
     return tensors | own | {f"mlp.{name}": value for name, value in mlp.items()}
 
 

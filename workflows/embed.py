@@ -92,6 +92,43 @@ def wanted_ids(texts: Texts) -> tuple[list[str], list[str]]:
     return sorted(names), sorted(prompts)
 
 
+def prompt_trees(
+    texts: Texts, wanted: frozenset[str], prompts: frozenset[str] | None = None
+) -> ray.data.Dataset:
+    """Returns one row per prompt: `prompt_id`, `prompt` (JSON), `text_ids`, `responses`.
+
+    Args:
+        texts: canonical files.
+        wanted: text ids that are taken.
+        prompts: prompt ids that are taken; None takes all.
+    """
+
+    def keep(table: pa.Table) -> pa.Table:
+        rows = [
+            name in wanted and (prompts is None or prompt in prompts)
+            for name, prompt in zip(
+                table["text_id"].to_pylist(), table["prompt_id"].to_pylist(), strict=True
+            )
+        ]
+        return table.filter(pa.array(rows, pa.bool_()))
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.default_hash_shuffle_parallelism = 4
+    parts: list[ray.data.Dataset] = []
+    for files, columns in (
+        (texts.ratings, [("text_id", "response")]),
+        (texts.pairs, [("chosen_id", "chosen"), ("rejected_id", "rejected")]),
+    ):
+        if files:
+            names = ["prompt_id", "prompt", *(name for pair in columns for name in pair)]
+            rows = ray.data.read_parquet(list(files), columns=names)
+            parts.append(rows.map_batches(as_trees(columns), batch_format="pyarrow"))
+    data = parts[0].union(*parts[1:]).map_batches(keep, batch_format="pyarrow")
+    # The shuffle ends before the actors take the CPUs: on a full cluster it would wait for them.
+    return data.groupby("prompt_id").map_groups(one_prompt, batch_format="numpy").materialize()
+
+
 def embed(
     texts: Texts,
     config: BackboneConfig,
@@ -127,30 +164,7 @@ def embed(
     if not missing:
         return store, counts
 
-    def keep(table: pa.Table) -> pa.Table:
-        rows = [
-            name in missing and (prompts is None or prompt in prompts)
-            for name, prompt in zip(
-                table["text_id"].to_pylist(), table["prompt_id"].to_pylist(), strict=True
-            )
-        ]
-        return table.filter(pa.array(rows, pa.bool_()))
-
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.default_hash_shuffle_parallelism = 4
-    parts: list[ray.data.Dataset] = []
-    for files, columns in (
-        (texts.ratings, [("text_id", "response")]),
-        (texts.pairs, [("chosen_id", "chosen"), ("rejected_id", "rejected")]),
-    ):
-        if files:
-            names = ["prompt_id", "prompt", *(name for pair in columns for name in pair)]
-            rows = ray.data.read_parquet(list(files), columns=names)
-            parts.append(rows.map_batches(as_trees(columns), batch_format="pyarrow"))
-    data = parts[0].union(*parts[1:]).map_batches(keep, batch_format="pyarrow")
-    # The shuffle ends before the actors take the CPUs: on a full cluster it would wait for them.
-    trees = data.groupby("prompt_id").map_groups(one_prompt, batch_format="numpy").materialize()
+    trees = prompt_trees(texts, missing, prompts)
     # Blocks of one shard each: counts arrive, and are lost, shard by shard.
     done = trees.repartition(target_num_rows_per_block=SHARD_PROMPTS).map_batches(
         Embedder,

@@ -24,6 +24,9 @@ Array: TypeAlias = NDArray[np.float64]
 
 MAX_COEFFICIENT = 1e3
 """Bound on v_i times the root mean square of d_i: separable data have no optimum."""
+_GRADIENT = 1e-8
+"""Largest projected gradient that counts as the optimum."""
+_MAX_STARTS = 50
 
 
 class Mixture(NamedTuple):
@@ -104,10 +107,14 @@ def _minimize(d: Array, weights: Array, strength: float, lower: float) -> Array:
         return float(value), strength * u - z.T @ (weights * expit(-margins))
 
     bounds = [(max(lower, -MAX_COEFFICIENT), MAX_COEFFICIENT)] * d.shape[1]
-    options = {"maxiter": 20_000, "maxfun": 20_000, "ftol": 1e-15, "gtol": 1e-9, "maxcor": 30}
-    start = np.zeros(d.shape[1])
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
-    return np.divide(found.x, rms, out=np.zeros_like(rms), where=rms > 0)
+    options = {"maxiter": 20_000, "maxfun": 20_000, "ftol": 1e-15, "gtol": _GRADIENT / 10}
+    u = np.zeros(d.shape[1])
+    for _ in range(_MAX_STARTS):  # at a bound the search can stall short of the optimum
+        u = minimize(loss, u, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
+        inside = np.clip(u - loss(u)[1], bounds[0][0], MAX_COEFFICIENT)
+        if np.abs(inside - u).max() <= _GRADIENT:
+            break
+    return np.divide(u, rms, out=np.zeros_like(rms), where=rms > 0)
 
 
 def _checked(d_PO: ArrayLike) -> Array:

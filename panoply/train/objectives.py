@@ -158,7 +158,8 @@ def fit_ridge(by_pattern: Sums, num_objectives: int, strengths: Sequence[float])
         strengths: values of alpha, ascending and positive.
 
     Raises:
-        ValueError: the strengths are not ascending and positive, or there are no rows at all.
+        ValueError: strengths that are not ascending and positive, no rows at all, or a pattern
+            with an objective beyond O.
     """
     alphas = np.asarray(strengths, np.float64)
     if alphas.ndim != 1 or not len(alphas) or alphas[0] <= 0 or (np.diff(alphas) <= 0).any():

@@ -1,0 +1,270 @@
+"""Plots are files, tables hold the numbers, and what is missing is skipped."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from rich.console import Console
+
+from workflows.plots import gate_weights
+from workflows.report import print_summary, write_plots
+
+SCORERS = {
+    "gate": 0.642,
+    "uniform": 0.526,
+    "best_single": 0.532,
+    "best_fixed": 0.578,
+    "best_fixed_per_source": 0.671,
+    "linear": 0.605,
+    "linear_bt": 0.632,
+    "mlp": 0.668,
+    "gate_mean": 0.581,
+    "gate_source_mean": 0.634,
+}
+ATTRIBUTES = ("coherence", "relevance", "semantically_appropriate", "arithmetic_ok", "overall")
+
+
+def pair_numbers(value, n):
+    return {
+        "accuracy": value + 0.02,
+        "ci95": [value - 0.03, value + 0.05],
+        "accuracy_length_balanced": value,
+        "ci95_length_balanced": [value - 0.031, value + 0.031],
+        "accuracy_chosen_longer": value + 0.1,
+        "accuracy_chosen_shorter": value - 0.1,
+        "ties": 0.004,
+        "log_loss": 0.69 - (value - 0.5) / 2,
+        "ece": 0.0312,
+        "ece_floor": 0.0243,
+        "n": float(n),
+        "missing": 0.0,
+        "equal_length": 1.0,
+    }
+
+
+def pair_section(rng, sources):
+    section = {}
+    for name, value in SCORERS.items():
+        each = {s: pair_numbers(value + rng.normal() * 0.07, 130) for s in sources}
+        macro = pair_numbers(value, 130 * len(sources)) | {
+            "ci95_length_balanced": [value - 0.012, value + 0.012]
+        }
+        del macro["ci95"]
+        pooled = pair_numbers(value, 130 * len(sources))
+        section[name] = {**pooled, "macro": macro, "per_source": each}
+    return section
+
+
+def objective_section(rng, names):
+    return {
+        name: {
+            "n": float(rng.integers(30, 4000)),
+            "spearman": float(rho := rng.uniform(0.05, 0.7)),
+            "spearman_ci95": [rho - 0.06, rho + 0.06],
+            "pearson": rho,
+            "r2": rho**2 - 0.05,
+            "length_spearman": rng.uniform(-0.3, 0.5),
+            "prompt_spearman": rng.uniform(0, 0.4),
+            "signal": bool(i % 4),
+        }
+        for i, name in enumerate(names)
+    }
+
+
+def debias_section(rng, names):
+    before = {name: float(rng.uniform(-0.7, 0.7)) for name in names}
+    return {
+        "max_abs_spearman_before": 0.687,
+        "max_abs_spearman_after": 0.0113,
+        "before": before,
+        "after": {name: float(rng.uniform(-0.01, 0.01)) for name in names},
+        "heldout": {
+            "max_abs_spearman": 0.0924,
+            "after": {name: float(rng.uniform(-0.09, 0.09)) for name in names},
+        },
+        "within_source": dict.fromkeys(names, 0.1),
+        "within_pair": dict.fromkeys(names, 0.1),
+        "score": {"before": 0.263, "after": 0.0157},
+        "accuracy": {
+            "before": {"chosen_longer": 0.703, "chosen_shorter": 0.462},
+            "after": {"chosen_longer": 0.605, "chosen_shorter": 0.551},
+        },
+    }
+
+
+def curve(rng):
+    count = np.array([310, 260, 190, 140, 90, 50, 22, 9, 3, 0])
+    stated = np.arange(0.525, 1, 0.05)
+    right = np.where(count > 0, stated + rng.normal(size=10) * 0.03, np.nan)
+    empty = np.where(count > 0, stated, np.nan)
+    return {"count": count.tolist(), "confidence": empty.tolist(), "accuracy": right.tolist()}
+
+
+def example_metrics(num_objectives=6, num_sources=4, seed=0):
+    rng = np.random.default_rng(seed)
+    names = [f"raters{i // 5}-{ATTRIBUTES[i % 5]}" for i in range(num_objectives)]
+    sources = [f"source_{i}" for i in range(num_sources)]
+    weights = rng.dirichlet(np.full(num_objectives, 0.2), num_sources)
+    return {
+        "objectives": objective_section(rng, names),
+        "left_out": {"raters9-rare": "3 ratings in train; it takes 8"},
+        "debias": debias_section(rng, names),
+        "pairs": pair_section(rng, sources),
+        "reliability": {s: curve(rng) for s in ("gate", "best_fixed", "linear_bt", "mlp")},
+        "comparisons": {"gate - best_fixed": {"value": 0.0641, "ci95": [0.0512, 0.0793]}},
+        "gate": {
+            "scale": 3.1,
+            "weights_by_domain": {
+                s: dict(zip(names, row.tolist(), strict=True))
+                for s, row in zip(sources, weights, strict=True)
+            },
+        },
+        "leave_one_out": {
+            s: {"n": 900.0, "gate": 0.5412, "best_fixed": 0.5523, "linear_bt": 0.5634}
+            for s in sources
+        },
+        "planted": {
+            "oracle": 0.7912,
+            "gate": 0.7634,
+            "best_fixed": 0.6945,
+            "recovered": 0.7125,
+            "weight_correlation": 0.8786,
+        },
+    }
+
+
+def summary(metrics, width=100):
+    console = Console(file=io.StringIO(), width=width)
+    print_summary(metrics, console)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize(("num_objectives", "num_sources"), [(6, 4), (40, 12)])
+def test_every_plot_is_a_picture_with_something_on_it(tmp_path, num_objectives, num_sources):
+    written = write_plots(example_metrics(num_objectives, num_sources), tmp_path / "new")
+    names = {"gate_weights.png", "reliability.png", "length_bias.png", "baselines.png"}
+    assert (
+        {path.name for path in written} == names == {p.name for p in (tmp_path / "new").iterdir()}
+    )
+    for path in written:
+        picture = imread(path)
+        assert min(picture.shape[:2]) > 300
+        assert (picture[..., :3] < 0.9).any(axis=-1).mean() > 0.01
+
+
+def test_metrics_read_back_from_json_give_the_same_summary_and_plots(tmp_path):
+    metrics = example_metrics()
+    read = json.loads(json.dumps(metrics))
+    assert summary(read) == summary(metrics)
+    assert len(write_plots(read, tmp_path)) == 4
+
+
+def test_sections_that_a_run_does_not_have_are_skipped(tmp_path):
+    whole = example_metrics()
+    evaluated = {k: whole[k] for k in ("pairs", "comparisons", "reliability")}
+    evaluated["gate"] = {"weights_by_domain": whole["gate"]["weights_by_domain"]}
+    names = [path.stem for path in write_plots(evaluated, tmp_path)]
+    assert names == ["gate_weights", "reliability", "baselines"]
+    text = summary(evaluated)
+    for absent in ("Objectives", "Debias", "Leave one source out", "Planted", "left out"):
+        assert absent in summary(whole)
+        assert absent not in text
+
+
+def test_nothing_gives_no_plots_and_no_text(tmp_path):
+    assert write_plots({}, tmp_path) == []
+    assert summary({}) == ""
+
+
+def test_the_summary_holds_the_numbers():
+    metrics = example_metrics()
+    text = summary(metrics)
+    for name, found in metrics["objectives"].items():
+        line = next(line for line in text.splitlines() if line.startswith(name))
+        for key in ("spearman", "r2", "length_spearman", "prompt_spearman"):
+            assert f"{found[key] + 0.0:.3f}" in line
+        assert ("no signal" in line) == (not found["signal"])
+    gate = next(line for line in text.splitlines() if line.startswith("gate  "))
+    for value in ("0.662", "0.642", "[0.630, 0.654]", "0.619", "0.031 (0.024)", "0.004"):
+        assert value in gate
+    for value in ("0.687 -> 0.011", "0.092 held out", "0.263 -> 0.016", "0.703 -> 0.605"):
+        assert value in " ".join(text.split())
+    for value in ("+0.064", "[+0.051, +0.079]", "0.541", "0.552", "0.563"):
+        assert value in text
+    for value in ("0.791", "0.763", "0.695", "0.713", "0.879"):
+        assert value in text
+
+
+def test_scorers_stand_in_the_order_of_their_accuracy():
+    table = summary(example_metrics()).split("Scorers")[1].split("Paired")[0]
+    lines = [line for line in table.splitlines() if "[" in line]
+    shown = [" ".join(line.split("  ")[0].split()) for line in lines]
+    ranked = sorted(SCORERS, key=lambda name: -SCORERS[name])
+    assert shown == [name.replace("_", " ") for name in ranked]
+
+
+def test_each_domain_names_its_three_largest_weights():
+    metrics = example_metrics(40, 3)
+    table = " ".join(summary(metrics, 160).split("Mean gate weights")[1].split("Leave")[0].split())
+    for row in metrics["gate"]["weights_by_domain"].values():
+        largest = sorted(row, key=lambda name: -row[name])
+        assert ", ".join(f"{name} {row[name]:.2f}" for name in largest[:3]) in table
+
+
+def test_what_is_not_defined_is_a_dash_and_not_a_number(tmp_path):
+    metrics = example_metrics()
+    name = next(iter(metrics["objectives"]))
+    metrics["objectives"][name] |= dict.fromkeys(("spearman", "r2"), float("nan"))
+    metrics["objectives"][name]["spearman_ci95"] = [float("nan"), None]
+    metrics["pairs"]["mlp"]["macro"]["accuracy_length_balanced"] = float("nan")
+    metrics["pairs"]["linear"]["macro"]["ci95_length_balanced"] = [float("nan")] * 2
+    metrics["planted"]["recovered"] = None
+    metrics["debias"]["before"][name] = float("nan")
+    metrics["debias"]["heldout"]["after"][name] = None
+    text = summary(metrics)
+    assert "nan" not in text.lower()
+    assert "None" not in text
+    line = next(line for line in text.splitlines() if line.startswith(name))
+    assert line.split()[2:6] == ["-", "[-,", "-]", "-"]
+    assert len(write_plots(metrics, tmp_path)) == 4
+
+
+def test_many_objectives_are_all_named_and_fit_in_a_hundred_columns():
+    metrics = example_metrics(40, 12)
+    text = summary(metrics)
+    assert max(map(len, text.splitlines())) <= 100
+    assert all(name in " ".join(text.split()) for name in metrics["objectives"])
+    assert len(text.split("Debias")[0].splitlines()) < 45
+
+
+def test_no_number_is_cut_in_a_hundred_columns_and_no_color_leaves_a_file():
+    text = summary(example_metrics(40, 12))
+    assert "…" not in text
+    assert "\x1b" not in text
+
+
+def test_names_are_text_and_not_markup(tmp_path):
+    metrics = example_metrics()
+    name = "raters[bold]-cost_in_$_and_$"
+    metrics["objectives"][name] = metrics["objectives"]["raters0-overall"]
+    for section in ("before", "after"):
+        metrics["debias"][section][name] = 0.1
+    for row in metrics["gate"]["weights_by_domain"].values():
+        row[name] = 0.9
+    assert name in summary(metrics)
+    assert len(write_plots(metrics, tmp_path)) == 4
+
+
+def test_the_heat_map_keeps_the_largest_weights_and_sums_the_others():
+    weights = {
+        "a": {f"o{i}": 0.1 if i < 5 else 0.0125 for i in range(45)},
+        "b": {f"o{i}": 0.1 if i > 34 else 0.0 for i in range(45)},
+    }
+    axes = gate_weights(weights).axes[0]
+    labels = [label.get_text() for label in axes.get_xticklabels()]
+    assert {f"o{i}" for i in (*range(5), *range(35, 45))} == set(labels[:-1])
+    assert labels[-1] == "other (sum of 30)"
+    cells = [text.get_text() for text in axes.texts]
+    assert [cells[15], cells[31]] == [".38", ".00"]

@@ -1,0 +1,208 @@
+"""Tables of a run for the terminal, at most 100 columns wide; a value that is not defined is '-'.
+
+Every function takes one section of `metrics.json`. Names come from files, so all text is passed
+as `Text`: square brackets in it are no markup.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+Section: TypeAlias = Mapping[str, Any]
+Part: TypeAlias = RenderableType
+
+MANY = 20
+"""Objectives from which on those without signal share one line."""
+BALANCED = "accuracy_length_balanced"
+
+
+def number(value: float | None, digits: int = 3, *, signed: bool = False) -> str:
+    """Returns a number as text, '-' where it is null or NaN."""
+    if value is None or math.isnan(value):
+        return "-"
+    rounded = round(value, digits) + 0.0  # + 0.0: no negative zero
+    return f"{rounded:{'+' if signed else ''}.{digits}f}"
+
+
+def count(value: float | None) -> str:
+    """Returns a count as text, '-' where it is null or NaN."""
+    return "-" if value is None or math.isnan(value) else f"{value:,.0f}"
+
+
+def interval(ends: Sequence[float | None] | None, *, signed: bool = False) -> str:
+    """Returns an interval as text, nothing where it is absent."""
+    if not ends:
+        return ""
+    return f"[{', '.join(number(end, signed=signed) for end in ends)}]"
+
+
+def objectives_table(objectives: Mapping[str, Section]) -> Part:
+    """Returns how well each objective is predicted, best first.
+
+    Of more than MANY objectives, those without signal are named in a line under the table.
+    """
+    names = sorted(objectives, key=lambda n: _falling(objectives[n].get("spearman")))
+    silent = [n for n in names if objectives[n].get("signal") is False]
+    short = len(names) > MANY
+    title = f"Objectives on held-out ratings ({len(names)}, {len(silent)} without signal)"
+    columns = ("n", "Spearman", "95 % interval", "R2", "length alone", "prompt alone", "")
+    table = _table(title, "objective", columns)
+    for name in names:
+        found = objectives[name]
+        if short and name in silent:
+            continue
+        numbers = (number(found.get(k)) for k in ("r2", "length_spearman", "prompt_spearman"))
+        _add_row(
+            table,
+            name,
+            count(found.get("n")),
+            number(found.get("spearman")),
+            interval(found.get("spearman_ci95")),
+            *numbers,
+            "no signal" if name in silent else "",
+            style="dim" if name in silent else "",
+        )
+    if not (short and silent):
+        return table
+    named = (f"{n} {number(objectives[n].get('spearman'), 2)}" for n in silent)
+    return Group(table, Text(f"no signal: {', '.join(named)}", style="dim"))
+
+
+def left_out_line(left_out: Mapping[str, str]) -> Text:
+    """Returns the objectives that were not fitted, with the reason."""
+    return Text("left out: " + "; ".join(f"{n} ({why})" for n, why in left_out.items()))
+
+
+def debias_line(debias: Section) -> Text:
+    """Returns how far length is out of the objectives, the score and the accuracy."""
+    held_out, score = debias.get("heldout") or {}, debias.get("score") or {}
+    parts = [
+        f"largest |Spearman| with predicted length "
+        f"{number(debias.get('max_abs_spearman_before'))} -> "
+        f"{number(debias.get('max_abs_spearman_after'))} in sample, "
+        f"{number(held_out.get('max_abs_spearman'))} held out"
+    ]
+    if score:
+        parts.append(f"gated score {_change(score.get('before'), score.get('after'))}")
+    if strata := debias.get("accuracy"):
+        each = (
+            f"{key.replace('_', ' ')} "
+            + _change(*(strata.get(when, {}).get(key) for when in ("before", "after")))
+            for key in ("chosen_longer", "chosen_shorter")
+        )
+        parts.append(f"accuracy of fixed weights: {', '.join(each)}")
+    return Text.assemble(("Debias: ", "bold"), "; ".join(parts))
+
+
+def scorers_table(pairs: Mapping[str, Section]) -> Table:
+    """Returns every scorer's headline, best first: accuracies are means over sources."""
+    title = "Scorers (accuracies: mean over sources; the rest: all pairs)"
+    columns = ("accuracy", "length-balanced", "95 % interval", "log loss", "ECE (floor)", "ties")
+    table = _table(title, "scorer", columns)
+    for name in _ranked(pairs):
+        found, macro = pairs[name], pairs[name].get("macro", {})
+        _add_row(
+            table,
+            name.replace("_", " "),
+            number(macro.get("accuracy")),
+            number(macro.get(BALANCED)),
+            interval(macro.get("ci95_length_balanced")),
+            number(found.get("log_loss")),
+            f"{number(found.get('ece'))} ({number(found.get('ece_floor'))})",
+            number(found.get("ties")),
+            style="bold" if name == "gate" else "",
+        )
+    return table
+
+
+def comparisons_table(comparisons: Mapping[str, Section]) -> Table:
+    """Returns paired differences in macro length-balanced accuracy."""
+    title = "Paired differences in length-balanced accuracy (mean over sources)"
+    table = _table(title, "difference", ("value", "95 % interval"))
+    for name, found in comparisons.items():
+        ends = interval(found.get("ci95"), signed=True)
+        _add_row(table, name.replace("_", " "), number(found.get("value"), signed=True), ends)
+    return table
+
+
+def sources_table(pairs: Mapping[str, Section]) -> Table:
+    """Returns length-balanced accuracy by source, scorers best first."""
+    scorers = _ranked(pairs)
+    labels = [name.replace("_", " ") for name in scorers]
+    table = _table("Length-balanced accuracy by source", "source", ["n", *labels])
+    sources = dict.fromkeys(s for name in scorers for s in pairs[name]["per_source"])
+    for source in sources:
+        each = [pairs[name]["per_source"].get(source, {}) for name in scorers]
+        sizes = [found["n"] for found in each if found.get("n") is not None]
+        row = Text(source)
+        cells = [count(max(sizes, default=None)), *(number(f.get(BALANCED)) for f in each)]
+        styles = ["", *("bold" if name == "gate" else "" for name in scorers)]
+        table.add_row(row, *(Text(c, style=s) for c, s in zip(cells, styles, strict=True)))
+    return table
+
+
+def weights_table(weights: Mapping[str, Mapping[str, float]], top: int = 3) -> Table:
+    """Returns the objectives that the gate weighs most in each domain."""
+    table = _table("Mean gate weights: largest by domain", "domain", ())
+    table.add_column("objectives", overflow="fold")
+    for domain, row in weights.items():
+        largest = sorted(row, key=lambda name: _falling(row[name]))[:top]
+        _add_row(table, domain, ", ".join(f"{name} {number(row[name], 2)}" for name in largest))
+    return table
+
+
+def leave_one_out_table(sources: Mapping[str, Section]) -> Table:
+    """Returns length-balanced accuracy on sources that the weights never saw."""
+    scorers = list(dict.fromkeys(k for found in sources.values() for k in found if k != "n"))
+    labels = [name.replace("_", " ") for name in scorers]
+    table = _table("Leave one source out: length-balanced accuracy", "source", ["n", *labels])
+    for source, found in sources.items():
+        _add_row(table, source, count(found.get("n")), *(number(found.get(k)) for k in scorers))
+    return table
+
+
+def planted_table(planted: Section) -> Table:
+    """Returns how much of what was planted the gate found."""
+    columns = ("oracle", "gate", "best_fixed", "recovered", "weight_correlation")
+    table = _table("Planted world", "", [name.replace("_", " ") for name in columns])
+    _add_row(table, "accuracy", *(number(planted.get(name)) for name in columns))
+    return table
+
+
+def _table(title: str, first: str, columns: Iterable[str]) -> Table:
+    table = Table(
+        title=Text(title, style="bold"),
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        show_edge=False,
+        collapse_padding=True,
+    )
+    table.add_column(Text(first), overflow="fold")
+    for name in columns:
+        table.add_column(Text(name), justify="right", vertical="bottom")
+    return table
+
+
+def _add_row(table: Table, *cells: str, style: str = "") -> None:
+    table.add_row(*(Text(cell) for cell in cells), style=style)
+
+
+def _change(before: float | None, after: float | None) -> str:
+    return f"{number(before)} -> {number(after)}"
+
+
+def _falling(value: float | None) -> float:
+    """Returns a sort key: largest first, what is not defined last."""
+    return math.inf if value is None or math.isnan(value) else -value
+
+
+def _ranked(pairs: Mapping[str, Section]) -> list[str]:
+    return sorted(pairs, key=lambda n: _falling(pairs[n].get("macro", {}).get(BALANCED)))
