@@ -17,10 +17,10 @@ def main() -> None:
 
     connect(config.num_workers)
     from rich.console import Console
-    from workflows.report import print_summary
 
     from workflows.armorm import run_armorm
     from workflows.cluster import run_folder
+    from workflows.report import print_summary
 
     console = Console()
     try:

@@ -37,7 +37,9 @@ ARMORM: dict[str, tuple[str, ArmoRMConfig]] = {
                 token_budget=4096,
                 rendering=Rendering(max_prompt_tokens=4096, max_response_tokens=4096),
             ),
-            gate=GateConfig(hidden_size=1024, num_hidden=3, dropout=0.2, batch_size=1024, num_steps=10_000),
+            gate=GateConfig(
+                hidden_size=1024, num_hidden=3, dropout=0.2, batch_size=1024, num_steps=10_000
+            ),
         ),
     ),
 }

@@ -118,7 +118,7 @@ def fill(head: GatedHead, parts: LinearParts, center_O: Array) -> None:
 def baseline_tensors(
     fixed: Fixed, mlp: dict[str, torch.Tensor], scales: Mapping[str, float]
 ) -> dict[str, torch.Tensor]:
-    """Returns the scorers that the gate was compared with, and every scorer's factor to log odds."""
+    """Returns the compared scorers, and every scorer's factor to log odds."""
     tensors = {
         "best_single": torch.tensor(fixed.best_single),
         "best_fixed": torch.tensor(fixed.best_fixed),

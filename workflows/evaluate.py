@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,8 +20,8 @@ from actors.scorer import Scorer
 from panoply.config import EvaluateConfig
 from panoply.data.ingest import Limits, ingest_pairs
 from panoply.data.read import Input
-from panoply.data.tables import PairTable, Split, load_pairs
-from panoply.hub.artefact import Card, hash_keys
+from panoply.data.tables import PairTable, load_pairs
+from panoply.hub.artefact import Card
 from panoply.measure.calibration import reliability
 from workflows.cluster import run_folder
 from workflows.embed import Pool, Texts, prompt_trees, wanted_ids
@@ -66,10 +66,9 @@ def run_evaluate(config: EvaluateConfig, say: Callable[[str], None]) -> dict[str
         "quarantined": dict(ingested.num_quarantined),
     }
     # The factor to log odds is the model's: nothing is fitted on what is evaluated.
-    told = pairs if len(unseen) else replace_split(pairs)
     rows = unseen if len(unseen) else np.arange(len(pairs.gap_P))
     metrics["only_seen"] = not len(unseen)
-    metrics["pairs"] = report_pairs(margins, told, rows, scales)
+    metrics["pairs"] = report_pairs(margins, pairs, rows, scales)
     rivals = [("gate", name) for name in ("best_fixed", "linear_bt", "mlp")]
     metrics["comparisons"] = compare(margins, pairs, rows, rivals)
     metrics["gate"] = {"weights_by_domain": mean_weights(pairs, weights, card.objectives, rows)}
@@ -83,3 +82,72 @@ def run_evaluate(config: EvaluateConfig, say: Callable[[str], None]) -> dict[str
     (out / "metrics.json").write_text(json.dumps(metrics, indent=1))
     write_plots(metrics, out)
     return metrics
+
+
+def is_seen(pairs: PairTable, folder: Path) -> NDArray[np.bool_]:
+    """Returns which pairs have a split key that the model was trained or chosen on."""
+    known = np.load(folder / "seen.npy", allow_pickle=False)
+    keys = np.array([int(key[:16], 16) for key in pairs.split.key_N], dtype=np.uint64)
+    return np.isin(keys, known)
+
+
+def score_texts(
+    texts: Texts, folder: Path, num_workers: int
+) -> tuple[dict[str, dict[str, float]], dict[str, list[float]]]:
+    """Returns the scores of each text by scorer, and the gate's weights of each text's prompt."""
+    ids, _ = wanted_ids(texts)
+    pool = Pool.of_cluster(num_workers)
+    scored = (
+        prompt_trees(texts, frozenset(ids))
+        .repartition(target_num_rows_per_block=BATCH_PROMPTS)
+        .map_batches(
+            Scorer,
+            fn_constructor_args=(str(folder), 1),
+            batch_size=BATCH_PROMPTS,
+            batch_format="pyarrow",
+            num_cpus=pool.cpus,
+            num_gpus=pool.gpus,
+            compute=ActorPoolStrategy(size=pool.num_actors),
+        )
+    )
+    scores: dict[str, dict[str, float]] = {}
+    weights: dict[str, list[float]] = {}
+    for row in scored.iter_rows():
+        name = row.pop("text_id")
+        weights[name] = list(row.pop("gate_weights"))
+        scores[name] = row
+    return scores, weights
+
+
+def margins_of(pairs: PairTable, scores: dict[str, dict[str, float]]) -> dict[str, Array]:
+    """Returns margins by scorer; per-source weights apply where the source is known, else NaN."""
+
+    def margin(chosen: str, rejected: str, name: str) -> float:
+        a, b = scores[chosen].get(name), scores[rejected].get(name)
+        return float("nan") if a is None or b is None else a - b
+
+    columns = list(zip(pairs.chosen_P, pairs.rejected_P, pairs.source_P, strict=True))
+    found = {name: np.array([margin(c, r, name) for c, r, _ in columns]) for name in SCORERS}
+    own = np.array([margin(str(c), str(r), f"per_source.{s}") for c, r, s in columns])
+    return found | ({} if np.isnan(own).all() else {"best_fixed_per_source": own})
+
+
+def mean_weights(
+    pairs: PairTable,
+    weights: dict[str, list[float]],
+    objectives: tuple[str, ...],
+    rows: NDArray[np.int64],
+) -> dict[str, dict[str, float]]:
+    """Returns the gate's mean weight on each objective in each domain."""
+    return {
+        str(domain): dict(
+            zip(
+                objectives,
+                np.mean(
+                    [weights[pairs.chosen_P[i]] for i in rows if pairs.domain_P[i] == domain], 0
+                ).tolist(),
+                strict=True,
+            )
+        )
+        for domain in sorted(set(pairs.domain_P[rows]))
+    }

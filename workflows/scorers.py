@@ -21,7 +21,7 @@ from ray.train.torch import TorchTrainer
 from actors.fitters import HeadTask, fit_heads, load_head, make_gate
 from panoply.config import GateConfig
 from panoply.data.tables import Ints, PairTable, Strings
-from panoply.measure.calibration import fit_scale, log_loss
+from panoply.measure.calibration import fit_scale
 from panoply.measure.intervals import macro_interval, paired_interval
 from panoply.measure.metrics import macro, pair_metrics
 from panoply.model.gate import Gate, ScalarHead
@@ -201,7 +201,6 @@ def report_pairs(
         scales: factor to log odds by scorer (temperature fitted on *calibrate*).
     """
     gap, key, source = pairs.gap_P[rows], pairs.split.key_N[rows], pairs.source_P[rows]
-    train = pairs.split.of("train")
     report: dict[str, Any] = {}
     for name, margin in margins.items():
         own = margin[rows] * scales[name]
@@ -210,10 +209,8 @@ def report_pairs(
             for s in sorted(set(source))
         }
         between = macro_interval(own, gap, source, key)
-        own_scale = fit_scale(margin[train]) if np.isfinite(margin[train]).any() else np.nan
         report[name] = {
             **pair_metrics(own, gap, key),
-            "log_loss_uncalibrated": log_loss(margin[rows] * own_scale),
             "temperature": 1 / scales[name] if scales[name] else float("nan"),
             "macro": {**macro(per_source), "ci95_length_balanced": between["ci95"]},
             "per_source": per_source,

@@ -1,0 +1,57 @@
+"""Score pairs with a reward model: `python -m jobs.evaluate MODEL --pairs FILE... --out DIR`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import tyro
+
+from panoply.config import EvaluateConfig
+
+
+def main(
+    model: Annotated[str, tyro.conf.Positional],
+    /,
+    pairs: tuple[str, ...],
+    out: str = "runs/evaluate",
+    max_pairs_per_source: int = 0,
+    num_workers: int = 2,
+) -> None:
+    """Scores preference pairs with a finished reward model and the scorers it was compared with.
+
+    Args:
+        model: folder of the reward model, as a run leaves it in OUT/model.
+        pairs: preference pair files: Parquet, JSONL, or hub names.
+        out: folder of the results.
+        max_pairs_per_source: most pairs taken of one source, chosen by hash; 0 takes all.
+        num_workers: scoring actors.
+    """
+    config = EvaluateConfig(
+        model=model,
+        pairs=pairs,
+        out=out,
+        max_pairs_per_source=max_pairs_per_source,
+        num_workers=num_workers,
+    )
+    # Ray and torch load only now, after the arguments are known to be right.
+    from workflows.cluster import connect
+
+    connect(config.num_workers)
+    from rich.console import Console
+
+    from workflows.evaluate import run_evaluate
+    from workflows.report import print_summary
+
+    console = Console()
+    try:
+        metrics = run_evaluate(config, console.log)
+    except (ValueError, OSError) as error:
+        console.print(f"[bold red]error:[/] {error}")
+        sys.exit(2)
+    print_summary(metrics, console)
+    console.print(f"results: {out}")
+
+
+if __name__ == "__main__":
+    tyro.cli(main, prog="python -m jobs.evaluate")
