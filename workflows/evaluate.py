@@ -144,7 +144,8 @@ def mean_weights(
             zip(
                 objectives,
                 np.mean(
-                    [weights[pairs.chosen_P[i]] for i in rows if pairs.domain_P[i] == domain], 0
+                    [weights[str(pairs.chosen_P[i])] for i in rows if pairs.domain_P[i] == domain],
+                    0,
                 ).tolist(),
                 strict=True,
             )
