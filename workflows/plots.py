@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -75,8 +76,8 @@ def _draw_grid(axes: Axes, grid: Array, num_colored: int) -> None:
     colored = np.array(grid)
     colored[:, num_colored:] = np.nan
     top = float(np.nanmax(colored, initial=0.0)) or 1.0
-    image = axes.imshow(np.ma.masked_invalid(colored), cmap="cividis", vmin=0, vmax=top)
-    image.cmap.set_bad("#E6E6E6")
+    colors = colormaps["cividis"].with_extremes(bad="#E6E6E6")
+    image = axes.imshow(np.ma.masked_invalid(colored), cmap=colors, vmin=0, vmax=top)
     image.axes.set_aspect("auto")
     for (row, column), value in np.ndenumerate(grid):
         dark = column < num_colored and value < 0.55 * top
