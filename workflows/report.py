@@ -46,6 +46,7 @@ def write_plots(metrics: Mapping[str, Any], folder: Path) -> list[Path]:
         figures["length_bias"] = plots.length_bias(debias)
     if pairs := metrics.get("pairs"):
         figures["baselines"] = plots.baselines(pairs)
+    folder.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png", dpi=130)
