@@ -52,7 +52,7 @@ def objectives_table(objectives: Mapping[str, Section]) -> Part:
     silent = [n for n in names if objectives[n].get("signal") is False]
     short = len(names) > MANY
     title = f"Objectives on held-out ratings ({len(names)}, {len(silent)} without signal)"
-    columns = ("n", "Spearman", "95 % interval", "R2", "length alone", "prompt alone", "")
+    columns = ("n", "Spearman", "95 %", "R2", "length", "prompt", "")
     table = _table(title, "objective", columns)
     for name in names:
         found = objectives[name]
