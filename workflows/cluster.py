@@ -41,7 +41,13 @@ def connect(num_workers: int) -> None:
         log_to_driver=False,
         logging_level=logging.ERROR,
     )
-    for name in ("ray.data", "ray.train"):
+    import ray.data  # its import sets the level of its loggers
+    import ray.train
+
+    from panoply.hub.backbone import quiet as quiet_transformers
+
+    quiet_transformers()
+    for name in (ray.data.__name__, ray.train.__name__):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 

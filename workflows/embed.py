@@ -124,7 +124,8 @@ def prompt_trees(
             names = ["prompt_id", "prompt", *(name for pair in columns for name in pair)]
             rows = ray.data.read_parquet(list(files), columns=names)
             parts.append(rows.map_batches(as_trees(columns), batch_format="pyarrow"))
-    data = parts[0].union(*parts[1:]).map_batches(keep, batch_format="pyarrow")
+    rows = parts[0].union(*parts[1:]) if len(parts) > 1 else parts[0]
+    data = rows.map_batches(keep, batch_format="pyarrow")
     # The shuffle ends before the actors take the CPUs: on a full cluster it would wait for them.
     return data.groupby("prompt_id").map_groups(one_prompt, batch_format="numpy").materialize()
 
