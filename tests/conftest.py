@@ -44,6 +44,7 @@ def tiny_model_folder(tmp_path_factory, tiny_tokenizer):
         num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=2,
+        initializer_range=0.3,  # wide, so that attention moves the states
     )
     LlamaModel(config).save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)

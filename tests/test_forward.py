@@ -1,121 +1,210 @@
 """The shared-prefix forward gives every response the features that it would get alone."""
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
-from transformers import (
-    Gemma2Config,
-    Gemma2Model,
-    GemmaConfig,
-    GemmaModel,
-    GPTNeoXConfig,
-    GPTNeoXModel,
-    LlamaConfig,
-    LlamaModel,
-    MistralConfig,
-    MistralModel,
-    Qwen2Config,
-    Qwen2Model,
-)
+from transformers import AutoConfig, AutoModel
 
-from panoply.model.forward import Decoder, encode, encode_plain, takes_tree_masks, tree_mask
-from panoply.model.tree import Branch, TokenTree, lay_out, pack
+from panoply.model.forward import Decoder, encode, encode_plain, takes_tree_masks
+from panoply.model.tree import Branch, TokenTree
 
+NUM_TOKENS, WINDOW, DEPTHS = 97, 6, (1, 2, 4)
+NAMES = ("gate_GLD", "last_RLD", "mean_RLD")
+# Wide initial weights, so that attention moves the states and a wrong mask is seen.
 SMALL = {
-    "vocab_size": 97,
+    "vocab_size": NUM_TOKENS,
     "hidden_size": 32,
     "intermediate_size": 48,
-    "num_hidden_layers": 3,
+    "num_hidden_layers": 4,
     "num_attention_heads": 4,
-    "num_key_value_heads": 2,
+    "initializer_range": 0.3,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 0,
 }
+GROUPED = {"num_key_value_heads": 2, "head_dim": 8}
+HALF = ["sliding_attention", "full_attention"] * 2
 FAMILIES = {
-    "llama": lambda: LlamaModel(LlamaConfig(**SMALL)),
-    "qwen2": lambda: Qwen2Model(Qwen2Config(**SMALL)),
-    "mistral-window": lambda: MistralModel(MistralConfig(**SMALL, head_dim=8, sliding_window=9)),
-    "gemma": lambda: GemmaModel(GemmaConfig(**SMALL, head_dim=8)),
-    "gemma2-mixed": lambda: Gemma2Model(Gemma2Config(**SMALL, head_dim=8, sliding_window=9)),
-    "gpt-neox": lambda: GPTNeoXModel(
-        GPTNeoXConfig(**{k: v for k, v in SMALL.items() if k != "num_key_value_heads"})
-    ),
+    "llama": GROUPED,
+    "qwen2": GROUPED,
+    "qwen3": GROUPED,
+    "mistral": GROUPED | {"sliding_window": WINDOW},
+    "gemma": GROUPED,
+    "gemma2": GROUPED | {"sliding_window": WINDOW, "layer_types": HALF},
+    "gemma3_text": GROUPED | {"sliding_window": WINDOW, "layer_types": HALF},
+    "gpt_neox": {},
 }
+WINDOWED = ("mistral", "gemma2", "gemma3_text")
+PLAIN_ONLY = {
+    "bloom": {"n_layer": 2, "n_head": 4},
+    "lfm2": {"layer_types": ["conv", "full_attention"], "num_key_value_heads": 2},
+    "rwkv": {"attention_hidden_size": 32},
+}
+"""Models without positions, without attention, or with layers that no mask reaches."""
+
+
+def make(family, dtype=torch.float32, **changes):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **(SMALL | (FAMILIES | PLAIN_ONLY)[family] | changes))
+    return AutoModel.from_config(config, dtype=dtype).eval()
 
 
 def random_trees(seed, num_trees=6):
     rng = np.random.default_rng(seed)
 
     def tokens(low, high):
-        return tuple(rng.integers(0, 97, size=rng.integers(low, high)).tolist())
+        return tuple(rng.integers(0, NUM_TOKENS, size=rng.integers(low, high)).tolist())
 
     trees = []
     for _ in range(num_trees):
-        shared = tokens(3, 20)
-        branches = []
-        for _ in range(rng.integers(1, 6)):
-            text = tokens(2, 15)
-            branches.append(Branch(text, 0, len(text) - 1))
-        trees.append(TokenTree(shared, tuple(branches), gate=len(shared) - 2))
+        shared, texts = tokens(3, 20), [tokens(2, 15) for _ in range(rng.integers(1, 6))]
+        branches = tuple(Branch(text, len(text) // 3, len(text) - 1) for text in texts)
+        trees.append(TokenTree(shared, branches, gate=int(rng.integers(len(shared)))))
     return trees
 
 
+def cut_to(model, depth):
+    """A model of `depth` layers with copied weights, made by transformers alone."""
+    config = deepcopy(model.config)
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:depth]
+    config.num_hidden_layers = depth
+    short = AutoModel.from_config(config).eval()
+    short.load_state_dict({name: model.state_dict()[name] for name in short.state_dict()})
+    return short
+
+
+@torch.no_grad()
+def separate(model, trees):
+    """Gate, last and mean states of the last layer, one unpadded sequence at a time, no mask."""
+    gate, last, mean = [], [], []
+    for tree in trees:
+        for branch in tree.branches:
+            tokens, offset = [*tree.shared, *branch.tokens], len(tree.shared)
+            state_TD = model(input_ids=torch.tensor([tokens]), use_cache=False).last_hidden_state[0]
+            last.append(state_TD[-1])
+            mean.append(state_TD[offset + branch.start : offset + branch.stop].mean(0))
+        gate.append(state_TD[tree.gate])
+    return [torch.stack(states).float() for states in (gate, last, mean)]
+
+
 def relative(a, b):
-    return float((a - b).norm() / b.norm())
+    return float(((a - b).norm(dim=-1) / b.norm(dim=-1)).max())
+
+
+def drift(found, wanted):
+    return max(relative(getattr(found, name), getattr(wanted, name)) for name in NAMES)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_packed_trees_equal_separate_sequences_at_every_depth(family):
-    torch.manual_seed(0)
-    decoder = Decoder(FAMILIES[family](), depths=[1, 3])
-    trees = random_trees(1)
-    plain = encode_plain(decoder, trees, batch_size=1)
-    for budget, rows in ((40, 3), (200, 1)):
-        packed = encode(decoder, trees, budget=budget, rows_per_forward=rows)
-        for name in ("gate_GLD", "last_RLD", "mean_RLD"):
-            assert relative(getattr(packed, name), getattr(plain, name)) < 1e-4
+def test_every_depth_equals_a_model_cut_to_it_on_separate_sequences(family):
+    model, trees = make(family), random_trees(1)
+    wanted = [separate(cut_to(model, depth), trees) for depth in DEPTHS]
+    decoder = Decoder(model, DEPTHS)
+    for packed in (
+        encode(decoder, trees, budget=200),
+        encode(decoder, trees, budget=40, rows_per_forward=3),
+        encode_plain(decoder, trees, batch_size=5),
+    ):
+        for level, states in enumerate(wanted):
+            for name, state_ND in zip(NAMES, states, strict=True):
+                assert relative(getattr(packed, name)[:, level], state_ND) < 1e-4
     assert takes_tree_masks(decoder)
 
 
-def test_a_depth_is_what_a_model_cut_to_it_returns():
-    torch.manual_seed(0)
-    model = FAMILIES["llama"]()
-    state = {k: v.clone() for k, v in model.state_dict().items()}
-    short = LlamaModel(LlamaConfig(**SMALL | {"num_hidden_layers": 2}))
-    short.load_state_dict({k: v for k, v in state.items() if not k.startswith("layers.2.")})
-    trees = random_trees(2)
-    deep = encode(Decoder(model, depths=[2, 3]), trees)
-    cut = encode(Decoder(short, depths=[2]), trees)
-    assert relative(deep.mean_RLD[:, :1], cut.mean_RLD) < 1e-5
+@pytest.mark.parametrize("family", WINDOWED)
+def test_the_windows_of_these_models_are_shorter_than_the_sequences(family):
+    trees = random_trees(1)
+    narrow, wide = make(family), make(family, sliding_window=100)
+    states = zip(separate(narrow, trees), separate(wide, trees), strict=True)
+    assert max(relative(a, b) for a, b in states) > 1e-2
 
 
-def test_a_branch_sees_its_ancestors_and_itself_only():
-    row = pack(random_trees(3), budget=200)[0]
-    layout = lay_out(row)
-    tree, branch = layout.tree_T, layout.branch_T
-    for q, seen in enumerate(tree_mask(layout)):
-        for k, allowed in enumerate(seen):
-            ancestor = branch[k] == -1 or branch[k] == branch[q]
-            assert bool(allowed) == bool(k <= q and tree[k] == tree[q] and ancestor)
+@pytest.mark.parametrize("seed", range(6))
+def test_random_trees_are_exact_under_any_budget_and_number_of_rows(seed):
+    rng = np.random.default_rng(seed)
+    trees = random_trees(100 + seed, num_trees=int(rng.integers(1, 12)))
+    decoder = Decoder(make("gemma2"), [2, 4])
+    plain = encode_plain(decoder, trees, batch_size=1)
+    for budget in (1, int(rng.integers(20, 80)), 1024):
+        rows = int(rng.integers(1, 6))
+        assert drift(encode(decoder, trees, budget=budget, rows_per_forward=rows), plain) < 1e-4
 
 
-@pytest.mark.parametrize("budget", [1, 30, 64, 10_000])
-def test_packing_keeps_every_branch_once_and_the_budget(budget):
-    trees = random_trees(4, num_trees=20)
-    rows = pack(trees, budget)
-    found = sorted((x.tree, x.branch) for row in rows for leaves in row.leaves for x in leaves)
-    wanted = [(i, j) for i, tree in enumerate(trees) for j in range(len(tree.branches))]
-    assert found == wanted
-    for row in rows:
-        alone = len(row.trees) == 1 and len(row.trees[0].branches) == 1
-        assert row.num_tokens <= budget or alone
+def test_a_prompt_split_over_rows_has_one_gate_feature():
+    branch = Branch((5, 6, 7, 8), 0, 4)
+    tree = TokenTree((3, 1, 4), (branch,) * 4, gate=1)
+    features = encode(Decoder(make("llama"), [4]), [tree, tree], budget=7)
+    assert features.gate_GLD.shape == (2, 1, 32)
+    assert relative(features.last_RLD[1:], features.last_RLD[:1]) < 1e-5
 
 
-def test_a_pair_costs_its_prompt_once():
-    branch = Branch(tuple(range(50)), 0, 50)
-    tree = TokenTree(tuple(range(100)), (branch, branch), gate=0)
-    assert tree.num_tokens == 100 + 2 * 50
-    assert tree.num_separate_tokens == 2 * (100 + 50)
+def test_pad_and_end_tokens_inside_texts_are_tokens_like_any_other():
+    # Token 0 is this model's pad and end token, and fills the padding of a batch.
+    model = make("llama")
+    model.embed_tokens.weight.data[0] = 0.3  # a fresh pad embedding is zero, a trained one is not
+    trees = [
+        TokenTree((3, 0, 0, 4), (Branch((0, 5, 0), 0, 3), Branch((6,) * 9, 0, 9)), gate=2),
+        TokenTree((0, 7), (Branch((0, 0), 0, 2),), gate=0),
+    ]
+    wanted = separate(model, trees)
+    decoder = Decoder(model, [4])
+    for found in (
+        encode(decoder, trees, budget=9, rows_per_forward=3),
+        encode_plain(decoder, trees),
+    ):
+        for name, state_ND in zip(NAMES, wanted, strict=True):
+            assert relative(getattr(found, name)[:, 0], state_ND) < 1e-4
 
 
-def test_positions_are_depths_in_the_tree():
-    tree = TokenTree((5, 6, 7), (Branch((1, 2), 0, 2), Branch((3,), 0, 1)), gate=1)
-    assert lay_out(pack([tree], 100)[0]).positions_T.tolist() == [0, 1, 2, 3, 4, 3]
+@pytest.mark.parametrize("family", PLAIN_ONLY)
+def test_a_model_that_takes_no_tree_mask_is_found_out_and_runs_on_plain_batches(family):
+    model, trees = make(family, num_hidden_layers=2), random_trees(2, 3)
+    wanted = separate(model, trees)
+    decoder = Decoder(model, [1, 2])
+    assert not takes_tree_masks(decoder)
+    found = encode_plain(decoder, trees, batch_size=4)
+    for name, state_ND in zip(NAMES, wanted, strict=True):
+        assert relative(getattr(found, name)[:, 1], state_ND) < 1e-4
+
+
+def test_bfloat16_drifts_by_its_own_rounding_only():
+    trees = random_trees(3)
+    exact = encode(Decoder(make("llama", initializer_range=0.1), [2, 4]), trees)
+    half = make("llama", initializer_range=0.1).to(torch.bfloat16)
+    rough = encode(Decoder(half, [2, 4]), trees)
+    separate_rough = encode_plain(Decoder(half, [2, 4]), trees, batch_size=1)
+    assert takes_tree_masks(Decoder(half, [2, 4]))
+    assert rough.last_RLD.dtype == torch.float32
+    assert 1e-4 < drift(rough, exact) < 0.05
+    assert drift(rough, separate_rough) < 0.05
+
+
+def test_no_trees_give_no_features_on_either_path():
+    decoder = Decoder(make("llama"), [1, 4])
+    for found in (encode(decoder, []), encode_plain(decoder, [])):
+        assert [getattr(found, name).shape for name in NAMES] == [(0, 2, 32)] * 3
+
+
+def test_features_of_either_path_can_be_trained_on():
+    decoder, head = Decoder(make("llama"), [4]), torch.nn.Linear(32, 1)
+    for found in (encode(decoder, random_trees(4, 2)), encode_plain(decoder, random_trees(4, 2))):
+        head.zero_grad()
+        head(found.last_RLD[:, 0]).sum().backward()
+        assert head.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("depths", [(), (0, 2), (5,)])
+def test_depths_outside_the_model_are_refused(depths):
+    with pytest.raises(ValueError, match=r"must lie in 1\.\.4"):
+        Decoder(make("llama"), depths)
+
+
+def test_a_model_that_is_no_decoder_is_refused():
+    config = AutoConfig.for_model(
+        "bert", vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4
+    )
+    with pytest.raises(ValueError, match="no final norm found in BertModel"):
+        Decoder(AutoModel.from_config(config), [1])

@@ -78,7 +78,7 @@ def _draw_grid(axes: Axes, grid: Array, num_colored: int) -> None:
     top = float(np.nanmax(colored, initial=0.0)) or 1.0
     colors = colormaps["cividis"].with_extremes(bad="#E6E6E6")
     image = axes.imshow(np.ma.masked_invalid(colored), cmap=colors, vmin=0, vmax=top)
-    image.axes.set_aspect("auto")
+    axes.set_aspect("auto")
     for (row, column), value in np.ndenumerate(grid):
         dark = column < num_colored and value < 0.55 * top
         text = "-" if np.isnan(value) else f"{value:.2f}".removeprefix("0")

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
-from urllib.parse import urlparse
+from urllib.parse import unquote, urlparse
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +33,7 @@ VERSION = 1
 def open_store(uri: str) -> tuple[pafs.FileSystem, str]:
     """Returns the file system and path of a local path or a URI (file, s3, gs)."""
     if urlparse(uri).scheme in ("", "file"):
-        path = Path(urlparse(uri).path if uri.startswith("file:") else uri)
+        path = Path(unquote(urlparse(uri).path) if uri.startswith("file:") else uri)
         return pafs.LocalFileSystem(), str(path.expanduser().absolute())
     return pafs.FileSystem.from_uri(uri)
 

@@ -20,7 +20,14 @@ from torch import nn
 from panoply.config import DType, Rendering
 from panoply.data.schema import Message, Prompt
 from panoply.hub.embedded import NAME, embedded_model
-from panoply.model.forward import Decoder, Features, encode, encode_plain, takes_tree_masks
+from panoply.model.forward import (
+    Decoder,
+    Features,
+    encode,
+    encode_plain,
+    find_layers,
+    takes_tree_masks,
+)
 from panoply.model.tree import Branch, TokenTree
 
 PLAIN_TEMPLATE = (
@@ -92,16 +99,21 @@ class Renderer:
                 f"the chat template refuses roles {[m['role'] for m in prompt]!r}: {error}"
             ) from error
         body, opening, *full = self._ids(texts)
-        starts = [_common_prefix(opening, ids) for ids in full]
+        # An empty response may leave no token of its own: the last one stands for it.
+        starts = [min(_common_prefix(opening, ids), len(ids) - 1) for ids in full]
         shared = min(starts)
-        limit = self.rendering.max_prompt_tokens
-        dropped = max(0, shared - limit)
+        # Counted on what the prompt alone gives, so that siblings do not move the cut.
+        dropped = min(max(0, len(opening) - self.rendering.max_prompt_tokens), shared - 1)
         gate = shared - 1
         if self.rendering.gate == "header_first":
             gate = min(_common_prefix(body, opening), shared - 1)
         branches = [self._branch(ids, s, shared) for ids, s in zip(full, starts, strict=True)]
+        # BOS once, also before a prompt that lost its beginning: models lean on it.
+        kept = full[0][dropped:shared]
+        if dropped:
+            kept[: len(self.bos)] = self.bos
         tree = TokenTree(
-            shared=tuple(full[0][dropped:shared]),
+            shared=tuple(kept),
             branches=tuple(branch for branch, _ in branches),
             gate=max(0, gate - dropped),
         )
@@ -143,7 +155,8 @@ def hash_weights(model: nn.Module) -> str:
     seen = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(model.state_dict().items()):
         seen.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        seen.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        flat = tensor.detach().cpu().contiguous().reshape(-1)  # scalars have no bytes to view
+        seen.update(flat.view(torch.uint8).numpy().data)
     return seen.hexdigest()
 
 
@@ -212,7 +225,7 @@ def load_backbone(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModel.from_pretrained(folder, dtype=choose_dtype(dtype, device))
-    layers = int(model.config.num_hidden_layers)
+    layers = len(cast(nn.ModuleList, model.get_submodule(find_layers(model))))
     renderer = Renderer(tokenizer, rendering or Rendering())
     return Backbone(name, model.to(device), renderer, depths or [layers])
 

@@ -10,8 +10,9 @@ takes a 4-D mask works as it is. Models that do not take one (checked once, on n
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, cast
@@ -21,6 +22,18 @@ import torch
 from torch import Tensor, nn
 
 from panoply.model.tree import Branch, Layout, Row, TokenTree, lay_out, pack
+
+FINAL_NORMS = (
+    "norm",
+    "final_layer_norm",
+    "final_layernorm",
+    "final_norm",
+    "norm_f",
+    "ln_f",
+    "ln_out",
+    "embedding_norm",
+)
+"""What Hugging Face decoders call the norm after their last layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +58,17 @@ class Decoder:
     def __init__(self, model: nn.Module, depths: Sequence[int]) -> None:
         self.model = model.eval().requires_grad_(False)
         self.config = cast(Any, model.config)
-        self.layers = cast(nn.ModuleList, model.get_submodule(find_layers(model)))
         self.depths = tuple(depths)
-        if not depths or min(depths) < 1 or max(depths) > len(self.layers):
-            raise ValueError(f"depths {depths!r} must lie in 1..{len(self.layers)}")
+        name = find_layers(model)
+        found = len(cast(nn.ModuleList, model.get_submodule(name)))
+        if not depths or min(depths) < 1 or max(depths) > found:
+            raise ValueError(f"depths {depths!r} must lie in 1..{found}")
         cut(model, max(depths))
+        # After the cut: a reference to the full list would keep the dropped layers in memory.
+        self.layers = cast(nn.ModuleList, model.get_submodule(name))
         self.norm = find_norm(model)
+        # Recurrent and ALiBi models know no positions: right padding keeps theirs right.
+        self.takes_positions = "position_ids" in inspect.signature(model.forward).parameters
 
     @property
     def hidden_size(self) -> int:
@@ -105,7 +123,7 @@ def find_layers(model: nn.Module) -> str:
     Raises:
         ValueError: the model has no such list.
     """
-    count = int(cast(Any, model.config).num_hidden_layers)
+    count = getattr(model.config, "num_hidden_layers", None)
     names = [
         name
         for name, module in model.named_modules()
@@ -120,12 +138,18 @@ def find_layers(model: nn.Module) -> str:
 
 
 def find_norm(model: nn.Module) -> nn.Module:
-    """Returns the norm that the stack applies after its last layer."""
-    for name in ("norm", "final_layer_norm", "final_layernorm", "ln_f"):
-        if hasattr(model, name):
-            return cast(nn.Module, getattr(model, name))
+    """Returns the norm that the stack applies after its last layer: a sibling of the layers.
+
+    Raises:
+        ValueError: the model has no such norm.
+    """
+    stack = dict(model.get_submodule(find_layers(model).rpartition(".")[0]).named_children())
+    for name in FINAL_NORMS:
+        if name in stack:
+            return stack[name]
     raise ValueError(
-        f"no final norm found in {type(model).__name__}: {list(dict(model.named_children()))}"
+        f"no final norm found in {type(model).__name__}: {list(stack)}, expected one of "
+        f"{FINAL_NORMS}"
     )
 
 
@@ -137,7 +161,9 @@ def cut(model: nn.Module, num_layers: int) -> None:
     setattr(model.get_submodule(parent), leaf, kept)
     config = cast(Any, model.config)
     if getattr(config, "layer_types", None):
-        config.layer_types = list(config.layer_types[:num_layers])
+        # Some configurations derive the types from the number of layers.
+        with suppress(AttributeError):
+            config.layer_types = list(config.layer_types[:num_layers])
     config.num_hidden_layers = num_layers
 
 
@@ -188,7 +214,7 @@ def attention_masks(layouts: Sequence[Layout], config: Any, dtype: torch.dtype) 
     return additive(near if everywhere else seen)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def forward_rows(decoder: Decoder, rows: Sequence[Row]) -> list[Features]:
     """Runs rows in one forward and pools them; one `Features` per row.
 
@@ -254,13 +280,13 @@ def encode(
     return Features(gate, last, mean)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def encode_plain(decoder: Decoder, trees: Sequence[TokenTree], *, batch_size: int = 8) -> Features:
     """The same features from separate, right-padded sequences: the reference and the fallback."""
     leaves = [(g, branch) for g, tree in enumerate(trees) for branch in tree.branches]
-    gate = torch.empty(len(trees), len(decoder.depths), decoder.hidden_size)
-    last: list[Tensor] = []
-    mean: list[Tensor] = []
+    shape = (len(decoder.depths), decoder.hidden_size)
+    gate = torch.empty(len(trees), *shape)
+    last, mean = torch.empty(len(leaves), *shape), torch.empty(len(leaves), *shape)
     for i in range(0, len(leaves), batch_size):
         batch = leaves[i : i + batch_size]
         lengths = [len(trees[g].shared) + len(branch.tokens) for g, branch in batch]
@@ -269,18 +295,19 @@ def encode_plain(decoder: Decoder, trees: Sequence[TokenTree], *, batch_size: in
         for b, ((g, branch), size) in enumerate(zip(batch, lengths, strict=True)):
             tokens[b, :size] = torch.tensor(trees[g].shared + branch.tokens)
             mask[b, :size] = 1
-        positions = (mask.cumsum(1) - 1).clamp_min(0)
-        inputs = {"attention_mask": mask, "position_ids": positions}
+        inputs = {"attention_mask": mask}
+        if decoder.takes_positions:
+            inputs["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)
         states = decoder.states(
             tokens.to(decoder.device), **{k: v.to(decoder.device) for k, v in inputs.items()}
         )
         states_BLTD = torch.stack([s.float().cpu() for s in states], dim=1)
-        for state_LTD, (g, branch), size in zip(states_BLTD, batch, lengths, strict=True):
-            offset = len(trees[g].shared)
+        for b, ((g, branch), size) in enumerate(zip(batch, lengths, strict=True)):
+            state_LTD, offset = states_BLTD[b], len(trees[g].shared)
             gate[g] = state_LTD[:, trees[g].gate]
-            last.append(state_LTD[:, size - 1])
-            mean.append(state_LTD[:, offset + branch.start : offset + branch.stop].mean(1))
-    return Features(gate, torch.stack(last), torch.stack(mean))
+            last[i + b] = state_LTD[:, size - 1]
+            mean[i + b] = state_LTD[:, offset + branch.start : offset + branch.stop].mean(1)
+    return Features(gate, last, mean)
 
 
 def takes_tree_masks(decoder: Decoder, *, tolerance: float | None = None) -> bool:
@@ -296,11 +323,13 @@ def takes_tree_masks(decoder: Decoder, *, tolerance: float | None = None) -> boo
         TokenTree(tuple(draw[:10]), branches, gate=9),
         TokenTree(tuple(draw[31:36]), (Branch(tuple(draw[36:]), 1, 3),), gate=2),
     ]
+    if not decoder.takes_positions:
+        return False
     bound = tolerance or (1e-4 if decoder.dtype == torch.float32 else 5e-2)
     plain = encode_plain(decoder, trees, batch_size=1)
     try:
         packed = encode(decoder, trees)
-    except (TypeError, ValueError, RuntimeError, IndexError):
+    except (TypeError, ValueError, RuntimeError, LookupError, AttributeError):
         return False
     return all(
         bool((a - b).norm() <= bound * b.norm())

@@ -11,6 +11,16 @@ import torch
 from torch import Tensor, nn
 
 
+def spread_of(features_BD: Tensor) -> Tensor:
+    """Returns the deviation of each feature `[D]`, 1 for one that does not vary.
+
+    A tiny divisor would turn the first other value of such a feature into thousands.
+    """
+    spread_D = features_BD.std(0, correction=0)
+    varies_D = spread_D > 1e-6 * features_BD.abs().amax(0)
+    return torch.where(varies_D, spread_D, torch.ones_like(spread_D))
+
+
 class Gate(nn.Module):
     """Prompt-conditioned weights over objectives (arXiv 2406.12845, section 3.2).
 
@@ -46,7 +56,7 @@ class Gate(nn.Module):
     def standardize(self, features_BD: Tensor) -> None:
         """Takes the mean and deviation of training features as the scale of f(x)."""
         self.shift.copy_(features_BD.mean(0))
-        self.spread.copy_(features_BD.std(0).clamp_min(1e-6))
+        self.spread.copy_(spread_of(features_BD))
 
     def weights(self, features_BD: Tensor) -> Tensor:
         """Returns softmax weights `[B, O]`: positive, summing to 1 for each prompt."""
@@ -78,7 +88,7 @@ class ScalarHead(nn.Module):
     def standardize(self, features_BD: Tensor) -> None:
         """Takes the mean and deviation of training features as the scale of the input."""
         self.shift.copy_(features_BD.mean(0))
-        self.spread.copy_(features_BD.std(0).clamp_min(1e-6))
+        self.spread.copy_(spread_of(features_BD))
 
     def forward(self, features_BD: Tensor) -> Tensor:
         """Returns scores `[B]`."""

@@ -51,6 +51,8 @@ class TokenTree:
     def __post_init__(self) -> None:
         if not 0 <= self.gate < len(self.shared):
             raise ValueError(f"gate position {self.gate!r} is outside {len(self.shared)} tokens")
+        if not self.branches:
+            raise ValueError("a token tree needs at least one branch, got none")
 
     @property
     def num_tokens(self) -> int:
