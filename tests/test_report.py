@@ -154,11 +154,10 @@ def test_every_plot_is_a_picture_with_something_on_it(tmp_path, num_objectives, 
         assert (picture[..., :3] < 0.9).any(axis=-1).mean() > 0.01
 
 
-def test_metrics_read_back_from_json_give_the_same_summary_and_plots(tmp_path):
+def test_metrics_read_back_from_json_give_the_same_summary():
     metrics = example_metrics()
-    read = json.loads(json.dumps(metrics))
-    assert summary(read) == summary(metrics)
-    assert len(write_plots(read, tmp_path)) == 4
+    metrics["planted"]["recovered"] = float("nan")
+    assert summary(json.loads(json.dumps(metrics))) == summary(metrics)
 
 
 def test_sections_that_a_run_does_not_have_are_skipped(tmp_path):
@@ -239,10 +238,20 @@ def test_many_objectives_are_all_named_and_fit_in_a_hundred_columns():
     assert len(text.split("Debias")[0].splitlines()) < 45
 
 
-def test_no_number_is_cut_in_a_hundred_columns_and_no_color_leaves_a_file():
-    text = summary(example_metrics(40, 12))
+def test_neither_numbers_nor_names_are_cut_in_a_hundred_columns_and_a_file_gets_no_color():
+    metrics = example_metrics(40, 12)
+    metrics["pairs"]["oracle"] = metrics["pairs"]["gate"]
+    text = summary(metrics)
     assert "…" not in text
     assert "\x1b" not in text
+    table = text.split("accuracy by source")[1].split("Paired")[0]
+    assert all(word in table for name in SCORERS for word in name.split("_"))
+    for source in metrics["pairs"]["gate"]["per_source"]:
+        line = next(line for line in table.splitlines() if line.startswith(f"{source} "))
+        each = [found["per_source"][source] for found in metrics["pairs"].values()]
+        numbers = sorted(f"{found['accuracy_length_balanced']:.3f}" for found in each)
+        assert line.split()[1] == "130"
+        assert sorted(line.split()[2:]) == numbers
 
 
 def test_names_are_text_and_not_markup(tmp_path):

@@ -126,8 +126,10 @@ def prompt_trees(
             parts.append(rows.map_batches(as_trees(columns), batch_format="pyarrow"))
     rows = parts[0].union(*parts[1:]) if len(parts) > 1 else parts[0]
     data = rows.map_batches(keep, batch_format="pyarrow")
-    # The shuffle ends before the actors take the CPUs: on a full cluster it would wait for them.
-    return data.groupby("prompt_id").map_groups(one_prompt, batch_format="numpy").materialize()
+    trees = data.groupby("prompt_id").map_groups(one_prompt, batch_format="numpy")
+    # Blocks of one shard each: counts arrive, and are lost, shard by shard. All of this ends
+    # before the actors take the CPUs: on a full cluster it would wait for them for ever.
+    return trees.repartition(target_num_rows_per_block=SHARD_PROMPTS).materialize()
 
 
 def embed(
@@ -166,8 +168,7 @@ def embed(
         return store, counts
 
     trees = prompt_trees(texts, missing, prompts)
-    # Blocks of one shard each: counts arrive, and are lost, shard by shard.
-    done = trees.repartition(target_num_rows_per_block=SHARD_PROMPTS).map_batches(
+    done = trees.map_batches(
         Embedder,
         fn_constructor_args=(config, depths, store_root, max(1, int(pool.cpus))),
         batch_size=SHARD_PROMPTS,

@@ -24,14 +24,13 @@ from panoply.data.tables import PairTable, load_pairs
 from panoply.hub.artefact import Card
 from panoply.measure.calibration import reliability
 from workflows.cluster import run_folder
-from workflows.embed import Pool, Texts, prompt_trees, wanted_ids
+from workflows.embed import SHARD_PROMPTS, Pool, Texts, prompt_trees, wanted_ids
 from workflows.report import write_plots
 from workflows.scorers import compare, report_pairs
 from workflows.tracking import git_commit
 
 Array: TypeAlias = NDArray[np.float64]
 SCORERS = ("gate", "uniform", "best_single", "best_fixed", "linear", "linear_bt", "mlp")
-BATCH_PROMPTS = 64
 
 
 def run_evaluate(config: EvaluateConfig, say: Callable[[str], None]) -> dict[str, Any]:
@@ -97,18 +96,14 @@ def score_texts(
     """Returns the scores of each text by scorer, and the gate's weights of each text's prompt."""
     ids, _ = wanted_ids(texts)
     pool = Pool.of_cluster(num_workers)
-    scored = (
-        prompt_trees(texts, frozenset(ids))
-        .repartition(target_num_rows_per_block=BATCH_PROMPTS)
-        .map_batches(
-            Scorer,
-            fn_constructor_args=(str(folder), 1),
-            batch_size=BATCH_PROMPTS,
-            batch_format="pyarrow",
-            num_cpus=pool.cpus,
-            num_gpus=pool.gpus,
-            compute=ActorPoolStrategy(size=pool.num_actors),
-        )
+    scored = prompt_trees(texts, frozenset(ids)).map_batches(
+        Scorer,
+        fn_constructor_args=(str(folder), 1),
+        batch_size=SHARD_PROMPTS,
+        batch_format="pyarrow",
+        num_cpus=pool.cpus,
+        num_gpus=pool.gpus,
+        compute=ActorPoolStrategy(size=pool.num_actors),
     )
     scores: dict[str, dict[str, float]] = {}
     weights: dict[str, list[float]] = {}

@@ -62,12 +62,12 @@ def gate_weights(weights: Mapping[str, Mapping[str, float]]) -> Figure:
         others = np.nansum(np.delete(values_RO, shown, axis=1), axis=1)
         grid = np.column_stack([grid, others])
         columns.append(f"other (sum of {num_others})")
-    figure = _figure(3.2 + 0.62 * len(columns), 2.9 + 0.36 * len(domains))
+    title = "What the gate weighs: mean weight of each objective, by domain"
+    figure = _figure(title, max(7.0, 3.2 + 0.62 * len(columns)), 2.9 + 0.36 * len(domains))
     axes = figure.subplots()
     _draw_grid(axes, grid, num_colored=len(shown))
     axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(domains)), [readable(domain) for domain in domains])
-    axes.set_title("What the gate weighs: mean weight of each objective, by domain")
     return figure
 
 
@@ -100,7 +100,8 @@ def reliability(curves: Mapping[str, Section], pairs: Mapping[str, Section]) -> 
         curves: scorer -> `count`, `confidence`, `accuracy` of each bin of [1/2, 1].
         pairs: scorer -> `ece`, `ece_floor`, for the legend; scorers may be absent.
     """
-    figure = _figure(6.4, 6.6)
+    title = "Are stated confidences met? Calibration of the predicted winner"
+    figure = _figure(title, 6.8, 7.0)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3.2, 1))
     upper.plot([0.5, 1], [0.5, 1], color=GRAY, linewidth=1, label="perfect calibration")
     drawn = [curve for curve in CURVES if curve[0] in curves]
@@ -116,8 +117,7 @@ def reliability(curves: Mapping[str, Section], pairs: Mapping[str, Section]) -> 
         offset = (number - (len(drawn) - 1) / 2) * width
         lower.bar(center + offset, count, width, color=color)
     upper.set_ylabel("share of predicted winners that won")
-    upper.legend(loc="best", frameon=False)
-    upper.set_title("Are stated confidences met? Calibration of the predicted winner")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     upper.grid(alpha=0.25)
     lower.set_ylabel("pairs in bin")
     lower.set_xlabel("confidence in the predicted winner")
@@ -140,7 +140,7 @@ def length_bias(debias: Section) -> Figure:
     names = sorted(debias["before"], key=lambda n: _size(debias["before"][n]))
     strata = debias.get("accuracy") or {}
     heights = ([1.5] if strata else []) + [0.9 + 0.21 * len(names)]
-    figure = _figure(7.6, sum(heights) + 0.9)
+    figure = _figure("How length bias changes with debiasing", 7.6, sum(heights) + 1.3)
     panels = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
     if strata:
         _draw_strata(panels[0], strata)
@@ -159,9 +159,8 @@ def length_bias(debias: Section) -> Figure:
     axes.set_ylim(-0.7, len(names) - 0.3)
     axes.set_xlim(left=-0.01)
     axes.set_xlabel("|Spearman| with predicted length")
-    axes.set_title("Length in each objective, before and after debiasing")
     axes.grid(axis="x", alpha=0.25)
-    axes.legend(loc="lower right", framealpha=0.9)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
@@ -171,15 +170,15 @@ def _draw_strata(axes: Axes, strata: Section) -> None:
         axes.hlines(row, before, after, color="#C8C8C8", linewidth=2, zorder=1)
         for value, color, marker in ((before, ORANGE, "o"), (after, BLUE, "D")):
             axes.scatter(value, row, color=color, marker=marker, s=36, zorder=2)
-        for value, other, color in ((before, after, ORANGE), (after, before, BLUE)):
-            side, offset = ("left", 8) if value >= other else ("right", -8)
+        after_right = after > before
+        for value, color, right in ((before, ORANGE, not after_right), (after, BLUE, after_right)):
             if not np.isnan(value):
                 axes.annotate(
                     f"{value:.3f}",
                     (value, row),
-                    (offset, 0),
+                    (8 if right else -8, 0),
                     textcoords="offset points",
-                    ha=side,
+                    ha="left" if right else "right",
                     va="center",
                     color=color,
                     fontsize=9,
@@ -189,7 +188,6 @@ def _draw_strata(axes: Axes, strata: Section) -> None:
     axes.set_ylim(-0.6, 1.6)
     axes.margins(x=0.15)
     axes.set_xlabel("accuracy of the best fixed weights")
-    axes.set_title("Accuracy by which response is longer, before and after debiasing")
 
 
 def baselines(pairs: Mapping[str, Section]) -> Figure:
@@ -202,12 +200,12 @@ def baselines(pairs: Mapping[str, Section]) -> Figure:
     key = "accuracy_length_balanced"
     found = {name: _size(pairs[name].get("macro", {}).get(key)) for name in pairs}
     names = sorted((n for n, v in found.items() if not np.isnan(v)), key=lambda n: found[n])
-    figure = _figure(7.8, 1.5 + 0.36 * len(names))
+    sources = {source for found in pairs.values() for source in found.get("per_source", {})}
+    over = f": mean over {len(sources)} sources" if len(sources) > 1 else ""
+    figure = _figure(f"The gate beside its rivals{over}", 7.8, 1.9 + 0.36 * len(names))
     axes = figure.subplots()
-    sources: set[str] = set()
     for row, name in enumerate(names):
         by_source = pairs[name].get("per_source", {})
-        sources |= set(by_source)
         each = _numbers([metrics.get(key) for metrics in by_source.values()])
         first = row == len(names) - 1
         axes.scatter(
@@ -221,17 +219,15 @@ def baselines(pairs: Mapping[str, Section]) -> Figure:
             label="one source" if first and len(each) else None,
         )
         _draw_interval(axes, row, found[name], pairs[name]["macro"], is_gate=name == "gate")
-    axes.axvline(0.5, color=GRAY, linewidth=1, linestyle="--", label="chance")
+    axes.axvline(0.5, color=GRAY, linewidth=1, linestyle="--", label="chance", zorder=0.5)
     axes.set_yticks(range(len(names)), [scorer_label(name) for name in names])
     for label in axes.get_yticklabels():
         if label.get_text() == "gate":
             label.set(color=BLUE, fontweight="bold")
     axes.set_ylim(-0.6, len(names) - 0.2)
     axes.set_xlabel("length-balanced accuracy (95 % interval)")
-    over = f", mean over {len(sources)} sources" if len(sources) > 1 else ""
-    axes.set_title(f"The gate beside its rivals{over}")
     axes.grid(axis="x", alpha=0.25)
-    axes.legend(loc="lower right", framealpha=0.9)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
@@ -250,11 +246,16 @@ def _draw_interval(axes: Axes, row: int, value: float, macro: Section, *, is_gat
         va="bottom",
         fontsize=8,
         color=color,
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},  # over the line of chance
+        zorder=1.5,
     )
 
 
-def _figure(width: float, height: float) -> Figure:
-    return Figure(figsize=(width, height), dpi=130, layout="constrained")
+def _figure(title: str, width: float, height: float) -> Figure:
+    """Returns an empty figure; its title is centered on all of it, so that it is not clipped."""
+    figure = Figure(figsize=(width, height), dpi=130, layout="constrained")
+    figure.suptitle(title)
+    return figure
 
 
 def _numbers(values: Sequence[float | None]) -> Array:

@@ -16,23 +16,23 @@ from workflows import plots, tables
 
 
 def print_summary(metrics: Mapping[str, Any], console: Console) -> None:
-    """Prints the tables of a run."""
-    draw = {
-        "objectives": tables.objectives_table,
-        "left_out": tables.left_out_line,
-        "debias": tables.debias_line,
-        "pairs": tables.scorers_table,
-        "comparisons": tables.comparisons_table,
-        "leave_one_out": tables.leave_one_out_table,
-        "planted": tables.planted_table,
-    }
-    for name, make in draw.items():
-        if metrics.get(name):
-            console.print(make(metrics[name]))
-        if name == "pairs" and metrics.get("pairs"):
-            console.print(tables.sources_table(metrics["pairs"]))
-        if name == "comparisons" and (found := metrics.get("gate", {}).get("weights_by_domain")):
-            console.print(tables.weights_table(found))
+    """Prints the tables of a run, each followed by an empty line."""
+    pairs = metrics.get("pairs", {})
+    sections = (
+        (metrics.get("objectives"), tables.objectives_table),
+        (metrics.get("left_out"), tables.left_out_line),
+        (metrics.get("debias"), tables.debias_line),
+        (pairs, tables.scorers_table),
+        ({k: v for k, v in pairs.items() if v.get("per_source")}, tables.sources_table),
+        (metrics.get("comparisons"), tables.comparisons_table),
+        (metrics.get("gate", {}).get("weights_by_domain"), tables.weights_table),
+        (metrics.get("leave_one_out"), tables.leave_one_out_table),
+        (metrics.get("planted"), tables.planted_table),
+    )
+    for section, make in sections:
+        if section:
+            console.print(make(section))
+            console.print()
 
 
 def write_plots(metrics: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -42,13 +42,14 @@ def write_plots(metrics: Mapping[str, Any], folder: Path) -> list[Path]:
         figures["gate_weights"] = plots.gate_weights(weights)
     if curves := metrics.get("reliability"):
         figures["reliability"] = plots.reliability(curves, metrics.get("pairs", {}))
-    if debias := metrics.get("debias"):
+    if (debias := metrics.get("debias", {})).get("before"):
         figures["length_bias"] = plots.length_bias(debias)
-    if pairs := metrics.get("pairs"):
+    pairs = metrics.get("pairs", {})
+    if any("macro" in found for found in pairs.values()):
         figures["baselines"] = plots.baselines(pairs)
     folder.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []
     for name, figure in figures.items():
-        figure.savefig(folder / f"{name}.png", dpi=130)
+        figure.savefig(folder / f"{name}.png")
         paths.append(folder / f"{name}.png")
     return paths

@@ -135,7 +135,7 @@ def comparisons_table(comparisons: Mapping[str, Section]) -> Table:
 def sources_table(pairs: Mapping[str, Section]) -> Table:
     """Returns length-balanced accuracy by source, scorers best first."""
     scorers = _ranked(pairs)
-    labels = [name.replace("_", " ") for name in scorers]
+    labels = [name.replace("_", "\n") for name in scorers]  # a word a line: narrow columns
     table = _table("Length-balanced accuracy by source", "source", ["n", *labels])
     sources = dict.fromkeys(s for name in scorers for s in pairs[name]["per_source"])
     for source in sources:
@@ -145,6 +145,9 @@ def sources_table(pairs: Mapping[str, Section]) -> Table:
         cells = [count(max(sizes, default=None)), *(number(f.get(BALANCED)) for f in each)]
         styles = ["", *("bold" if name == "gate" else "" for name in scorers)]
         table.add_row(row, *(Text(c, style=s) for c, s in zip(cells, styles, strict=True)))
+    # Many scorers: narrow gaps, and room for the names, so that neither names nor numbers break.
+    table.padding = 0
+    table.columns[0].min_width = min(20, max(map(len, sources), default=0))
     return table
 
 
@@ -178,7 +181,7 @@ def planted_table(planted: Section) -> Table:
 
 def _table(title: str, first: str, columns: Iterable[str]) -> Table:
     table = Table(
-        title=Text(title, style="bold"),
+        title=Text(title, style="bold", no_wrap=True, overflow="ignore"),
         title_justify="left",
         box=SIMPLE_HEAD,
         pad_edge=False,
