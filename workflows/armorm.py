@@ -64,7 +64,7 @@ from workflows.stage2 import (
     preference_heads,
     with_preferences,
 )
-from workflows.tracking import git_commit, log_run
+from workflows.tracking import git_commit, log_run, write_json
 
 Array: TypeAlias = NDArray[np.float64]
 COMPARED = (
@@ -116,7 +116,7 @@ def run_armorm(config: ArmoRMConfig, say: Callable[[str], None]) -> dict[str, An
     metrics["data"] = dict(data.summary)
     parts = LinearParts(stage1, heads.weights_KF, penalties, fixed)
     metrics["artefact"] = save_artefact(config, data, parts, values, arrays, scales, out)
-    (out / "metrics.json").write_text(json.dumps(metrics, indent=1))
+    write_json(out / "metrics.json", metrics)
     write_plots(metrics, out)
     tags = {"git_commit": git_commit(), "method": "armorm"} | {
         f"data.{name}": str(found["id"]) for name, found in data.summary.items()

@@ -5,7 +5,6 @@ Prompts that the model was trained on are recognized by hash and left out of the
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +26,7 @@ from workflows.cluster import run_folder
 from workflows.embed import SHARD_PROMPTS, Pool, Texts, prompt_trees, wanted_ids
 from workflows.report import write_plots
 from workflows.scorers import compare, report_pairs
-from workflows.tracking import git_commit
+from workflows.tracking import git_commit, write_json
 
 Array: TypeAlias = NDArray[np.float64]
 SCORERS = ("gate", "uniform", "best_single", "best_fixed", "linear", "linear_bt", "mlp")
@@ -67,6 +66,8 @@ def run_evaluate(config: EvaluateConfig, say: Callable[[str], None]) -> dict[str
     # The factor to log odds is the model's: nothing is fitted on what is evaluated.
     rows = unseen if len(unseen) else np.arange(len(pairs.gap_P))
     metrics["only_seen"] = not len(unseen)
+    if metrics["only_seen"]:
+        say("every prompt was trained on: these numbers say nothing about new prompts")
     metrics["pairs"] = report_pairs(margins, pairs, rows, scales)
     rivals = [("gate", name) for name in ("best_fixed", "linear_bt", "mlp")]
     metrics["comparisons"] = compare(margins, pairs, rows, rivals)
@@ -76,9 +77,8 @@ def run_evaluate(config: EvaluateConfig, say: Callable[[str], None]) -> dict[str
         for name in ("gate", "best_fixed", "linear_bt", "mlp")
     }
     out.mkdir(parents=True, exist_ok=True)
-    config_json = {"config": asdict(config), "git_commit": git_commit()}
-    (out / "config.json").write_text(json.dumps(config_json, indent=1))
-    (out / "metrics.json").write_text(json.dumps(metrics, indent=1))
+    write_json(out / "config.json", {"config": asdict(config), "git_commit": git_commit()})
+    write_json(out / "metrics.json", metrics)
     write_plots(metrics, out)
     return metrics
 

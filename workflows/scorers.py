@@ -21,9 +21,9 @@ from ray.train.torch import TorchTrainer
 from actors.fitters import HeadTask, fit_heads, load_head, make_gate
 from panoply.config import GateConfig
 from panoply.data.tables import Ints, PairTable, Strings
-from panoply.measure.calibration import fit_scale
+from panoply.measure.calibration import ece, ece_floor, fit_scale, log_loss
 from panoply.measure.intervals import macro_interval, paired_interval
-from panoply.measure.metrics import macro, pair_metrics
+from panoply.measure.metrics import Metrics, macro, pair_metrics
 from panoply.model.gate import Gate, ScalarHead
 from panoply.train.mixtures import best_single, fit_linear, fit_simplex
 
@@ -189,6 +189,16 @@ def temperature(margin_P: Array, pairs: PairTable) -> float:
     return fit_scale(margin_P[pairs.split.of("calibrate")])
 
 
+def scaled_metrics(margin_P: Array, scale: float, gap_P: Ints, key_P: Strings) -> Metrics:
+    """Metrics of one scorer: who wins by its own margins, how surely by its factor to log odds.
+
+    A factor of 0 says that the margins carry no probability; they still rank.
+    """
+    odds_P = margin_P * scale
+    sureness = {"log_loss": log_loss(odds_P), "ece": ece(odds_P), "ece_floor": ece_floor(odds_P)}
+    return {**pair_metrics(margin_P, gap_P, key_P), **sureness}
+
+
 def report_pairs(
     margins: Mapping[str, Array], pairs: PairTable, rows: Ints, scales: Mapping[str, float]
 ) -> dict[str, Any]:
@@ -203,15 +213,16 @@ def report_pairs(
     gap, key, source = pairs.gap_P[rows], pairs.split.key_N[rows], pairs.source_P[rows]
     report: dict[str, Any] = {}
     for name, margin in margins.items():
-        own = margin[rows] * scales[name]
+        own, scale = margin[rows], scales[name]
         per_source = {
-            str(s): pair_metrics(own[source == s], gap[source == s], key[source == s])
+            str(s): scaled_metrics(own[at], scale, gap[at], key[at])
             for s in sorted(set(source))
+            if (at := source == s).any()
         }
         between = macro_interval(own, gap, source, key)
         report[name] = {
-            **pair_metrics(own, gap, key),
-            "temperature": 1 / scales[name] if scales[name] else float("nan"),
+            **scaled_metrics(own, scale, gap, key),
+            "temperature": 1 / scale if scale else float("nan"),
             "macro": {**macro(per_source), "ci95_length_balanced": between["ci95"]},
             "per_source": per_source,
         }

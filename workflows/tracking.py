@@ -6,6 +6,7 @@ beside the run folder is used, which is for one machine.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import subprocess
@@ -21,6 +22,19 @@ def git_commit() -> str:
     """Returns the commit of the working folder, or 'unknown' outside a checkout."""
     done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Writes strict JSON: what is not defined is null, not NaN."""
+
+    def strict(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {str(k): strict(v) for k, v in value.items()}  # pyright: ignore[reportUnknownArgumentType]
+        if isinstance(value, list | tuple):
+            return [strict(v) for v in value]  # pyright: ignore[reportUnknownVariableType]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    path.write_text(json.dumps(strict(values), indent=1, allow_nan=False))
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
