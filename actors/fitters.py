@@ -148,6 +148,7 @@ def make_gate(size: int, num_objectives: int, config: GateConfig) -> Gate:
         num_hidden=config.num_hidden,
         dropout=config.dropout,
         temperature=config.temperature,
+        input_dropout=config.input_dropout,
     )
 
 

@@ -38,7 +38,12 @@ ARMORM: dict[str, tuple[str, ArmoRMConfig]] = {
                 rendering=Rendering(max_prompt_tokens=4096, max_response_tokens=4096),
             ),
             gate=GateConfig(
-                hidden_size=1024, num_hidden=3, dropout=0.2, batch_size=1024, num_steps=10_000
+                hidden_size=1024,
+                num_hidden=3,
+                dropout=0.2,
+                input_dropout=0.0,
+                batch_size=1024,
+                num_steps=10_000,
             ),
         ),
     ),

@@ -92,6 +92,9 @@ class GateConfig:
     """Hidden layers. Paper: 3."""
     dropout: float = 0.3
     """After each hidden layer. The released code: 0.2."""
+    input_dropout: float = 0.8
+    """On the gate's features: with few prompts it keeps the gate from learning each by heart.
+    Paper: none."""
     temperature: float = 10.0
     """tau of g(x) = s softmax(MLP(f(x)) / tau)."""
     lr: float = 1e-3
@@ -108,7 +111,8 @@ class GateConfig:
     def __post_init__(self) -> None:
         for name in ("hidden_size", "num_hidden", "batch_size", "num_steps", "eval_every"):
             require(getattr(self, name) >= 1, f"gate.{name}", getattr(self, name), ">= 1")
-        require(0 <= self.dropout < 1, "gate.dropout", self.dropout, "in [0, 1)")
+        for name in ("dropout", "input_dropout"):
+            require(0 <= getattr(self, name) < 1, f"gate.{name}", getattr(self, name), "in [0, 1)")
         require(self.temperature > 0, "gate.temperature", self.temperature, "positive")
         require(self.lr > 0, "gate.lr", self.lr, "positive")
 

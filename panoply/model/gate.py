@@ -42,12 +42,14 @@ class Gate(nn.Module):
         num_hidden: int,
         dropout: float,
         temperature: float,
+        input_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.temperature = temperature
         widths = [size] + [hidden_size] * num_hidden
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.top = nn.Linear(widths[-1], num_objectives)
+        self.input_dropout = nn.Dropout(input_dropout)
         self.dropout = nn.Dropout(dropout)
         self.scale = nn.Parameter(torch.ones(()))
         self.register_buffer("shift", torch.zeros(size))
@@ -60,7 +62,7 @@ class Gate(nn.Module):
 
     def weights(self, features_BD: Tensor) -> Tensor:
         """Returns softmax weights `[B, O]`: positive, summing to 1 for each prompt."""
-        x = (features_BD - self.shift) / self.spread
+        x = self.input_dropout((features_BD - self.shift) / self.spread)
         for layer in self.layers:
             x = self.dropout(torch.relu(layer(x)))
         return torch.softmax(self.top(x) / self.temperature, dim=-1)
