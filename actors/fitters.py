@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from panoply.config import GateConfig
 from panoply.data.features import FeatureStore, Found
-from panoply.model.gate import Gate, ScalarHead
+from panoply.model.gate import Gate, ScalarHead, make_gate
 from panoply.train.losses import bradley_terry
 from panoply.train.objectives import Moments, merge, moments, save
 
@@ -137,19 +137,6 @@ class Pairs:
             return (module(a) * b).sum(-1)
         chosen, rejected = module(torch.cat([a, b])).chunk(2)
         return chosen - rejected
-
-
-def make_gate(size: int, num_objectives: int, config: GateConfig) -> Gate:
-    """Returns an untrained gate."""
-    return Gate(
-        size,
-        num_objectives,
-        hidden_size=config.hidden_size,
-        num_hidden=config.num_hidden,
-        dropout=config.dropout,
-        temperature=config.temperature,
-        input_dropout=config.input_dropout,
-    )
 
 
 def train_head(task: HeadTask, folder: Path) -> dict[str, Tensor]:

@@ -49,3 +49,15 @@ def tiny_model_folder(tmp_path_factory, tiny_tokenizer):
     LlamaModel(config).save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """One local Ray cluster for all tests that ask for it."""
+    from workflows.cluster import connect
+
+    connect(4)
+    import ray
+
+    yield
+    ray.shutdown()

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from actors.fitters import HeadTask, fit_heads, load_head, make_gate
+from actors.fitters import HeadTask, fit_heads, load_head
 from panoply.config import GateConfig
 from panoply.data.tables import Ints, PairTable, Strings
 from panoply.measure.calibration import ece, ece_floor, fit_scale, log_loss
 from panoply.measure.intervals import macro_interval, paired_interval
 from panoply.measure.metrics import Metrics, macro, pair_metrics
-from panoply.model.gate import Gate, ScalarHead
+from panoply.model.gate import Gate, ScalarHead, make_gate
 from panoply.train.mixtures import best_single, fit_linear, fit_simplex
 
 Array: TypeAlias = NDArray[np.float64]

@@ -23,7 +23,7 @@ from panoply.data.ratings import RatingMap
 from panoply.data.schema import Prompt
 from panoply.hub.backbone import Backbone, Renderer, choose_dtype
 from panoply.model.forward import Features
-from panoply.model.gate import Gate
+from panoply.model.gate import make_gate
 from panoply.model.reward_model import GatedHead, Scored
 from panoply.model.tree import TokenTree
 
@@ -215,14 +215,7 @@ def _under(prefix: str, tensors: Tensors) -> Tensors:
 
 def _head(card: Card, tensors: Tensors) -> GatedHead:
     size = tensors["gate.shift"].shape[0]
-    gate = Gate(
-        size,
-        len(card.objectives),
-        hidden_size=card.gate.hidden_size,
-        num_hidden=card.gate.num_hidden,
-        dropout=card.gate.dropout,
-        temperature=card.gate.temperature,
-    )
+    gate = make_gate(size, len(card.objectives), card.gate)
     head = GatedHead(len(card.objectives), tensors["weight"].shape[1], gate)
     head.load_state_dict(tensors)
     return head

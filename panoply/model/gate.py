@@ -10,6 +10,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from panoply.config import GateConfig
+
 
 def spread_of(features_BD: Tensor) -> Tensor:
     """Returns the deviation of each feature `[D]`, 1 for one that does not vary.
@@ -70,6 +72,19 @@ class Gate(nn.Module):
     def forward(self, features_BD: Tensor) -> Tensor:
         """Returns g(x) `[B, O]`, summing to s for each prompt."""
         return self.scale * self.weights(features_BD)
+
+
+def make_gate(size: int, num_objectives: int, config: GateConfig) -> Gate:
+    """Returns an untrained gate on features of this size."""
+    return Gate(
+        size,
+        num_objectives,
+        hidden_size=config.hidden_size,
+        num_hidden=config.num_hidden,
+        dropout=config.dropout,
+        temperature=config.temperature,
+        input_dropout=config.input_dropout,
+    )
 
 
 class ScalarHead(nn.Module):

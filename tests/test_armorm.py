@@ -1,0 +1,183 @@
+"""The whole run on a tiny random model: what it leaves, what it refuses, what it repeats."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from safetensors.numpy import load_file
+
+from panoply.config import (
+    ArmoRMConfig,
+    BackboneConfig,
+    EvaluateConfig,
+    GateConfig,
+    ObjectivesConfig,
+    Planted,
+)
+from panoply.data.planted import plant
+from panoply.hub.artefact import load_reward_model
+
+SCORERS = ["gate", "uniform", "best_fixed", "best_fixed_per_source", "best_single", "linear", "linear_bt", "mlp", "gate_mean"]
+QUESTION = [{"role": "user", "content": "How do I boil an egg?"}]
+
+
+def tiny_config(folder, model, **changes):
+    config = ArmoRMConfig(
+        out=str(folder / "run"),
+        planted=Planted(num_prompts=150, num_responses=3),
+        backbone=BackboneConfig(
+            model=str(model), depths=(0.34, 0.67), poolings=("last", "both"), sample_prompts=60
+        ),
+        objectives=ObjectivesConfig(num_folds=3, block_rows=64),
+        gate=GateConfig(hidden_size=16, num_steps=60, eval_every=20),
+        num_workers=0,
+        leave_one_out=False,
+        store=str(folder / "store"),
+    )
+    return replace(config, **changes)
+
+
+@pytest.fixture(scope="session")
+def finished(cluster, tiny_model_folder, tmp_path_factory):
+    from workflows.armorm import run_armorm
+
+    folder = tmp_path_factory.mktemp("armorm")
+    config = tiny_config(folder, tiny_model_folder, preference_objectives=True)
+    return config, folder, run_armorm(config, lambda line: None)
+
+
+def test_a_run_leaves_config_metrics_plots_and_model(finished):
+    _, folder, _ = finished
+    out = folder / "run"
+    names = {path.name for path in out.iterdir()}
+    wanted = {"config.json", "metrics.json", "model", "gate_weights.png", "baselines.png"}
+    assert wanted | {"reliability.png", "length_bias.png"} <= names
+    metrics = json.loads((out / "metrics.json").read_text())
+    for scorer in SCORERS:
+        own = metrics["pairs"][scorer]
+        keys = {"accuracy", "accuracy_length_balanced", "ties", "log_loss", "ece", "ece_floor"}
+        assert keys | {"ci95"} <= set(own)
+        assert all(keys <= set(found) for found in own["per_source"].values())
+    for own in metrics["objectives"].values():
+        assert {"pearson", "spearman", "r2", "n", "length_spearman"} <= set(own)
+    assert metrics["debias"]["max_abs_spearman_after"] <= 0.02
+    assert {"oracle", "gate", "best_fixed", "recovered"} <= set(metrics["planted"])
+    assert sum(place["chosen"] for place in metrics["layer_choice"]) == 1
+
+
+def test_the_saved_model_scores_and_explains(finished):
+    config, folder, metrics = finished
+    assert metrics["artefact"]["round_trip_drift"] < 1e-3
+    model = load_reward_model(folder / "run" / "model")
+    alone, among = (
+        model.score(QUESTION, ["Ten minutes."]),
+        model.score(QUESTION, ["No", "Ten minutes."]),
+    )
+    assert alone[0] == pytest.approx(among[1], rel=1e-4)
+    why = model.explain(QUESTION, "Ten minutes.")
+    assert why.score == pytest.approx(float(alone[0]), rel=1e-4)
+    assert {d.objective for d in why.drivers} == set(model.card.objectives)
+    strengths = [abs(d.contribution) for d in why.drivers]
+    assert strengths == sorted(strengths, reverse=True)
+    # The drivers and the average response make up the score.
+    scored = model.score_trees([model.backbone.renderer.render(QUESTION, ["Ten minutes."]).tree])
+    average = float((scored.weights_BO[0] * model.head.center).sum())
+    assert why.score == pytest.approx(average + sum(d.contribution for d in why.drivers), abs=1e-4)
+    # A value in the source's own scale is the unit value, mapped back.
+    own = next(d for d in why.drivers if d.objective == "editors-concise")
+    unit = float(scored.values_BO[0, model.card.objectives.index("editors-concise")])
+    assert own.value == pytest.approx(1 + 9 * unit, rel=1e-4)
+
+
+def test_the_same_command_again_embeds_nothing_and_ends_with_the_same_numbers(finished):
+    from workflows.armorm import run_armorm
+
+    config, _, metrics = finished
+    again = run_armorm(config, lambda line: None)
+    assert again["embedding"]["texts"] == 0
+    assert again["pairs"]["gate"]["log_loss"] == metrics["pairs"]["gate"]["log_loss"]
+
+
+def test_the_same_folder_with_another_configuration_is_refused(finished):
+    from workflows.armorm import run_armorm
+
+    config, _, _ = finished
+    with pytest.raises(ValueError, match="holds a run with other seed"):
+        run_armorm(replace(config, seed=1), lambda line: None)
+
+
+def test_one_worker_and_four_give_the_same_objectives_and_heads_alike(
+    finished, tiny_model_folder, tmp_path
+):
+    from workflows.armorm import run_armorm
+
+    config, folder, metrics = finished
+    four = replace(config, out=str(tmp_path / "four"), num_workers=4)
+    other = run_armorm(four, lambda line: None)
+    a, b = (
+        load_file(f / "model" / "model.safetensors") for f in (folder / "run", tmp_path / "four")
+    )
+    for name in ("head.weight", "head.bias", "head.penalty", "head.length_weight"):
+        assert np.array_equal(a[name], b[name])
+    assert other["pairs"]["best_fixed"] == metrics["pairs"]["best_fixed"]
+    # Dropout masks differ by rank, the steps do not: the gates agree as functions.
+    assert abs(other["pairs"]["gate"]["log_loss"] - metrics["pairs"]["gate"]["log_loss"]) < 0.05
+
+
+def test_evaluate_scores_new_pairs_and_knows_those_trained_on(finished, tmp_path):
+    from workflows.evaluate import run_evaluate
+
+    _, folder, metrics = finished
+    model = str(folder / "run" / "model")
+    new, old = tmp_path / "new.parquet", tmp_path / "old.parquet"
+    pq.write_table(plant(7, num_prompts=60, num_responses=3).pairs, new)
+    pq.write_table(plant(0, num_prompts=150, num_responses=3).pairs, old)
+    found = run_evaluate(
+        EvaluateConfig(model=model, pairs=(str(new), str(old)), out=str(tmp_path / "eval")),
+        lambda line: None,
+    )
+    assert found["num_pairs"] == 60 * 3 + 150 * 3
+    assert 0 < found["num_seen"] < found["num_pairs"]
+    assert found["pairs"]["gate"]["n"] == found["num_pairs"] - found["num_seen"]
+    assert found["pairs"]["gate"]["missing"] == 0
+    assert (tmp_path / "eval" / "metrics.json").exists()
+
+
+def rating_rows(n, value=lambda i: float(i % 5)):
+    prompts = [[{"role": "user", "content": f"Question {i}"}] for i in range(n)]
+    return {
+        "prompt": prompts,
+        "response": [f"Answer {i}" for i in range(n)],
+        "quality": [value(i) for i in range(n)],
+    }
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (rating_rows(3), "no objective can be learned"),
+        (rating_rows(200, lambda i: 2.0), "constant"),
+        (rating_rows(200) | {"prompt": [[{"role": "user", "content": "One"}]] * 200}, "one prompt"),
+        (rating_rows(200) | {"prompt": [[{"role": "oracle", "content": "?"}]] * 200}, "role"),
+    ],
+)
+def test_unusable_ratings_are_told_before_anything_is_embedded(
+    rows, message, tiny_model_folder, tmp_path
+):
+    from workflows.ingest import ingest
+
+    pq.write_table(pa.table(rows), tmp_path / "ratings.parquet")
+    pq.write_table(plant(0, num_prompts=60).pairs, tmp_path / "pairs.parquet")
+    config = tiny_config(
+        tmp_path,
+        tiny_model_folder,
+        planted=None,
+        ratings=(str(tmp_path / "ratings.parquet"),),
+        pairs=(str(tmp_path / "pairs.parquet"),),
+    )
+    with pytest.raises(ValueError, match=message):
+        ingest(config, tmp_path / "data")
+    assert not (tmp_path / "store").exists()

@@ -1,0 +1,52 @@
+"""The command line: quick to answer, and clear about what is wrong."""
+
+import subprocess
+import sys
+
+import pytest
+
+from jobs.recipes import ARMORM
+
+
+def run(*words):
+    return subprocess.run(
+        [sys.executable, "-m", *words], capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def test_help_lists_the_recipes_and_loads_neither_torch_nor_ray():
+    code = (
+        "import sys, runpy; sys.argv = ['x', '--help']\n"
+        "try: runpy.run_module('jobs.{}', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "print(sorted({{'torch', 'ray'}} & set(sys.modules)))"
+    )
+    for job in ("armorm", "evaluate"):
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(job)], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.splitlines()[-1] == "[]"
+        assert "usage" in done.stdout
+        assert job == "evaluate" or all(name in done.stdout for name in ARMORM)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["embedded", "--gate.lr", "-1"], "gate.lr"),
+        (["embedded", "--gaate.lr", "1"], "gaate"),
+        (["files"], "ratings"),
+        (["embedded", "--ratings", "x.parquet"], "brings its own data"),
+    ],
+)
+def test_a_wrong_flag_is_told_at_once(flags, message):
+    done = run("jobs.armorm", *flags)
+    assert done.returncode != 0
+    assert message in done.stdout + done.stderr
+
+
+def test_a_missing_model_or_file_ends_with_a_sentence_and_not_with_a_traceback(tmp_path):
+    done = run("jobs.evaluate", str(tmp_path), "--pairs", "nothing.parquet", "--out", str(tmp_path))
+    assert done.returncode == 2
+    assert "no panoply.json" in " ".join(done.stdout.split())
+    assert "Traceback" not in done.stderr
