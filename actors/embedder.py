@@ -3,27 +3,88 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 import pyarrow as pa
 import torch
 
-from panoply.config import BackboneConfig
+from panoply.config import BackboneConfig, DType
 from panoply.data.features import FeatureStore
-from panoply.hub.backbone import Backbone, load_backbone, quiet
+from panoply.hub.backbone import Backbone, count_layers, load_backbone, quiet
+from panoply.measure.metrics import largest_relative_error
+from panoply.model.tree import TokenTree
+
+DRIFT_PROMPTS = 8
+"""Prompts on which reduced precision is compared with float32."""
 
 
 def feature_key(backbone: Backbone, config: BackboneConfig) -> dict[str, Any]:
-    """Returns all that features depend on (design 4)."""
+    """Returns all that features depend on but the depth (design 4), on this hardware."""
     return {
         "weights": backbone.weights_hash,
         "template": backbone.renderer.template_hash,
         "bos": backbone.renderer.bos,
         "rendering": asdict(config.rendering),
-        "depths": list(backbone.decoder.depths),
         "dtype": str(backbone.decoder.dtype),
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """What one embedding worker finds out before the others start."""
+
+    key: Mapping[str, Any]
+    """All that features depend on but the depth, as it comes out on the workers' hardware."""
+    config: BackboneConfig
+    """The backbone with the dtype that 'auto' became."""
+    depths: tuple[int, ...]
+    """Candidate depths in layers."""
+    drift: float
+    """Largest relative error of a feature vector against float32; 0 where all is float32."""
+    shares_prefixes: bool
+    """Whether the model takes a tree mask; if not, it runs on plain batches."""
+
+
+def probe(config: BackboneConfig, samples: Sequence[Mapping[str, Any]]) -> Probed:
+    """Loads the backbone as the workers will and looks at it.
+
+    Args:
+        config: the backbone.
+        samples: a few rows with `prompt` (JSON) and `responses`.
+    """
+    quiet()
+    depths = candidate_depths(config, count_layers(config.model))
+    backbone = _load(config, depths)
+    trees = _trees(backbone, samples)
+    drift = 0.0
+    if backbone.decoder.dtype != torch.float32:
+        exact = _load(replace(config, dtype="float32"), depths)
+        found, wanted = (b.features(trees, config.token_budget) for b in (backbone, exact))
+        drift = max(
+            largest_relative_error(found.mean_RLD.numpy(), wanted.mean_RLD.numpy()),
+            largest_relative_error(found.last_RLD.numpy(), wanted.last_RLD.numpy()),
+        )
+    dtype = cast(DType, str(backbone.decoder.dtype).removeprefix("torch."))
+    key = feature_key(backbone, config)
+    return Probed(key, replace(config, dtype=dtype), depths, drift, backbone.shares_prefixes)
+
+
+def candidate_depths(config: BackboneConfig, num_layers: int) -> tuple[int, ...]:
+    """Returns the depths in layers, each once, ascending."""
+    return tuple(sorted({max(1, round(share * num_layers)) for share in config.depths}))
+
+
+def _load(config: BackboneConfig, depths: Sequence[int]) -> Backbone:
+    return load_backbone(
+        config.model, depths=depths, rendering=config.rendering, dtype=config.dtype
+    )
+
+
+def _trees(backbone: Backbone, rows: Sequence[Mapping[str, Any]]) -> list[TokenTree]:
+    render = backbone.renderer.render
+    return [render(json.loads(row["prompt"]), row["responses"]).tree for row in rows]
 
 
 class Embedder:
@@ -33,23 +94,19 @@ class Embedder:
     """
 
     def __init__(
-        self, config: BackboneConfig, depths: tuple[int, ...], store: str, threads: int
+        self, config: BackboneConfig, depths: tuple[int, ...], store: FeatureStore, threads: int
     ) -> None:
         quiet()
         torch.set_num_threads(threads)
         self.config = config
-        self.backbone = load_backbone(
-            config.model, depths=depths, rendering=config.rendering, dtype=config.dtype
-        )
-        self.store = FeatureStore(store, feature_key(self.backbone, config))
+        self.backbone = _load(config, depths)
+        self.store = store
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Embeds one batch and writes its shards."""
         rows = cast(list[dict[str, Any]], batch.to_pylist())
-        rendered = [
-            self.backbone.renderer.render(json.loads(row["prompt"]), row["responses"])
-            for row in rows
-        ]
+        render = self.backbone.renderer.render
+        rendered = [render(json.loads(row["prompt"]), row["responses"]) for row in rows]
         trees = [item.tree for item in rendered]
         features = self.backbone.features(trees, self.config.token_budget)
         depths = self.backbone.decoder.depths
@@ -68,6 +125,5 @@ class Embedder:
             "separate_tokens": sum(tree.num_separate_tokens for tree in trees),
             "prompts_cut": sum(item.prompt_tokens_cut > 0 for item in rendered),
             "responses_cut": sum(item.num_responses_cut for item in rendered),
-            "shares_prefixes": int(self.backbone.shares_prefixes),
         }
         return pa.table({name: [value] for name, value in counts.items()})

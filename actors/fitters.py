@@ -88,13 +88,15 @@ class HeadTask:
     """Rows that stop the training."""
     config: GateConfig
     seed: int
+    values: str = "difference"
+    """File of the objective values that a gate weighs."""
 
 
 def fit_heads(config: Mapping[str, Any]) -> None:
     """Trains heads one after the other, data-parallel, and saves the best of each on *select*.
 
-    `folder` holds `gate.npy` [P, D], `difference.npy` [P, O] (r' of chosen minus rejected) and,
-    for an MLP, `chosen.npy` and `rejected.npy` [P, F].
+    `folder` holds `gate.npy` [P, D], `difference.npy` [P, O] (r' of chosen minus rejected) or
+    another file of values and, for an MLP, `chosen.npy` and `rejected.npy` [P, F].
     """
     folder, tasks = Path(config["folder"]), cast(Sequence[HeadTask], config["tasks"])
     torch.set_num_threads(config["threads"])
@@ -111,10 +113,10 @@ def fit_heads(config: Mapping[str, Any]) -> None:
 class Pairs:
     """The pair arrays of a head, memory-mapped; margins of a batch of rows."""
 
-    def __init__(self, kind: Literal["gate", "mlp"], folder: Path) -> None:
-        names = ("gate", "difference") if kind == "gate" else ("chosen", "rejected")
+    def __init__(self, task: HeadTask, folder: Path) -> None:
+        self.kind = task.kind
+        names = ("gate", task.values) if self.kind == "gate" else ("chosen", "rejected")
         self.a, self.b = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in names)
-        self.kind = kind
 
     def rows(self, index: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Returns the two arrays' rows as tensors."""
@@ -148,7 +150,7 @@ def train_head(task: HeadTask, folder: Path) -> dict[str, Tensor]:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.manual_seed(task.seed)
-    pairs, config = Pairs(task.kind, folder), task.config
+    pairs, config = Pairs(task, folder), task.config
     module = pairs.module(config)
     module.standardize(pairs.rows(task.train[:: max(1, len(task.train) // 8192)])[0])
     model = ray.train.torch.prepare_model(module) if world > 1 else module

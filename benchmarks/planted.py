@@ -34,18 +34,17 @@ def main(json: Path, seeds: tuple[int, ...] = (0, 1, 2, 3, 4), num_workers: int 
         seeds: one run in each world per seed.
         num_workers: embedding actors and Ray Train workers.
     """
-    from workflows.cluster import connect
-
-    connect(num_workers)
     import ray
     import torch
     from rich.console import Console
     from rich.table import Table
 
     from workflows.armorm import run_armorm
+    from workflows.progress import Watch
     from workflows.tracking import write_json
 
-    console = Console()
+    console = Console(log_path=False)
+    watch = Watch(console)
     table = Table("seed", *NAMES, "gate - fixed, homogeneous", "seconds")
     found: dict[str, list[float]] = {name: [] for name in (*NAMES, "homogeneous")}
     with tempfile.TemporaryDirectory() as scratch:
@@ -54,8 +53,8 @@ def main(json: Path, seeds: tuple[int, ...] = (0, 1, 2, 3, 4), num_workers: int 
             config = replace(
                 ARMORM["embedded"][1], seed=seed, num_workers=num_workers, leave_one_out=False
             )
-            planted = run_armorm(replace(config, out=f"{scratch}/{seed}"), console.log)["planted"]
-            even = run_armorm(homogeneous(config, f"{scratch}/{seed}-even"), console.log)["planted"]
+            planted = run_armorm(replace(config, out=f"{scratch}/{seed}"), watch)["planted"]
+            even = run_armorm(homogeneous(config, f"{scratch}/{seed}-even"), watch)["planted"]
             for name in NAMES:
                 found[name].append(planted[name])
             found["homogeneous"].append(even["gate"] - even["best_fixed"])

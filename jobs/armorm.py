@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import tyro
 
 from jobs.recipes import ARMORM
@@ -13,21 +11,16 @@ def main() -> None:
     """Parses a recipe and its flags, then runs it."""
     config = tyro.extras.overridable_config_cli(ARMORM, prog="python -m jobs.armorm")
     # Ray and torch load only now, after the arguments are known to be right.
-    from workflows.cluster import connect
-
-    connect(config.num_workers)
     from rich.console import Console
 
     from workflows.armorm import run_armorm
     from workflows.cluster import run_folder
+    from workflows.progress import Watch, exit_if_unusable
     from workflows.report import print_summary
 
-    console = Console()
-    try:
-        metrics = run_armorm(config, console.log)
-    except (ValueError, OSError) as error:
-        console.print(f"[bold red]error:[/] {error}")
-        sys.exit(2)
+    console = Console(log_path=False)
+    with exit_if_unusable(console):
+        metrics = run_armorm(config, Watch(console))
     print_summary(metrics, console)
     out = run_folder(config.out)
     console.print(f"results: {out}")

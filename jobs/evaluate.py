@@ -35,17 +35,15 @@ def main(
         num_workers=num_workers,
     )
     # Ray and torch load only now, after the arguments are known to be right.
-    from workflows.cluster import connect
-
-    connect(config.num_workers)
     from rich.console import Console
 
     from workflows.evaluate import run_evaluate
+    from workflows.progress import Watch
     from workflows.report import print_summary
 
-    console = Console()
+    console = Console(log_path=False)
     try:
-        metrics = run_evaluate(config, console.log)
+        metrics = run_evaluate(config, Watch(console))
     except (ValueError, OSError) as error:
         console.print(f"[bold red]error:[/] {error}")
         sys.exit(2)

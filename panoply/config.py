@@ -74,6 +74,9 @@ class ObjectivesConfig:
     """An objective with fewer ratings is left out, and named."""
     block_rows: int = 8192
     """Rows per block of sufficient statistics."""
+    verbosity: str = ""
+    """Rated objective 'source-objective' taken as r_v, whose rank correlation all others lose;
+    empty: predicted log length."""
 
     def __post_init__(self) -> None:
         positive = bool(self.strengths) and min(self.strengths) > 0

@@ -19,8 +19,19 @@ from panoply.config import (
 )
 from panoply.data.planted import plant
 from panoply.hub.artefact import load_reward_model
+from workflows.progress import Watch
 
-SCORERS = ["gate", "uniform", "best_fixed", "best_fixed_per_source", "best_single", "linear", "linear_bt", "mlp", "gate_mean"]
+SCORERS = [
+    "gate",
+    "uniform",
+    "best_fixed",
+    "best_fixed_per_source",
+    "best_single",
+    "linear",
+    "linear_bt",
+    "mlp",
+    "gate_mean",
+]
 QUESTION = [{"role": "user", "content": "How do I boil an egg?"}]
 
 
@@ -29,7 +40,11 @@ def tiny_config(folder, model, **changes):
         out=str(folder / "run"),
         planted=Planted(num_prompts=150, num_responses=3),
         backbone=BackboneConfig(
-            model=str(model), depths=(0.34, 0.67), poolings=("last", "both"), sample_prompts=60
+            model=str(model),
+            dtype="float32",
+            depths=(0.34, 0.67),
+            poolings=("last", "both"),
+            sample_prompts=60,
         ),
         objectives=ObjectivesConfig(num_folds=3, block_rows=64),
         gate=GateConfig(hidden_size=16, num_steps=60, eval_every=20),
@@ -46,7 +61,7 @@ def finished(cluster, tiny_model_folder, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("armorm")
     config = tiny_config(folder, tiny_model_folder, preference_objectives=True)
-    return config, folder, run_armorm(config, lambda line: None)
+    return config, folder, run_armorm(config, Watch())
 
 
 def test_a_run_leaves_config_metrics_plots_and_model(finished):
@@ -69,7 +84,7 @@ def test_a_run_leaves_config_metrics_plots_and_model(finished):
 
 
 def test_the_saved_model_scores_and_explains(finished):
-    config, folder, metrics = finished
+    _, folder, metrics = finished
     assert metrics["artefact"]["round_trip_drift"] < 1e-3
     model = load_reward_model(folder / "run" / "model")
     alone, among = (
@@ -96,7 +111,7 @@ def test_the_same_command_again_embeds_nothing_and_ends_with_the_same_numbers(fi
     from workflows.armorm import run_armorm
 
     config, _, metrics = finished
-    again = run_armorm(config, lambda line: None)
+    again = run_armorm(config, Watch())
     assert again["embedding"]["texts"] == 0
     assert again["pairs"]["gate"]["log_loss"] == metrics["pairs"]["gate"]["log_loss"]
 
@@ -106,7 +121,7 @@ def test_the_same_folder_with_another_configuration_is_refused(finished):
 
     config, _, _ = finished
     with pytest.raises(ValueError, match="holds a run with other seed"):
-        run_armorm(replace(config, seed=1), lambda line: None)
+        run_armorm(replace(config, seed=1), Watch())
 
 
 def test_one_worker_and_four_give_the_same_objectives_and_heads_alike(
@@ -116,7 +131,7 @@ def test_one_worker_and_four_give_the_same_objectives_and_heads_alike(
 
     config, folder, metrics = finished
     four = replace(config, out=str(tmp_path / "four"), num_workers=4)
-    other = run_armorm(four, lambda line: None)
+    other = run_armorm(four, Watch())
     a, b = (
         load_file(f / "model" / "model.safetensors") for f in (folder / "run", tmp_path / "four")
     )
@@ -130,14 +145,14 @@ def test_one_worker_and_four_give_the_same_objectives_and_heads_alike(
 def test_evaluate_scores_new_pairs_and_knows_those_trained_on(finished, tmp_path):
     from workflows.evaluate import run_evaluate
 
-    _, folder, metrics = finished
+    _, folder, _ = finished
     model = str(folder / "run" / "model")
     new, old = tmp_path / "new.parquet", tmp_path / "old.parquet"
     pq.write_table(plant(7, num_prompts=60, num_responses=3).pairs, new)
     pq.write_table(plant(0, num_prompts=150, num_responses=3).pairs, old)
     found = run_evaluate(
         EvaluateConfig(model=model, pairs=(str(new), str(old)), out=str(tmp_path / "eval")),
-        lambda line: None,
+        Watch(),
     )
     assert found["num_pairs"] == 60 * 3 + 150 * 3
     assert 0 < found["num_seen"] < found["num_pairs"]

@@ -20,7 +20,6 @@ Where this differs from the paper:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -28,19 +27,23 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from actors.embedder import Probed
 from panoply.config import ArmoRMConfig
+from panoply.hub.backbone import resolve
 from panoply.measure.calibration import reliability
 from panoply.train.debias import Penalties
 from workflows.artefact import LinearParts, save_artefact
-from workflows.cluster import run_folder, store_root
+from workflows.cluster import connect, run_folder, store_root
 from workflows.debias import PairValues, fit_penalties, report_debias
-from workflows.embed import Pool, embed
+from workflows.embed import Pool, Source, embed
 from workflows.ingest import Data, ingest
 from workflows.layers import Place, choose_place
 from workflows.objectives import Stage1, report_objectives, run_sums, solve, sums_tasks
 from workflows.planted import oracle_weights, report_planted, weight_correlation
+from workflows.progress import Watch
 from workflows.report import write_plots
 from workflows.scorers import (
+    BIASED,
     Fixed,
     PairArrays,
     compare,
@@ -56,6 +59,7 @@ from workflows.scorers import (
     report_pairs,
     temperature,
     train_heads,
+    weights_by_domain,
 )
 from workflows.stage2 import (
     pair_arrays,
@@ -77,42 +81,44 @@ COMPARED = (
 )
 
 
-def run_armorm(config: ArmoRMConfig, say: Callable[[str], None]) -> dict[str, Any]:
+def run_armorm(config: ArmoRMConfig, watch: Watch) -> dict[str, Any]:
     """Runs the recipe; returns the metrics that it leaves in `OUT/metrics.json`.
 
     Args:
         config: the run.
-        say: told one line per step.
+        watch: told the steps, and shown the progress of long ones.
 
     Raises:
         ValueError, FileNotFoundError: unusable input, before anything expensive starts.
     """
     out = run_folder(config.out)
+    resolve(config.backbone.model)
     claim(out, config)
     data = ingest(config, out / "data")
-    say(f"data: {len(data.ratings.text_N):,} ratings, {len(data.pairs.gap_P):,} pairs")
+    connect(config.num_workers)
+    watch.say(f"data: {len(data.ratings.text_N):,} ratings, {len(data.pairs.gap_P):,} pairs")
 
-    stage1, embedding, tried = fit_objectives(config, data, out, say)
+    stage1, embedding, tried = fit_objectives(config, data, out, watch)
     values, heads = value_pairs(config, data, stage1, out / "pairs")
     penalties = fit_penalties(values, data.pairs.split.of("train"))
     arrays = pair_arrays(values, penalties, heads.features, out / "pairs")
-    say(f"debias: {len(values.names)} objectives freed of predicted length")
+    watch.say(f"debias: {len(values.names)} objectives freed of predicted length")
 
     tasks = head_tasks(data.pairs, config.gate, config.seed, leave_one_out=config.leave_one_out)
     train_heads(tasks, out / "pairs", config.num_workers, out / "train")
-    say(f"gate: {len(tasks)} heads trained")
+    watch.say(f"gate: {len(tasks)} heads trained")
 
     fixed = fit_fixed(data.pairs, arrays)
-    margins, weights_PO = score_pairs(config, data, values, arrays, fixed)
+    margins, gates_PO = score_pairs(config, data, values, arrays, fixed)
     scales = {name: temperature(margin, data.pairs) for name, margin in margins.items()}
-    metrics = measure(data, values, penalties, margins, scales, weights_PO)
+    metrics = measure(data, values, penalties, margins, scales, gates_PO)
     metrics["objectives"] = report_objectives(
         data.ratings, stage1.store, stage1.rated, stage1.prompt_alone
     )
     if config.leave_one_out:
         metrics["leave_one_out"] = leave_one_out(data.pairs, arrays, arrays.folder, config.gate)
     metrics["layer_choice"] = [asdict(p) | {"chosen": p is stage1.place} for p in tried]
-    metrics["embedding"] = embedding
+    metrics["embedding"] = embedding | stage1.backbone_summary
     metrics["data"] = dict(data.summary)
     parts = LinearParts(stage1, heads.weights_KF, penalties, fixed)
     metrics["artefact"] = save_artefact(config, data, parts, values, arrays, scales, out)
@@ -122,7 +128,7 @@ def run_armorm(config: ArmoRMConfig, say: Callable[[str], None]) -> dict[str, An
         f"data.{name}": str(found["id"]) for name, found in data.summary.items()
     }
     run_id = log_run(config.experiment, out, asdict(config), metrics, tags, "armorm")
-    say(f"tracked: MLflow run {run_id}")
+    watch.say(f"tracked: MLflow run {run_id}")
     return metrics
 
 
@@ -146,23 +152,26 @@ def claim(out: Path, config: ArmoRMConfig) -> None:
     file.write_text(json.dumps({"config": own, "git_commit": git_commit()}, indent=1))
 
 
+def tell_backbone(probed: Probed, watch: Watch) -> None:
+    """Says how the backbone computes, where that is not the exact or the fast way."""
+    if probed.drift:
+        watch.say(f"backbone: {probed.config.dtype}, features drift {probed.drift:.1%} at most")
+    if not probed.shares_prefixes:
+        watch.say("backbone: takes no tree mask, so plain batches; shared prompts cost each time")
+
+
 def fit_objectives(
-    config: ArmoRMConfig, data: Data, out: Path, say: Callable[[str], None]
+    config: ArmoRMConfig, data: Data, out: Path, watch: Watch
 ) -> tuple[Stage1, dict[str, int], list[Place]]:
     """Stage 1: choose where to read features, embed, sum, solve."""
-    root, pool = store_root(config.store), Pool.of_cluster(config.num_workers)
+    pool = Pool.of_cluster(config.num_workers)
+    source = Source.open(config.backbone, store_root(config.store), pool, data.texts)
+    tell_backbone(source.probed, watch)
     place, tried = choose_place(
-        data.ratings, data.texts, config.backbone, config.objectives, root, pool, config.seed
+        data.ratings, data.texts, source, config.objectives, config.seed, watch
     )
-    say(f"features: layer {place.depth}, {place.pooling}")
-    store, counts = embed(
-        data.texts,
-        config.backbone,
-        (place.depth,),
-        root,
-        pool,
-        progress=lambda c, total: say(f"embedded {c['texts']:,} of {total:,} texts"),
-    )
+    watch.say(f"features: layer {place.depth}, {place.pooling}")
+    store, counts = embed(data.texts, source, (place.depth,), watch)
     tasks = sums_tasks(
         data.ratings,
         data.pairs,
@@ -177,11 +186,13 @@ def fit_objectives(
     rated, length, alone = (
         solve(task, n, config.objectives) for task, n in zip(tasks, (num, 1, num), strict=True)
     )
-    say(f"objectives: {num} fitted")
+    if config.objectives.verbosity:
+        length = rated.only(data.ratings.objectives.index(config.objectives.verbosity))
+    watch.say(f"objectives: {num} fitted")
     train = data.ratings.split.of("train")
     unit_O = np.nanstd(data.ratings.labels_NO[train], axis=0)
     unit_O = np.where(unit_O > 0, unit_O, 1.0)
-    return Stage1(place, store, rated, length, alone, unit_O), counts, tried
+    return Stage1(source.probed, place, store, rated, length, alone, unit_O), counts, tried
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,10 +227,10 @@ def value_pairs(
 
 def score_pairs(
     config: ArmoRMConfig, data: Data, values: PairValues, arrays: PairArrays, fixed: Fixed
-) -> tuple[dict[str, Array], Array]:
-    """Returns the margins `[P]` of every scorer, and the gate's g(x) `[P, O]`."""
+) -> tuple[dict[str, Array], tuple[Array, Array]]:
+    """Returns the margins `[P]` of every scorer, and g(x) `[P, O]` of the gates on r and on r'."""
     pairs, difference = data.pairs, arrays.difference_PO
-    gate = load_gate(arrays.folder, "gate", arrays, config.gate)
+    gate, biased = (load_gate(arrays.folder, n, arrays, config.gate) for n in ("gate", BIASED))
     weights_PO, scale = gate_weights(gate, arrays.gate_PD), float(gate.scale)
     margins = fixed_margins(fixed, arrays, pairs.source_P)
     margins |= gate_margins(weights_PO, scale, difference, pairs.source_P, pairs.split.of("train"))
@@ -227,7 +238,8 @@ def score_pairs(
     if data.truth is not None:
         oracle_PO = oracle_weights(data.truth, values.names, pairs.domain_P)
         margins["oracle"] = (oracle_PO * difference).sum(1)
-    return margins, weights_PO * scale
+    biased_PO = gate_weights(biased, arrays.gate_PD) * float(biased.scale)
+    return margins, (biased_PO, weights_PO * scale)
 
 
 def measure(
@@ -236,17 +248,16 @@ def measure(
     penalties: Penalties,
     margins: dict[str, Array],
     scales: dict[str, float],
-    weights_PO: Array,
+    gates_PO: tuple[Array, Array],
 ) -> dict[str, Any]:
     """Metrics of debiasing, of all scorers and of the gate, on *test*."""
     pairs, names = data.pairs, values.names
     train, test = pairs.split.of("train"), pairs.split.of("test")
-    debiased = values.debiased(penalties)
-    before, after = ((weights_PO * v).sum(-1) for v in (values.values_2PO, debiased))
+    weights_PO = gates_PO[1]
     share_PO = weights_PO / weights_PO.sum(1, keepdims=True)
     metrics: dict[str, Any] = {
         "left_out": dict(data.left_out),
-        "debias": report_debias(values, penalties, pairs, (before, after)),
+        "debias": report_debias(values, penalties, pairs, gates_PO),
         "pairs": report_pairs(margins, pairs, test, scales),
         "comparisons": compare(margins, pairs, test, COMPARED),
         "gate": {
@@ -259,24 +270,9 @@ def measure(
         },
     }
     if data.truth is not None:
-        deviation_O = debiased[:, train].reshape(-1, len(names)).std(0)
+        deviation_O = values.debiased(penalties)[:, train].reshape(-1, len(names)).std(0)
         correlation = weight_correlation(
             data.truth, names, share_PO[test], pairs.domain_P[test], deviation_O
         )
         metrics["planted"] = report_planted(metrics["pairs"], correlation)
     return metrics
-
-
-def weights_by_domain(
-    weights_PO: Array,
-    names: tuple[str, ...],
-    domain_P: NDArray[np.object_],
-    rows: NDArray[np.int64],
-) -> dict[str, dict[str, float]]:
-    """Returns the gate's mean weight on each objective in each domain."""
-    return {
-        str(domain): dict(
-            zip(names, weights_PO[rows[domain_P[rows] == domain]].mean(0).tolist(), strict=True)
-        )
-        for domain in sorted(set(domain_P[rows]))
-    }

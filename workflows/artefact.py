@@ -60,7 +60,7 @@ def save_artefact(
         config.backbone.model,
         depths=(stage1.place.depth,),
         rendering=config.backbone.rendering,
-        dtype=config.backbone.dtype,
+        dtype=stage1.probed.config.dtype,
     )
     head = GatedHead(len(values.names), arrays.chosen_PF.shape[1], gate)
     train = data.pairs.split.of("train")

@@ -56,7 +56,7 @@ def fit_penalties(values: PairValues, train: Ints) -> Penalties:
 
 
 def report_debias(
-    values: PairValues, penalties: Penalties, pairs: PairTable, score_2P: tuple[Array, Array]
+    values: PairValues, penalties: Penalties, pairs: PairTable, gates_PO: tuple[Array, Array]
 ) -> dict[str, Any]:
     """Rank correlation with predicted length before and after, in sample and held out.
 
@@ -64,7 +64,7 @@ def report_debias(
         values: r and r_v.
         penalties: the fit.
         pairs: the pairs.
-        score_2P: the gated score `[2, P]` with r and with r'.
+        gates_PO: g(x) `[P, O]` of a gate trained on r, and of the one trained on r'.
     """
     train, test = pairs.split.of("train"), pairs.split.of("test")
     after = PairValues(values.names, values.debiased(penalties), values.length_2P)
@@ -97,8 +97,7 @@ def report_debias(
         },
         "within_source": named(within_O),
         "within_pair": named(inside_O),
-        "score": _score(values, pairs, test, score_2P),
-        "accuracy": _accuracy(values, after, pairs),
+        **_scores((values, after), pairs, gates_PO),
     }
 
 
@@ -111,33 +110,31 @@ def _intervals(after: PairValues, pairs: PairTable, rows: Ints) -> dict[str, lis
     }
 
 
-def _score(
-    values: PairValues, pairs: PairTable, test: Ints, score_2P: tuple[Array, Array]
-) -> dict[str, float]:
-    """Held-out rank correlation of the gated score with predicted and with actual length."""
-    r_v = values.length_2P[:, test].reshape(-1)
-    actual = np.concatenate([pairs.chosen_length_P[test], pairs.rejected_length_P[test]])
-    before, after = (score[:, test].reshape(-1) for score in score_2P)
-    sources = np.tile(pairs.source_P[test], 2)
-    return {
-        "before": spearman(before, r_v),
-        "after": spearman(after, r_v),
-        "after_within_source": float(length_spearman(after[:, None], r_v, sources)[0]),
-        "actual_before": spearman(before, actual),
-        "actual_after": spearman(after, actual),
-    }
+def _scores(
+    when: tuple[PairValues, PairValues], pairs: PairTable, gates_PO: tuple[Array, Array]
+) -> dict[str, dict[str, Any]]:
+    """What debiasing does to scores: each scorer is fitted on r (before) and on r' (after).
 
-
-def _accuracy(values: PairValues, after: PairValues, pairs: PairTable) -> dict[str, Any]:
-    """Accuracy of the best fixed weights by length stratum, fitted on r and fitted on r'."""
+    `score` is the held-out rank correlation of the gated score with predicted and actual length,
+    `accuracy` that of gate and best fixed weights where the chosen response is longer or shorter.
+    """
     train, test = pairs.split.of("train"), pairs.split.of("test")
-    found: dict[str, Any] = {}
-    for name, v in (("before", values), ("after", after)):
+    r_v = when[0].length_2P[:, test].reshape(-1)
+    actual = np.concatenate([pairs.chosen_length_P[test], pairs.rejected_length_P[test]])
+    sources = np.tile(pairs.source_P[test], 2)
+    score: dict[str, float] = {}
+    accuracy: dict[str, dict[str, Any]] = {"gate": {}, "best_fixed": {}}
+    for name, v, gate_PO in zip(("before", "after"), when, gates_PO, strict=True):
+        gated_2P = (gate_PO * v.values_2PO).sum(-1)[:, test]
+        flat = gated_2P.reshape(-1)
+        score[name], score[f"actual_{name}"] = spearman(flat, r_v), spearman(flat, actual)
+        score[f"{name}_within_source"] = float(length_spearman(flat[:, None], r_v, sources)[0])
         d = v.values_2PO[0] - v.values_2PO[1]
-        margin = d[test] @ fit_simplex(d[train]).weights
-        own = pair_metrics(margin, pairs.gap_P[test], pairs.split.key_N[test], draws=2)
-        found[name] = {
-            "chosen_longer": own["accuracy_chosen_longer"],
-            "chosen_shorter": own["accuracy_chosen_shorter"],
-        }
-    return found
+        accuracy["gate"][name] = _strata(gated_2P[0] - gated_2P[1], pairs, test)
+        accuracy["best_fixed"][name] = _strata(d[test] @ fit_simplex(d[train]).weights, pairs, test)
+    return {"score": score, "accuracy": accuracy}
+
+
+def _strata(margin: Array, pairs: PairTable, rows: Ints) -> dict[str, Any]:
+    own = pair_metrics(margin, pairs.gap_P[rows], pairs.split.key_N[rows], draws=2)
+    return {name: own[f"accuracy_{name}"] for name in ("chosen_longer", "chosen_shorter")}

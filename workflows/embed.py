@@ -7,21 +7,22 @@ shard holds is embedded, so a rerun or a crash pays for what is missing.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy
 
-from actors.embedder import Embedder, feature_key
+from actors.embedder import DRIFT_PROMPTS, Embedder, Probed, probe
 from panoply.config import BackboneConfig
 from panoply.data.features import FeatureStore
-from panoply.hub.backbone import load_backbone
+from workflows.progress import Watch
 
 SHARD_PROMPTS = 64
 
@@ -51,6 +52,26 @@ class Pool:
         return cls(num, 1.0, gpus)
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where features come from, and the cache that they go to."""
+
+    root: str
+    pool: Pool
+    probed: Probed
+
+    @classmethod
+    def open(cls, config: BackboneConfig, root: str, pool: Pool, texts: Texts) -> Source:
+        """Probes the backbone on a worker: the driver may lack the workers' hardware."""
+        remote = ray.remote(probe).options(num_cpus=pool.cpus, num_gpus=pool.gpus)
+        samples = first_prompts(texts, DRIFT_PROMPTS)
+        return cls(root, pool, ray.get(remote.remote(config, samples)))
+
+    def store(self, depths: tuple[int, ...]) -> FeatureStore:
+        """Returns the cache of features at these depths."""
+        return FeatureStore(self.root, {**self.probed.key, "depths": list(depths)})
+
+
 def as_trees(columns: Sequence[tuple[str, str]]) -> Callable[[pa.Table], pa.Table]:
     """Returns a map from canonical rows to (prompt_id, prompt, text_id, response) rows."""
 
@@ -76,41 +97,47 @@ def one_prompt(rows: Any) -> dict[str, Any]:
     }
 
 
-def wanted_ids(texts: Texts) -> tuple[list[str], list[str]]:
-    """Returns all text ids and all prompt ids of the files, each once, sorted."""
+def wanted_ids(texts: Texts, prompts: frozenset[str] | None = None) -> list[str]:
+    """Returns the text ids of the files, each once, sorted; of some prompts only where given."""
     names: set[str] = set()
-    prompts: set[str] = set()
     for files, columns in (
         (texts.ratings, ("text_id",)),
         (texts.pairs, ("chosen_id", "rejected_id")),
     ):
         for file in files:
             table = pq.read_table(file, columns=["prompt_id", *columns])
-            prompts.update(table["prompt_id"].to_pylist())
+            if prompts is not None:
+                known = pa.array(sorted(prompts))
+                table = table.filter(pc.is_in(table["prompt_id"], known))  # pyright: ignore[reportAttributeAccessIssue]
             for column in columns:
                 names.update(table[column].to_pylist())
-    return sorted(names), sorted(prompts)
+    return sorted(names)
 
 
-def prompt_trees(
-    texts: Texts, wanted: frozenset[str], prompts: frozenset[str] | None = None
-) -> ray.data.Dataset:
+def first_prompts(texts: Texts, num: int) -> list[Mapping[str, Any]]:
+    """Returns the first rows of the files as `prompt` (JSON) and `responses`."""
+    rows: list[Mapping[str, Any]] = []
+    for files, columns in ((texts.ratings, ("response",)), (texts.pairs, ("chosen", "rejected"))):
+        for file in files:
+            with pq.ParquetFile(file) as opened:
+                batch = next(opened.iter_batches(num, columns=["prompt", *columns]))
+            for row in batch.to_pylist():
+                responses = list(dict.fromkeys(row[name] for name in columns))
+                rows.append({"prompt": json.dumps(row["prompt"]), "responses": responses})
+    return rows[-num:]
+
+
+def prompt_trees(texts: Texts, wanted: frozenset[str]) -> ray.data.Dataset:
     """Returns one row per prompt: `prompt_id`, `prompt` (JSON), `text_ids`, `responses`.
 
     Args:
         texts: canonical files.
         wanted: text ids that are taken.
-        prompts: prompt ids that are taken; None takes all.
     """
+    known = pa.array(sorted(wanted))
 
     def keep(table: pa.Table) -> pa.Table:
-        rows = [
-            name in wanted and (prompts is None or prompt in prompts)
-            for name, prompt in zip(
-                table["text_id"].to_pylist(), table["prompt_id"].to_pylist(), strict=True
-            )
-        ]
-        return table.filter(pa.array(rows, pa.bool_()))
+        return table.filter(pc.is_in(table["text_id"], known))  # pyright: ignore[reportAttributeAccessIssue]
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -134,53 +161,42 @@ def prompt_trees(
 
 def embed(
     texts: Texts,
-    config: BackboneConfig,
+    source: Source,
     depths: tuple[int, ...],
-    store_root: str,
-    pool: Pool,
+    watch: Watch,
     *,
     prompts: frozenset[str] | None = None,
-    progress: Callable[[dict[str, int], int], None] | None = None,
 ) -> tuple[FeatureStore, dict[str, int]]:
     """Embeds what is missing and returns the store and the counts of this run.
 
     Args:
         texts: canonical files.
-        config: the backbone.
+        source: backbone, workers and cache.
         depths: layers whose states are stored.
-        store_root: root of the feature cache.
-        pool: the embedding actors.
+        watch: is shown the progress.
         prompts: embed only the responses to these prompts (to choose a layer on a sample).
-        progress: called with the counts so far and the number of texts to embed.
     """
-    backbone = load_backbone(
-        config.model, depths=depths, rendering=config.rendering, dtype=config.dtype
-    )
-    store = FeatureStore(store_root, feature_key(backbone, config))
-    del backbone
-    ids, _ = wanted_ids(texts)
-    found = store.find("texts", ids)
-    missing = frozenset(np.array(ids, dtype=object)[found.missing_N])
+    store, pool = source.store(depths), source.pool
+    ids = wanted_ids(texts, prompts)
+    missing = frozenset(np.array(ids, dtype=object)[store.find("texts", ids).missing_N])
     counts: dict[str, int] = dict.fromkeys(
         ("texts", "prompts", "tokens", "separate_tokens", "prompts_cut", "responses_cut"), 0
     )
     if not missing:
         return store, counts
 
-    trees = prompt_trees(texts, missing, prompts)
-    done = trees.map_batches(
+    done = prompt_trees(texts, missing).map_batches(
         Embedder,
-        fn_constructor_args=(config, depths, store_root, max(1, int(pool.cpus))),
+        fn_constructor_args=(source.probed.config, depths, store, max(1, int(pool.cpus))),
         batch_size=SHARD_PROMPTS,
         batch_format="pyarrow",
         num_cpus=pool.cpus,
         num_gpus=pool.gpus,
         compute=ActorPoolStrategy(size=pool.num_actors),
     )
-    for row in done.iter_rows():
-        for name in counts:
-            counts[name] += int(row[name])
-        counts["shares_prefixes"] = int(row["shares_prefixes"])
-        if progress is not None:
-            progress(counts, len(missing))
+    with watch.bar("embedding texts", len(missing)) as advance:
+        for row in done.iter_rows():
+            for name in counts:
+                counts[name] += int(row[name])
+            advance(int(row["texts"]))
     return store, counts

@@ -5,12 +5,13 @@ Prompts that the model was trained on are recognized by hash and left out of the
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy
 from safetensors.numpy import load_file
@@ -19,20 +20,21 @@ from actors.scorer import Scorer
 from panoply.config import EvaluateConfig
 from panoply.data.ingest import Limits, ingest_pairs
 from panoply.data.read import Input
-from panoply.data.tables import PairTable, load_pairs
+from panoply.data.tables import Ints, PairTable, Strings, load_pairs
 from panoply.hub.artefact import Card
 from panoply.measure.calibration import reliability
-from workflows.cluster import run_folder
+from workflows.cluster import connect, run_folder
 from workflows.embed import SHARD_PROMPTS, Pool, Texts, prompt_trees, wanted_ids
+from workflows.progress import Watch
 from workflows.report import write_plots
-from workflows.scorers import compare, report_pairs
+from workflows.scorers import compare, report_pairs, weights_by_domain
 from workflows.tracking import git_commit, write_json
 
 Array: TypeAlias = NDArray[np.float64]
 SCORERS = ("gate", "uniform", "best_single", "best_fixed", "linear", "linear_bt", "mlp")
 
 
-def run_evaluate(config: EvaluateConfig, say: Callable[[str], None]) -> dict[str, Any]:
+def run_evaluate(config: EvaluateConfig, watch: Watch) -> dict[str, Any]:
     """Scores pairs and returns the metrics that it leaves in `OUT/metrics.json`.
 
     Raises:
@@ -49,13 +51,14 @@ def run_evaluate(config: EvaluateConfig, say: Callable[[str], None]) -> dict[str
     ingested = ingest_pairs([Input(name) for name in config.pairs], out / "data", limits)
     pairs = load_pairs(ingested.path, seed=card.seed, num_folds=2)
     unseen = np.flatnonzero(~is_seen(pairs, folder))
-    say(f"data: {len(pairs.gap_P):,} pairs, {len(unseen):,} of prompts not trained on")
+    watch.say(f"data: {len(pairs.gap_P):,} pairs, {len(unseen):,} of prompts not trained on")
 
-    scores, weights = score_texts(Texts(pairs=(str(ingested.path),)), folder, config.num_workers)
-    margins = margins_of(pairs, scores)
+    connect(config.num_workers)
+    texts = Texts(pairs=(str(ingested.path),))
+    scored = score_texts(texts, folder, config.num_workers, watch)
+    margins = margins_of(pairs, scored)
     fixed = load_file(folder / "baselines.safetensors")
     scales = {name: float(fixed[f"scale.{name}"]) for name in margins}
-    say(f"scored: {len(scores):,} texts")
 
     metrics: dict[str, Any] = {
         "model": str(folder),
@@ -67,11 +70,14 @@ def run_evaluate(config: EvaluateConfig, say: Callable[[str], None]) -> dict[str
     rows = unseen if len(unseen) else np.arange(len(pairs.gap_P))
     metrics["only_seen"] = not len(unseen)
     if metrics["only_seen"]:
-        say("every prompt was trained on: these numbers say nothing about new prompts")
+        watch.say("every prompt was trained on: these numbers say nothing about new prompts")
     metrics["pairs"] = report_pairs(margins, pairs, rows, scales)
     rivals = [("gate", name) for name in ("best_fixed", "linear_bt", "mlp")]
     metrics["comparisons"] = compare(margins, pairs, rows, rivals)
-    metrics["gate"] = {"weights_by_domain": mean_weights(pairs, weights, card.objectives, rows)}
+    weights_PO = scored.weights_NO[scored.rows(pairs.chosen_P)]
+    metrics["gate"] = {
+        "weights_by_domain": weights_by_domain(weights_PO, card.objectives, pairs.domain_P, rows)
+    }
     metrics["reliability"] = {
         name: reliability(margins[name][rows] * scales[name])
         for name in ("gate", "best_fixed", "linear_bt", "mlp")
@@ -90,12 +96,23 @@ def is_seen(pairs: PairTable, folder: Path) -> NDArray[np.bool_]:
     return np.isin(keys, known)
 
 
-def score_texts(
-    texts: Texts, folder: Path, num_workers: int
-) -> tuple[dict[str, dict[str, float]], dict[str, list[float]]]:
-    """Returns the scores of each text by scorer, and the gate's weights of each text's prompt."""
-    ids, _ = wanted_ids(texts)
-    pool = Pool.of_cluster(num_workers)
+@dataclass(frozen=True, slots=True)
+class TextScores:
+    """Scores of texts `[N]` by scorer, and the gate's weights `[N, O]` for their prompts."""
+
+    row: Mapping[str, int]
+    """Row of each text id."""
+    scores: Mapping[str, Array]
+    weights_NO: NDArray[np.float32]
+
+    def rows(self, ids: Strings) -> Ints:
+        """Returns the rows of some text ids."""
+        return np.array([self.row[str(name)] for name in ids], dtype=np.int64)
+
+
+def score_texts(texts: Texts, folder: Path, num_workers: int, watch: Watch) -> TextScores:
+    """Scores every text of the files with every scorer of the model."""
+    ids, pool = wanted_ids(texts), Pool.of_cluster(num_workers)
     scored = prompt_trees(texts, frozenset(ids)).map_batches(
         Scorer,
         fn_constructor_args=(str(folder), 1),
@@ -105,45 +122,34 @@ def score_texts(
         num_gpus=pool.gpus,
         compute=ActorPoolStrategy(size=pool.num_actors),
     )
-    scores: dict[str, dict[str, float]] = {}
-    weights: dict[str, list[float]] = {}
-    for row in scored.iter_rows():
-        name = row.pop("text_id")
-        weights[name] = list(row.pop("gate_weights"))
-        scores[name] = row
-    return scores, weights
+    names: list[str] = []
+    parts: list[dict[str, Array]] = []
+    with watch.bar("scoring texts", len(ids)) as advance:
+        for part in scored.iter_batches(batch_size=None, batch_format="pyarrow"):
+            batch = cast(pa.Table, part)
+            own: list[str] = batch["text_id"].to_pylist()
+            names += own
+            parts.append({c: as_array(batch[c]) for c in batch.column_names if c != "text_id"})
+            advance(len(own))
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    weights_NO = columns.pop("gate_weights").astype(np.float32)
+    return TextScores({name: i for i, name in enumerate(names)}, columns, weights_NO)
 
 
-def margins_of(pairs: PairTable, scores: dict[str, dict[str, float]]) -> dict[str, Array]:
+def as_array(column: pa.ChunkedArray) -> Array:
+    """Returns a column of numbers `[N]`, or of lists of one length `[N, O]`."""
+    if pa.types.is_list(column.type):
+        return np.stack(column.to_numpy(zero_copy_only=False))  # pyright: ignore[reportArgumentType]
+    return column.to_numpy(zero_copy_only=False).astype(np.float64)
+
+
+def margins_of(pairs: PairTable, found: TextScores) -> dict[str, Array]:
     """Returns margins by scorer; per-source weights apply where the source is known, else NaN."""
-
-    def margin(chosen: str, rejected: str, name: str) -> float:
-        a, b = scores[chosen].get(name), scores[rejected].get(name)
-        return float("nan") if a is None or b is None else a - b
-
-    columns = list(zip(pairs.chosen_P, pairs.rejected_P, pairs.source_P, strict=True))
-    found = {name: np.array([margin(c, r, name) for c, r, _ in columns]) for name in SCORERS}
-    own = np.array([margin(str(c), str(r), f"per_source.{s}") for c, r, s in columns])
-    return found | ({} if np.isnan(own).all() else {"best_fixed_per_source": own})
-
-
-def mean_weights(
-    pairs: PairTable,
-    weights: dict[str, list[float]],
-    objectives: tuple[str, ...],
-    rows: NDArray[np.int64],
-) -> dict[str, dict[str, float]]:
-    """Returns the gate's mean weight on each objective in each domain."""
-    return {
-        str(domain): dict(
-            zip(
-                objectives,
-                np.mean(
-                    [weights[str(pairs.chosen_P[i])] for i in rows if pairs.domain_P[i] == domain],
-                    0,
-                ).tolist(),
-                strict=True,
-            )
-        )
-        for domain in sorted(set(pairs.domain_P[rows]))
-    }
+    chosen, rejected = found.rows(pairs.chosen_P), found.rows(pairs.rejected_P)
+    margins = {name: found.scores[name][chosen] - found.scores[name][rejected] for name in SCORERS}
+    own = np.full(len(chosen), np.nan)
+    for source in set(pairs.source_P):
+        if (scores := found.scores.get(f"per_source.{source}")) is not None:
+            rows = pairs.source_P == source
+            own[rows] = scores[chosen[rows]] - scores[rejected[rows]]
+    return margins | ({} if np.isnan(own).all() else {"best_fixed_per_source": own})

@@ -63,6 +63,11 @@ def ingest(config: ArmoRMConfig, folder: Path) -> Data:
         pair_inputs, folder, Limits(max_rows_per_source=config.max_pairs_per_source or None)
     )
     objectives = check_objectives(rated.objectives, config.objectives.min_ratings)
+    if (verbosity := config.objectives.verbosity) and verbosity not in objectives.kept:
+        raise ValueError(
+            f"`objectives.verbosity` is {verbosity!r}, which is not among the objectives that can "
+            f"be learned: {', '.join(objectives.kept)}. Empty takes predicted log length"
+        )
     parts = {
         "ratings": check_parts(rated.path, config.seed),
         "pairs": check_parts(paired.path, config.seed),

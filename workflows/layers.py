@@ -8,14 +8,14 @@ from itertools import product
 
 import numpy as np
 
-from panoply.config import BackboneConfig, ObjectivesConfig, Pooling
+from panoply.config import ObjectivesConfig, Pooling
 from panoply.data.features import FeatureStore
 from panoply.data.schema import uniform
 from panoply.data.tables import Ints, RatingTable
-from panoply.hub.backbone import count_layers
 from panoply.measure.metrics import spearman
 from panoply.train.objectives import choose, fit_ridge, moments_by_pattern, squared_error
-from workflows.embed import Pool, Texts, embed
+from workflows.embed import Source, Texts, embed
+from workflows.progress import Watch
 
 MIN_LABELS = 8
 
@@ -36,32 +36,25 @@ class Place:
         return {"last": last, "mean_response": mean, "both": last + mean}[self.pooling]
 
 
-def candidate_depths(config: BackboneConfig) -> tuple[int, ...]:
-    """Returns the depths in layers of the backbone, each once, ascending."""
-    num_layers = count_layers(config.model)
-    return tuple(sorted({max(1, round(share * num_layers)) for share in config.depths}))
-
-
 def choose_place(
     ratings: RatingTable,
     texts: Texts,
-    config: BackboneConfig,
+    source: Source,
     objectives: ObjectivesConfig,
-    store_root: str,
-    pool: Pool,
     seed: int,
+    watch: Watch,
 ) -> tuple[Place, list[Place]]:
     """Returns the best of the candidate places, and all of them with what they reached.
 
     A third of the sampled prompts is from *select*, the others from *train*.
     """
-    depths = candidate_depths(config)
+    config, depths = source.probed.config, source.probed.depths
     if len(depths) == 1 and len(config.poolings) == 1:
         only = Place(depths[0], config.poolings[0], float("nan"))
         return only, [only]
     train, select = sample_rows(ratings, config.sample_prompts, seed)
     prompts = frozenset(ratings.prompt_N[np.concatenate([train, select])])
-    store, _ = embed(texts, config, depths, store_root, pool, prompts=prompts)
+    store, _ = embed(texts, source, depths, watch, prompts=prompts)
     tried = [
         rate_place(Place(depth, pooling, 0.0), ratings, train, select, store, objectives.strengths)
         for depth, pooling in product(depths, config.poolings)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
+from actors.embedder import Probed
 from actors.fitters import Block, SumsTask, accumulate
 from panoply.config import ObjectivesConfig
 from panoply.data.features import FeatureStore, Floats, Found
@@ -64,18 +65,38 @@ class Objectives:
                 values[own] = x[fold_N[rows] == fold] @ ridge.weights.T + ridge.bias
         return values
 
+    def only(self, i: int) -> Objectives:
+        """Returns objective `i` alone."""
+        one = slice(i, i + 1)
+        full, *folds = (
+            Ridge(fit.weights[one], fit.bias[one], fit.strength[one])
+            for fit in (self.full, *self.folds)
+        )
+        return Objectives(full, tuple(folds), self.columns)
+
 
 @dataclass(frozen=True, slots=True)
 class Stage1:
     """Fitted objectives and where their features come from."""
 
+    probed: Probed
     place: Place
     store: FeatureStore
     rated: Objectives
     length: Objectives
+    """r_v alone: predicted log length, or the rated verbosity."""
     prompt_alone: Objectives
     unit_O: Array
     """Deviation of the training ratings of each objective."""
+
+    @property
+    def backbone_summary(self) -> dict[str, Any]:
+        """How the backbone computed."""
+        return {
+            "dtype": self.probed.config.dtype,
+            "drift": self.probed.drift,
+            "shares_prefixes": self.probed.shares_prefixes,
+        }
 
 
 def plan_blocks(

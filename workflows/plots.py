@@ -134,12 +134,12 @@ def length_bias(debias: Section) -> Figure:
     """Draws what debiasing does to each objective, and to accuracy by which response is longer.
 
     Args:
-        debias: `before` and `after` by objective in sample, `heldout.after`, and `accuracy` of
-            the best fixed weights by stratum; the last two may be absent.
+        debias: `before` and `after` by objective in sample, `heldout.after`, and `accuracy` by
+            scorer and stratum; the last two may be absent.
     """
     names = sorted(debias["before"], key=lambda n: _size(debias["before"][n]))
     strata = debias.get("accuracy") or {}
-    heights = ([1.5] if strata else []) + [0.9 + 0.21 * len(names)]
+    heights = ([0.3 + 0.6 * len(strata)] if strata else []) + [0.9 + 0.21 * len(names)]
     figure = _figure("How length bias changes with debiasing", 7.6, sum(heights) + 1.3)
     panels = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
     if strata:
@@ -165,29 +165,37 @@ def length_bias(debias: Section) -> Figure:
 
 
 def _draw_strata(axes: Axes, strata: Section) -> None:
-    for row, key in enumerate(("chosen_shorter", "chosen_longer")):
-        before, after = _numbers([strata.get(k, {}).get(key) for k in ("before", "after")])
-        axes.hlines(row, before, after, color="#C8C8C8", linewidth=2, zorder=1)
-        for value, color, marker in ((before, ORANGE, "o"), (after, BLUE, "D")):
-            axes.scatter(value, row, color=color, marker=marker, s=36, zorder=2)
-        after_right = after > before
-        for value, color, right in ((before, ORANGE, not after_right), (after, BLUE, after_right)):
-            if not np.isnan(value):
-                axes.annotate(
-                    f"{value:.3f}",
-                    (value, row),
-                    (8 if right else -8, 0),
-                    textcoords="offset points",
-                    ha="left" if right else "right",
-                    va="center",
-                    color=color,
-                    fontsize=9,
-                )
+    labels: list[str] = []
+    for scorer, found in reversed(list(strata.items())):
+        for key in ("chosen_shorter", "chosen_longer"):
+            ends = _numbers([found.get(k, {}).get(key) for k in ("before", "after")])
+            _draw_change(axes, len(labels), float(ends[0]), float(ends[1]))
+            labels.append(f"{scorer_label(scorer)}, {key.replace('_', ' ')}")
     axes.axvline(0.5, color=GRAY, linewidth=1, linestyle="--")
-    axes.set_yticks([0, 1], ["chosen is shorter", "chosen is longer"])
-    axes.set_ylim(-0.6, 1.6)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(-0.6, len(labels) - 0.4)
     axes.margins(x=0.15)
-    axes.set_xlabel("accuracy of the best fixed weights")
+    axes.set_xlabel("accuracy")
+
+
+def _draw_change(axes: Axes, row: int, before: float, after: float) -> None:
+    axes.hlines(row, before, after, color="#C8C8C8", linewidth=2, zorder=1)
+    for value, color, marker, right in (
+        (before, ORANGE, "o", before >= after),
+        (after, BLUE, "D", after > before),
+    ):
+        axes.scatter(value, row, color=color, marker=marker, s=36, zorder=2)
+        if not np.isnan(value):
+            axes.annotate(
+                f"{value:.3f}",
+                (value, row),
+                (8 if right else -8, 0),
+                textcoords="offset points",
+                ha="left" if right else "right",
+                va="center",
+                color=color,
+                fontsize=9,
+            )
 
 
 def baselines(pairs: Mapping[str, Section]) -> Figure:

@@ -29,25 +29,46 @@ from panoply.train.mixtures import best_single, fit_linear, fit_simplex
 
 Array: TypeAlias = NDArray[np.float64]
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+BIASED = "gate-biased"
 MLP = GateConfig(hidden_size=256, num_hidden=1, dropout=0.3, num_steps=600, eval_every=25)
 """The pooled head that the gate is compared with; stopped on *select* like the gate."""
 
 
 @dataclass(frozen=True, slots=True)
+class FeatureDifference:
+    """Features of chosen minus rejected responses of some pairs, read from disk by slice."""
+
+    chosen_PF: NDArray[np.float32]
+    rejected_PF: NDArray[np.float32]
+    rows: Ints
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(pairs, features)."""
+        return len(self.rows), self.chosen_PF.shape[1]
+
+    def __getitem__(self, at: slice, /) -> Array:
+        """Returns the difference of some of the rows."""
+        rows = self.rows[at]
+        return self.chosen_PF[rows].astype(np.float64) - self.rejected_PF[rows]
+
+
+@dataclass(frozen=True, slots=True)
 class PairArrays:
-    """What scorers see of the pairs; memory-mapped files in `folder`."""
+    """What scorers see of the pairs; features are memory-mapped files in `folder`."""
 
     folder: Path
     difference_PO: Array
     """r'(chosen) - r'(rejected), out of fold in *train*."""
+    biased_PO: Array
+    """r(chosen) - r(rejected): before length is taken out."""
     gate_PD: NDArray[np.float32]
     chosen_PF: NDArray[np.float32]
     rejected_PF: NDArray[np.float32]
 
-    @property
-    def feature_difference_PF(self) -> Array:
-        """Features of the chosen minus those of the rejected response."""
-        return np.asarray(self.chosen_PF, np.float64) - self.rejected_PF
+    def feature_difference(self, rows: Ints) -> FeatureDifference:
+        """Returns the features of the chosen minus those of the rejected response."""
+        return FeatureDifference(self.chosen_PF, self.rejected_PF, rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +98,14 @@ def train_heads(tasks: Sequence[HeadTask], folder: Path, num_workers: int, run: 
 def head_tasks(
     pairs: PairTable, gate: GateConfig, seed: int, *, leave_one_out: bool
 ) -> list[HeadTask]:
-    """Returns the heads of a run: gate, MLP, and the gate without each source in turn."""
+    """Returns the heads of a run: gate, MLP, and gates for comparison.
+
+    These are the gate on objectives that still hold length, and without each source in turn.
+    """
     train, select = pairs.split.of("train"), pairs.split.of("select")
     tasks = [
         HeadTask("gate", "gate", train, select, gate, seed),
+        HeadTask(BIASED, "gate", train, select, gate, seed, values="biased"),
         HeadTask("mlp", "mlp", train, select, MLP, seed),
     ]
     sources = sorted(set(pairs.source_P))
@@ -94,7 +119,7 @@ def head_tasks(
 def fit_fixed(pairs: PairTable, arrays: PairArrays) -> Fixed:
     """Fits the fixed combinations and the linear Bradley-Terry head."""
     train, select = pairs.split.of("train"), pairs.split.of("select")
-    d, x = arrays.difference_PO, arrays.feature_difference_PF
+    d, x = arrays.difference_PO, arrays.feature_difference
     per_source: dict[str, Array] = {}
     for source in sorted(set(pairs.source_P)):
         rows = train[pairs.source_P[train] == source]
@@ -107,7 +132,7 @@ def fit_fixed(pairs: PairTable, arrays: PairArrays) -> Fixed:
         best_fixed=pooled.weights * pooled.scale,
         best_fixed_per_source=per_source,
         linear=fit_linear(d[train], STRENGTHS, d[select]).coefficients,
-        linear_bt=fit_linear(x[train], STRENGTHS, x[select]).coefficients,
+        linear_bt=fit_linear(x(train), STRENGTHS, x(select)).coefficients,
     )
 
 
@@ -123,7 +148,7 @@ def fixed_margins(fixed: Fixed, arrays: PairArrays, source_P: Strings) -> dict[s
         "best_fixed": d @ fixed.best_fixed,
         "best_fixed_per_source": own,
         "linear": d @ fixed.linear,
-        "linear_bt": arrays.feature_difference_PF @ fixed.linear_bt,
+        "linear_bt": arrays.chosen_PF @ fixed.linear_bt - arrays.rejected_PF @ fixed.linear_bt,
     }
 
 
@@ -154,6 +179,21 @@ def gate_margins(
         "gate": scale * (weights_PO * difference_PO).sum(1),
         "gate_mean": scale * difference_PO @ mean,
         "gate_source_mean": scale * (own * difference_PO).sum(1),
+    }
+
+
+def weights_by_domain(
+    weights_PO: NDArray[np.floating[Any]],
+    names: Sequence[str],
+    domain_P: Strings,
+    rows: Ints,
+) -> dict[str, dict[str, float]]:
+    """Returns the gate's mean weight on each objective in each domain."""
+    return {
+        str(domain): dict(
+            zip(names, weights_PO[rows[domain_P[rows] == domain]].mean(0).tolist(), strict=True)
+        )
+        for domain in sorted(set(domain_P[rows]))
     }
 
 
@@ -250,7 +290,7 @@ def leave_one_out(
     """
     sources = sorted(set(pairs.source_P))
     train, select = pairs.split.of("train"), pairs.split.of("select")
-    d, x = arrays.difference_PO, arrays.feature_difference_PF
+    d, x = arrays.difference_PO, arrays.feature_difference
     table: dict[str, dict[str, float]] = {}
     for number, source in enumerate(sources if len(sources) > 1 else ()):
         own = np.flatnonzero(pairs.source_P == source)
@@ -259,7 +299,7 @@ def leave_one_out(
         margins = {
             "gate": (gate_weights(gate, arrays.gate_PD[own]) * d[own]).sum(1),
             "best_fixed": d[own] @ fit_simplex(d[fit_on]).weights,
-            "linear_bt": x[own] @ fit_linear(x[fit_on], STRENGTHS, x[stop_on]).coefficients,
+            "linear_bt": x(own)[:] @ fit_linear(x(fit_on), STRENGTHS, x(stop_on)).coefficients,
         }
         columns = (pairs.gap_P[own], pairs.split.key_N[own])
         table[str(source)] = {"n": float(len(own))} | {

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from panoply.data.features import FeatureStore
-from panoply.data.tables import PairTable
+from panoply.data.tables import Ints, PairTable
 from panoply.train.debias import Penalties
 from panoply.train.mixtures import fit_linear
 from workflows.debias import PairValues
 from workflows.objectives import Objectives, as_matrix
-from workflows.scorers import STRENGTHS, PairArrays
+from workflows.scorers import STRENGTHS, FeatureDifference, PairArrays
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -58,26 +58,28 @@ def preference_heads(
         `[2, P, K]`: those of training pairs from heads fitted without their fold.
     """
     train, select = pairs.split.of("train"), pairs.split.of("select")
-    difference = np.asarray(chosen_PF, np.float64) - rejected_PF
     sources = [
         s
         for s in sorted(set(pairs.source_P))
         if all((pairs.source_P[p] == s).any() for p in (train, select))
     ]
     weights: list[Array] = []
-    values = np.empty((2, len(difference), len(sources)))
+    values = np.empty((2, len(chosen_PF), len(sources)))
+
+    def difference(rows: Ints) -> FeatureDifference:
+        return FeatureDifference(chosen_PF, rejected_PF, rows)
+
     for k, source in enumerate(sources):
         own = train[pairs.source_P[train] == source]
-        held_out = difference[select[pairs.source_P[select] == source]]
-        full = fit_linear(difference[own], STRENGTHS, held_out)
+        held_out = difference(select[pairs.source_P[select] == source])
+        full = fit_linear(difference(own), STRENGTHS, held_out)
         weights.append(full.coefficients)
         for fold in range(-1, folds):
             rest = own[pairs.split.fold_N[own] != fold]
             head = full.coefficients
             if fold >= 0 and len(rest) < len(own):
-                head = fit_linear(
-                    difference[rest], [STRENGTHS[full.strength]], held_out
-                ).coefficients
+                strength = [STRENGTHS[full.strength]]
+                head = fit_linear(difference(rest), strength, held_out).coefficients
             rows = np.flatnonzero(pairs.split.fold_N == fold)
             values[0, rows, k], values[1, rows, k] = (
                 chosen_PF[rows] @ head,
@@ -103,7 +105,8 @@ def pair_arrays(
 ) -> PairArrays:
     """Writes what the heads train on and returns what the scorers see."""
     debiased = values.debiased(penalties)
-    difference = debiased[0] - debiased[1]
+    difference, biased = debiased[0] - debiased[1], values.values_2PO[0] - values.values_2PO[1]
     np.save(folder / "difference.npy", difference.astype(np.float32))
+    np.save(folder / "biased.npy", biased.astype(np.float32))
     chosen, rejected, gate = features
-    return PairArrays(folder, difference, gate, chosen, rejected)
+    return PairArrays(folder, difference, biased, gate, chosen, rejected)

@@ -1,4 +1,4 @@
-"""Tables of a run for the terminal, at most 100 columns wide; a value that is not defined is '-'.
+"""Tables of a run for the terminal, made for 80 columns; a value that is not defined is '-'.
 
 Every function takes one section of `metrics.json`. Names come from files, so all text is passed
 as `Text`: square brackets in it are no markup.
@@ -21,6 +21,16 @@ Part: TypeAlias = RenderableType
 MANY = 20
 """Objectives from which on those without signal share one line."""
 BALANCED = "accuracy_length_balanced"
+BY_SOURCE = (
+    "oracle",
+    "gate",
+    "gate_source_mean",
+    "best_fixed_per_source",
+    "best_fixed",
+    "mlp",
+    "linear_bt",
+)
+"""Scorers that are shown source by source; `metrics.json` has all of them."""
 
 
 def number(value: float | None, digits: int = 3, *, signed: bool = False) -> str:
@@ -91,21 +101,22 @@ def debias_line(debias: Section) -> Text:
     ]
     if score:
         parts.append(f"gated score {_change(score.get('before'), score.get('after'))}")
-    if strata := debias.get("accuracy"):
+    for scorer, strata in (debias.get("accuracy") or {}).items():
         each = (
             f"{key.replace('_', ' ')} "
             + _change(*(strata.get(when, {}).get(key) for when in ("before", "after")))
             for key in ("chosen_longer", "chosen_shorter")
         )
-        parts.append(f"accuracy of fixed weights: {', '.join(each)}")
+        parts.append(f"accuracy of {scorer.replace('_', ' ')}: {', '.join(each)}")
     return Text.assemble(("Debias: ", "bold"), "; ".join(parts))
 
 
 def scorers_table(pairs: Mapping[str, Section]) -> Table:
     """Returns every scorer's headline, best first: accuracies are means over sources."""
     title = "Scorers (accuracies: mean over sources; the rest: all pairs)"
-    columns = ("accuracy", "length-balanced", "95 % interval", "log loss", "ECE (floor)", "ties")
-    table = _table(title, "scorer", columns)
+    columns = ("accuracy", "length-\nbalanced", "95 %", "log\nloss", "ECE (floor)")
+    ties = any(found.get("ties") for found in pairs.values())
+    table = _table(title, "scorer", (*columns, "ties") if ties else columns)
     for name in _ranked(pairs):
         found, macro = pairs[name], pairs[name].get("macro", {})
         _add_row(
@@ -116,7 +127,7 @@ def scorers_table(pairs: Mapping[str, Section]) -> Table:
             interval(macro.get("ci95_length_balanced")),
             number(found.get("log_loss")),
             f"{number(found.get('ece'))} ({number(found.get('ece_floor'))})",
-            number(found.get("ties")),
+            *([number(found.get("ties"))] if ties else []),
             style="bold" if name == "gate" else "",
         )
     return table
@@ -133,8 +144,8 @@ def comparisons_table(comparisons: Mapping[str, Section]) -> Table:
 
 
 def sources_table(pairs: Mapping[str, Section]) -> Table:
-    """Returns length-balanced accuracy by source, scorers best first."""
-    scorers = _ranked(pairs)
+    """Returns length-balanced accuracy by source of the scorers in BY_SOURCE, best first."""
+    scorers = [name for name in _ranked(pairs) if name in BY_SOURCE]
     labels = [name.replace("_", "\n") for name in scorers]  # a word a line: narrow columns
     table = _table("Length-balanced accuracy by source", "source", ["n", *labels])
     sources = dict.fromkeys(s for name in scorers for s in pairs[name]["per_source"])

@@ -127,6 +127,12 @@ def spearman(x_N: ArrayLike, y_N: ArrayLike) -> float:
     return float(np.clip(x @ y, -1, 1)) if len(x) else float("nan")
 
 
+def largest_relative_error(found: ArrayLike, wanted: ArrayLike) -> float:
+    """Returns the largest |found - wanted| / |wanted| over vectors along the last axis."""
+    a, b = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
+    return float((np.linalg.norm(a - b, axis=-1) / np.linalg.norm(b, axis=-1)).max())
+
+
 def is_constant(values_N: Array) -> bool:
     """Returns whether the values are equal up to rounding, or fewer than two."""
     return len(values_N) < 2 or bool(np.ptp(values_N) <= 1e-12 * np.abs(values_N).max())

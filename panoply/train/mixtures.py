@@ -4,13 +4,16 @@ All are fitted on differences within pairs, d = r'(chosen) - r'(rejected), by th
 loss; the same functions serve all sources together and each source alone. Simplex weights are
 fitted as a convex problem: a softmax parametrization gets stuck and flatters the gate.
 
+Differences may be an array, or anything that gives rows by slice (`Rows`): features of many pairs
+are read from disk, chunk by chunk, so memory does not grow with the pairs.
+
 Shapes: P pairs, O objectives, S strengths.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -27,6 +30,21 @@ MAX_COEFFICIENT = 1e3
 _GRADIENT = 1e-8
 """Largest projected gradient that counts as the optimum."""
 _MAX_STARTS = 50
+_CHUNK = 1 << 22
+"""Numbers of `Rows` that are in memory at once."""
+
+
+class Rows(Protocol):
+    """Differences `[P, O]` that are read by slice, such as an array."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(P, O)."""
+        ...
+
+    def __getitem__(self, rows: slice, /) -> NDArray[Any]:
+        """Returns some rows."""
+        ...
 
 
 class Mixture(NamedTuple):
@@ -59,19 +77,19 @@ def fit_simplex(d_PO: ArrayLike, weights_P: ArrayLike | None = None) -> Mixture:
     Raises:
         ValueError: no pairs, shapes that disagree, values that are not finite, weights below 0.
     """
-    d = _checked(d_PO)
-    weights = np.ones(len(d)) if weights_P is None else np.asarray(weights_P, np.float64)
+    d = _checked(np.asarray(d_PO))
+    weights = np.ones(d.shape[0]) if weights_P is None else np.asarray(weights_P, np.float64)
     if weights.shape != d.shape[:1]:
-        raise ValueError(f"weights {weights.shape!r} do not match the {len(d)} pairs")
+        raise ValueError(f"weights {weights.shape!r} do not match the {d.shape[0]} pairs")
     if not ((weights >= 0).all() and 0 < weights.sum() < np.inf):
         raise ValueError("weights must be finite and >= 0, and not all of them 0")
-    v = _minimize(d, weights / weights.sum(), strength=0.0, lower=0.0)
+    v, _ = _minimize(d, weights / weights.sum(), strength=0.0, lower=0.0)
     if not (scale := float(v.sum())):
         return Mixture(np.full(len(v), 1 / len(v)), 0.0)
     return Mixture(v / scale, scale)
 
 
-def fit_linear(d_PO: ArrayLike, strengths: Sequence[float], d_select: ArrayLike) -> Linear:
+def fit_linear(d_PO: Rows, strengths: Sequence[float], d_select: Rows) -> Linear:
     """Fits logistic regression without intercept, its strength chosen by log loss on `d_select`.
 
     v = argmin mean log(1 + exp(-d . v)) + alpha / 2 sum_i (v_i rms(d_i))^2, so that one strength
@@ -84,43 +102,64 @@ def fit_linear(d_PO: ArrayLike, strengths: Sequence[float], d_select: ArrayLike)
     alphas = np.asarray(strengths, np.float64)
     if alphas.ndim != 1 or not len(alphas) or alphas[0] <= 0 or (np.diff(alphas) <= 0).any():
         raise ValueError(f"strengths are {strengths!r}; they must be ascending and positive")
-    even = np.full(len(d), 1 / len(d))
-    path = [_minimize(d, even, alpha, lower=-np.inf) for alpha in alphas]
-    losses = [log_loss(select @ v) for v in path]
+    even = np.full(d.shape[0], 1 / d.shape[0])
+    path: list[Array] = []
+    start = np.zeros(d.shape[1])
+    for alpha in alphas[::-1]:  # the strong ones are quick, and near the next
+        v, start = _minimize(d, even, alpha, lower=-np.inf, start=start)
+        path.insert(0, v)
+    losses = [log_loss(np.concatenate([x @ v for _, x in _chunks(select)])) for v in path]
     best = max(range(len(path)), key=lambda i: (-losses[i], i))
     return Linear(path[best], best)
 
 
 def best_single(d_PO: ArrayLike) -> int:
     """Returns the objective that alone is right most often, the first one of equals."""
-    return int(np.argmax([accuracy(column) for column in _checked(d_PO).T]))
+    return int(np.argmax([accuracy(column) for column in _checked(np.asarray(d_PO))[:].T]))
 
 
-def _minimize(d: Array, weights: Array, strength: float, lower: float) -> Array:
-    """Returns argmin_{v >= lower} weights . log(1 + exp(-d v)) + strength / 2 |v rms(d)|^2."""
-    rms = np.sqrt(weights @ d**2)
-    z = np.divide(d, rms, out=np.zeros_like(d), where=rms > 0)
+def _minimize(
+    d: Rows, weights: Array, strength: float, lower: float, start: Array | None = None
+) -> tuple[Array, Array]:
+    """Returns argmin_{v >= lower} weights . log(1 + exp(-d v)) + strength / 2 |v rms(d)|^2.
+
+    Beside it the same in units of rms(d), where a neighboring problem may start.
+    """
+    rms = np.sqrt(sum((weights[at] @ x**2 for at, x in _chunks(d)), np.zeros(d.shape[1])))
+    unit = np.divide(1, rms, out=np.zeros_like(rms), where=rms > 0)
 
     def loss(u: Array) -> tuple[float, Array]:
-        margins = z @ u
-        value = weights @ np.logaddexp(0, -margins) + strength / 2 * (u @ u)
-        return float(value), strength * u - z.T @ (weights * expit(-margins))
+        v, value, slope = unit * u, strength / 2 * float(u @ u), np.zeros_like(u)
+        for at, x in _chunks(d):
+            margins = x @ v
+            value += float(weights[at] @ np.logaddexp(0, -margins))
+            slope -= x.T @ (weights[at] * expit(-margins))
+        return value, strength * u + unit * slope
 
-    bounds = [(max(lower, -MAX_COEFFICIENT), MAX_COEFFICIENT)] * d.shape[1]
+    bounds = [(max(lower, -MAX_COEFFICIENT), MAX_COEFFICIENT)] * len(unit)
     options = {"maxiter": 20_000, "maxfun": 20_000, "ftol": 1e-15, "gtol": _GRADIENT / 10}
-    u = np.zeros(d.shape[1])
+    u = np.zeros(len(unit)) if start is None else start
     for _ in range(_MAX_STARTS):  # at a bound the search can stall short of the optimum
         u = minimize(loss, u, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
         inside = np.clip(u - loss(u)[1], bounds[0][0], MAX_COEFFICIENT)
         if np.abs(inside - u).max() <= _GRADIENT:
             break
-    return np.divide(u, rms, out=np.zeros_like(rms), where=rms > 0)
+    return unit * u, u
 
 
-def _checked(d_PO: ArrayLike) -> Array:
-    d = np.asarray(d_PO, np.float64)
-    if d.ndim != 2 or 0 in d.shape:
-        raise ValueError(f"differences have shape {d.shape!r}; they must be [P, O], none of them 0")
-    if not np.isfinite(d).all():
+def _chunks(d: Rows) -> Iterator[tuple[slice, Array]]:
+    """Yields slices and their rows in float64."""
+    size = max(1, _CHUNK // d.shape[1])
+    for first in range(0, d.shape[0], size):
+        at = slice(first, first + size)
+        yield at, np.asarray(d[at], np.float64)
+
+
+def _checked(d_PO: Rows) -> Rows:
+    if len(d_PO.shape) != 2 or 0 in d_PO.shape:
+        raise ValueError(
+            f"differences have shape {d_PO.shape!r}; they must be [P, O], none of them 0"
+        )
+    if not all(np.isfinite(x).all() for _, x in _chunks(d_PO)):
         raise ValueError("differences must be finite; leave out pairs and objectives that are not")
-    return d
+    return d_PO
