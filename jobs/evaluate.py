@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import tyro
@@ -38,15 +37,12 @@ def main(
     from rich.console import Console
 
     from workflows.evaluate import run_evaluate
-    from workflows.progress import Watch
+    from workflows.progress import Watch, exit_if_unusable
     from workflows.report import print_summary
 
     console = Console(log_path=False)
-    try:
+    with exit_if_unusable(console):
         metrics = run_evaluate(config, Watch(console))
-    except (ValueError, OSError) as error:
-        console.print(f"[bold red]error:[/] {error}")
-        sys.exit(2)
     print_summary(metrics, console)
     console.print(f"results: {out}")
 

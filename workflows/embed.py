@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy
+from ray.exceptions import RayTaskError
 
 from actors.embedder import DRIFT_PROMPTS, Embedder, Probed, probe
 from panoply.config import BackboneConfig
@@ -65,7 +66,10 @@ class Source:
         """Probes the backbone on a worker: the driver may lack the workers' hardware."""
         remote = ray.remote(probe).options(num_cpus=pool.cpus, num_gpus=pool.gpus)
         samples = first_prompts(texts, DRIFT_PROMPTS)
-        return cls(root, pool, ray.get(remote.remote(config, samples)))
+        try:
+            return cls(root, pool, ray.get(remote.remote(config, samples)))
+        except RayTaskError as error:
+            raise error.cause from None
 
     def store(self, depths: tuple[int, ...]) -> FeatureStore:
         """Returns the cache of features at these depths."""
