@@ -45,6 +45,17 @@ def test_a_wrong_flag_is_told_at_once(flags, message):
     assert message in done.stdout + done.stderr
 
 
+def test_a_missing_backbone_and_a_hub_out_of_reach_are_told_before_any_data_is_read(tmp_path):
+    for name, message in ((str(tmp_path / "none"), "neither a folder"), ("a/b", "the hub could")):
+        done = run(
+            *("jobs.armorm", "embedded", "--backbone.model", name, "--out", str(tmp_path / "run")),
+        )
+        assert done.returncode == 2
+        assert message in " ".join(done.stdout.split())
+        assert "Traceback" not in done.stderr
+        assert not (tmp_path / "run").exists()
+
+
 def test_a_missing_model_or_file_ends_with_a_sentence_and_not_with_a_traceback(tmp_path):
     done = run("jobs.evaluate", str(tmp_path), "--pairs", "nothing.parquet", "--out", str(tmp_path))
     assert done.returncode == 2

@@ -114,6 +114,26 @@ def test_the_strength_is_the_one_that_fits_the_select_pairs_best():
     assert loss(select, found.coefficients) == pytest.approx(min(losses))
 
 
+class OnDisk:
+    """Rows that are only given by slice."""
+
+    def __init__(self, d):
+        self.d, self.shape = d, d.shape
+
+    def __getitem__(self, rows):
+        assert isinstance(rows, slice)
+        return self.d[rows].astype(np.float32)
+
+
+def test_rows_read_by_slice_give_the_weights_of_the_array():
+    d = np.repeat(differences((4.0, -1.0, 0.1), num_pairs=60), 25_000, axis=0)  # over one chunk
+    select = differences((4.0, -1.0, 0.1), seed=1)
+    one = fit_linear(d.astype(np.float32), [0.01, 0.1], select)
+    other = fit_linear(OnDisk(d), [0.01, 0.1], OnDisk(select))
+    np.testing.assert_allclose(other.coefficients, one.coefficients, rtol=1e-5)
+    assert other.strength == one.strength
+
+
 def test_the_best_single_objective_wins_most_pairs_and_ties_count_half():
     d = np.array([[1.0, 0.0, -1.0], [1.0, 0.0, -1.0], [-1.0, 0.0, -1.0], [-2.0, 1.0, 3.0]])
     assert best_single(d) == 1

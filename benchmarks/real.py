@@ -1,0 +1,144 @@
+"""ArmoRM on real ratings and pairs: `python -m benchmarks.real --data DIR --json FILE`.
+
+All rating files of DIR/ratings and the gate's pair sources of DIR/pairs, on several seeds, each
+moving split and initialization; once with rated objectives alone and once with one preference
+objective per source beside them. Features are embedded once and shared by all runs.
+"""
+
+from __future__ import annotations
+
+import resource
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from panoply.config import ArmoRMConfig
+
+PAIRS = (
+    "hh_helpful",
+    "hh_harmless",
+    "alpacaeval_gpt4",
+    "ukp_convarg",
+    "truthfulqa",
+    "xstest",
+    "gsm8k_solutions",
+    "rmb_helpful",
+)
+SETTINGS = {"rated": False, "rated + preferences": True}
+BALANCED = "accuracy_length_balanced"
+
+
+def main(
+    data: Path,
+    json: Path,
+    seeds: tuple[int, ...] = (0, 1, 2),
+    max_pairs_per_source: int = 1000,
+    num_workers: int = 2,
+    store: str = "",
+) -> None:
+    """Runs the benchmark and prints tables.
+
+    Args:
+        data: folder with `ratings/` and `pairs/`.
+        json: where the figures go.
+        seeds: two runs per seed.
+        max_pairs_per_source: most pairs taken of one source.
+        num_workers: embedding actors and Ray Train workers.
+        store: root of a feature cache that outlives the benchmark; empty: none does.
+    """
+    from rich.console import Console
+
+    from workflows.armorm import run_armorm
+    from workflows.progress import Watch
+    from workflows.tracking import write_json
+
+    console = Console(log_path=False)
+    base = replace(
+        ArmoRMConfig(
+            ratings=tuple(map(str, sorted((data / "ratings").glob("*.parquet")))),
+            pairs=tuple(str(data / "pairs" / f"{name}.parquet") for name in PAIRS),
+        ),
+        max_pairs_per_source=max_pairs_per_source,
+        num_workers=num_workers,
+    )
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in SETTINGS}
+    with tempfile.TemporaryDirectory() as scratch:
+        for seed in seeds:
+            for number, (name, preferences) in enumerate(SETTINGS.items()):
+                start = time.perf_counter()
+                config = replace(
+                    base,
+                    seed=seed,
+                    preference_objectives=preferences,
+                    out=f"{scratch}/{number}-{seed}",
+                    store=store or f"{scratch}/store",
+                )
+                metrics = run_armorm(config, Watch(console))
+                runs[name].append(metrics | {"seconds": time.perf_counter() - start})
+                print_tables(runs, console)
+                write_json(json, figures(runs))
+    console.print(f"written to {json}")
+
+
+def over_seeds(values: Sequence[float]) -> dict[str, float]:
+    """Returns the mean over seeds with the extremes."""
+    return {"ratio": sum(values) / len(values), "min": min(values), "max": max(values)}
+
+
+def figures(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """Returns the benchmark's figures: means over seeds, and each seed's metrics whole."""
+    import ray
+    import torch
+    import transformers
+
+    found: dict[str, Any] = {}
+    for setting, each in runs.items():
+        for scorer in each[0]["pairs"] if each else ():
+            for key in (BALANCED, "accuracy"):
+                values = [metrics["pairs"][scorer]["macro"][key] for metrics in each]
+                found[f"{setting}/{scorer}/{key}"] = over_seeds(values)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    found["setting"] = {
+        "versions": {m.__name__: m.__version__ for m in (ray, torch, transformers)},
+        "threads": 1,
+        "driver_peak_gib": peak,
+    }
+    return found | {"runs": {name: list(each) for name, each in runs.items()}}
+
+
+def print_tables(runs: Mapping[str, Sequence[Mapping[str, Any]]], console: Any) -> None:
+    """Prints scorers by setting, and the gate by source."""
+    from rich.table import Table
+
+    table = Table("scorer", *(f"{name}: balanced (accuracy)" for name in runs if runs[name]))
+    done = {name: each for name, each in runs.items() if each}
+    for scorer in next(iter(done.values()))[0]["pairs"]:
+        cells: list[str] = []
+        for each in done.values():
+            a, b = (
+                over_seeds([metrics["pairs"][scorer]["macro"][key] for metrics in each])
+                for key in (BALANCED, "accuracy")
+            )
+            cells.append(f"{a['ratio']:.3f} [{a['min']:.3f}, {a['max']:.3f}] ({b['ratio']:.3f})")
+        table.add_row(scorer, *cells)
+    console.print(table)
+    for name, each in done.items():
+        table = Table(f"{name}, by source", "gate", "gate, source mean", "best fixed", "per source")
+        for source in each[0]["pairs"]["gate"]["per_source"]:
+            scorers = ("gate", "gate_source_mean", "best_fixed", "best_fixed_per_source")
+            means = (
+                over_seeds([m["pairs"][s]["per_source"][source][BALANCED] for m in each])["ratio"]
+                for s in scorers
+            )
+            table.add_row(source, *(f"{x:.3f}" for x in means))
+        console.print(table)
+        console.print(f"{name}: seconds {[round(m['seconds']) for m in each]}")
+
+
+if __name__ == "__main__":
+    tyro.cli(main, prog="python -m benchmarks.real")
