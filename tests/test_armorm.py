@@ -124,6 +124,15 @@ def test_the_same_folder_with_another_configuration_is_refused(finished):
         run_armorm(replace(config, seed=1), Watch())
 
 
+def test_the_same_folder_with_other_data_is_refused(tmp_path):
+    from workflows.armorm import claim
+
+    claim(tmp_path, "data.json", {"ratings": "a", "pairs": "b"})
+    claim(tmp_path, "data.json", {"ratings": "a", "pairs": "b"})
+    with pytest.raises(ValueError, match=r"other pairs \(see data.json\)"):
+        claim(tmp_path, "data.json", {"ratings": "a", "pairs": "c"})
+
+
 def test_one_worker_and_four_give_the_same_objectives_and_heads_alike(
     finished, tiny_model_folder, tmp_path
 ):
