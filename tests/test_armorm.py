@@ -186,7 +186,7 @@ def test_an_objective_of_one_prompt_is_left_out_and_named(tiny_model_folder, tmp
     config = tiny_config(tmp_path, tiny_model_folder, planted=None, **files)
     data = ingest(config, tmp_path / "data")
     assert data.ratings.objectives == ("many-quality",)
-    assert "60 ratings of 1 prompts" in data.left_out["one-quality"]
+    assert "of one prompt or group" in data.left_out["one-quality"]
     named = replace(config.objectives, verbosity="one-quality")
     with pytest.raises(ValueError, match=r"verbosity.*one-quality.*many-quality"):
         ingest(replace(config, objectives=named), tmp_path / "data")

@@ -62,8 +62,8 @@ def objectives_table(objectives: Mapping[str, Section]) -> Part:
     silent = [n for n in names if objectives[n].get("signal") is False]
     short = len(names) > MANY
     title = f"Objectives on held-out ratings ({len(names)}, {len(silent)} without signal)"
-    columns = ("n", "Spearman", "95 %", "R2", "length", "prompt", "")
-    table = _table(title, "objective", columns)
+    columns = ("n", "Spearman", "95 %", "R2", "length", "prompt")
+    table = _table(title, "objective", columns if short else (*columns, ""))
     for name in names:
         found = objectives[name]
         if short and name in silent:
@@ -76,7 +76,7 @@ def objectives_table(objectives: Mapping[str, Section]) -> Part:
             number(found.get("spearman")),
             interval(found.get("spearman_ci95")),
             *numbers,
-            "no signal" if name in silent else "",
+            *([] if short else ["no signal" if name in silent else ""]),
             style="dim" if name in silent else "",
         )
     if not (short and silent):
@@ -86,8 +86,11 @@ def objectives_table(objectives: Mapping[str, Section]) -> Part:
 
 
 def left_out_line(left_out: Mapping[str, str]) -> Text:
-    """Returns the objectives that were not fitted, with the reason."""
-    return Text("left out: " + "; ".join(f"{n} ({why})" for n, why in left_out.items()))
+    """Returns the objectives that were not fitted, by reason."""
+    by_reason: dict[str, list[str]] = {}
+    for name, why in left_out.items():
+        by_reason.setdefault(why, []).append(name)
+    return Text("left out: " + "; ".join(f"{', '.join(n)} ({why})" for why, n in by_reason.items()))
 
 
 def debias_line(debias: Section) -> Text:

@@ -123,13 +123,10 @@ def in_one_fold(ratings: RatingTable) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, labels_N in zip(ratings.objectives, ratings.labels_NO.T, strict=True):
         rows = ~np.isnan(labels_N)
-        folds = set(ratings.split.fold_N[rows]) - {-1}
-        if len(folds) < 2:
+        if len(set(ratings.split.fold_N[rows]) - {-1}) < 2:
             prompts = len(set(ratings.split.key_N[rows]))
-            found[name] = (
-                f"{rows.sum()} ratings of {prompts} prompts (or groups), whose training rows fall "
-                f"into {len(folds)} folds; it takes 2"
-            )
+            what = "one prompt or group" if prompts == 1 else f"{prompts} prompts or groups"
+            found[name] = f"its ratings are of {what}, too few to fit it out of fold"
     return found
 
 

@@ -31,7 +31,9 @@ _GRADIENT = 1e-8
 """Largest projected gradient that counts as the optimum."""
 _MAX_STARTS = 50
 _CHUNK = 1 << 22
-"""Numbers of `Rows` that are in memory at once."""
+"""Numbers of `Rows` that are computed on at once."""
+_IN_MEMORY = 1 << 27
+"""Numbers up to which `Rows` are read once and kept, 1 GiB; beyond, every step reads them anew."""
 
 
 class Rows(Protocol):
@@ -136,13 +138,14 @@ def _minimize(
             slope -= x.T @ (weights[at] * expit(-margins))
         return value, strength * u + unit * slope
 
+    gradient = max(_GRADIENT, strength * 1e-6)  # a penalized optimum is no sharper than that
     bounds = [(max(lower, -MAX_COEFFICIENT), MAX_COEFFICIENT)] * len(unit)
-    options = {"maxiter": 20_000, "maxfun": 20_000, "ftol": 1e-15, "gtol": _GRADIENT / 10}
+    options = {"maxiter": 20_000, "maxfun": 20_000, "ftol": 1e-15, "gtol": gradient / 10}
     u = np.zeros(len(unit)) if start is None else start
     for _ in range(_MAX_STARTS):  # at a bound the search can stall short of the optimum
         u = minimize(loss, u, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
         inside = np.clip(u - loss(u)[1], bounds[0][0], MAX_COEFFICIENT)
-        if np.abs(inside - u).max() <= _GRADIENT:
+        if np.abs(inside - u).max() <= gradient:
             break
     return unit * u, u
 
@@ -162,4 +165,5 @@ def _checked(d_PO: Rows) -> Rows:
         )
     if not all(np.isfinite(x).all() for _, x in _chunks(d_PO)):
         raise ValueError("differences must be finite; leave out pairs and objectives that are not")
-    return d_PO
+    fits = d_PO.shape[0] * d_PO.shape[1] <= _IN_MEMORY
+    return np.asarray(d_PO[:], np.float64) if fits else d_PO
