@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 GatePosition: TypeAlias = Literal["turn_end", "header_first", "prompt_last"]
 DType: TypeAlias = Literal["auto", "float32", "bfloat16"]
 Pooling: TypeAlias = Literal["last", "mean_response", "both"]
+Board: TypeAlias = Literal["none", "rmbench"]
 
 
 def require(holds: bool, name: str, value: Any, allowed: str) -> None:
@@ -192,6 +193,8 @@ class EvaluateConfig:
     """Most pairs taken of one source, chosen by hash; 0 takes all."""
     num_workers: int = 2
     """Scoring actors."""
+    board: Board = "none"
+    """Public board that the files are of; its own arithmetic is reported beside the metrics."""
 
     def __post_init__(self) -> None:
         require(bool(self.pairs), "pairs", self.pairs, "at least one file")
