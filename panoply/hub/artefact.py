@@ -194,10 +194,11 @@ def load_reward_model(folder: str | Path) -> RewardModel:
     card = Card.from_json((folder / "panoply.json").read_text())
     tensors = load_file(folder / "model.safetensors")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = AutoModel.from_config(AutoConfig.from_pretrained(folder))
+    # Made in its dtype and not cast to it: a cast would also round the rotary frequencies.
+    dtype = choose_dtype(cast(DType, card.dtype), device)
+    model = AutoModel.from_config(AutoConfig.from_pretrained(folder), dtype=dtype)
     model.load_state_dict(_under("model.", tensors))
-    wanted = cast(DType, card.dtype)
-    model = model.to(device=device, dtype=choose_dtype(wanted, device))
+    model = model.to(device=device)
     renderer = Renderer(AutoTokenizer.from_pretrained(folder), card.rendering)
     if renderer.template_hash != card.template_hash:
         raise ValueError(
