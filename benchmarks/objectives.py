@@ -119,8 +119,7 @@ def per_source(sources: Sequence[Source], penalties: Sequence[tuple[float, float
     from sklearn.linear_model import Ridge as Estimator
 
     num, size = sum(len(s.pattern) for s in sources), sources[0].x_ND.shape[1]
-    weights, bias = np.empty((num, size)), np.empty(num)
-    strength = np.empty(num, np.int64)
+    weights, bias, strength = np.empty((num, size)), np.empty(num), np.empty(num, np.int64)
     for s, (on_part, on_all) in zip(sources, penalties, strict=True):
         errors: list[Array] = []
         for alpha in STRENGTHS:
@@ -137,8 +136,7 @@ def per_source(sources: Sequence[Source], penalties: Sequence[tuple[float, float
 
 def timed(run: Callable[[], Ridge]) -> tuple[float, Ridge]:
     """Returns the seconds of a run and what it gave."""
-    start = time.perf_counter()
-    found = run()
+    start, found = time.perf_counter(), run()
     return time.perf_counter() - start, found
 
 

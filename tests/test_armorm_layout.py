@@ -214,9 +214,12 @@ def test_a_tensor_that_does_not_fit_is_named_with_its_shape(
     assert name in str(caught.value)
 
 
-def test_a_missing_field_or_shard_is_named(tensors, tokenizer, tmp_path):
+def test_a_missing_field_template_or_shard_is_named(tensors, tokenizer, tmp_path):
     folder = write(tmp_path / "a", *tensors, tokenizer, gating_n_hidden=None)
     with pytest.raises(ValueError, match="lacks gating_n_hidden"):
+        load_reward_model(folder)
+    folder = write(tmp_path / "c", *tensors, tokenizer, template=None)
+    with pytest.raises(ValueError, match="has no chat template"):
         load_reward_model(folder)
     folder = write(tmp_path / "b", *tensors, tokenizer, shards=3)
     (folder / "model-00002-of-00003.safetensors").unlink()

@@ -144,13 +144,11 @@ class Parts:
 def load_armorm(checkpoint: Checkpoint) -> Parts:
     """Loads a checkpoint in ArmoRM's layout.
 
-    Long texts are cut to half the positions of the backbone each, prompts from the left and
-    responses from the right; the published code cuts nothing.
-
     Raises:
-        ValueError: the configuration lacks a field of the layout, or a tensor does not fit it.
+        ValueError: the configuration lacks a field of the layout, a tensor does not fit it, or
+            the tokenizer has no chat template.
     """
-    from transformers import AutoConfig, AutoModel, AutoTokenizer
+    from transformers import AutoConfig
 
     folder = checkpoint.folder
     fields: dict[str, Any] = json.loads((folder / "config.json").read_text())
@@ -161,19 +159,6 @@ def load_armorm(checkpoint: Checkpoint) -> Parts:
         )
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     _check(checkpoint, config, fields)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    # The name `model.` is the one that transformers itself gives the backbone of a larger model.
-    model = AutoModel.from_pretrained(
-        folder,
-        config=config,
-        dtype=choose_dtype(_stored_dtype(fields), device),
-        trust_remote_code=False,
-        use_safetensors=True,
-    )
-    most = max(8, int(config.max_position_embeddings) // 2)
-    rendering = Rendering(max_prompt_tokens=most, max_response_tokens=most, gate="turn_end")
-    renderer = Renderer(AutoTokenizer.from_pretrained(folder), rendering)
-    backbone = Backbone(folder.name, model.to(device), renderer, [config.num_hidden_layers])
     gate = GateConfig(
         hidden_size=fields["gating_hidden_dim"],
         num_hidden=fields["gating_n_hidden"],
@@ -184,12 +169,42 @@ def load_armorm(checkpoint: Checkpoint) -> Parts:
     names = objective_names(fields)
     scales = {f"helpsteer-{k}": scale.to_dict() for k, scale in HELPSTEER_SCALES.items()}
     return Parts(
-        backbone,
+        _backbone(folder, config, fields),
         _head(checkpoint, len(names), int(config.hidden_size), gate),
         names,
         gate,
         {name: scale for name, scale in scales.items() if name in names},
     )
+
+
+def _backbone(folder: Path, config: Any, fields: Mapping[str, Any]) -> Backbone:
+    """Loads the backbone, whole, and the renderer.
+
+    Long texts are cut to half the positions of the backbone each, prompts from the left and
+    responses from the right; the published code cuts nothing.
+    """
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if not tokenizer.chat_template:
+        raise ValueError(
+            f"the tokenizer in {str(folder)!r} has no chat template, and the gate of ArmoRM's "
+            "layout reads a position of it: put the template it was trained with into "
+            "chat_template.jinja"
+        )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # transformers itself takes `model.` as the prefix of a backbone inside a larger model.
+    model = AutoModel.from_pretrained(
+        folder,
+        config=config,
+        dtype=choose_dtype(_stored_dtype(fields), device),
+        trust_remote_code=False,
+        use_safetensors=True,
+    )
+    most = max(8, int(config.max_position_embeddings) // 2)
+    rendering = Rendering(max_prompt_tokens=most, max_response_tokens=most, gate="turn_end")
+    renderer = Renderer(tokenizer, rendering)
+    return Backbone(folder.name, model.to(device), renderer, [config.num_hidden_layers])
 
 
 def objective_names(fields: Mapping[str, Any]) -> tuple[str, ...]:
