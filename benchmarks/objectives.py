@@ -97,17 +97,14 @@ def solve(fit_on: dict[Pattern, Moments], choose_on: dict[Pattern, Moments], num
 
 
 def penalty(x_ND: Array) -> float:
-    """Returns n v, which takes our relative strength to scikit-learn's absolute one.
-
-    It is computed outside of what is timed.
-    """
+    """Returns n v, which takes our relative strength to scikit-learn's absolute one (untimed)."""
     return float(x_ND.var(0).sum() * len(x_ND) / x_ND.shape[1])
 
 
 def per_objective(sources: Sequence[Source], penalties: Sequence[tuple[float, float]]) -> Ridge:
     """ArmoRM's loop: objective by objective, strength by strength."""
     single = [
-        (Source((i,), s.x_ND, s.y_NP[:, at]), found)
+        (Source((i,), s.x_ND, s.y_NP[:, [at]]), found)
         for s, found in zip(sources, penalties, strict=True)
         for at, i in enumerate(s.pattern)
     ]
@@ -122,13 +119,14 @@ def per_source(sources: Sequence[Source], penalties: Sequence[tuple[float, float
     weights, bias, strength = np.empty((num, size)), np.empty(num), np.empty(num, np.int64)
     for s, (on_part, on_all) in zip(sources, penalties, strict=True):
         errors: list[Array] = []
+        y = s.y_NP[:, 0] if len(s.pattern) == 1 else s.y_NP  # predictions of one column are [N]
         for alpha in STRENGTHS:
-            model = Estimator(alpha=alpha * on_part).fit(s.x_ND[: s.cut], s.y_NP[: s.cut])
-            missed = model.predict(s.x_ND[s.cut :]) - s.y_NP[s.cut :]
+            model = Estimator(alpha=alpha * on_part).fit(s.x_ND[: s.cut], y[: s.cut])
+            missed = model.predict(s.x_ND[s.cut :]) - y[s.cut :]
             errors.append(np.atleast_1d(np.square(missed).mean(0)))
         best_P = np.argmin(errors, axis=0)
         alphas = np.take(STRENGTHS, best_P) * on_all
-        model = Estimator(alpha=alphas if s.y_NP.ndim > 1 else alphas[0]).fit(s.x_ND, s.y_NP)
+        model = Estimator(alpha=alphas).fit(s.x_ND, y)
         at = list(s.pattern)
         weights[at], bias[at], strength[at] = model.coef_, model.intercept_, best_P
     return Ridge(weights, bias, strength)
