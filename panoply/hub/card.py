@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 from panoply.data.ratings import RatingMap
 from panoply.hub.artefact import Card
+from panoply.hub.embedded import NAME
 
 Section: TypeAlias = Mapping[str, Any]
 
@@ -35,6 +36,8 @@ score = model(**inputs).logits[:, 0]
 
 Pass what the chat template gives, as above: a tokenizer that is called on rendered text may add a
 second beginning-of-sequence token."""
+PLANTED = """The data is a planted world: generated, so that the truth is known. This model shows
+that the method works; it is not for use on other texts."""
 LIMITS = """Scores rank responses to one prompt; they have no zero, and scores of different prompts
 do not compare. They follow the raters and annotators of the data above, with their biases, and say
 nothing reliable about other languages, domains or much longer texts. Do not use them alone to
@@ -75,13 +78,14 @@ def model_card(card: Card, metrics: Section, scalar: Scalar | None = None) -> st
     what = "scalar reward model" if scalar else "gated multi-objective reward model"
     sections = [
         _metadata(card, scalar),
-        f"# A {what} on {card.backbone}",
+        f"# A {what} on {_backbone(card)}",
         _summary(card, scalar),
         "## Use",
         SCALAR_USE if scalar else GATED_USE,
         *([] if scalar else ["## Objectives", _objectives(card, metrics.get("objectives", {}))]),
         "## Data",
         _data(card.data),
+        *([PLANTED] if "planted" in metrics else []),
         *_metrics(metrics.get("pairs", {}), scalar),
         "## How a text is scored",
         _scoring(card, scalar),
@@ -99,8 +103,12 @@ def _metadata(card: Card, scalar: Scalar | None) -> str:
     return f"---\nlibrary_name: {library}\npipeline_tag: text-classification\n{base}{tags}\n---"
 
 
+def _backbone(card: Card) -> str:
+    return "SmolLM2-135M-Instruct" if card.backbone == NAME else card.backbone
+
+
 def _summary(card: Card, scalar: Scalar | None) -> str:
-    depth = f"the first {card.depth} layers of {card.backbone}, frozen"
+    depth = f"the first {card.depth} layers of {_backbone(card)}, frozen"
     if scalar:
         return (
             f"One linear Bradley-Terry head (`{scalar.scorer}`) on {depth}. It was fitted on the "
@@ -160,11 +168,15 @@ def _metrics(pairs: Section, scalar: Scalar | None) -> list[str]:
 
 def _scoring(card: Card, scalar: Scalar | None) -> str:
     limits = card.rendering
+    cut = (
+        f"cut to their last {limits.max_prompt_tokens} tokens, and responses to their first "
+        f"{limits.max_response_tokens}"
+    )
     lines = [
         f"chat template {card.template_hash}; beginning-of-sequence once",
-        f"in training, prompts were cut to their last {limits.max_prompt_tokens} tokens and "
-        f"responses to their first {limits.max_response_tokens}"
-        + ("; this folder cuts nothing, so cut longer texts yourself" if scalar else ""),
+        f"in training, prompts were {cut}; this folder cuts nothing, so cut longer texts yourself"
+        if scalar
+        else f"prompts are {cut}",
         f"split seed {card.seed}; backbone weights {card.weights_hash}",
     ]
     if scalar:
