@@ -10,8 +10,8 @@ import tyro
 def main(model: Annotated[str, tyro.conf.Positional], /, out: str) -> None:
     """Exports a run's linear Bradley-Terry head for AutoModelForSequenceClassification.
 
-    The folder holds the cut backbone with the head, a tokenizer whose pad token occurs in no
-    text, and a model card. It is loaded again and compared with the run before it appears. Only
+    The folder holds the cut backbone with the head, a tokenizer with a pad token of its own,
+    and a model card. It is loaded again and compared with the run before it appears. Only
     heads on features of the last token can be exported: runs with `--backbone.poolings last`.
 
     Args:

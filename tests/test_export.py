@@ -234,6 +234,8 @@ def test_an_export_s_card_tells_how_to_call_it_and_only_its_own_metrics(tokenize
     assert "AutoModelForSequenceClassification.from_pretrained" in card
     assert "| linear_bt | 0.612 |" in card
     assert "| gate |" not in card
+    assert "| pairs | east |" in card
+    assert "| ratings |" not in card
     assert done.pad_token in card
     assert "times 1.25 are log odds" in card
 

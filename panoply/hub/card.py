@@ -84,7 +84,7 @@ def model_card(card: Card, metrics: Section, scalar: Scalar | None = None) -> st
         SCALAR_USE if scalar else GATED_USE,
         *([] if scalar else ["## Objectives", _objectives(card, metrics.get("objectives", {}))]),
         "## Data",
-        _data(card.data),
+        _data({"pairs": card.data["pairs"]} if scalar else card.data),
         *([PLANTED] if "planted" in metrics else []),
         *_metrics(metrics.get("pairs", {}), scalar),
         "## How a text is scored",
@@ -182,7 +182,7 @@ def _scoring(card: Card, scalar: Scalar | None) -> str:
     if scalar:
         lines += [
             "the score is read at the last token of the rendered conversation, before padding",
-            f"the pad token `{scalar.pad_token}` exists for padding only and occurs in no text",
+            f"the pad token `{scalar.pad_token}` exists for padding only; only a text that spells it out holds it",
             f"score differences times {scalar.scale:.4g} are log odds",
             "weights are float32: a bfloat16 head would round scores into ties",
         ]

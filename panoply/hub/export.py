@@ -4,7 +4,8 @@ The compared head `linear_bt` is one weight per feature. On features of the last
 transformers calls a sequence classifier with one label, with these rules made explicit:
 
 * Score position: transformers takes the last token that is not the pad token. The exported pad
-  token is new, so no text renders to it and the last token of a render is the last one kept.
+  token is new, so no text renders to it unless it spells it out, and the last token of a render
+  is the last one kept.
 * Beginning of sequence: where the tokenizer writes it and the template does not, the exported
   template does, so that `apply_chat_template` alone gives what was scored in training.
 * Precision: weights are float32, since logits take the dtype of the model and bfloat16 logits tie.
