@@ -182,7 +182,7 @@ def _scoring(card: Card, scalar: Scalar | None) -> str:
     if scalar:
         lines += [
             "the score is read at the last token of the rendered conversation, before padding",
-            f"the pad token `{scalar.pad_token}` exists for padding only; only a text that spells it out holds it",
+            f"the pad token `{scalar.pad_token}` is for padding alone: keep it out of texts",
             f"score differences times {scalar.scale:.4g} are log odds",
             "weights are float32: a bfloat16 head would round scores into ties",
         ]
