@@ -2,11 +2,12 @@
 
 Every objective is rated in exactly one of several equal sources. Both sides fit every strength on
 80 % of an objective's rows, take the one with the least error on the other 20 %, and fit that one
-again on all of them: float64, one thread, free intercept, the same absolute penalty.
+again on all of them: float64, one thread, free intercept, the same absolute penalty. Seconds are
+CPU seconds of that thread, so that other work on the machine does not count.
 
 `ridge_vs_sklearn`: ArmoRM's loop, one scikit-learn Ridge per objective and strength.
 `ridge_vs_multitarget`: the best of scikit-learn, one Ridge per source and strength with the
-objectives of the source as columns.
+source's objectives as columns.
 `sums_per_row`: seconds of a row's sums at several sizes over those at the smallest: 1 is linear.
 What follows the sums does not depend on rows; its seconds stand beside it.
 `peak_memory`: the same for the peak memory of a process that streams its rows in blocks.
@@ -133,9 +134,9 @@ def per_source(sources: Sequence[Source], penalties: Sequence[tuple[float, float
 
 
 def timed(run: Callable[[], Ridge]) -> tuple[float, Ridge]:
-    """Returns the seconds of a run and what it gave."""
-    start, found = time.perf_counter(), run()
-    return time.perf_counter() - start, found
+    """Returns the CPU seconds of a run and what it gave."""
+    start, found = time.process_time(), run()
+    return time.process_time() - start, found
 
 
 def stream(rows: int, size: int, objectives: int, sources: int) -> tuple[float, float, float]:
@@ -155,13 +156,13 @@ def stream(rows: int, size: int, objectives: int, sources: int) -> tuple[float, 
             count = min(BLOCK_ROWS, rows // sources - first)
             x = rng.standard_normal((count, size))
             y = rng.standard_normal((count, len(pattern)))
-            start, cut = time.perf_counter(), int(TRAIN_SHARE * count)
+            start, cut = time.process_time(), int(TRAIN_SHARE * count)
             fit_on = merge([fit_on, {pattern: moments(x[:cut], y[:cut])}])
             choose_on = merge([choose_on, {pattern: moments(x[cut:], y[cut:])}])
-            seconds += time.perf_counter() - start
-    start = time.perf_counter()
+            seconds += time.process_time() - start
+    start = time.process_time()
     solve(fit_on, choose_on, objectives)
-    return seconds, time.perf_counter() - start, peak_mib()
+    return seconds, time.process_time() - start, peak_mib()
 
 
 def peak_mib() -> float:
