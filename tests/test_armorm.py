@@ -127,6 +127,15 @@ def test_the_same_folder_with_another_configuration_is_refused(finished):
         run_armorm(replace(config, seed=1), Watch())
 
 
+def test_the_same_folder_with_other_data_is_refused(tmp_path):
+    from workflows.armorm import claim
+
+    claim(tmp_path, "data.json", {"ratings": "a", "pairs": "b"})
+    claim(tmp_path, "data.json", {"ratings": "a", "pairs": "b"})
+    with pytest.raises(ValueError, match=r"other pairs \(see data.json\)"):
+        claim(tmp_path, "data.json", {"ratings": "a", "pairs": "c"})
+
+
 def test_one_worker_and_four_give_the_same_objectives_and_heads_alike(
     finished, tiny_model_folder, tmp_path
 ):
@@ -168,6 +177,28 @@ def test_evaluate_scores_new_pairs_and_knows_those_trained_on(finished, tmp_path
     assert board["scorers"]["gate"]["n"] == found["pairs"]["gate"]["n"]
     assert {"hard", "normal", "easy", "average"} <= set(board["scorers"]["linear_bt"])
     assert (tmp_path / "eval" / "metrics.json").exists()
+
+
+def test_an_objective_of_one_prompt_is_left_out_and_named(tiny_model_folder, tmp_path):
+    from workflows.ingest import ingest
+
+    one_prompt = rating_rows(60, lambda i: float(i % 3))
+    one_prompt["prompt"] = [[{"role": "user", "content": "Rate the whole."}]] * 60
+    rows = rating_rows(200)
+    pq.write_table(pa.table(rows), tmp_path / "many.parquet")
+    pq.write_table(pa.table(one_prompt), tmp_path / "one.parquet")
+    pq.write_table(plant(0, num_prompts=60).pairs, tmp_path / "pairs.parquet")
+    files = {
+        "ratings": (str(tmp_path / "many.parquet"), str(tmp_path / "one.parquet")),
+        "pairs": (str(tmp_path / "pairs.parquet"),),
+    }
+    config = tiny_config(tmp_path, tiny_model_folder, planted=None, **files)
+    data = ingest(config, tmp_path / "data")
+    assert data.ratings.objectives == ("many-quality",)
+    assert "60 ratings of 1 prompts" in data.left_out["one-quality"]
+    named = replace(config.objectives, verbosity="one-quality")
+    with pytest.raises(ValueError, match=r"verbosity.*one-quality.*many-quality"):
+        ingest(replace(config, objectives=named), tmp_path / "data")
 
 
 def rating_rows(n, value=lambda i: float(i % 5)):

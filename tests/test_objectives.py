@@ -14,6 +14,7 @@ from panoply.train.objectives import (
     merge,
     moments,
     moments_by_pattern,
+    refit_ridge,
     save,
     squared_error,
     without,
@@ -146,6 +147,22 @@ def test_leaving_a_fold_out_is_the_same_as_never_having_seen_it():
     np.testing.assert_allclose(one.weights, other.weights, rtol=1e-9, atol=1e-12)
     with pytest.raises(ValueError, match="left_out is 4"):
         without(folds, 4)
+
+
+def test_refitting_at_the_chosen_strengths_is_the_path_at_those_strengths():
+    rng = np.random.default_rng(5)
+    x, y = rng.normal(size=(120, 9)) + 3, rng.normal(size=(120, 4))
+    y[:50, 1], y[60:, 2], y[:, 3] = np.nan, np.nan, np.nan
+    strengths = [1e-3, 1e-1, 10.0]
+    sums = moments_by_pattern(x, y)
+    path = fit_ridge(sums, 4, strengths)
+    chosen = choose(path, np.array([[1, 2, 2, np.nan], [2, 1, 3, np.nan], [3, 3, 1, np.nan]]))
+    again = refit_ridge(sums, chosen, strengths)
+    np.testing.assert_allclose(again.weights, chosen.weights, rtol=1e-9)
+    np.testing.assert_allclose(again.bias, chosen.bias, rtol=1e-9)
+    assert again.strength.tolist() == chosen.strength.tolist() == [0, 1, 2, -1]
+    still = refit_ridge(moments_by_pattern(np.ones((20, 3)), y[:20, :1]), chosen, strengths)
+    assert still.weights[0].tolist() == [0, 0, 0]
 
 
 def test_constant_features_give_the_mean_rating_instead_of_noise():

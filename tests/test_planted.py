@@ -14,7 +14,8 @@ from scipy.stats import spearmanr
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import Ridge
 
-from panoply.data.planted import MISSING_SHARE, RATING_SOURCES, World, plant
+from panoply.data.planted import World, plant
+from panoply.data.raters import MISSING_SHARE, RATING_SOURCES
 from panoply.data.schema import PROMPT, prompt_id, split_key, text_id
 
 Array = npt.NDArray[np.float64]

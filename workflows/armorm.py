@@ -20,6 +20,7 @@ Where this differs from the paper:
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -94,10 +95,11 @@ def run_armorm(config: ArmoRMConfig, watch: Watch) -> dict[str, Any]:
     """
     out = run_folder(config.out)
     resolve(config.backbone.model)
-    claim(out, config)
+    claim(out, "config.json", asdict(config))
     data = ingest(config, out / "data")
-    connect(config.num_workers)
+    claim(out, "data.json", {name: found["id"] for name, found in data.summary.items()})
     watch.say(f"data: {len(data.ratings.text_N):,} ratings, {len(data.pairs.gap_P):,} pairs")
+    connect(config.num_workers)
 
     stage1, embedding, tried = fit_objectives(config, data, out, watch)
     values, heads = value_pairs(config, data, stage1, out / "pairs")
@@ -120,13 +122,13 @@ def run_armorm(config: ArmoRMConfig, watch: Watch) -> dict[str, Any]:
         metrics["leave_one_out"] = leave_one_out(data.pairs, arrays, arrays.folder, config.gate)
     metrics["layer_choice"] = [asdict(p) | {"chosen": p is stage1.place} for p in tried]
     metrics["embedding"] = embedding | stage1.backbone_summary
-    metrics["data"] = dict(data.summary)
+    metrics["data"], metrics["git_commit"] = dict(data.summary), git_commit()
     parts = LinearParts(stage1, heads.weights_KF, penalties, fixed)
     metrics["artefact"] = save_artefact(config, data, parts, values, arrays, scales, out)
     write_json(out / "metrics.json", metrics)
     write_card(out / "model")
     write_plots(metrics, out)
-    tags = {"git_commit": git_commit(), "method": "armorm"} | {
+    tags = {"git_commit": metrics["git_commit"], "method": "armorm"} | {
         f"data.{name}": str(found["id"]) for name, found in data.summary.items()
     }
     run_id = log_run(config.experiment, out, asdict(config), metrics, tags, "armorm")
@@ -134,24 +136,23 @@ def run_armorm(config: ArmoRMConfig, watch: Watch) -> dict[str, Any]:
     return metrics
 
 
-def claim(out: Path, config: ArmoRMConfig) -> None:
-    """Writes `config.json`, or checks that the one there is the same.
+def claim(out: Path, name: str, own: Mapping[str, Any]) -> None:
+    """Writes what a run stands on to a file, or checks that the file there says the same.
 
     Raises:
-        ValueError: the folder belongs to another configuration.
+        ValueError: the folder belongs to another configuration, or to other data.
     """
-    own = json.loads(json.dumps(asdict(config)))
-    file = out / "config.json"
+    wanted, file = json.loads(json.dumps(own)), out / name
     if file.exists():
-        old = json.loads(file.read_text())["config"]
-        changed = sorted(name for name in own if own[name] != old.get(name))
+        old = json.loads(file.read_text())
+        changed = sorted(key for key in wanted if wanted[key] != old.get(key))
         if changed:
             raise ValueError(
-                f"{str(out)!r} holds a run with other {', '.join(changed)}; "
+                f"{str(out)!r} holds a run with other {', '.join(changed)} (see {name}); "
                 "take another `--out`, or remove that folder"
             )
     out.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"config": own, "git_commit": git_commit()}, indent=1))
+    file.write_text(json.dumps(wanted, indent=1))
 
 
 def tell_backbone(probed: Probed, watch: Watch) -> None:

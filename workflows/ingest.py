@@ -17,7 +17,13 @@ from panoply.data.ratings import RatingMap
 from panoply.data.read import Input
 from panoply.data.schema import digest
 from panoply.data.split import check_parts, check_split
-from panoply.data.tables import PairTable, RatingTable, load_pairs, load_ratings
+from panoply.data.tables import (
+    PairTable,
+    RatingTable,
+    in_one_fold,
+    load_pairs,
+    load_ratings,
+)
 from workflows.embed import Texts
 
 
@@ -63,29 +69,43 @@ def ingest(config: ArmoRMConfig, folder: Path) -> Data:
         pair_inputs, folder, Limits(max_rows_per_source=config.max_pairs_per_source or None)
     )
     objectives = check_objectives(rated.objectives, config.objectives.min_ratings)
-    if (verbosity := config.objectives.verbosity) and verbosity not in objectives.kept:
-        raise ValueError(
-            f"`objectives.verbosity` is {verbosity!r}, which is not among the objectives that can "
-            f"be learned: {', '.join(objectives.kept)}. Empty takes predicted log length"
-        )
     parts = {
         "ratings": check_parts(rated.path, config.seed),
         "pairs": check_parts(paired.path, config.seed),
     }
     check_split(rated.path, paired.path, config.seed)
     split: dict[str, Any] = {"seed": config.seed, "num_folds": config.objectives.num_folds}
+    ratings = load_ratings(rated.path, objectives.kept, rated.maps, **split)
+    left_out = {**objectives.left_out, **in_one_fold(ratings)}
+    ratings = ratings.without(left_out)
+    check_kept(config.objectives.verbosity, ratings.objectives)
     return Data(
-        ratings=load_ratings(rated.path, objectives.kept, rated.maps, **split),
+        ratings=ratings,
         pairs=load_pairs(paired.path, **split),
         texts=Texts((str(rated.path),), (str(paired.path),)),
-        maps={name: rated.maps[name] for name in objectives.kept},
-        left_out=objectives.left_out,
+        maps={name: rated.maps[name] for name in ratings.objectives},
+        left_out=left_out,
         truth=truth,
         summary={
             "ratings": _summary(rated) | {"parts": parts["ratings"]},
             "pairs": _summary(paired) | {"parts": parts["pairs"]},
         },
     )
+
+
+def check_kept(verbosity: str, objectives: tuple[str, ...]) -> None:
+    """Checks that objectives can be learned, and that the one named as r_v is among them.
+
+    Raises:
+        ValueError: there is none, or it is not.
+    """
+    if not objectives:
+        raise ValueError("no objective can be learned: add ratings of other prompts")
+    if verbosity and verbosity not in objectives:
+        raise ValueError(
+            f"`objectives.verbosity` is {verbosity!r}, which is not among the objectives that can "
+            f"be learned: {', '.join(objectives)}. Empty takes predicted log length"
+        )
 
 
 def _summary(found: Ingested) -> dict[str, Any]:

@@ -26,11 +26,11 @@ from panoply.measure.metrics import regression_metrics, spearman
 from panoply.train.objectives import (
     Moments,
     Ridge,
-    RidgePath,
     choose,
     fit_ridge,
     load,
     merge,
+    refit_ridge,
     squared_error,
     without,
 )
@@ -171,8 +171,8 @@ def solve(task: SumsTask, num_objectives: int, config: ObjectivesConfig) -> Obje
         full = choose(path, squared_error(path, held_out))
         _fill(fits[0], full, rated)
         for fold in range(config.num_folds):
-            part = fit_ridge(without(folds, fold), num_objectives, config.strengths)
-            _fill(fits[fold + 1], _take(part, full.strength), rated)
+            part = refit_ridge(without(folds, fold), full, config.strengths)
+            _fill(fits[fold + 1], part, rated)
     return Objectives(fits[0], tuple(fits[1:]), task.columns)
 
 
@@ -190,11 +190,6 @@ def _empty(task: SumsTask, num_objectives: int) -> Ridge:
 def _fill(into: Ridge, found: Ridge, objectives: list[int]) -> None:
     for whole, part in zip(into, found, strict=True):
         whole[objectives] = part[objectives]
-
-
-def _take(path: RidgePath, strength_O: NDArray[np.int64]) -> Ridge:
-    every = np.arange(len(strength_O))
-    return Ridge(path.weights[strength_O, every], path.bias[strength_O, every], strength_O)
 
 
 def sums_tasks(

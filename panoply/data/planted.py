@@ -15,7 +15,6 @@ Legend: N responses, P pairs, A attributes, D domains, K annotator pools.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
 from typing import NamedTuple
@@ -27,6 +26,7 @@ from scipy.optimize import root_scalar
 from scipy.special import expit
 
 from panoply.data.phrases import AXES, DOMAINS, respond
+from panoply.data.raters import RATING_SOURCES, rate, rated_objectives
 from panoply.data.schema import PROMPT, text_id
 
 Array = npt.NDArray[np.float64]
@@ -37,30 +37,6 @@ ATTRIBUTES: tuple[str, ...] = tuple(name for axis in AXES for name in axis.attri
 AGREEMENT = 0.80
 """Mean probability that a label agrees with the sign of the true margin."""
 RATERS_PER_RESPONSE = 2
-MISSING_SHARE = 0.15
-"""Share of the scores of a rated row that are null although its source rates the objective."""
-
-
-class RatingSource(NamedTuple):
-    """Who rates `attributes` on the scale low, low + step, ..., high; noise in units of [0, 1]."""
-
-    low: float
-    high: float
-    step: float
-    noise: float
-    attributes: tuple[str, ...]
-
-
-RATING_SOURCES: dict[str, RatingSource] = {
-    "helpline": RatingSource(0, 4, 1, 0.20, ("on_topic", "complete", "polite", "complies")),
-    "editors": RatingSource(
-        1, 10, 1, 0.22, ("concise", "varied", "assured", "stepwise", "on_topic")
-    ),
-    "guard": RatingSource(0, 1, 1, 0.15, ("refuses", "complies", "hedged")),
-    "crowd": RatingSource(
-        1, 5, 0.5, 0.22, ("polite", "hedged", "stepwise", "complete", "assured", "refuses")
-    ),
-}
 
 POOLS: dict[str, tuple[str, ...]] = {
     "north": ("danger", "howto"),
@@ -199,7 +175,7 @@ def plant(
         responses=pa.table({"text_id": ids, "domain": names, **columns, "reward": reward}),
         agreement=float(np.mean((first_wins == (pairs.margin > 0))[pairs.margin != 0])),
         temperature=temperature,
-        objectives={name: attribute for name, _, attribute in _objectives()},
+        objectives={name: attribute for name, _, attribute in rated_objectives()},
         scorer_domains=scorer_domains,
     )
     return World(
@@ -207,7 +183,7 @@ def plant(
         pairs=_pairs_table(texts, pairs, first_wins),
         truth=truth,
         scorers=pa.table({"text_id": ids, **scorers}),
-        scales={name: (source.low, source.high) for name, source, _ in _objectives()},
+        scales={name: (source.low, source.high) for name, source, _ in rated_objectives()},
     )
 
 
@@ -224,13 +200,6 @@ def _check(num_prompts: int, num_responses: int, conflict: float, num_scorers: i
         raise ValueError(f"conflict must be in [0, 1], got {conflict!r}")
     if num_scorers < 1:
         raise ValueError(f"num_scorers must be at least 1, got {num_scorers!r}")
-
-
-def _objectives() -> Iterator[tuple[str, RatingSource, str]]:
-    """Yields (objective, its source, the attribute it rates)."""
-    for name, source in RATING_SOURCES.items():
-        for attribute in source.attributes:
-            yield f"{name}-{attribute}", source, attribute
 
 
 def _draw_texts(rng: np.random.Generator, num_prompts: int, num_responses: int) -> _Texts:
@@ -338,27 +307,16 @@ def _score(
     return scores, tuple(own)
 
 
-def _rate(rng: np.random.Generator, source: RatingSource, value: Array) -> Array:
-    """Returns attribute values in [0, 1] as the source rates them: noisy, rounded, raw scale."""
-    noisy = np.clip(value + source.noise * rng.standard_normal(value.shape), 0.0, 1.0)
-    steps = np.round(noisy * (source.high - source.low) / source.step)
-    rated = source.low + source.step * steps
-    missing = rng.random(rated.shape) < MISSING_SHARE
-    # A row without any score would be no rating: one objective drawn per row stays then.
-    kept = np.arange(rated.shape[1]) == rng.integers(rated.shape[1], size=(len(rated), 1))
-    return np.where(missing & ~(kept & missing.all(axis=1, keepdims=True)), np.nan, rated)
-
-
 def _ratings_table(rng: np.random.Generator, texts: _Texts) -> pa.Table:
     shape = (len(texts.responses), len(RATING_SOURCES))
     raters = np.argsort(rng.random(shape), axis=1)[:, :RATERS_PER_RESPONSE]
     rater = np.sort(raters, axis=1).ravel()
     response = np.repeat(np.arange(shape[0]), RATERS_PER_RESPONSE)
-    scores = {name: np.full(len(rater), np.nan) for name, _, _ in _objectives()}
+    scores = {name: np.full(len(rater), np.nan) for name, _, _ in rated_objectives()}
     for k, (name, source) in enumerate(RATING_SOURCES.items()):
         rows = np.flatnonzero(rater == k)
         rated = [ATTRIBUTES.index(attribute) for attribute in source.attributes]
-        values = _rate(rng, source, texts.attributes[response[rows]][:, rated])
+        values = rate(rng, source, texts.attributes[response[rows]][:, rated])
         for attribute, column in zip(source.attributes, values.T, strict=True):
             scores[f"{name}-{attribute}"][rows] = column
     return pa.table(

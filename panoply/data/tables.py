@@ -7,8 +7,8 @@ Legend: `N` ratings, `P` pairs, `O` objectives.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -62,6 +62,12 @@ class RatingTable:
     labels_NO: NDArray[np.float64]
     split: Split
 
+    def without(self, names: Container[str]) -> RatingTable:
+        """Returns the table without some objectives."""
+        kept = [i for i, name in enumerate(self.objectives) if name not in names]
+        objectives = tuple(self.objectives[i] for i in kept)
+        return replace(self, objectives=objectives, labels_NO=self.labels_NO[:, kept])
+
 
 @dataclass(frozen=True, slots=True)
 class PairTable:
@@ -107,6 +113,24 @@ def load_ratings(
         labels_NO=labels,
         split=Split.make(table["split_key"].to_pylist(), seed, num_folds),
     )
+
+
+def in_one_fold(ratings: RatingTable) -> dict[str, str]:
+    """Returns objectives that cannot be fitted out of fold, with the reason.
+
+    Their training ratings all fall into one fold, mostly because all answer one prompt.
+    """
+    found: dict[str, str] = {}
+    for name, labels_N in zip(ratings.objectives, ratings.labels_NO.T, strict=True):
+        rows = ~np.isnan(labels_N)
+        folds = set(ratings.split.fold_N[rows]) - {-1}
+        if len(folds) < 2:
+            prompts = len(set(ratings.split.key_N[rows]))
+            found[name] = (
+                f"{rows.sum()} ratings of {prompts} prompts (or groups), whose training rows fall "
+                f"into {len(folds)} folds; it takes 2"
+            )
+    return found
 
 
 def load_pairs(path: Path, *, seed: int, num_folds: int, max_domains: int = 12) -> PairTable:
