@@ -41,6 +41,7 @@ from panoply.train.objectives import (
     fit_ridge,
     merge,
     moments,
+    refit_ridge,
     squared_error,
 )
 
@@ -91,10 +92,8 @@ def ours(sources: Sequence[Source]) -> Ridge:
 def solve(fit_on: dict[Pattern, Moments], choose_on: dict[Pattern, Moments], num: int) -> Ridge:
     """Chooses strengths, then fits them on all rows."""
     path = fit_ridge(fit_on, num, STRENGTHS)
-    strength = choose(path, squared_error(path, choose_on)).strength
-    final = fit_ridge(merge([fit_on, choose_on]), num, STRENGTHS)
-    every = np.arange(num)
-    return Ridge(final.weights[strength, every], final.bias[strength, every], strength)
+    chosen = choose(path, squared_error(path, choose_on))
+    return refit_ridge(merge([fit_on, choose_on]), chosen, STRENGTHS)
 
 
 def penalty(x_ND: Array) -> float:

@@ -15,7 +15,6 @@ Legend: `R` responses, `F` features.
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -82,7 +81,7 @@ def export_scalar(folder: Path, out: Path) -> Exported:
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
         built = Path(scratch) / "model"
-        classifier = to_classifier(model, weight_F)
+        classifier = to_classifier(model, folder, weight_F)
         tokenizer = export_tokenizer(folder, model.backbone.renderer)
         reserve_pad(classifier, int(tokenizer.pad_token_id))
         classifier.save_pretrained(built)
@@ -121,16 +120,16 @@ def _read_head(folder: Path) -> tuple[torch.Tensor, float]:
 
 
 @torch.no_grad()
-def to_classifier(model: RewardModel, weight_F: torch.Tensor) -> Any:
+def to_classifier(model: RewardModel, folder: Path, weight_F: torch.Tensor) -> Any:
     """Returns a sequence classifier with one label: the cut backbone and the head, float32.
 
     Raises:
         ValueError: transformers has none for this architecture, or one of another kind.
     """
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoConfig, AutoModelForSequenceClassification
 
     decoder = model.backbone.decoder
-    config = copy.deepcopy(decoder.config)
+    config = AutoConfig.from_pretrained(folder)  # as saved: ours may attend in another way
     config.num_labels = 1
     name = type(decoder.model).__name__
     try:
