@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from panoply.config import EvaluateConfig
+from panoply.config import Board, EvaluateConfig
 
 
 def main(
@@ -16,6 +16,7 @@ def main(
     out: str = "runs/evaluate",
     max_pairs_per_source: int = 0,
     num_workers: int = 2,
+    board: Board = "none",
 ) -> None:
     """Scores preference pairs with a finished reward model and the scorers it was compared with.
 
@@ -25,6 +26,7 @@ def main(
         out: folder of the results.
         max_pairs_per_source: most pairs taken of one source, chosen by hash; 0 takes all.
         num_workers: scoring actors.
+        board: public board that the files are of. rmbench: hard, normal and easy by domain.
     """
     config = EvaluateConfig(
         model=model,
@@ -32,6 +34,7 @@ def main(
         out=out,
         max_pairs_per_source=max_pairs_per_source,
         num_workers=num_workers,
+        board=board,
     )
     # Ray and torch load only now, after the arguments are known to be right.
     from rich.console import Console

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-GatePosition: TypeAlias = Literal["header_first", "prompt_last"]
+GatePosition: TypeAlias = Literal["turn_end", "header_first", "prompt_last"]
 DType: TypeAlias = Literal["auto", "float32", "bfloat16"]
 Pooling: TypeAlias = Literal["last", "mean_response", "both"]
+Board: TypeAlias = Literal["none", "rmbench"]
 
 
 def require(holds: bool, name: str, value: Any, allowed: str) -> None:
@@ -25,12 +26,13 @@ class Rendering:
     max_response_tokens: int = 192
     """A longer response keeps its first tokens and the template's closing tokens."""
     gate: GatePosition = "header_first"
-    """Token that conditions the gate: first of the assistant header, or last of the prompt."""
+    """Token that conditions the gate: first behind the text of the last user turn (what ArmoRM
+    published reads), first of the assistant header, or last of the prompt."""
 
     def __post_init__(self) -> None:
         for name in ("max_prompt_tokens", "max_response_tokens"):
             require(getattr(self, name) >= 8, f"rendering.{name}", getattr(self, name), ">= 8")
-        allowed = ("header_first", "prompt_last")
+        allowed = ("turn_end", "header_first", "prompt_last")
         require(self.gate in allowed, "rendering.gate", self.gate, f"one of {allowed}")
 
 
@@ -191,6 +193,8 @@ class EvaluateConfig:
     """Most pairs taken of one source, chosen by hash; 0 takes all."""
     num_workers: int = 2
     """Scoring actors."""
+    board: Board = "none"
+    """Public board that the files are of; its own arithmetic is reported beside the metrics."""
 
     def __post_init__(self) -> None:
         require(bool(self.pairs), "pairs", self.pairs, "at least one file")

@@ -81,6 +81,9 @@ def test_a_run_leaves_config_metrics_plots_and_model(finished):
     assert metrics["debias"]["max_abs_spearman_after"] <= 0.02
     assert {"oracle", "gate", "best_fixed", "recovered"} <= set(metrics["planted"])
     assert sum(place["chosen"] for place in metrics["layer_choice"]) == 1
+    card = (out / "model" / "README.md").read_text()
+    assert all(name in card for name in metrics["objectives"])
+    assert metrics["data"]["pairs"]["id"] in card
 
 
 def test_the_saved_model_scores_and_explains(finished):
@@ -157,16 +160,22 @@ def test_evaluate_scores_new_pairs_and_knows_those_trained_on(finished, tmp_path
     _, folder, _ = finished
     model = str(folder / "run" / "model")
     new, old = tmp_path / "new.parquet", tmp_path / "old.parquet"
-    pq.write_table(plant(7, num_prompts=60, num_responses=3).pairs, new)
-    pq.write_table(plant(0, num_prompts=150, num_responses=3).pairs, old)
-    found = run_evaluate(
-        EvaluateConfig(model=model, pairs=(str(new), str(old)), out=str(tmp_path / "eval")),
-        Watch(),
+    for seed, num, file in ((7, 60, new), (0, 150, old)):
+        pairs = plant(seed, num_prompts=num, num_responses=3).pairs
+        styles = [json.dumps({"ci": i % 3, "rj": i // 3 % 3}) for i in range(len(pairs))]
+        pq.write_table(pairs.append_column("meta", pa.array(styles)), file)
+    config = EvaluateConfig(
+        model=model, pairs=(str(new), str(old)), out=str(tmp_path / "eval"), board="rmbench"
     )
+    found = run_evaluate(config, Watch())
     assert found["num_pairs"] == 60 * 3 + 150 * 3
     assert 0 < found["num_seen"] < found["num_pairs"]
     assert found["pairs"]["gate"]["n"] == found["num_pairs"] - found["num_seen"]
     assert found["pairs"]["gate"]["missing"] == 0
+    board = found["rmbench"]
+    assert (board["num_pairs"], board["num_seen"]) == (found["num_pairs"], found["num_seen"])
+    assert board["scorers"]["gate"]["n"] == found["pairs"]["gate"]["n"]
+    assert {"hard", "normal", "easy", "average"} <= set(board["scorers"]["linear_bt"])
     assert (tmp_path / "eval" / "metrics.json").exists()
 
 

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from actors.embedder import Probed
 from panoply.config import ArmoRMConfig
 from panoply.hub.backbone import resolve
+from panoply.hub.card import write_card
 from panoply.measure.calibration import reliability
 from panoply.train.debias import Penalties
 from workflows.artefact import LinearParts, save_artefact
@@ -125,6 +126,7 @@ def run_armorm(config: ArmoRMConfig, watch: Watch) -> dict[str, Any]:
     parts = LinearParts(stage1, heads.weights_KF, penalties, fixed)
     metrics["artefact"] = save_artefact(config, data, parts, values, arrays, scales, out)
     write_json(out / "metrics.json", metrics)
+    write_card(out / "model")
     write_plots(metrics, out)
     tags = {"git_commit": metrics["git_commit"], "method": "armorm"} | {
         f"data.{name}": str(found["id"]) for name, found in data.summary.items()

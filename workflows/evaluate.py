@@ -18,10 +18,12 @@ from safetensors.numpy import load_file
 
 from actors.scorer import Scorer
 from panoply.config import EvaluateConfig
+from panoply.data.boards import StyledPairs, read_styles
 from panoply.data.ingest import Limits, ingest_pairs
 from panoply.data.read import Input
 from panoply.data.tables import Ints, PairTable, Strings, load_pairs
 from panoply.hub.artefact import Card
+from panoply.measure.boards import rmbench
 from panoply.measure.calibration import reliability
 from workflows.cluster import connect, run_folder
 from workflows.embed import SHARD_PROMPTS, Pool, Texts, prompt_trees, wanted_ids
@@ -48,9 +50,11 @@ def run_evaluate(config: EvaluateConfig, watch: Watch) -> dict[str, Any]:
         )
     card = Card.from_json((folder / "panoply.json").read_text())
     limits = Limits(max_rows_per_source=config.max_pairs_per_source or None)
-    ingested = ingest_pairs([Input(name) for name in config.pairs], out / "data", limits)
+    inputs = [Input(name) for name in config.pairs]
+    styled = read_styles(inputs) if config.board == "rmbench" else None
+    ingested = ingest_pairs(inputs, out / "data", limits)
     pairs = load_pairs(ingested.path, seed=card.seed, num_folds=2)
-    unseen = np.flatnonzero(~is_seen(pairs, folder))
+    unseen = np.flatnonzero(~is_seen(pairs.split.key_N, folder))
     watch.say(f"data: {len(pairs.gap_P):,} pairs, {len(unseen):,} of prompts not trained on")
 
     connect(config.num_workers)
@@ -74,6 +78,8 @@ def run_evaluate(config: EvaluateConfig, watch: Watch) -> dict[str, Any]:
     metrics["pairs"] = report_pairs(margins, pairs, rows, scales)
     rivals = [("gate", name) for name in ("best_fixed", "linear_bt", "mlp")]
     metrics["comparisons"] = compare(margins, pairs, rows, rivals)
+    if styled is not None:
+        metrics["rmbench"] = report_rmbench(styled, scored, is_seen(styled.key_P, folder))
     weights_PO = scored.weights_NO[scored.rows(pairs.chosen_P)]
     metrics["gate"] = {
         "weights_by_domain": weights_by_domain(weights_PO, card.objectives, pairs.domain_P, rows)
@@ -89,11 +95,10 @@ def run_evaluate(config: EvaluateConfig, watch: Watch) -> dict[str, Any]:
     return metrics
 
 
-def is_seen(pairs: PairTable, folder: Path) -> NDArray[np.bool_]:
-    """Returns which pairs have a split key that the model was trained or chosen on."""
+def is_seen(keys: Strings, folder: Path) -> NDArray[np.bool_]:
+    """Returns which split keys the model was trained or chosen on."""
     known = np.load(folder / "seen.npy", allow_pickle=False)
-    keys = np.array([int(key[:16], 16) for key in pairs.split.key_N], dtype=np.uint64)
-    return np.isin(keys, known)
+    return np.isin(np.array([int(key[:16], 16) for key in keys], dtype=np.uint64), known)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,3 +158,25 @@ def margins_of(pairs: PairTable, found: TextScores) -> dict[str, Array]:
             rows = pairs.source_P == source
             own[rows] = scores[chosen[rows]] - scores[rejected[rows]]
     return margins | ({} if np.isnan(own).all() else {"best_fixed_per_source": own})
+
+
+def report_rmbench(
+    styled: StyledPairs, found: TextScores, seen_P: NDArray[np.bool_]
+) -> dict[str, Any]:
+    """RM-Bench's numbers of every scorer, on prompts not trained on (on all where none is left).
+
+    A pair that was not scored, for example beyond `max_pairs_per_source`, is missing.
+    """
+    rows = np.flatnonzero(~seen_P) if not seen_P.all() else np.arange(len(seen_P))
+    chosen, rejected = (
+        np.array([found.row.get(str(name), -1) for name in ids[rows]], dtype=np.int64)
+        for ids in (styled.chosen_P, styled.rejected_P)
+    )
+    missing = (chosen < 0) | (rejected < 0)
+    columns = (styled.chosen_style_P[rows], styled.rejected_style_P[rows], styled.subset_P[rows])
+    scorers = {
+        name: rmbench(np.where(missing, np.nan, scores[chosen] - scores[rejected]), *columns)
+        for name, scores in found.scores.items()
+        if name in SCORERS
+    }
+    return {"num_pairs": len(seen_P), "num_seen": int(seen_P.sum()), "scorers": scorers}

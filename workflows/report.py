@@ -25,6 +25,7 @@ def print_summary(metrics: Mapping[str, Any], console: Console) -> None:
         (pairs, tables.scorers_table),
         ({k: v for k, v in pairs.items() if v.get("per_source")}, tables.sources_table),
         (metrics.get("comparisons"), tables.comparisons_table),
+        (metrics.get("rmbench"), tables.rmbench_table),
         (metrics.get("gate", {}).get("weights_by_domain"), tables.weights_table),
         (metrics.get("leave_one_out"), tables.leave_one_out_table),
         (metrics.get("planted"), tables.planted_table),

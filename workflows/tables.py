@@ -15,6 +15,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from panoply.measure.boards import LEVELS, STYLES
+
 Section: TypeAlias = Mapping[str, Any]
 Part: TypeAlias = RenderableType
 
@@ -191,6 +193,33 @@ def planted_table(planted: Section) -> Table:
     table = _table("Planted world", "", [name.replace("_", " ") for name in columns])
     _add_row(table, "accuracy", *(number(planted.get(name)) for name in columns))
     return table
+
+
+def rmbench_table(board: Section) -> Part:
+    """Returns RM-Bench's numbers, best average first, and the gate's matrix of styles."""
+    scorers = board["scorers"]
+    domains = list(next(iter(scorers.values()))["by_domain"])
+    ranked = sorted(scorers, key=lambda n: _falling(scorers[n].get("average")))
+    left_out = board["num_seen"] if board["num_seen"] < board["num_pairs"] else 0
+    title = f"RM-Bench (mean over domains; {count(left_out)} pairs of prompts trained on left out)"
+    table = _table(title, "scorer", (*LEVELS, *domains))
+    for name in ranked:
+        found = scorers[name]
+        each = (number(found.get(level)) for level in LEVELS)
+        own = (number(found["by_domain"][domain].get("average")) for domain in domains)
+        style = "bold" if name == "gate" else ""
+        _add_row(table, name.replace("_", " "), *each, *own, style=style)
+    cells = [found["matrix"] for found in scorers["gate"]["by_domain"].values()]
+    styles = _table("RM-Bench: wins of the gate by style", "chosen \\ rejected", STYLES)
+    for i, row in enumerate(STYLES):
+        means = [_mean(matrix[i][j] for matrix in cells) for j in range(len(STYLES))]
+        _add_row(styles, row, *map(number, means))
+    return Group(table, Text(), styles)
+
+
+def _mean(values: Iterable[float | None]) -> float:
+    given = [math.nan if value is None else value for value in values]
+    return sum(given) / len(given)
 
 
 def _table(title: str, first: str, columns: Iterable[str]) -> Table:

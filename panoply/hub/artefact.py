@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from panoply.config import DType, GateConfig, Pooling, Rendering
 from panoply.data.ratings import RatingMap
 from panoply.data.schema import Prompt
+from panoply.hub.armorm import HEAD, Checkpoint, is_armorm, load_armorm
 from panoply.hub.backbone import Backbone, Renderer, choose_dtype
 from panoply.model.forward import Features
 from panoply.model.gate import make_gate
@@ -178,27 +179,26 @@ def save_reward_model(
 
 
 def load_reward_model(folder: str | Path) -> RewardModel:
-    """Loads a reward model saved by `save_reward_model`.
+    """Loads a reward model: a folder of ours, or a checkpoint in ArmoRM's published layout.
 
     Raises:
-        FileNotFoundError: the folder is no reward model of ours.
-        ValueError: the tokenizer's template is not the one it was trained with.
+        FileNotFoundError: the folder is no reward model, or lacks a file.
+        ValueError: the layout is none of these, a tensor does not fit, or the tokenizer's template
+            is not the one the model was trained with.
     """
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
     folder = Path(folder).expanduser()
     if not (folder / "panoply.json").is_file():
-        raise FileNotFoundError(
-            f"{str(folder)!r} is no reward model folder: it has no panoply.json. "
-            "A run leaves one in OUT/model"
-        )
+        return _load_foreign(folder)
     card = Card.from_json((folder / "panoply.json").read_text())
     tensors = load_file(folder / "model.safetensors")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = AutoModel.from_config(AutoConfig.from_pretrained(folder))
+    # Made in its dtype and not cast to it: a cast would also round the rotary frequencies.
+    dtype = choose_dtype(cast(DType, card.dtype), device)
+    model = AutoModel.from_config(AutoConfig.from_pretrained(folder), dtype=dtype)
     model.load_state_dict(_under("model.", tensors))
-    wanted = cast(DType, card.dtype)
-    model = model.to(device=device, dtype=choose_dtype(wanted, device))
+    model = model.to(device=device)
     renderer = Renderer(AutoTokenizer.from_pretrained(folder), card.rendering)
     if renderer.template_hash != card.template_hash:
         raise ValueError(
@@ -207,6 +207,42 @@ def load_reward_model(folder: str | Path) -> RewardModel:
         )
     backbone = Backbone(card.backbone, model, renderer, [card.depth])
     return RewardModel(backbone, _head(card, _under("head.", tensors)), card)
+
+
+def _load_foreign(folder: Path) -> RewardModel:
+    """Loads a checkpoint that is not ours, by the names of its tensors."""
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{str(folder)!r} is no reward model folder: it has no panoply.json. "
+            "A run leaves one in OUT/model"
+        )
+    checkpoint = Checkpoint.open(folder)
+    if not is_armorm(checkpoint):
+        heads = [name for name in checkpoint.shapes if not name.startswith("model.")]
+        raise ValueError(
+            f"{str(folder)!r} is in no layout that loads here: it has no panoply.json, and its "
+            f"tensors beside the backbone are {heads[:5] or 'none'} where ArmoRM's layout has "
+            f"{', '.join(HEAD)}. A run leaves a reward model in OUT/model"
+        )
+    parts = load_armorm(checkpoint)
+    backbone = parts.backbone
+    card = Card(
+        objectives=parts.objectives,
+        maps=parts.scales,
+        pooling="last",
+        rendering=backbone.renderer.rendering,
+        gate=parts.gate,
+        temperature=1.0,  # its gate is trained on score differences as log odds
+        seed=0,
+        template_hash=backbone.renderer.template_hash,
+        bos=tuple(backbone.renderer.bos),
+        backbone=backbone.name,
+        weights_hash=backbone.weights_hash,
+        depth=backbone.decoder.depths[0],
+        dtype=str(backbone.decoder.dtype).removeprefix("torch."),
+        data={},
+    )
+    return RewardModel(backbone, parts.head, card)
 
 
 def _under(prefix: str, tensors: Tensors) -> Tensors:

@@ -58,6 +58,8 @@ class Renderer:
         self.bos = list(start[:1]) if start and start[0] == tokenizer.bos_token_id else []
         a, b = self._ids([self._text("a", "a"), self._text("a", "b")])
         self.num_closing = _common_prefix(a[::-1], b[::-1])
+        a, b = self._ids([self._text(text, None, header=False) for text in ("a", "b")])
+        self.num_turn_closing = _common_prefix(a[::-1], b[::-1])
 
     @property
     def template_hash(self) -> str:
@@ -104,9 +106,7 @@ class Renderer:
         shared = min(starts)
         # Counted on what the prompt alone gives, so that siblings do not move the cut.
         dropped = min(max(0, len(opening) - self.rendering.max_prompt_tokens), shared - 1)
-        gate = shared - 1
-        if self.rendering.gate == "header_first":
-            gate = min(_common_prefix(body, opening), shared - 1)
+        gate = self._gate(body, opening, shared)
         branches = [self._branch(ids, s, shared) for ids, s in zip(full, starts, strict=True)]
         # BOS once, also before a prompt that lost its beginning: models lean on it.
         kept = full[0][dropped:shared]
@@ -118,6 +118,19 @@ class Renderer:
             gate=max(0, gate - dropped),
         )
         return Rendered(tree, dropped, sum(was_cut for _, was_cut in branches))
+
+    def _gate(self, body: list[int], opening: list[int], shared: int) -> int:
+        """Returns the position that conditions the gate, by construction and not by a pattern.
+
+        Where a template closes a turn with no token of its own, `turn_end` is the header's first.
+        """
+        header = _common_prefix(body, opening)
+        wanted = {
+            "turn_end": min(header, len(body) - self.num_turn_closing),
+            "header_first": header,
+            "prompt_last": shared - 1,
+        }
+        return min(max(0, wanted[self.rendering.gate]), shared - 1)
 
     def _branch(self, ids: list[int], start: int, shared: int) -> tuple[Branch, bool]:
         stop = max(start + 1, len(ids) - self.num_closing)

@@ -74,3 +74,27 @@ class GatedHead(nn.Module):
     def coefficients(self, weights_BO: Tensor) -> tuple[Tensor, Tensor]:
         """Returns c(x) on the raw objectives `[B, O]` and on r_v `[B]`, as R = c . r + c_v r_v."""
         return weights_BO / self.unit, -(weights_BO @ self.penalty)
+
+
+class TransformedHead(GatedHead):
+    """The head of ArmoRM's published layout, whose transform is a whole matrix T `[O, O]`.
+
+        R(x, y) = sum_i g_i(x) r'_i,   r' = r T,   r = W f(x, y)
+
+    A penalty on length is the row of the verbosity objective in T, so that there is no r_v of its
+    own: `Scored.length_B` is 0. The centers are 0 too, since no training responses are known.
+    """
+
+    transform: Tensor
+
+    def __init__(self, num_objectives: int, size: int, gate: Gate) -> None:
+        super().__init__(num_objectives, size, gate)
+        self.register_buffer("transform", torch.eye(num_objectives))
+
+    def debiased(self, values_BO: Tensor, length_B: Tensor) -> Tensor:
+        """Returns r' `[B, O]`."""
+        return values_BO @ self.transform
+
+    def coefficients(self, weights_BO: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns c(x) = T g(x) on the raw objectives `[B, O]`, as R = c . r, and 0 on length."""
+        return weights_BO @ self.transform.T, weights_BO.new_zeros(len(weights_BO))

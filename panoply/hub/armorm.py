@@ -1,0 +1,258 @@
+"""Checkpoints in ArmoRM's published layout (RLHFlow/ArmoRM-Llama3-8B-v0.1), without its code.
+
+`config.json` is that of the backbone with `num_objectives`, `gating_temperature`,
+`gating_hidden_dim` and `gating_n_hidden`. The safetensors, in one file or in shards, hold
+
+    model.*                                   the backbone
+    regression_layer.weight [O, D]            W: r = W h, h at the last token
+    reward_transform_matrix [O, O]            T: r' = r T
+    gating.logit_scale [1]                    s
+    gating.layers.{i}.{weight, bias}          the MLP of g(x) = s softmax(MLP(f(x)) / tau)
+
+f(x) is the state at the first token behind the text of the last user turn. The published code
+finds it by the token ids of Llama 3 (`<|eot_id|>` and the assistant header) or of Gemma 2; here it
+is found from the chat template, whichever that is, and a response that repeats the header does
+not move it.
+
+Legend: `O` objectives, `D` hidden size.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from safetensors import safe_open
+
+from panoply.config import DType, GateConfig, Rendering
+from panoply.data.adapters import HELPSTEER, HELPSTEER_SCALES
+from panoply.hub.backbone import Backbone, Renderer, choose_dtype
+from panoply.model.gate import make_gate
+from panoply.model.reward_model import TransformedHead
+
+Shape: TypeAlias = tuple[int, ...]
+HEAD = ("regression_layer.weight", "reward_transform_matrix", "gating.logit_scale")
+"""What the layout is recognized by."""
+FIELDS = ("num_objectives", "gating_temperature", "gating_hidden_dim", "gating_n_hidden")
+PUBLISHED = (
+    *(f"helpsteer-{name}" for name in HELPSTEER),
+    "ultrafeedback-overall_score",
+    "ultrafeedback-instruction_following",
+    "ultrafeedback-truthfulness",
+    "ultrafeedback-honesty",
+    "ultrafeedback-helpfulness",
+    "beavertails-is_safe",
+    "prometheus-score",
+    "argilla-overall_quality",
+    "argilla-judge_lm",
+    "code-complexity",
+    "code-style",
+    "code-explanation",
+    "code-instruction-following",
+    "code-readability",
+)
+"""The published objectives in their order; the checkpoint itself does not name them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The tensors of a folder: known by their headers, read when asked for."""
+
+    folder: Path
+    file_of: Mapping[str, Path]
+    shapes: Mapping[str, Shape]
+
+    @classmethod
+    def open(cls, folder: Path) -> Checkpoint:
+        """Reads the headers of `model.safetensors`, or of the shards that its index names.
+
+        Raises:
+            FileNotFoundError: no safetensors, or a shard is missing.
+        """
+        index = folder / "model.safetensors.index.json"
+        files = [folder / "model.safetensors"]
+        if index.is_file():
+            named: dict[str, str] = json.loads(index.read_text())["weight_map"]
+            files = [folder / name for name in sorted(set(named.values()))]
+        file_of: dict[str, Path] = {}
+        shapes: dict[str, Shape] = {}
+        for file in files:
+            if not file.is_file():
+                raise FileNotFoundError(
+                    f"{str(folder)!r} lacks {file.name}: fetch it, or convert the weights to "
+                    "safetensors (a pickle is never read)"
+                )
+            with safe_open(file, framework="pt") as opened:
+                for name in opened.keys():  # noqa: SIM118 (no mapping)
+                    file_of[name] = file
+                    shapes[name] = tuple(opened.get_slice(name).get_shape())
+        return cls(folder, file_of, shapes)
+
+    def read(self, name: str) -> torch.Tensor:
+        """Returns one tensor."""
+        with safe_open(self.file_of[name], framework="pt") as opened:
+            return opened.get_tensor(name)
+
+    def check(self, wanted: Mapping[str, Shape], why: str) -> None:
+        """Checks names and shapes.
+
+        Raises:
+            ValueError: a tensor is missing or has another shape.
+        """
+        for name, shape in wanted.items():
+            found = self.shapes.get(name)
+            if found != shape:
+                told = "is missing" if found is None else f"has shape {list(found)}"
+                raise ValueError(
+                    f"tensor {name!r} in {str(self.folder)!r} {told}; {why} asks for "
+                    f"{list(shape)}. Fetch the checkpoint again, or mend its config.json"
+                )
+
+
+def is_armorm(checkpoint: Checkpoint) -> bool:
+    """Returns whether the tensors are those of ArmoRM's layout."""
+    return set(HEAD) <= set(checkpoint.shapes)
+
+
+def gate_layout(config: Mapping[str, Any], size: int) -> dict[str, Shape]:
+    """Returns names and shapes of the head's tensors, as the configuration has them."""
+    num, hidden = config["num_objectives"], config["gating_hidden_dim"]
+    widths = [size] + [hidden] * config["gating_n_hidden"] + [num]
+    shapes: dict[str, Shape] = dict(zip(HEAD, ((num, size), (num, num), (1,)), strict=True))
+    for i, (before, after) in enumerate(pairwise(widths)):
+        shapes[f"gating.layers.{i}.weight"] = (after, before)
+        shapes[f"gating.layers.{i}.bias"] = (after,)
+    return shapes
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a checkpoint holds: a backbone with its renderer, a head, and what they go by."""
+
+    backbone: Backbone
+    head: TransformedHead
+    objectives: tuple[str, ...]
+    gate: GateConfig
+    scales: Mapping[str, Mapping[str, float | bool]]
+
+
+def load_armorm(checkpoint: Checkpoint) -> Parts:
+    """Loads a checkpoint in ArmoRM's layout.
+
+    Raises:
+        ValueError: the configuration lacks a field of the layout, a tensor does not fit it, or
+            the tokenizer has no chat template.
+    """
+    from transformers import AutoConfig
+
+    folder = checkpoint.folder
+    fields: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    if missing := [name for name in FIELDS if name not in fields]:
+        raise ValueError(
+            f"{str(folder / 'config.json')!r} lacks {', '.join(missing)}, which the gate of "
+            "ArmoRM's layout is built from: add them"
+        )
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    _check(checkpoint, config, fields)
+    gate = GateConfig(
+        hidden_size=fields["gating_hidden_dim"],
+        num_hidden=fields["gating_n_hidden"],
+        temperature=float(fields["gating_temperature"]),
+        dropout=0.0,
+        input_dropout=0.0,
+    )
+    names = objective_names(fields)
+    scales = {f"helpsteer-{k}": scale.to_dict() for k, scale in HELPSTEER_SCALES.items()}
+    return Parts(
+        _backbone(folder, config, fields),
+        _head(checkpoint, len(names), int(config.hidden_size), gate),
+        names,
+        gate,
+        {name: scale for name, scale in scales.items() if name in names},
+    )
+
+
+def _backbone(folder: Path, config: Any, fields: Mapping[str, Any]) -> Backbone:
+    """Loads the backbone, whole, and the renderer.
+
+    Long texts are cut to half the positions of the backbone each, prompts from the left and
+    responses from the right; the published code cuts nothing.
+    """
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if not tokenizer.chat_template:
+        raise ValueError(
+            f"the tokenizer in {str(folder)!r} has no chat template, and the gate of ArmoRM's "
+            "layout reads a position of it: put the template it was trained with into "
+            "chat_template.jinja"
+        )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # transformers itself takes `model.` as the prefix of a backbone inside a larger model.
+    model = AutoModel.from_pretrained(
+        folder,
+        config=config,
+        dtype=choose_dtype(_stored_dtype(fields), device),
+        trust_remote_code=False,
+        use_safetensors=True,
+    )
+    most = max(8, int(config.max_position_embeddings) // 2)
+    rendering = Rendering(max_prompt_tokens=most, max_response_tokens=most, gate="turn_end")
+    renderer = Renderer(tokenizer, rendering)
+    return Backbone(folder.name, model.to(device), renderer, [config.num_hidden_layers])
+
+
+def objective_names(fields: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the labels of the configuration; without any, the published names where 19."""
+    num = int(fields["num_objectives"])
+    labels = {int(i): str(name) for i, name in fields.get("id2label", {}).items()}
+    if sorted(labels) == list(range(num)) and labels != {i: f"LABEL_{i}" for i in range(num)}:
+        return tuple(labels[i] for i in range(num))
+    return PUBLISHED if num == len(PUBLISHED) else tuple(f"objective-{i}" for i in range(num))
+
+
+def _check(checkpoint: Checkpoint, config: Any, fields: Mapping[str, Any]) -> None:
+    """Compares every tensor with what the configuration asks for, before anything is loaded."""
+    from transformers import AutoModel
+
+    with torch.device("meta"):
+        states = AutoModel.from_config(config).state_dict()
+    backbone = {f"model.{name}": tuple(tensor.shape) for name, tensor in states.items()}
+    checkpoint.check(backbone, f"a {config.model_type} backbone by its config.json")
+    head = gate_layout(fields, int(config.hidden_size))
+    checkpoint.check(head, "a head by num_objectives, hidden_size and gating_* of its config.json")
+    known = ("model.", *head)
+    if extra := [name for name in checkpoint.shapes if not name.startswith(known)]:
+        raise ValueError(
+            f"{str(checkpoint.folder)!r} holds tensors that ArmoRM's layout does not know and "
+            f"that would go unused: {_few(extra)}. Remove them, or mend gating_n_hidden"
+        )
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _stored_dtype(fields: Mapping[str, Any]) -> DType:
+    """Returns what the checkpoint says; half precision only where the hardware is fast at it."""
+    stored = fields.get("dtype") or fields.get("torch_dtype") or "float32"
+    return "float32" if stored == "float32" else "auto"
+
+
+def _head(checkpoint: Checkpoint, num: int, size: int, config: GateConfig) -> TransformedHead:
+    """Fills our head and gate; scores are float32 from here on, whatever the dtype stored."""
+    head = TransformedHead(num, size, make_gate(size, num, config))
+    state = {"weight": checkpoint.read(HEAD[0]), "transform": checkpoint.read(HEAD[1])}
+    state |= {"unit": torch.ones(num), "gate.scale": checkpoint.read(HEAD[2])[0]}
+    layers = [f"gate.layers.{i}" for i in range(config.num_hidden)] + ["gate.top"]
+    for i, layer in enumerate(layers):
+        for kind in ("weight", "bias"):
+            state[f"{layer}.{kind}"] = checkpoint.read(f"gating.layers.{i}.{kind}")
+    # What the layout does not have stays as it was made: shifts of 0, spreads of 1.
+    head.load_state_dict(head.state_dict() | state)
+    return head

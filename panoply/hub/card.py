@@ -1,0 +1,208 @@
+"""Model cards: what a reward model is for, from its `panoply.json` and the run's `metrics.json`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from panoply.data.ratings import RatingMap
+from panoply.hub.artefact import Card
+from panoply.hub.embedded import NAME
+
+Section: TypeAlias = Mapping[str, Any]
+
+GATED_USE = """```python
+from panoply.hub.artefact import load_reward_model
+
+model = load_reward_model("FOLDER")
+prompt = [{"role": "user", "content": "How do I boil an egg?"}]
+model.score(prompt, ["Ten minutes.", "No idea."])
+model.explain(prompt, "Ten minutes.")  # which objective moved the score, and how far
+```"""
+SCALAR_USE = """```python
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+model = AutoModelForSequenceClassification.from_pretrained("FOLDER")
+chat = [{"role": "user", "content": "How do I boil an egg?"},
+        {"role": "assistant", "content": "Ten minutes."}]
+inputs = tokenizer.apply_chat_template([chat], padding=True, return_dict=True, return_tensors="pt")
+score = model(**inputs).logits[:, 0]
+```
+
+Pass what the chat template gives, as above: a tokenizer that is called on rendered text may add a
+second beginning-of-sequence token."""
+PLANTED = """The data is a planted world: generated, so that the truth is known. This model shows
+that the method works; it is not for use on other texts."""
+LIMITS = """Scores rank responses to one prompt; they have no zero, and scores of different prompts
+do not compare. They follow the raters and annotators of the data above, with their biases, and say
+nothing reliable about other languages, domains or much longer texts. Do not use them alone to
+decide about people. Text that was optimized against a reward model needs another judge."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scalar:
+    """What a card says of an exported scalar head."""
+
+    scorer: str
+    """Its name among the compared scorers."""
+    pad_token: str
+    scale: float
+    """Factor that turns score differences into log odds."""
+
+
+def write_card(folder: Path) -> None:
+    """Writes `README.md` into a reward model's folder."""
+    card = Card.from_json((folder / "panoply.json").read_text())
+    (folder / "README.md").write_text(model_card(card, read_metrics(folder)))
+
+
+def read_metrics(folder: Path) -> Section:
+    """Returns the metrics of the run that left a model in OUT/model; nothing without any."""
+    file = folder.parent / "metrics.json"
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def model_card(card: Card, metrics: Section, scalar: Scalar | None = None) -> str:
+    """Returns a model card in Markdown, with the hub's metadata in front.
+
+    Args:
+        card: the reward model's own.
+        metrics: what its run measured; may be empty.
+        scalar: the card is that of this scalar head, exported from the reward model's folder.
+    """
+    what = "scalar reward model" if scalar else "gated multi-objective reward model"
+    sections = [
+        _metadata(card, scalar),
+        f"# A {what} on {_backbone(card)}",
+        _summary(card, scalar),
+        "## Use",
+        SCALAR_USE if scalar else GATED_USE,
+        *([] if scalar else ["## Objectives", _objectives(card, metrics.get("objectives", {}))]),
+        "## Data",
+        _data({"pairs": card.data["pairs"]} if scalar else card.data),
+        *([PLANTED] if "planted" in metrics else []),
+        *_metrics(metrics.get("pairs", {}), scalar),
+        "## How a text is scored",
+        _scoring(card, scalar),
+        "## Intended use and limits",
+        LIMITS,
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _metadata(card: Card, scalar: Scalar | None) -> str:
+    library = "transformers" if scalar else "panoply"
+    on_hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", card.backbone)
+    base = f"base_model: {card.backbone}\n" if on_hub else ""
+    tags = "tags: [reward-model, panoply]"
+    return f"---\nlibrary_name: {library}\npipeline_tag: text-classification\n{base}{tags}\n---"
+
+
+def _backbone(card: Card) -> str:
+    return "SmolLM2-135M-Instruct" if card.backbone == NAME else card.backbone
+
+
+def _summary(card: Card, scalar: Scalar | None) -> str:
+    depth = f"the first {card.depth} layers of {_backbone(card)}, frozen"
+    if scalar:
+        return (
+            f"One linear Bradley-Terry head (`{scalar.scorer}`) on {depth}. It was fitted on the "
+            "preference pairs alone, as a rival of a gated reward model over "
+            f"{len(card.objectives)} objectives, which is not part of this folder."
+        )
+    return (
+        f"A linear head per objective on {depth}, and a gate that weighs the objectives by the "
+        "prompt (ArmoRM, arXiv 2406.12845): score = sum of gate weight times objective, with "
+        "length taken out of every objective."
+    )
+
+
+def _objectives(card: Card, measured: Section) -> str:
+    rows: list[Sequence[str]] = []
+    for name in card.objectives:
+        found = measured.get(name, {})
+        scale = "learned from preferences"
+        if name in card.maps:
+            own = RatingMap.from_dict(card.maps[name])
+            scale = f"{own.low:g} to {own.high:g}"
+        rows.append((name, scale, _number(found.get("spearman")), _count(found.get("n"))))
+    head = ("objective", "scale of its raters", "Spearman on held-out ratings", "n")
+    return _table(head, rows)
+
+
+def _data(data: Section) -> str:
+    if not data:
+        return "Not recorded."
+    rows = [
+        (kind, source, _count(count), str(found["id"]))
+        for kind, found in data.items()
+        for source, count in found["by_source"].items()
+    ]
+    return _table(("kind", "source", "rows", "id of all rows of the kind"), rows)
+
+
+def _metrics(pairs: Section, scalar: Scalar | None) -> list[str]:
+    shown = {n: f for n, f in pairs.items() if not scalar or n == scalar.scorer}
+    if not shown:
+        return []
+    rows: list[Sequence[str]] = []
+    for name, found in shown.items():
+        macro = found.get("macro", {})
+        ends = macro.get("ci95_length_balanced") or ()
+        balanced = _number(macro.get("accuracy_length_balanced"))
+        between = f" [{', '.join(map(_number, ends))}]" if ends else ""
+        numbers = (_number(found.get("log_loss")), _number(found.get("ece")))
+        rows.append((name, _number(macro.get("accuracy")), balanced + between, *numbers))
+    head = ("scorer", "accuracy", "length-balanced [95 %]", "log loss", "ECE")
+    note = (
+        "On held-out pairs. Accuracies are means over sources; length-balanced is the mean of the "
+        "pairs whose chosen response is longer and of those where it is shorter."
+    )
+    return ["## Metrics", _table(head, rows), note]
+
+
+def _scoring(card: Card, scalar: Scalar | None) -> str:
+    limits = card.rendering
+    cut = (
+        f"cut to their last {limits.max_prompt_tokens} tokens, and responses to their first "
+        f"{limits.max_response_tokens}"
+    )
+    lines = [
+        f"chat template {card.template_hash}; beginning-of-sequence once",
+        f"in training, prompts were {cut}; this folder cuts nothing, so cut longer texts yourself"
+        if scalar
+        else f"prompts are {cut}",
+        f"split seed {card.seed}; backbone weights {card.weights_hash}",
+    ]
+    if scalar:
+        lines += [
+            "the score is read at the last token of the rendered conversation, before padding",
+            f"the pad token `{scalar.pad_token}` is for padding alone: keep it out of texts",
+            f"score differences times {scalar.scale:.4g} are log odds",
+            "weights are float32: a bfloat16 head would round scores into ties",
+        ]
+    else:
+        lines += [
+            f"features: {card.pooling} in {card.dtype}; the gate reads `{limits.gate}`",
+            f"score differences divided by {card.temperature:.4g} are log odds",
+        ]
+    return "\n".join(f"* {line}" for line in lines)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    cells = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _count(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}"
