@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Annotated
 
 import tyro
+from rich.console import Console
 
 from panoply.config import Board, EvaluateConfig
+from workflows.progress import Watch, exit_if_unusable
 
 
 def main(
-    model: Annotated[str, tyro.conf.Positional],
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
     /,
     pairs: tuple[str, ...],
     out: str = "runs/evaluate",
@@ -28,23 +30,20 @@ def main(
         num_workers: scoring actors.
         board: public board that the files are of. rmbench: hard, normal and easy by domain.
     """
-    config = EvaluateConfig(
-        model=model,
-        pairs=pairs,
-        out=out,
-        max_pairs_per_source=max_pairs_per_source,
-        num_workers=num_workers,
-        board=board,
-    )
-    # Ray and torch load only now, after the arguments are known to be right.
-    from rich.console import Console
-
-    from workflows.evaluate import run_evaluate
-    from workflows.progress import Watch, exit_if_unusable
-    from workflows.report import print_summary
-
     console = Console(log_path=False)
     with exit_if_unusable(console):
+        config = EvaluateConfig(
+            model=model,
+            pairs=pairs,
+            out=out,
+            max_pairs_per_source=max_pairs_per_source,
+            num_workers=num_workers,
+            board=board,
+        )
+        # Ray and torch load only now, after the arguments are known to be right.
+        from workflows.evaluate import run_evaluate
+        from workflows.report import print_summary
+
         metrics = run_evaluate(config, Watch(console))
     print_summary(metrics, console)
     console.print(f"results: {out}")

@@ -89,7 +89,8 @@ def run_evaluate(config: EvaluateConfig, watch: Watch) -> dict[str, Any]:
         for name in ("gate", "best_fixed", "linear_bt", "mlp")
     }
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "config.json", {"config": asdict(config), "git_commit": git_commit()})
+    metrics["git_commit"] = git_commit()
+    write_json(out / "config.json", asdict(config))
     write_json(out / "metrics.json", metrics)
     write_plots(metrics, out)
     return metrics
