@@ -19,16 +19,11 @@ from torch import nn
 
 from panoply.config import DType, Rendering
 from panoply.data.schema import Message, Prompt
+from panoply.hub.attention import attend_by_trees
 from panoply.hub.embedded import NAME, embedded_model
-from panoply.model.forward import (
-    Decoder,
-    Features,
-    encode,
-    encode_plain,
-    find_layers,
-    takes_tree_masks,
-)
-from panoply.model.tree import Branch, TokenTree
+from panoply.model.decoder import Decoder, find_layers
+from panoply.model.forward import Features, encode, encode_plain, takes_tree_masks
+from panoply.model.tree import Branch, TokenTree, common_prefix
 
 PLAIN_TEMPLATE = (
     "{% for m in messages %}{{ m['role'] | capitalize }}: {{ m['content'] }}\n\n{% endfor %}"
@@ -57,7 +52,7 @@ class Renderer:
         start = tokenizer("")["input_ids"]
         self.bos = list(start[:1]) if start and start[0] == tokenizer.bos_token_id else []
         a, b = self._ids([self._text("a", "a"), self._text("a", "b")])
-        self.num_closing = _common_prefix(a[::-1], b[::-1])
+        self.num_closing = common_prefix(a[::-1], b[::-1])
 
     @property
     def template_hash(self) -> str:
@@ -100,13 +95,13 @@ class Renderer:
             ) from error
         body, opening, *full = self._ids(texts)
         # An empty response may leave no token of its own: the last one stands for it.
-        starts = [min(_common_prefix(opening, ids), len(ids) - 1) for ids in full]
+        starts = [min(common_prefix(opening, ids), len(ids) - 1) for ids in full]
         shared = min(starts)
         # Counted on what the prompt alone gives, so that siblings do not move the cut.
         dropped = min(max(0, len(opening) - self.rendering.max_prompt_tokens), shared - 1)
         gate = shared - 1
         if self.rendering.gate == "header_first":
-            gate = min(_common_prefix(body, opening), shared - 1)
+            gate = min(common_prefix(body, opening), shared - 1)
         branches = [self._branch(ids, s, shared) for ids, s in zip(full, starts, strict=True)]
         # BOS once, also before a prompt that lost its beginning: models lean on it.
         kept = full[0][dropped:shared]
@@ -126,11 +121,6 @@ class Renderer:
         return Branch(tuple(kept), start - shared, min(stop, most) - shared), stop > most
 
 
-def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    size = min(len(a), len(b))
-    return next((i for i in range(size) if a[i] != b[i]), size)
-
-
 class Backbone:
     """A frozen decoder with its renderer: texts in, features out."""
 
@@ -139,8 +129,9 @@ class Backbone:
         self.renderer = renderer
         self.weights_hash = hash_weights(model)
         self.decoder = Decoder(model, depths)
-        self.shares_prefixes = takes_tree_masks(self.decoder)
-        """False where the model cannot take a tree mask and runs on plain batches instead."""
+        self.shares_prefixes = attend_by_trees(self.decoder) or takes_tree_masks(self.decoder)
+        """False where the model takes neither tree attention nor a tree mask and runs on plain
+        batches instead."""
 
     def features(self, trees: Sequence[TokenTree], budget: int = 1024) -> Features:
         """Features of trees, by the cheapest exact path that this model allows."""
