@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +22,7 @@ from panoply.config import DType, Rendering
 from panoply.data.schema import Message, Prompt
 from panoply.hub.attention import attend_by_trees
 from panoply.hub.embedded import NAME, embedded_model
+from panoply.model.budget import calibrate, within_memory
 from panoply.model.decoder import Decoder, find_layers
 from panoply.model.forward import Features, encode, encode_plain, takes_tree_masks
 from panoply.model.tree import Branch, TokenTree, common_prefix
@@ -133,12 +135,30 @@ class Backbone:
         """False where the model takes neither tree attention nor a tree mask and runs on plain
         batches instead."""
 
-    def features(self, trees: Sequence[TokenTree], budget: int = 1024) -> Features:
-        """Features of trees, by the cheapest exact path that this model allows."""
+        self.token_budget = 0
+        """Tokens of a row that suit this machine; 0 until they are measured."""
+        self.most_tokens = 2**31
+        """Tokens of a row that fit into memory, as far as is known."""
+
+    def features(self, trees: Sequence[TokenTree], budget: int = 0) -> Features:
+        """Features of trees, by the cheapest exact path that this model allows.
+
+        Args:
+            trees: prompts with their responses.
+            budget: tokens of a row; 0: as measured by a short calibration on first use.
+        """
         if not self.shares_prefixes:
             return encode_plain(self.decoder, trees)
-        rows = 1 if self.decoder.device.type == "cpu" else 16
-        return encode(self.decoder, trees, budget=budget, rows_per_forward=rows)
+        if not budget:
+            budget = self.token_budget = self.token_budget or calibrate(self.decoder)
+        wanted = min(budget, self.most_tokens)
+        one = self.decoder.attends_by_trees or self.decoder.device.type == "cpu"
+        rows = 1 if one else 16
+        run = partial(encode, self.decoder, trees, rows_per_forward=rows)
+        features, fitting = within_memory(lambda tokens: run(budget=tokens), wanted)
+        if fitting < wanted:
+            self.most_tokens = fitting
+        return features
 
 
 def hash_weights(model: nn.Module) -> str:
