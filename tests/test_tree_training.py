@@ -182,7 +182,10 @@ def test_what_does_not_fit_in_the_least_budget_is_an_error():
     def run(budget):
         raise torch.OutOfMemoryError(f"{budget}")
 
-    with pytest.warns(UserWarning), pytest.raises(torch.OutOfMemoryError, match=f"^{LEAST}$"):
+    with (
+        pytest.warns(UserWarning, match="out of memory"),
+        pytest.raises(torch.OutOfMemoryError, match=f"^{LEAST}$"),
+    ):
         within_memory(run, 4 * LEAST)
 
 
