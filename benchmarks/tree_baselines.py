@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -20,6 +20,7 @@ from panoply.model.tree import Branch, TokenTree
 SOURCES = ("hh_harmless", "hh_helpful", "webgpt", "ultrafeedback_mini")
 Sequences = list[tuple[int, ...]]
 Batches = list[Sequences]
+Clock = Literal["wall", "cpu"]
 
 
 def read_pairs(data: Path, source: str, renderer: Renderer, num_pairs: int) -> list[TokenTree]:
@@ -103,16 +104,19 @@ class Separate:
         return min(budgets, key=lambda b: seconds(lambda: self.run(sorted_batches(part, b))))
 
 
-def seconds(run: Callable[[], Any]) -> float:
+def seconds(run: Callable[[], Any], clock: Clock = "wall") -> float:
     """Returns how long `run` takes."""
-    start = time.perf_counter()
+    now = time.perf_counter if clock == "wall" else time.process_time
+    start = now()
     run()
-    return time.perf_counter() - start
+    return now() - start
 
 
-def side_by_side(runs: Sequence[Callable[[], Any]], repeats: int) -> list[list[float]]:
+def side_by_side(
+    runs: Sequence[Callable[[], Any]], repeats: int, clock: Clock
+) -> list[list[float]]:
     """Times runs in turns, A B A B, so that a busy machine slows all of them alike."""
-    times = [[seconds(run) for run in runs] for _ in range(repeats)]
+    times = [[seconds(run, clock) for run in runs] for _ in range(repeats)]
     return [list(column) for column in zip(*times, strict=True)]
 
 

@@ -7,9 +7,10 @@ measured in turns; beside it stands the ideal, the ratio of tokens.
 
 from __future__ import annotations
 
-import json as jsonlib
+import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from rich.table import Table
 
 from benchmarks.tree_baselines import (
     SOURCES,
+    Clock,
     Separate,
     made_up,
     one_by_one,
@@ -32,11 +34,42 @@ from benchmarks.tree_baselines import (
     where_time_goes,
 )
 from benchmarks.tree_training import compare_training
-from panoply.hub.backbone import Backbone, load_backbone, quiet, resolve
+from panoply.hub.backbone import Backbone, Renderer, load_backbone, quiet, resolve
 from panoply.model.tree import TokenTree
 
 Part = Literal["pairs", "samples", "growth", "training"]
 AGAINST = ("sorted", "random", "one")
+SHOWN = ("ratio", "min", "max", "ideal", "share_of_ideal", "ratios")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What is measured."""
+
+    json: Path
+    """Where the figures go."""
+    data: Path = Path("../shared/data")
+    """Folder with `pairs/*.parquet`."""
+    model: str = "embedded"
+    """'embedded', a folder or a hub name."""
+    dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
+    """What is computed in."""
+    parts: tuple[Part, ...] = ("pairs", "samples", "growth", "training")
+    """What is measured."""
+    threads: int = 2
+    """Threads of torch."""
+    pairs: int = 64
+    """Pairs of each source that are scored."""
+    train_pairs: int = 64
+    """Pairs of an epoch, a quarter of each source."""
+    repeats: int = 3
+    """Times each run is measured."""
+    num_layers: int = 0
+    """Cuts the model; 0 keeps all layers."""
+    clock: Clock = "wall"
+    """'cpu' counts the process's own time: for a machine that others use, with one thread."""
+    profile: bool = False
+    """Also tells where the time goes."""
 
 
 def figure(ours: Sequence[float], theirs: Sequence[float], **more: Any) -> dict[str, Any]:
@@ -54,7 +87,7 @@ def load(model: str, dtype: Any, num_layers: int) -> tuple[Backbone, Separate]:
 
 
 def compare(
-    ours: Backbone, theirs: Separate, trees: Sequence[TokenTree], repeats: int
+    ours: Backbone, theirs: Separate, trees: Sequence[TokenTree], options: Options
 ) -> dict[str, dict[str, Any]]:
     """Returns the figures of scoring `trees` against each way of batching separate sequences."""
     sequences = separate(trees)
@@ -66,7 +99,7 @@ def compare(
     }
     ours.features(trees[:1])  # calibrates
     runs = [lambda: ours.features(trees), *(lambda b=b: theirs.run(b) for b in batches.values())]
-    times = side_by_side(runs, repeats)
+    times = side_by_side(runs, options.repeats, options.clock)
     computed = sum(tree.num_tokens for tree in trees)
     ideal = sum(map(len, sequences)) / computed
     return {
@@ -84,104 +117,90 @@ def compare(
     }
 
 
-def growth(ours: Backbone, theirs: Separate, repeats: int) -> dict[str, dict[str, Any]]:
-    """Returns how the figures change with prompt length, number of responses and row size."""
-    found: dict[str, dict[str, Any]] = {}
+def growth(
+    ours: Backbone, theirs: Separate, options: Options
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields how the figures change with prompt length, number of responses and row size."""
     shapes = {f"prompt_{p}": (p, 4) for p in (64, 256, 1024)}
     shapes |= {f"responses_{n}": (256, n) for n in (1, 2, 4, 8, 16)}
     for name, (prompt, responses) in shapes.items():
-        tree = made_up(prompt, responses, 64)
-        found[name] = compare(ours, theirs, [tree], repeats)["sorted"]
+        yield name, compare(ours, theirs, [made_up(prompt, responses, 64)], options)["sorted"]
     trees = [made_up(96, 2, 64, seed) for seed in range(16)]
     budgets = (256, 512, 1024, 2048, 4096)
     runs = [lambda b=b: ours.features(trees, b) for b in budgets]
-    times = side_by_side(runs, repeats)
+    times = side_by_side(runs, options.repeats, options.clock)
     for budget, column in zip(budgets, times, strict=True):
-        found[f"row_{budget}"] = figure(column, times[1], tokens=budget)
-    return found
+        yield f"row_{budget}", figure(column, times[1], tokens=budget)
 
 
-def main(
-    json: Path,
-    data: Path = Path("../shared/data"),
-    model: str = "embedded",
-    dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16"),
-    parts: tuple[Part, ...] = ("pairs", "samples", "growth", "training"),
-    threads: int = 2,
-    pairs: int = 64,
-    train_pairs: int = 64,
-    repeats: int = 3,
-    num_layers: int = 0,
-    profile: bool = False,
-) -> None:
-    """Runs the benchmark and prints a table.
-
-    Args:
-        json: where the figures go.
-        data: folder with `pairs/*.parquet`.
-        model: 'embedded', a folder or a hub name.
-        dtypes: what is computed in.
-        parts: what is measured.
-        threads: threads of torch.
-        pairs: pairs of each source that are scored.
-        train_pairs: pairs of an epoch, a quarter of each source.
-        repeats: times each run is measured.
-        num_layers: cuts the model; 0 keeps all layers.
-        profile: also tells where the time goes.
-    """
+def main(options: Options) -> None:
+    """Runs the benchmark and prints a table."""
     quiet()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(options.threads)
     console = Console()
-    figures: dict[str, Any] = {}
-    for dtype in dtypes:
+    figures: dict[str, Any] = {"setting": setting(options)}
+    for dtype in options.dtypes:
         end = "" if dtype == "float32" else f"_{dtype}"
-        ours, theirs = load(model, dtype, num_layers)
-        sets: dict[str, list[TokenTree]] = {}
-        if "pairs" in parts:
-            for source in SOURCES:
-                name = "pairs" if source == "hh_harmless" else f"pairs_{source}"
-                sets[name] = read_pairs(data, source, ours.renderer, pairs)
-        if "samples" in parts:
-            sets["n16"] = [made_up(512, 16, 64)]
-        for name, trees in sets.items():
-            for against, found in compare(ours, theirs, trees, repeats).items():
-                figures[f"{name}_vs_{against}{end}"] = found
-                console.print(row_of(f"{name}_vs_{against}{end}", found))
-            if profile:
-                batches = sorted_batches(separate(trees), theirs.best_budget(separate(trees)))
-                figures[f"{name}_profile{end}"] = {
-                    "trees": where_time_goes(lambda t=trees: ours.features(t)),
-                    "sorted": where_time_goes(lambda b=batches: theirs.run(b)),
-                }
-                console.print(figures[f"{name}_profile{end}"])
-        if "growth" in parts:
-            figures |= {f"{k}{end}": v for k, v in growth(ours, theirs, repeats).items()}
-        if "training" in parts:
-            several = [
-                t for s in SOURCES for t in read_pairs(data, s, ours.renderer, train_pairs // 4)
-            ]
-            del ours, theirs
-            found = compare_training(several, resolve(model), dtype, threads, num_layers, repeats)
-            figures |= {f"{name}{end}": value for name, value in found.items()}
-        json.write_text(jsonlib.dumps(figures, indent=1) + "\n")
-    figures["setting"] = setting(model, dtypes, threads, pairs, train_pairs, repeats, num_layers)
-    json.write_text(jsonlib.dumps(figures, indent=1) + "\n")
+        for name, found in measure(options, dtype):
+            figures[name + end] = found
+            options.json.write_text(json.dumps(figures, indent=1) + "\n")
+            console.print(name + end, {k: v for k, v in found.items() if k in SHOWN})
     show(console, figures)
 
 
-def row_of(name: str, found: dict[str, Any]) -> str:
-    """Returns a figure on one line, shown as soon as it is known."""
-    return f"{name}: {found['ratio']:.2f} ({found['min']:.2f}-{found['max']:.2f})"
+def measure(options: Options, dtype: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields the figures of one dtype."""
+    ours, theirs = load(options.model, dtype, options.num_layers)
+    for name, trees in tree_sets(options, ours.renderer):
+        for against, found in compare(ours, theirs, trees, options).items():
+            yield f"{name}_vs_{against}", found
+        if options.profile:
+            yield f"{name}_profile", explain(ours, theirs, trees)
+    if "growth" in options.parts:
+        yield from growth(ours, theirs, options)
+    if "training" in options.parts:
+        size = options.train_pairs // len(SOURCES)
+        trees = [t for s in SOURCES for t in read_pairs(options.data, s, ours.renderer, size)]
+        yield from compare_training(
+            trees,
+            resolve(options.model),
+            dtype,
+            threads=options.threads,
+            num_layers=options.num_layers,
+            repeats=options.repeats,
+            clock=options.clock,
+        )
 
 
-def setting(*values: Any) -> dict[str, Any]:
+def tree_sets(options: Options, renderer: Renderer) -> Iterator[tuple[str, list[TokenTree]]]:
+    """Yields what is scored."""
+    if "pairs" in options.parts:
+        for source in SOURCES:
+            name = "pairs" if source == "hh_harmless" else f"pairs_{source}"
+            yield name, read_pairs(options.data, source, renderer, options.pairs)
+    if "samples" in options.parts:
+        yield "n16", [made_up(512, 16, 64)]
+
+
+def explain(ours: Backbone, theirs: Separate, trees: Sequence[TokenTree]) -> dict[str, Any]:
+    """Returns where the time goes, and how many times less of each kind trees need."""
+    sequences = separate(trees)
+    batches = sorted_batches(sequences, theirs.best_budget(sequences))
+    a, b = (
+        where_time_goes(lambda: ours.features(trees)),
+        where_time_goes(lambda: theirs.run(batches)),
+    )
+    return {"trees_ms": a, "sorted_ms": b, "ratios": {name: b[name] / a[name] for name in a}}
+
+
+def setting(options: Options) -> dict[str, Any]:
     """Returns versions and sizes."""
     import transformers
     import trl
 
-    names = ("model", "dtypes", "threads", "pairs", "train_pairs", "repeats", "num_layers")
     versions = {m.__name__: str(m.__version__) for m in (torch, transformers, trl)}
-    return dict(zip(names, values, strict=True)) | {"versions": versions}
+    plain = {k: v if isinstance(v, int | tuple) else str(v) for k, v in asdict(options).items()}
+    return plain | {"versions": versions}
 
 
 def show(console: Console, figures: dict[str, Any]) -> None:
@@ -196,4 +215,4 @@ def show(console: Console, figures: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main, prog="python -m benchmarks.trees")
+    main(tyro.cli(Options, prog="python -m benchmarks.trees"))

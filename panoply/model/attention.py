@@ -215,8 +215,8 @@ def _capped(
     grouped = query_NHLD.shape[1] // key_NKMD.shape[1]
     key_NHMD = key_NKMD.repeat_interleave(grouped, dim=1)
     value_NHMD = value_NKMD.repeat_interleave(grouped, dim=1)
-    scale = scale or query_NHLD.shape[-1] ** -0.5
-    scores_NHLM = softcap * torch.tanh(query_NHLD @ key_NHMD.transpose(2, 3) * scale / softcap)
+    factor = query_NHLD.shape[-1] ** -0.5 if scale is None else scale
+    scores_NHLM = softcap * torch.tanh(query_NHLD @ key_NHMD.transpose(2, 3) * factor / softcap)
     if mask_LM is None:
         mask_LM = torch.ones(scores_NHLM.shape[2:], dtype=torch.bool, device=scores_NHLM.device)
         mask_LM = mask_LM.tril()
