@@ -178,6 +178,37 @@ def test_a_token_sees_the_tokens_on_its_path_to_the_root_and_itself_only():
         assert tuple(layout.tokens_T[seen].tolist()) == tree.shared + branch.tokens
 
 
+def test_tokens_and_padding_of_a_fixed_workload_do_not_grow():
+    """The cost of trees as numbers that no machine moves: a slower packing fails here."""
+    rng = np.random.default_rng(0)
+    trees = []
+    for _ in range(64):
+        prompt, *sizes = rng.integers((20, 10, 10), (200, 150, 150)).tolist()
+        trees.append(TokenTree(tuple(range(prompt)), distinct(sizes, first=1000), gate=0))
+    separate = sum(tree.num_separate_tokens for tree in trees)
+    rows = pack(trees, 512)
+    computed = sum(row.num_tokens for row in rows)
+    assert computed == sum(tree.num_tokens for tree in trees)
+    assert separate / computed > 1.4
+    assert computed / (512 * len(rows)) > 0.8
+    plans = [make_plan(lay_out(row.trees)) for row in rows]
+    useful = sum(
+        len(tree.shared) ** 2
+        + sum(len(b.tokens) * (len(b.tokens) + len(tree.shared)) for b in tree.branches)
+        for tree in trees
+    )
+    assert sum(plan.num_scores for plan in plans) < 1.2 * useful
+
+
+def test_sixteen_samples_of_a_long_prompt_cost_a_sixth_of_separate_sequences():
+    tree = TokenTree(tuple(range(512)), distinct([64] * 16, first=1000), gate=0)
+    (row,) = pack([tree], 1024)
+    assert tree.num_separate_tokens / row.num_tokens == 6.0
+    plan = make_plan(lay_out(row.trees))
+    assert len(plan.calls) == 2
+    assert plan.num_scores == 512**2 + 16 * 64 * 576
+
+
 def test_a_tree_that_cannot_be_computed_is_refused():
     branch = Branch((1,), 0, 1)
     with pytest.raises(ValueError, match="at least one response token"):
