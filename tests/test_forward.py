@@ -182,7 +182,10 @@ def test_a_model_that_takes_no_tree_mask_is_found_out_and_runs_on_plain_batches(
     model, trees = make(family, num_hidden_layers=2), random_trees(2, 3)
     wanted = separate(model, trees)
     decoder = Decoder(model, [1, 2])
+    before = model.config._attn_implementation
+    assert not attend_by_trees(decoder)
     assert not takes_tree_masks(decoder)
+    assert (decoder.attends_by_trees, model.config._attn_implementation) == (False, before)
     found = encode_plain(decoder, trees, batch_size=4)
     for name, state_ND in zip(NAMES, wanted, strict=True):
         assert relative(getattr(found, name)[:, 1], state_ND) < 1e-4
@@ -198,6 +201,16 @@ def test_bfloat16_drifts_by_its_own_rounding_only():
     assert rough.last_RLD.dtype == torch.float32
     assert 1e-4 < drift(rough, exact) < 0.05
     assert drift(rough, separate_rough) < 0.05
+
+
+def test_bfloat16_features_do_not_depend_on_the_neighbours_in_a_row():
+    trees = random_trees(3, 20)
+    decoder = Decoder(make("llama", torch.bfloat16), [2, 4])
+    assert attend_by_trees(decoder)
+    alone = encode(decoder, trees, budget=1000)
+    # A dense mask over the row drifts by 2e-2 here: its sums run over all of the row's keys.
+    for budget in (60, 150):
+        assert drift(encode(decoder, trees, budget=budget), alone) < 1e-3
 
 
 def test_no_trees_give_no_features_on_either_path():
