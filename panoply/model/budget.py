@@ -36,7 +36,7 @@ def calibrate(decoder: Decoder, *, num_layers: int = 2) -> int:
     """Returns the token budget of the fastest rows, from a forward of the first layers.
 
     Layers are alike, so two of them tell what width suits the caches (CPU) or fills the device
-    (GPU). Costs a few tenths of a second for 135M parameters on one thread.
+    (GPU).
     """
     speeds: dict[int, float] = {}
 

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 
 SHARED_FROM = 4
-"""Fewest common tokens for which responses share a segment: an attention call more per layer costs
-about as much as the linear layers of one or two tokens (SmolLM2-135M, one thread)."""
+"""Fewest common tokens for which responses share a segment. By estimate, not by measurement: an
+attention call more per layer costs about as much as the linear layers of one or two tokens."""
 
 WIDENING = 0.05
 """Most that a token costs more in a row four times as wide (float32, one thread, rows of 256 to
