@@ -45,8 +45,8 @@ class BackboneConfig:
     dtype: DType = "auto"
     """'auto' takes bfloat16 where the hardware multiplies it fast."""
     rendering: Rendering = Rendering()
-    token_budget: int = 1024
-    """Most tokens in a packed row; small rows stay in a CPU's cache."""
+    token_budget: int = 0
+    """Tokens in a packed row, on which no result depends; 0: measured on first use."""
     depths: tuple[float, ...] = (0.4, 0.6)
     """Candidate depths as shares of the layers; one of them is chosen on *select*."""
     poolings: tuple[Pooling, ...] = ("last", "mean_response", "both")
@@ -60,7 +60,8 @@ class BackboneConfig:
         allowed = {"last", "mean_response", "both"}
         known = bool(self.poolings) and set(self.poolings) <= allowed
         require(known, "backbone.poolings", self.poolings, f"some of {sorted(allowed)}")
-        require(self.token_budget >= 64, "backbone.token_budget", self.token_budget, ">= 64")
+        fits = self.token_budget == 0 or self.token_budget >= 64
+        require(fits, "backbone.token_budget", self.token_budget, "0 (measured) or >= 64")
         require(self.sample_prompts >= 50, "backbone.sample_prompts", self.sample_prompts, ">= 50")
 
 

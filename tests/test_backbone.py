@@ -5,7 +5,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 
-from panoply.config import Rendering
+from panoply.config import BackboneConfig, Rendering
 from panoply.hub.backbone import (
     PLAIN_TEMPLATE,
     Backbone,
@@ -262,6 +262,50 @@ def test_the_fallback_gives_the_features_of_one_sequence_at_a_time():
     wanted = encode_plain(backbone.decoder, [tree], batch_size=1)
     assert relative(found.mean_RLD, wanted.mean_RLD) < 1e-4
     assert relative(found.gate_GLD, wanted.gate_GLD) < 1e-4
+
+
+def random_backbone():
+    return Backbone("", small_decoder(), Renderer(byte_tokenizer(TURNS), Rendering()), [3])
+
+
+def some_trees(backbone):
+    texts = [f"{word} and {word}" for word in ("one", "two", "three", "four", "five", "six")]
+    return [backbone.renderer.render(PROMPT, texts[i:]).tree for i in range(5)]
+
+
+def test_without_a_budget_it_is_measured_once_and_changes_no_feature():
+    backbone = random_backbone()
+    trees = some_trees(backbone)
+    wanted = encode_plain(backbone.decoder, trees, batch_size=1)
+    assert backbone.token_budget == 0
+    for budget in (64, 100, 0):
+        assert relative(backbone.features(trees, budget).last_RLD, wanted.last_RLD) < 1e-4
+    measured = backbone.token_budget
+    assert measured >= 64
+    backbone.features(trees)
+    assert backbone.token_budget == measured
+    with pytest.raises(ValueError, match=r"token_budget` must be 0 \(measured\) or >= 64, got 63"):
+        BackboneConfig(token_budget=63)
+
+
+def test_a_backbone_that_ran_out_of_memory_stays_below_what_fitted():
+    backbone = random_backbone()
+    trees = some_trees(backbone)
+    wanted = backbone.features(trees, 1024)
+    seen = []
+
+    def check(_module, _inputs, kwargs):
+        seen.append(kwargs["input_ids"].numel())
+        if seen[-1] > 300:
+            raise torch.OutOfMemoryError(f"no room for {seen[-1]} tokens")
+
+    backbone.decoder.model.register_forward_pre_hook(check, with_kwargs=True)
+    with pytest.warns(UserWarning, match="out of memory with a token budget of 1024"):
+        found = backbone.features(trees, 1024)
+    assert relative(found.last_RLD, wanted.last_RLD) < 1e-5
+    seen.clear()
+    assert relative(backbone.features(trees, 1024).last_RLD, wanted.last_RLD) < 1e-5
+    assert max(seen) <= 300
 
 
 def test_a_loaded_backbone_is_cut_to_the_deepest_wanted_layer(tiny_model_folder):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 
+from panoply.hub.attention import attend_by_trees
 from panoply.model.forward import Decoder, encode, encode_plain, takes_tree_masks
 from panoply.model.tree import Branch, TokenTree
 
@@ -65,6 +66,20 @@ def random_trees(seed, num_trees=6):
     return trees
 
 
+def alike_trees(seed, num_trees=4):
+    """Trees whose responses begin alike, some with nothing behind that."""
+    rng = np.random.default_rng(seed)
+    trees = []
+    for _ in range(num_trees):
+        start = rng.integers(0, NUM_TOKENS, size=12).tolist()
+        ends = [rng.integers(0, NUM_TOKENS, size=n).tolist() for n in (0, 1, 3, 9, 5)]
+        texts = [tuple(start[: rng.integers(4, 13)] + end) for end in ends]
+        branches = tuple(Branch(text, 2, len(text)) for text in texts)
+        shared = tuple(rng.integers(0, NUM_TOKENS, size=rng.integers(2, 15)).tolist())
+        trees.append(TokenTree(shared, branches, gate=len(shared) // 2))
+    return trees
+
+
 def cut_to(model, depth):
     """A model of `depth` layers with copied weights, made by transformers alone."""
     config = deepcopy(model.config)
@@ -98,11 +113,14 @@ def drift(found, wanted):
     return max(relative(getattr(found, name), getattr(wanted, name)) for name in NAMES)
 
 
+@pytest.mark.parametrize("by_trees", [True, False], ids=["attention", "mask"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_depth_equals_a_model_cut_to_it_on_separate_sequences(family):
-    model, trees = make(family), random_trees(1)
+def test_every_depth_equals_a_model_cut_to_it_on_separate_sequences(family, by_trees):
+    model, trees = make(family), random_trees(1) + alike_trees(1)
     wanted = [separate(cut_to(model, depth), trees) for depth in DEPTHS]
     decoder = Decoder(model, DEPTHS)
+    if by_trees:
+        assert attend_by_trees(decoder)
     for packed in (
         encode(decoder, trees, budget=200),
         encode(decoder, trees, budget=40, rows_per_forward=3),
@@ -164,7 +182,10 @@ def test_a_model_that_takes_no_tree_mask_is_found_out_and_runs_on_plain_batches(
     model, trees = make(family, num_hidden_layers=2), random_trees(2, 3)
     wanted = separate(model, trees)
     decoder = Decoder(model, [1, 2])
+    before = model.config._attn_implementation
+    assert not attend_by_trees(decoder)
     assert not takes_tree_masks(decoder)
+    assert (decoder.attends_by_trees, model.config._attn_implementation) == (False, before)
     found = encode_plain(decoder, trees, batch_size=4)
     for name, state_ND in zip(NAMES, wanted, strict=True):
         assert relative(getattr(found, name)[:, 1], state_ND) < 1e-4
@@ -180,6 +201,16 @@ def test_bfloat16_drifts_by_its_own_rounding_only():
     assert rough.last_RLD.dtype == torch.float32
     assert 1e-4 < drift(rough, exact) < 0.05
     assert drift(rough, separate_rough) < 0.05
+
+
+def test_bfloat16_features_do_not_depend_on_the_neighbours_in_a_row():
+    trees = random_trees(3, 20)
+    decoder = Decoder(make("llama", torch.bfloat16), [2, 4])
+    assert attend_by_trees(decoder)
+    alone = encode(decoder, trees, budget=1000)
+    # A dense mask over the row drifts by 2e-2 here: its sums run over all of the row's keys.
+    for budget in (60, 150):
+        assert drift(encode(decoder, trees, budget=budget), alone) < 1e-3
 
 
 def test_no_trees_give_no_features_on_either_path():

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,16 +20,12 @@ from torch import nn
 
 from panoply.config import DType, Rendering
 from panoply.data.schema import Message, Prompt
+from panoply.hub.attention import attend_by_trees
 from panoply.hub.embedded import NAME, embedded_model
-from panoply.model.forward import (
-    Decoder,
-    Features,
-    encode,
-    encode_plain,
-    find_layers,
-    takes_tree_masks,
-)
-from panoply.model.tree import Branch, TokenTree
+from panoply.model.budget import calibrate, within_memory
+from panoply.model.decoder import Decoder, find_layers
+from panoply.model.forward import Features, encode, encode_plain, takes_tree_masks
+from panoply.model.tree import Branch, TokenTree, common_prefix
 
 PLAIN_TEMPLATE = (
     "{% for m in messages %}{{ m['role'] | capitalize }}: {{ m['content'] }}\n\n{% endfor %}"
@@ -57,9 +54,9 @@ class Renderer:
         start = tokenizer("")["input_ids"]
         self.bos = list(start[:1]) if start and start[0] == tokenizer.bos_token_id else []
         a, b = self._ids([self._text("a", "a"), self._text("a", "b")])
-        self.num_closing = _common_prefix(a[::-1], b[::-1])
+        self.num_closing = common_prefix(a[::-1], b[::-1])
         a, b = self._ids([self._text(text, None, header=False) for text in ("a", "b")])
-        self.num_turn_closing = _common_prefix(a[::-1], b[::-1])
+        self.num_turn_closing = common_prefix(a[::-1], b[::-1])
 
     @property
     def template_hash(self) -> str:
@@ -102,7 +99,7 @@ class Renderer:
             ) from error
         body, opening, *full = self._ids(texts)
         # An empty response may leave no token of its own: the last one stands for it.
-        starts = [min(_common_prefix(opening, ids), len(ids) - 1) for ids in full]
+        starts = [min(common_prefix(opening, ids), len(ids) - 1) for ids in full]
         shared = min(starts)
         # Counted on what the prompt alone gives, so that siblings do not move the cut.
         dropped = min(max(0, len(opening) - self.rendering.max_prompt_tokens), shared - 1)
@@ -124,7 +121,7 @@ class Renderer:
 
         Where a template closes a turn with no token of its own, `turn_end` is the header's first.
         """
-        header = _common_prefix(body, opening)
+        header = common_prefix(body, opening)
         wanted = {
             "turn_end": min(header, len(body) - self.num_turn_closing),
             "header_first": header,
@@ -139,11 +136,6 @@ class Renderer:
         return Branch(tuple(kept), start - shared, min(stop, most) - shared), stop > most
 
 
-def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    size = min(len(a), len(b))
-    return next((i for i in range(size) if a[i] != b[i]), size)
-
-
 class Backbone:
     """A frozen decoder with its renderer: texts in, features out."""
 
@@ -152,15 +144,34 @@ class Backbone:
         self.renderer = renderer
         self.weights_hash = hash_weights(model)
         self.decoder = Decoder(model, depths)
-        self.shares_prefixes = takes_tree_masks(self.decoder)
-        """False where the model cannot take a tree mask and runs on plain batches instead."""
+        self.shares_prefixes = attend_by_trees(self.decoder) or takes_tree_masks(self.decoder)
+        """False where the model takes neither tree attention nor a tree mask and runs on plain
+        batches instead."""
 
-    def features(self, trees: Sequence[TokenTree], budget: int = 1024) -> Features:
-        """Features of trees, by the cheapest exact path that this model allows."""
+        self.token_budget = 0
+        """Tokens of a row that suit this machine; 0 until they are measured."""
+        self.most_tokens = 2**31
+        """Tokens of a row that fit into memory, as far as is known."""
+
+    def features(self, trees: Sequence[TokenTree], budget: int = 0) -> Features:
+        """Features of trees, by the cheapest exact path that this model allows.
+
+        Args:
+            trees: prompts with their responses.
+            budget: tokens of a row; 0: as measured by a short calibration on first use.
+        """
         if not self.shares_prefixes:
             return encode_plain(self.decoder, trees)
-        rows = 1 if self.decoder.device.type == "cpu" else 16
-        return encode(self.decoder, trees, budget=budget, rows_per_forward=rows)
+        if not budget:
+            budget = self.token_budget = self.token_budget or calibrate(self.decoder)
+        wanted = min(budget, self.most_tokens)
+        one = self.decoder.attends_by_trees or self.decoder.device.type == "cpu"
+        rows = 1 if one else 16
+        run = partial(encode, self.decoder, trees, rows_per_forward=rows)
+        features, fitting = within_memory(lambda tokens: run(budget=tokens), wanted)
+        if fitting < wanted:
+            self.most_tokens = fitting
+        return features
 
 
 def hash_weights(model: nn.Module) -> str:

@@ -1,39 +1,29 @@
-"""The shared-prefix forward: rows of token trees through a frozen decoder, features out.
+"""The shared-prefix forward: rows of token trees through a decoder, features out.
 
 Legend: `B` rows of one forward, `T` tokens of a row, `R` responses, `G` trees (prompts), `L`
 depths, `D` hidden size.
 
-A dense tree mask goes through the model's own attention (SDPA), so any Hugging Face decoder that
-takes a 4-D mask works as it is. Models that do not take one (checked once, on numbers, by
-`takes_tree_masks`) are run on plain right-padded batches.
+Three exact ways, the cheapest first: attention by trees (`panoply.model.attention`), a dense tree
+mask through the model's own attention (`panoply.model.mask`), and plain right-padded batches. Which
+of them a model takes is checked once, on numbers, by `agrees_with`.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from panoply.model.tree import Branch, Layout, Row, TokenTree, lay_out, pack
-
-FINAL_NORMS = (
-    "norm",
-    "final_layer_norm",
-    "final_layernorm",
-    "final_norm",
-    "norm_f",
-    "ln_f",
-    "ln_out",
-    "embedding_norm",
-)
-"""What Hugging Face decoders call the norm after their last layer."""
+from panoply.model.attention import make_plan
+from panoply.model.decoder import Decoder as Decoder
+from panoply.model.layout import Layout, lay_out
+from panoply.model.mask import attention_masks
+from panoply.model.tree import Branch, TokenTree, pack
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,213 +38,61 @@ class Features:
     """Mean state over each response's own tokens."""
 
 
-class Decoder:
-    """A Hugging Face decoder stack without its language-model head, cut to a number of layers.
-
-    `depths` count layers from the bottom; the state at depth d is the output of layer d passed
-    through the model's final norm, which is what a backbone cut to d layers returns.
-    """
-
-    def __init__(self, model: nn.Module, depths: Sequence[int]) -> None:
-        self.model = model.eval().requires_grad_(False)
-        self.config = cast(Any, model.config)
-        self.depths = tuple(depths)
-        name = find_layers(model)
-        found = len(cast(nn.ModuleList, model.get_submodule(name)))
-        if not depths or min(depths) < 1 or max(depths) > found:
-            raise ValueError(f"depths {depths!r} must lie in 1..{found}")
-        cut(model, max(depths))
-        # After the cut: a reference to the full list would keep the dropped layers in memory.
-        self.layers = cast(nn.ModuleList, model.get_submodule(name))
-        self.norm = find_norm(model)
-        # Recurrent and ALiBi models know no positions: right padding keeps theirs right.
-        self.takes_positions = "position_ids" in inspect.signature(model.forward).parameters
-
-    @property
-    def hidden_size(self) -> int:
-        """D, the width of a hidden state."""
-        return int(self.config.hidden_size)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.model.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What the forward computes in."""
-        return next(self.model.parameters()).dtype
-
-    def states(self, tokens_BT: Tensor, **inputs: Any) -> list[Tensor]:
-        """Returns the normed hidden states `[B, T, D]` at each depth."""
-        caught: dict[int, Tensor] = {}
-        with _catching(self.layers, self.depths, caught):
-            out = self.model(input_ids=tokens_BT, use_cache=False, **inputs)
-        top = len(self.layers)
-        return [
-            out.last_hidden_state if depth == top else self.norm(caught[depth])
-            for depth in self.depths
-        ]
+def forward_trees(decoder: Decoder, trees: Sequence[TokenTree]) -> Features:
+    """Features of trees that run side by side in one row, differentiable, on the model's device."""
+    return forward_rows(decoder, [trees])[0]
 
 
-@contextmanager
-def _catching(
-    layers: nn.ModuleList, depths: Sequence[int], caught: dict[int, Tensor]
-) -> Generator[None]:
-    """Stores the outputs of the layers at `depths` while the context is open."""
-
-    def keep(depth: int) -> Callable[..., None]:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            caught[depth] = output[0] if isinstance(output, tuple) else output
-
-        return hook
-
-    handles = [layers[d - 1].register_forward_hook(keep(d)) for d in depths if d < len(layers)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def find_layers(model: nn.Module) -> str:
-    """Returns the name of the list of decoder layers.
-
-    Raises:
-        ValueError: the model has no such list.
-    """
-    count = getattr(model.config, "num_hidden_layers", None)
-    names = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == count
-    ]
-    if not names:
-        raise ValueError(
-            f"{type(model).__name__} has no list of {count} decoder layers; "
-            "a decoder-only Hugging Face model is needed"
-        )
-    return min(names, key=len)
-
-
-def find_norm(model: nn.Module) -> nn.Module:
-    """Returns the norm that the stack applies after its last layer: a sibling of the layers.
-
-    Raises:
-        ValueError: the model has no such norm.
-    """
-    stack = dict(model.get_submodule(find_layers(model).rpartition(".")[0]).named_children())
-    for name in FINAL_NORMS:
-        if name in stack:
-            return stack[name]
-    raise ValueError(
-        f"no final norm found in {type(model).__name__}: {list(stack)}, expected one of "
-        f"{FINAL_NORMS}"
-    )
-
-
-def cut(model: nn.Module, num_layers: int) -> None:
-    """Keeps the first `num_layers` layers of a decoder stack, in place."""
-    name = find_layers(model)
-    kept = cast(nn.ModuleList, model.get_submodule(name))[:num_layers]
-    parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, kept)
-    config = cast(Any, model.config)
-    if getattr(config, "layer_types", None):
-        # Some configurations derive the types from the number of layers.
-        with suppress(AttributeError):
-            config.layer_types = list(config.layer_types[:num_layers])
-    config.num_hidden_layers = num_layers
-
-
-def tree_mask(layout: Layout) -> Tensor:
-    """Returns who sees whom in a row, bool `[T, T]`.
-
-    Query q sees key k if both are in one tree, k is not behind q, and k is shared or in q's
-    branch.
-    """
-    tree_T, branch_T = torch.from_numpy(layout.tree_T), torch.from_numpy(layout.branch_T)
-    order_T = torch.arange(len(tree_T))
-    same_tree = tree_T[:, None] == tree_T[None, :]
-    ancestor = (branch_T[None, :] == -1) | (branch_T[:, None] == branch_T[None, :])
-    return same_tree & ancestor & (order_T[:, None] >= order_T[None, :])
-
-
-def _window(config: Any) -> int | None:
-    window = getattr(config, "sliding_window", None)
-    return int(window) if window and getattr(config, "use_sliding_window", True) else None
-
-
-def attention_masks(layouts: Sequence[Layout], config: Any, dtype: torch.dtype) -> Any:
-    """Returns the additive tree mask `[B, 1, T, T]`, per layer type where a model mixes types.
-
-    Padded positions see themselves only, so that no softmax is over an empty set. Sliding
-    windows are measured in positions, as in separate sequences.
-    """
-    width = max(len(layout.tokens_T) for layout in layouts)
-    seen = torch.eye(width, dtype=torch.bool).repeat(len(layouts), 1, 1)
-    near = seen.clone()
-    window = _window(config)
-    for i, layout in enumerate(layouts):
-        size = len(layout.tokens_T)
-        seen[i, :size, :size] = tree_mask(layout)
-        if window is not None:
-            positions_T = torch.from_numpy(layout.positions_T)
-            close = positions_T[:, None] - positions_T[None, :] < window
-            near[i, :size, :size] = seen[i, :size, :size] & close
-
-    def additive(allowed: Tensor) -> Tensor:
-        zeros = torch.zeros(allowed.shape, dtype=dtype)
-        return zeros.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
-
-    types = set(getattr(config, "layer_types", None) or ())
-    if len(types) > 1 or types - {"full_attention", "sliding_attention"}:
-        return {"full_attention": additive(seen), "sliding_attention": additive(near)}
-    everywhere = window is not None and types != {"full_attention"}
-    return additive(near if everywhere else seen)
-
-
-@torch.no_grad()
-def forward_rows(decoder: Decoder, rows: Sequence[Row]) -> list[Features]:
-    """Runs rows in one forward and pools them; one `Features` per row.
-
-    Args:
-        decoder: the frozen stack.
-        rows: packed trees; padded to the longest.
-    """
-    layouts = [lay_out(row) for row in rows]
+def forward_rows(decoder: Decoder, rows: Sequence[Sequence[TokenTree]]) -> list[Features]:
+    """Runs rows of trees in one forward; one `Features` per row, on the model's device."""
+    layouts = [lay_out(trees) for trees in rows]
+    if decoder.attends_by_trees and len(rows) > 1:
+        # Trees cost each other nothing: rows are laid end to end, and no row is padded.
+        sizes = [[len(trees), sum(len(tree.branches) for tree in trees)] for trees in rows]
+        both = forward_trees(decoder, [tree for trees in rows for tree in trees])
+        gates = both.gate_GLD.split([g for g, _ in sizes])
+        lasts, means = (x.split([r for _, r in sizes]) for x in (both.last_RLD, both.mean_RLD))
+        return [Features(*parts) for parts in zip(gates, lasts, means, strict=True)]
     width = max(len(layout.tokens_T) for layout in layouts)
     tokens_BT = torch.zeros(len(rows), width, dtype=torch.long)
     positions_BT = torch.zeros(len(rows), width, dtype=torch.long)
     for i, layout in enumerate(layouts):
         tokens_BT[i, : len(layout.tokens_T)] = torch.from_numpy(layout.tokens_T)
         positions_BT[i, : len(layout.tokens_T)] = torch.from_numpy(layout.positions_T)
-    masks = attention_masks(layouts, decoder.config, decoder.dtype)
-    device = decoder.device
-    if isinstance(masks, dict):
-        masks = {name: mask.to(device) for name, mask in masks.items()}
-    else:
-        masks = masks.to(device)
     states = decoder.states(
-        tokens_BT.to(device), position_ids=positions_BT.to(device), attention_mask=masks
+        tokens_BT.to(decoder.device),
+        position_ids=positions_BT.to(decoder.device),
+        **_who_sees_whom(decoder, layouts),
     )
-    return [_pool([s[i] for s in states], layout) for i, layout in enumerate(layouts)]
+    return [pool([s[i] for s in states], layout) for i, layout in enumerate(layouts)]
 
 
-def _pool(states_TD: Sequence[Tensor], layout: Layout) -> Features:
+def _who_sees_whom(decoder: Decoder, layouts: Sequence[Layout]) -> dict[str, Any]:
+    if decoder.attends_by_trees:
+        # Models hand a 4-D mask on as it is: this one keeps them from making one of T x T.
+        nothing = torch.zeros(1, 1, 1, 1, device=decoder.device)
+        return {"attention_mask": nothing, "tree": make_plan(layouts[0])}
+    masks = attention_masks(layouts, decoder.config, decoder.dtype)
+    if isinstance(masks, dict):
+        return {"attention_mask": {name: m.to(decoder.device) for name, m in masks.items()}}
+    return {"attention_mask": masks.to(decoder.device)}
+
+
+def pool(states_TD: Sequence[Tensor], layout: Layout) -> Features:
     """Reads gate, last and mean states of one row at every depth."""
-    spans = layout.spans_R3
     states_LTD = torch.stack([s.float() for s in states_TD])
-    # A sum per branch as one product: faster and more exact than differences of running sums.
-    share_RT = np.zeros((len(spans), states_LTD.shape[1]), dtype=np.float32)
-    for r, (start, stop, _) in enumerate(spans):
-        share_RT[r, start:stop] = 1.0 / (stop - start)
-    mean = torch.from_numpy(share_RT).to(states_LTD.device) @ states_LTD
-    last = states_LTD[:, torch.from_numpy(spans[:, 2])]
-    gate = states_LTD[:, torch.from_numpy(layout.gates_G)]
-    return Features(*(x.transpose(0, 1).contiguous().cpu() for x in (gate, last, mean)))
+    device = states_LTD.device
+    # A sum per response as one product: faster and more exact than differences of running sums.
+    share_RT = np.zeros((len(layout.own_R), states_LTD.shape[1]), dtype=np.float32)
+    for r, places in enumerate(layout.own_R):
+        share_RT[r, places] = 1.0 / len(places)
+    mean = torch.from_numpy(share_RT).to(device) @ states_LTD
+    last = states_LTD[:, torch.from_numpy(layout.last_R).to(device)]
+    gate = states_LTD[:, torch.from_numpy(layout.gates_G).to(device)]
+    return Features(*(x.transpose(0, 1).contiguous() for x in (gate, last, mean)))
 
 
+@torch.no_grad()
 def encode(
     decoder: Decoder, trees: Sequence[TokenTree], *, budget: int = 1024, rows_per_forward: int = 1
 ) -> Features:
@@ -263,7 +101,7 @@ def encode(
     Args:
         decoder: the frozen stack.
         trees: prompts with their responses.
-        budget: most tokens in a row. Small rows stay in a CPU's cache.
+        budget: tokens of a row, see `pack`; the features do not depend on it.
         rows_per_forward: rows in one forward; 1 suits a CPU, more fill an accelerator.
     """
     rows = iter(pack(trees, budget))
@@ -273,10 +111,11 @@ def encode(
     last, mean = torch.empty(num_responses, *shape), torch.empty(num_responses, *shape)
     first = np.cumsum([0, *(len(tree.branches) for tree in trees)])
     while batch := list(islice(rows, rows_per_forward)):
-        for row, found in zip(batch, forward_rows(decoder, batch), strict=True):
+        found = forward_rows(decoder, [row.trees for row in batch])
+        for row, features in zip(batch, found, strict=True):
             place = [int(first[leaf.tree]) + leaf.branch for tree in row.leaves for leaf in tree]
-            gate[[leaves[0].tree for leaves in row.leaves]] = found.gate_GLD
-            last[place], mean[place] = found.last_RLD, found.mean_RLD
+            gate[[leaves[0].tree for leaves in row.leaves]] = features.gate_GLD.cpu()
+            last[place], mean[place] = features.last_RLD.cpu(), features.mean_RLD.cpu()
     return Features(gate, last, mean)
 
 
@@ -310,25 +149,27 @@ def encode_plain(decoder: Decoder, trees: Sequence[TokenTree], *, batch_size: in
     return Features(gate, last, mean)
 
 
-def takes_tree_masks(decoder: Decoder, *, tolerance: float | None = None) -> bool:
-    """Whether the model gives a packed tree the features of separate sequences.
-
-    Checked on numbers with a small tree: a model that ignores, rejects or cannot use a 4-D mask
-    (state-space layers, custom attention) is found out here and not by its users.
-    """
+def probe(decoder: Decoder) -> list[TokenTree]:
+    """Returns two small trees, with siblings that begin alike, on which ways are compared."""
     vocabulary = int(decoder.config.vocab_size)
     draw = np.random.default_rng(0).integers(0, vocabulary, size=40).tolist()
-    branches = tuple(Branch(tuple(draw[a:b]), 0, b - a) for a, b in ((10, 18), (18, 29), (29, 31)))
-    trees = [
+    texts = (draw[10:18], draw[18:29], draw[29:31], draw[18:24] + draw[11:15])
+    branches = tuple(Branch(tuple(text), 0, len(text)) for text in texts)
+    return [
         TokenTree(tuple(draw[:10]), branches, gate=9),
         TokenTree(tuple(draw[31:36]), (Branch(tuple(draw[36:]), 1, 3),), gate=2),
     ]
-    if not decoder.takes_positions:
-        return False
+
+
+def agrees_with(decoder: Decoder, plain: Features, *, tolerance: float | None = None) -> bool:
+    """Whether the decoder gives the packed `probe` the features `plain` of separate sequences.
+
+    A model that ignores, rejects or cannot use what tells who sees whom (state-space layers, custom
+    attention) is found out here and not by its users.
+    """
     bound = tolerance or (1e-4 if decoder.dtype == torch.float32 else 5e-2)
-    plain = encode_plain(decoder, trees, batch_size=1)
     try:
-        packed = encode(decoder, trees)
+        packed = encode(decoder, probe(decoder))
     except (TypeError, ValueError, RuntimeError, LookupError, AttributeError):
         return False
     return all(
@@ -339,3 +180,11 @@ def takes_tree_masks(decoder: Decoder, *, tolerance: float | None = None) -> boo
             (packed.mean_RLD, plain.mean_RLD),
         )
     )
+
+
+def takes_tree_masks(decoder: Decoder, *, tolerance: float | None = None) -> bool:
+    """Whether packed trees are exact as the decoder is set (see `agrees_with`)."""
+    if not decoder.takes_positions:
+        return False
+    plain = encode_plain(decoder, probe(decoder), batch_size=1)
+    return agrees_with(decoder, plain, tolerance=tolerance)

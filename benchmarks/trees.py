@@ -1,0 +1,218 @@
+"""Trees against separate sequences: `python -m benchmarks.trees --json FILE`.
+
+Scoring pairs, scoring many samples of a prompt, and training against TRL's `RewardTrainer`, on the
+same model, tokens, dtype and threads. Each figure is the median over repeats of the ratio of times,
+measured in turns; beside it stands the ideal, the ratio of tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.tree_baselines import (
+    SOURCES,
+    Clock,
+    Separate,
+    made_up,
+    one_by_one,
+    padded_tokens,
+    random_batches,
+    read_pairs,
+    separate,
+    side_by_side,
+    sorted_batches,
+    where_time_goes,
+)
+from benchmarks.tree_training import compare_training
+from panoply.hub.backbone import Backbone, Renderer, load_backbone, quiet, resolve
+from panoply.model.tree import TokenTree
+
+Part = Literal["pairs", "samples", "growth", "training"]
+AGAINST = ("sorted", "random", "one")
+SHOWN = ("ratio", "min", "max", "ideal", "share_of_ideal", "ratios")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What is measured."""
+
+    json: Path
+    """Where the figures go."""
+    data: Path = Path("../shared/data")
+    """Folder with `pairs/*.parquet`."""
+    model: str = "embedded"
+    """'embedded', a folder or a hub name."""
+    dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
+    """What is computed in."""
+    parts: tuple[Part, ...] = ("pairs", "samples", "growth", "training")
+    """What is measured."""
+    threads: int = 2
+    """Threads of torch."""
+    pairs: int = 64
+    """Pairs of each source that are scored."""
+    train_pairs: int = 64
+    """Pairs of an epoch, a quarter of each source."""
+    repeats: int = 3
+    """Times each run is measured."""
+    num_layers: int = 0
+    """Cuts the model; 0 keeps all layers."""
+    clock: Clock = "wall"
+    """'cpu' counts the process's own time: for a machine that others use, with one thread."""
+    profile: bool = False
+    """Also tells where the time goes."""
+
+
+def figure(ours: Sequence[float], theirs: Sequence[float], **more: Any) -> dict[str, Any]:
+    """Returns how many times faster `ours` is, per repeat, as median and extremes."""
+    ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
+    found = {"ratio": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
+    return found | {"seconds": statistics.median(ours)} | more
+
+
+def load(model: str, dtype: Any, num_layers: int) -> tuple[Backbone, Separate]:
+    """Returns the backbone with tree attention, and another copy of the model without."""
+    ours = load_backbone(model, depths=[num_layers] if num_layers else None, dtype=dtype)
+    assert ours.decoder.attends_by_trees, "this model takes no tree attention"
+    return ours, Separate(resolve(model), ours.decoder.dtype, num_layers)
+
+
+def compare(
+    ours: Backbone, theirs: Separate, trees: Sequence[TokenTree], options: Options
+) -> dict[str, dict[str, Any]]:
+    """Returns the figures of scoring `trees` against each way of batching separate sequences."""
+    sequences = separate(trees)
+    budget = theirs.best_budget(sequences)
+    batches = {
+        "sorted": sorted_batches(sequences, budget),
+        "random": random_batches(sequences),
+        "one": one_by_one(sequences),
+    }
+    ours.features(trees[:1])  # calibrates
+    runs = [lambda: ours.features(trees), *(lambda b=b: theirs.run(b) for b in batches.values())]
+    times = side_by_side(runs, options.repeats, options.clock)
+    computed = sum(tree.num_tokens for tree in trees)
+    ideal = sum(map(len, sequences)) / computed
+    return {
+        name: figure(
+            times[0],
+            column,
+            ideal=ideal,
+            share_of_ideal=statistics.median(column) / statistics.median(times[0]) / ideal,
+            padding=padded_tokens(batches[name]) / sum(map(len, sequences)) - 1,
+            tokens_per_second=computed / statistics.median(times[0]),
+            sorted_budget=budget,
+            token_budget=ours.token_budget,
+        )
+        for name, column in zip(AGAINST, times[1:], strict=True)
+    }
+
+
+def growth(
+    ours: Backbone, theirs: Separate, options: Options
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields how the figures change with prompt length, number of responses and row size."""
+    shapes = {f"prompt_{p}": (p, 4) for p in (64, 256, 1024)}
+    shapes |= {f"responses_{n}": (256, n) for n in (1, 2, 4, 8, 16)}
+    for name, (prompt, responses) in shapes.items():
+        yield name, compare(ours, theirs, [made_up(prompt, responses, 64)], options)["sorted"]
+    trees = [made_up(96, 2, 64, seed) for seed in range(16)]
+    budgets = (256, 512, 1024, 2048, 4096)
+    runs = [lambda b=b: ours.features(trees, b) for b in budgets]
+    times = side_by_side(runs, options.repeats, options.clock)
+    for budget, column in zip(budgets, times, strict=True):
+        yield f"row_{budget}", figure(column, times[1], tokens=budget)
+
+
+def main(options: Options) -> None:
+    """Runs the benchmark and prints a table."""
+    quiet()
+    torch.set_num_threads(options.threads)
+    console = Console()
+    figures: dict[str, Any] = {"setting": setting(options)}
+    for dtype in options.dtypes:
+        end = "" if dtype == "float32" else f"_{dtype}"
+        for name, found in measure(options, dtype):
+            figures[name + end] = found
+            options.json.write_text(json.dumps(figures, indent=1) + "\n")
+            console.print(name + end, {k: v for k, v in found.items() if k in SHOWN})
+    show(console, figures)
+
+
+def measure(options: Options, dtype: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields the figures of one dtype."""
+    ours, theirs = load(options.model, dtype, options.num_layers)
+    for name, trees in tree_sets(options, ours.renderer):
+        for against, found in compare(ours, theirs, trees, options).items():
+            yield f"{name}_vs_{against}", found
+        if options.profile:
+            yield f"{name}_profile", explain(ours, theirs, trees)
+    if "growth" in options.parts:
+        yield from growth(ours, theirs, options)
+    if "training" in options.parts:
+        size = options.train_pairs // len(SOURCES)
+        trees = [t for s in SOURCES for t in read_pairs(options.data, s, ours.renderer, size)]
+        yield from compare_training(
+            trees,
+            resolve(options.model),
+            dtype,
+            threads=options.threads,
+            num_layers=options.num_layers,
+            repeats=options.repeats,
+            clock=options.clock,
+        )
+
+
+def tree_sets(options: Options, renderer: Renderer) -> Iterator[tuple[str, list[TokenTree]]]:
+    """Yields what is scored."""
+    if "pairs" in options.parts:
+        for source in SOURCES:
+            name = "pairs" if source == "hh_harmless" else f"pairs_{source}"
+            yield name, read_pairs(options.data, source, renderer, options.pairs)
+    if "samples" in options.parts:
+        yield "n16", [made_up(512, 16, 64)]
+
+
+def explain(ours: Backbone, theirs: Separate, trees: Sequence[TokenTree]) -> dict[str, Any]:
+    """Returns where the time goes, and how many times less of each kind trees need."""
+    sequences = separate(trees)
+    batches = sorted_batches(sequences, theirs.best_budget(sequences))
+    a, b = (
+        where_time_goes(lambda: ours.features(trees)),
+        where_time_goes(lambda: theirs.run(batches)),
+    )
+    return {"trees_ms": a, "sorted_ms": b, "ratios": {name: b[name] / a[name] for name in a}}
+
+
+def setting(options: Options) -> dict[str, Any]:
+    """Returns versions and sizes."""
+    import transformers
+    import trl
+
+    versions = {m.__name__: str(m.__version__) for m in (torch, transformers, trl)}
+    plain = {k: v if isinstance(v, int | tuple) else str(v) for k, v in asdict(options).items()}
+    return plain | {"versions": versions}
+
+
+def show(console: Console, figures: dict[str, Any]) -> None:
+    """Prints the figures as a table."""
+    table = Table("figure", "ratio", "min", "max", "ideal", "of ideal", "tokens/s")
+    for name, found in figures.items():
+        if "ratio" in found:
+            keys = ("ratio", "min", "max", "ideal", "share_of_ideal", "tokens_per_second")
+            numbers = (f"{found[k]:.2f}" if k in found else "" for k in keys)
+            table.add_row(name, *numbers)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, prog="python -m benchmarks.trees"))

@@ -1,0 +1,75 @@
+"""Attention by trees inside Hugging Face models, through transformers' `AttentionInterface`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from panoply.model.attention import Plan, attend, tree_attention
+from panoply.model.decoder import Decoder
+from panoply.model.forward import agrees_with, encode_plain, probe
+
+NAME = "panoply_tree"
+
+
+def tree_attention_forward(
+    module: Any,
+    query_BHTD: Tensor,
+    key_BKTD: Tensor,
+    value_BKTD: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    tree: Plan | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The attention function of a model: by trees where a plan is given, else as transformers does.
+
+    `kwargs` are transformers' own: scaling, dropout, sliding_window, softcap.
+    """
+    softcap = kwargs.get("softcap")
+    given: dict[str, Any] = {
+        "scale": kwargs.get("scaling"),
+        "softcap": softcap,
+        "dropout": kwargs.get("dropout") or 0.0,
+    }
+    if tree is not None:
+        window = kwargs.get("sliding_window")
+        found = tree_attention(query_BHTD, key_BKTD, value_BKTD, tree, window=window, **given)
+        return found, None
+    if softcap is None:
+        return sdpa_attention_forward(
+            module, query_BHTD, key_BKTD, value_BKTD, attention_mask, **kwargs
+        )
+    if attention_mask is not None and attention_mask.is_floating_point():
+        attention_mask = attention_mask >= 0
+    found = attend(query_BHTD, key_BKTD, value_BKTD, attention_mask, **given)
+    return found.transpose(1, 2), None
+
+
+def attend_by_trees(decoder: Decoder) -> bool:
+    """Sets a model's attention to go by trees, if it then gives the features that it gave before.
+
+    It stays as it was where its attention is not exchangeable, hands no plan on, or has a term
+    that tree attention lacks (sinks, position biases).
+    """
+    model: Any = decoder.model
+    before = getattr(decoder.config, "_attn_implementation", None)
+    if before is None or not decoder.takes_positions:
+        return False
+    plain = encode_plain(decoder, probe(decoder), batch_size=1)
+    AttentionInterface.register(NAME, tree_attention_forward)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    try:
+        model.set_attn_implementation(NAME)
+    except (ValueError, TypeError, AttributeError):
+        return False
+    decoder.attends_by_trees = True
+    if decoder.config._attn_implementation == NAME and agrees_with(decoder, plain):
+        return True
+    decoder.attends_by_trees = False
+    model.set_attn_implementation(before)
+    return False
