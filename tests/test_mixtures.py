@@ -122,15 +122,17 @@ class OnDisk:
 
     def __getitem__(self, rows):
         assert isinstance(rows, slice)
-        return self.d[rows].astype(np.float32)
+        return self.d[rows]
 
 
 def test_rows_read_by_slice_give_the_weights_of_the_array():
-    d = np.repeat(differences((4.0, -1.0, 0.1), num_pairs=60), 25_000, axis=0)  # over one chunk
-    select = differences((4.0, -1.0, 0.1), seed=1)
-    one = fit_linear(d.astype(np.float32), [0.01, 0.1], select)
-    other = fit_linear(OnDisk(d), [0.01, 0.1], OnDisk(select))
-    np.testing.assert_allclose(other.coefficients, one.coefficients, rtol=1e-5)
+    rng = np.random.default_rng(2)
+    noise = rng.normal(size=(12_000, 96))  # more than is computed on at once
+    d = np.hstack([differences((4.0, -1.0, 0.1), num_pairs=12_000), noise])
+    d, select = d.astype(np.float32), d[:500].astype(np.float32)
+    one = fit_linear(d, [0.1, 1.0], select)
+    other = fit_linear(OnDisk(d), [0.1, 1.0], OnDisk(select), in_memory=0)
+    np.testing.assert_allclose(other.coefficients, one.coefficients, rtol=1e-4, atol=1e-8)
     assert other.strength == one.strength
 
 

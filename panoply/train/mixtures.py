@@ -30,9 +30,9 @@ MAX_COEFFICIENT = 1e3
 _GRADIENT = 1e-8
 """Largest projected gradient that counts as the optimum."""
 _MAX_STARTS = 50
-_CHUNK = 1 << 22
+_CHUNK = 1 << 20
 """Numbers of `Rows` that are computed on at once."""
-_IN_MEMORY = 1 << 27
+IN_MEMORY = 1 << 27
 """Numbers up to which `Rows` are read once and kept, 1 GiB; beyond, every step reads them anew."""
 
 
@@ -91,7 +91,9 @@ def fit_simplex(d_PO: ArrayLike, weights_P: ArrayLike | None = None) -> Mixture:
     return Mixture(v / scale, scale)
 
 
-def fit_linear(d_PO: Rows, strengths: Sequence[float], d_select: Rows) -> Linear:
+def fit_linear(
+    d_PO: Rows, strengths: Sequence[float], d_select: Rows, *, in_memory: int = IN_MEMORY
+) -> Linear:
     """Fits logistic regression without intercept, its strength chosen by log loss on `d_select`.
 
     v = argmin mean log(1 + exp(-d . v)) + alpha / 2 sum_i (v_i rms(d_i))^2, so that one strength
@@ -100,7 +102,7 @@ def fit_linear(d_PO: Rows, strengths: Sequence[float], d_select: Rows) -> Linear
     Raises:
         ValueError: as `fit_simplex`, or the strengths are not ascending and positive.
     """
-    d, select = _checked(d_PO), _checked(d_select)
+    d, select = _checked(d_PO, in_memory), _checked(d_select, in_memory)
     alphas = np.asarray(strengths, np.float64)
     if alphas.ndim != 1 or not len(alphas) or alphas[0] <= 0 or (np.diff(alphas) <= 0).any():
         raise ValueError(f"strengths are {strengths!r}; they must be ascending and positive")
@@ -158,12 +160,12 @@ def _chunks(d: Rows) -> Iterator[tuple[slice, Array]]:
         yield at, np.asarray(d[at], np.float64)
 
 
-def _checked(d_PO: Rows) -> Rows:
+def _checked(d_PO: Rows, in_memory: int = IN_MEMORY) -> Rows:
     if len(d_PO.shape) != 2 or 0 in d_PO.shape:
         raise ValueError(
             f"differences have shape {d_PO.shape!r}; they must be [P, O], none of them 0"
         )
     if not all(np.isfinite(x).all() for _, x in _chunks(d_PO)):
         raise ValueError("differences must be finite; leave out pairs and objectives that are not")
-    fits = d_PO.shape[0] * d_PO.shape[1] <= _IN_MEMORY
+    fits = d_PO.shape[0] * d_PO.shape[1] <= in_memory
     return np.asarray(d_PO[:], np.float64) if fits else d_PO
