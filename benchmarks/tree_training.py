@@ -130,7 +130,7 @@ def load_classifier(job: Job) -> Any:
 def train_with_panoply(job: Job) -> tuple[Callable[[], float], nn.Module]:
     """Returns our epoch and the model."""
     from panoply.hub.attention import attend_by_trees
-    from panoply.model.forward import Decoder
+    from panoply.model.decoder import Decoder
     from panoply.train.step import Comparison, compute_gradients, step_ids
 
     model = load_classifier(job).train()

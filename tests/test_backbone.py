@@ -15,7 +15,8 @@ from panoply.hub.backbone import (
     resolve,
 )
 from panoply.hub.embedded import SHA256, cache_root
-from panoply.model.forward import Decoder, encode, encode_plain
+from panoply.model.decoder import Decoder
+from panoply.model.forward import encode, encode_plain
 
 PROMPT = [{"role": "user", "content": "How are you?"}]
 TURNS = (

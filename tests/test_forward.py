@@ -8,7 +8,8 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from panoply.hub.attention import attend_by_trees
-from panoply.model.forward import Decoder, encode, encode_plain, takes_tree_masks
+from panoply.model.decoder import Decoder
+from panoply.model.forward import encode, encode_plain, takes_tree_masks
 from panoply.model.tree import Branch, TokenTree
 
 NUM_TOKENS, WINDOW, DEPTHS = 97, 6, (1, 2, 4)

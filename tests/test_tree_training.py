@@ -10,7 +10,8 @@ from torch import nn
 
 from panoply.hub.attention import attend_by_trees
 from panoply.model.budget import LEAST, calibrate, within_memory
-from panoply.model.forward import Decoder, encode, encode_plain
+from panoply.model.decoder import Decoder
+from panoply.model.forward import encode, encode_plain
 from panoply.model.heads import LinearHead, StackedHeads
 from panoply.train.step import Comparison, compute_gradients, micro_batches, step_ids
 

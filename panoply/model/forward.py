@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from panoply.model.attention import make_plan
-from panoply.model.decoder import Decoder as Decoder
+from panoply.model.decoder import Decoder
 from panoply.model.layout import Layout, lay_out
 from panoply.model.mask import attention_masks
 from panoply.model.tree import Branch, TokenTree, pack
