@@ -2,7 +2,8 @@
 
 All rating files of DIR/ratings and the gate's pair sources of DIR/pairs, on several seeds, each
 moving split and initialization; once with rated objectives alone and once with one preference
-objective per source beside them. Features are embedded once and shared by all runs.
+objective per source beside them. The depth is fixed at
+0.6 of the layers, so that features are embedded once for all runs; pooling is chosen on *select*.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 import tyro
 
-from panoply.config import ArmoRMConfig
+from panoply.config import ArmoRMConfig, BackboneConfig
 
 PAIRS = (
     "hh_helpful",
@@ -62,6 +63,7 @@ def main(
         ArmoRMConfig(
             ratings=tuple(map(str, sorted((data / "ratings").glob("*.parquet")))),
             pairs=tuple(str(data / "pairs" / f"{name}.parquet") for name in PAIRS),
+            backbone=BackboneConfig(depths=(0.6,)),
         ),
         max_pairs_per_source=max_pairs_per_source,
         num_workers=num_workers,
