@@ -1,9 +1,9 @@
 """ArmoRM on real ratings and pairs: `python -m benchmarks.real --data DIR --json FILE`.
 
 All rating files of DIR/ratings and the gate's pair sources of DIR/pairs, on several seeds, each
-moving split and initialization; once with rated objectives alone and once with one preference objective per source
-beside them. The depth is fixed at 0.6 of the layers, so that features are embedded once for all
-runs; the pooling is chosen on *select*.
+moving split and initialization; once with rated objectives alone and once with one preference
+objective per source beside them. The depth is fixed at 0.6 of the layers, so that features are
+embedded once for all runs; the pooling is chosen on *select*.
 """
 
 from __future__ import annotations
