@@ -24,6 +24,7 @@ from panoply.config import GateConfig
 from panoply.data.features import FeatureStore, Found
 from panoply.model.gate import Gate, ScalarHead, make_gate
 from panoply.train.losses import bradley_terry
+from panoply.train.mixtures import fit_simplex
 from panoply.train.objectives import Moments, merge, moments, save
 
 Pattern: TypeAlias = tuple[int, ...]
@@ -153,6 +154,8 @@ def train_head(task: HeadTask, folder: Path) -> dict[str, Tensor]:
     pairs, config = Pairs(task, folder), task.config
     module = pairs.module(config)
     module.standardize(pairs.rows(task.train[:: max(1, len(task.train) // 8192)])[0])
+    if isinstance(module, Gate):
+        start_from_fixed(module, pairs.b[task.train])
     model = ray.train.torch.prepare_model(module) if world > 1 else module
     optimizer = torch.optim.AdamW(module.parameters(), lr=config.lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.num_steps)
@@ -180,6 +183,13 @@ def train_head(task: HeadTask, folder: Path) -> dict[str, Tensor]:
         optimizer.step()
         schedule.step()
     return best_state
+
+
+def start_from_fixed(gate: Gate, difference_PO: NDArray[np.float32]) -> None:
+    """Starts a gate at the best fixed weights: where prompts tell nothing, it stays there."""
+    fixed = fit_simplex(difference_PO)
+    # Where no objective points the right way the fit has scale 0, from which nothing grows.
+    gate.start_from(torch.from_numpy(fixed.weights).float(), fixed.scale or 1.0)
 
 
 @torch.no_grad()

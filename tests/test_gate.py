@@ -71,6 +71,22 @@ def test_a_feature_that_never_varied_in_training_cannot_blow_up_a_score():
     assert torch.isfinite(head(x)).all()
 
 
+def test_a_gate_started_from_fixed_weights_gives_them_for_every_prompt_and_can_leave_them():
+    torch.manual_seed(0)
+    gate = make()
+    fixed = torch.rand(gate.top.out_features)
+    fixed[0] = 0
+    fixed /= fixed.sum()
+    gate.start_from(fixed, 3.0)
+    features = torch.randn(5, 6)
+    weights = gate.eval()(features)
+    assert torch.allclose(weights, 3 * fixed.expand(5, -1), atol=0.02)
+    assert torch.allclose(weights.sum(1), torch.full((5,), 3.0))
+    assert (weights > 0).all()
+    weights[:, 0].sum().backward()
+    assert gate.top.weight.grad.abs().sum() > 0
+
+
 def test_dropout_is_silent_in_evaluation():
     gate, x = make(dropout=0.5), torch.randn(8, 6)
     assert not torch.equal(gate.train()(x), gate(x))

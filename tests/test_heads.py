@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from actors.fitters import HeadTask, load_head
 from panoply.config import GateConfig
 from panoply.model.gate import make_gate
+from panoply.train.mixtures import fit_simplex
 from workflows.scorers import train_heads
 
 SIZE, OBJECTIVES = 12, 3
@@ -68,6 +69,17 @@ def test_the_gate_learns_which_objective_decides_for_which_prompt(tmp_path):
     fixed = difference[test] @ weights[:900].mean(0)
     gated = (weights * difference)[test].sum(1)
     assert (gated > 0).mean() > (fixed > 0).mean() + 0.05
+
+
+def test_where_prompts_tell_nothing_the_gate_stays_at_the_best_fixed_weights(tmp_path):
+    _, difference = planted_arrays(tmp_path)
+    noise = np.random.default_rng(1).normal(size=(1200, SIZE)).astype(np.float32)
+    np.save(tmp_path / "gate.npy", noise)
+    gate = trained(tmp_path, [task(1200)], tmp_path / "run")
+    with torch.no_grad():
+        weights = gate.weights(torch.from_numpy(np.load(tmp_path / "gate.npy"))).numpy()
+    fixed = fit_simplex(difference[:900]).weights
+    assert np.abs(weights - fixed).max() < 0.1
 
 
 def test_labels_without_a_pattern_teach_the_gate_nothing(tmp_path):

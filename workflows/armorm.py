@@ -14,7 +14,8 @@ Where this differs from the paper:
 4. Splits are by prompt and shared by ratings and pairs; *select* chooses, *test* only reports.
 5. Every objective is divided by the deviation of its ratings, so that a weight means the same for
    a binary and for a ten-point scale; predictions keep their shrinkage.
-6. `preference_objectives`: a Bradley-Terry head per pair source joins the rated objectives.
+6. The gate starts at the best fixed weights, so that it has to learn only what prompts change.
+7. `preference_objectives`: a Bradley-Terry head per pair source joins the rated objectives.
 """
 
 from __future__ import annotations

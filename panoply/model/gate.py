@@ -62,6 +62,18 @@ class Gate(nn.Module):
         self.shift.copy_(features_BD.mean(0))
         self.spread.copy_(spread_of(features_BD))
 
+    @torch.no_grad()
+    def start_from(self, weights_O: Tensor, scale: float) -> None:
+        """Sets the gate to the same weights for every prompt, those of a fixed mixture.
+
+        Training then has to find only what prompts change. A weight of 0 starts at a hundredth of
+        the mean weight, so that it can grow.
+        """
+        kept_O = weights_O.clamp_min(0.01 / len(weights_O))
+        self.top.weight.zero_()
+        self.top.bias.copy_(self.temperature * (kept_O / kept_O.sum()).log())
+        self.scale.fill_(scale)
+
     def weights(self, features_BD: Tensor) -> Tensor:
         """Returns softmax weights `[B, O]`: positive, summing to 1 for each prompt."""
         x = self.input_dropout((features_BD - self.shift) / self.spread)
