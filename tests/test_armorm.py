@@ -103,7 +103,7 @@ def test_the_saved_model_scores_and_explains(finished):
     # The drivers and the average response make up the score.
     scored = model.score_trees([model.backbone.renderer.render(QUESTION, ["Ten minutes."]).tree])
     average = float((scored.weights_BO[0] * model.head.center).sum())
-    assert why.score == pytest.approx(average + sum(d.contribution for d in why.drivers), abs=1e-4)
+    assert why.score == pytest.approx(average + sum(d.contribution for d in why.drivers), rel=1e-5)
     # A value in the source's own scale is the unit value, mapped back.
     own = next(d for d in why.drivers if d.objective == "editors-concise")
     unit = float(scored.values_BO[0, model.card.objectives.index("editors-concise")])
