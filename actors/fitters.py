@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from panoply.config import GateConfig
 from panoply.data.features import FeatureStore, Found
-from panoply.model.gate import Gate, ScalarHead, make_gate
+from panoply.model.gate import Dropout, Gate, ScalarHead, make_gate
 from panoply.train.losses import bradley_terry
 from panoply.train.mixtures import fit_simplex
 from panoply.train.objectives import Moments, merge, moments, save
@@ -121,7 +121,8 @@ class Pairs:
 
     def rows(self, index: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Returns the two arrays' rows as tensors."""
-        return tuple(torch.from_numpy(np.array(x[index])) for x in (self.a, self.b))  # pyright: ignore[reportReturnType]
+        a, b = (torch.from_numpy(x[index].astype(np.float64)) for x in (self.a, self.b))
+        return a, b
 
     def module(self, config: GateConfig) -> Gate | ScalarHead:
         """Returns the untrained head for these arrays."""
@@ -145,22 +146,25 @@ class Pairs:
 def train_head(task: HeadTask, folder: Path) -> dict[str, Tensor]:
     """Returns the state with the least log loss on *select*.
 
-    A step is a fixed list of pairs from (seed, step); every worker takes its slice and the loss
-    is divided by the pairs of all workers, so the number of workers does not change the run.
+    A step is a fixed list of pairs from (seed, step), and so are its dropout masks; every worker
+    takes its slice, and the loss is divided by the pairs of all workers. In double precision what
+    is left of the number of workers, the order of a sum, stays below what float32 can hold.
     """
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.manual_seed(task.seed)
     pairs, config = Pairs(task, folder), task.config
-    module = pairs.module(config)
+    module = pairs.module(config).double()
+    held = slice(rank, None, world)
+    for part in module.modules():
+        if isinstance(part, Dropout):
+            part.held, part.size = held, config.batch_size
     module.standardize(pairs.rows(task.train[:: max(1, len(task.train) // 8192)])[0])
     if isinstance(module, Gate):
         start_from_fixed(module, pairs.b[task.train])
     model = ray.train.torch.prepare_model(module) if world > 1 else module
     optimizer = torch.optim.AdamW(module.parameters(), lr=config.lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.num_steps)
-    # The same dropout whatever the number of workers is not possible; a fixed one per rank is.
-    torch.manual_seed(task.seed * 1009 + rank)
     watched = pairs.rows(task.select)
     best, best_state, waited = float("inf"), clone(module), 0
     for step in range(config.num_steps):
@@ -171,10 +175,10 @@ def train_head(task: HeadTask, folder: Path) -> dict[str, Tensor]:
                 best, best_state = loss, clone(module)
             if waited > config.patience:
                 break
-        drawn = np.random.default_rng((task.seed, step)).integers(
-            len(task.train), size=config.batch_size
-        )
-        batch = pairs.rows(task.train[drawn[rank::world]])
+        rng = np.random.default_rng((task.seed, step))
+        drawn = rng.integers(len(task.train), size=config.batch_size)
+        batch = pairs.rows(task.train[drawn[held]])
+        torch.manual_seed(int(rng.integers(2**63)))
         losses_P = bradley_terry(pairs.margin(model, *batch))
         # DDP averages gradients over workers: times W makes it the sum over all pairs.
         loss_sum = losses_P.sum() * world / config.batch_size
@@ -189,7 +193,7 @@ def start_from_fixed(gate: Gate, difference_PO: NDArray[np.float32]) -> None:
     """Starts a gate at the best fixed weights: where prompts tell nothing, it stays there."""
     fixed = fit_simplex(difference_PO)
     # Where no objective points the right way the fit has scale 0, from which nothing grows.
-    gate.start_from(torch.from_numpy(fixed.weights).float(), fixed.scale or 1.0)
+    gate.start_from(torch.from_numpy(fixed.weights), fixed.scale or 1.0)
 
 
 @torch.no_grad()
@@ -202,8 +206,8 @@ def select_loss(pairs: Pairs, module: nn.Module, rows: tuple[Tensor, Tensor]) ->
 
 
 def clone(module: nn.Module) -> dict[str, Tensor]:
-    """Returns a copy of a module's state."""
-    return {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
+    """Returns a copy of a module's state in float32."""
+    return {name: value.detach().float().cpu() for name, value in module.state_dict().items()}
 
 
 def load_head(path: Path, module: Gate | ScalarHead) -> Gate | ScalarHead:

@@ -136,9 +136,7 @@ def test_the_same_folder_with_other_data_is_refused(tmp_path):
         claim(tmp_path, "data.json", {"ratings": "a", "pairs": "c"})
 
 
-def test_one_worker_and_four_give_the_same_objectives_and_heads_alike(
-    finished, tiny_model_folder, tmp_path
-):
+def test_one_worker_and_four_give_the_same_model(finished, tiny_model_folder, tmp_path):
     from workflows.armorm import run_armorm
 
     config, folder, metrics = finished
@@ -150,8 +148,8 @@ def test_one_worker_and_four_give_the_same_objectives_and_heads_alike(
     for name in ("head.weight", "head.bias", "head.penalty", "head.length_weight"):
         assert np.array_equal(a[name], b[name])
     assert other["pairs"]["best_fixed"] == metrics["pairs"]["best_fixed"]
-    # Dropout masks differ by rank, the steps do not: the gates agree as functions.
-    assert abs(other["pairs"]["gate"]["log_loss"] - metrics["pairs"]["gate"]["log_loss"]) < 0.05
+    for name in a:
+        assert np.allclose(a[name], b[name], rtol=1e-6, atol=1e-9), name
 
 
 def test_evaluate_scores_new_pairs_and_knows_those_trained_on(finished, tmp_path):

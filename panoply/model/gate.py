@@ -23,6 +23,30 @@ def spread_of(features_BD: Tensor) -> Tensor:
     return torch.where(varies_D, spread_D, torch.ones_like(spread_D))
 
 
+class Dropout(nn.Module):
+    """Dropout that does not mind how a batch is split over workers.
+
+    The mask is drawn for the whole batch, and every worker takes the rows that it holds. With the
+    same random state on all of them, they drop together what one worker would drop alone.
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+        self.held, self.size = slice(None), 0
+        """Rows of the batch that this worker holds, and how many it has; 0: all."""
+
+    def forward(self, x_BD: Tensor) -> Tensor:
+        """Drops in training. Several parts of `held` rows each may be stacked."""
+        if not self.training or not self.probability:
+            return x_BD
+        size = self.size or len(x_BD)
+        num_parts = len(x_BD) // len(range(size)[self.held])
+        drawn = torch.rand(num_parts, size, x_BD.shape[1], device=x_BD.device, dtype=x_BD.dtype)
+        kept_BD = (drawn >= self.probability)[:, self.held].flatten(0, 1)
+        return x_BD * kept_BD / (1 - self.probability)
+
+
 class Gate(nn.Module):
     """Prompt-conditioned weights over objectives (arXiv 2406.12845, section 3.2).
 
@@ -51,8 +75,8 @@ class Gate(nn.Module):
         widths = [size] + [hidden_size] * num_hidden
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.top = nn.Linear(widths[-1], num_objectives)
-        self.input_dropout = nn.Dropout(input_dropout)
-        self.dropout = nn.Dropout(dropout)
+        self.input_dropout = Dropout(input_dropout)
+        self.dropout = Dropout(dropout)
         self.scale = nn.Parameter(torch.ones(()))
         self.register_buffer("shift", torch.zeros(size))
         self.register_buffer("spread", torch.ones(size))
@@ -110,7 +134,7 @@ class ScalarHead(nn.Module):
         widths = [size, hidden_size] if hidden_size else [size]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.top = nn.Linear(widths[-1], 1)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.register_buffer("shift", torch.zeros(size))
         self.register_buffer("spread", torch.ones(size))
 
