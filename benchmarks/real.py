@@ -3,7 +3,8 @@
 All rating files of DIR/ratings and the gate's pair sources of DIR/pairs, on several seeds, each
 moving split and initialization; once with rated objectives alone and once with one preference
 objective per source beside them. The depth is fixed at 0.6 of the layers, so that features are
-embedded once for all runs; the pooling is chosen on *select*.
+embedded once for all runs; the pooling is chosen on *select*. The gate without each source in turn
+is trained on the first seed.
 """
 
 from __future__ import annotations
@@ -77,6 +78,7 @@ def main(
                     base,
                     seed=seed,
                     preference_objectives=preferences,
+                    leave_one_out=seed == seeds[0],
                     out=f"{scratch}/{number}-{seed}",
                     store=store or f"{scratch}/store",
                 )

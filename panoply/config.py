@@ -53,6 +53,9 @@ class BackboneConfig:
     """Candidate poolings; one of them is chosen on *select*."""
     sample_prompts: int = 400
     """Prompts embedded to choose depth and pooling; none when one candidate is left."""
+    gpus: float | None = None
+    """GPUs of each embedding worker; None: one, where the cluster has one for each. An autoscaling
+    cluster has none until they are asked for, so name them there."""
 
     def __post_init__(self) -> None:
         inside = bool(self.depths) and all(0 < depth <= 1 for depth in self.depths)
@@ -63,6 +66,8 @@ class BackboneConfig:
         fits = self.token_budget == 0 or self.token_budget >= 64
         require(fits, "backbone.token_budget", self.token_budget, "0 (measured) or >= 64")
         require(self.sample_prompts >= 50, "backbone.sample_prompts", self.sample_prompts, ">= 50")
+        counted = self.gpus is None or self.gpus >= 0
+        require(counted, "backbone.gpus", self.gpus, "None (as the cluster has them) or >= 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,7 +164,9 @@ class ArmoRMConfig:
     objectives: ObjectivesConfig = ObjectivesConfig()
     gate: GateConfig = GateConfig()
     num_workers: int = 2
-    """Embedding actors and Ray Train workers; 0 trains inside the driver."""
+    """Embedding actors and most Ray Train workers; 0 trains inside the driver."""
+    wait_minutes: float = 15.0
+    """Longest wait for nodes; the run then goes on with those that came, or says what lacks."""
     leave_one_out: bool = True
     """Also fit the gate without each pair source in turn and test it there."""
     store: str = ""
@@ -176,6 +183,7 @@ class ArmoRMConfig:
         if self.planted is not None and (self.ratings or self.pairs):
             raise ValueError("the planted world brings its own data; drop `--ratings`, `--pairs`")
         require(self.num_workers >= 0, "num_workers", self.num_workers, ">= 0")
+        require(self.wait_minutes > 0, "wait_minutes", self.wait_minutes, "positive")
         for name in ("max_ratings_per_source", "max_pairs_per_source", "seed"):
             require(getattr(self, name) >= 0, name, getattr(self, name), ">= 0")
 

@@ -36,7 +36,7 @@ from panoply.hub.card import write_card
 from panoply.measure.calibration import reliability
 from panoply.train.debias import Penalties
 from workflows.artefact import LinearParts, save_artefact
-from workflows.cluster import connect, run_folder, store_root
+from workflows.cluster import await_workers, connect, run_folder, store_root
 from workflows.debias import PairValues, fit_penalties, report_debias
 from workflows.embed import Pool, Source, embed
 from workflows.ingest import Data, ingest
@@ -168,7 +168,8 @@ def fit_objectives(
     config: ArmoRMConfig, data: Data, out: Path, watch: Watch
 ) -> tuple[Stage1, dict[str, int], list[Place]]:
     """Stage 1: choose where to read features, embed, sum, solve."""
-    pool = Pool.of_cluster(config.num_workers)
+    pool = Pool.of_cluster(config.num_workers, config.backbone.gpus)
+    await_workers(pool.num_actors, pool.bundle, config.wait_minutes, watch)
     source = Source.open(config.backbone, store_root(config.store), pool, data.texts)
     tell_backbone(source.probed, watch)
     place, tried = choose_place(
@@ -185,7 +186,7 @@ def fit_objectives(
         config.objectives,
         str(out / "sums"),
     )
-    run_sums(tasks, config.num_workers, out / "train", "sums")
+    run_sums(tasks, config.num_workers, out / "train")
     num = len(data.ratings.objectives)
     rated, length, alone = (
         solve(task, n, config.objectives) for task, n in zip(tasks, (num, 1, num), strict=True)

@@ -1,17 +1,30 @@
-"""Starting or joining a Ray cluster, and where a run's files go."""
+"""The Ray cluster of a run: joining it, waiting for nodes, outliving them; where files go."""
 
 from __future__ import annotations
 
 import logging
 import os
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import ray
 import ray.data
 import ray.train
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from panoply.hub.backbone import quiet
 from panoply.hub.embedded import cache_root
+from workflows.progress import Watch
+
+MAX_FAILURES = 8
+"""Nodes or workers that one stage may lose; what it has finished by then is never lost."""
+RESIZE_SECONDS = 30.0
+"""How often Ray Train looks for nodes that came or went."""
+TOLD_EVERY_SECONDS = 30.0
 
 
 def connect(num_workers: int) -> None:
@@ -49,3 +62,84 @@ def run_folder(out: str) -> Path:
             "give an absolute path on storage that all nodes share"
         )
     return path.absolute()
+
+
+def await_workers(
+    num_workers: int, bundle: Mapping[str, float], minutes: float, watch: Watch
+) -> None:
+    """Waits until nodes have room for the workers; an autoscaling cluster starts them meanwhile.
+
+    Workers are elastic, so where only some of them fit in time, the run goes on with those.
+
+    Args:
+        num_workers: how many are asked for.
+        bundle: resources of each.
+        minutes: the longest wait.
+        watch: is told what is missing.
+
+    Raises:
+        TimeoutError: there is no room for a single worker.
+    """
+    wanted = {name: amount for name, amount in bundle.items() if amount}
+    group = placement_group([wanted] * num_workers)  # its demand is what an autoscaler sees
+    begun = told = time.monotonic()
+    try:
+        while not group.wait(min(1.0, minutes * 60)):
+            now, fit = time.monotonic(), min(num_workers, room(wanted))
+            missing = f"{num_workers - fit} x {wanted}"
+            if now - begun >= minutes * 60:
+                if fit:
+                    watch.say(f"nodes: starting with {fit} of {num_workers} workers")
+                    return
+                raise TimeoutError(
+                    f"no node had room for a worker within {minutes:g} minutes: missing {missing}; "
+                    f"the cluster has {totals()}. Add nodes, or ask for less "
+                    "(`--num-workers`, `--backbone.gpus`)"
+                )
+            if now - told >= TOLD_EVERY_SECONDS:
+                told = now
+                watch.say(f"nodes: {fit} of {num_workers} workers fit, waiting for {missing}")
+    finally:
+        remove_placement_group(group)
+
+
+def room(bundle: Mapping[str, float]) -> int:
+    """Returns how many such bundles the living nodes hold when nothing else runs."""
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return sum(int(min(has.get(name, 0) // n for name, n in bundle.items())) for has in alive)
+
+
+def totals() -> str:
+    """Returns the CPUs and GPUs of the cluster as text."""
+    has = ray.cluster_resources()
+    return ", ".join(f"{has.get(name, 0):g} {name}" for name in ("CPU", "GPU"))
+
+
+def run_train(
+    loop: Callable[[Any], None], config: Mapping[str, Any], num_workers: int, run: Path, name: str
+) -> None:
+    """Runs a Ray Train loop on one to `num_workers` workers, as nodes come and go.
+
+    The loops of `actors` skip what is finished and do not depend on the number of workers, so a
+    restart costs time and changes nothing.
+
+    Args:
+        loop: run by every worker.
+        config: handed to it.
+        num_workers: most workers; 0 runs the loop in this process.
+        run: folder of Ray Train's own files, on storage that all nodes share.
+        name: of this step in it.
+    """
+    TorchTrainer(
+        loop,
+        train_loop_config=dict(config),
+        scaling_config=ScalingConfig(
+            num_workers=(1, num_workers) if num_workers > 1 else num_workers,
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=str(run.absolute()),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+        ),
+    ).fit()

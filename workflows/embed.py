@@ -18,14 +18,26 @@ import pyarrow.parquet as pq
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy
-from ray.exceptions import RayTaskError
+from ray.data.exceptions import ExecutionTimeoutError
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    RayActorError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 
 from actors.embedder import DRIFT_PROMPTS, Embedder, Probed, probe
 from panoply.config import BackboneConfig
 from panoply.data.features import FeatureStore
+from workflows.cluster import MAX_FAILURES
 from workflows.progress import Watch
 
 SHARD_PROMPTS = 64
+LOST = (NodeDiedError, ObjectLostError, RayActorError, WorkerCrashedError, ExecutionTimeoutError)
+"""What Ray Data raises where it could not make up for a lost node itself."""
+COUNTS = ("texts", "prompts", "tokens", "separate_tokens", "prompts_cut", "responses_cut")
+"""What is counted of an embedding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +57,17 @@ class Pool:
     gpus: float
 
     @classmethod
-    def of_cluster(cls, num_workers: int) -> Pool:
-        """One actor per worker, each on a GPU where the cluster has one for it."""
+    def of_cluster(cls, num_workers: int, gpus: float | None = None) -> Pool:
+        """One actor per worker; without a number, on a GPU where the cluster has one for each."""
         num = max(1, num_workers)
-        has = ray.cluster_resources()
-        gpus = 1.0 if has.get("GPU", 0) >= num else 0.0
+        if gpus is None:
+            gpus = float(ray.cluster_resources().get("GPU", 0) >= num)
         return cls(num, 1.0, gpus)
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        """Resources of one actor."""
+        return {"CPU": self.cpus, "GPU": self.gpus}
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,16 +197,35 @@ def embed(
         watch: is shown the progress.
         prompts: embed only the responses to these prompts (to choose a layer on a sample).
     """
-    store, pool = source.store(depths), source.pool
-    ids = wanted_ids(texts, prompts)
-    missing = frozenset(np.array(ids, dtype=object)[store.find("texts", ids).missing_N])
-    counts: dict[str, int] = dict.fromkeys(
-        ("texts", "prompts", "tokens", "separate_tokens", "prompts_cut", "responses_cut"), 0
-    )
-    if not missing:
-        return store, counts
+    store, ids = source.store(depths), wanted_ids(texts, prompts)
+    counts: dict[str, int] = dict.fromkeys(COUNTS, 0)
+    for tries_left in reversed(range(MAX_FAILURES + 1)):
+        missing = frozenset(np.array(ids, dtype=object)[store.find("texts", ids).missing_N])
+        if not missing:
+            break
+        try:
+            with watch.bar("embedding texts", len(missing)) as advance:
+                for row in embed_missing(texts, missing, source, store, depths).iter_rows():
+                    for name in counts:
+                        counts[name] += int(row[name])
+                    advance(int(row["texts"]))
+        except LOST:
+            if not tries_left:
+                raise
+            watch.say("embedding: a node was lost; going on with what is missing")
+    return store, counts
 
-    done = prompt_trees(texts, missing).map_batches(
+
+def embed_missing(
+    texts: Texts,
+    missing: frozenset[str],
+    source: Source,
+    store: FeatureStore,
+    depths: tuple[int, ...],
+) -> ray.data.Dataset:
+    """Returns the counts of each shard that the actors write, as they come."""
+    pool = source.pool
+    return prompt_trees(texts, missing).map_batches(
         Embedder,
         fn_constructor_args=(source.probed.config, depths, store, max(1, int(pool.cpus))),
         batch_size=SHARD_PROMPTS,
@@ -198,9 +234,3 @@ def embed(
         num_gpus=pool.gpus,
         compute=ActorPoolStrategy(size=pool.num_actors),
     )
-    with watch.bar("embedding texts", len(missing)) as advance:
-        for row in done.iter_rows():
-            for name in counts:
-                counts[name] += int(row[name])
-            advance(int(row["texts"]))
-    return store, counts

@@ -13,8 +13,6 @@ from typing import Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from ray.train import RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
 
 from actors.embedder import Probed
 from actors.fitters import Block, SumsTask, accumulate
@@ -34,6 +32,7 @@ from panoply.train.objectives import (
     squared_error,
     without,
 )
+from workflows.cluster import run_train
 from workflows.layers import Place
 
 Array: TypeAlias = NDArray[np.float64]
@@ -129,16 +128,10 @@ def plan_blocks(
     return blocks
 
 
-def run_sums(tasks: Sequence[SumsTask], num_workers: int, run: Path, name: str) -> None:
+def run_sums(tasks: Sequence[SumsTask], num_workers: int, run: Path) -> None:
     """Computes the sums of all blocks that have none yet, on Ray Train workers."""
     Path(tasks[0].folder).mkdir(parents=True, exist_ok=True)
-    trainer = TorchTrainer(
-        accumulate,
-        train_loop_config={"tasks": list(tasks)},
-        scaling_config=ScalingConfig(num_workers=num_workers),
-        run_config=RunConfig(name=name, storage_path=str(run.absolute())),
-    )
-    trainer.fit()
+    run_train(accumulate, {"tasks": list(tasks)}, num_workers, run, "sums")
 
 
 def read_sums(task: SumsTask, fold: int, patterns: frozenset[Pattern]) -> dict[Pattern, Moments]:

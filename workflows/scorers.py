@@ -15,8 +15,6 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from ray.train import RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
 
 from actors.fitters import HeadTask, fit_heads, load_head
 from panoply.config import GateConfig
@@ -26,6 +24,7 @@ from panoply.measure.intervals import macro_interval, paired_interval
 from panoply.measure.metrics import Metrics, macro, pair_metrics
 from panoply.model.gate import Gate, ScalarHead, make_gate
 from panoply.train.mixtures import best_single, fit_linear, fit_simplex
+from workflows.cluster import run_train
 
 Array: TypeAlias = NDArray[np.float64]
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -86,13 +85,8 @@ class Fixed:
 
 def train_heads(tasks: Sequence[HeadTask], folder: Path, num_workers: int, run: Path) -> None:
     """Trains gates and MLPs on Ray Train, data-parallel; what is already saved is kept."""
-    trainer = TorchTrainer(
-        fit_heads,
-        train_loop_config={"folder": str(folder.absolute()), "tasks": list(tasks), "threads": 1},
-        scaling_config=ScalingConfig(num_workers=num_workers),
-        run_config=RunConfig(name=f"heads-{folder.name}", storage_path=str(run.absolute())),
-    )
-    trainer.fit()
+    config = {"folder": str(folder.absolute()), "tasks": list(tasks), "threads": 1}
+    run_train(fit_heads, config, num_workers, run, f"heads-{folder.name}")
 
 
 def head_tasks(

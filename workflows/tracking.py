@@ -10,12 +10,15 @@ import json
 import math
 import os
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import mlflow
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 
 
 def git_commit() -> str:
@@ -54,19 +57,24 @@ def log_run(
     tags: Mapping[str, str],
     model_name: str,
 ) -> str:
-    """Logs a finished run and registers its model; returns the run id."""
+    """Logs a finished run and registers its model; returns the run id.
+
+    The id stands in `OUT/mlflow_run`, so the same command again goes on with the same MLflow run.
+    Other runs may do the same at the same time.
+    """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{out.parent / 'mlflow.db'}"
     mlflow.set_tracking_uri(uri)
     client = MlflowClient(uri)
-    found = client.get_experiment_by_name(experiment)
-    if found is None:
-        # Without a location, artifacts would go to a folder of the current directory.
-        local = uri.startswith("sqlite:")
-        where = (out.parent / "mlartifacts").as_uri() if local else None
-        experiment_id = client.create_experiment(experiment, artifact_location=where)
-    else:
-        experiment_id = found.experiment_id
-    with mlflow.start_run(experiment_id=experiment_id, run_name=out.name) as run:
+    # Without a location, artifacts would go to a folder of the current directory.
+    where = (out.parent / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
+    with _unless_there():
+        client.create_experiment(experiment, artifact_location=where)
+    with _unless_there():
+        client.create_registered_model(model_name)
+    mlflow.set_experiment(experiment)
+    with mlflow.start_run(run_id=_begun(client, out / "mlflow_run"), run_name=out.name) as run:
+        run_id = run.info.run_id
+        (out / "mlflow_run").write_text(run_id)
         mlflow.set_tags(dict(tags))
         mlflow.log_params({name: str(value)[:500] for name, value in flat(config)})
         numbers = {
@@ -78,11 +86,30 @@ def log_run(
         for path in [*sorted(out.glob("*.png")), out / "metrics.json", out / "config.json"]:
             mlflow.log_artifact(str(path))
         mlflow.log_artifacts(str(out / "model"), artifact_path="model")
-        if not client.search_registered_models(f"name = '{model_name}'"):
-            client.create_registered_model(model_name)
-        source = f"{run.info.artifact_uri}/model"
-        client.create_model_version(model_name, source=source, run_id=run.info.run_id)
-    return run.info.run_id
+        if not client.search_model_versions(f"run_id = '{run_id}'"):
+            source = f"{run.info.artifact_uri}/model"
+            client.create_model_version(model_name, source=source, run_id=run_id)
+    return run_id
+
+
+def _begun(client: MlflowClient, file: Path) -> str | None:
+    """Returns the run that an earlier try began, if this server knows it."""
+    if not file.exists():
+        return None
+    try:
+        return client.get_run(file.read_text()).info.run_id
+    except MlflowException:
+        return None
+
+
+@contextmanager
+def _unless_there() -> Generator[None]:
+    """Lets another run be the first to create a name."""
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+            raise
 
 
 def _metric_name(name: str) -> str:
