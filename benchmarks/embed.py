@@ -1,0 +1,242 @@
+"""Embedding rated texts, and how a run's cost grows: `python -m benchmarks.embed --json FILE`.
+
+`embed_vs_single`, `embed_vs_sorted`: one worker's forward over prompts with all their responses,
+against one text at a time and against length-sorted token-budget batches of separate texts. Beside
+each stands the ideal, the ratio of tokens.
+`workers_*`, `rows_*`: the steps of a run on Ray with one worker and two, and with one and three
+times the rows. Starting workers costs seconds whatever the rows, so what is compared is the cost
+of more rows: from the difference of the two sizes.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import tyro
+
+from benchmarks.tree_baselines import (
+    Separate,
+    one_by_one,
+    separate,
+    side_by_side,
+    sorted_batches,
+)
+from panoply.config import ArmoRMConfig, BackboneConfig, ObjectivesConfig
+
+TIMES = 3
+"""How many times the rows of the smaller size the larger one has."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What is measured."""
+
+    json: Path
+    """Where the figures go."""
+    data: Path = Path("../shared/data")
+    """Folder with `ratings/*.parquet` and `pairs/*.parquet`."""
+    depth: float = 0.6
+    """Share of the layers."""
+    prompts: int = 96
+    """Prompts that are embedded side by side."""
+    repeats: int = 3
+    """Times each way is measured."""
+    ratings_per_source: int = 30
+    """Ratings of each source, of the smaller size of the whole step."""
+    sum_rows: int = 40_000
+    """Rows of stage 1, of the smaller size."""
+
+
+def main(options: Options) -> None:
+    """Runs the benchmark and prints a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from panoply.hub.backbone import quiet
+    from workflows.tracking import write_json
+
+    quiet()
+    figures: dict[str, Any] = {"setting": setting(options)}
+    for part in (forwards, embedding_on_ray, sums_on_ray):
+        figures |= part(options)
+        write_json(options.json, figures)
+    table = Table("figure", "ratio", "min", "max", "ideal", "unit cost")
+    for name, found in figures.items():
+        if "ratio" in found:
+            keys = ("ratio", "min", "max", "ideal")
+            cells = (f"{found[key]:.2f}" if key in found else "" for key in keys)
+            table.add_row(name, *cells, found.get("unit_cost", ""))
+    Console().print(table)
+
+
+def forwards(options: Options) -> dict[str, Any]:
+    """Returns the figures of one worker's forward."""
+    import json
+
+    from panoply.hub.backbone import load_backbone, resolve
+
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = sample(options, Path(scratch))
+    probe = load_backbone("embedded")
+    num_layers = max(1, round(options.depth * len(probe.decoder.layers)))
+    ours = load_backbone("embedded", depths=[num_layers], dtype="float32")
+    trees = [ours.renderer.render(json.loads(r["prompt"]), r["responses"]).tree for r in rows]
+    theirs = Separate(resolve("embedded"), ours.decoder.dtype, num_layers)
+    sequences = separate(trees)
+    budget = theirs.best_budget(sequences)
+    batches = {"sorted": sorted_batches(sequences, budget), "single": one_by_one(sequences)}
+    ours.features(trees[:1])  # calibrates
+    runs = [lambda: ours.features(trees), *(lambda b=b: theirs.run(b) for b in batches.values())]
+    mine, *others = side_by_side(runs, options.repeats, "wall")
+    computed = sum(tree.num_tokens for tree in trees)
+    rate = computed / statistics.median(mine)
+    return {
+        f"embed_vs_{name}": spread([b / a for a, b in zip(mine, column, strict=True)])
+        | {"ideal": sum(map(len, sequences)) / computed, "unit_cost": f"{rate:.0f} tokens/s"}
+        for name, column in zip(batches, others, strict=True)
+    }
+
+
+def spread(ratios: Sequence[float]) -> dict[str, Any]:
+    """Returns the median with the extremes."""
+    return {"ratio": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
+
+
+def sample(options: Options, folder: Path) -> list[Any]:
+    """Returns prompts with their responses, drawn over all rating and pair sources."""
+    from workflows.cluster import connect
+    from workflows.embed import prompt_trees, wanted_ids
+    from workflows.ingest import ingest
+
+    connect(2)
+    texts = ingest(config_of(options, options.ratings_per_source), folder).texts
+    rows = prompt_trees(texts, frozenset(wanted_ids(texts))).take_all()
+    order = np.random.default_rng(0).permutation(len(rows))[: options.prompts]
+    return [rows[i] for i in order]
+
+
+def config_of(options: Options, rows_per_source: int) -> ArmoRMConfig:
+    """Returns a run on some rows of every rating source and of a pair source."""
+    return ArmoRMConfig(
+        ratings=tuple(map(str, sorted((options.data / "ratings").glob("*.parquet")))),
+        pairs=(str(options.data / "pairs" / "hh_harmless.parquet"),),
+        max_ratings_per_source=rows_per_source,
+        max_pairs_per_source=rows_per_source,
+        backbone=BackboneConfig(depths=(options.depth,), dtype="float32"),
+        objectives=ObjectivesConfig(min_ratings=2),
+    )
+
+
+def embedding_on_ray(options: Options) -> dict[str, Any]:
+    """Returns how embedding grows with workers and rows."""
+    from workflows.cluster import connect
+    from workflows.embed import Pool, Source, embed
+    from workflows.ingest import ingest
+    from workflows.progress import Watch
+
+    connect(2)
+
+    def run(rows: int, workers: int) -> tuple[float, float]:
+        with tempfile.TemporaryDirectory() as scratch:
+            config = config_of(options, rows)
+            texts = ingest(config, Path(scratch)).texts
+            source = Source.open(config.backbone, scratch, Pool(workers, 1, 0), texts)
+            start = time.perf_counter()
+            _, counts = embed(texts, source, source.probed.depths, Watch())
+            return time.perf_counter() - start, counts["tokens"]
+
+    return grown("embedding", run, options.ratings_per_source, "tokens/s", 1.0)
+
+
+def sums_on_ray(options: Options) -> dict[str, Any]:
+    """Returns how the sums of stage 1 grow with workers and rows."""
+    from actors.fitters import SumsTask
+    from panoply.data.features import FeatureStore
+    from workflows.cluster import connect
+    from workflows.objectives import plan_blocks, run_sums
+
+    connect(2)
+    rng = np.random.default_rng(0)
+
+    def run(rows: int, workers: int) -> tuple[float, float]:
+        with tempfile.TemporaryDirectory() as scratch:
+            store, names = FeatureStore(f"{scratch}/store", {}), [f"t{i}" for i in range(rows)]
+            for first in range(0, rows, 2000):
+                part = names[first : first + 2000]
+                x = rng.standard_normal((len(part), 576), np.float32)
+                store.write("texts", part, {"mean_18": x})
+            labels = np.full((rows, 19), np.nan)
+            for i in range(19):  # each objective is rated by one of 8 sources
+                labels[i % 8 :: 8, i] = rng.standard_normal(len(labels[i % 8 :: 8]))
+            blocks = plan_blocks(labels, np.arange(rows) % 5, store.find("texts", names), 8192, "")
+            task = SumsTask(store, ("mean_18",), tuple(blocks), f"{scratch}/sums")
+            start = time.perf_counter()
+            run_sums([task], workers, Path(scratch) / "train")
+            return time.perf_counter() - start, rows / 1e6
+
+    return grown("sums", run, options.sum_rows, "s per million rows", -1.0)
+
+
+def grown(name: str, run: Any, rows: int, unit: str, power: float) -> dict[str, Any]:
+    """Returns the cost of more rows with two workers against one, and of rows against fewer.
+
+    Args:
+        name: of the step.
+        run: takes rows and workers; returns seconds and how much was done.
+        rows: of the smaller size.
+        unit: of the cost.
+        power: 1 for a speed, -1 for a time.
+    """
+    run(rows, 1)  # warm: imports, and the files of the model
+    small, large = ({w: run(n, w) for w in (1, 2)} for n in (rows, TIMES * rows))
+    speed = {w: (large[w][1] - small[w][1]) / max(1e-9, large[w][0] - small[w][0]) for w in (1, 2)}
+    seconds = {
+        f"{n}_rows_{w}_workers": found[w][0]
+        for n, found in ((rows, small), (TIMES * rows, large))
+        for w in (1, 2)
+    }
+    ratio = speed[2] / speed[1]
+    cost = f"{speed[1] ** power:.3g} {unit} of a worker"
+    return {
+        f"{name}_two_workers_vs_one": cast(
+            dict[str, Any],
+            {
+                "ratio": ratio,
+                "min": ratio,
+                "max": ratio,
+                "ideal": 2.0,
+                "unit_cost": cost,
+                "seconds": seconds,
+            },
+        )
+    }
+
+
+def setting(options: Options) -> dict[str, Any]:
+    """Returns versions and sizes."""
+    import ray
+    import transformers
+
+    versions = {m.__name__: str(m.__version__) for m in (torch, transformers, ray)}
+    return {
+        "versions": versions,
+        "threads": 1,
+        "dtype": "float32",
+        "depth": options.depth,
+        "prompts": options.prompts,
+        "ratings_per_source": options.ratings_per_source,
+        "sum_rows": options.sum_rows,
+    }
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, prog="python -m benchmarks.embed"))
