@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +23,14 @@ from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 
 
 def git_commit() -> str:
-    """Returns the commit of the working folder, or 'unknown' outside a checkout."""
+    """Returns the commit of the working folder, or 'unknown' outside a checkout.
+
+    A submitted folder comes without `.git`: there `PANOPLY_COMMIT` tells.
+    """
+    if told := os.environ.get("PANOPLY_COMMIT"):
+        return told
+    if shutil.which("git") is None:
+        return "unknown"
     done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"
 

@@ -1,0 +1,28 @@
+# Every node of a cluster: Python, torch with its CUDA libraries, Ray, and what a run needs.
+# `ray job submit --working-dir .` brings its own code, which comes first on the path; the code
+# in here is for KubeRay, where nothing is uploaded.
+FROM python:3.11-slim-bookworm
+
+# ssh and rsync: the head sets up its workers. The user has the number of the host's `ubuntu`.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends openssh-client rsync \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --create-home --uid 1000 --shell /bin/bash ray \
+    && install --directory --owner ray --group ray /home/ray/.ray
+
+# The wheels of torch bring CUDA, so that a driver on the host is all that they need of it.
+ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+
+WORKDIR /opt/panoply
+COPY constraints.txt pyproject.toml README.md LICENSE ./
+COPY panoply/__init__.py panoply/
+# boto3: the autoscaler on the head starts and ends nodes on AWS.
+RUN pip install --no-cache-dir --constraint constraints.txt boto3 --editable '.[cluster]'
+COPY actors actors
+COPY jobs jobs
+COPY panoply panoply
+COPY workflows workflows
+
+ARG COMMIT=unknown
+ENV PANOPLY_COMMIT=$COMMIT PYTHONPATH=/opt/panoply PYTHONUNBUFFERED=1
+USER ray
