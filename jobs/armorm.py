@@ -23,7 +23,7 @@ def main() -> None:
         metrics = run_armorm(config, Watch(console))
     print_summary(metrics, console)
     out = run_folder(config.out)
-    console.print(f"results: {out}")
+    console.print(f"results: {out}, and as a page in {out}/report.html")
     console.print(f"next: python -m jobs.evaluate {out}/model --pairs FILE... --out {out}-eval")
 
 

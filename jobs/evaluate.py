@@ -46,7 +46,7 @@ def main(
 
         metrics = run_evaluate(config, Watch(console))
     print_summary(metrics, console)
-    console.print(f"results: {out}")
+    console.print(f"results: {out}, and as a page in {out}/report.html")
 
 
 if __name__ == "__main__":

@@ -69,6 +69,7 @@ def test_a_run_leaves_config_metrics_plots_and_model(finished):
     out = folder / "run"
     names = {path.name for path in out.iterdir()}
     wanted = {"config.json", "metrics.json", "model", "gate_weights.png", "baselines.png"}
+    wanted |= {"report.html", "mistakes.json"}
     assert wanted | {"reliability.png", "length_bias.png"} <= names
     metrics = json.loads((out / "metrics.json").read_text())
     for scorer in SCORERS:

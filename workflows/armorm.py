@@ -4,7 +4,7 @@
     -> depth and pooling on *select* -> embed
     -> ridge per objective (stage 1) -> objective values of the pairs, out of fold
     -> length penalties -> gate (stage 2), beside all that it has to beat
-    -> artefact -> metrics, plots, MLflow
+    -> artefact -> metrics, plots, page, MLflow
 
 Where this differs from the paper:
 1. Ridge has an intercept, and a penalty relative to rows and feature variance.
@@ -41,7 +41,9 @@ from workflows.debias import PairValues, fit_penalties, report_debias
 from workflows.embed import Pool, Source, embed
 from workflows.ingest import Data, ingest
 from workflows.layers import Place, choose_place
+from workflows.mistakes import report_mistakes
 from workflows.objectives import Stage1, report_objectives, run_sums, solve, sums_tasks
+from workflows.page.write import write_page
 from workflows.planted import oracle_weights, report_planted, weight_correlation
 from workflows.progress import Watch
 from workflows.report import write_plots
@@ -127,8 +129,12 @@ def run_armorm(config: ArmoRMConfig, watch: Watch) -> dict[str, Any]:
     parts = LinearParts(stage1, heads.weights_KF, penalties, fixed)
     metrics["artefact"] = save_artefact(config, data, parts, values, arrays, scales, out)
     write_json(out / "metrics.json", metrics)
+    odds = gates_PO[1] * scales["gate"], arrays.difference_PO
+    mistakes = report_mistakes(*odds, values.names, data.pairs, data.texts.pairs[0])
+    write_json(out / "mistakes.json", mistakes)
     write_card(out / "model")
     write_plots(metrics, out)
+    write_page(out)
     tags = {"git_commit": metrics["git_commit"], "method": "armorm"} | {
         f"data.{name}": str(found["id"]) for name, found in data.summary.items()
     }

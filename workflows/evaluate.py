@@ -27,6 +27,7 @@ from panoply.measure.boards import rmbench
 from panoply.measure.calibration import reliability
 from workflows.cluster import connect, run_folder
 from workflows.embed import SHARD_PROMPTS, Pool, Texts, prompt_trees, wanted_ids
+from workflows.page.write import write_page
 from workflows.progress import Watch
 from workflows.report import write_plots
 from workflows.scorers import compare, report_pairs, weights_by_domain
@@ -93,6 +94,7 @@ def run_evaluate(config: EvaluateConfig, watch: Watch) -> dict[str, Any]:
     write_json(out / "config.json", asdict(config))
     write_json(out / "metrics.json", metrics)
     write_plots(metrics, out)
+    write_page(out)
     return metrics
 
 

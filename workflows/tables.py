@@ -55,12 +55,22 @@ def interval(ends: Sequence[float | None] | None, *, signed: bool = False) -> st
     return f"[{', '.join(number(end, signed=signed) for end in ends)}]"
 
 
+def falling(value: float | None) -> float:
+    """Returns a sort key: largest first, what is not defined last."""
+    return math.inf if value is None or math.isnan(value) else -value
+
+
+def ranked(pairs: Mapping[str, Section]) -> list[str]:
+    """Returns the scorers by their headline, best first."""
+    return sorted(pairs, key=lambda n: falling(pairs[n].get("macro", {}).get(BALANCED)))
+
+
 def objectives_table(objectives: Mapping[str, Section]) -> Part:
     """Returns how well each objective is predicted, best first.
 
     Of more than MANY objectives, those without signal are named in a line under the table.
     """
-    names = sorted(objectives, key=lambda n: _falling(objectives[n].get("spearman")))
+    names = sorted(objectives, key=lambda n: falling(objectives[n].get("spearman")))
     silent = [n for n in names if objectives[n].get("signal") is False]
     short = len(names) > MANY
     title = f"Objectives on held-out ratings ({len(names)}, {len(silent)} without signal)"
@@ -122,7 +132,7 @@ def scorers_table(pairs: Mapping[str, Section]) -> Table:
     columns = ("accuracy", "length-\nbalanced", "95 %", "log\nloss", "ECE (floor)")
     ties = any(found.get("ties") for found in pairs.values())
     table = _table(title, "scorer", (*columns, "ties") if ties else columns)
-    for name in _ranked(pairs):
+    for name in ranked(pairs):
         found, macro = pairs[name], pairs[name].get("macro", {})
         _add_row(
             table,
@@ -150,7 +160,7 @@ def comparisons_table(comparisons: Mapping[str, Section]) -> Table:
 
 def sources_table(pairs: Mapping[str, Section]) -> Table:
     """Returns length-balanced accuracy by source of the scorers in BY_SOURCE, best first."""
-    scorers = [name for name in _ranked(pairs) if name in BY_SOURCE]
+    scorers = [name for name in ranked(pairs) if name in BY_SOURCE]
     labels = [name.replace("_", "\n") for name in scorers]  # a word a line: narrow columns
     table = _table("Length-balanced accuracy by source", "source", ["n", *labels])
     sources = dict.fromkeys(s for name in scorers for s in pairs[name]["per_source"])
@@ -172,7 +182,7 @@ def weights_table(weights: Mapping[str, Mapping[str, float]], top: int = 3) -> T
     table = _table("Mean gate weights: largest by domain", "domain", ())
     table.add_column("objectives", overflow="fold")
     for domain, row in weights.items():
-        largest = sorted(row, key=lambda name: _falling(row[name]))[:top]
+        largest = sorted(row, key=lambda name: falling(row[name]))[:top]
         _add_row(table, domain, ", ".join(f"{name} {number(row[name], 2)}" for name in largest))
     return table
 
@@ -199,11 +209,11 @@ def rmbench_table(board: Section) -> Part:
     """Returns RM-Bench's numbers, best average first, and the gate's matrix of styles."""
     scorers = board["scorers"]
     domains = list(next(iter(scorers.values()))["by_domain"])
-    ranked = sorted(scorers, key=lambda n: _falling(scorers[n].get("average")))
+    names = sorted(scorers, key=lambda n: falling(scorers[n].get("average")))
     left_out = board["num_seen"] if board["num_seen"] < board["num_pairs"] else 0
     title = f"RM-Bench (mean over domains; {count(left_out)} pairs of prompts trained on left out)"
     table = _table(title, "scorer", (*LEVELS, *domains))
-    for name in ranked:
+    for name in names:
         found = scorers[name]
         each = (number(found.get(level)) for level in LEVELS)
         own = (number(found["by_domain"][domain].get("average")) for domain in domains)
@@ -243,12 +253,3 @@ def _add_row(table: Table, *cells: str, style: str = "") -> None:
 
 def _change(before: float | None, after: float | None) -> str:
     return f"{number(before)} -> {number(after)}"
-
-
-def _falling(value: float | None) -> float:
-    """Returns a sort key: largest first, what is not defined last."""
-    return math.inf if value is None or math.isnan(value) else -value
-
-
-def _ranked(pairs: Mapping[str, Section]) -> list[str]:
-    return sorted(pairs, key=lambda n: _falling(pairs[n].get("macro", {}).get(BALANCED)))

@@ -1,4 +1,4 @@
-"""MLflow: one run with its configuration, data ids, metrics, plots and registered model.
+"""MLflow: one run with its configuration, data ids, metrics, plots, page and registered model.
 
 Only the driver talks to MLflow. `MLFLOW_TRACKING_URI` names a server; without it a SQLite file
 beside the run folder is used, which is for one machine.
@@ -91,8 +91,9 @@ def log_run(
             if isinstance(value, int | float) and math.isfinite(value)
         }
         mlflow.log_metrics(numbers)
-        for path in [*sorted(out.glob("*.png")), out / "metrics.json", out / "config.json"]:
-            mlflow.log_artifact(str(path))
+        for pattern in ("*.png", "*.html", "*.json"):
+            for path in sorted(out.glob(pattern)):
+                mlflow.log_artifact(str(path))
         mlflow.log_artifacts(str(out / "model"), artifact_path="model")
         if not client.search_model_versions(f"run_id = '{run_id}'"):
             source = f"{run.info.artifact_uri}/model"

@@ -1,0 +1,5 @@
+"""A finished run as one page that needs nothing else: `OUT/report.html`.
+
+`write.py` reads the run's files and fills `report.html.jinja`; `summary`, `scorers` and
+`objectives` turn sections of `metrics.json` into the tables with drawings that `charts` describes.
+"""
