@@ -1,4 +1,4 @@
-"""Nodes come when a run asks for them and go when it is over: cluster.yaml on Ray's fake provider."""
+"""Nodes come when a run asks for them and go when it ends: cluster.yaml on a fake provider."""
 
 import json
 import subprocess
@@ -38,8 +38,7 @@ def on_fake_nodes(aws, address):
         "idle_timeout_minutes": IDLE_MINUTES,
         "provider": {
             "type": "external",
-            "module": "ray.autoscaler._private.fake_multi_node.node_provider"
-            ".FakeMultiNodeProvider",
+            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
             "launch_multiple": True,
             "head_node_id": FAKE_HEAD_NODE_ID,
             "gcs_address": address,

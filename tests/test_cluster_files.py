@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 from importlib.metadata import version
+from itertools import pairwise
 
 import pytest
 import yaml
@@ -67,7 +68,7 @@ def test_on_aws_work_goes_to_spot_gpus_that_come_and_go_and_the_head_takes_none(
 
 def test_every_node_knows_the_tracker_and_the_store_and_admits_only_by_token():
     options = shlex.split(" ".join(AWS["docker"]["run_options"]))
-    env = dict(word.split("=", 1) for flag, word in zip(options, options[1:]) if flag == "--env")
+    env = dict(word.split("=", 1) for flag, word in pairwise(options) if flag == "--env")
     assert {"MLFLOW_TRACKING_URI", "PANOPLY_STORE"} <= set(env)
     assert env["RAY_AUTH_MODE"] == "token"
     assert RAYJOB["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token"}
