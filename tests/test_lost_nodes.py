@@ -89,7 +89,7 @@ class Run:
         """Returns what the command printed."""
         return self.out.with_suffix(".log").read_text()
 
-    def until(self, holds, seconds=180):
+    def until(self, holds, seconds=400):
         """Waits for a sign that a stage is under way."""
         end = time.monotonic() + seconds
         while not holds():
@@ -97,7 +97,7 @@ class Run:
             assert time.monotonic() < end, self.told()
             time.sleep(0.02)
 
-    def model(self, seconds=300):
+    def model(self, seconds=600):
         """Waits for the end and returns the weights."""
         assert self.process.wait(seconds) == 0, self.told()
         return load_file(self.out / "model" / "model.safetensors")
