@@ -12,7 +12,7 @@ from typing import Any
 import ray
 import ray.data
 import ray.train
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.placement_group import placement_group, remove_placement_group
 
@@ -130,7 +130,7 @@ def run_train(
         run: folder of Ray Train's own files, on storage that all nodes share.
         name: of this step in it.
     """
-    TorchTrainer(
+    trainer = TorchTrainer(
         loop,
         train_loop_config=dict(config),
         scaling_config=ScalingConfig(
@@ -142,4 +142,11 @@ def run_train(
             storage_path=str(run.absolute()),
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
         ),
-    ).fit()
+    )
+    for tries_left in reversed(range(MAX_FAILURES + 1)):
+        try:
+            trainer.fit()
+            return
+        except ControllerError:  # its node was lost: Ray Train outlives only those of workers
+            if not tries_left:
+                raise
