@@ -14,6 +14,7 @@ from panoply.config import BackboneConfig, DType
 from panoply.data.features import FeatureStore
 from panoply.hub.backbone import Backbone, count_layers, load_backbone, quiet
 from panoply.measure.metrics import largest_relative_error
+from panoply.model.budget import calibrate
 from panoply.model.tree import TokenTree
 
 DRIFT_PROMPTS = 8
@@ -38,7 +39,8 @@ class Probed:
     key: Mapping[str, Any]
     """All that features depend on but the depth, as it comes out on the workers' hardware."""
     config: BackboneConfig
-    """The backbone with the dtype that 'auto' became."""
+    """The backbone with the dtype that 'auto' became, and the token budget that 0 became: one for
+    all workers, as the last bits of a feature depend on it."""
     depths: tuple[int, ...]
     """Candidate depths in layers."""
     drift: float
@@ -68,7 +70,11 @@ def probe(config: BackboneConfig, samples: Sequence[Mapping[str, Any]]) -> Probe
         )
     dtype = cast(DType, str(backbone.decoder.dtype).removeprefix("torch."))
     key = feature_key(backbone, config)
-    return Probed(key, replace(config, dtype=dtype), depths, drift, backbone.shares_prefixes)
+    budget = config.token_budget
+    if backbone.shares_prefixes and not budget:
+        budget = calibrate(backbone.decoder)
+    config = replace(config, dtype=dtype, token_budget=budget)
+    return Probed(key, config, depths, drift, backbone.shares_prefixes)
 
 
 def candidate_depths(config: BackboneConfig, num_layers: int) -> tuple[int, ...]:
@@ -90,7 +96,8 @@ def _trees(backbone: Backbone, rows: Sequence[Mapping[str, Any]]) -> list[TokenT
 class Embedder:
     """Callable for `map_batches`: a batch of prompts becomes two shards of the feature store.
 
-    Input rows: `prompt_id`, `prompt` (JSON), `text_ids`, `responses`. Output: one row of counts.
+    Input: a row whose `prompts` have `prompt_id`, `prompt` (JSON), `text_ids` and `responses`.
+    Output: a row of counts.
     """
 
     def __init__(
@@ -103,8 +110,8 @@ class Embedder:
         self.store = store
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Embeds one batch and writes its shards."""
-        rows = cast(list[dict[str, Any]], batch.to_pylist())
+        """Embeds one shard and writes it."""
+        rows = cast(list[dict[str, Any]], batch["prompts"][0].as_py())
         render = self.backbone.renderer.render
         rendered = [render(json.loads(row["prompt"]), row["responses"]) for row in rows]
         trees = [item.tree for item in rendered]

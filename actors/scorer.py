@@ -18,8 +18,8 @@ from panoply.model.gate import ScalarHead
 class Scorer:
     """Callable for `map_batches`: every response gets the score of the gate and its rivals.
 
-    Input rows: `prompt_id`, `prompt` (JSON), `text_ids`, `responses`. Output: one row per
-    response: `text_id`, one float per scorer, and `gate_weights`.
+    Input: a row whose `prompts` have `prompt_id`, `prompt` (JSON), `text_ids` and `responses`.
+    Output: one row per response: `text_id`, one float per scorer, and `gate_weights`.
     """
 
     def __init__(self, folder: str, threads: int) -> None:
@@ -35,8 +35,8 @@ class Scorer:
 
     @torch.inference_mode()
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Scores one batch."""
-        rows = cast(list[dict[str, Any]], batch.to_pylist())
+        """Scores one shard."""
+        rows = cast(list[dict[str, Any]], batch["prompts"][0].as_py())
         render, card = self.model.backbone.renderer.render, self.model.card
         trees = [render(json.loads(row["prompt"]), row["responses"]).tree for row in rows]
         features = self.model.backbone.features(trees)

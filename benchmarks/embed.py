@@ -114,12 +114,13 @@ def spread(ratios: Sequence[float]) -> dict[str, Any]:
 def sample(options: Options, folder: Path) -> list[Any]:
     """Returns prompts with their responses, drawn over all rating and pair sources."""
     from workflows.cluster import connect
-    from workflows.embed import prompt_trees, wanted_ids
+    from workflows.embed import into_shards, shard_rows, wanted_texts
     from workflows.ingest import ingest
 
     connect(2)
     texts = ingest(config_of(options, options.ratings_per_source), folder).texts
-    rows = prompt_trees(texts, frozenset(wanted_ids(texts))).take_all()
+    shards = shard_rows(texts, into_shards(wanted_texts(texts))).take_all()
+    rows = [prompt for shard in shards for prompt in shard["prompts"]]
     order = np.random.default_rng(0).permutation(len(rows))[: options.prompts]
     return [rows[i] for i in order]
 
@@ -149,7 +150,9 @@ def embedding_on_ray(options: Options) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as scratch:
             config = config_of(options, rows)
             texts = ingest(config, Path(scratch)).texts
-            source = Source.open(config.backbone, scratch, Pool(workers, 1, 0), texts)
+            source = Source.open(
+                config.backbone, scratch, Pool(workers, 1, 0), texts, Path(scratch)
+            )
             start = time.perf_counter()
             _, counts = embed(texts, source, source.probed.depths, Watch())
             return time.perf_counter() - start, counts["tokens"]

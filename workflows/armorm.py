@@ -176,7 +176,8 @@ def fit_objectives(
     """Stage 1: choose where to read features, embed, sum, solve."""
     pool = Pool.of_cluster(config.num_workers, config.backbone.gpus)
     await_workers(pool.num_actors, pool.bundle, config.wait_minutes, watch)
-    source = Source.open(config.backbone, store_root(config.store), pool, data.texts)
+    root = store_root(config.store)
+    source = Source.open(config.backbone, root, pool, data.texts, out / "embedding")
     tell_backbone(source.probed, watch)
     place, tried = choose_place(
         data.ratings, data.texts, source, config.objectives, config.seed, watch

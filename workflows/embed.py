@@ -1,14 +1,17 @@
 """Embedding on Ray Data: canonical rows -> token trees -> actor pool -> feature shards.
 
 Every prompt meets all its responses, from ratings and pairs alike, in one tree. Only what no
-shard holds is embedded, so a rerun or a crash pays for what is missing.
+shard holds is embedded, so a rerun or a crash pays for what is missing. Sums of floats depend in
+their last bits on what is computed side by side, so that is planned before the first forward and
+kept: a run that lost nodes, or was killed and started again, gets the same bits.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +39,7 @@ from workflows.progress import Watch
 SHARD_PROMPTS = 64
 LOST = (NodeDiedError, ObjectLostError, RayActorError, WorkerCrashedError, ExecutionTimeoutError)
 """What Ray Data raises where it could not make up for a lost node itself."""
+BUDGET = b"token_budget"
 COUNTS = ("texts", "prompts", "tokens", "separate_tokens", "prompts_cut", "responses_cut")
 """What is counted of an embedding."""
 
@@ -64,6 +68,18 @@ class Pool:
             gpus = float(ray.cluster_resources().get("GPU", 0) >= num)
         return cls(num, 1.0, gpus)
 
+    def map(self, actor: type, args: tuple[Any, ...], shards: ray.data.Dataset) -> ray.data.Dataset:
+        """Returns what `actor(*args)` makes of each shard, as it comes."""
+        return shards.map_batches(
+            actor,
+            fn_constructor_args=args,
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=self.cpus,
+            num_gpus=self.gpus,
+            compute=ActorPoolStrategy(size=self.num_actors),
+        )
+
     @property
     def bundle(self) -> dict[str, float]:
         """Resources of one actor."""
@@ -77,14 +93,18 @@ class Source:
     root: str
     pool: Pool
     probed: Probed
+    plans: Path
+    """Folder in which the run keeps what is embedded side by side."""
 
     @classmethod
-    def open(cls, config: BackboneConfig, root: str, pool: Pool, texts: Texts) -> Source:
+    def open(
+        cls, config: BackboneConfig, root: str, pool: Pool, texts: Texts, plans: Path
+    ) -> Source:
         """Probes the backbone on a worker: the driver may lack the workers' hardware."""
         remote = ray.remote(probe).options(num_cpus=pool.cpus, num_gpus=pool.gpus)
         samples = first_prompts(texts, DRIFT_PROMPTS)
         try:
-            return cls(root, pool, ray.get(remote.remote(config, samples)))
+            return cls(root, pool, ray.get(remote.remote(config, samples)), plans)
         except RayTaskError as error:
             raise error.cause from None
 
@@ -107,32 +127,50 @@ def as_trees(columns: Sequence[tuple[str, str]]) -> Callable[[pa.Table], pa.Tabl
     return explode
 
 
-def one_prompt(rows: Any) -> dict[str, Any]:
-    """Joins all rows of one prompt; a response that occurs twice is embedded once."""
-    ids, first = np.unique(rows["text_id"], return_index=True)
-    return {
-        "prompt_id": [rows["prompt_id"][0]],
-        "prompt": [rows["prompt"][0]],
-        "text_ids": [list(ids)],
-        "responses": [[rows["response"][i] for i in first]],
-    }
+def one_shard(rows: pa.Table) -> pa.Table:
+    """Joins all rows of one shard, in the order of their ids, each text once."""
+    prompts: dict[str, dict[str, Any]] = {}
+    for row in rows.sort_by([("prompt_id", "ascending"), ("text_id", "ascending")]).to_pylist():
+        own = {"prompt_id": row["prompt_id"], "prompt": row["prompt"]}
+        prompt = prompts.setdefault(row["prompt_id"], own | {"text_ids": [], "responses": []})
+        if row["text_id"] not in prompt["text_ids"][-1:]:
+            prompt["text_ids"].append(row["text_id"])
+            prompt["responses"].append(row["response"])
+    return pa.table({"prompts": [list(prompts.values())]})
 
 
-def wanted_ids(texts: Texts, prompts: frozenset[str] | None = None) -> list[str]:
-    """Returns the text ids of the files, each once, sorted; of some prompts only where given."""
-    names: set[str] = set()
+def wanted_texts(texts: Texts, prompts: frozenset[str] | None = None) -> pa.Table:
+    """Returns `prompt_id` and `text_id` of the files' texts, each once, sorted.
+
+    Args:
+        texts: canonical files.
+        prompts: only the responses to these.
+    """
+    parts: list[pa.Table] = []
     for files, columns in (
         (texts.ratings, ("text_id",)),
         (texts.pairs, ("chosen_id", "rejected_id")),
     ):
         for file in files:
             table = pq.read_table(file, columns=["prompt_id", *columns])
-            if prompts is not None:
-                known = pa.array(sorted(prompts))
-                table = table.filter(pc.is_in(table["prompt_id"], known))  # pyright: ignore[reportAttributeAccessIssue]
-            for column in columns:
-                names.update(table[column].to_pylist())
-    return sorted(names)
+            names = ("prompt_id", "text_id")
+            parts += [pa.table([table["prompt_id"], table[c]], names=names) for c in columns]
+    rows = pa.concat_tables(parts)
+    if prompts is not None:
+        rows = rows.filter(is_in(rows["prompt_id"], sorted(prompts)))
+    both = rows.group_by(["prompt_id", "text_id"]).aggregate([])
+    return both.sort_by([("prompt_id", "ascending"), ("text_id", "ascending")])
+
+
+def is_in(column: pa.ChunkedArray, values: Sequence[str]) -> pa.ChunkedArray:
+    """Returns which entries of a column are among `values`."""
+    return pc.is_in(column, pa.array(values, pa.string()))  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def into_shards(rows: pa.Table, first: int = 0) -> pa.Table:
+    """Adds `shard`: one number for every `SHARD_PROMPTS` prompts of rows sorted by prompt."""
+    _, prompt_N = np.unique(rows["prompt_id"].to_numpy(), return_inverse=True)
+    return rows.append_column("shard", pa.array(first + prompt_N // SHARD_PROMPTS, pa.int64()))
 
 
 def first_prompts(texts: Texts, num: int) -> list[Mapping[str, Any]]:
@@ -148,17 +186,19 @@ def first_prompts(texts: Texts, num: int) -> list[Mapping[str, Any]]:
     return rows[-num:]
 
 
-def prompt_trees(texts: Texts, wanted: frozenset[str]) -> ray.data.Dataset:
-    """Returns one row per prompt: `prompt_id`, `prompt` (JSON), `text_ids`, `responses`.
+def shard_rows(texts: Texts, plan: pa.Table) -> ray.data.Dataset:
+    """Returns one row per shard, whose `prompts` are what `Embedder` and `Scorer` take.
 
     Args:
         texts: canonical files.
-        wanted: text ids that are taken.
+        plan: `text_id` and `shard` of the texts that are taken.
     """
-    known = pa.array(sorted(wanted))
+    ids, shards = plan["text_id"].combine_chunks(), plan["shard"].combine_chunks()
 
-    def keep(table: pa.Table) -> pa.Table:
-        return table.filter(pc.is_in(table["text_id"], known))  # pyright: ignore[reportAttributeAccessIssue]
+    def place(table: pa.Table) -> pa.Table:
+        at = pc.index_in(table["text_id"], ids)  # pyright: ignore[reportAttributeAccessIssue]
+        placed = table.append_column("shard", shards.take(at.combine_chunks()))
+        return placed.filter(pc.is_valid(placed["shard"]))  # pyright: ignore[reportAttributeAccessIssue]
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -173,11 +213,46 @@ def prompt_trees(texts: Texts, wanted: frozenset[str]) -> ray.data.Dataset:
             rows = ray.data.read_parquet(list(files), columns=names)
             parts.append(rows.map_batches(as_trees(columns), batch_format="pyarrow"))
     rows = parts[0].union(*parts[1:]) if len(parts) > 1 else parts[0]
-    data = rows.map_batches(keep, batch_format="pyarrow")
-    trees = data.groupby("prompt_id").map_groups(one_prompt, batch_format="numpy")
+    data = rows.map_batches(place, batch_format="pyarrow")
+    joined = data.groupby("shard").map_groups(one_shard, batch_format="pyarrow")
     # Blocks of one shard each: counts arrive, and are lost, shard by shard. All of this ends
     # before the actors take the CPUs: on a full cluster it would wait for them for ever.
-    return trees.repartition(target_num_rows_per_block=SHARD_PROMPTS).materialize()
+    return joined.repartition(target_num_rows_per_block=1).materialize()
+
+
+def plan_shards(wanted: pa.Table, store: FeatureStore, file: Path, token_budget: int) -> pa.Table:
+    """Returns the plan of a run, with the token budget in its metadata; keeps it in `file`.
+
+    Args:
+        wanted: the run's texts, see `wanted_texts`.
+        store: the cache; what it holds is not planned.
+        file: where the plan is, if the run began before; what it holds stays as it is.
+        token_budget: that of a new plan.
+    """
+    held = [pq.read_table(file)] if file.exists() else []
+    first = 0
+    if held:
+        first = int(held[0]["shard"].to_numpy().max()) + 1
+        token_budget = int(held[0].schema.metadata[BUDGET])
+    known = [name for plan in held for name in plan["text_id"].to_pylist()]
+    left = wanted.filter(pc.invert(is_in(wanted["text_id"], known)))  # pyright: ignore[reportAttributeAccessIssue]
+    left = left.filter(pa.array(store.find("texts", left["text_id"].to_pylist()).missing_N))
+    if not left.num_rows and held:
+        return held[0]
+    plan = pa.concat_tables([*held, into_shards(left, first)])
+    plan = plan.replace_schema_metadata({BUDGET: str(token_budget)})
+    if plan.num_rows:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(plan, partial := file.with_suffix(".part"))
+        partial.replace(file)
+    return plan
+
+
+def pending(plan: pa.Table, store: FeatureStore) -> pa.Table:
+    """Returns the shards of the plan that lack a text in the cache."""
+    missing = store.find("texts", plan["text_id"].to_pylist()).missing_N
+    shard = plan["shard"].to_numpy()
+    return plan.filter(pa.array(np.isin(shard, shard[missing])))
 
 
 def embed(
@@ -197,15 +272,19 @@ def embed(
         watch: is shown the progress.
         prompts: embed only the responses to these prompts (to choose a layer on a sample).
     """
-    store, ids = source.store(depths), wanted_ids(texts, prompts)
+    store, config = source.store(depths), source.probed.config
+    file = source.plans / f"{Path(store.path).name}.parquet"
+    plan = plan_shards(wanted_texts(texts, prompts), store, file, config.token_budget)
+    config = replace(config, token_budget=int(plan.schema.metadata[BUDGET]))
     counts: dict[str, int] = dict.fromkeys(COUNTS, 0)
     for tries_left in reversed(range(MAX_FAILURES + 1)):
-        missing = frozenset(np.array(ids, dtype=object)[store.find("texts", ids).missing_N])
-        if not missing:
+        if not (left := pending(plan, store)).num_rows:
             break
+        embedder = (config, depths, store, max(1, int(source.pool.cpus)))
+        counted = source.pool.map(Embedder, embedder, shard_rows(texts, left))
         try:
-            with watch.bar("embedding texts", len(missing)) as advance:
-                for row in embed_missing(texts, missing, source, store, depths).iter_rows():
+            with watch.bar("embedding texts", left.num_rows) as advance:
+                for row in counted.iter_rows():
                     for name in counts:
                         counts[name] += int(row[name])
                     advance(int(row["texts"]))
@@ -214,23 +293,3 @@ def embed(
                 raise
             watch.say("embedding: a node was lost; going on with what is missing")
     return store, counts
-
-
-def embed_missing(
-    texts: Texts,
-    missing: frozenset[str],
-    source: Source,
-    store: FeatureStore,
-    depths: tuple[int, ...],
-) -> ray.data.Dataset:
-    """Returns the counts of each shard that the actors write, as they come."""
-    pool = source.pool
-    return prompt_trees(texts, missing).map_batches(
-        Embedder,
-        fn_constructor_args=(source.probed.config, depths, store, max(1, int(pool.cpus))),
-        batch_size=SHARD_PROMPTS,
-        batch_format="pyarrow",
-        num_cpus=pool.cpus,
-        num_gpus=pool.gpus,
-        compute=ActorPoolStrategy(size=pool.num_actors),
-    )

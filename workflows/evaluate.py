@@ -13,7 +13,6 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from ray.data import ActorPoolStrategy
 from safetensors.numpy import load_file
 
 from actors.scorer import Scorer
@@ -26,7 +25,7 @@ from panoply.hub.artefact import Card
 from panoply.measure.boards import rmbench
 from panoply.measure.calibration import reliability
 from workflows.cluster import connect, run_folder
-from workflows.embed import SHARD_PROMPTS, Pool, Texts, prompt_trees, wanted_ids
+from workflows.embed import Pool, Texts, into_shards, shard_rows, wanted_texts
 from workflows.page.write import write_page
 from workflows.progress import Watch
 from workflows.report import write_plots
@@ -120,19 +119,11 @@ class TextScores:
 
 def score_texts(texts: Texts, folder: Path, num_workers: int, watch: Watch) -> TextScores:
     """Scores every text of the files with every scorer of the model."""
-    ids, pool = wanted_ids(texts), Pool.of_cluster(num_workers)
-    scored = prompt_trees(texts, frozenset(ids)).map_batches(
-        Scorer,
-        fn_constructor_args=(str(folder), 1),
-        batch_size=SHARD_PROMPTS,
-        batch_format="pyarrow",
-        num_cpus=pool.cpus,
-        num_gpus=pool.gpus,
-        compute=ActorPoolStrategy(size=pool.num_actors),
-    )
+    plan = into_shards(wanted_texts(texts))
+    scored = Pool.of_cluster(num_workers).map(Scorer, (str(folder), 1), shard_rows(texts, plan))
     names: list[str] = []
     parts: list[dict[str, Array]] = []
-    with watch.bar("scoring texts", len(ids)) as advance:
+    with watch.bar("scoring texts", plan.num_rows) as advance:
         for part in scored.iter_batches(batch_size=None, batch_format="pyarrow"):
             batch = cast(pa.Table, part)
             own: list[str] = batch["text_id"].to_pylist()

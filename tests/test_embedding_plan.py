@@ -1,0 +1,95 @@
+"""What is embedded side by side is planned once, and survives whatever happens to the run."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from panoply.data.features import FeatureStore
+from workflows.embed import SHARD_PROMPTS, into_shards, one_shard, pending, plan_shards
+
+
+@pytest.fixture
+def store(tmp_path):
+    return FeatureStore(str(tmp_path / "store"), {"weights": "w"})
+
+
+def texts(num_prompts, num_responses=2, first=0):
+    prompts = [f"p{i:04d}" for i in range(first, first + num_prompts) for _ in range(num_responses)]
+    ids = [f"{name}-{i % num_responses}" for i, name in enumerate(prompts)]
+    return pa.table({"prompt_id": prompts, "text_id": ids})
+
+
+def write(store, plan, shard):
+    own = plan["text_id"].to_numpy()[plan["shard"].to_numpy() == shard]
+    store.write("texts", list(own), {"last_1": np.zeros((len(own), 2), np.float32)})
+
+
+def test_prompts_are_never_divided_between_shards():
+    plan = into_shards(texts(2 * SHARD_PROMPTS + 1, 3), first=5)
+    shards = plan.group_by("prompt_id").aggregate([("shard", "count_distinct")])
+    assert set(shards["shard_count_distinct"].to_pylist()) == {1}
+    assert plan.group_by("shard").aggregate([("prompt_id", "count")]).to_pydict() == {
+        "shard": [5, 6, 7],
+        "prompt_id_count": [3 * SHARD_PROMPTS, 3 * SHARD_PROMPTS, 3],
+    }
+
+
+def test_a_run_that_goes_on_computes_whole_shards_of_its_first_plan(store, tmp_path):
+    wanted, file = texts(3 * SHARD_PROMPTS), tmp_path / "plans" / "plan.parquet"
+    plan = plan_shards(wanted, store, file, 512)
+    write(store, plan, 1)
+    again = plan_shards(wanted, store, file, 2048)
+    assert again.equals(plan)
+    assert again.schema.metadata[b"token_budget"] == b"512"
+    assert set(pending(again, store)["shard"].to_pylist()) == {0, 2}
+
+
+def test_a_shard_that_lacks_one_text_is_computed_whole(store, tmp_path):
+    plan = plan_shards(texts(2 * SHARD_PROMPTS), store, tmp_path / "plan.parquet", 512)
+    write(store, plan.slice(0, 2 * SHARD_PROMPTS - 1), 0)
+    write(store, plan, 1)
+    assert pending(plan, store).equals(plan.filter(pa.array(plan["shard"].to_numpy() == 0)))
+
+
+def test_what_the_cache_holds_is_not_planned_again(store, tmp_path):
+    held = into_shards(texts(SHARD_PROMPTS))
+    write(store, held, 0)
+    plan = plan_shards(texts(SHARD_PROMPTS + 2), store, tmp_path / "plan.parquet", 512)
+    assert set(plan["prompt_id"].to_pylist()) == {"p0064", "p0065"}
+    write(store, plan, 0)
+    assert pending(plan, store).num_rows == 0
+
+
+def test_texts_that_are_lost_from_the_cache_join_the_plan_as_further_shards(store, tmp_path):
+    file = tmp_path / "plan.parquet"
+    held = into_shards(texts(SHARD_PROMPTS, first=SHARD_PROMPTS))
+    write(store, held, 0)
+    wanted = texts(2 * SHARD_PROMPTS)
+    plan_shards(wanted, store, file, 512)
+    for name in store.shards("texts"):
+        store.fs.delete_file(f"{store.path}/{name}")
+    plan = plan_shards(wanted, store, file, 512)
+    assert plan["shard"].to_pylist() == [0] * 2 * SHARD_PROMPTS + [1] * 2 * SHARD_PROMPTS
+    assert plan.slice(2 * SHARD_PROMPTS)["text_id"].equals(held["text_id"])
+
+
+def test_the_rows_of_a_shard_are_joined_in_one_order_whatever_their_own():
+    rows = pa.table(
+        {
+            "prompt_id": ["b", "a", "b", "a"],
+            "prompt": ["[B]", "[A]", "[B]", "[A]"],
+            "text_id": ["b2", "a1", "b1", "a1"],
+            "response": ["two", "one", "first", "one"],
+        }
+    )
+    expected = [
+        {"prompt_id": "a", "prompt": "[A]", "text_ids": ["a1"], "responses": ["one"]},
+        {
+            "prompt_id": "b",
+            "prompt": "[B]",
+            "text_ids": ["b1", "b2"],
+            "responses": ["first", "two"],
+        },
+    ]
+    for order in ([0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1]):
+        assert one_shard(rows.take(order))["prompts"].to_pylist() == [expected]
