@@ -10,7 +10,6 @@ import yaml
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 from ray_head import ROOT, eventually, free_ports, ray_head
 
-pytestmark = pytest.mark.skip("not done: written, but not yet run on a machine that was free")
 COMMANDS = (
     "initialization_commands",
     "setup_commands",

@@ -11,6 +11,7 @@ import pytest
 from test_report import example_metrics
 
 from panoply.data.tables import PairTable, Split
+from panoply.measure.boards import LEVELS, STYLES, rmbench
 from workflows.mistakes import MOST, confident_mistakes, report_mistakes
 from workflows.page.charts import Axis
 from workflows.page.summary import verdict
@@ -27,6 +28,7 @@ SECTIONS = {
     "mistakes": "Most confident mistakes",
     "left-out": "Leave one source out",
     "planted": "Planted truth",
+    "rmbench": "RM-Bench",
     "record": "Data and configuration",
 }
 
@@ -89,7 +91,17 @@ def large_metrics():
     metrics["gate"]["weights_by_domain"][HOSTILE] = metrics["gate"]["weights_by_domain"]["source_0"]
     kind = {"id": "f" * 32, "rows": 10, "by_source": {HOSTILE: 10}, "parts": {"test": 10}}
     metrics["data"] = {"pairs": kind | {"quarantined": {"empty": 2}}}
+    metrics["rmbench"] = example_board()
     return metrics
+
+
+def example_board(num_items=6):
+    """Numbers of two scorers on four domains; the gate wins all with a longer style, else none."""
+    chosen, rejected = np.tile(np.indices((3, 3)).reshape(2, 9), 4 * num_items)
+    domains = np.repeat(["chat", "code", "math", "safety-refuse"], 9 * num_items)
+    margins = {"gate": chosen - rejected + 0.5, "mlp": np.full(len(domains), np.nan)}
+    scorers = {name: rmbench(own, chosen, rejected, domains) for name, own in margins.items()}
+    return {"num_pairs": len(domains), "num_seen": 0, "scorers": scorers}
 
 
 def test_the_mistakes_are_the_surest_wrong_test_pairs_without_repeating_a_prompt(tmp_path):
@@ -273,6 +285,21 @@ def test_tables_have_captions_and_headers_and_scroll_under_a_name(phone):
     regions = phone.locator(".scroll")
     assert regions.evaluate_all("all => all.every(r => r.tabIndex === 0 && r.ariaLabel)")
     assert phone.locator("svg").evaluate_all("all => all.every(s => s.ariaLabel)")
+
+
+def test_the_board_shows_each_scorer_s_levels_and_what_style_the_gate_wins_with(phone):
+    tables = phone.locator("#rmbench table")
+    rows = [table.locator("tr").all() for table in tables.all()]
+    cells = [[row.locator("th, td").all_inner_texts() for row in own] for own in rows]
+    assert cells[0][0] == ["scorer", *LEVELS, "chat", "code", "math", "safety"]
+    assert cells[0][1] == ["gate", "0.00", "1.00", "1.00", *["0.67"] * 5]
+    assert cells[0][2] == ["mlp", *["-"] * 8]
+    assert cells[1] == [
+        ["chosen \\ rejected", *STYLES],
+        [STYLES[0], "1.00", "0.00", "0.00"],
+        [STYLES[1], "1.00", "1.00", "0.00"],
+        [STYLES[2], "1.00", "1.00", "1.00"],
+    ]
 
 
 LOWEST_CONTRAST = """() => {

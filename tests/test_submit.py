@@ -1,6 +1,5 @@
 """`ray job submit`: what arrives on the cluster, what comes back, what a stopped job leaves."""
 
-import os
 import time
 import zipfile
 from pathlib import Path
@@ -85,7 +84,6 @@ def test_a_relative_folder_is_refused_with_one_sentence(head, tiny_model_folder)
     assert "Traceback" not in done.stdout
 
 
-@pytest.mark.skip("not done: Ray Train's detached PlacementGroupCleaner outlives a stopped job")
 def test_a_job_stopped_while_it_trains_leaves_nothing_behind(head, tiny_model_folder, tmp_path):
     for_ever = ("--gate.num-steps", "10000000", "--gate.patience", "10000000")
     words = armorm(tiny_model_folder, tmp_path / "run", "--num-workers", "2", *for_ever)
@@ -106,11 +104,11 @@ def test_a_job_stopped_while_it_trains_leaves_nothing_behind(head, tiny_model_fo
     def left():
         alive = {a["class_name"] for a in head.listed("actors") if a["state"] != "DEAD"}
         groups = [g for g in head.listed("placement_groups") if g["state"] != "REMOVED"]
-        return [*(alive - RAYS_OWN), *groups]
+        command = Path(f"/proc/{driver}/cmdline")
+        running = [command.read_bytes()] if command.exists() else []
+        return [*(alive - RAYS_OWN), *groups, *filter(None, running)]
 
     end = time.monotonic() + 90
     while left() and time.monotonic() < end:
         time.sleep(0.3)
     assert not left()
-    with pytest.raises(ProcessLookupError):
-        os.kill(driver, 0)

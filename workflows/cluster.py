@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +29,8 @@ MAX_FAILURES = 8
 RESIZE_SECONDS = 30.0
 """How often Ray Train looks for nodes that came or went."""
 TOLD_EVERY_SECONDS = 30.0
+INTERRUPTED = 130
+"""What a shell reports of a command that Ctrl-C ended."""
 
 
 def connect(num_workers: int) -> None:
@@ -143,10 +149,32 @@ def run_train(
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
         ),
     )
-    for tries_left in reversed(range(MAX_FAILURES + 1)):
-        try:
-            trainer.fit()
-            return
-        except ControllerError:  # its node was lost: Ray Train outlives only those of workers
-            if not tries_left:
-                raise
+    with aborts_when_stopped():
+        for tries_left in reversed(range(MAX_FAILURES + 1)):
+            try:
+                trainer.fit()
+                return
+            except ControllerError:  # its node was lost: Ray Train outlives only those of workers
+                if not tries_left:
+                    raise
+
+
+@contextmanager
+def aborts_when_stopped() -> Generator[None]:
+    """Lets SIGTERM, which `ray job stop` sends, abort Ray Train as Ctrl-C does.
+
+    Killed without that, it leaves a detached actor behind for ever. Afterwards signals do what they
+    did before: Ray Train does not give Ctrl-C back.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    except SystemExit:  # Ray Train's, with 0, which would read as success
+        sys.exit(INTERRUPTED)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
