@@ -1,0 +1,23 @@
+"""What Ctrl-C and `ray job stop` do while Ray Train runs, and afterwards."""
+
+import signal
+
+import pytest
+
+from workflows.cluster import INTERRUPTED, aborts_when_stopped
+
+
+def test_a_stopped_job_is_told_what_ctrl_c_tells_and_signals_are_given_back():
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    told = []
+    with aborts_when_stopped():
+        signal.signal(signal.SIGINT, lambda number, _: told.append(number))  # as Ray Train does
+        signal.raise_signal(signal.SIGTERM)
+    assert told == [signal.SIGINT]
+    assert before == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+
+
+def test_an_aborted_run_is_no_success():
+    with pytest.raises(SystemExit) as ended, aborts_when_stopped():
+        raise SystemExit(0)  # as Ray Train does
+    assert ended.value.code == INTERRUPTED
