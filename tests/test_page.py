@@ -292,13 +292,13 @@ def test_the_board_shows_each_scorer_s_levels_and_what_style_the_gate_wins_with(
     rows = [table.locator("tr").all() for table in tables.all()]
     cells = [[row.locator("th, td").all_inner_texts() for row in own] for own in rows]
     assert cells[0][0] == ["scorer", *LEVELS, "chat", "code", "math", "safety"]
-    assert cells[0][1] == ["gate", "0.00", "1.00", "1.00", *["0.67"] * 5]
+    assert cells[0][1] == ["gate", "0.000", "1.000", "1.000", *["0.667"] * 5]
     assert cells[0][2] == ["mlp", *["-"] * 8]
     assert cells[1] == [
         ["chosen \\ rejected", *STYLES],
-        [STYLES[0], "1.00", "0.00", "0.00"],
-        [STYLES[1], "1.00", "1.00", "0.00"],
-        [STYLES[2], "1.00", "1.00", "1.00"],
+        [STYLES[0], "1.000", "0.000", "0.000"],
+        [STYLES[1], "1.000", "1.000", "0.000"],
+        [STYLES[2], "1.000", "1.000", "1.000"],
     ]
 
 
