@@ -25,4 +25,6 @@ COPY workflows workflows
 
 ARG COMMIT=unknown
 ENV PANOPLY_COMMIT=$COMMIT PYTHONPATH=/opt/panoply PYTHONUNBUFFERED=1
+# A stopped job gets this long to end its training; Ray's 3 s would kill it half-way.
+ENV RAY_JOB_STOP_WAIT_TIME_S=60
 USER ray

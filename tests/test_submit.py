@@ -23,7 +23,8 @@ RAYS_OWN = {
 @pytest.fixture(scope="module")
 def head(tmp_path_factory):
     store = tmp_path_factory.mktemp("store")
-    with ray_head("--num-cpus=4", "--num-gpus=0", PANOPLY_STORE=str(store)) as started:
+    settings = {"PANOPLY_STORE": str(store), "RAY_JOB_STOP_WAIT_TIME_S": "60"}
+    with ray_head("--num-cpus=4", "--num-gpus=0", **settings) as started:
         yield started
 
 
