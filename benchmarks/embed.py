@@ -33,6 +33,8 @@ from panoply.config import ArmoRMConfig, BackboneConfig, ObjectivesConfig
 
 TIMES = 3
 """How many times the rows of the smaller size the larger one has."""
+PAIRS = 60
+"""Pairs beside the ratings, of either size: enough for every part of the split."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +133,7 @@ def config_of(options: Options, rows_per_source: int) -> ArmoRMConfig:
         ratings=tuple(map(str, sorted((options.data / "ratings").glob("*.parquet")))),
         pairs=(str(options.data / "pairs" / "hh_harmless.parquet"),),
         max_ratings_per_source=rows_per_source,
-        max_pairs_per_source=rows_per_source,
+        max_pairs_per_source=PAIRS,
         backbone=BackboneConfig(depths=(options.depth,), dtype="float32"),
         objectives=ObjectivesConfig(min_ratings=2),
     )
