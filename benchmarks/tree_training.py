@@ -131,11 +131,14 @@ def train_with_panoply(job: Job) -> tuple[Callable[[], float], nn.Module]:
     """Returns our epoch and the model."""
     from panoply.hub.attention import attend_by_trees
     from panoply.model.decoder import Decoder
-    from panoply.train.step import Comparison, compute_gradients, step_ids
+    from panoply.model.reward_net import RewardNet
+    from panoply.train.plan import step_ids
+    from panoply.train.step import Comparison, compute_gradients
 
     model = load_classifier(job).train()
     decoder = Decoder(model.base_model, [len(model.base_model.layers)], trainable=True)
     assert attend_by_trees(decoder)
+    net = RewardNet(decoder, model.score)
     items = [Comparison(tree) for tree in as_trees(job.trees)]
     num_steps = -(-len(items) // PAIRS_PER_STEP)
     optimizer = torch.optim.AdamW(
@@ -147,9 +150,7 @@ def train_with_panoply(job: Job) -> tuple[Callable[[], float], nn.Module]:
         losses: list[float] = []
         for step in range(num_steps):
             chosen = [items[i] for i in step_ids(0, step, len(items), PAIRS_PER_STEP)]
-            loss, _ = compute_gradients(
-                decoder, model.score, chosen, num_pairs=len(chosen), budget=2**20
-            )
+            loss = compute_gradients(net, chosen, budget=2**20).loss
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()

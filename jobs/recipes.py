@@ -5,6 +5,13 @@ from __future__ import annotations
 import tyro
 
 from panoply.config import ArmoRMConfig, BackboneConfig, GateConfig, Planted, Rendering
+from panoply.train.config import (
+    LossConfig,
+    PreferenceConfig,
+    ScheduleConfig,
+    TrunkConfig,
+    WeightingConfig,
+)
 
 ARMORM: dict[str, tuple[str, ArmoRMConfig]] = {
     "embedded": (
@@ -49,3 +56,67 @@ ARMORM: dict[str, tuple[str, ArmoRMConfig]] = {
     ),
 }
 """ArmoRM runs: what the command line lists, and the values it starts from."""
+
+SHORT = Rendering(max_prompt_tokens=64, max_response_tokens=64)
+PREFERENCE: dict[str, tuple[str, PreferenceConfig]] = {
+    "embedded": (
+        "The planted world on the embedded language model: no data, no hub, minutes on 2 cores.",
+        PreferenceConfig(
+            out="runs/preference",
+            planted=Planted(num_prompts=150),
+            trunk=TrunkConfig(trained="last", num_last=2, depth=0.3, rendering=SHORT),
+        ),
+    ),
+    "pairs": (
+        "Your pairs, by Bradley-Terry, with adapters on the embedded language model or any other.",
+        PreferenceConfig(out="runs/pairs", pairs=tyro.MISSING),
+    ),
+    "haf": (
+        "HaF-RM: the reward loss with a DPO policy loss on the same trunk.",
+        PreferenceConfig(
+            out="runs/haf", pairs=tyro.MISSING, loss=LossConfig(policy="dpo", alpha=0.2)
+        ),
+    ),
+    "more": (
+        "MORE: pairs of several sources, weighted step by step; plain mixing is trained beside it.",
+        PreferenceConfig(
+            out="runs/more", pairs=tyro.MISSING, weighting=WeightingConfig(sources="more")
+        ),
+    ),
+    "more-paper": (
+        "MORE as in the paper: a 7B model, all weights (sharded), 16 pairs of each of 5 sources.",
+        PreferenceConfig(
+            out="runs/more-paper",
+            pairs=tyro.MISSING,
+            max_pairs_per_source=40_000,
+            trunk=TrunkConfig(
+                model="huggyllama/llama-7b",
+                trained="full",
+                checkpointing=True,
+                rendering=Rendering(max_prompt_tokens=384, max_response_tokens=128),
+            ),
+            weighting=WeightingConfig(sources="more"),
+            schedule=ScheduleConfig(pairs_per_step=80, lr=1e-6, head_lr=1e-6, warmup=0.0),
+            num_workers=8,
+            parallel="fsdp",
+        ),
+    ),
+    "haf-paper": (
+        "HaF-RM as in the paper: Mistral-7B, rank 64 adapters, alpha 0.2, 2 epochs.",
+        PreferenceConfig(
+            out="runs/haf-paper",
+            pairs=tyro.MISSING,
+            trunk=TrunkConfig(
+                model="mistralai/Mistral-7B-Instruct-v0.2",
+                rank=64,
+                lora_alpha=16.0,
+                checkpointing=True,
+                rendering=Rendering(max_prompt_tokens=384, max_response_tokens=128),
+            ),
+            loss=LossConfig(policy="dpo", alpha=0.2, beta=0.1, reference="adapters_off"),
+            schedule=ScheduleConfig(pairs_per_step=16, num_epochs=2, lr=3e-5, head_lr=3e-5),
+            num_workers=8,
+        ),
+    ),
+}
+"""Preference runs."""

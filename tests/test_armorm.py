@@ -129,7 +129,7 @@ def test_the_same_folder_with_another_configuration_is_refused(finished):
 
 
 def test_the_same_folder_with_other_data_is_refused(tmp_path):
-    from workflows.armorm import claim
+    from workflows.cluster import claim
 
     claim(tmp_path, "data.json", {"ratings": "a", "pairs": "b"})
     claim(tmp_path, "data.json", {"ratings": "a", "pairs": "b"})

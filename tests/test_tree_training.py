@@ -13,7 +13,10 @@ from panoply.model.budget import LEAST, calibrate, within_memory
 from panoply.model.decoder import Decoder
 from panoply.model.forward import encode, encode_plain
 from panoply.model.heads import LinearHead, StackedHeads
-from panoply.train.step import Comparison, compute_gradients, micro_batches, step_ids
+from panoply.model.reward_net import RewardNet
+from panoply.train.plan import step_ids
+from panoply.train.step import Comparison, micro_batches
+from panoply.train.step import compute_gradients as step_gradients
 
 
 def comparisons(seed, num_trees=5):
@@ -33,6 +36,13 @@ def trained(family="llama", by_trees=True, num_heads=1, **changes):
         assert attend_by_trees(decoder)
     torch.manual_seed(1)
     return decoder, nn.Linear(32, num_heads, bias=False)
+
+
+def compute_gradients(decoder, head, items, *, num_pairs, budget):
+    """Loss of a step and the budget that memory allowed; every pair has the same share."""
+    shares = torch.full((count(items),), 1 / num_pairs)
+    done = step_gradients(RewardNet(decoder, head), items, budget=budget, shares_P=shares)
+    return done.loss, done.budget
 
 
 def count(items):
@@ -142,7 +152,7 @@ def test_every_epoch_is_a_new_order_of_all_pairs_that_seed_and_step_fix():
 
 def test_micro_batches_keep_the_budget_and_split_no_tree():
     items = comparisons(6, 12)
-    batches = micro_batches(items, 100)
+    batches = [[items[i] for i in at] for at in micro_batches(items, 100)]
     assert sorted(id(i) for batch in batches for i in batch) == sorted(map(id, items))
     for batch in batches:
         assert sum(item.tree.num_tokens for item in batch) <= 100 or len(batch) == 1

@@ -20,8 +20,6 @@ Where this differs from the paper:
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -36,7 +34,7 @@ from panoply.hub.card import write_card
 from panoply.measure.calibration import reliability
 from panoply.train.debias import Penalties
 from workflows.artefact import LinearParts, save_artefact
-from workflows.cluster import await_workers, connect, run_folder, store_root
+from workflows.cluster import await_workers, claim, connect, run_folder, store_root
 from workflows.debias import PairValues, fit_penalties, report_debias
 from workflows.embed import Pool, Source, embed
 from workflows.ingest import Data, ingest
@@ -141,25 +139,6 @@ def run_armorm(config: ArmoRMConfig, watch: Watch) -> dict[str, Any]:
     run_id = log_run(config.experiment, out, asdict(config), metrics, tags, "armorm")
     watch.say(f"tracked: MLflow run {run_id}")
     return metrics
-
-
-def claim(out: Path, name: str, own: Mapping[str, Any]) -> None:
-    """Writes what a run stands on to a file, or checks that the file there says the same.
-
-    Raises:
-        ValueError: the folder belongs to another configuration, or to other data.
-    """
-    wanted, file = json.loads(json.dumps(own)), out / name
-    if file.exists():
-        old = json.loads(file.read_text())
-        changed = sorted(key for key in wanted if wanted[key] != old.get(key))
-        if changed:
-            raise ValueError(
-                f"{str(out)!r} holds a run with other {', '.join(changed)} (see {name}); "
-                "take another `--out`, or remove that folder"
-            )
-    out.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(wanted, indent=1))
 
 
 def tell_backbone(probed: Probed, watch: Watch) -> None:

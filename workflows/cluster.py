@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -70,6 +71,25 @@ def run_folder(out: str) -> Path:
     return path.absolute()
 
 
+def claim(out: Path, name: str, own: Mapping[str, Any]) -> None:
+    """Writes what a run stands on to a file, or checks that the file there says the same.
+
+    Raises:
+        ValueError: the folder belongs to another configuration, or to other data.
+    """
+    wanted, file = json.loads(json.dumps(own)), out / name
+    if file.exists():
+        old = json.loads(file.read_text())
+        changed = sorted(key for key in wanted if wanted[key] != old.get(key))
+        if changed:
+            raise ValueError(
+                f"{str(out)!r} holds a run with other {', '.join(changed)} (see {name}); "
+                "take another `--out`, or remove that folder"
+            )
+    out.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(wanted, indent=1))
+
+
 def await_workers(
     num_workers: int, bundle: Mapping[str, float], minutes: float, watch: Watch
 ) -> None:
@@ -122,7 +142,12 @@ def totals() -> str:
 
 
 def run_train(
-    loop: Callable[[Any], None], config: Mapping[str, Any], num_workers: int, run: Path, name: str
+    loop: Callable[[Any], None],
+    config: Mapping[str, Any],
+    num_workers: int,
+    run: Path,
+    name: str,
+    gpus: float = 0.0,
 ) -> None:
     """Runs a Ray Train loop on one to `num_workers` workers, as nodes come and go.
 
@@ -135,12 +160,15 @@ def run_train(
         num_workers: most workers; 0 runs the loop in this process.
         run: folder of Ray Train's own files, on storage that all nodes share.
         name: of this step in it.
+        gpus: of each worker.
     """
     trainer = TorchTrainer(
         loop,
         train_loop_config=dict(config),
         scaling_config=ScalingConfig(
             num_workers=(1, num_workers) if num_workers > 1 else num_workers,
+            use_gpu=gpus > 0,
+            resources_per_worker={"CPU": 1.0, "GPU": gpus} if gpus else None,
             elastic_resize_monitor_interval_s=RESIZE_SECONDS,
         ),
         run_config=RunConfig(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
+from copy import copy, deepcopy
 from typing import Any, cast
 
 import torch
@@ -66,11 +67,20 @@ class Decoder:
         """What the forward computes in."""
         return next(self.model.parameters()).dtype
 
-    def states(self, tokens_BT: Tensor, **inputs: Any) -> list[Tensor]:
-        """Returns the normed hidden states `[B, T, D]` at each depth."""
+    def states(
+        self, tokens_BT: Tensor | None = None, *, embeds_BTD: Tensor | None = None, **inputs: Any
+    ) -> list[Tensor]:
+        """Returns the normed hidden states `[B, T, D]` at each depth, from tokens or from inputs.
+
+        `embeds_BTD` goes into the first layer in place of the tokens' embeddings.
+        """
         caught: dict[int, Tensor] = {}
+        if embeds_BTD is None:
+            inputs["input_ids"] = tokens_BT
+        else:
+            inputs["inputs_embeds"] = embeds_BTD
         with _catching(self.layers, self.depths, caught):
-            out = self.model(input_ids=tokens_BT, use_cache=False, **inputs)
+            out = self.model(use_cache=False, **inputs)
         top = len(self.layers)
         return [
             out.last_hidden_state if depth == top else self.norm(caught[depth])
@@ -136,13 +146,41 @@ def find_norm(model: nn.Module) -> nn.Module:
 
 def cut(model: nn.Module, num_layers: int) -> None:
     """Keeps the first `num_layers` layers of a decoder stack, in place."""
+    _keep(model, 0, num_layers)
+
+
+def with_layers(model: nn.Module, start: int, stop: int) -> nn.Module:
+    """Returns a view of a decoder stack with some of its layers, on the same weights.
+
+    A part that ends below the top has no final norm: it returns what the next layer takes in.
+
+    Raises:
+        ValueError: the layers are no attribute of the model itself.
+    """
     name = find_layers(model)
-    kept = cast(nn.ModuleList, model.get_submodule(name))[:num_layers]
+    if "." in name:
+        raise ValueError(
+            f"the layers of {type(model).__name__} lie in {name!r}: only a model that holds its "
+            "layers itself can be divided"
+        )
+    view, num_layers = copy(model), len(cast(nn.ModuleList, model.get_submodule(name)))
+    view._modules = dict(model._modules)
+    view.config = deepcopy(cast(Any, model.config))  # pyright: ignore[reportAttributeAccessIssue]
+    norm = next(key for key, module in model.named_children() if module is find_norm(model))
+    _keep(view, start, stop)
+    if stop < num_layers:
+        setattr(view, norm, nn.Identity())
+    return view
+
+
+def _keep(model: nn.Module, start: int, stop: int) -> None:
+    name = find_layers(model)
+    kept = cast(nn.ModuleList, model.get_submodule(name))[start:stop]
     parent, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(parent), leaf, kept)
     config = cast(Any, model.config)
     if getattr(config, "layer_types", None):
         # Some configurations derive the types from the number of layers.
         with suppress(AttributeError):
-            config.layer_types = list(config.layer_types[:num_layers])
-    config.num_hidden_layers = num_layers
+            config.layer_types = list(config.layer_types[start:stop])
+    config.num_hidden_layers = stop - start

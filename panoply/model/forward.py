@@ -43,6 +43,28 @@ def forward_trees(decoder: Decoder, trees: Sequence[TokenTree]) -> Features:
     return forward_rows(decoder, [trees])[0]
 
 
+def row_states(
+    decoder: Decoder, trees: Sequence[TokenTree], inputs: Sequence[Tensor | None] | None = None
+) -> tuple[Tensor, Layout]:
+    """Returns the states `[T, D]` of the top depth of trees in one row, and where is what in it.
+
+    Args:
+        decoder: the stack.
+        trees: prompts with their responses.
+        inputs: `[T, D]` of each tree, what goes into the first layer; None embeds the tokens.
+    """
+    layout = lay_out(trees)
+    given: dict[str, Any] = {"tokens_BT": torch.from_numpy(layout.tokens_T)[None]}
+    if inputs is not None and all(x is not None for x in inputs):
+        given = {"embeds_BTD": torch.cat([x for x in inputs if x is not None])[None]}
+    states = decoder.states(
+        **{name: x.to(decoder.device) for name, x in given.items()},
+        position_ids=torch.from_numpy(layout.positions_T)[None].to(decoder.device),
+        **_who_sees_whom(decoder, [layout]),
+    )
+    return states[-1][0], layout
+
+
 def forward_rows(decoder: Decoder, rows: Sequence[Sequence[TokenTree]]) -> list[Features]:
     """Runs rows of trees in one forward; one `Features` per row, on the model's device."""
     layouts = [lay_out(trees) for trees in rows]

@@ -30,11 +30,21 @@ class Layout:
     """Place of the last token of each response's render."""
     own_R: tuple[Ints, ...]
     """Places of each response's own tokens."""
+    spoken_R: tuple[Ints, ...]
+    """The same and the token that ends its turn, where the template has one: what a policy says."""
 
     @property
     def segment_T(self) -> Ints:
         """Number of each token's segment."""
         return np.repeat(np.arange(len(self.parent_S)), np.diff(self.bounds_S))
+
+    @property
+    def before_T(self) -> Ints:
+        """Place of the token before each in its tree; -1 for the first of a prompt."""
+        before = np.arange(-1, len(self.tokens_T) - 1)
+        first_S, parent_S = self.bounds_S[:-1], self.parent_S
+        before[first_S] = np.where(parent_S >= 0, self.bounds_S[parent_S + 1] - 1, -1)
+        return before
 
     def path(self, segment: int) -> tuple[int, ...]:
         """Segments before `segment`, the prompt first."""
@@ -51,6 +61,7 @@ def lay_out(trees: Sequence[TokenTree]) -> Layout:
     bounds, parents = [0], list[int]()
     gates: list[int] = []
     own: list[Ints] = []
+    spoken: list[Ints] = []
     last: list[int] = []
     for tree in trees:
         grown, offset = grow(tree), len(parents)
@@ -67,6 +78,7 @@ def lay_out(trees: Sequence[TokenTree]) -> Layout:
             spans = [np.arange(bounds[offset + s], bounds[offset + s + 1]) for s in path]
             places = np.concatenate(spans)
             own.append(places[branch.start : branch.stop])
+            spoken.append(places[branch.start : branch.stop + 1])
             last.append(int(places[-1]))
     return Layout(
         tokens_T=np.asarray(tokens, dtype=np.int64),
@@ -76,6 +88,7 @@ def lay_out(trees: Sequence[TokenTree]) -> Layout:
         gates_G=np.asarray(gates, dtype=np.int64),
         last_R=np.asarray(last, dtype=np.int64),
         own_R=tuple(own),
+        spoken_R=tuple(spoken),
     )
 
 

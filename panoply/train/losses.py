@@ -1,4 +1,7 @@
-"""Preference losses: one function per equation."""
+"""Preference losses: one function per equation. None is reduced: a step weighs its pairs itself.
+
+Legend: `P` pairs.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,9 @@ def bradley_terry(margin_P: Tensor) -> Tensor:
 
         L_p = -log sigma( R(x, y+) - R(x, y-) )
 
+    A margin that the pair's raters gave is subtracted from the argument before (Llama 2,
+    arXiv 2307.09288, equation 2).
+
     Args:
         margin_P: `[P]` R(x, y+) - R(x, y-).
 
@@ -19,3 +25,54 @@ def bradley_terry(margin_P: Tensor) -> Tensor:
     """
     # -log sigma(m) = log(1 + exp(-m)), which overflows nowhere.
     return softplus(-margin_P)
+
+
+def soft_label(margin_P: Tensor, label_P: Tensor) -> Tensor:
+    """Cross-entropy with a label between 0 and 1 (arXiv 2401.16335, section 4).
+
+        L_p = -( y log sigma(m) + (1 - y) log sigma(-m) )
+
+    Args:
+        margin_P: `[P]` m = R(x, y+) - R(x, y-).
+        label_P: `[P]` y, the belief that y+ is better.
+    """
+    return label_P * softplus(-margin_P) + (1 - label_P) * softplus(margin_P)
+
+
+def smoothed(label_P: Tensor, share: float) -> Tensor:
+    """Label smoothing: y <- (1 - e) y + e (1 - y)."""
+    return (1 - share) * label_P + share * (1 - label_P)
+
+
+def updated_labels(label_P: Tensor, margin_P: Tensor, share: float) -> Tensor:
+    """Iterative data smoothing after an epoch (arXiv 2401.16335, algorithm 1).
+
+    y <- (1 - b) y + b sigma( R(x, y+) - R(x, y-) )
+    """
+    return (1 - share) * label_P + share * margin_P.sigmoid()
+
+
+def centering(chosen_P: Tensor, rejected_P: Tensor) -> Tensor:
+    """Keeps the two scores of a pair around zero (arXiv 2312.09244, section 2).
+
+    L_p = ( R(x, y+) + R(x, y-) )^2
+    """
+    return (chosen_P + rejected_P) ** 2
+
+
+def dpo(policy_P: Tensor, reference_P: Tensor, beta: float) -> Tensor:
+    """HaF-RM's policy loss (arXiv 2407.04185, equation 6), which is DPO's.
+
+        L_p = -log sigma( beta ( log pi(y+|x)/pi_ref(y+|x) - log pi(y-|x)/pi_ref(y-|x) ) )
+
+    Args:
+        policy_P: `[P]` log pi(y+|x) - log pi(y-|x), summed over response tokens.
+        reference_P: `[P]` the same of the reference.
+        beta: inverse temperature.
+    """
+    return softplus(-beta * (policy_P - reference_P))
+
+
+def sft(log_prob_P: Tensor, num_tokens_P: Tensor) -> Tensor:
+    """Negative log-likelihood of a response per token: L_p = -1/|y| sum_t log pi(y_t | x, y_<t)."""
+    return -log_prob_P / num_tokens_P

@@ -1,29 +1,28 @@
 """One optimizer step on preference pairs, through token trees. Pure functions, one process.
 
-A step is a fixed list of pair ids, a function of (seed, step). Its loss is a sum over pairs divided
-by the pairs of *all* workers, so neither the number of workers nor the token budget changes it;
-micro-batches follow the budget.
+A step is a fixed list of pairs, a function of (seed, step). Its loss is a sum over pairs, each with
+its share; shares add up to one over *all* workers, so neither the number of workers nor the token
+budget changes the step. Micro-batches follow the budget.
 
-Legend: `P` pairs, `R` responses, `D` hidden size, `K` heads of an ensemble.
+Legend: `P` pairs of this worker's part of the step, `R` responses, `D` hidden size, `K` heads,
+`S` sources.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from panoply.model.budget import within_memory
-from panoply.model.decoder import Decoder
-from panoply.model.forward import forward_trees
-from panoply.model.tree import TokenTree, first_fit
+from panoply.model.reward_net import Outcome, RewardNet, score
+from panoply.model.tree import Branch, Ints, TokenTree, first_fit
 from panoply.train.losses import bradley_terry
-
-Loss: TypeAlias = Callable[[Tensor], Tensor]
+from panoply.train.min_norm import Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +34,8 @@ class Comparison:
     """Branch of the preferred response of each pair."""
     rejected: tuple[int, ...] = (1,)
     """Branch of the other response of each pair."""
+    inputs: Tensor | None = None
+    """What goes into the part that is trained where the part below was computed before."""
 
     def __post_init__(self) -> None:
         named = (*self.chosen, *self.rejected)
@@ -50,88 +51,219 @@ class Comparison:
             )
 
 
-def step_ids(seed: int, step: int, num_pairs: int, pairs_per_step: int) -> list[int]:
-    """Returns the pairs of a step: every epoch is a new order, its last step may be shorter.
+class Compared(NamedTuple):
+    """What one forward says of some pairs of the step."""
 
-    Raises:
-        ValueError: there is no pair, or no pair in a step.
-    """
-    if num_pairs < 1 or pairs_per_step < 1 or step < 0:
-        raise ValueError(
-            f"num_pairs and pairs_per_step must be positive and step not negative, got "
-            f"{num_pairs!r}, {pairs_per_step!r}, {step!r}"
-        )
-    epoch, place = divmod(step, -(-num_pairs // pairs_per_step))
-    order = np.random.default_rng((seed, epoch)).permutation(num_pairs)
-    return order[place * pairs_per_step : (place + 1) * pairs_per_step].tolist()
+    chosen_PK: Tensor
+    rejected_PK: Tensor
+    chosen_log_prob_P: Tensor | None
+    """log pi(y+ | x); None without a language-model head."""
+    rejected_log_prob_P: Tensor | None
+    chosen_tokens_P: Tensor
+    places: Ints
+    """Which of the step's pairs these are."""
+
+    @property
+    def margin_PK(self) -> Tensor:
+        """R(x, y+) - R(x, y-) of each head."""
+        return self.chosen_PK - self.rejected_PK
 
 
-def micro_batches(comparisons: Sequence[Comparison], budget: int) -> list[list[Comparison]]:
+Loss: TypeAlias = Callable[[Compared], Tensor]
+"""Returns the loss `[P]` of each pair."""
+
+
+def reward_loss(compared: Compared) -> Tensor:
+    """Bradley-Terry, summed over the heads of an ensemble, each as if it were alone."""
+    return bradley_terry(compared.margin_PK).sum(-1)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceSums:
+    """Sums over the pairs of each source: they add up over micro-batches and workers."""
+
+    grad_SD: Array
+    """Of the losses' gradients with respect to the head."""
+    loss_S: Array
+
+    def __add__(self, other: SourceSums) -> SourceSums:
+        return SourceSums(self.grad_SD + other.grad_SD, self.loss_S + other.loss_S)
+
+    @classmethod
+    def zero(cls, num_sources: int, size: int) -> SourceSums:
+        """Returns the sums of no pairs."""
+        return cls(np.zeros((num_sources, size)), np.zeros(num_sources))
+
+
+@dataclass(frozen=True, slots=True)
+class Weigh:
+    """How the sources of a step are weighed by what the step itself shows."""
+
+    source_P: Ints
+    """Source of each of this worker's pairs."""
+    num_sources: int
+    shares: Callable[[SourceSums], Tensor]
+    """Returns the pairs' shares `[P]` from the sums of this worker; called once in a forward's
+    course, again only where memory ran out meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """What a step did besides setting gradients."""
+
+    loss: float
+    margin_PK: Tensor
+    sums: SourceSums | None
+    """Of this worker's pairs, where sources are weighed."""
+    budget: int
+    """Tokens of a forward that memory allowed."""
+
+
+def micro_batches(comparisons: Sequence[Comparison], budget: int) -> list[list[int]]:
     """Packs comparisons into forwards of at most `budget` tokens; a larger tree gets its own.
 
-    A tree is never split: the losses of its pairs need both responses.
+    A tree is never split: the losses of its pairs need both responses. Returns their places.
     """
-    bins = first_fit([comparison.tree.num_tokens for comparison in comparisons], budget)
-    return [[comparisons[i] for i in chosen] for chosen in bins]
+    return first_fit([comparison.tree.num_tokens for comparison in comparisons], budget)
 
 
-def margins(decoder: Decoder, head: nn.Module, comparisons: Sequence[Comparison]) -> Tensor:
-    """Returns R(x, y+) - R(x, y-) of every pair, `[P]`, or `[P, K]` for an ensemble.
+def pair_up(out: Outcome, comparisons: Sequence[Comparison], at: Sequence[int]) -> Compared:
+    """Reads the two sides of each pair out of a forward."""
+    batch = [comparisons[i] for i in at]
+    first = np.cumsum([0, *(len(item.tree.branches) for item in batch)])
+    pairs = np.cumsum([0, *(len(item.chosen) for item in comparisons)])
+    chosen = [f + b for f, item in zip(first, batch, strict=False) for b in item.chosen]
+    rejected = [f + b for f, item in zip(first, batch, strict=False) for b in item.rejected]
+    places = np.concatenate([np.arange(pairs[i], pairs[i + 1]) for i in at])
+    a, b = (torch.as_tensor(rows, device=out.scores_RK.device) for rows in (chosen, rejected))
+    spoken = out.log_prob_R
+    return Compared(
+        out.scores_RK[a],
+        out.scores_RK[b],
+        None if spoken is None else spoken[a],
+        None if spoken is None else spoken[b],
+        out.num_tokens_R[a],
+        places,
+    )
 
-    Args:
-        decoder: the stack, `trainable` where its weights are trained too.
-        head: maps last states `[R, D]` of the top depth to scores `[R, K]`.
-        comparisons: trees that run side by side in one row.
+
+def source_sums(
+    net: RewardNet, out: Outcome, compared: Callable[[Outcome], Compared], loss: Loss, weigh: Weigh
+) -> SourceSums:
+    """Returns the head's gradient of each source's losses, on features that carry no gradient.
+
+    g_s = sum over the pairs p of source s of dL_p/dw,   w the head
     """
-    features = forward_trees(decoder, [comparison.tree for comparison in comparisons])
-    scores_RK = head(features.last_RLD[:, -1])
-    first = np.cumsum([0, *(len(comparison.tree.branches) for comparison in comparisons)])
-
-    def places(name: str) -> Tensor:
-        found = [
-            int(start) + branch
-            for start, comparison in zip(first, comparisons, strict=False)
-            for branch in getattr(comparison, name)
-        ]
-        return torch.tensor(found, device=scores_RK.device)
-
-    # Scores are float32 from the head on, also under autocast.
-    return (scores_RK[places("chosen")].float() - scores_RK[places("rejected")].float()).squeeze(-1)
+    weight = net.head.weight
+    sums = SourceSums.zero(weigh.num_sources, weight.numel())
+    with torch.enable_grad():
+        fixed = out._replace(scores_RK=score(net.head, out.features_RD.detach()))
+        found = compared(fixed)
+        loss_P, source_P = loss(found), weigh.source_P[found.places]
+        for s in np.unique(source_P):
+            own = loss_P[torch.from_numpy(source_P == s).to(loss_P.device)]
+            (grad,) = torch.autograd.grad(own.sum(), weight, retain_graph=True)
+            sums.grad_SD[s] = grad.flatten().double().cpu().numpy()
+            sums.loss_S[s] = float(own.detach().sum())
+    return sums
 
 
 def compute_gradients(
-    decoder: Decoder,
-    head: nn.Module,
+    net: RewardNet,
     comparisons: Sequence[Comparison],
     *,
-    num_pairs: int,
     budget: int,
-    loss: Loss = bradley_terry,
-) -> tuple[float, int]:
-    """Sets the gradients of a step and returns its loss, and the budget that memory allowed.
+    shares_P: Tensor | None = None,
+    loss: Loss = reward_loss,
+    weigh: Weigh | None = None,
+    ahead: bool = False,
+    idle: Callable[[int], int] | None = None,
+) -> Stepped:
+    """Sets the gradients of a step.
 
-        loss = 1/N sum_p L(R(x_p, y_p+) - R(x_p, y_p-)),   N the pairs of all workers
+        loss = sum_p share_p L_p,   share_p = 1/N for N pairs of all workers, if not given
 
     Gradients of earlier steps are cleared first, and again where memory runs out half-way: then the
     step begins anew with half the budget.
 
     Args:
-        decoder: the stack.
-        head: maps last states to scores.
+        net: the trunk with its heads.
         comparisons: this worker's part of the step.
-        num_pairs: N.
         budget: most tokens of a forward; the gradients do not depend on it.
-        loss: of each pair, from its margin.
+        shares_P: share of each pair.
+        loss: of each pair.
+        weigh: collects the sums of the sources.
+        ahead: shares come from `weigh`, from the sums of this very step. One forward where the
+            part fits into one, else a forward more without gradients.
+        idle: told the number of forwards, returns how many more to run for nothing: sharded
+            workers compute in step.
     """
+    num_pairs = sum(len(item.chosen) for item in comparisons)
+    if shares_P is None:
+        shares_P = torch.full((num_pairs,), 1 / max(1, num_pairs))
 
-    def run(budget: int) -> float:
-        decoder.model.zero_grad()
-        head.zero_grad()
-        total = 0.0
-        for batch in micro_batches(comparisons, budget):
-            part = loss(margins(decoder, head, batch)).sum() / num_pairs
+    def sums_of(out: Outcome, at: Sequence[int]) -> SourceSums:
+        assert weigh is not None
+        return source_sums(net, out, lambda o: pair_up(o, comparisons, at), loss, weigh)
+
+    def run(budget: int) -> Stepped:
+        net.zero_grad()
+        batches, given_P = micro_batches(comparisons, budget), shares_P
+        size = net.head.weight.numel()
+        sums = SourceSums.zero(weigh.num_sources, size) if weigh else None
+        if weigh and sums and ahead and len(batches) != 1:
+            with torch.no_grad():
+                sums = sum((sums_of(_forward(net, comparisons, at), at) for at in batches), sums)
+            given_P = weigh.shares(sums)
+        total, margin_PK = 0.0, torch.zeros(num_pairs, net.head.out_features)
+        for at in batches:
+            out = _forward(net, comparisons, at)
+            if weigh and sums and not (ahead and len(batches) != 1):
+                sums += sums_of(out, at)
+                given_P = weigh.shares(sums) if ahead else given_P
+            found = pair_up(out, comparisons, at)
+            part = (loss(found) * given_P[found.places].to(found.chosen_PK.device)).sum()
             part.backward()
             total += float(part.detach())
-        return total
+            margin_PK[found.places] = found.margin_PK.detach().cpu()
+        for _ in range(idle(len(batches)) if idle else 0):
+            (0 * net([IDLE]).scores_RK.sum()).backward()
+        return Stepped(total, margin_PK, sums, budget)
 
-    return within_memory(run, budget)
+    # Sharded workers cannot begin anew one by one.
+    return run(budget) if idle else within_memory(run, budget)[0]
+
+
+IDLE = TokenTree((0,), (Branch((0,), 0, 1), Branch((1,), 0, 1)), gate=0)
+"""The least that a forward can be run on."""
+
+
+def _forward(net: RewardNet, comparisons: Sequence[Comparison], at: Sequence[int]) -> Outcome:
+    batch = [comparisons[i] for i in at]
+    return net([item.tree for item in batch], [item.inputs for item in batch])
+
+
+@torch.no_grad()
+def margins(
+    net: RewardNet,
+    comparisons: Sequence[Comparison],
+    budget: int,
+    idle: Callable[[int], int] | None = None,
+) -> Compared:
+    """Returns both sides of all pairs, in their order, without gradients; see `compute_gradients`.
+
+    There must be a comparison, but for a worker that only keeps others company (`idle`).
+    """
+    batches = micro_batches(comparisons, budget)
+    parts = [pair_up(_forward(net, comparisons, at), comparisons, at) for at in batches]
+    for _ in range(idle(len(batches)) if idle else 0):
+        net([IDLE])
+    if not parts:
+        none = torch.zeros(0, net.head.out_features)
+        return Compared(none, none, none[:, 0], none[:, 0], none[:, 0], np.arange(0))
+    order = torch.from_numpy(np.argsort(np.concatenate([part.places for part in parts])))
+    columns = [
+        None if column[0] is None else torch.cat([x.cpu() for x in column if x is not None])[order]
+        for column in zip(*(part[:5] for part in parts), strict=True)
+    ]
+    return Compared(*columns, np.arange(len(order)))  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,325 @@
+"""Preference training as one worker sees it: its part of every step.
+
+The steps are a function of the configuration alone, and what they compute is a sum over all
+workers, so their number changes nothing.
+
+Legend: `P` pairs of a part, `K` heads, `S` sources.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from panoply.data.tables import Ints
+from panoply.data.tokens import TokenPairs
+from panoply.hub.inputs import InputStore
+from panoply.hub.trainable import Trainable, load_trainable
+from panoply.train.config import PreferenceConfig
+from panoply.train.group import Group
+from panoply.train.losses import updated_labels
+from panoply.train.min_norm import Array
+from panoply.train.objective import Targets, pair_loss
+from panoply.train.plan import Plan
+from panoply.train.weights import Weights
+from panoply.train.step import (
+    Compared,
+    Comparison,
+    SourceSums,
+    Stepped,
+    Weigh,
+    compute_gradients,
+    margins,
+)
+from panoply.train.weighting import Weighting, weigh
+
+BLOCK = 512
+"""Pairs whose forwards are planned together."""
+
+
+@dataclass(frozen=True, slots=True)
+class PairRows:
+    """The pairs of a run without their texts; rows are those of the token file."""
+
+    source_P: Ints
+    """Number of each pair's source."""
+    label_P: Array
+    margin_P: Array
+    weight_P: Array
+    train: Ints
+    select: Ints
+    scored: Ints
+    """Rows whose margins are wanted in the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainTask:
+    """One model to train."""
+
+    config: PreferenceConfig
+    pairs: PairRows
+    tokens: str
+    """File of the token trees."""
+    names: Sequence[str]
+    """Id of each pair's texts, by which what is computed once is found."""
+    folder: str
+    """Where checkpoints and results go, on storage that all workers share."""
+    store: str
+    """Root of what is computed once and shared by runs."""
+    threads: int = 0
+    """Of each worker; 0 leaves torch's own number."""
+
+
+class NonFinite(FloatingPointError):
+    """A loss or gradient is not a finite number; the batch was saved."""
+
+
+class Learner:
+    """One worker of a run: its part of the pairs, and a replica or shard of the weights."""
+
+    def __init__(self, task: TrainTask, group: Group) -> None:
+        self.task, self.config, self.group = task, task.config, group
+        loss, trunk = self.config.loss, self.config.trunk
+        self.trainable: Trainable = load_trainable(
+            trunk,
+            num_heads=self.config.num_heads,
+            seed=self.config.seed,
+            policy=loss.policy != "none",
+            uniform=self.config.parallel == "fsdp",
+        )
+        self.net = self.trainable.net
+        self.tokens = TokenPairs.open(Path(task.tokens))
+        rows = task.pairs
+        schedule = self.config.schedule
+        balanced = self.config.weighting.sources != "mixed"
+        self.plan = Plan(
+            rows.source_P[rows.train], schedule.pairs_per_step, self.config.seed, balanced
+        )
+        self.num_sources = len(self.plan.rows_K)
+        self.weighting = Weighting.begin(self.num_sources)
+        self.labels_P = rows.label_P.copy()
+        self.inputs: InputStore | None = None
+        if self.trainable.lower is not None:
+            self.inputs = InputStore.of(self.trainable, trunk, task.store)
+            self.inputs.fill(self.trainable, self.tokens, task.names, group)
+        uses_reference = loss.policy == "dpo" and loss.alpha > 0
+        self.frozen = deepcopy(self.net) if uses_reference and loss.reference == "copy" else None
+        self.weights = Weights.of(self.net, schedule, self.config.parallel, group)
+        precomputed = uses_reference and loss.reference == "precomputed"
+        self.reference_P = self._reference() if precomputed else None
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.plan.steps_per_epoch * self.config.schedule.num_epochs
+
+    @property
+    def delayed(self) -> bool:
+        """Whether MORE's weights are those of the step before.
+
+        A rule on the data alone: a step that fits one forward is weighed by itself.
+        """
+        tokens_P = self.tokens.column("num_tokens")[self.task.pairs.train]
+        per_step = tokens_P.mean() * self.config.schedule.pairs_per_step
+        return bool(per_step > self.config.schedule.token_budget)
+
+    def comparisons(self, rows: Sequence[int]) -> list[Comparison]:
+        """Returns the trees of some pairs, with what goes into the trained part."""
+        store, names = self.inputs, self.task.names
+        return [
+            Comparison(self.tokens.tree(row), inputs=store.read(row, names) if store else None)
+            for row in rows
+        ]
+
+    def compare(self, rows: Sequence[int]) -> Compared:
+        """Returns both sides of some pairs, without gradients."""
+        budget, idle = self.config.schedule.token_budget, self.weights.idle
+        with self.trainable.autocast():
+            return margins(self.net, self.comparisons(rows), budget, idle)
+
+    def _reference(self) -> Array:
+        """Returns the reference's log-probability ratio of every pair that needs it."""
+        rows = self.group.mine(np.union1d(self.task.pairs.train, self.task.pairs.scored))
+        found = [log_ratio(self.compare(block)).double().numpy() for block in self._blocks(rows)]
+        return self.group.spread(rows, np.concatenate(found), len(self.tokens.table))
+
+    def _blocks(self, rows: list[int]) -> list[list[int]]:
+        """Returns rows in blocks, as many for every worker, if need be with nothing in them."""
+        count = self.group.most(-(-len(rows) // BLOCK))
+        return [rows[i * BLOCK : (i + 1) * BLOCK] for i in range(count)]
+
+    def targets(self, rows: Sequence[int], comparisons: Sequence[Comparison]) -> Targets:
+        """Returns what is known of some pairs besides their texts."""
+        own = self.task.pairs
+        reference_P: Tensor | None = None
+        if self.reference_P is not None:
+            reference_P = torch.from_numpy(self.reference_P[list(rows)]).float()
+        elif self.config.loss.policy == "dpo" and self.config.loss.alpha > 0:
+            reference_P = self._reference_now(comparisons)
+        columns = (self.labels_P, own.margin_P, own.weight_P)
+        return Targets(
+            *(torch.from_numpy(column[list(rows)]).float() for column in columns), reference_P
+        )
+
+    def _reference_now(self, comparisons: Sequence[Comparison]) -> Tensor:
+        budget = self.config.schedule.token_budget
+        if not comparisons:
+            return torch.zeros(0)
+        with self.trainable.autocast():
+            if self.frozen is not None:
+                return log_ratio(margins(self.frozen, comparisons, budget))
+            with self.trainable.adapters_off():
+                return log_ratio(margins(self.net, comparisons, budget))
+
+    def step(self, number: int) -> dict[str, Any]:
+        """Takes a step and returns what is logged of it.
+
+        Raises:
+            NonFinite: the loss or a gradient is not finite; no weight has changed.
+        """
+        began = time.perf_counter()
+        places = self.plan.ids(number)
+        rows = self.task.pairs.train[places]
+        mine = self.group.mine(rows)
+        comparisons = self.comparisons(mine)
+        targets = self.targets(mine, comparisons)
+        sizes_S = np.bincount(
+            self.task.pairs.source_P[rows],
+            weights=self.task.pairs.weight_P[rows],
+            minlength=self.num_sources,
+        )
+        done = self._gradients(comparisons, targets, mine, sizes_S)
+        norm = self.weights.clip(self.config.schedule.max_norm)
+        loss = float(self.group.sum(np.array([done.loss]))[0])
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self._save_batch(number, mine, done)
+            raise NonFinite(f"step {number}: loss {loss}, gradient norm {norm}")
+        self.weights.step(self.rate(number))
+        tokens = float(sum(item.tree.num_tokens for item in comparisons))
+        logged: dict[str, Any] = {"step": number, "loss": loss, "gradient_norm": norm}
+        logged["tokens"] = self.group.sum(np.array([tokens]))[0]
+        logged["seconds"] = time.perf_counter() - began
+        if self.config.weighting.sources == "more":
+            logged["weights"] = self.weighting.weights_K.tolist()
+        return logged
+
+    def _gradients(
+        self, comparisons: Sequence[Comparison], targets: Targets, mine: list[int], sizes_S: Array
+    ) -> Stepped:
+        source_P = self.task.pairs.source_P[mine]
+        more, delayed = self.config.weighting.sources == "more", self.delayed
+        solved: list[Tensor] = []  # once a step, also where memory ran out after it
+
+        def shares() -> Tensor:
+            if self.config.weighting.sources == "mixed":
+                return torch.full((len(mine),), 1 / float(sizes_S.sum()))
+            return torch.from_numpy(self.weighting.weights_K / sizes_S)[source_P].float()
+
+        def solve(sums: SourceSums) -> Tensor:
+            if not solved:
+                grad_SD = self.group.sum(sums.grad_SD) / sizes_S[:, None]
+                loss_S = self.group.sum(sums.loss_S) / sizes_S
+                self.weighting = weigh(self.weighting, grad_SD, loss_S, self.config.weighting)
+                solved.append(shares())
+            return solved[0]
+
+        with self.trainable.autocast():
+            done = compute_gradients(
+                self.net,
+                comparisons,
+                budget=self.config.schedule.token_budget,
+                shares_P=shares(),
+                loss=lambda compared: pair_loss(compared, targets, self.config.loss),
+                weigh=Weigh(source_P, self.num_sources, solve) if more else None,
+                ahead=more and not delayed,
+                idle=self.weights.idle,
+            )
+        if more and delayed and done.sums is not None:
+            solve(done.sums)
+        return done
+
+    def rate(self, step: int) -> float:
+        """Returns the share of the peak learning rate: linear warm-up, then a cosine to zero."""
+        rising = self.config.schedule.warmup * self.num_steps
+        if step < rising:
+            return (step + 1) / (rising + 1)
+        along = (step - rising) / max(1.0, self.num_steps - rising)
+        return 0.5 * (1 + math.cos(math.pi * along))
+
+    def smooth_labels(self) -> None:
+        """Moves the training labels toward the model's belief, after an epoch."""
+        rows = self.group.mine(self.task.pairs.train)
+        margin_PK = self.all_margins(rows)
+        label_P = torch.from_numpy(self.labels_P[self.task.pairs.train])
+        margin_P = torch.from_numpy(margin_PK[self.task.pairs.train].mean(1))
+        updated = updated_labels(label_P, margin_P, self.config.loss.smoothing)
+        self.labels_P[self.task.pairs.train] = updated.numpy()
+
+    def all_margins(self, rows: list[int]) -> Array:
+        """Returns margins `[pairs, K]` of the rows that the workers bring; NaN for others."""
+        found = np.concatenate([self.margin(block) for block in self._blocks(rows)])
+        return self.group.spread(rows, found, len(self.tokens.table))
+
+    def margin(self, rows: Sequence[int]) -> Array:
+        """Returns margins `[P, K]`; of the implicit reward where no reward loss trains a head.
+
+        R(x, y) = beta log pi(y | x) / pi_ref(y | x)   (DPO as a reward model)
+        """
+        compared = self.compare(rows)
+        if self.config.loss.reward:
+            return compared.margin_PK.double().numpy()
+        reference_P = self.targets(rows, self.comparisons(rows)).reference_P
+        assert reference_P is not None
+        apart = self.config.loss.beta * (log_ratio(compared) - reference_P)
+        return apart.double().numpy()[:, None].repeat(self.config.num_heads, 1)
+
+    def moments(self) -> tuple[list[float], list[float]]:
+        """Returns the mean and deviation of each head's scores on a sample of training responses.
+
+        0 and 1 for a single head, whose scores stay as they are.
+        """
+        if self.config.num_heads == 1:
+            return [0.0], [1.0]
+        compared = self.compare(self.group.mine(self.task.pairs.train[:BLOCK]))
+        score_RK = torch.cat([compared.chosen_PK, compared.rejected_PK]).double().numpy()
+        sums = [np.full(1, len(score_RK)), score_RK.sum(0), (score_RK**2).sum(0)]
+        count, first, second = (self.group.sum(x) for x in sums)
+        mean = first / count
+        return mean.tolist(), np.sqrt(second / count - mean**2).tolist()
+
+    def select_loss(self) -> float:
+        """Returns the log loss on *select*, the mean of the sources'."""
+        rows = self.task.pairs.select
+        margin_P = self.all_margins(self.group.mine(rows))[rows].mean(1)
+        margin_P *= 2 * self.task.pairs.label_P[rows] - 1
+        source_P = self.task.pairs.source_P[rows]
+        losses = [np.logaddexp(0, -margin_P[source_P == s]).mean() for s in np.unique(source_P)]
+        return float(np.mean(losses))
+
+    def _save_batch(self, number: int, mine: list[int], done: Stepped) -> None:
+        found = {
+            "step": number,
+            "rows": [int(row) for row in mine],
+            "ids": [self.task.names[row] for row in mine],
+            "loss": done.loss,
+            "margins": done.margin_PK.tolist(),
+            "config": asdict(self.config),
+        }
+        path = Path(self.task.folder) / f"nonfinite-{number}-{self.group.rank}.json"
+        path.write_text(json.dumps(found, indent=1))
+
+
+def log_ratio(compared: Compared) -> Tensor:
+    """Returns log pi(y+ | x) - log pi(y- | x) `[P]`."""
+    assert compared.chosen_log_prob_P is not None and compared.rejected_log_prob_P is not None
+    return compared.chosen_log_prob_P - compared.rejected_log_prob_P

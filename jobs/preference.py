@@ -1,0 +1,32 @@
+"""Train a scalar reward model from preference pairs: `python -m jobs.preference RECIPE --out DIR`."""
+
+from __future__ import annotations
+
+import tyro
+
+from jobs.recipes import PREFERENCE
+
+
+def main() -> None:
+    """Parses a recipe and its flags, then runs it."""
+    config = tyro.extras.overridable_config_cli(PREFERENCE, prog="python -m jobs.preference")
+    # Ray and torch load only now, after the arguments are known to be right.
+    from rich.console import Console
+
+    from workflows.cluster import run_folder
+    from workflows.preference import run_preference
+    from workflows.progress import Watch, exit_if_unusable
+    from workflows.report import print_summary
+
+    console = Console(log_path=False)
+    with exit_if_unusable(console):
+        metrics = run_preference(config, Watch(console))
+    print_summary(metrics, console)
+    out = run_folder(config.out)
+    console.print(f"results: {out}")
+    if config.loss.reward:
+        console.print(f"next: python -m jobs.evaluate {out}/model --pairs FILE... --out {out}-eval")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Pairs as token trees on disk: rendered once, read by any worker, in the order of the pairs.
+
+Legend: `P` pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from panoply.model.tree import Branch, TokenTree
+
+IDS = pa.list_(pa.int32())
+SPAN = pa.list_(pa.int32(), 2)
+SCHEMA = pa.schema(
+    [
+        ("shared", IDS),
+        ("chosen", IDS),
+        ("rejected", IDS),
+        ("chosen_span", SPAN),
+        ("rejected_span", SPAN),
+        ("gate", pa.int32()),
+        ("num_tokens", pa.int32()),
+        ("largest_id", pa.int32()),
+    ]
+)
+ROWS = 1024
+"""Pairs written at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPairs:
+    """A file of trees with two branches, chosen first."""
+
+    table: pa.Table
+
+    @classmethod
+    def open(cls, path: Path) -> TokenPairs:
+        """Opens a file; what is not read stays on disk."""
+        return cls(pq.read_table(path, memory_map=True))
+
+    def tree(self, row: int) -> TokenTree:
+        """Returns the tree of a pair."""
+        found = self.table.slice(row, 1).to_pylist()[0]
+        branches = tuple(Branch(tuple(found[side]), *found[f"{side}_span"]) for side in SIDES)
+        return TokenTree(tuple(found["shared"]), branches, found["gate"])
+
+    def column(self, name: str) -> NDArray[np.int64]:
+        """Returns `num_tokens` or `largest_id` `[P]`."""
+        return self.table[name].to_numpy().astype(np.int64)
+
+    def notes(self) -> dict[str, int]:
+        """Returns the counts written with the trees."""
+        found = self.table.schema.metadata or {}
+        return {k.decode(): int(v) for k, v in found.items() if v.isdigit()}
+
+    def alike(self) -> NDArray[np.bool_]:
+        """Returns `[P]`: whether both responses are the same tokens, as limits can make them."""
+        sides = (self.table[side].to_pylist() for side in SIDES)
+        return np.array([a == b for a, b in zip(*sides, strict=True)], dtype=np.bool_)
+
+
+SIDES = ("chosen", "rejected")
+
+
+def write_tokens(path: Path, trees: Iterable[TokenTree], notes: Mapping[str, int]) -> None:
+    """Writes trees of a chosen and a rejected branch; the file appears when it is whole.
+
+    Args:
+        path: of the file.
+        trees: in the order of the pairs.
+        notes: counts that belong to them, read when all trees are written.
+    """
+    partial = path.with_suffix(".part")
+    with pq.ParquetWriter(partial, SCHEMA) as writer:
+        rows: list[dict[str, Any]] = []
+        for tree in trees:
+            rows.append(_row(tree))
+            if len(rows) == ROWS:
+                writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
+                rows.clear()
+        writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
+        writer.add_key_value_metadata({name: str(count) for name, count in notes.items()})
+    partial.rename(path)
+
+
+def _row(tree: TokenTree) -> dict[str, Any]:
+    chosen, rejected = tree.branches
+    return {
+        "shared": tree.shared,
+        "chosen": chosen.tokens,
+        "rejected": rejected.tokens,
+        "chosen_span": (chosen.start, chosen.stop),
+        "rejected_span": (rejected.start, rejected.stop),
+        "gate": tree.gate,
+        "num_tokens": tree.num_tokens,
+        "largest_id": max((*tree.shared, *chosen.tokens, *rejected.tokens)),
+    }

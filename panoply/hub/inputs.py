@@ -1,0 +1,72 @@
+"""What goes into the trained part of a model, computed once and shared by runs.
+
+Where only the last layers or the head are trained, what lies below never changes. Its outputs are
+kept in blocks of pairs, named by all that they depend on, so runs of other seeds, losses or rates
+find them there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from panoply.data.schema import digest
+from panoply.data.tokens import TokenPairs
+from panoply.hub.backbone import hash_weights
+from panoply.hub.trainable import Trainable
+from panoply.train.config import TrunkConfig
+from panoply.train.group import Group
+
+ROWS = 128
+"""Pairs of a block."""
+
+
+@dataclass(frozen=True, slots=True)
+class InputStore:
+    """Blocks of one trunk, cut at one layer."""
+
+    folder: Path
+    opened: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, trainable: Trainable, trunk: TrunkConfig, root: str) -> InputStore:
+        """Returns the store of a trunk, below the root."""
+        assert trainable.lower is not None
+        kept = len(trainable.lower.layers)
+        what = (str(kept), trunk.trained, str(trainable.dtype), trainable.renderer.template_hash)
+        rendering = str(sorted(asdict(trunk.rendering).items()))
+        key = digest(hash_weights(trainable.lower.model), rendering, *what)
+        return cls(Path(root) / "inputs" / key)
+
+    def fill(
+        self, trainable: Trainable, tokens: TokenPairs, names: Sequence[str], group: Group
+    ) -> None:
+        """Computes the blocks that are not there; the workers share them."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        starts = [i for i in range(0, len(names), ROWS) if not self._path(names, i).exists()]
+        group.wait()  # before anyone writes: all see the same list
+        for start in group.mine(starts):
+            rows = range(start, min(start + ROWS, len(names)))
+            parts = [trainable.inputs(tokens.tree(row)).cpu() for row in rows]
+            path = self._path(names, start)
+            partial = path.with_suffix(f".{group.rank}.part")
+            save_file({str(i): part for i, part in enumerate(parts)}, partial)
+            partial.rename(path)
+        group.wait()
+
+    def read(self, row: int, names: Sequence[str]) -> Tensor:
+        """Returns the inputs of one pair."""
+        path = str(self._path(names, row - row % ROWS))
+        if path not in self.opened:
+            self.opened[path] = safe_open(path, framework="pt")
+        return self.opened[path].get_tensor(str(row % ROWS))
+
+    def _path(self, names: Sequence[str], start: int) -> Path:
+        return self.folder / f"{digest(*names[start : start + ROWS])}.safetensors"

@@ -1,0 +1,208 @@
+"""A language model made ready for training: what is trained, in which precision, with what head.
+
+Trained weights are float32 and the forward runs in `dtype` under autocast; frozen weights are held
+in `dtype`. Dropout is off, so that a step does not depend on how many workers share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from panoply.hub.attention import attend_by_trees
+from panoply.hub.backbone import Renderer, choose_dtype, resolve
+from panoply.model.decoder import Decoder, cut, with_layers
+from panoply.model.forward import encode, probe, row_states, takes_tree_masks
+from panoply.model.reward_net import RewardNet
+from panoply.model.tree import TokenTree
+from panoply.train.config import TrunkConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Trainable:
+    """A network whose parameters with `requires_grad` are what is trained."""
+
+    net: RewardNet
+    renderer: Renderer
+    dtype: torch.dtype
+    """Of the forward."""
+    model: nn.Module
+    """The whole decoder stack; `net` may hold its upper part alone, with the same weights."""
+    lower: Decoder | None
+    """The frozen part below `net`, where its outputs are computed once."""
+    lora: Any
+    """peft's wrapper of the model where adapters are trained, else None."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.net.head.weight.device
+
+    def autocast(self) -> torch.autocast:
+        """Returns the context in which `net` computes."""
+        on = self.dtype != torch.float32
+        return torch.autocast(self.device.type, self.dtype, enabled=on)
+
+    @torch.no_grad()
+    def inputs(self, tree: TokenTree) -> Tensor:
+        """Returns what the trained part gets of a tree: see `RewardNet.forward`."""
+        assert self.lower is not None
+        with self.autocast():
+            if self.net.decoder is None:
+                return encode(self.lower, [tree]).last_RLD[:, -1]
+            return row_states(self.lower, [tree])[0].to(self.dtype)
+
+    @contextmanager
+    def adapters_off(self) -> Generator[None]:
+        """Computes as the model did before training."""
+        with self.lora.disable_adapter():
+            yield
+
+    def trunk(self) -> nn.Module:
+        """Returns the decoder stack as a plain model in float32, adapters merged: a copy."""
+        if self.lora is None:
+            return deepcopy(self.model).float()
+        return deepcopy(self.lora).float().merge_and_unload()
+
+
+def load_trainable(
+    config: TrunkConfig,
+    *,
+    num_heads: int = 1,
+    seed: int = 0,
+    policy: bool = False,
+    uniform: bool = False,
+) -> Trainable:
+    """Loads a language model and makes ready what is to be trained.
+
+    Args:
+        config: the trunk.
+        num_heads: heads of an ensemble.
+        seed: of what starts at random.
+        policy: with the language-model head, for token-level losses.
+        uniform: holds frozen weights in float32 too, as sharding asks for one kind of number.
+
+    Raises:
+        FileNotFoundError: see `panoply.hub.backbone.resolve`.
+        ValueError: a model that cannot be trained through token trees, split at the layer, or
+            whose log-probabilities are not those of its head on its last states.
+    """
+    from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+    folder = resolve(config.model)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = choose_dtype(config.dtype, device)
+    torch.manual_seed(seed)
+    source = AutoModelForCausalLM if policy else AutoModel
+    loaded: Any = source.from_pretrained(folder, dtype=dtype).to(device)
+    model, lm_head = (
+        (loaded.base_model, loaded.get_output_embeddings()) if policy else (loaded, None)
+    )
+    no_dropout(model)
+    num_layers = max(1, round(config.depth * int(model.config.num_hidden_layers)))
+    cut(model, num_layers)
+    loaded.requires_grad_(False)
+    whole = Decoder(model, [num_layers], trainable=True)
+    if not (attend_by_trees(whole) or takes_tree_masks(whole)):
+        raise ValueError(
+            f"{config.model!r} takes neither tree attention nor a tree mask, so it cannot be "
+            "trained through token trees: take a decoder with attention and positions"
+        )
+    if policy:
+        check_log_probs(loaded, whole, lm_head)
+    lora, lower, upper = None, None, whole
+    if config.trained == "lora":
+        lora = add_adapters(model, config)
+    elif config.trained == "full":
+        loaded.requires_grad_(True)
+    else:
+        upper, lower = split(whole, config)
+    for parameter in loaded.parameters():
+        if parameter.requires_grad or uniform:
+            parameter.data = parameter.data.float()
+    if config.checkpointing and upper is not None:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    head = nn.Linear(whole.hidden_size, num_heads, bias=False).to(device)
+    nn.init.normal_(head.weight, std=float(model.config.initializer_range))
+    renderer = Renderer(AutoTokenizer.from_pretrained(folder), config.rendering)
+    net = RewardNet(upper, head, lm_head)
+    return Trainable(net, renderer, dtype, model, lower, lora)
+
+
+def no_dropout(model: nn.Module) -> None:
+    """Turns dropout off for good, also in training mode, which gradient checkpointing asks for."""
+    for module in model.train().modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "attention_dropout"):
+            cast(Any, module).attention_dropout = 0.0
+
+
+def add_adapters(model: nn.Module, config: TrunkConfig) -> Any:
+    """Puts adapters into all linear layers, in place (LoRA, arXiv 2106.09685)."""
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(r=config.rank, lora_alpha=config.lora_alpha, target_modules="all-linear")  # pyright: ignore[reportArgumentType]
+    return get_peft_model(cast(Any, model), lora)
+
+
+def split(whole: Decoder, config: TrunkConfig) -> tuple[Decoder | None, Decoder]:
+    """Returns the part that is trained, made trainable, and the part below it.
+
+    Raises:
+        ValueError: fewer layers than are to be trained, or both parts in turn do not give what
+            the whole gives.
+    """
+    num_layers = whole.depths[-1]
+    if config.trained == "head":
+        return None, whole
+    if config.num_last >= num_layers:
+        raise ValueError(
+            f"`trunk.num_last` is {config.num_last}, but {num_layers} layers are kept: train fewer, "
+            "or take `--trunk.trained full`"
+        )
+    at = num_layers - config.num_last
+    lower = _part(whole, 0, at)
+    upper = _part(whole, at, num_layers)
+    trees = probe(whole)
+    with torch.no_grad():
+        through = row_states(upper, trees, [row_states(lower, [tree])[0] for tree in trees])[0]
+        direct = row_states(whole, trees)[0]
+    bound = 1e-4 if whole.dtype == torch.float32 else 5e-2
+    if not bool((through - direct).norm() <= bound * direct.norm()):
+        raise ValueError(
+            f"{config.model!r} cannot be split at layer {at}: its upper layers on the states of its "
+            "lower ones are not the whole model. Take `--trunk.trained lora` or `full`"
+        )
+    for part in (upper.layers, upper.norm):
+        part.requires_grad_(True)
+    return upper, lower
+
+
+def _part(whole: Decoder, start: int, stop: int) -> Decoder:
+    part = Decoder(with_layers(whole.model, start, stop), [stop - start], trainable=True)
+    part.attends_by_trees = whole.attends_by_trees
+    return part
+
+
+@torch.no_grad()
+def check_log_probs(causal: Any, decoder: Decoder, lm_head: nn.Module) -> None:
+    """Checks that the head on the last states gives the model's own logits, but for a constant.
+
+    Raises:
+        ValueError: it does not: the model scales, caps or shifts them.
+    """
+    tokens_BT = torch.tensor([probe(decoder)[0].shared], device=decoder.device)
+    own = causal(input_ids=tokens_BT).logits.float().log_softmax(-1)
+    ours = lm_head(decoder.states(tokens_BT)[-1]).float().log_softmax(-1)
+    if not torch.allclose(own, ours, atol=1e-3 if decoder.dtype == torch.float32 else 0.2):
+        raise ValueError(
+            f"{type(causal).__name__} does more with its logits than its head (caps or scales): "
+            "a policy loss would not be its own. Take `--loss.policy none`"
+        )

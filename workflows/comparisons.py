@@ -1,0 +1,183 @@
+"""Pairs of a preference run: files -> canonical rows -> token trees, checked before training.
+
+Legend: `P` pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from transformers import AutoConfig, AutoTokenizer
+
+from actors.learner import PairRows
+from panoply.data.ingest import Limits, ingest_pairs
+from panoply.data.planted import plant
+from panoply.data.read import Input
+from panoply.data.schema import digest, uniform
+from panoply.data.split import check_parts
+from panoply.data.tables import Bools, Ints, PairTable, load_pairs
+from panoply.data.tokens import TokenPairs, write_tokens
+from panoply.hub.backbone import Renderer, resolve
+from panoply.model.tree import TokenTree
+from panoply.train.config import PreferenceConfig
+from panoply.train.plan import Plan
+from workflows.progress import Watch
+
+
+@dataclass(frozen=True, slots=True)
+class Preferences:
+    """Everything a run knows of its pairs; texts stay in the file."""
+
+    path: Path
+    table: PairTable
+    names: tuple[str, ...]
+    """Id of each pair's texts."""
+    margin_P: np.ndarray[Any, np.dtype[np.float64]]
+    weight_P: np.ndarray[Any, np.dtype[np.float64]]
+    flipped_P: Bools
+    """Labels that were turned around on purpose; never in *test*."""
+    summary: Mapping[str, Any]
+
+    @property
+    def signs_P(self) -> Ints:
+        """-1 where the label is turned around, else 1."""
+        return np.where(self.flipped_P, -1, 1)
+
+
+def read_pairs(config: PreferenceConfig, folder: Path) -> Preferences:
+    """Reads, checks and splits the pairs of a run.
+
+    Raises:
+        FileNotFoundError: an input does not exist.
+        ValueError: an input that cannot be used; the message says why and what to do.
+    """
+    inputs = [Input(name) for name in config.pairs]
+    if (planted := config.planted) is not None:
+        world = plant(
+            config.seed,
+            num_prompts=planted.num_prompts,
+            num_responses=planted.num_responses,
+            homogeneous=planted.homogeneous,
+        )
+        inputs = [Input(world.pairs)]
+    limits = Limits(max_rows_per_source=config.max_pairs_per_source or None)
+    ingested = ingest_pairs(inputs, folder, limits)
+    parts = check_parts(ingested.path, config.seed)
+    table = load_pairs(ingested.path, seed=config.seed, num_folds=2)
+    columns = pq.read_table(ingested.path, columns=["row_id", "margin", "weight"])
+    rows = columns["row_id"].to_pylist()
+    flipped = [uniform(config.seed, "flip", row) < config.flipped for row in rows]
+    margin_P, weight_P = (
+        columns[name].to_numpy(zero_copy_only=False).astype(np.float64)
+        for name in ("margin", "weight")
+    )
+    if config.loss.use_margin and np.isnan(margin_P).all():
+        raise ValueError(
+            "`loss.use_margin` is set, but no pair has a `margin`: add the column, or leave it out"
+        )
+    weight_P = np.nan_to_num(weight_P, nan=1.0)
+    if not (np.isfinite(weight_P).all() and (weight_P >= 0).all()):
+        raise ValueError(f"`weight` of pairs must be >= 0 and finite, got {weight_P.min():g}")
+    return Preferences(
+        path=ingested.path,
+        table=table,
+        names=tuple(digest(a, b) for a, b in zip(table.chosen_P, table.rejected_P, strict=True)),
+        margin_P=np.nan_to_num(margin_P),
+        weight_P=weight_P,
+        flipped_P=np.array(flipped, dtype=np.bool_) & (table.split.part_N != "test"),
+        summary={
+            "id": digest(*sorted(rows)),
+            "rows": len(rows),
+            "parts": parts,
+            "by_source": dict(ingested.num_rows),
+            "quarantined": dict(ingested.num_quarantined),
+            "flipped": int(np.sum(flipped)),
+        },
+    )
+
+
+def tokenize(
+    config: PreferenceConfig, found: Preferences, path: Path, watch: Watch
+) -> tuple[TokenPairs, dict[str, int]]:
+    """Renders all pairs once; returns the trees and what the token limits did to them.
+
+    The limits keep a prompt's last tokens, and a response's first ones with the closing tokens.
+
+    Raises:
+        ValueError: a token beyond the model's vocabulary, as tokens that were added to a tokenizer
+            but not to its model give.
+    """
+    folder = resolve(config.trunk.model)
+    renderer = Renderer(AutoTokenizer.from_pretrained(folder), config.trunk.rendering)
+    cut = {"prompts_cut": 0, "responses_cut": 0}
+    if not path.exists():
+        total = found.summary["rows"]
+        with watch.bar("rendering pairs", total) as advance:
+
+            def trees() -> Iterator[TokenTree]:
+                with pq.ParquetFile(found.path) as file:
+                    for batch in file.iter_batches(256, columns=["prompt", "chosen", "rejected"]):
+                        for row in batch.to_pylist():
+                            made = renderer.render(row["prompt"], [row["chosen"], row["rejected"]])
+                            cut["prompts_cut"] += made.prompt_tokens_cut > 0
+                            cut["responses_cut"] += made.num_responses_cut
+                            yield made.tree
+                        advance(len(batch))
+
+            write_tokens(path, trees(), cut)
+    tokens = TokenPairs.open(path)
+    size = int(AutoConfig.from_pretrained(folder).vocab_size)
+    largest = int(tokens.column("largest_id").max())
+    if largest >= size:
+        word = renderer.tokenizer.convert_ids_to_tokens(largest)
+        raise ValueError(
+            f"token {word!r} has id {largest}, but {config.trunk.model!r} has {size} embeddings: "
+            "resize them to the tokenizer's length and save the model again"
+        )
+    return tokens, tokens.notes()
+
+
+def training_rows(
+    config: PreferenceConfig, found: Preferences, tokens: TokenPairs
+) -> tuple[PairRows, tuple[str, ...], dict[str, Any]]:
+    """Chooses the pairs to train on and numbers the sources; returns both and what was left out.
+
+    Left out of training: pairs whose responses are the same tokens once cut, and pairs of weight 0.
+    A source without a pair to train on is named, and evaluated all the same.
+
+    Raises:
+        ValueError: nothing is left to train on, or sources cannot share a step.
+    """
+    table, part_P = found.table, found.table.split.part_N
+    usable_P = ~tokens.alike() & (found.weight_P > 0)
+    train = np.flatnonzero((part_P == "train") & usable_P)
+    if not len(train):
+        raise ValueError("no pair is left to train on: all are alike once cut, or have weight 0")
+    trained = sorted(set(table.source_P[train]))
+    others = sorted(set(table.source_P) - set(trained))
+    number = {source: i for i, source in enumerate([*trained, *others])}
+    source_P = np.array([number[source] for source in table.source_P], dtype=np.int64)
+    balanced = config.weighting.sources != "mixed"
+    plan = Plan(source_P[train], config.schedule.pairs_per_step, config.seed, balanced)
+    steps = plan.steps_per_epoch * config.schedule.num_epochs
+    rows = PairRows(
+        source_P=source_P,
+        label_P=np.where(found.flipped_P, 0.0, 1.0),
+        margin_P=found.margin_P,
+        weight_P=found.weight_P,
+        train=train,
+        select=np.flatnonzero(part_P == "select"),
+        scored=np.flatnonzero(part_P != "train"),
+    )
+    told = {
+        "alike_when_cut": int(tokens.alike().sum()),
+        "without_training_pairs": others,
+        "passes": dict(zip(trained, plan.passes(steps), strict=True)),
+        "num_steps": steps,
+    }
+    return rows, tuple(trained), told
