@@ -3,48 +3,89 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import pyarrow as pa
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
-from panoply.hub.artefact import load_reward_model, pooled
+from panoply.hub.artefact import RewardModel, load_reward_model, pooled
 from panoply.hub.backbone import quiet
+from panoply.hub.scalar import ScalarModel
 from panoply.model.gate import ScalarHead
+from panoply.model.tree import TokenTree
+
+Columns: TypeAlias = dict[str, Tensor]
+BETA = 1.0
+"""Deviations between members that a lower bound lies below the score."""
 
 
 class Scorer:
-    """Callable for `map_batches`: every response gets the score of the gate and its rivals.
+    """Callable for `map_batches`: every response gets the scores that its model has.
+
+    Of a gated model: those of the gate and of its rivals, and `gate_weights`. Of a scalar model:
+    `score`, and `lower_bound` where it is an ensemble.
 
     Input: a row whose `prompts` have `prompt_id`, `prompt` (JSON), `text_ids` and `responses`.
-    Output: one row per response: `text_id`, one float per scorer, and `gate_weights`.
+    Output: one row per response: `text_id` and the columns above.
     """
 
     def __init__(self, folder: str, threads: int) -> None:
         quiet()
         torch.set_num_threads(threads)
-        self.model = load_reward_model(folder)
-        self.fixed = load_file(Path(folder) / "baselines.safetensors")
-        mlp = {k.removeprefix("mlp."): v for k, v in self.fixed.items() if k.startswith("mlp.")}
-        hidden_size, size = mlp["layers.0.weight"].shape
-        self.mlp = ScalarHead(size, hidden_size=hidden_size)
-        self.mlp.load_state_dict(mlp)
-        self.mlp.eval()
+        model = load_reward_model(folder)
+        self.render = model.backbone.renderer.render
+        if isinstance(model, ScalarModel):
+            self.model = Single(model)
+        else:
+            self.model = GateAndRivals(model, load_file(Path(folder) / "baselines.safetensors"))
 
     @torch.inference_mode()
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Scores one shard."""
         rows = cast(list[dict[str, Any]], batch["prompts"][0].as_py())
-        render, card = self.model.backbone.renderer.render, self.model.card
-        trees = [render(json.loads(row["prompt"]), row["responses"]).tree for row in rows]
+        trees = [self.render(json.loads(row["prompt"]), row["responses"]).tree for row in rows]
+        columns = {k: v.double().tolist() for k, v in self.model.columns(trees).items()}
+        return pa.table({"text_id": [i for row in rows for i in row["text_ids"]], **columns})
+
+
+class Single:
+    """A scalar model, by itself."""
+
+    def __init__(self, model: ScalarModel) -> None:
+        self.model = model
+
+    def columns(self, trees: Sequence[TokenTree]) -> Columns:
+        """Returns score and lower bound `[R]` of every response."""
+        score_R, bound_R = self.model.bound_trees(trees, BETA)
+        alone = len(self.model.heads_KD) == 1
+        return {"score": score_R} | ({} if alone else {"lower_bound": bound_R})
+
+
+class GateAndRivals:
+    """A gated model and the scorers that it was compared with."""
+
+    def __init__(self, model: RewardModel, fixed: Columns) -> None:
+        self.model = model
+        self.fixed = fixed
+        mlp = {k.removeprefix("mlp."): v for k, v in fixed.items() if k.startswith("mlp.")}
+        hidden_size, size = mlp["layers.0.weight"].shape
+        self.mlp = ScalarHead(size, hidden_size=hidden_size)
+        self.mlp.load_state_dict(mlp)
+        self.mlp.eval()
+
+    def columns(self, trees: Sequence[TokenTree]) -> Columns:
+        """Returns the scores `[R]` of every scorer, and the gate's weights `[R, O]`."""
         features = self.model.backbone.features(trees)
-        x = pooled(features, card.pooling)
+        x = pooled(features, self.model.card.pooling)
         gate_rows = [g for g, tree in enumerate(trees) for _ in tree.branches]
         scored = self.model.head(x, features.gate_GLD[gate_rows, 0])
         r = self.model.head.debiased(scored.values_BO, scored.length_B).double()
-        scores = {
+        own = {k: r @ w for k, w in self.fixed.items() if k.startswith("per_source.")}
+        return {
             "gate": scored.score_B,
             "uniform": r.mean(1),
             "best_single": r[:, int(self.fixed["best_single"])],
@@ -52,9 +93,6 @@ class Scorer:
             "linear": r @ self.fixed["linear"],
             "linear_bt": x.double() @ self.fixed["linear_bt"],
             "mlp": self.mlp(x),
+            **own,
+            "gate_weights": scored.weights_BO / scored.weights_BO.sum(1, keepdim=True),
         }
-        own = {k: r @ w for k, w in self.fixed.items() if k.startswith("per_source.")}
-        weights = scored.weights_BO / scored.weights_BO.sum(1, keepdim=True)
-        columns = {k: v.double().numpy() for k, v in (scores | own).items()}
-        ids = [name for row in rows for name in row["text_ids"]]
-        return pa.table({"text_id": ids, **columns, "gate_weights": weights.tolist()})

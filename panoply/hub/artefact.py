@@ -1,82 +1,36 @@
-"""Reward models as folders: save, load, score, explain.
+"""Reward models as folders: load any kind; save, score and explain gated ones.
 
 `config.json` and `model.safetensors` (the cut backbone and the head), the tokenizer, and
 `panoply.json` with what else scoring depends on. `baselines.safetensors` holds the fixed scorers
-that the gate was compared with, `seen.npy` hashes of the split keys that training used.
+that the gate was compared with, `seen.npy` hashes of the split keys that training used. Scalar
+models are those of `panoply.hub.scalar`.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import TypeAlias, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
-from panoply.config import DType, GateConfig, Pooling, Rendering
+from panoply.config import DType, Pooling
 from panoply.data.ratings import RatingMap
 from panoply.data.schema import Prompt
 from panoply.hub.armorm import HEAD, Checkpoint, is_armorm, load_armorm
 from panoply.hub.backbone import Backbone, Renderer, choose_dtype
+from panoply.hub.record import Card, ScalarCard, hash_keys, read_card
+from panoply.hub.scalar import ScalarModel, load_scalar_model
 from panoply.model.forward import Features
 from panoply.model.gate import make_gate
 from panoply.model.reward_model import GatedHead, Scored
 from panoply.model.tree import TokenTree
 
 Tensors: TypeAlias = dict[str, torch.Tensor]
-FORMAT = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Card:
-    """`panoply.json`: what scoring depends on besides weights, and where the weights came from."""
-
-    objectives: tuple[str, ...]
-    maps: Mapping[str, Mapping[str, float | bool]]
-    """Rating map of each rated objective; preference objectives have none."""
-    pooling: Pooling
-    rendering: Rendering
-    gate: GateConfig
-    temperature: float
-    """Score differences divided by it are log odds."""
-    seed: int
-    """Of the split."""
-    template_hash: str
-    bos: tuple[int, ...]
-    """Tokens put before a render that does not bring them; empty where the template does."""
-    backbone: str
-    weights_hash: str
-    """Of the backbone's own weights, before heads."""
-    depth: int
-    dtype: str
-    data: Mapping[str, Any]
-    """Ids and counts of the data trained on."""
-    pad_rule: str = "positions and pooling follow token lists; no pad token is ever read"
-    format: int = FORMAT
-
-    def to_json(self) -> str:
-        """Returns the card as JSON."""
-        return json.dumps(asdict(self), indent=1)
-
-    @classmethod
-    def from_json(cls, text: str) -> Card:
-        """Reads a card.
-
-        Raises:
-            ValueError: a card of another format version.
-        """
-        raw: dict[str, Any] = json.loads(text)
-        if raw.get("format") != FORMAT:
-            raise ValueError(f"panoply.json has format {raw.get('format')!r}, expected {FORMAT}")
-        raw["rendering"] = Rendering(**raw["rendering"])
-        raw["gate"] = GateConfig(**raw["gate"])
-        raw["objectives"], raw["bos"] = tuple(raw["objectives"]), tuple(raw["bos"])
-        return cls(**raw)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +132,7 @@ def save_reward_model(
     (folder / "panoply.json").write_text(model.card.to_json())
 
 
-def load_reward_model(folder: str | Path) -> RewardModel:
+def load_reward_model(folder: str | Path) -> RewardModel | ScalarModel:
     """Loads a reward model: a folder of ours, or a checkpoint in ArmoRM's published layout.
 
     Raises:
@@ -186,11 +140,17 @@ def load_reward_model(folder: str | Path) -> RewardModel:
         ValueError: the layout is none of these, a tensor does not fit, or the tokenizer's template
             is not the one the model was trained with.
     """
-    from transformers import AutoConfig, AutoModel, AutoTokenizer
-
     folder = Path(folder).expanduser()
     if not (folder / "panoply.json").is_file():
         return _load_foreign(folder)
+    is_scalar = isinstance(read_card(folder), ScalarCard)
+    return load_scalar_model(folder) if is_scalar else load_gated_model(folder)
+
+
+def load_gated_model(folder: Path) -> RewardModel:
+    """Loads a gated model of ours; raises as `load_reward_model` does."""
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+
     card = Card.from_json((folder / "panoply.json").read_text())
     tensors = load_file(folder / "model.safetensors")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -200,11 +160,7 @@ def load_reward_model(folder: str | Path) -> RewardModel:
     model.load_state_dict(_under("model.", tensors))
     model = model.to(device=device)
     renderer = Renderer(AutoTokenizer.from_pretrained(folder), card.rendering)
-    if renderer.template_hash != card.template_hash:
-        raise ValueError(
-            f"the chat template in {str(folder)!r} has hash {renderer.template_hash}, the model "
-            f"was trained with {card.template_hash}: restore the tokenizer files it came with"
-        )
+    renderer.check_template(card.template_hash, folder)
     backbone = Backbone(card.backbone, model, renderer, [card.depth])
     return RewardModel(backbone, _head(card, _under("head.", tensors)), card)
 
@@ -255,8 +211,3 @@ def _head(card: Card, tensors: Tensors) -> GatedHead:
     head = GatedHead(len(card.objectives), tensors["weight"].shape[1], gate)
     head.load_state_dict(tensors)
     return head
-
-
-def hash_keys(keys: Sequence[str]) -> NDArray[np.uint64]:
-    """Returns sorted 64-bit prefixes of split keys: enough to recognize a prompt, no text."""
-    return np.unique(np.array([int(key[:16], 16) for key in keys], dtype=np.uint64))

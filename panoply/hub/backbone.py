@@ -63,6 +63,18 @@ class Renderer:
         """Names the chat template, for artefacts and cache keys."""
         return hashlib.blake2b(self.tokenizer.chat_template.encode(), digest_size=8).hexdigest()
 
+    def check_template(self, wanted: str, folder: Path) -> None:
+        """Checks that a model's tokenizer still renders as in training.
+
+        Raises:
+            ValueError: the template has another hash than the wanted one.
+        """
+        if self.template_hash != wanted:
+            raise ValueError(
+                f"the chat template in {str(folder)!r} has hash {self.template_hash}, the model "
+                f"was trained with {wanted}: restore the tokenizer files it came with"
+            )
+
     def _text(self, prompt: str | Prompt, response: str | None, header: bool = True) -> str:
         opening = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         closing: list[Message] = []
@@ -172,6 +184,25 @@ class Backbone:
         if fitting < wanted:
             self.most_tokens = fitting
         return features
+
+
+def check_vocabulary(renderer: Renderer, model: nn.Module) -> None:
+    """Checks that a model has an embedding for every token that its tokenizer may give.
+
+    Tokens that were added to a tokenizer and not to the model would fail deep inside a forward, or
+    on an accelerator read what is not theirs.
+
+    Raises:
+        ValueError: a token id lies beyond the vocabulary, with the fix.
+    """
+    token, last = max(renderer.tokenizer.get_vocab().items(), key=lambda item: item[1])
+    size = cast(Any, model).get_input_embeddings().weight.shape[0]
+    if last >= size:
+        raise ValueError(
+            f"the tokenizer gives token {token!r} the id {last}, but the model has {size} "
+            f"embeddings (ids 0 to {size - 1}): call model.resize_token_embeddings({last + 1}), "
+            "train and save it so, or take the tokenizer that the model came with"
+        )
 
 
 def hash_weights(model: nn.Module) -> str:

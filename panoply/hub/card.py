@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from panoply.data.ratings import RatingMap
-from panoply.hub.artefact import Card
 from panoply.hub.embedded import NAME
+from panoply.hub.record import Card, ScalarCard, read_card
 
 Section: TypeAlias = Mapping[str, Any]
 
@@ -36,6 +36,15 @@ score = model(**inputs).logits[:, 0]
 
 Pass what the chat template gives, as above: a tokenizer that is called on rendered text may add a
 second beginning-of-sequence token."""
+SCALAR_MORE = """The heads one by one, and a lower bound that falls where they disagree:
+
+```python
+from panoply.hub.artefact import load_reward_model
+
+model = load_reward_model("FOLDER")
+prompt = [{"role": "user", "content": "How do I boil an egg?"}]
+model.lower_bound(prompt, ["Ten minutes.", "No idea."], beta=1.0)
+```"""
 PLANTED = """The data is a planted world: generated, so that the truth is known. This model shows
 that the method works; it is not for use on other texts."""
 LIMITS = """Scores rank responses to one prompt; they have no zero, and scores of different prompts
@@ -57,8 +66,10 @@ class Scalar:
 
 def write_card(folder: Path) -> None:
     """Writes `README.md` into a reward model's folder."""
-    card = Card.from_json((folder / "panoply.json").read_text())
-    (folder / "README.md").write_text(model_card(card, read_metrics(folder)))
+    card, metrics = read_card(folder), read_metrics(folder)
+    is_scalar = isinstance(card, ScalarCard)
+    text = scalar_card(card, metrics) if is_scalar else model_card(card, metrics)
+    (folder / "README.md").write_text(text)
 
 
 def read_metrics(folder: Path) -> Section:
@@ -77,7 +88,7 @@ def model_card(card: Card, metrics: Section, scalar: Scalar | None = None) -> st
     """
     what = "scalar reward model" if scalar else "gated multi-objective reward model"
     sections = [
-        _metadata(card, scalar),
+        _metadata(card, "transformers" if scalar else "panoply"),
         f"# A {what} on {_backbone(card)}",
         _summary(card, scalar),
         "## Use",
@@ -95,15 +106,62 @@ def model_card(card: Card, metrics: Section, scalar: Scalar | None = None) -> st
     return "\n\n".join(sections) + "\n"
 
 
-def _metadata(card: Card, scalar: Scalar | None) -> str:
-    library = "transformers" if scalar else "panoply"
+def scalar_card(card: ScalarCard, metrics: Section) -> str:
+    """Returns the model card of a trained scalar model in Markdown.
+
+    Args:
+        card: the reward model's own.
+        metrics: what its run measured; may be empty.
+    """
+    num, sources = len(card.scales), ", ".join(card.sources) or "unknown sources"
+    heads = (
+        "One linear Bradley-Terry head"
+        if num == 1
+        else f"The mean of {num} linear Bradley-Terry heads, each standardized on training responses,"
+    )
+    method = [f"* {name}: {_value(value)}" for name, value in card.method.items()]
+    lines = (
+        f"chat template {card.template_hash}; beginning-of-sequence once",
+        f"in training, prompts were {_limits(card)}; transformers cuts nothing, so cut longer texts "
+        "yourself",
+        f"split seed {card.seed}; trained in {card.dtype}, saved and scored in float32",
+        "the score is read at the last token of the rendered conversation, before padding",
+        "the tokenizer's pad token is for padding alone: keep it out of texts",
+        f"score differences divided by {card.temperature:.4g} are log odds",
+    )
+    sections = [
+        _metadata(card, "transformers"),
+        f"# A scalar reward model on {_backbone(card)}",
+        f"{heads} on the first {card.depth} layers of {_backbone(card)}, trained on preference "
+        f"pairs of {sources}.",
+        "## Use",
+        SCALAR_USE,
+        *([SCALAR_MORE] if num > 1 else []),
+        *(["## Method", "\n".join(method)] if method else []),
+        "## Data",
+        _data(card.data),
+        *([PLANTED] if "planted" in metrics else []),
+        *_metrics(metrics.get("pairs", {}), None),
+        "## How a text is scored",
+        "\n".join(f"* {line}" for line in lines),
+        "## Intended use and limits",
+        LIMITS,
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _value(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _metadata(card: Card | ScalarCard, library: str) -> str:
     on_hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", card.backbone)
     base = f"base_model: {card.backbone}\n" if on_hub else ""
     tags = "tags: [reward-model, panoply]"
     return f"---\nlibrary_name: {library}\npipeline_tag: text-classification\n{base}{tags}\n---"
 
 
-def _backbone(card: Card) -> str:
+def _backbone(card: Card | ScalarCard) -> str:
     return "SmolLM2-135M-Instruct" if card.backbone == NAME else card.backbone
 
 
@@ -167,11 +225,7 @@ def _metrics(pairs: Section, scalar: Scalar | None) -> list[str]:
 
 
 def _scoring(card: Card, scalar: Scalar | None) -> str:
-    limits = card.rendering
-    cut = (
-        f"cut to their last {limits.max_prompt_tokens} tokens, and responses to their first "
-        f"{limits.max_response_tokens}"
-    )
+    cut = _limits(card)
     lines = [
         f"chat template {card.template_hash}; beginning-of-sequence once",
         f"in training, prompts were {cut}; this folder cuts nothing, so cut longer texts yourself"
@@ -188,10 +242,17 @@ def _scoring(card: Card, scalar: Scalar | None) -> str:
         ]
     else:
         lines += [
-            f"features: {card.pooling} in {card.dtype}; the gate reads `{limits.gate}`",
+            f"features: {card.pooling} in {card.dtype}; the gate reads `{card.rendering.gate}`",
             f"score differences divided by {card.temperature:.4g} are log odds",
         ]
     return "\n".join(f"* {line}" for line in lines)
+
+
+def _limits(card: Card | ScalarCard) -> str:
+    return (
+        f"cut to their last {card.rendering.max_prompt_tokens} tokens, and responses to their "
+        f"first {card.rendering.max_response_tokens}"
+    )
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -1,0 +1,110 @@
+"""Averages of scalar models: one model whose every parameter is the mean of theirs.
+
+    theta = 1/M sum_m theta_m
+
+"Averaging of top RMs" of arXiv 2312.07401, and weight-averaged reward models of arXiv 2401.12187.
+The mean is a sensible model where all were trained from the same weights; it is no ensemble: it
+costs what one model costs. No temperature fits it until one is fitted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from panoply.hub.record import ScalarCard, read_card
+from panoply.hub.scalar import ScalarModel, load_scalar_model, save_scalar_model
+
+
+def average_models(folders: Sequence[Path], out: Path) -> float:
+    """Averages scalar models of one architecture, template and rendering into a new folder.
+
+    Heads, and their centers and scales, are averaged member by member. Prompts that any of the
+    models has seen count as seen.
+
+    Returns:
+        The largest drift of the saved model's scores by transformers alone, over their deviation.
+
+    Raises:
+        FileNotFoundError: a folder is no reward model.
+        ValueError: no folder is named, one holds no scalar model or one that does not fit the
+            first, or `out` holds something.
+    """
+    cards = [_scalar_card(folder) for folder in folders]
+    if not cards:
+        raise ValueError("an average needs at least one model, got none")
+    for folder, card in zip(folders, cards, strict=True):
+        _check(_description(card), _description(cards[0]), folder, folders[0])
+    model, share = load_scalar_model(folders[0]), 1 / len(folders)
+    mean = _tensors(model)  # the model's own memory
+    shapes = {name: list(value.shape) for name, value in mean.items()}
+    for value in mean.values():
+        value.mul_(share)
+    for folder in folders[1:]:  # one at a time: memory holds two models
+        tensors = _tensors(load_scalar_model(folder))
+        found = {name: list(value.shape) for name, value in tensors.items()}
+        _check({"tensors": found}, {"tensors": shapes}, folder, folders[0])
+        for name, value in tensors.items():
+            mean[name].add_(value, alpha=share)
+    centers, scales = (
+        tuple(np.mean([getattr(card, name) for card in cards], axis=0).tolist())
+        for name in ("centers", "scales")
+    )
+    card = replace(
+        cards[0],
+        temperature=1.0,
+        sources=tuple(dict.fromkeys(source for card in cards for source in card.sources)),
+        data={
+            f"{kind} of model {number}": found
+            for number, card in enumerate(cards, start=1)
+            for kind, found in card.data.items()
+        },
+        method={"average of": [dict(card.method) for card in cards]},
+        centers=centers,
+        scales=scales,
+    )
+    hashes = (np.load(folder / "seen.npy", allow_pickle=False) for folder in folders)
+    seen = [f"{value:016x}" for value in np.unique(np.concatenate(list(hashes))).tolist()]
+    backbone = model.backbone
+    return save_scalar_model(
+        backbone.decoder.model, backbone.renderer, model.heads_KD, card, out, seen
+    )
+
+
+def _scalar_card(folder: Path) -> ScalarCard:
+    card = read_card(folder)
+    if not isinstance(card, ScalarCard):
+        raise ValueError(
+            f"{str(folder)!r} is a gated reward model, which has no mean; name scalar models"
+        )
+    return card
+
+
+def _description(card: ScalarCard) -> dict[str, Any]:
+    """Returns what models must share for their mean to be a model."""
+    return {
+        "depth": card.depth,
+        "number of heads": len(card.scales),
+        "chat template": card.template_hash,
+        "rendering": card.rendering,
+        "BOS rule": card.bos,
+    }
+
+
+def _tensors(model: ScalarModel) -> dict[str, Tensor]:
+    return {"heads": model.heads_KD, **model.backbone.decoder.model.state_dict()}
+
+
+def _check(own: dict[str, Any], first: dict[str, Any], folder: Path, reference: Path) -> None:
+    for name, value in own.items():
+        if value != first[name]:
+            raise ValueError(
+                f"{str(folder)!r} cannot be averaged with {str(reference)!r}: its {name} is "
+                f"{value!r:.200}, there it is {first[name]!r:.200}. Average models that were "
+                "trained from the same backbone in the same way"
+            )

@@ -1,0 +1,208 @@
+"""A cut decoder with one linear head, for everyone who loads `AutoModelForSequenceClassification`.
+
+One weight per feature of the last token is what transformers calls a sequence classifier with one
+label, with these rules made explicit:
+
+* Score position: transformers takes the last token that is not the pad token. The pad token is
+  new, so no text renders to it unless it spells it out, and the last token of a render is the last
+  one kept.
+* Beginning of sequence: where the tokenizer writes it and the template does not, the saved template
+  does, so that `apply_chat_template` alone gives what was scored in training.
+* Precision: weights are float32, since logits take the dtype of the model and bfloat16 logits tie.
+
+Legend: `R` responses, `D` hidden size.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from panoply.config import Rendering
+from panoply.data.schema import Prompt
+from panoply.hub.backbone import Renderer
+from panoply.model.tree import TokenTree
+
+PAD = "<|panoply_pad|>"
+OWN_PAD = r"<\|panoply_pad_*\|>"
+"""What `pad_token` may have named it: PAD, longer where a vocabulary already held that."""
+TOLERANCE = 1e-3
+PROBES: tuple[tuple[Prompt, tuple[str, ...]], ...] = (
+    (
+        [{"role": "user", "content": "How do I boil an egg?"}],
+        ("Ten minutes.", "No.", "Put it into boiling water and wait.\n\nThen cool it."),
+    ),
+    (
+        [
+            {"role": "user", "content": "Name a prime."},
+            {"role": "assistant", "content": "7"},
+            {"role": "user", "content": "A larger one, please: I need it for an example."},
+        ],
+        ("97", "There is none larger than 7, é ∑ 数.", "101 is prime, " * 8),
+    ),
+)
+"""Conversations whose scores are compared before a saved model counts."""
+UNCUT = Rendering(max_prompt_tokens=2**16, max_response_tokens=2**16)
+
+
+@contextmanager
+def built_beside(out: Path) -> Generator[Path]:
+    """Yields a new folder that becomes `out` when the block ends without an error.
+
+    Raises:
+        ValueError: `out` holds something.
+    """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ValueError(f"`out` is {str(out)!r}, which holds something; name a new folder")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+        built = Path(scratch) / "model"
+        built.mkdir()
+        yield built
+        if out.is_dir():
+            out.rmdir()
+        built.rename(out)
+
+
+def write_classifier(
+    model: nn.Module, renderer: Renderer, weight_D: torch.Tensor, folder: Path
+) -> Renderer:
+    """Writes a sequence classifier with its tokenizer, and returns how that renders.
+
+    Args:
+        model: a decoder stack without a language-model head; it stays as it is.
+        renderer: of its conversations.
+        weight_D: the head.
+        folder: where the files go.
+
+    Raises:
+        ValueError: transformers has no classifier for this architecture, or one of another kind.
+    """
+    classifier = to_classifier(model, weight_D)
+    tokenizer = export_tokenizer(renderer, folder)
+    reserve_pad(classifier, int(tokenizer.pad_token_id))
+    classifier.save_pretrained(folder)
+    return Renderer(tokenizer, renderer.rendering)
+
+
+@torch.no_grad()
+def to_classifier(model: nn.Module, weight_D: torch.Tensor) -> Any:
+    """Returns a sequence classifier with one label: the decoder and the head, float32.
+
+    Raises:
+        ValueError: transformers has none for this architecture, or one of another kind.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    config = cast(Any, model).config
+    config = type(config).from_dict(config.to_dict())  # a copy: ours may attend in another way
+    config.num_labels = 1
+    name = type(model).__name__
+    try:
+        classifier = cast(Any, AutoModelForSequenceClassification.from_config(config)).float()
+    except ValueError as error:
+        raise ValueError(
+            f"transformers has no sequence classifier for {name}, so a scalar model cannot be "
+            "saved for it; take a backbone of another architecture"
+        ) from error
+    backbone = cast(Any, getattr(classifier, classifier.base_model_prefix, None))
+    head = cast(Any, getattr(classifier, "score", None))
+    is_linear = isinstance(head, nn.Linear) and dict(head.named_parameters()).keys() == {"weight"}
+    if not (is_linear and type(backbone) is type(model)):
+        raise ValueError(
+            f"{type(classifier).__name__} is no {name} with one linear head named 'score', so a "
+            "scalar model cannot be saved for it; take a backbone of another architecture"
+        )
+    backbone.load_state_dict(model.state_dict())
+    head.weight.copy_(weight_D[None])
+    return classifier.eval()
+
+
+def export_tokenizer(renderer: Renderer, folder: Path) -> Any:
+    """Saves the tokenizer with a pad token of its own and a template that writes BOS; returns it.
+
+    A pad token that an earlier save added stays.
+    """
+    from transformers import AutoTokenizer
+
+    renderer.tokenizer.save_pretrained(folder)
+    tokenizer = cast(Any, AutoTokenizer.from_pretrained(folder))
+    if not re.fullmatch(OWN_PAD, tokenizer.pad_token or ""):
+        pad = PAD
+        while pad in tokenizer.get_vocab():
+            pad = pad.replace("|>", "_|>")
+        tokenizer.add_special_tokens({"pad_token": pad})
+    tokenizer.padding_side = "right"
+    if renderer.bos and chat_ids(tokenizer, *PROBES[0])[0][:1] != renderer.bos:
+        tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+@torch.no_grad()
+def reserve_pad(classifier: Any, pad_token_id: int) -> None:
+    """Names the pad token, and gives it an embedding of zeros where the vocabulary ends before."""
+    if pad_token_id >= classifier.get_input_embeddings().weight.shape[0]:
+        classifier.resize_token_embeddings(pad_token_id + 1, mean_resizing=False)
+    classifier.get_input_embeddings().weight[pad_token_id] = 0
+    classifier.config.pad_token_id = pad_token_id
+
+
+def chat_ids(tokenizer: Any, prompt: Prompt, responses: Sequence[str]) -> list[list[int]]:
+    """Returns the token ids of each conversation, as users of the folder get them."""
+    chats = [
+        [*map(dict, prompt), {"role": "assistant", "content": response}] for response in responses
+    ]
+    return tokenizer.apply_chat_template(chats, tokenize=True, return_dict=True)["input_ids"]
+
+
+def probe_trees(renderer: Renderer) -> list[TokenTree]:
+    """Returns the compared conversations, of which no limit cuts anything."""
+    uncut = Renderer(renderer.tokenizer, UNCUT)
+    return [uncut.render(*probe).tree for probe in PROBES]
+
+
+@torch.inference_mode()
+def compare(own_R: torch.Tensor, folder: Path) -> float:
+    """Loads a classifier and returns its largest drift, alone and in a padded batch.
+
+    Args:
+        own_R: float32 scores of `probe_trees`, from elsewhere.
+        folder: of the classifier.
+
+    Returns:
+        The largest difference over the deviation of the scores.
+
+    Raises:
+        RuntimeError: the drift is beyond TOLERANCE.
+    """
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    classifier = cast(Any, AutoModelForSequenceClassification.from_pretrained(folder)).eval()
+    classifier = classifier.to("cuda" if torch.cuda.is_available() else "cpu")
+    rows = [ids for probe in PROBES for ids in chat_ids(tokenizer, *probe)]
+    alone = np.concatenate([_logits(classifier, tokenizer, [row]) for row in rows])
+    batched = _logits(classifier, tokenizer, rows)
+    own = own_R.double().cpu().numpy()
+    drift = float(np.abs(np.stack([alone, batched]) - own).max() / own.std())
+    if not drift <= TOLERANCE:
+        raise RuntimeError(
+            f"the saved classifier differs from the model's own scores by {drift:.2e} of their "
+            f"deviation (allowed {TOLERANCE:g}): nothing was saved; report this"
+        )
+    return drift
+
+
+def _logits(classifier: Any, tokenizer: Any, rows: list[list[int]]) -> NDArray[np.float64]:
+    inputs = tokenizer.pad({"input_ids": rows}, return_tensors="pt").to(classifier.device)
+    return classifier(**inputs).logits[:, 0].double().cpu().numpy()

@@ -1,0 +1,153 @@
+"""`panoply.json`: what scoring depends on besides weights, and where the weights came from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from panoply.config import GateConfig, Pooling, Rendering
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """The record of a gated model."""
+
+    objectives: tuple[str, ...]
+    maps: Mapping[str, Mapping[str, float | bool]]
+    """Rating map of each rated objective; preference objectives have none."""
+    pooling: Pooling
+    rendering: Rendering
+    gate: GateConfig
+    temperature: float
+    """Score differences divided by it are log odds."""
+    seed: int
+    """Of the split."""
+    template_hash: str
+    bos: tuple[int, ...]
+    """Tokens put before a render that does not bring them; empty where the template does."""
+    backbone: str
+    weights_hash: str
+    """Of the backbone's own weights, before heads."""
+    depth: int
+    dtype: str
+    data: Mapping[str, Any]
+    """Ids and counts of the data trained on."""
+    pad_rule: str = "positions and pooling follow token lists; no pad token is ever read"
+    format: int = FORMAT
+
+    def to_json(self) -> str:
+        """Returns the card as JSON."""
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Card:
+        """Reads a card.
+
+        Raises:
+            ValueError: a card of another format version.
+        """
+        raw = _read(text)
+        raw["rendering"] = Rendering(**raw["rendering"])
+        raw["gate"] = GateConfig(**raw["gate"])
+        raw["objectives"], raw["bos"] = tuple(raw["objectives"]), tuple(raw["bos"])
+        return cls(**raw)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScalarCard:
+    """The record of a scalar model: one linear head, or `K` of them as an ensemble."""
+
+    rendering: Rendering
+    temperature: float
+    """Score differences divided by it are log odds."""
+    seed: int
+    """Of the split."""
+    template_hash: str
+    """Of the folder's own template, which writes BOS where the tokenizer did; set when saved."""
+    bos: tuple[int, ...]
+    """Tokens put before a render that does not bring them; set when saved."""
+    backbone: str
+    depth: int
+    """Layers kept."""
+    dtype: str
+    """What training computed in. The folder's weights are float32, and so are its scores."""
+    sources: tuple[str, ...]
+    """Sources of the pairs trained on."""
+    data: Mapping[str, Any]
+    """Ids and counts of the data trained on: kind -> `id`, `rows`, `by_source`."""
+    method: Mapping[str, Any]
+    """How it was trained: loss, weighting of the sources, ..."""
+    centers: tuple[float, ...]
+    """Mean of each head's scores on training responses."""
+    scales: tuple[float, ...]
+    """Deviation of each head's scores on training responses."""
+    pad_rule: str = "the pad token was added for padding alone and is in no render"
+    kind: Literal["scalar"] = "scalar"
+    format: int = FORMAT
+
+    def __post_init__(self) -> None:
+        if not self.scales or len(self.centers) != len(self.scales):
+            raise ValueError(
+                f"`centers` and `scales` must have one number a head and one head at least, got "
+                f"{self.centers!r} and {self.scales!r}"
+            )
+        if not all(scale > 0 for scale in self.scales):
+            raise ValueError(
+                f"`scales` must be positive, got {self.scales!r}: a head with no deviation gives "
+                "all responses the same score"
+            )
+
+    def to_json(self) -> str:
+        """Returns the card as JSON."""
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> ScalarCard:
+        """Reads a card.
+
+        Raises:
+            ValueError: a card of another format version.
+        """
+        raw = _read(text)
+        raw["rendering"] = Rendering(**raw["rendering"])
+        for name in ("bos", "sources", "centers", "scales"):
+            raw[name] = tuple(raw[name])
+        return cls(**raw)
+
+
+def read_card(folder: Path) -> Card | ScalarCard:
+    """Returns the card of a reward model's folder, by its kind.
+
+    Raises:
+        FileNotFoundError: the folder has none.
+        ValueError: a card of another format version.
+    """
+    file = folder / "panoply.json"
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{str(folder)!r} is no reward model folder: it has no panoply.json. "
+            "A run leaves one in OUT/model"
+        )
+    text = file.read_text()
+    is_scalar = _read(text).get("kind") == "scalar"
+    return ScalarCard.from_json(text) if is_scalar else Card.from_json(text)
+
+
+def _read(text: str) -> dict[str, Any]:
+    raw: dict[str, Any] = json.loads(text)
+    if raw.get("format") != FORMAT:
+        raise ValueError(f"panoply.json has format {raw.get('format')!r}, expected {FORMAT}")
+    return raw
+
+
+def hash_keys(keys: Sequence[str]) -> NDArray[np.uint64]:
+    """Returns sorted 64-bit prefixes of split keys: enough to recognize a prompt, no text."""
+    return np.unique(np.array([int(key[:16], 16) for key in keys], dtype=np.uint64))

@@ -1,0 +1,164 @@
+"""Scalar reward models as folders: one linear Bradley-Terry head on a decoder, or an ensemble.
+
+    s_k = w_k . z,   z the state at the last token of the render
+    K = 1:  s = s_1
+    K > 1:  s = 1/K sum_k (s_k - m_k) / d_k, without its constant:  s = w . z,  w = 1/K sum_k w_k / d_k
+
+with m_k and d_k the mean and deviation of head k on training responses. Either way the score is one
+linear head, so the folder is a sequence classifier (`panoply.hub.classifier`) whose logits are the
+scores. `heads.safetensors` holds the w_k, `panoply.json` what else scoring depends on, and
+`seen.npy` hashes of the split keys that training used.
+
+All is float32, whatever training computed in: transformers loads the folder so, and bfloat16 would
+give other scores here than there.
+
+Legend: `R` responses, `K` heads, `D` hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from panoply.data.schema import Prompt
+from panoply.hub.backbone import Backbone, Renderer
+from panoply.hub.card import write_card
+from panoply.hub.classifier import built_beside, compare, probe_trees, write_classifier
+from panoply.hub.record import ScalarCard, hash_keys, read_card
+from panoply.model.tree import TokenTree
+
+
+class ScalarModel:
+    """A scalar reward model: conversations in, scores out."""
+
+    def __init__(self, backbone: Backbone, heads_KD: Tensor, card: ScalarCard) -> None:
+        self.backbone = backbone
+        self.heads_KD = heads_KD
+        self.card = card
+        self.weight_D = collapsed(heads_KD, card.scales)
+
+    @torch.inference_mode()
+    def score_trees(self, trees: Sequence[TokenTree]) -> Tensor:
+        """Returns the scores `[R]` of all responses of some trees, tree by tree."""
+        return self._states(trees) @ self.weight_D
+
+    @torch.inference_mode()
+    def members_of_trees(self, trees: Sequence[TokenTree]) -> Tensor:
+        """Returns the standardized scores (s_k - m_k) / d_k of each head, `[R, K]`."""
+        return self._standardized(self._states(trees))
+
+    @torch.inference_mode()
+    def bound_trees(self, trees: Sequence[TokenTree], beta: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Returns scores and their lower confidence bounds, `[R]` each (arXiv 2401.16635).
+
+            LCB = s - beta std_k( (s_k - m_k) / d_k )
+
+        Args:
+            trees: prompts with their responses.
+            beta: how much disagreement costs; one head disagrees with nobody.
+        """
+        states_RD = self._states(trees)
+        score_R = states_RD @ self.weight_D
+        return score_R, score_R - beta * self._standardized(states_RD).std(1, correction=0)
+
+    def score(self, prompt: Prompt, responses: Sequence[str]) -> NDArray[np.float32]:
+        """Returns the score of each response to a prompt, `[R]` float32."""
+        return self.score_trees([self.backbone.renderer.render(prompt, responses).tree]).numpy()
+
+    def lower_bound(
+        self, prompt: Prompt, responses: Sequence[str], beta: float = 1.0
+    ) -> NDArray[np.float32]:
+        """Returns the lower bound of each response's score, `[R]` float32; see `bound_trees`."""
+        tree = self.backbone.renderer.render(prompt, responses).tree
+        return self.bound_trees([tree], beta)[1].numpy()
+
+    def _states(self, trees: Sequence[TokenTree]) -> Tensor:
+        return self.backbone.features(trees).last_RLD[:, -1]
+
+    def _standardized(self, states_RD: Tensor) -> Tensor:
+        center_K, scale_K = (torch.tensor(v) for v in (self.card.centers, self.card.scales))
+        return (states_RD @ self.heads_KD.T - center_K) / scale_K
+
+
+def collapsed(heads_KD: Tensor, scales: Sequence[float]) -> Tensor:
+    """Returns the one head w `[D]` whose output is the score, up to a constant."""
+    if len(heads_KD) == 1:
+        return heads_KD[0]
+    return (heads_KD / heads_KD.new_tensor(scales)[:, None]).mean(0)
+
+
+def save_scalar_model(
+    model: nn.Module,
+    renderer: Renderer,
+    heads_KD: Tensor,
+    card: ScalarCard,
+    folder: Path,
+    seen: Sequence[str],
+) -> float:
+    """Writes a scalar reward model as a folder, loads it again and compares.
+
+    It is built beside `folder`, which appears when it is right.
+
+    Args:
+        model: the decoder stack without a language-model head, adapters merged; it is not changed.
+        renderer: of its conversations.
+        heads_KD: one head, or the members of an ensemble.
+        card: its record; hash of the template and BOS rule are set here to those of the folder.
+        folder: new.
+        seen: split keys that training used.
+
+    Returns:
+        The largest drift of the scores by transformers alone, over their deviation.
+
+    Raises:
+        ValueError: the architecture has no sequence classifier with a linear head, the heads do not
+            fit the card, or `folder` holds something.
+        RuntimeError: the saved model scores differently.
+    """
+    if heads_KD.shape[:1] != (len(card.scales),):
+        raise ValueError(
+            f"heads have shape {list(heads_KD.shape)}, but the card has centers and scales of "
+            f"{len(card.scales)}: give [{len(card.scales)}, D]"
+        )
+    heads_KD = heads_KD.detach().float().cpu()
+    with built_beside(folder) as built:
+        written = write_classifier(model, renderer, collapsed(heads_KD, card.scales), built)
+        card = replace(card, template_hash=written.template_hash, bos=tuple(written.bos))
+        save_file({"heads": heads_KD.contiguous()}, built / "heads.safetensors")
+        np.save(built / "seen.npy", hash_keys(seen), allow_pickle=False)
+        (built / "panoply.json").write_text(card.to_json())
+        write_card(built)
+        loaded = load_scalar_model(built)
+        return compare(loaded.score_trees(probe_trees(loaded.backbone.renderer)), built)
+
+
+def load_scalar_model(folder: Path) -> ScalarModel:
+    """Loads a scalar reward model.
+
+    Raises:
+        FileNotFoundError: the folder is no reward model.
+        ValueError: it is one of another kind, or the tokenizer's template is not the one that the
+            model was trained with.
+    """
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    card = read_card(folder)
+    if not isinstance(card, ScalarCard):
+        raise ValueError(
+            f"{str(folder)!r} is a gated reward model, not a scalar one: load it with "
+            "panoply.hub.artefact.load_reward_model"
+        )
+    classifier = cast(Any, AutoModelForSequenceClassification.from_pretrained(folder))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    renderer = Renderer(AutoTokenizer.from_pretrained(folder), card.rendering)
+    renderer.check_template(card.template_hash, folder)
+    backbone = Backbone(card.backbone, classifier.base_model.to(device), renderer, [card.depth])
+    return ScalarModel(backbone, load_file(folder / "heads.safetensors")["heads"], card)
