@@ -164,7 +164,10 @@ class Bench:
             "ece_fitted_floor": pooled[1]["ece_floor"],
             "margin": float(np.nanmean(np.abs(margin_P[rows]))),
             "n": float(len(rows)),
-        } | {f"balanced.{s}": v["accuracy_length_balanced"] for s, v in found["raw"]["per_source"].items()}
+        } | {
+            f"balanced.{s}": v["accuracy_length_balanced"]
+            for s, v in found["raw"]["per_source"].items()
+        }
 
 
 def cost(trained: Any) -> dict[str, float]:
@@ -187,7 +190,9 @@ def more(options: Options, seed: int) -> dict[str, Any]:
         found[name] = bench.report(trained.margin_P, FIVE, FIVE) | cost(trained)
         if name == "more":
             weights = np.array([step["weights"] for step in trained.history])
-            found[name] |= {f"lambda.{s}": w for s, w in zip(bench.sources, weights.mean(0), strict=True)}
+            found[name] |= {
+                f"lambda.{s}": w for s, w in zip(bench.sources, weights.mean(0), strict=True)
+            }
     singles = {s: bench.fit(f"single-{s}", config, (s,)) for s in bench.sources}
     own_P = np.full(len(bench.source_P), np.nan)
     for source, trained in singles.items():

@@ -72,3 +72,26 @@ def expected_calibration_error(margins: Sequence[float], num_bins: int = 10) -> 
             gap = accuracy(inside) - mean([sigmoid(abs(m)) for m in inside])
             total += len(inside) / len(margins) * abs(gap)
     return total
+
+
+def log_sigmoid(x: float) -> float:
+    return math.log(sigmoid(x))
+
+
+def soft_label_loss(margin: float, label: float) -> float:
+    """-(y log sigma(m) + (1 - y) log sigma(-m))."""
+    return -(label * log_sigmoid(margin) + (1 - label) * log_sigmoid(-margin))
+
+
+def dpo_loss(policy: Sequence[float], reference: Sequence[float], beta: float) -> float:
+    """-log sigma(beta (log pi(y+)/pi_ref(y+) - log pi(y-)/pi_ref(y-)))."""
+    chosen, rejected = policy[0] - reference[0], policy[1] - reference[1]
+    return -log_sigmoid(beta * (chosen - rejected))
+
+
+def squared_norm(weights: Sequence[float], gradients: Sequence[Sequence[float]]) -> float:
+    """|| sum_i lambda_i g_i ||^2."""
+    columns = zip(*gradients, strict=True)
+    return math.fsum(
+        math.fsum(w * x for w, x in zip(weights, column, strict=True)) ** 2 for column in columns
+    )

@@ -48,7 +48,9 @@ def exact(gram_KK: Array) -> Array:
     scale = max(float(np.trace(gram_KK)) / size, np.finfo(float).tiny)
     gram = gram_KK / scale
     best, least = np.full(size, 1 / size), np.inf
-    for count in range(1, size + 1):
+    for count in range(
+        size, 0, -1
+    ):  # of equally good sets the largest, so that no index is favored
         for chosen in combinations(range(size), count):
             own = np.ix_(chosen, chosen)
             system = np.block([[gram[own], np.ones((count, 1))], [np.ones((1, count)), 0.0]])
