@@ -207,7 +207,7 @@ class Learner:
         self.weights.step(self.rate(number))
         tokens = float(sum(item.tree.num_tokens for item in comparisons))
         logged: dict[str, Any] = {"step": number, "loss": loss, "gradient_norm": norm}
-        logged["tokens"] = self.group.sum(np.array([tokens]))[0]
+        logged["tokens"] = float(self.group.sum(np.array([tokens]))[0])
         logged["seconds"] = time.perf_counter() - began
         if self.config.weighting.sources == "more":
             logged["weights"] = self.weighting.weights_K.tolist()

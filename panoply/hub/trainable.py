@@ -129,7 +129,9 @@ def load_trainable(
     if config.checkpointing and upper is not None:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     head = nn.Linear(whole.hidden_size, num_heads, bias=False).to(device)
-    nn.init.normal_(head.weight, std=float(model.config.initializer_range))
+    # A draw of its own: the head starts alike whatever else starts at random.
+    draw = torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(seed))
+    head.weight.data.copy_(draw * float(model.config.initializer_range))
     renderer = Renderer(AutoTokenizer.from_pretrained(folder), config.rendering)
     net = RewardNet(upper, head, lm_head)
     return Trainable(net, renderer, dtype, model, lower, lora)

@@ -1,0 +1,41 @@
+"""What the workers of `test_many_workers` run, each in a process of its own."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from preference_runs import steps_of
+
+from actors.learner import Learner
+from actors.training import Run, run_task
+from panoply.train.group import Group
+
+
+def work(rank, world, folder, tasks):
+    """Runs every task to its end, and one of them in two parts."""
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank))
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=world,
+        timeout=timedelta(seconds=120),
+    )
+    group = Group(rank, world)
+    for name, task in tasks.items():
+        if name.startswith("half"):
+            run = Run.begin(Learner(task, group), Path(task.folder))
+            for _ in range(3):
+                run.history.append(run.learner.step(run.step))
+                run.step += 1
+            run.save()
+        else:
+            run_task(task, group)
+    # A last step of one pair leaves the second worker with nothing.
+    steps_of(tasks["short"], group=group)
+    dist.destroy_process_group()

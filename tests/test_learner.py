@@ -1,0 +1,297 @@
+"""A worker of preference training, alone in a process."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from preference_runs import make_task, other, small_config, steps_of, write_pairs
+from torch.nn.functional import logsigmoid
+
+from actors.learner import Learner, NonFinite
+from actors.training import DONE, STOPPED, Run, run_task
+from panoply.hub.trainable import load_trainable
+from panoply.train.config import LossConfig, TrunkConfig, WeightingConfig
+from panoply.train.group import Group
+from panoply.train.losses import updated_labels
+from panoply.train.min_norm import exact
+from panoply.train.plan import Plan
+
+MORE = WeightingConfig(sources="more", momentum=1.0)
+
+
+def losses(logged):
+    return [step["loss"] for step in logged]
+
+
+def flat(learner):
+    return torch.cat([value.flatten() for value in learner.weights.trained().values()])
+
+
+def drift(a, b):
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory, tiny_model_folder):
+    folder = tmp_path_factory.mktemp("learner")
+    return make_task(small_config(tiny_model_folder, write_pairs(folder)), folder)
+
+
+def separate_scores(learner, rows):
+    """Scores of both sides of some pairs, one unpadded sequence at a time, by transformers alone."""
+    net, found = learner.net, []
+    for row in rows:
+        tree = learner.tokens.tree(row)
+        ids = [torch.tensor([tree.shared + branch.tokens]) for branch in tree.branches]
+        found.append([net.head(net.decoder.model(x).last_hidden_state[0, -1]) for x in ids])
+    return torch.stack([torch.cat(pair) for pair in found])
+
+
+def test_a_step_is_adamw_on_the_mean_loss_of_its_pairs(task):
+    learner = Learner(task, Group())
+    rows = task.pairs.train[learner.plan.ids(0)]
+    other_one = Learner(task, Group())
+    scores = separate_scores(other_one, rows)
+    loss = -logsigmoid(scores[:, 0] - scores[:, 1]).mean()
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(other_one.weights.parameters, 1.0)
+    for group in other_one.weights.optimizer.param_groups:
+        group["lr"] = other_one.rate(0) * group["peak"]
+    other_one.weights.optimizer.step()
+    logged = learner.step(0)
+    assert logged["loss"] == pytest.approx(float(loss), rel=1e-5)
+    assert logged["gradient_norm"] == pytest.approx(float(norm), rel=1e-4)
+    assert drift(flat(learner), flat(other_one)) < 1e-5
+
+
+def test_two_runs_of_a_seed_are_identical_and_another_seed_is_not(task):
+    first, logged = steps_of(task, 4)
+    again, logged_again = steps_of(task, 4)
+    assert losses(logged) == losses(logged_again)
+    assert torch.equal(flat(first), flat(again))
+    moved, _ = steps_of(replace(task, config=replace(task.config, seed=1)), 1)
+    assert not torch.equal(flat(moved), flat(steps_of(task, 1)[0]))
+
+
+def test_the_rate_rises_and_falls_to_zero(task):
+    learner = Learner(task, Group())
+    rates = [learner.rate(step) for step in range(learner.num_steps)]
+    top = int(np.argmax(rates))
+    assert rates[: top + 1] == sorted(rates[: top + 1])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+    assert 0 < rates[0]
+    assert max(rates) <= 1
+    assert learner.rate(learner.num_steps) == pytest.approx(0)
+
+
+def test_more_with_one_source_is_plain_training(tmp_path, tiny_model_folder):
+    config = small_config(tiny_model_folder, write_pairs(tmp_path, (40,)))
+    plain = make_task(config, tmp_path)
+    balanced = other(plain, "balanced", weighting=WeightingConfig(sources="balanced"))
+    weighted = other(plain, "more", weighting=MORE)
+    assert losses(steps_of(weighted)[1]) == losses(steps_of(balanced)[1])
+    mean = steps_of(other(plain, "mixed"), 1)[0]
+    assert mean.plan.steps_per_epoch == Plan(np.zeros(28), 8, 0).steps_per_epoch
+
+
+def test_lambda_is_the_least_norm_of_the_head_gradients_of_this_very_step(task):
+    more = other(task, "more", weighting=MORE)
+    learner = Learner(more, Group())
+    rows = more.pairs.train[learner.plan.ids(0)]
+    scores = separate_scores(learner, rows)
+    loss_P = -logsigmoid(scores[:, 0] - scores[:, 1])
+    source_P = torch.from_numpy(more.pairs.source_P[rows])
+    weight = learner.net.head.weight
+    means = [loss_P[source_P == s].mean() for s in range(2)]
+    grads = [torch.autograd.grad(mean, weight, retain_graph=True)[0].flatten() for mean in means]
+    unit = torch.stack([g / g.norm() for g in grads]).double().numpy()
+    wanted = exact(unit @ unit.T)
+    logged = learner.step(0)
+    assert logged["weights"] == pytest.approx(wanted.tolist(), abs=1e-4)
+    total = sum(w * float(mean.detach()) for w, mean in zip(wanted, means, strict=True))
+    assert logged["loss"] == pytest.approx(total, rel=1e-4)
+
+
+def test_conflicting_sources_are_weighed_against_their_gradients(task):
+    weighting = WeightingConfig(sources="more", momentum=1.0, normalizer="none")
+    _, logged = steps_of(other(task, "conflict", weighting=weighting))
+    weights = np.array([step["weights"] for step in logged])
+    assert np.allclose(weights.sum(1), 1)
+    assert weights.std(0).min() > 0.01  # it moves from step to step
+
+
+def test_a_step_too_large_for_one_forward_is_weighed_as_the_step_before(task):
+    schedule = replace(task.config.schedule, token_budget=100)
+    late = other(task, "late", weighting=MORE, schedule=schedule)
+    learner, logged = steps_of(late, 3)
+    now, logged_now = steps_of(other(task, "now", weighting=MORE), 3)
+    assert (learner.delayed, now.delayed) == (True, False)
+    balanced = other(task, "even", weighting=WeightingConfig(sources="balanced"))
+    assert logged[0]["loss"] == pytest.approx(steps_of(balanced, 1)[1][0]["loss"], rel=1e-5)
+    assert logged[0]["weights"] == pytest.approx(logged_now[0]["weights"], abs=1e-4)
+
+
+@pytest.mark.parametrize("trained", ["last", "head"])
+def test_what_is_computed_once_changes_no_step(task, trained):
+    trunk = replace(task.config.trunk, trained=trained, num_last=1)
+    stored, logged = steps_of(other(task, trained, trunk=trunk), 3)
+    whole = Learner(other(task, f"{trained}-whole"), Group())
+    whole.net.requires_grad_(False)
+    parts = [whole.net.head]
+    if trained == "last":
+        parts += [whole.net.decoder.layers[-1], whole.net.decoder.norm]
+    for part in parts:
+        part.requires_grad_(True)
+    whole.weights = type(whole.weights).of(whole.net, task.config.schedule, "ddp", Group())
+    assert losses([whole.step(i) for i in range(3)]) == pytest.approx(losses(logged), rel=1e-4)
+    assert drift(flat(stored), flat(whole)) < 1e-4
+    files = list(Path(task.store).rglob("*.safetensors"))
+    assert files
+    before = {file: file.stat().st_mtime_ns for file in files}
+    Learner(other(task, f"{trained}-again", trunk=trunk), Group())
+    assert before == {file: file.stat().st_mtime_ns for file in before}
+
+
+def test_log_probabilities_are_those_of_the_causal_model(task):
+    from transformers import AutoModelForCausalLM
+
+    trunk = task.config.trunk
+    trainable = load_trainable(trunk, policy=True)
+    learner = Learner(other(task, "spoken", loss=LossConfig(policy="sft")), Group())
+    rows = task.pairs.train[:5].tolist()
+    found = learner.compare(rows)
+    torch.manual_seed(task.config.seed)
+    model = AutoModelForCausalLM.from_pretrained(trunk.model).eval()
+    model.load_state_dict(
+        trainable.net.decoder.model.state_dict(), strict=False
+    )  # a random head is drawn anew
+    model.lm_head.load_state_dict(learner.net.lm_head.state_dict())
+    for place, row in enumerate(rows):
+        tree = learner.tokens.tree(row)
+        branch = tree.branches[0]
+        ids = torch.tensor([tree.shared + branch.tokens])
+        logits = learner.net.lm_head(learner.net.decoder.model(ids).last_hidden_state)
+        spoken = logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+        first = len(tree.shared) + branch.start
+        own = spoken[first - 1 : len(tree.shared) + branch.stop]
+        assert float(found.chosen_log_prob_P[place]) == pytest.approx(float(own.sum()), rel=1e-4)
+        assert int(found.chosen_tokens_P[place]) == len(own)
+
+
+def test_the_three_references_give_the_same_steps(task):
+    trunk = replace(task.config.trunk, trained="lora", rank=4)
+    runs = [
+        losses(
+            steps_of(
+                other(task, name, trunk=trunk, loss=LossConfig(policy="dpo", reference=name)), 4
+            )[1]
+        )
+        for name in ("precomputed", "copy", "adapters_off")
+    ]
+    assert runs[1] == pytest.approx(runs[0], rel=1e-5)
+    assert runs[2] == pytest.approx(runs[0], rel=1e-5)
+    # At first the policy is its reference.
+    reward = steps_of(other(task, "reward", trunk=trunk), 1)[1][0]["loss"]
+    assert runs[0][0] == pytest.approx(reward + 0.2 * np.log(2), rel=1e-5)
+
+
+def test_dpo_as_a_reward_model_scores_by_its_implicit_reward(task):
+    loss = LossConfig(policy="dpo", reward=0.0, alpha=1.0)
+    learner, _ = steps_of(other(task, "dpo", loss=loss), 0)
+    rows = task.pairs.scored.tolist()
+    assert np.abs(learner.margin(rows)).max() < 1e-6
+    learner.step(0)
+    spoken = learner.compare(rows)
+    apart = spoken.chosen_log_prob_P - spoken.rejected_log_prob_P
+    wanted = 0.1 * (apart.numpy() - learner.reference_P[rows])
+    assert learner.margin(rows)[:, 0] == pytest.approx(wanted, abs=1e-6)
+
+
+def test_a_run_goes_on_from_a_checkpoint_as_if_nothing_had_happened(task):
+    more = other(task, "whole", weighting=MORE, loss=LossConfig(smoothing=0.3))
+    run_task(more, Group())
+    cut = replace(more, folder=str(Path(more.folder).with_name("cut")))
+    Path(cut.folder).mkdir()
+    first = Run.begin(Learner(cut, Group()), Path(cut.folder))
+    for _ in range(3):
+        first.history.append(first.learner.step(first.step))
+        first.step += 1
+    first.save()
+    first.history.append(first.learner.step(first.step))  # lost with the worker
+    run_task(cut, Group())
+    whole, again = (json.loads((Path(t.folder) / DONE).read_text()) for t in (more, cut))
+    assert losses(again["history"]) == losses(whole["history"])
+    assert again["labels"] == whole["labels"]
+    margins = [np.load(Path(t.folder) / "margins.npy") for t in (more, cut)]
+    np.testing.assert_array_equal(*margins)
+    assert not list(Path(cut.folder).glob("step-*"))
+
+
+def test_a_number_that_is_not_finite_stops_before_any_weight_changes(task):
+    bad = other(task, "bad")
+    learner = Learner(bad, Group())
+    learner.step(0)
+    before = flat(learner)
+    learner.labels_P[:] = np.inf
+    with pytest.raises(NonFinite, match="step 1: loss"):
+        learner.step(1)
+    assert torch.equal(flat(learner), before)
+    saved = json.loads((Path(bad.folder) / "nonfinite-1-0.json").read_text())
+    assert saved["rows"] == bad.pairs.train[learner.plan.ids(1)].tolist()
+    assert len(saved["margins"]) == len(saved["rows"])
+
+
+def test_a_task_that_diverges_says_so_and_leaves_no_result(task):
+    schedule = replace(task.config.schedule, lr=1e30, head_lr=1e30)
+    bad = other(task, "diverges", schedule=schedule)
+    run_task(bad, Group())
+    assert "not" not in (reason := json.loads((Path(bad.folder) / STOPPED).read_text())["reason"])
+    assert "gradient norm" in reason
+    assert not (Path(bad.folder) / DONE).exists()
+
+
+def test_data_smoothing_moves_training_labels_by_id_and_no_other(task):
+    soft = other(task, "soft", loss=LossConfig(smoothing=0.25))
+    learner = Learner(soft, Group())
+    learner.step(0)
+    train = soft.pairs.train
+    margins = learner.compare(train.tolist()).margin_PK.mean(1).double()
+    wanted = updated_labels(torch.ones(len(train), dtype=torch.float64), margins, 0.25)
+    learner.smooth_labels()
+    assert learner.labels_P[train] == pytest.approx(wanted.numpy(), abs=1e-6)
+    rest = np.setdiff1d(np.arange(len(learner.labels_P)), train)
+    assert (learner.labels_P[rest] == 1).all()
+
+
+def test_training_stops_early_and_keeps_the_best(task):
+    schedule = replace(
+        task.config.schedule, num_epochs=40, eval_every=2, keep_best=True, patience=2, lr=3e-2
+    )
+    early = other(task, "early", schedule=schedule)
+    run_task(early, Group())
+    done = json.loads((Path(early.folder) / DONE).read_text())
+    looks = [step["select_loss"] for step in done["history"] if "select_loss" in step]
+    learner = Learner(early, Group())
+    assert len(done["history"]) < learner.num_steps
+    assert min(looks) == done["best_select_loss"] == min(looks[:-2])
+    learner.weights.restore(torch.load(Path(early.folder) / "trained.pt", weights_only=True))
+    assert learner.select_loss() == pytest.approx(min(looks), rel=1e-5)
+
+
+def test_it_learns_what_a_source_prefers(tmp_path, tiny_model_folder):
+    schedule = {"num_epochs": 6, "lr": 3e-3}
+    config = small_config(tiny_model_folder, write_pairs(tmp_path, (120,)), schedule=schedule)
+    task = make_task(config, tmp_path)
+    run_task(task, Group())
+    margins = np.load(Path(task.folder) / "margins.npy")[:, 0]
+    assert np.isnan(margins[task.pairs.train]).all()
+    assert (margins[task.pairs.scored] > 0).mean() > 0.9
+
+
+def test_a_model_with_too_few_layers_is_refused_before_it_is_trained(tiny_model_folder):
+    trunk = TrunkConfig(model=str(tiny_model_folder), trained="last", num_last=3, dtype="float32")
+    with pytest.raises(ValueError, match="`trunk.num_last` is 3, but 3 layers are kept"):
+        load_trainable(trunk)
