@@ -128,3 +128,4 @@ def shard(net: RewardNet) -> None:
     for module in net.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)  # the only sum that gloo knows too
