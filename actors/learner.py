@@ -31,7 +31,6 @@ from panoply.train.losses import updated_labels
 from panoply.train.min_norm import Array
 from panoply.train.objective import Targets, pair_loss
 from panoply.train.plan import Plan
-from panoply.train.weights import Weights
 from panoply.train.step import (
     Compared,
     Comparison,
@@ -42,6 +41,7 @@ from panoply.train.step import (
     margins,
 )
 from panoply.train.weighting import Weighting, weigh
+from panoply.train.weights import Weights
 
 BLOCK = 512
 """Pairs whose forwards are planned together."""
@@ -166,10 +166,12 @@ class Learner:
             reference_P = torch.from_numpy(self.reference_P[list(rows)]).float()
         elif self.config.loss.policy == "dpo" and self.config.loss.alpha > 0:
             reference_P = self._reference_now(comparisons)
-        columns = (self.labels_P, own.margin_P, own.weight_P)
-        return Targets(
-            *(torch.from_numpy(column[list(rows)]).float() for column in columns), reference_P
+        at = list(rows)
+        label_P, margin_P, weight_P = (
+            torch.from_numpy(column[at]).float()
+            for column in (self.labels_P, own.margin_P, own.weight_P)
         )
+        return Targets(label_P, margin_P, weight_P, reference_P)
 
     def _reference_now(self, comparisons: Sequence[Comparison]) -> Tensor:
         budget = self.config.schedule.token_budget
@@ -197,7 +199,7 @@ class Learner:
             self.task.pairs.source_P[rows],
             weights=self.task.pairs.weight_P[rows],
             minlength=self.num_sources,
-        )
+        ).astype(np.float64)
         done = self._gradients(comparisons, targets, mine, sizes_S)
         norm = self.weights.clip(self.config.schedule.max_norm)
         loss = float(self.group.sum(np.array([done.loss]))[0])
@@ -321,5 +323,7 @@ class Learner:
 
 def log_ratio(compared: Compared) -> Tensor:
     """Returns log pi(y+ | x) - log pi(y- | x) `[P]`."""
-    assert compared.chosen_log_prob_P is not None and compared.rejected_log_prob_P is not None
-    return compared.chosen_log_prob_P - compared.rejected_log_prob_P
+    chosen_P, rejected_P = compared.chosen_log_prob_P, compared.rejected_log_prob_P
+    assert chosen_P is not None
+    assert rejected_P is not None
+    return chosen_P - rejected_P

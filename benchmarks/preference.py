@@ -11,7 +11,6 @@ every initialization. A finished model is not trained again: the same command go
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Train a scalar reward model from preference pairs: `python -m jobs.preference RECIPE --out DIR`."""
+"""Train a scalar reward model from pairs: `python -m jobs.preference RECIPE --out DIR`."""
 
 from __future__ import annotations
 

@@ -13,7 +13,20 @@ from panoply.config import Rendering
 from panoply.train.config import PreferenceConfig, ScheduleConfig, TrunkConfig
 from panoply.train.group import Group
 
-WORDS = "apple brick cloud drift eagle flame grass honey island jolly kettle lemon".split()
+WORDS = [
+    "apple",
+    "brick",
+    "cloud",
+    "drift",
+    "eagle",
+    "flame",
+    "grass",
+    "honey",
+    "island",
+    "jolly",
+    "kettle",
+    "lemon",
+]
 
 
 def write_pairs(folder: Path, sizes=(40, 40), seed=0) -> tuple[str, ...]:

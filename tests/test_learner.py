@@ -41,7 +41,7 @@ def task(tmp_path_factory, tiny_model_folder):
 
 
 def separate_scores(learner, rows):
-    """Scores of both sides of some pairs, one unpadded sequence at a time, by transformers alone."""
+    """Scores of both sides of some pairs, one unpadded sequence at a time, by transformers."""
     net, found = learner.net, []
     for row in rows:
         tree = learner.tokens.tree(row)
@@ -82,7 +82,7 @@ def test_the_rate_rises_and_falls_to_zero(task):
     top = int(np.argmax(rates))
     assert rates[: top + 1] == sorted(rates[: top + 1])
     assert rates[top:] == sorted(rates[top:], reverse=True)
-    assert 0 < rates[0]
+    assert rates[0] > 0
     assert max(rates) <= 1
     assert learner.rate(learner.num_steps) == pytest.approx(0)
 
@@ -293,5 +293,5 @@ def test_it_learns_what_a_source_prefers(tmp_path, tiny_model_folder):
 
 def test_a_model_with_too_few_layers_is_refused_before_it_is_trained(tiny_model_folder):
     trunk = TrunkConfig(model=str(tiny_model_folder), trained="last", num_last=3, dtype="float32")
-    with pytest.raises(ValueError, match="`trunk.num_last` is 3, but 3 layers are kept"):
+    with pytest.raises(ValueError, match=r"`trunk.num_last` is 3, but 3 layers are kept"):
         load_trainable(trunk)

@@ -129,5 +129,5 @@ def test_balanced_steps_have_as_many_pairs_of_each_source_however_few_it_has():
 
 
 def test_sources_that_cannot_share_a_step_are_refused_with_a_size_that_fits():
-    with pytest.raises(ValueError, match="is 10, which 3 sources cannot share.*for example 12"):
+    with pytest.raises(ValueError, match=r"is 10, which 3 sources cannot share.*for example 12"):
         Plan(np.array([0, 1, 2]), 10, seed=0, balanced=True)

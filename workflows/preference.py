@@ -266,7 +266,7 @@ def save_artefact(
         template_hash=trainable.renderer.template_hash,
         bos=tuple(trainable.renderer.bos),
         backbone=config.trunk.model,
-        depth=int(trainable.model.config.num_hidden_layers),  # pyright: ignore[reportArgumentType]
+        depth=trainable.num_layers,
         dtype=str(trainable.dtype).removeprefix("torch."),
         sources=tuple(sources),
         data={"pairs": dict(found.summary)},

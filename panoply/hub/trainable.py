@@ -44,6 +44,11 @@ class Trainable:
         """Where the weights are."""
         return self.net.head.weight.device
 
+    @property
+    def num_layers(self) -> int:
+        """Layers of the whole stack."""
+        return int(cast(Any, self.model.config).num_hidden_layers)
+
     def autocast(self) -> torch.autocast:
         """Returns the context in which `net` computes."""
         on = self.dtype != torch.float32
@@ -99,11 +104,10 @@ def load_trainable(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = choose_dtype(config.dtype, device)
     torch.manual_seed(seed)
-    source = AutoModelForCausalLM if policy else AutoModel
-    loaded: Any = source.from_pretrained(folder, dtype=dtype).to(device)
-    model, lm_head = (
-        (loaded.base_model, loaded.get_output_embeddings()) if policy else (loaded, None)
-    )
+    kind: Any = AutoModelForCausalLM if policy else AutoModel
+    loaded: Any = kind.from_pretrained(folder, dtype=dtype).to(device)
+    model: Any = loaded.base_model if policy else loaded
+    lm_head: Any = loaded.get_output_embeddings() if policy else None
     no_dropout(model)
     num_layers = max(1, round(config.depth * int(model.config.num_hidden_layers)))
     cut(model, num_layers)
@@ -166,8 +170,8 @@ def split(whole: Decoder, config: TrunkConfig) -> tuple[Decoder | None, Decoder]
         return None, whole
     if config.num_last >= num_layers:
         raise ValueError(
-            f"`trunk.num_last` is {config.num_last}, but {num_layers} layers are kept: train fewer, "
-            "or take `--trunk.trained full`"
+            f"`trunk.num_last` is {config.num_last}, but {num_layers} layers are kept: train "
+            "fewer, or take `--trunk.trained full`"
         )
     at = num_layers - config.num_last
     lower = _part(whole, 0, at)
@@ -179,8 +183,8 @@ def split(whole: Decoder, config: TrunkConfig) -> tuple[Decoder | None, Decoder]
     bound = 1e-4 if whole.dtype == torch.float32 else 5e-2
     if not bool((through - direct).norm() <= bound * direct.norm()):
         raise ValueError(
-            f"{config.model!r} cannot be split at layer {at}: its upper layers on the states of its "
-            "lower ones are not the whole model. Take `--trunk.trained lora` or `full`"
+            f"{config.model!r} cannot be split at layer {at}: its upper layers on the states of "
+            "its lower ones are not the whole model. Take `--trunk.trained lora` or `full`"
         )
     for part in (upper.layers, upper.norm):
         part.requires_grad_(True)

@@ -164,7 +164,7 @@ def with_layers(model: nn.Module, start: int, stop: int) -> nn.Module:
             "layers itself can be divided"
         )
     view, num_layers = copy(model), len(cast(nn.ModuleList, model.get_submodule(name)))
-    view._modules = dict(model._modules)
+    view.__dict__["_modules"] = dict(model.named_children())
     view.config = deepcopy(cast(Any, model.config))  # pyright: ignore[reportAttributeAccessIssue]
     norm = next(key for key, module in model.named_children() if module is find_norm(model))
     _keep(view, start, stop)

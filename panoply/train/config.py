@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from panoply.config import DType, Planted, Rendering, require
@@ -42,7 +42,7 @@ class TrunkConfig:
     """Adapters are scaled by `lora_alpha / rank`."""
     checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them."""
-    rendering: Rendering = Rendering()
+    rendering: Rendering = field(default_factory=Rendering)
 
     def __post_init__(self) -> None:
         require(0 < self.depth <= 1, "trunk.depth", self.depth, "a share of the layers in (0, 1]")

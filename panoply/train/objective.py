@@ -63,7 +63,8 @@ def pair_loss(compared: Compared, targets: Targets, config: LossConfig) -> Tenso
 def policy_loss(compared: Compared, targets: Targets, config: LossConfig) -> Tensor:
     """Returns L_P `[P]` of pairs whose forward had a language-model head."""
     chosen_P, rejected_P = compared.chosen_log_prob_P, compared.rejected_log_prob_P
-    assert chosen_P is not None and rejected_P is not None
+    assert chosen_P is not None
+    assert rejected_P is not None
     if config.policy == "sft":
         return sft(chosen_P, compared.chosen_tokens_P)
     assert targets.reference_P is not None

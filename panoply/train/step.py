@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -262,8 +262,8 @@ def margins(
         none = torch.zeros(0, net.head.out_features)
         return Compared(none, none, none[:, 0], none[:, 0], none[:, 0], np.arange(0))
     order = torch.from_numpy(np.argsort(np.concatenate([part.places for part in parts])))
-    columns = [
+    columns: list[Any] = [
         None if column[0] is None else torch.cat([x.cpu() for x in column if x is not None])[order]
         for column in zip(*(part[:5] for part in parts), strict=True)
     ]
-    return Compared(*columns, np.arange(len(order)))  # pyright: ignore[reportArgumentType]
+    return Compared._make([*columns, np.arange(len(order))])

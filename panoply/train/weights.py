@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -94,10 +94,8 @@ class Weights:
 
     def trained(self) -> dict[str, Tensor]:
         """Returns what is trained, whole; every worker takes part."""
-        return {
-            name: value.clone()
-            for name, value in get_model_state_dict(self.net, options=WHOLE).items()
-        }
+        found = get_model_state_dict(self.net, options=WHOLE)
+        return {name: cast(Tensor, value).clone() for name, value in found.items()}
 
     def state(self) -> dict[str, Any]:
         """Returns all that a checkpoint needs of the weights; every worker takes part."""
@@ -124,7 +122,7 @@ def shard(net: RewardNet) -> None:
     assert net.decoder is not None
     for layer in net.decoder.layers:
         fully_shard(layer)
-    fully_shard(net, ignored_params={net.head.weight})
+    fully_shard(net, ignored_params=set(net.head.parameters()))
     for module in net.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
