@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from panoply.hub.attention import attend_by_trees
 from panoply.hub.backbone import Renderer, choose_dtype, resolve
 from panoply.model.decoder import Decoder, cut, with_layers
-from panoply.model.forward import encode, probe, row_states, takes_tree_masks
+from panoply.model.forward import probe, row_states, takes_tree_masks
 from panoply.model.reward_net import RewardNet
 from panoply.model.tree import TokenTree
 from panoply.train.config import TrunkConfig
@@ -59,9 +59,10 @@ class Trainable:
         """Returns what the trained part gets of a tree: see `RewardNet.forward`."""
         assert self.lower is not None
         with self.autocast():
-            if self.net.decoder is None:
-                return encode(self.lower, [tree]).last_RLD[:, -1]
-            return row_states(self.lower, [tree])[0].to(self.dtype)
+            states_TD, layout = row_states(self.lower, [tree])
+        if self.net.decoder is None:
+            return states_TD[torch.from_numpy(layout.last_R).to(states_TD.device)].float()
+        return states_TD.to(self.dtype)
 
     @contextmanager
     def adapters_off(self) -> Generator[None]:
