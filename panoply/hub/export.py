@@ -70,8 +70,8 @@ def _read_head(folder: Path) -> tuple[torch.Tensor, float]:
         )
     if card.pooling != "last":
         raise ValueError(
-            f"the head {SCORER!r} in {str(folder)!r} reads {card.pooling!r} features, but a sequence "
-            "classifier reads 'last', the last token, alone: run again with "
+            f"the head {SCORER!r} in {str(folder)!r} reads {card.pooling!r} features, but a "
+            "sequence classifier reads 'last', the last token, alone: run again with "
             "`--backbone.poolings last` and another `--out`, and export that"
         )
     tensors = load_file(folder / "baselines.safetensors")

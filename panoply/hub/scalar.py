@@ -2,7 +2,8 @@
 
     s_k = w_k . z,   z the state at the last token of the render
     K = 1:  s = s_1
-    K > 1:  s = 1/K sum_k (s_k - m_k) / d_k, without its constant:  s = w . z,  w = 1/K sum_k w_k / d_k
+    K > 1:  s = 1/K sum_k (s_k - m_k) / d_k, without its constant
+              = w . z,   w = 1/K sum_k w_k / d_k
 
 with m_k and d_k the mean and deviation of head k on training responses. Either way the score is one
 linear head, so the folder is a sequence classifier (`panoply.hub.classifier`) whose logits are the
