@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from matplotlib.image import imread
 from rich.console import Console
+from test_export import make_run
 from test_scalar import save_small, small_decoder
 from transformers import AutoTokenizer
 
@@ -15,7 +16,8 @@ from panoply.config import EvaluateConfig, MatrixConfig
 from panoply.data.planted import plant
 from panoply.data.schema import split_key
 from panoply.data.tables import PairTable, Split
-from workflows.matrix import Row, ensemble, labels, report_row, unseen_rows
+from panoply.hub.record import read_card
+from workflows.matrix import Row, ensemble, labels, report_row, trained_sources, unseen_rows
 from workflows.plots import matrix
 from workflows.progress import Watch
 from workflows.tables import matrix_table
@@ -91,6 +93,14 @@ def test_only_prompts_that_no_model_has_seen_count():
         unseen_rows(seen)
 
 
+def test_sources_trained_on_come_from_the_record_of_either_kind(tiny_model_folder, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_folder)
+    save_small(tmp_path / "scalar", tokenizer, sources=("north",))
+    gated, _ = make_run(tmp_path, tokenizer)
+    assert trained_sources(read_card(tmp_path / "scalar")) == {"north"}
+    assert trained_sources(read_card(gated)) == {"editors", "east", "west"}
+
+
 def test_models_are_named_by_their_runs_unless_two_share_the_name(tmp_path):
     folders = [tmp_path / "east" / "model", tmp_path / "mean"]
     assert labels(folders) == ["east", "mean"]
@@ -119,7 +129,9 @@ def test_every_model_is_judged_on_every_source(cluster, models, tmp_path):
     folders, sources = models
     pairs = (str(tmp_path / "pairs.parquet"),)
     out = tmp_path / "out"
-    found = run_matrix(MatrixConfig(models=folders, pairs=pairs, out=str(out)), Watch())
+    found = run_matrix(
+        MatrixConfig(models=folders, pairs=pairs, out=str(out), num_workers=1), Watch()
+    )
     assert list(found["matrix"]) == ["one", "two", ENSEMBLE]
     assert found["num_pairs"] == 120
     assert 0 < found["num_seen"] == found["models"]["one"]["num_seen"]
@@ -141,7 +153,7 @@ def test_every_model_is_judged_on_every_source(cluster, models, tmp_path):
     console = Console(file=io.StringIO(), width=120)
     console.print(matrix_table(written))
     text = console.file.getvalue()
-    assert f"{found['num_seen']} of 120 pairs left out" in text
+    assert f"{found['num_seen']} of 120 pairs are left out" in text
     line = next(line for line in text.splitlines() if line.startswith("one"))
     values = [found["matrix"]["one"][source]["accuracy_length_balanced"] for source in sources]
     assert line.split()[1:] == [f"{v:.3f}{'*' if i == 0 else ''}" for i, v in enumerate(values)]
@@ -155,7 +167,9 @@ def test_one_scalar_model_is_evaluated_with_its_page_and_plots(cluster, models, 
 
     (_, folder), _ = models
     out, pairs = tmp_path / "out", str(tmp_path / "pairs.parquet")
-    found = run_evaluate(EvaluateConfig(model=folder, pairs=(pairs,), out=str(out)), Watch())
+    found = run_evaluate(
+        EvaluateConfig(model=folder, pairs=(pairs,), out=str(out), num_workers=1), Watch()
+    )
     assert list(found["pairs"]) == ["score", "lower_bound"]
     assert list(found["comparisons"]) == ["lower_bound - score"]
     assert list(found["reliability"]) == ["score", "lower_bound"]

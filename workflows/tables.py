@@ -240,30 +240,28 @@ def rmbench_table(board: Section) -> Part:
 
 def matrix_table(matrix: Section) -> Part:
     """Returns every model on every source, and the means over sources in and out of domain."""
-    cells, sources = matrix["matrix"], matrix["sources"]
-    left_out = f"{count(matrix['num_seen'])} of {count(matrix['num_pairs'])} pairs left out"
-    title = f"Length-balanced accuracy (*: trained on; {left_out}: prompts trained on)"
-    table = _table(title, "model", [name.replace("_", "\n") for name in sources])
-    _add_row(table, "n", *map(count, sources.values()), style="dim")
-    for model, row in cells.items():
-        marked = (
-            f"{number(own[BALANCED])}{'*' if own['trained_on'] else ' '}" for own in row.values()
-        )
-        _add_row(table, model, *marked)
-    columns = ("in domain", "out of domain", "log\nloss", "ECE (floor)", "temper-\nature")
-    means = _table("Means over sources (log loss and ECE: of all sources)", "model", columns)
+    sources = matrix["sources"]
+    labels = [name.replace("_", "\n") for name in sources]
+    table = _table("Length-balanced accuracy by source (*: trained on)", "model", labels)
+    _add_row(table, "n", *(f"{count(n)} " for n in sources.values()), style="dim")
+    for model, row in matrix["matrix"].items():
+        marks = ("*" if own["trained_on"] else " " for own in row.values())
+        numbers = (number(own[BALANCED]) for own in row.values())
+        _add_row(table, model, *(value + mark for value, mark in zip(numbers, marks, strict=True)))
+    columns = ("in domain\n[95 %]", "out of domain\n[95 %]", "log\nloss", "ECE (floor)")
+    title = "Means over sources: length-balanced accuracy; log loss and ECE over all"
+    means = _table(title, "model", columns)
     for model, found in matrix["means"].items():
-        within = (found[kind] for kind in ("in_domain", "out_of_domain"))
-        overall = found["all"]
+        within, overall = (found["in_domain"], found["out_of_domain"]), found["all"]
         _add_row(
             means,
             model,
-            *(f"{number(m.get(BALANCED))} {interval(m.get(INTERVAL))}" for m in within),
+            *(f"{number(own.get(BALANCED))}\n{interval(own.get(INTERVAL))}" for own in within),
             number(overall["log_loss"]),
             f"{number(overall['ece'])} ({number(overall['ece_floor'])})",
-            number(matrix["models"].get(model, {}).get("temperature")),
         )
-    return Group(table, Text(), means)
+    left_out = f"{count(matrix['num_seen'])} of {count(matrix['num_pairs'])} pairs are left out"
+    return Group(table, Text(f"{left_out}: a model has seen their prompts", style="dim"), means)
 
 
 def _mean(values: Iterable[float | None]) -> float:
