@@ -28,7 +28,7 @@ from workflows.page.write import write_page
 from workflows.progress import Watch
 from workflows.report import write_plots
 from workflows.scorers import compare, report_pairs, weights_by_domain
-from workflows.scoring import TextScores, is_seen, score_texts
+from workflows.scoring import Shards, TextScores, is_seen, score_texts
 from workflows.tracking import git_commit, write_json
 
 Array: TypeAlias = NDArray[np.float64]
@@ -60,8 +60,8 @@ def run_evaluate(config: EvaluateConfig, watch: Watch) -> dict[str, Any]:
     watch.say(f"data: {len(pairs.gap_P):,} pairs, {len(unseen):,} of prompts not trained on")
 
     connect(config.num_workers)
-    texts = Texts(pairs=(str(ingested.path),))
-    scored = score_texts(texts, folder, config.num_workers, watch)
+    shards = Shards.of(Texts(pairs=(str(ingested.path),)))
+    scored = score_texts(shards, folder, config.num_workers, watch)
     margins = margins_of(pairs, scored)
     scales = scales_of(folder, card, margins)
 

@@ -34,7 +34,7 @@ from workflows.cluster import connect, run_folder
 from workflows.embed import Texts
 from workflows.progress import Watch
 from workflows.scorers import scaled_metrics
-from workflows.scoring import is_seen, score_texts
+from workflows.scoring import Shards, is_seen, score_texts
 from workflows.tables import lead
 from workflows.tracking import git_commit, write_json
 
@@ -74,12 +74,12 @@ def run_matrix(config: MatrixConfig, watch: Watch) -> dict[str, Any]:
     watch.say(f"data: {len(pairs.gap_P):,} pairs, {len(rows):,} of prompts that no model has seen")
 
     connect(config.num_workers)
-    texts, prompts = Texts(pairs=(str(ingested.path),)), frozenset(pairs.prompt_P[rows])
+    shards = Shards.of(Texts(pairs=(str(ingested.path),)), frozenset(pairs.prompt_P[rows]))
     found: dict[str, Row] = {}
     deviations: list[float] = []
     for (name, card), folder in zip(cards.items(), folders, strict=True):
         watch.say(f"scoring with {name}")
-        scored = score_texts(texts, folder, config.num_workers, watch, prompts)
+        scored = score_texts(shards, folder, config.num_workers, watch)
         scores = scored.scores[lead(scored.scores)]
         deviations.append(float(np.sort(scores).std()))  # the order of arrival changes nothing
         margin_P = np.full(len(pairs.gap_P), np.nan)

@@ -12,6 +12,7 @@ from typing import TypeAlias, cast
 
 import numpy as np
 import pyarrow as pa
+import ray.data
 from numpy.typing import NDArray
 
 from actors.scorer import Scorer
@@ -40,27 +41,31 @@ class TextScores:
         return np.array([self.row[str(name)] for name in ids], dtype=np.int64)
 
 
-def score_texts(
-    texts: Texts,
-    folder: Path,
-    num_workers: int,
-    watch: Watch,
-    prompts: frozenset[str] | None = None,
-) -> TextScores:
-    """Scores every text of the files with every scorer of the model.
+@dataclass(frozen=True, slots=True)
+class Shards:
+    """Texts as any number of models may score them, one after the other."""
 
-    Args:
-        texts: canonical files.
-        folder: of the model.
-        num_workers: scoring actors.
-        watch: is shown the progress.
-        prompts: ids of the prompts whose responses are scored; None: all.
-    """
-    plan = into_shards(wanted_texts(texts, prompts))
-    scored = Pool.of_cluster(num_workers).map(Scorer, (str(folder), 1), shard_rows(texts, plan))
+    data: ray.data.Dataset
+    num_texts: int
+
+    @classmethod
+    def of(cls, texts: Texts, prompts: frozenset[str] | None = None) -> Shards:
+        """Reads canonical files.
+
+        Args:
+            texts: the files.
+            prompts: ids of the prompts whose responses are scored; None: all.
+        """
+        plan = into_shards(wanted_texts(texts, prompts))
+        return cls(shard_rows(texts, plan), plan.num_rows)
+
+
+def score_texts(shards: Shards, folder: Path, num_workers: int, watch: Watch) -> TextScores:
+    """Scores every text with every scorer of the model in a folder."""
+    scored = Pool.of_cluster(num_workers).map(Scorer, (str(folder), 1), shards.data)
     names: list[str] = []
     parts: list[dict[str, Array]] = []
-    with watch.bar("scoring texts", plan.num_rows) as advance:
+    with watch.bar("scoring texts", shards.num_texts) as advance:
         for part in scored.iter_batches(batch_size=None, batch_format="pyarrow"):
             batch = cast(pa.Table, part)
             own: list[str] = batch["text_id"].to_pylist()
