@@ -291,6 +291,17 @@ def test_a_loaded_model_saved_again_is_the_same_model(tokenizer, tmp_path):
     assert (second.score(PROMPT, RESPONSES) == first.score(PROMPT, RESPONSES)).all()
 
 
+def test_a_second_save_replaces_the_first_only_when_it_is_right(tokenizer, tmp_path):
+    save_small(tmp_path / "m", tokenizer)
+    before = load_scalar_model(tmp_path / "m").score(PROMPT, RESPONSES)
+    with pytest.raises(ValueError, match="no sequence classifier"):
+        save_small(tmp_path / "m", tokenizer, model=small_decoder("granite"))
+    assert (load_scalar_model(tmp_path / "m").score(PROMPT, RESPONSES) == before).all()
+    save_small(tmp_path / "m", tokenizer, model=small_decoder(seed=9))
+    assert (load_scalar_model(tmp_path / "m").score(PROMPT, RESPONSES) != before).all()
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
 def test_a_folder_tells_its_kind_its_record_and_what_it_has_seen(tokenizer, tmp_path):
     key = split_key(PROMPT)
     save_small(tmp_path / "m", tokenizer, seen=[key])

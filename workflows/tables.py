@@ -261,7 +261,8 @@ def matrix_table(matrix: Section) -> Part:
             f"{number(overall['ece'])} ({number(overall['ece_floor'])})",
         )
     left_out = f"{count(matrix['num_seen'])} of {count(matrix['num_pairs'])} pairs are left out"
-    return Group(table, Text(f"{left_out}: a model has seen their prompts", style="dim"), means)
+    note = Text(f"{left_out}: a model has seen their prompts\n", style="dim")
+    return Group(table, note, means)
 
 
 def _mean(values: Iterable[float | None]) -> float:

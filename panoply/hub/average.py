@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from panoply.hub.classifier import check_vacant
 from panoply.hub.record import ScalarCard, read_card
 from panoply.hub.scalar import ScalarModel, load_scalar_model, save_scalar_model
 
@@ -35,6 +36,7 @@ def average_models(folders: Sequence[Path], out: Path) -> float:
         ValueError: no folder is named, one holds no scalar model or one that does not fit the
             first, or `out` holds something.
     """
+    check_vacant(out)
     cards = [_scalar_card(folder) for folder in folders]
     if not cards:
         raise ValueError("an average needs at least one model, got none")

@@ -36,7 +36,7 @@ score = model(**inputs).logits[:, 0]
 
 Pass what the chat template gives, as above: a tokenizer that is called on rendered text may add a
 second beginning-of-sequence token."""
-SCALAR_MORE = """The heads one by one, and a lower bound that falls where they disagree:
+SCALAR_MORE = """A lower bound of the score, which falls where the heads disagree:
 
 ```python
 from panoply.hub.artefact import load_reward_model
