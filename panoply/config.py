@@ -207,3 +207,25 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.pairs), "pairs", self.pairs, "at least one file")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MatrixConfig:
+    """Every model on every source of some pairs."""
+
+    models: tuple[str, ...]
+    """Folders of reward models, gated or scalar."""
+    pairs: tuple[str, ...]
+    """Preference pair files: Parquet, JSONL, or hub names."""
+    out: str = "runs/evaluate"
+    """Folder of the results."""
+    max_pairs_per_source: int = 0
+    """Most pairs taken of one source, chosen by hash; 0 takes all."""
+    num_workers: int = 2
+    """Scoring actors."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.models), "models", self.models, "at least one folder")
+        twice = len({name.rstrip("/") for name in self.models}) < len(self.models)
+        require(not twice, "models", self.models, "different folders")
+        require(bool(self.pairs), "pairs", self.pairs, "at least one file")

@@ -21,7 +21,7 @@ def test_help_lists_the_recipes_and_loads_neither_torch_nor_ray():
         "except SystemExit: pass\n"
         "print(sorted({{'torch', 'ray'}} & set(sys.modules)))"
     )
-    for job in ("armorm", "evaluate", "export"):
+    for job in ("armorm", "average", "evaluate", "export"):
         done = subprocess.run(
             [sys.executable, "-c", code.format(job)], capture_output=True, text=True, check=True
         )
@@ -61,3 +61,16 @@ def test_a_missing_model_or_file_ends_with_a_sentence_and_not_with_a_traceback(t
     assert done.returncode == 2
     assert "no panoply.json" in " ".join(done.stdout.split())
     assert "Traceback" not in done.stderr
+
+
+def test_several_models_need_the_matrix_and_the_matrix_knows_no_board(tmp_path):
+    for words, message in (
+        (("a", "b"), "name one model, or add `--matrix`"),
+        (("a", "a", "--matrix"), "different folders"),
+        (("a", "b", "--matrix", "--board", "rmbench"), "leave out `--matrix`"),
+        ((str(tmp_path), "b", "--matrix"), "no panoply.json"),
+    ):
+        done = run("jobs.evaluate", *words, "--pairs", "nothing.parquet", "--out", str(tmp_path))
+        assert done.returncode == 2
+        assert message in " ".join(done.stdout.split())
+        assert "Traceback" not in done.stderr

@@ -5,35 +5,42 @@ Prompts that the model was trained on are recognized by hash and left out of the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from actors.scorer import Scorer
 from panoply.config import EvaluateConfig
 from panoply.data.boards import StyledPairs, read_styles
 from panoply.data.ingest import Limits, ingest_pairs
 from panoply.data.read import Input
-from panoply.data.tables import Ints, PairTable, Strings, load_pairs
-from panoply.hub.artefact import Card
+from panoply.data.tables import PairTable, load_pairs
+from panoply.hub.record import Card, ScalarCard, read_card
 from panoply.measure.boards import rmbench
 from panoply.measure.calibration import reliability
 from workflows.cluster import connect, run_folder
-from workflows.embed import Pool, Texts, into_shards, shard_rows, wanted_texts
+from workflows.embed import Texts
 from workflows.page.write import write_page
 from workflows.progress import Watch
 from workflows.report import write_plots
 from workflows.scorers import compare, report_pairs, weights_by_domain
+from workflows.scoring import Shards, TextScores, is_seen, score_texts
 from workflows.tracking import git_commit, write_json
 
 Array: TypeAlias = NDArray[np.float64]
-SCORERS = ("gate", "uniform", "best_single", "best_fixed", "linear", "linear_bt", "mlp")
+RIVALS = (
+    ("gate", "best_fixed"),
+    ("gate", "linear_bt"),
+    ("gate", "mlp"),
+    ("lower_bound", "score"),
+)
+"""Scorers whose difference is reported, of those that a model has."""
+CURVES = ("gate", "best_fixed", "linear_bt", "mlp", "score", "lower_bound")
+"""Scorers whose reliability is reported, of those that a model has."""
 
 
 def run_evaluate(config: EvaluateConfig, watch: Watch) -> dict[str, Any]:
@@ -43,12 +50,7 @@ def run_evaluate(config: EvaluateConfig, watch: Watch) -> dict[str, Any]:
         FileNotFoundError, ValueError: no such model or file, or unusable pairs.
     """
     out, folder = run_folder(config.out), Path(config.model).expanduser().absolute()
-    if not (folder / "panoply.json").is_file():
-        raise FileNotFoundError(
-            f"{config.model!r} is no reward model folder: it has no panoply.json. "
-            "A run leaves one in OUT/model"
-        )
-    card = Card.from_json((folder / "panoply.json").read_text())
+    card = read_card(folder)
     limits = Limits(max_rows_per_source=config.max_pairs_per_source or None)
     inputs = [Input(name) for name in config.pairs]
     styled = read_styles(inputs) if config.board == "rmbench" else None
@@ -58,11 +60,10 @@ def run_evaluate(config: EvaluateConfig, watch: Watch) -> dict[str, Any]:
     watch.say(f"data: {len(pairs.gap_P):,} pairs, {len(unseen):,} of prompts not trained on")
 
     connect(config.num_workers)
-    texts = Texts(pairs=(str(ingested.path),))
-    scored = score_texts(texts, folder, config.num_workers, watch)
+    shards = Shards.of(Texts(pairs=(str(ingested.path),)))
+    scored = score_texts(shards, folder, config.num_workers, watch)
     margins = margins_of(pairs, scored)
-    fixed = load_file(folder / "baselines.safetensors")
-    scales = {name: float(fixed[f"scale.{name}"]) for name in margins}
+    scales = scales_of(folder, card, margins)
 
     metrics: dict[str, Any] = {
         "model": str(folder),
@@ -76,17 +77,16 @@ def run_evaluate(config: EvaluateConfig, watch: Watch) -> dict[str, Any]:
     if metrics["only_seen"]:
         watch.say("every prompt was trained on: these numbers say nothing about new prompts")
     metrics["pairs"] = report_pairs(margins, pairs, rows, scales)
-    rivals = [("gate", name) for name in ("best_fixed", "linear_bt", "mlp")]
+    rivals = [(a, b) for a, b in RIVALS if {a, b} <= margins.keys()]
     metrics["comparisons"] = compare(margins, pairs, rows, rivals)
     if styled is not None:
         metrics["rmbench"] = report_rmbench(styled, scored, is_seen(styled.key_P, folder))
-    weights_PO = scored.weights_NO[scored.rows(pairs.chosen_P)]
-    metrics["gate"] = {
-        "weights_by_domain": weights_by_domain(weights_PO, card.objectives, pairs.domain_P, rows)
-    }
+    if isinstance(card, Card) and scored.weights_NO is not None:
+        weights_PO = scored.weights_NO[scored.rows(pairs.chosen_P)]
+        shares = weights_by_domain(weights_PO, card.objectives, pairs.domain_P, rows)
+        metrics["gate"] = {"weights_by_domain": shares}
     metrics["reliability"] = {
-        name: reliability(margins[name][rows] * scales[name])
-        for name in ("gate", "best_fixed", "linear_bt", "mlp")
+        name: reliability(margins[name][rows] * scales[name]) for name in CURVES if name in margins
     }
     out.mkdir(parents=True, exist_ok=True)
     metrics["git_commit"] = git_commit()
@@ -97,58 +97,24 @@ def run_evaluate(config: EvaluateConfig, watch: Watch) -> dict[str, Any]:
     return metrics
 
 
-def is_seen(keys: Strings, folder: Path) -> NDArray[np.bool_]:
-    """Returns which split keys the model was trained or chosen on."""
-    known = np.load(folder / "seen.npy", allow_pickle=False)
-    return np.isin(np.array([int(key[:16], 16) for key in keys], dtype=np.uint64), known)
+def scales_of(folder: Path, card: Card | ScalarCard, names: Iterable[str]) -> dict[str, float]:
+    """Returns the factor to log odds of each scorer, as the model brings it.
 
-
-@dataclass(frozen=True, slots=True)
-class TextScores:
-    """Scores of texts `[N]` by scorer, and the gate's weights `[N, O]` for their prompts."""
-
-    row: Mapping[str, int]
-    """Row of each text id."""
-    scores: Mapping[str, Array]
-    weights_NO: NDArray[np.float32]
-
-    def rows(self, ids: Strings) -> Ints:
-        """Returns the rows of some text ids."""
-        return np.array([self.row[str(name)] for name in ids], dtype=np.int64)
-
-
-def score_texts(texts: Texts, folder: Path, num_workers: int, watch: Watch) -> TextScores:
-    """Scores every text of the files with every scorer of the model."""
-    plan = into_shards(wanted_texts(texts))
-    scored = Pool.of_cluster(num_workers).map(Scorer, (str(folder), 1), shard_rows(texts, plan))
-    names: list[str] = []
-    parts: list[dict[str, Array]] = []
-    with watch.bar("scoring texts", plan.num_rows) as advance:
-        for part in scored.iter_batches(batch_size=None, batch_format="pyarrow"):
-            batch = cast(pa.Table, part)
-            own: list[str] = batch["text_id"].to_pylist()
-            names += own
-            parts.append({c: as_array(batch[c]) for c in batch.column_names if c != "text_id"})
-            advance(len(own))
-    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    weights_NO = columns.pop("gate_weights").astype(np.float32)
-    return TextScores({name: i for i, name in enumerate(names)}, columns, weights_NO)
-
-
-def as_array(column: pa.ChunkedArray) -> Array:
-    """Returns a column of numbers `[N]`, or of lists of one length `[N, O]`."""
-    if pa.types.is_list(column.type):
-        return np.stack(column.to_numpy(zero_copy_only=False))  # pyright: ignore[reportArgumentType]
-    return column.to_numpy(zero_copy_only=False).astype(np.float64)
+    A lower bound is in the unit of its score and has the same.
+    """
+    if isinstance(card, ScalarCard):
+        return dict.fromkeys(names, 1 / card.temperature)
+    fixed = load_file(folder / "baselines.safetensors")
+    return {name: float(fixed[f"scale.{name}"]) for name in names}
 
 
 def margins_of(pairs: PairTable, found: TextScores) -> dict[str, Array]:
     """Returns margins by scorer; per-source weights apply where the source is known, else NaN."""
     chosen, rejected = found.rows(pairs.chosen_P), found.rows(pairs.rejected_P)
-    margins = {name: found.scores[name][chosen] - found.scores[name][rejected] for name in SCORERS}
+    margins = {name: score[chosen] - score[rejected] for name, score in found.scores.items()}
     own = np.full(len(chosen), np.nan)
     for source in set(pairs.source_P):
-        if (scores := found.scores.get(f"per_source.{source}")) is not None:
+        if (scores := found.per_source.get(source)) is not None:
             rows = pairs.source_P == source
             own[rows] = scores[chosen[rows]] - scores[rejected[rows]]
     return margins | ({} if np.isnan(own).all() else {"best_fixed_per_source": own})
@@ -171,6 +137,5 @@ def report_rmbench(
     scorers = {
         name: rmbench(np.where(missing, np.nan, scores[chosen] - scores[rejected]), *columns)
         for name, scores in found.scores.items()
-        if name in SCORERS
     }
     return {"num_pairs": len(seen_P), "num_seen": int(seen_P.sum()), "scorers": scorers}

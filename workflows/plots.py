@@ -18,6 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from workflows.tables import LEADS
+
 Array: TypeAlias = NDArray[np.float64]
 Section: TypeAlias = Mapping[str, Any]
 
@@ -28,6 +30,8 @@ CURVES = (
     ("gate", BLUE, "o", "-"),
     ("best_fixed", ORANGE, "s", "--"),
     ("linear_bt", GREEN, "^", ":"),
+    ("score", BLUE, "o", "-"),
+    ("lower_bound", ORANGE, "s", "--"),
 )
 
 
@@ -57,7 +61,7 @@ def gate_weights(weights: Mapping[str, Mapping[str, float]]) -> Figure:
     shown = np.argsort(-largest_O, kind="stable")[:MAX_COLUMNS]
     num_others = len(names) - len(shown)
     grid = values_RO[:, shown]
-    columns = [readable(names[i]) for i in shown]
+    columns = [names[i] for i in shown]
     if num_others:
         others = np.nansum(np.delete(values_RO, shown, axis=1), axis=1)
         grid = np.column_stack([grid, others])
@@ -65,22 +69,59 @@ def gate_weights(weights: Mapping[str, Mapping[str, float]]) -> Figure:
     title = "What the gate weighs: mean weight of each objective, by domain"
     figure = _figure(title, max(7.0, 3.2 + 0.62 * len(columns)), 2.9 + 0.36 * len(domains))
     axes = figure.subplots()
-    _draw_grid(axes, grid, num_colored=len(shown))
-    axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(domains)), [readable(domain) for domain in domains])
+    top = float(np.nanmax(grid[:, : len(shown)], initial=0.0)) or 1.0
+    _draw_grid(axes, grid, len(shown), (0.0, top), "mean weight")
+    _name_cells(axes, domains, columns)
     return figure
 
 
-def _draw_grid(axes: Axes, grid: Array, num_colored: int) -> None:
-    """Draws numbered cells; a sum over objectives stays uncolored, it has another scale."""
+def matrix(found: Mapping[str, Mapping[str, Section]], means: Mapping[str, Section]) -> Figure:
+    """Draws the length-balanced accuracy of every model on every source as a heat map.
+
+    Args:
+        found: model -> source -> `accuracy_length_balanced` and `trained_on`, which underlines.
+        means: model -> `in_domain`, `out_of_domain`: sections with a mean, or nothing.
+    """
+    models, sources = list(found), list(next(iter(found.values())))
+    key, kinds = "accuracy_length_balanced", ("in_domain", "out_of_domain")
+    cells = [
+        [found[m][s].get(key) for s in sources] + [means[m][kind].get(key) for kind in kinds]
+        for m in models
+    ]
+    grid = np.array(cells, np.float64)
+    columns = [*sources, *(f"mean {kind.replace('_', ' ')}" for kind in kinds)]
+    title = "Every model on every source: length-balanced accuracy (underlined: trained on)"
+    figure = _figure(title, max(9.0, 3.6 + 0.72 * len(columns)), 2.9 + 0.36 * len(models))
+    axes = figure.subplots()
+    top = float(np.nanmax(grid[:, : len(sources)], initial=0.5))
+    _draw_grid(axes, grid, len(sources), (0.5, max(top, 0.55)), "accuracy (0.5 and less: dark)")
+    _name_cells(axes, models, columns)
+    for row, column in np.ndindex(len(models), len(sources)):
+        if found[models[row]][sources[column]]["trained_on"]:
+            ends = (column - 0.3, column + 0.3)
+            axes.hlines(row + 0.36, *ends, color="black", linewidth=4)
+            axes.hlines(row + 0.36, *ends, color="white", linewidth=2)
+    return figure
+
+
+def _name_cells(axes: Axes, rows: Sequence[str], columns: Sequence[str]) -> None:
+    names = [readable(name) for name in columns]
+    axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(rows)), [readable(name) for name in rows])
+
+
+def _draw_grid(
+    axes: Axes, grid: Array, num_colored: int, bounds: tuple[float, float], label: str
+) -> None:
+    """Draws numbered cells; the columns behind `num_colored` stay uncolored, they are sums."""
     colored = np.array(grid)
     colored[:, num_colored:] = np.nan
-    top = float(np.nanmax(colored, initial=0.0)) or 1.0
+    low, high = bounds
     colors = colormaps["cividis"].with_extremes(bad="#E6E6E6")
-    image = axes.imshow(np.ma.masked_invalid(colored), cmap=colors, vmin=0, vmax=top)
+    image = axes.imshow(np.ma.masked_invalid(colored), cmap=colors, vmin=low, vmax=high)
     axes.set_aspect("auto")
     for (row, column), value in np.ndenumerate(grid):
-        dark = column < num_colored and value < 0.55 * top
+        dark = column < num_colored and value < low + 0.55 * (high - low)
         text = "-" if np.isnan(value) else f"{value:.2f}".removeprefix("0")
         color = "white" if dark else "black"
         axes.text(column, row, text, ha="center", va="center", color=color, fontsize=9)
@@ -90,7 +131,7 @@ def _draw_grid(axes: Axes, grid: Array, num_colored: int) -> None:
         axes.axhline(side - 0.5, color="white", linewidth=1)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    axes.figure.colorbar(image, ax=axes, pad=0.015, label="mean weight", fraction=0.05)
+    axes.figure.colorbar(image, ax=axes, pad=0.015, label=label, fraction=0.05)
 
 
 def reliability(curves: Mapping[str, Section], pairs: Mapping[str, Section]) -> Figure:
@@ -210,7 +251,8 @@ def baselines(pairs: Mapping[str, Section]) -> Figure:
     names = sorted((n for n, v in found.items() if not np.isnan(v)), key=lambda n: found[n])
     sources = {source for found in pairs.values() for source in found.get("per_source", {})}
     over = f": mean over {len(sources)} sources" if len(sources) > 1 else ""
-    figure = _figure(f"The gate beside its rivals{over}", 7.8, 1.9 + 0.36 * len(names))
+    what = "The gate beside its rivals" if "gate" in pairs else "Length-balanced accuracy"
+    figure = _figure(what + over, 7.8, 1.9 + 0.36 * len(names))
     axes = figure.subplots()
     for row, name in enumerate(names):
         by_source = pairs[name].get("per_source", {})
@@ -226,11 +268,11 @@ def baselines(pairs: Mapping[str, Section]) -> Figure:
             zorder=1,
             label="one source" if first and len(each) else None,
         )
-        _draw_interval(axes, row, found[name], pairs[name]["macro"], is_gate=name == "gate")
+        _draw_interval(axes, row, found[name], pairs[name]["macro"], leads=name in LEADS)
     axes.axvline(0.5, color=GRAY, linewidth=1, linestyle="--", label="chance", zorder=0.5)
     axes.set_yticks(range(len(names)), [scorer_label(name) for name in names])
     for label in axes.get_yticklabels():
-        if label.get_text() == "gate":
+        if label.get_text() in LEADS:
             label.set(color=BLUE, fontweight="bold")
     axes.set_ylim(-0.6, len(names) - 0.2)
     axes.set_xlabel("length-balanced accuracy (95 % interval)")
@@ -239,12 +281,12 @@ def baselines(pairs: Mapping[str, Section]) -> Figure:
     return figure
 
 
-def _draw_interval(axes: Axes, row: int, value: float, macro: Section, *, is_gate: bool) -> None:
-    color, size = (BLUE, 9) if is_gate else ("#303030", 6)
+def _draw_interval(axes: Axes, row: int, value: float, macro: Section, *, leads: bool) -> None:
+    color, size = (BLUE, 9) if leads else ("#303030", 6)
     low, high = _numbers((macro.get("ci95_length_balanced") or [None, None])[:2])
     if not np.isnan(low + high):
-        axes.hlines(row, low, high, color=color, linewidth=2.6 if is_gate else 1.4, zorder=2)
-    axes.plot(value, row, marker="D" if is_gate else "o", color=color, markersize=size, zorder=3)
+        axes.hlines(row, low, high, color=color, linewidth=2.6 if leads else 1.4, zorder=2)
+    axes.plot(value, row, marker="D" if leads else "o", color=color, markersize=size, zorder=3)
     axes.annotate(
         f"{value:.3f}",
         (value, row),

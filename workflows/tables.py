@@ -7,7 +7,7 @@ as `Text`: square brackets in it are no markup.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from rich.box import SIMPLE_HEAD
@@ -23,6 +23,9 @@ Part: TypeAlias = RenderableType
 MANY = 20
 """Objectives from which on those without signal share one line."""
 BALANCED = "accuracy_length_balanced"
+INTERVAL = "ci95_length_balanced"
+LEADS = ("gate", "score")
+"""The scorer that a run is about: of a gated model, or of a scalar one."""
 BY_SOURCE = (
     "oracle",
     "gate",
@@ -31,6 +34,8 @@ BY_SOURCE = (
     "best_fixed",
     "mlp",
     "linear_bt",
+    "score",
+    "lower_bound",
 )
 """Scorers that are shown source by source; `metrics.json` has all of them."""
 
@@ -58,6 +63,11 @@ def interval(ends: Sequence[float | None] | None, *, signed: bool = False) -> st
 def falling(value: float | None) -> float:
     """Returns a sort key: largest first, what is not defined last."""
     return math.inf if value is None or math.isnan(value) else -value
+
+
+def lead(scorers: Container[str]) -> str:
+    """Returns which of LEADS is among some scorers."""
+    return next(name for name in LEADS if name in scorers)
 
 
 def ranked(pairs: Mapping[str, Section]) -> list[str]:
@@ -143,7 +153,7 @@ def scorers_table(pairs: Mapping[str, Section]) -> Table:
             number(found.get("log_loss")),
             f"{number(found.get('ece'))} ({number(found.get('ece_floor'))})",
             *([number(found.get("ties"))] if ties else []),
-            style="bold" if name == "gate" else "",
+            style="bold" if name in LEADS else "",
         )
     return table
 
@@ -169,7 +179,7 @@ def sources_table(pairs: Mapping[str, Section]) -> Table:
         sizes = [found["n"] for found in each if found.get("n") is not None]
         row = Text(source)
         cells = [count(max(sizes, default=None)), *(number(f.get(BALANCED)) for f in each)]
-        styles = ["", *("bold" if name == "gate" else "" for name in scorers)]
+        styles = ["", *("bold" if name in LEADS else "" for name in scorers)]
         table.add_row(row, *(Text(c, style=s) for c, s in zip(cells, styles, strict=True)))
     # Many scorers: narrow gaps, and room for the names, so that neither names nor numbers break.
     table.padding = 0
@@ -206,10 +216,11 @@ def planted_table(planted: Section) -> Table:
 
 
 def rmbench_table(board: Section) -> Part:
-    """Returns RM-Bench's numbers, best average first, and the gate's matrix of styles."""
+    """Returns RM-Bench's numbers, best average first, and the leading scorer's matrix of styles."""
     scorers = board["scorers"]
     domains = list(next(iter(scorers.values()))["by_domain"])
     names = sorted(scorers, key=lambda n: falling(scorers[n].get("average")))
+    chief = lead(scorers)
     left_out = board["num_seen"] if board["num_seen"] < board["num_pairs"] else 0
     title = f"RM-Bench (mean over domains; {count(left_out)} pairs of prompts trained on left out)"
     table = _table(title, "scorer", (*LEVELS, *domains))
@@ -217,14 +228,41 @@ def rmbench_table(board: Section) -> Part:
         found = scorers[name]
         each = (number(found.get(level)) for level in LEVELS)
         own = (number(found["by_domain"][domain].get("average")) for domain in domains)
-        style = "bold" if name == "gate" else ""
+        style = "bold" if name in LEADS else ""
         _add_row(table, name.replace("_", " "), *each, *own, style=style)
-    cells = [found["matrix"] for found in scorers["gate"]["by_domain"].values()]
-    styles = _table("RM-Bench: wins of the gate by style", "chosen \\ rejected", STYLES)
+    cells = [found["matrix"] for found in scorers[chief]["by_domain"].values()]
+    styles = _table(f"RM-Bench: wins of the {chief} by style", "chosen \\ rejected", STYLES)
     for i, row in enumerate(STYLES):
         means = [_mean(matrix[i][j] for matrix in cells) for j in range(len(STYLES))]
         _add_row(styles, row, *map(number, means))
     return Group(table, Text(), styles)
+
+
+def matrix_table(matrix: Section) -> Part:
+    """Returns every model on every source, and the means over sources in and out of domain."""
+    sources = matrix["sources"]
+    labels = [name.replace("_", "\n") for name in sources]
+    table = _table("Length-balanced accuracy by source (*: trained on)", "model", labels)
+    _add_row(table, "n", *(f"{count(n)} " for n in sources.values()), style="dim")
+    for model, row in matrix["matrix"].items():
+        marks = ("*" if own["trained_on"] else " " for own in row.values())
+        numbers = (number(own[BALANCED]) for own in row.values())
+        _add_row(table, model, *(value + mark for value, mark in zip(numbers, marks, strict=True)))
+    columns = ("in domain\n[95 %]", "out of domain\n[95 %]", "log\nloss", "ECE (floor)")
+    title = "Means over sources: length-balanced accuracy; log loss and ECE over all"
+    means = _table(title, "model", columns)
+    for model, found in matrix["means"].items():
+        within, overall = (found["in_domain"], found["out_of_domain"]), found["all"]
+        _add_row(
+            means,
+            model,
+            *(f"{number(own.get(BALANCED))}\n{interval(own.get(INTERVAL))}" for own in within),
+            number(overall["log_loss"]),
+            f"{number(overall['ece'])} ({number(overall['ece_floor'])})",
+        )
+    left_out = f"{count(matrix['num_seen'])} of {count(matrix['num_pairs'])} pairs are left out"
+    note = Text(f"{left_out}: a model has seen their prompts\n", style="dim")
+    return Group(table, note, means)
 
 
 def _mean(values: Iterable[float | None]) -> float:

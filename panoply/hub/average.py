@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from panoply.hub.classifier import check_vacant
 from panoply.hub.record import ScalarCard, read_card
 from panoply.hub.scalar import ScalarModel, load_scalar_model, save_scalar_model
 
@@ -35,21 +36,19 @@ def average_models(folders: Sequence[Path], out: Path) -> float:
         ValueError: no folder is named, one holds no scalar model or one that does not fit the
             first, or `out` holds something.
     """
+    check_vacant(out)
     cards = [_scalar_card(folder) for folder in folders]
     if not cards:
         raise ValueError("an average needs at least one model, got none")
+    first = _description(cards[0], folders[0])
     for folder, card in zip(folders, cards, strict=True):
-        _check(_description(card), _description(cards[0]), folder, folders[0])
+        _check(_description(card, folder), first, folder, folders[0])
     model, share = load_scalar_model(folders[0]), 1 / len(folders)
     mean = _tensors(model)  # the model's own memory
-    shapes = {name: list(value.shape) for name, value in mean.items()}
     for value in mean.values():
         value.mul_(share)
     for folder in folders[1:]:  # one at a time: memory holds two models
-        tensors = _tensors(load_scalar_model(folder))
-        found = {name: list(value.shape) for name, value in tensors.items()}
-        _check({"tensors": found}, {"tensors": shapes}, folder, folders[0])
-        for name, value in tensors.items():
+        for name, value in _tensors(load_scalar_model(folder)).items():
             mean[name].add_(value, alpha=share)
     centers, scales = (
         tuple(np.mean([getattr(card, name) for card in cards], axis=0).tolist())
@@ -85,14 +84,20 @@ def _scalar_card(folder: Path) -> ScalarCard:
     return card
 
 
-def _description(card: ScalarCard) -> dict[str, Any]:
+def _description(card: ScalarCard, folder: Path) -> dict[str, Any]:
     """Returns what models must share for their mean to be a model."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder).to_dict()
     return {
-        "depth": card.depth,
         "number of heads": len(card.scales),
         "chat template": card.template_hash,
         "rendering": card.rendering,
         "BOS rule": card.bos,
+    } | {
+        f"config's {name}": value
+        for name, value in config.items()
+        if not name.startswith("_") and name != "transformers_version"
     }
 
 
@@ -101,10 +106,11 @@ def _tensors(model: ScalarModel) -> dict[str, Tensor]:
 
 
 def _check(own: dict[str, Any], first: dict[str, Any], folder: Path, reference: Path) -> None:
-    for name, value in own.items():
-        if value != first[name]:
+    for name in {**own, **first}:
+        here, there = own.get(name), first.get(name)
+        if here != there:
             raise ValueError(
                 f"{str(folder)!r} cannot be averaged with {str(reference)!r}: its {name} is "
-                f"{value!r:.200}, there it is {first[name]!r:.200}. Average models that were "
-                "trained from the same backbone in the same way"
+                f"{here!r:.200}, there it is {there!r:.200}. Average models that were trained from "
+                "the same backbone in the same way"
             )

@@ -36,7 +36,7 @@ score = model(**inputs).logits[:, 0]
 
 Pass what the chat template gives, as above: a tokenizer that is called on rendered text may add a
 second beginning-of-sequence token."""
-SCALAR_MORE = """The heads one by one, and a lower bound that falls where they disagree:
+SCALAR_MORE = """A lower bound of the score, which falls where the heads disagree:
 
 ```python
 from panoply.hub.artefact import load_reward_model
@@ -117,13 +117,13 @@ def scalar_card(card: ScalarCard, metrics: Section) -> str:
     heads = (
         "One linear Bradley-Terry head"
         if num == 1
-        else f"The mean of {num} linear Bradley-Terry heads, each standardized on training responses,"
+        else f"The mean of {num} linear Bradley-Terry heads, standardized on training responses,"
     )
     method = [f"* {name}: {_value(value)}" for name, value in card.method.items()]
     lines = (
         f"chat template {card.template_hash}; beginning-of-sequence once",
-        f"in training, prompts were {_limits(card)}; transformers cuts nothing, so cut longer texts "
-        "yourself",
+        f"in training, prompts were {_limits(card)}; transformers cuts nothing, so cut longer "
+        "texts yourself",
         f"split seed {card.seed}; trained in {card.dtype}, saved and scored in float32",
         "the score is read at the last token of the rendered conversation, before padding",
         "the tokenizer's pad token is for padding alone: keep it out of texts",

@@ -54,22 +54,26 @@ PROBES: tuple[tuple[Prompt, tuple[str, ...]], ...] = (
 UNCUT = Rendering(max_prompt_tokens=2**16, max_response_tokens=2**16)
 
 
-@contextmanager
-def built_beside(out: Path) -> Generator[Path]:
-    """Yields a new folder that becomes `out` when the block ends without an error.
+def check_vacant(out: Path) -> None:
+    """Checks that a folder may be written.
 
     Raises:
-        ValueError: `out` holds something.
+        ValueError: it holds something.
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ValueError(f"`out` is {str(out)!r}, which holds something; name a new folder")
+
+
+@contextmanager
+def built_beside(out: Path) -> Generator[Path]:
+    """Yields a new folder that takes the place of `out` when the block ends without an error."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
         built = Path(scratch) / "model"
         built.mkdir()
         yield built
-        if out.is_dir():
-            out.rmdir()
+        if out.exists():
+            out.rename(Path(scratch) / "before")
         built.rename(out)
 
 

@@ -13,7 +13,14 @@ from safetensors.torch import load_file
 
 from panoply.hub.artefact import load_gated_model, pooled
 from panoply.hub.card import Scalar, model_card, read_metrics
-from panoply.hub.classifier import PROBES, built_beside, compare, probe_trees, write_classifier
+from panoply.hub.classifier import (
+    PROBES,
+    built_beside,
+    check_vacant,
+    compare,
+    probe_trees,
+    write_classifier,
+)
 from panoply.hub.record import ScalarCard, read_card
 
 SCORER = "linear_bt"
@@ -41,6 +48,7 @@ def export_scalar(folder: Path, out: Path) -> Exported:
             sequence classifier with a linear head, or `out` holds something.
         RuntimeError: the exported model scores differently.
     """
+    check_vacant(out)
     weight_F, scale = _read_head(folder)
     with built_beside(out) as built:
         model = load_gated_model(folder)
@@ -70,8 +78,8 @@ def _read_head(folder: Path) -> tuple[torch.Tensor, float]:
         )
     if card.pooling != "last":
         raise ValueError(
-            f"the head {SCORER!r} in {str(folder)!r} reads {card.pooling!r} features, but a sequence "
-            "classifier reads 'last', the last token, alone: run again with "
+            f"the head {SCORER!r} in {str(folder)!r} reads {card.pooling!r} features, but a "
+            "sequence classifier reads 'last', the last token, alone: run again with "
             "`--backbone.poolings last` and another `--out`, and export that"
         )
     tensors = load_file(folder / "baselines.safetensors")

@@ -2,7 +2,8 @@
 
     s_k = w_k . z,   z the state at the last token of the render
     K = 1:  s = s_1
-    K > 1:  s = 1/K sum_k (s_k - m_k) / d_k, without its constant:  s = w . z,  w = 1/K sum_k w_k / d_k
+    K > 1:  s = 1/K sum_k (s_k - m_k) / d_k, without its constant
+              = w . z,   w = 1/K sum_k w_k / d_k
 
 with m_k and d_k the mean and deviation of head k on training responses. Either way the score is one
 linear head, so the folder is a sequence classifier (`panoply.hub.classifier`) whose logits are the
@@ -31,7 +32,13 @@ from torch import Tensor, nn
 from panoply.data.schema import Prompt
 from panoply.hub.backbone import Backbone, Renderer
 from panoply.hub.card import write_card
-from panoply.hub.classifier import built_beside, compare, probe_trees, write_classifier
+from panoply.hub.classifier import (
+    built_beside,
+    check_vacant,
+    compare,
+    probe_trees,
+    write_classifier,
+)
 from panoply.hub.record import ScalarCard, hash_keys, read_card
 from panoply.model.tree import TokenTree
 
@@ -105,14 +112,15 @@ def save_scalar_model(
 ) -> float:
     """Writes a scalar reward model as a folder, loads it again and compares.
 
-    It is built beside `folder`, which appears when it is right.
+    It is built beside `folder`, which appears when it is right; a model that an earlier save left
+    there is replaced then, so that a run may be repeated.
 
     Args:
         model: the decoder stack without a language-model head, adapters merged; it is not changed.
         renderer: of its conversations.
         heads_KD: one head, or the members of an ensemble.
         card: its record; hash of the template and BOS rule are set here to those of the folder.
-        folder: new.
+        folder: new, or that of an earlier save.
         seen: split keys that training used.
 
     Returns:
@@ -120,7 +128,7 @@ def save_scalar_model(
 
     Raises:
         ValueError: the architecture has no sequence classifier with a linear head, the heads do not
-            fit the card, or `folder` holds something.
+            fit the card, or `folder` holds something that is no reward model.
         RuntimeError: the saved model scores differently.
     """
     if heads_KD.shape[:1] != (len(card.scales),):
@@ -128,6 +136,8 @@ def save_scalar_model(
             f"heads have shape {list(heads_KD.shape)}, but the card has centers and scales of "
             f"{len(card.scales)}: give [{len(card.scales)}, D]"
         )
+    if not (folder / "panoply.json").is_file():
+        check_vacant(folder)
     heads_KD = heads_KD.detach().float().cpu()
     with built_beside(folder) as built:
         written = write_classifier(model, renderer, collapsed(heads_KD, card.scales), built)

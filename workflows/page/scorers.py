@@ -24,8 +24,19 @@ from workflows.page.charts import (
     shaded,
     span,
 )
-from workflows.page.summary import INTERVAL, words
-from workflows.tables import BALANCED, BY_SOURCE, count, falling, interval, number, ranked
+from workflows.page.summary import words
+from workflows.tables import (
+    BALANCED,
+    BY_SOURCE,
+    INTERVAL,
+    LEADS,
+    count,
+    falling,
+    interval,
+    lead,
+    number,
+    ranked,
+)
 
 Section: TypeAlias = Mapping[str, Any]
 
@@ -47,9 +58,9 @@ def baselines(pairs: Section) -> Chart:
             words(name),
             (number(macro.get(BALANCED)), interval(within[name]), number(macro.get("accuracy"))),
             marks(axis, "tick", *each[name])
-            + marks(axis, "gate" if name == "gate" else "rival", macro.get(BALANCED)),
+            + marks(axis, "gate" if name in LEADS else "rival", macro.get(BALANCED)),
             span(axis, "range", *within[name]),
-            "strong" if name == "gate" else "",
+            "strong" if name in LEADS else "",
         )
         for name, macro in macros.items()
     ]
@@ -60,7 +71,12 @@ def baselines(pairs: Section) -> Chart:
         axis,
         ("value", "95 %", "plain accuracy"),
         rows,
-        (("gate", "gate"), ("rival", "others"), ("range", "95 %"), ("tick", "one source")),
+        (
+            ("gate", "score" if "score" in macros else "gate"),
+            ("rival", "others"),
+            ("range", "95 %"),
+            ("tick", "one source"),
+        ),
     )
 
 
@@ -172,8 +188,9 @@ def planted(found: Section) -> Chart:
 
 
 def rmbench(board: Section) -> list[Grid]:
-    """RM-Bench's numbers, best average first, and the gate's wins by style."""
+    """RM-Bench's numbers, best average first, and the wins by style of what the run is about."""
     scorers = board["scorers"]
+    chief = lead(scorers)
     domains = list(next(iter(scorers.values()))["by_domain"])
     rows = [
         (
@@ -183,14 +200,19 @@ def rmbench(board: Section) -> list[Grid]:
         )
         for name in sorted(scorers, key=lambda name: falling(scorers[name].get("average")))
     ]
-    own = [found["matrix"] for found in scorers["gate"]["by_domain"].values()]
+    own = [found["matrix"] for found in scorers[chief]["by_domain"].values()]
     styles = [
         (style, [_share(_mean([matrix[i][j] for matrix in own])) for j in range(len(STYLES))])
         for i, style in enumerate(STYLES)
     ]
     return [
         Grid("RM-Bench, mean over domains", "scorer", [*LEVELS, *domains], rows),
-        Grid("Wins of the gate by style, mean over domains", "chosen \\ rejected", STYLES, styles),
+        Grid(
+            f"Wins of the {chief} by style, mean over domains",
+            "chosen \\ rejected",
+            STYLES,
+            styles,
+        ),
     ]
 
 

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 from workflows.page.charts import given
-from workflows.tables import BALANCED, interval, number, ranked
+from workflows.tables import BALANCED, INTERVAL, LEADS, interval, lead, number, ranked
 
 Section: TypeAlias = Mapping[str, Any]
 
-INTERVAL = "ci95_length_balanced"
 SCORERS = {
     "oracle": "the planted weights themselves: the best that any gate can do",
     "gate": "objectives weighed by what the prompt asks for",
@@ -23,6 +22,8 @@ SCORERS = {
     "linear": "signed weights on the objectives",
     "linear_bt": "a linear Bradley-Terry head on the features, without objectives",
     "mlp": "a Bradley-Terry network on the features, without objectives",
+    "score": "the scalar model's score; of an ensemble, the mean of its standardized members",
+    "lower_bound": "the score less the deviation between the members of the ensemble",
 }
 """What each scorer is, for a reader who meets the names for the first time."""
 
@@ -66,12 +67,14 @@ def verdict(metrics: Section) -> str:
 def figures(metrics: Section) -> list[Figure]:
     """Returns the key figures that a run has."""
     shown: list[Figure] = []
-    if gate := metrics.get("pairs", {}).get("gate"):
-        macro = gate.get("macro", {})
-        note = f"of the gate; 95 % {interval(macro.get(INTERVAL))}"
+    pairs: Section = metrics.get("pairs", {})
+    if pairs.keys() & set(LEADS):
+        chief = lead(pairs)
+        found, macro = pairs[chief], pairs[chief].get("macro", {})
+        note = f"of the {chief}; 95 % {interval(macro.get(INTERVAL))}"
         shown.append(Figure("Length-balanced accuracy", number(macro.get(BALANCED)), note))
-        note = f"of the gate; {number(gate.get('ece_floor'))} is chance at this size"
-        shown.append(Figure("Calibration error", number(gate.get("ece")), note))
+        note = f"of the {chief}; {number(found.get('ece_floor'))} is chance at this size"
+        shown.append(Figure("Calibration error", number(found.get("ece")), note))
     if debias := metrics.get("debias"):
         left = number((debias.get("heldout") or {}).get("max_abs_spearman"))
         before = number(debias.get("max_abs_spearman_before"))

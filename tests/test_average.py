@@ -1,0 +1,95 @@
+"""Averages of models: the mean of every parameter, and only of models that have one."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_backbone import TURNS, byte_tokenizer
+from test_export import make_run
+from test_scalar import PROMPT, RESPONSES, assert_the_same_everywhere, save_small, small_decoder
+from transformers import AutoTokenizer
+
+from panoply.config import Rendering
+from panoply.data.schema import digest
+from panoply.hub.average import average_models
+from panoply.hub.scalar import load_scalar_model
+
+
+@pytest.fixture
+def tokenizer(tiny_model_folder):
+    return AutoTokenizer.from_pretrained(tiny_model_folder)
+
+
+def test_the_average_of_a_model_with_itself_is_itself(tokenizer, tmp_path):
+    save_small(tmp_path / "a", tokenizer, num_heads=2)
+    average_models([tmp_path / "a", tmp_path / "a"], tmp_path / "out")
+    one, mean = (load_scalar_model(tmp_path / name) for name in ("a", "out"))
+    for file in ("model.safetensors", "heads.safetensors"):
+        before, after = (load_file(tmp_path / name / file) for name in ("a", "out"))
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[name], after[name]) for name in before)
+    assert (one.score(PROMPT, RESPONSES) == mean.score(PROMPT, RESPONSES)).all()
+    assert (mean.card.centers, mean.card.scales) == (one.card.centers, one.card.scales)
+    assert mean.card.temperature == 1.0
+
+
+def test_every_tensor_is_the_plain_mean(tokenizer, tmp_path):
+    keys = [digest(str(i)) for i in range(3)]
+    for i, source in enumerate(("east", "west", "north")):
+        decoder = small_decoder(seed=10 + i)
+        save_small(tmp_path / source, tokenizer, model=decoder, sources=(source,), seen=[keys[i]])
+    folders = [tmp_path / source for source in ("east", "west", "north")]
+    average_models(folders, tmp_path / "out")
+    for file in ("model.safetensors", "heads.safetensors"):
+        each = [load_file(folder / file) for folder in folders]
+        for name, mean in load_file(tmp_path / "out" / file).items():
+            wanted = torch.stack([tensors[name] for tensors in each]).mean(0)
+            assert torch.allclose(mean, wanted, rtol=1e-5, atol=1e-6), name
+    card = load_scalar_model(tmp_path / "out").card
+    assert card.sources == ("east", "west", "north")
+    assert card.method == {"average of": [load_scalar_model(f).card.method for f in folders]}
+    assert card.data["pairs of model 3"]["by_source"] == {"east": 20, "west": 10}
+    # Prompts that any of them has seen are seen.
+    seen = np.load(tmp_path / "out" / "seen.npy")
+    assert set(seen.tolist()) == {int(key[:16], 16) for key in keys}
+    assert_the_same_everywhere(tmp_path / "out")
+
+
+def test_models_that_have_no_mean_are_refused_with_the_difference(tokenizer, tmp_path):
+    save_small(tmp_path / "a", tokenizer)
+    wide = small_decoder(intermediate_size=64)
+    short = small_decoder(num_hidden_layers=1)
+    save_small(tmp_path / "wide", tokenizer, model=wide)
+    save_small(tmp_path / "short", tokenizer, model=short, depth=1)
+    save_small(tmp_path / "qwen2", tokenizer, model=small_decoder("qwen2"))
+    save_small(tmp_path / "two", tokenizer, num_heads=2)
+    save_small(tmp_path / "cut", tokenizer, rendering=Rendering(max_prompt_tokens=64))
+    save_small(tmp_path / "template", byte_tokenizer(TURNS))
+    gated, _ = make_run(tmp_path, tokenizer)
+    for name, message in (
+        ("wide", "config's intermediate_size is 64, there it is 48"),
+        ("short", "config's num_hidden_layers is 1, there it is 2"),
+        ("qwen2", "config's architectures is .*Qwen2ForSeq"),
+        ("two", "its number of heads is 2, there it is 1"),
+        ("cut", "its rendering is .*max_prompt_tokens=64"),
+        ("template", "its chat template is"),
+        (gated.name, "is a gated reward model"),
+        ("none", "no panoply.json"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            average_models([tmp_path / "a", tmp_path / name], tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="at least one model"):
+        average_models([], tmp_path / "out")
+
+
+def test_the_job_averages_and_tells_a_mistake_in_one_sentence(tokenizer, tmp_path, capsys):
+    from jobs.average import main
+
+    save_small(tmp_path / "a", tokenizer)
+    main((str(tmp_path / "a"), str(tmp_path / "a")), out=str(tmp_path / "out"))
+    assert "averaged 2 models" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        main((str(tmp_path / "a"),), out=str(tmp_path / "out"))
+    assert stopped.value.code == 2
+    assert "holds something" in " ".join(capsys.readouterr().out.split())

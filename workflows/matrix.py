@@ -1,0 +1,182 @@
+"""Every model on every source: which reward model holds up where it was not trained.
+
+Only prompts that none of the models has seen count, so all are judged on the same pairs. Scores of
+different models are never compared raw: accuracy needs no scale, probabilities take each model's
+own temperature, and the ensemble takes
+
+    s(x, y) = 1/M sum_m s_m(x, y) / d_m
+
+with d_m the deviation of model m's scores over all responses scored here, which needs no label. It
+has no temperature, so no probabilities.
+
+Legend: `P` pairs, `M` models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from panoply.config import MatrixConfig
+from panoply.data.ingest import Limits, ingest_pairs
+from panoply.data.read import Input
+from panoply.data.tables import Bools, Ints, PairTable, load_pairs
+from panoply.hub.record import Card, ScalarCard, read_card
+from panoply.measure.intervals import macro_interval
+from panoply.measure.metrics import macro
+from workflows import plots
+from workflows.cluster import connect, run_folder
+from workflows.embed import Texts
+from workflows.progress import Watch
+from workflows.scorers import scaled_metrics
+from workflows.scoring import Shards, is_seen, score_texts
+from workflows.tables import lead
+from workflows.tracking import git_commit, write_json
+
+Array: TypeAlias = NDArray[np.float64]
+ENSEMBLE = "mean of standardized scores"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A model, or the mean of several, in the matrix."""
+
+    sources: frozenset[str]
+    """Sources trained on."""
+    temperature: float
+    """NaN where score differences carry no probability."""
+    margin_P: Array
+
+
+def run_matrix(config: MatrixConfig, watch: Watch) -> dict[str, Any]:
+    """Scores pairs with all models and returns what it leaves in `OUT/matrix.json`.
+
+    Raises:
+        FileNotFoundError, ValueError: no such model or file, unusable pairs, or no prompt that
+            none of the models has seen.
+    """
+    out = run_folder(config.out)
+    folders = [Path(name).expanduser().absolute() for name in config.models]
+    cards = dict(zip(labels(folders), map(read_card, folders), strict=True))
+    limits = Limits(max_rows_per_source=config.max_pairs_per_source or None)
+    ingested = ingest_pairs([Input(name) for name in config.pairs], out / "data", limits)
+    pairs = load_pairs(ingested.path, seed=0, num_folds=2)  # all parts count: the split is theirs
+    seen = {
+        name: is_seen(pairs.split.key_N, folder)
+        for name, folder in zip(cards, folders, strict=True)
+    }
+    rows = unseen_rows(seen)
+    watch.say(f"data: {len(pairs.gap_P):,} pairs, {len(rows):,} of prompts that no model has seen")
+
+    connect(config.num_workers)
+    shards = Shards.of(Texts(pairs=(str(ingested.path),)), frozenset(pairs.prompt_P[rows]))
+    found: dict[str, Row] = {}
+    deviations: list[float] = []
+    for (name, card), folder in zip(cards.items(), folders, strict=True):
+        watch.say(f"scoring with {name}")
+        scored = score_texts(shards, folder, config.num_workers, watch)
+        scores = scored.scores[lead(scored.scores)]
+        deviations.append(float(np.sort(scores).std()))  # the order of arrival changes nothing
+        margin_P = np.full(len(pairs.gap_P), np.nan)
+        chosen, rejected = (scored.rows(ids[rows]) for ids in (pairs.chosen_P, pairs.rejected_P))
+        margin_P[rows] = scores[chosen] - scores[rejected]
+        found[name] = Row(trained_sources(card), card.temperature, margin_P)
+    if len(found) > 1:
+        found[ENSEMBLE] = ensemble(list(found.values()), deviations)
+
+    reports = {name: report_row(row, pairs, rows) for name, row in found.items()}
+    sources, counts = np.unique(pairs.source_P[rows].astype(str), return_counts=True)
+    result: dict[str, Any] = {
+        "models": {
+            name: {"folder": str(folder), "temperature": card.temperature}
+            | {"sources": sorted(trained_sources(card)), "num_seen": int(seen[name].sum())}
+            for (name, card), folder in zip(cards.items(), folders, strict=True)
+        },
+        "num_pairs": len(pairs.gap_P),
+        "num_seen": len(pairs.gap_P) - len(rows),
+        "quarantined": dict(ingested.num_quarantined),
+        "sources": dict(zip(sources.tolist(), counts.tolist(), strict=True)),
+        "matrix": {name: per_source for name, (per_source, _) in reports.items()},
+        "means": {name: means for name, (_, means) in reports.items()},
+        "deviations": dict(zip(cards, deviations, strict=True)),
+        "git_commit": git_commit(),
+    }
+    write_json(out / "config.json", asdict(config))
+    write_json(out / "matrix.json", result)
+    plots.matrix(result["matrix"], result["means"]).savefig(out / "matrix.png")
+    return result
+
+
+def labels(folders: Sequence[Path]) -> list[str]:
+    """Returns a short name of each model: that of its folder, or of its run for `RUN/model`."""
+    names = [f.parent.name if f.name == "model" else f.name for f in folders]
+    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
+
+
+def unseen_rows(seen: Mapping[str, Bools]) -> Ints:
+    """Returns the pairs whose prompts no model has seen.
+
+    Raises:
+        ValueError: there is none.
+    """
+    rows = np.flatnonzero(~np.any(list(seen.values()), axis=0))
+    if not len(rows):
+        counts = ", ".join(f"{name} {int(own.sum())}" for name, own in seen.items())
+        raise ValueError(
+            f"each of the {len(next(iter(seen.values())))} pairs has a prompt that one of the "
+            f"models was trained on ({counts}): name pairs of other prompts, or fewer models"
+        )
+    return rows
+
+
+def trained_sources(card: Card | ScalarCard) -> frozenset[str]:
+    """Returns the sources that a model was trained on; a gated one's ratings have sources too."""
+    if isinstance(card, ScalarCard):
+        return frozenset(card.sources)
+    return frozenset(source for found in card.data.values() for source in found["by_source"])
+
+
+def ensemble(rows: Sequence[Row], deviations: Sequence[float]) -> Row:
+    """Returns the mean of standardized scores; a model that scores all alike moves nothing.
+
+    Args:
+        rows: of the models.
+        deviations: d_m of their scores.
+    """
+    margins = [
+        row.margin_P / deviation if deviation else row.margin_P * 0
+        for row, deviation in zip(rows, deviations, strict=True)
+    ]
+    sources = frozenset[str]().union(*(row.sources for row in rows))
+    return Row(sources, float("nan"), np.mean(margins, axis=0))
+
+
+def report_row(row: Row, pairs: PairTable, rows: Ints) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns a model's metrics by source, and their means in domain, out of domain and over all.
+
+    Args:
+        row: the model.
+        pairs: the pairs.
+        rows: pairs that count.
+    """
+    margin, gap, key = row.margin_P[rows], pairs.gap_P[rows], pairs.split.key_N[rows]
+    source = pairs.source_P[rows]
+    per_source: dict[str, Any] = {}
+    for name in sorted(set(source)):
+        at = source == name
+        found = scaled_metrics(margin[at], 1 / row.temperature, gap[at], key[at])
+        per_source[str(name)] = found | {"trained_on": name in row.sources}
+    means: dict[str, Any] = {}
+    for kind, kept in (("in_domain", {True}), ("out_of_domain", {False}), ("all", {True, False})):
+        own = {name: found for name, found in per_source.items() if found["trained_on"] in kept}
+        at = np.isin(source.astype(str), list(own))
+        between = macro_interval(margin[at], gap[at], source[at], key[at])
+        means[kind] = {"num_sources": len(own), **macro(own)} | (
+            {"ci95_length_balanced": between["ci95"]} if own else {}
+        )
+    return per_source, means

@@ -1,0 +1,97 @@
+"""Texts -> scores on an actor pool: what a finished reward model says of every response.
+
+Legend: `N` texts, `O` objectives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias, cast
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+from numpy.typing import NDArray
+
+from actors.scorer import Scorer
+from panoply.data.tables import Ints, Strings
+from workflows.embed import Pool, Texts, into_shards, shard_rows, wanted_texts
+from workflows.progress import Watch
+
+Array: TypeAlias = NDArray[np.float64]
+PER_SOURCE = "per_source."
+
+
+@dataclass(frozen=True, slots=True)
+class TextScores:
+    """Scores of texts `[N]` by scorer."""
+
+    row: Mapping[str, int]
+    """Row of each text id."""
+    scores: Mapping[str, Array]
+    per_source: Mapping[str, Array]
+    """Scores by the weights of one source; empty for scalar models."""
+    weights_NO: NDArray[np.float32] | None
+    """The gate's weights for the prompts of the texts; scalar models have none."""
+
+    def rows(self, ids: Strings) -> Ints:
+        """Returns the rows of some text ids."""
+        return np.array([self.row[str(name)] for name in ids], dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Shards:
+    """Texts as any number of models may score them, one after the other."""
+
+    data: ray.data.Dataset
+    num_texts: int
+
+    @classmethod
+    def of(cls, texts: Texts, prompts: frozenset[str] | None = None) -> Shards:
+        """Reads canonical files.
+
+        Args:
+            texts: the files.
+            prompts: ids of the prompts whose responses are scored; None: all.
+        """
+        plan = into_shards(wanted_texts(texts, prompts))
+        return cls(shard_rows(texts, plan), plan.num_rows)
+
+
+def score_texts(shards: Shards, folder: Path, num_workers: int, watch: Watch) -> TextScores:
+    """Scores every text with every scorer of the model in a folder."""
+    scored = Pool.of_cluster(num_workers).map(Scorer, (str(folder), 1), shards.data)
+    names: list[str] = []
+    parts: list[dict[str, Array]] = []
+    with watch.bar("scoring texts", shards.num_texts) as advance:
+        for part in scored.iter_batches(batch_size=None, batch_format="pyarrow"):
+            batch = cast(pa.Table, part)
+            own: list[str] = batch["text_id"].to_pylist()
+            names += own
+            parts.append({c: as_array(batch[c]) for c in batch.column_names if c != "text_id"})
+            advance(len(own))
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    weights_NO = columns.pop("gate_weights", None)
+    return TextScores(
+        row={name: i for i, name in enumerate(names)},
+        scores={k: v for k, v in columns.items() if not k.startswith(PER_SOURCE)},
+        per_source={
+            k.removeprefix(PER_SOURCE): v for k, v in columns.items() if k.startswith(PER_SOURCE)
+        },
+        weights_NO=None if weights_NO is None else weights_NO.astype(np.float32),
+    )
+
+
+def as_array(column: pa.ChunkedArray) -> Array:
+    """Returns a column of numbers `[N]`, or of lists of one length `[N, O]`."""
+    if pa.types.is_list(column.type):
+        return np.stack(column.to_numpy(zero_copy_only=False))  # pyright: ignore[reportArgumentType]
+    return column.to_numpy(zero_copy_only=False).astype(np.float64)
+
+
+def is_seen(keys: Strings, folder: Path) -> NDArray[np.bool_]:
+    """Returns which split keys a model was trained or chosen on."""
+    known = np.load(folder / "seen.npy", allow_pickle=False)
+    return np.isin(np.array([int(key[:16], 16) for key in keys], dtype=np.uint64), known)
