@@ -1,0 +1,208 @@
+"""Our own endpoint, `/v1/rewards`: several models, all details, an error for each score.
+
+    {"models": ["armorm"], "details": ["objectives", "gate"], "weights": {}, "timeout": 30,
+     "items": [{"prompt": [{"role": "user", "content": "..."}], "responses": ["a", "b"]}]}
+
+    {"id": "...", "created": 1700000000, "results": [{"model": "armorm", "items": [[
+        {"score": 1.2, "objectives": {"helpfulness": 3.1}, "gate": {"helpfulness": 0.8}},
+        {"score": null, "error": "...", "transient": false}]]}]}
+
+Results stand in the order of `models`, items and responses in the order sent. Scores are raw;
+`"activation": "sigmoid"` squashes them. `weights` take the gate's place; an objective that is not
+named weighs 0. A prompt is messages, which the model's own template renders; text that went through
+a template already is `rendered` instead. Unknown keys are refused, so that no typo passes in silence.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self, TypeAlias
+
+from pydantic import BaseModel, Field, FiniteFloat, JsonValue, ValidationError, model_validator
+
+from panoply.wire.endpoint import Call, Strict, explain
+from panoply.wire.request import (
+    Chat,
+    Detail,
+    Details,
+    Driver,
+    Item,
+    ModelAnswer,
+    Rendered,
+    Score,
+    ScoreAnswer,
+    ScoreRequest,
+    Tokens,
+    sigmoid,
+)
+from panoply.wire.turns import Prompt, messages
+
+Json: TypeAlias = dict[str, JsonValue]
+
+
+class RewardItem(Strict):
+    """A prompt and responses to it."""
+
+    prompt: Prompt | None = None
+    rendered: str | None = None
+    responses: list[str]
+    label: JsonValue = None
+
+    @model_validator(mode="after")
+    def _one_prompt(self) -> Self:
+        if (self.prompt is None) == (self.rendered is None):
+            raise ValueError("name either `prompt` (messages) or `rendered` (text in a template)")
+        return self
+
+    def item(self) -> Item:
+        """Returns it in our own words."""
+        if self.prompt is not None:
+            return Chat(messages(self.prompt), tuple(self.responses), self.label)
+        return Rendered(self.rendered or "", tuple(self.responses), self.label)
+
+
+class Rewards(Call, extra="forbid"):
+    """A call of `/v1/rewards`."""
+
+    items: list[RewardItem]
+    models: list[str] = []
+    details: list[Detail] = []
+    weights: dict[str, FiniteFloat] = {}
+    activation: Literal["none", "sigmoid"] = "none"
+    timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Seconds."""
+
+    @model_validator(mode="after")
+    def _each_model_once(self) -> Self:
+        if len(set(self.models)) != len(self.models):
+            raise ValueError(f"`models` names one twice: {self.models!r}")
+        return self
+
+    def request(self) -> ScoreRequest:
+        """Returns what is asked."""
+        return ScoreRequest(
+            items=tuple(item.item() for item in self.items),
+            models=tuple(self.models),
+            weights=self.weights,
+            details=frozenset(self.details),
+            timeout=self.timeout,
+        )
+
+    def render(self, answer: ScoreAnswer, request: ScoreRequest) -> JsonValue:
+        """Returns all scores, those that failed with their error."""
+        results: list[JsonValue] = []
+        for model in answer.models:
+            provenance: Json = {"provenance": dict(model.provenance)} if model.provenance else {}
+            items: list[JsonValue] = [[self._entry(s) for s in item] for item in model.items]
+            results.append({"model": model.model, "items": items, **provenance})
+        return {"id": answer.id, "created": answer.created, "results": results}
+
+    def _entry(self, score: Score) -> JsonValue:
+        if score.score is None:
+            return {"score": None, "error": score.error, "transient": score.transient}
+        squashed = self.activation == "sigmoid"
+        entry: Json = {"score": sigmoid(score.score) if squashed else score.score}
+        details = score.details
+        drivers: list[JsonValue] = [
+            {"objective": d.objective, "value": d.value, "contribution": d.contribution}
+            for d in details.drivers
+        ]
+        found: Json = {
+            "objectives": dict(details.objectives),
+            "gate": dict(details.gate),
+            "drivers": drivers,
+            "num_tokens": score.num_tokens,
+        }
+        return entry | {name: value for name, value in found.items() if value}
+
+
+def payload_of(request: ScoreRequest) -> Json:
+    """Returns a request as the payload of a call, the inverse of `Rewards.request`.
+
+    Raises:
+        ValueError: an item is token ids, which this dialect does not carry.
+    """
+    items: list[JsonValue] = []
+    for item in request.items:
+        responses: list[JsonValue] = list(item.responses)
+        label: Json = {} if item.label is None else {"label": item.label}
+        match item:
+            case Chat():
+                prompt: list[JsonValue] = [dict(message) for message in item.prompt]
+                items.append({"prompt": prompt, "responses": responses, **label})
+            case Rendered():
+                items.append({"rendered": item.prompt, "responses": responses, **label})
+            case Tokens():
+                raise ValueError("`/v1/rewards` takes messages or text, no token ids")
+    found: Json = {
+        "models": list(request.models),
+        "details": sorted(request.details),
+        "weights": dict(request.weights),
+    }
+    timeout: Json = {} if request.timeout is None else {"timeout": request.timeout}
+    return {"items": items, **{k: v for k, v in found.items() if v}, **timeout}
+
+
+class _Driver(BaseModel):
+    objective: str
+    value: FiniteFloat
+    contribution: FiniteFloat
+
+
+class _Score(BaseModel):
+    score: FiniteFloat | None
+    error: str = ""
+    transient: bool = False
+    objectives: dict[str, FiniteFloat] = {}
+    gate: dict[str, FiniteFloat] = {}
+    drivers: list[_Driver] = []
+    num_tokens: int = 0
+
+    def read(self) -> Score:
+        drivers = tuple(Driver(d.objective, d.value, d.contribution) for d in self.drivers)
+        return Score(
+            score=self.score,
+            error=self.error,
+            transient=self.transient,
+            details=Details(objectives=self.objectives, gate=self.gate, drivers=drivers),
+            num_tokens=self.num_tokens,
+        )
+
+
+class _Result(BaseModel):
+    model: str
+    items: list[list[_Score]]
+    provenance: dict[str, str] = {}
+
+
+class _Answer(BaseModel):
+    id: str
+    created: int
+    results: list[_Result]
+
+
+def read_answer(payload: JsonValue, request: ScoreRequest) -> ScoreAnswer:
+    """Returns an answer's payload as an answer, the inverse of `Rewards.render`.
+
+    Raises:
+        ValueError: it is no answer of `/v1/rewards`, or not one to this request.
+    """
+    try:
+        found = _Answer.model_validate(payload)
+    except ValidationError as error:
+        raise ValueError(f"no answer of `/v1/rewards`: {explain(error)}") from error
+    models = tuple(
+        ModelAnswer(
+            model=result.model,
+            items=tuple(tuple(score.read() for score in item) for item in result.items),
+            provenance=result.provenance,
+        )
+        for result in found.results
+    )
+    asked = [len(item.responses) for item in request.items]
+    for model in models:
+        given = [len(item) for item in model.items]
+        if given != asked:
+            raise ValueError(f"{model.model!r} answered {given} scores, {asked} were asked for")
+    if request.models and [model.model for model in models] != list(request.models):
+        raise ValueError(f"{[m.model for m in models]} answered, {request.models} were asked")
+    return ScoreAnswer(models=models, id=found.id, created=found.created)
