@@ -153,9 +153,7 @@ class Client(_Settings):
             label_column: column of the data set that function arms compare with.
         """
 
-        def reward(
-            prompts: Sequence[Text], completions: Sequence[Text], **columns: Any
-        ) -> Rewards:
+        def reward(prompts: Sequence[Text], completions: Sequence[Text], **columns: Any) -> Rewards:
             batch = trl_batch(model, prompts, completions, columns, label_column)
             return batch.rewards(self.score(batch.request), columns.get("log_metric"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,8 +23,11 @@ from panoply.wire.request import (
     Tokens,
 )
 
-_SHORT = Repr(maxlevel=2, maxdict=2, maxlist=2, maxstring=40, maxother=40)
+_SHORT = Repr()
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict = 2, 2, 2
 """Shows a value of any size and depth in a few words."""
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class Strict(BaseModel):
@@ -134,11 +138,16 @@ def decode(body: bytes, limits: Limits) -> JsonValue:
     except UnicodeDecodeError as error:
         raise RequestError(f"the body is not UTF-8: byte {error.start} is wrong") from error
     try:
-        return json.loads(text, parse_float=_finite, parse_constant=_finite)
+        value = json.loads(text, parse_float=_finite, parse_constant=_finite)
+        if _SURROGATE.search(text):  # halves of a character, well written only in pairs
+            json.dumps(value, ensure_ascii=False).encode()
     except RecursionError as error:
         raise RequestError("the body is nested too deeply") from error
+    except UnicodeEncodeError as error:
+        raise RequestError("the body holds half a character: a lone \\ud800 to \\udfff") from error
     except ValueError as error:
         raise RequestError(f"the body is not JSON: {error}") from error
+    return value
 
 
 def _finite(text: str) -> float:

@@ -1,14 +1,14 @@
 """Every endpoint of every dialect, to be mounted in a few lines.
 
-    endpoint = endpoint_at(path)
-    try:
-        payload = decode(body, limits)
-        endpoint = endpoint_at(path, payload)
-        call = endpoint.parse(payload)
-        request = limits.check(call.request())
-        status, answer = 200, call.render(await score(request), request)
-    except RequestError as error:
-        status, answer = endpoint.refuse(error)
+endpoint = endpoint_at(path)
+try:
+    payload = decode(body, limits)
+    endpoint = endpoint_at(path, payload)
+    call = endpoint.parse(payload)
+    request = limits.check(call.request())
+    status, answer = 200, call.render(await score(request), request)
+except RequestError as error:
+    status, answer = endpoint.refuse(error)
 """
 
 from __future__ import annotations
@@ -42,9 +42,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint(
         "sglang", ("/classify",), frozenset({"text", "input_ids"}), sglang.Classify, sglang.refuse
     ),
-    Endpoint(
-        "sglang", ("/v1/embeddings",), frozenset(), sglang.Embeddings, sglang.refuse_openai
-    ),
+    Endpoint("sglang", ("/v1/embeddings",), frozenset(), sglang.Embeddings, sglang.refuse_openai),
     Endpoint("tei", ("/predict",), frozenset(), tei.Predict, tei.refuse),
     Endpoint("tei", ("/rerank",), frozenset({"texts"}), tei.Rerank, tei.refuse),
 )

@@ -4,18 +4,18 @@
     {"rewards": [0.5], "scores": [0.5], "extra_logs": {"helpfulness": [0.6]}}
 
 Up to 0.5 the client sends `query` alone and reads `rewards`; 0.6 adds `prompts` and `labels`, later
-versions read `scores` and `extra_logs`. All three keys are always answered, so every version finds
-its own. Texts carry the policy's template, special tokens included. A client with several URLs sends
-empty lists to all but the first and waits for the answer, so they are answered with empty lists.
+versions read `scores` and `extra_logs`. All three keys are always answered, so that every version
+finds its own. Texts carry the policy's template, special tokens included. A client with several
+URLs sends empty lists to all but the first and waits for them, so empty lists are answered.
 
 `scores` are the rewards, raw: set the client's range for dynamic filtering to the model's scale.
 """
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import JsonValue, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from panoply.wire.endpoint import Call
 from panoply.wire.request import (
@@ -26,13 +26,14 @@ from panoply.wire.request import (
     sole,
     value_of,
 )
+from panoply.wire.turns import Texts
 
 
 class GetReward(Call):
     """A batch of rendered conversations."""
 
-    query: list[str]
-    prompts: list[str | None] | None = None
+    query: Texts
+    prompts: Annotated[list[str | None], Field(fail_fast=True)] | None = None
     labels: list[JsonValue] | None = None
 
     @model_validator(mode="after")

@@ -7,7 +7,7 @@ an answer is rendered. A score that failed or is not finite is an error of its r
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -104,7 +104,7 @@ class Driver:
 class Details:
     """What a model says beside its score; empty where it was not asked or has no such thing.
 
-    Numbers are finite: an objective without a value is left out.
+    Numbers are finite: what has no value is left out.
     """
 
     objectives: Mapping[str, float] = field(default_factory=dict[str, float])
@@ -115,7 +115,7 @@ class Details:
         moved = [number for d in self.drivers for number in (d.value, d.contribution)]
         numbers = [*self.objectives.values(), *self.gate.values(), *moved]
         if not all(map(math.isfinite, numbers)):
-            raise ValueError(f"details must be finite, got {self}: leave out what has no value")
+            raise ValueError(f"details must be finite, got {self}; see `scored`")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,11 +137,30 @@ class Score:
             raise ValueError(f"`score` must be finite, got {self.score!r}; see `scored`")
 
 
-def scored(value: float, *, details: Details | None = None, num_tokens: int = 0) -> Score:
-    """Returns what a model computed as a score, as an error where it is not finite."""
+def scored(
+    value: float,
+    *,
+    objectives: Mapping[str, float] | None = None,
+    gate: Mapping[str, float] | None = None,
+    drivers: Iterable[Driver] = (),
+    num_tokens: int = 0,
+) -> Score:
+    """Returns what a model computed: an error where the score is not finite.
+
+    A detail that is not finite is left out.
+    """
     if not abs(value) <= FLOAT32_MAX:  # NaN compares as false
         return Score(error=f"the model's score is not finite: {value}", num_tokens=num_tokens)
-    return Score(score=value, details=details or Details(), num_tokens=num_tokens)
+    details = Details(
+        objectives=_finite(objectives or {}),
+        gate=_finite(gate or {}),
+        drivers=tuple(d for d in drivers if math.isfinite(d.value + d.contribution)),
+    )
+    return Score(score=value, details=details, num_tokens=num_tokens)
+
+
+def _finite(named: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in named.items() if math.isfinite(value)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,14 +10,21 @@
 Results stand in the order of `models`, items and responses in the order sent. Scores are raw;
 `"activation": "sigmoid"` squashes them. `weights` take the gate's place; an objective that is not
 named weighs 0. A prompt is messages, which the model's own template renders; text that went through
-a template already is `rendered` instead. Unknown keys are refused, so that no typo passes in silence.
+a template already is `rendered` instead. Unknown keys are refused: no typo passes in silence.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, Field, FiniteFloat, JsonValue, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    FiniteFloat,
+    JsonValue,
+    ValidationError,
+    model_validator,
+)
 
 from panoply.wire.endpoint import Call, Strict, explain
 from panoply.wire.request import (
@@ -34,7 +41,7 @@ from panoply.wire.request import (
     Tokens,
     sigmoid,
 )
-from panoply.wire.turns import Prompt, messages
+from panoply.wire.turns import Prompt, Texts, messages
 
 Json: TypeAlias = dict[str, JsonValue]
 
@@ -44,7 +51,7 @@ class RewardItem(Strict):
 
     prompt: Prompt | None = None
     rendered: str | None = None
-    responses: list[str]
+    responses: Texts
     label: JsonValue = None
 
     @model_validator(mode="after")
@@ -63,10 +70,10 @@ class RewardItem(Strict):
 class Rewards(Call, extra="forbid"):
     """A call of `/v1/rewards`."""
 
-    items: list[RewardItem]
-    models: list[str] = []
-    details: list[Detail] = []
-    weights: dict[str, FiniteFloat] = {}
+    items: Annotated[list[RewardItem], Field(fail_fast=True)]
+    models: list[str] = Field(default_factory=list)
+    details: list[Detail] = Field(default_factory=list)
+    weights: dict[str, FiniteFloat] = Field(default_factory=dict)
     activation: Literal["none", "sigmoid"] = "none"
     timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Seconds."""
@@ -97,10 +104,10 @@ class Rewards(Call, extra="forbid"):
         return {"id": answer.id, "created": answer.created, "results": results}
 
     def _entry(self, score: Score) -> JsonValue:
-        if score.score is None:
-            return {"score": None, "error": score.error, "transient": score.transient}
-        squashed = self.activation == "sigmoid"
-        entry: Json = {"score": sigmoid(score.score) if squashed else score.score}
+        entry: Json = {"score": None, "error": score.error, "transient": score.transient}
+        if score.score is not None:
+            squashed = self.activation == "sigmoid"
+            entry = {"score": sigmoid(score.score) if squashed else score.score}
         details = score.details
         drivers: list[JsonValue] = [
             {"objective": d.objective, "value": d.value, "contribution": d.contribution}

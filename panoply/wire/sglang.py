@@ -22,7 +22,7 @@ from pydantic import JsonValue, model_validator
 
 from panoply.wire.endpoint import Call, status_name
 from panoply.wire.request import RequestError, ScoreAnswer, ScoreRequest, sole, value_of
-from panoply.wire.turns import TextOrTokens, TokenId, items_of
+from panoply.wire.turns import ManyTokenIds, TextOrTokens, Texts, TokenIds, items_of
 from panoply.wire.vllm import vector
 
 
@@ -30,8 +30,8 @@ class Classify(Call):
     """Rendered or tokenized conversations."""
 
     model: str | None = None
-    text: str | list[str] | None = None
-    input_ids: list[TokenId] | list[list[TokenId]] | None = None
+    text: str | Texts | None = None
+    input_ids: TokenIds | ManyTokenIds | None = None
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:

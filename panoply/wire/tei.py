@@ -32,9 +32,10 @@ from panoply.wire.request import (
     sole,
     value_of,
 )
+from panoply.wire.turns import Texts
 from panoply.wire.vllm import ask, best_first
 
-Texts: TypeAlias = Annotated[list[str], Field(min_length=1, max_length=2)]
+OneOrTwo: TypeAlias = Annotated[list[str], Field(min_length=1, max_length=2)]
 """A text, or a pair of texts."""
 
 
@@ -51,7 +52,11 @@ class Switched(Call):
 class Predict(Switched):
     """Texts or pairs of texts."""
 
-    inputs: str | Annotated[list[str], Field(max_length=2)] | list[Texts]
+    inputs: (
+        str
+        | Annotated[list[str], Field(max_length=2)]
+        | Annotated[list[OneOrTwo], Field(fail_fast=True)]
+    )
 
     def request(self) -> ScoreRequest:
         """Returns an item for each text or pair."""
@@ -81,7 +86,7 @@ class Rerank(Switched):
     """Texts by falling score."""
 
     query: str
-    texts: list[str]
+    texts: Texts
     return_text: bool = False
 
     def request(self) -> ScoreRequest:

@@ -1,9 +1,9 @@
-"""What trainers call a reward function with, as requests of ours, and the answers as they read them.
+"""What trainers call a reward function with, as our requests, and answers as they read them.
 
 TRL (`GRPOTrainer(reward_funcs=...)`): keywords `prompts` and `completions`, as text or as messages,
 and every other column of the data set as a list; a list of float or None, where None is left out of
-the weighted sum. verl (`reward.custom_reward_function`): one `solution_str` with its `extra_info`; a
-number, or an object with the key `score`.
+the weighted sum. verl (`reward.custom_reward_function`): one `solution_str` with its `extra_info`;
+a number, or a dict with the key `score`.
 """
 
 from __future__ import annotations

@@ -43,11 +43,16 @@ def _ends_with_response(turns: list[Turn]) -> list[Turn]:
     return turns
 
 
-Prompt: TypeAlias = Annotated[list[Turn], AfterValidator(_ends_before_response)]
-Conversation: TypeAlias = Annotated[list[Turn], AfterValidator(_ends_with_response)]
+Turns: TypeAlias = Annotated[list[Turn], Field(fail_fast=True)]
+Prompt: TypeAlias = Annotated[Turns, AfterValidator(_ends_before_response)]
+Conversation: TypeAlias = Annotated[Turns, AfterValidator(_ends_with_response)]
 """A prompt and one response, as its last turn."""
-TokenId: TypeAlias = Annotated[int, Field(ge=0, lt=2**31)]
-TextOrTokens: TypeAlias = str | list[str] | list[TokenId] | list[list[TokenId]]
+
+# Fail fast: a long list of what is wrong costs an error and not one for each of its elements.
+Texts: TypeAlias = Annotated[list[str], Field(fail_fast=True)]
+TokenIds: TypeAlias = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(fail_fast=True)]
+ManyTokenIds: TypeAlias = Annotated[list[TokenIds], Field(fail_fast=True)]
+TextOrTokens: TypeAlias = str | Texts | TokenIds | ManyTokenIds
 """One conversation or many, rendered as text or tokenized."""
 
 

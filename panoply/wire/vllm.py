@@ -10,16 +10,16 @@
     {"model": "m", "query": "q", "documents": ["a", "b"], "top_n": 0}
     {"results": [{"index": 1, "document": {"text": "b"}, "relevance_score": 0.9}], ...}  best first
 
-As there, a score goes through a sigmoid unless `use_activation` is false (older names of the switch:
-`activation`, `softmax`).
+As there, a score goes through a sigmoid unless `use_activation` is false (older names of the
+switch: `activation`, `softmax`).
 
 Where we differ:
 1. `add_special_tokens` is not read: BOS comes once, by the artefact's rule, whatever is received.
 2. `truncate_prompt_tokens` is not read: the artefact's own limits hold.
 3. A template of the client's (`chat_template`, `chat_template_kwargs`, `add_generation_prompt`,
-   `continue_final_message`) is refused: it would move the score off what the model was trained on.
+   `continue_final_message`) is refused: the model was trained on its own.
 4. `text_1` or `query` is a user's turn and `text_2` or a document the response to it.
-5. `/pooling` answers the tasks classify and none; a reward model has no embedding and no token scores.
+5. `/pooling` answers the task classify alone: a reward model has no embedding, nor token scores.
 6. Empty lists are answered with empty lists, where vLLM refuses them.
 """
 
@@ -43,7 +43,7 @@ from panoply.wire.request import (
     sole,
     value_of,
 )
-from panoply.wire.turns import Conversation, TextOrTokens, chat, items_of
+from panoply.wire.turns import Conversation, TextOrTokens, Texts, chat, items_of
 
 
 class Switched(Call):
@@ -125,8 +125,8 @@ class Pooling(Conversations):
 class TextPairs(Switched):
     """`/score`: 1:1, 1:N or N:N texts."""
 
-    text_1: str | list[str] = Field(validation_alias=AliasChoices("text_1", "queries", "data_1"))
-    text_2: str | list[str] = Field(
+    text_1: str | Texts = Field(validation_alias=AliasChoices("text_1", "queries", "data_1"))
+    text_2: str | Texts = Field(
         validation_alias=AliasChoices("text_2", "documents", "items", "data_2")
     )
 
@@ -160,7 +160,7 @@ class Rerank(Switched):
     """`/rerank`: documents by falling score."""
 
     query: str
-    documents: list[str]
+    documents: Texts
     top_n: int = Field(default=0, ge=0)
     """0: all of them."""
 
