@@ -163,7 +163,9 @@ def test_vllm_s_rerank_is_sorted_with_its_documents():
         results = post(path, payload)[1]["results"]
         assert [r["index"] for r in results] == [1, 0, 2, 3]
         assert results[0]["document"] == {"text": "b #9"}
-    assert [r["index"] for r in post("/rerank", payload | {"top_n": 2})[1]["results"]] == [1, 0]
+    for top_n, wanted in ((2, [1, 0]), (0, [1, 0, 2, 3]), (None, [1, 0, 2, 3]), (1, [1])):
+        ranked = post("/rerank", payload | {"top_n": top_n})[1]["results"]
+        assert [r["index"] for r in ranked] == wanted
 
 
 def test_ranks_follow_raw_scores_where_the_sigmoid_is_full():

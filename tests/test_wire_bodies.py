@@ -172,7 +172,7 @@ def test_ten_thousand_items_are_too_many_and_the_limit_is_told():
         status, answer = post(path, payload)
         assert status == 413
         assert "10000 texts in one request, at most 4096" in str(answer)
-        assert post(path, payload, Limits(max_responses=10_000))[0] == 200
+    assert post("/get_reward", {"query": query}, Limits(max_responses=10_000))[0] == 200
 
 
 def test_long_texts_and_large_bodies_are_refused_with_the_limit():

@@ -28,17 +28,18 @@ def serving(*script):
 
         def do_POST(self):
             body = self.rfile.read(int(self.headers["content-length"]))
-            seen.append((self.path, dict(self.headers), json.loads(body), time.monotonic()))
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            seen.append((self.path, headers, json.loads(body), time.monotonic()))
             step = left.pop(0) if left else None
             if step == "drop":
                 self.close_connection = True
                 return
-            status, headers, answer = step or (200, {}, None)
+            status, extra, answer = step or (200, {}, None)
             if step is None:
                 status, answer = post_bytes(self.path, body)
             sent = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
             self.send_response(status)
-            for name, value in {**headers, "content-length": str(len(sent))}.items():
+            for name, value in {**extra, "content-length": str(len(sent))}.items():
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(sent)

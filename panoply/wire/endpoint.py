@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from panoply.wire.request import (
     Chat,
     Item,
+    Payload,
     Rendered,
     RequestError,
     ScoreAnswer,
@@ -42,14 +43,14 @@ class Call(BaseModel, ABC):
     Keys that a dialect's client may send and that change no score (user, priority) are ignored.
     """
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="ignore", protected_namespaces=())
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
 
     @abstractmethod
     def request(self) -> ScoreRequest:
         """Returns what is asked, in our own words."""
 
     @abstractmethod
-    def render(self, answer: ScoreAnswer, request: ScoreRequest) -> JsonValue:
+    def render(self, answer: ScoreAnswer, request: ScoreRequest) -> Payload:
         """Returns the answer's payload as the client reads it.
 
         Raises:
@@ -66,7 +67,7 @@ class Endpoint:
     keys: frozenset[str]
     """Where dialects share a path, a payload with one of these keys is for this one."""
     call: type[Call]
-    refuse: Callable[[RequestError], tuple[int, JsonValue]]
+    refuse: Callable[[RequestError], tuple[int, Payload]]
     """Status and payload of an error, as the dialect's clients know them."""
 
     def parse(self, payload: JsonValue) -> Call:

@@ -1,14 +1,17 @@
 """Every endpoint of every dialect, to be mounted in a few lines.
 
-endpoint = endpoint_at(path)
-try:
-    payload = decode(body, limits)
-    endpoint = endpoint_at(path, payload)
-    call = endpoint.parse(payload)
-    request = limits.check(call.request())
-    status, answer = 200, call.render(await score(request), request)
-except RequestError as error:
-    status, answer = endpoint.refuse(error)
+    endpoint = endpoint_at(path)
+    try:
+        payload = decode(body, limits)
+        endpoint = endpoint_at(path, payload)
+        call = endpoint.parse(payload)
+        request = limits.check(call.request())
+        status, answer = 200, call.render(await score(request), request)
+    except RequestError as error:  # with a header Retry-After, where it has `retry_after`
+        status, answer = endpoint.refuse(error)
+
+A path behind `/models/{name}` names the model in place of the payload, which names none or what the
+client calls it (verl sends the path of its files): `replace(request, models=(name,))`.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from pydantic import Field, JsonValue, model_validator
 
 from panoply.wire.endpoint import Call
 from panoply.wire.request import (
+    Payload,
     Rendered,
     RequestError,
     ScoreAnswer,
@@ -54,18 +55,16 @@ class GetReward(Call):
             items.append(Rendered(shared, (query[len(shared) :],), label))
         return ScoreRequest(items=tuple(items), details=frozenset({"objectives"}))
 
-    def render(self, answer: ScoreAnswer, request: ScoreRequest) -> JsonValue:
+    def render(self, answer: ScoreAnswer, request: ScoreRequest) -> Payload:
         """Logs the objectives that every response has."""
         _, scores = sole(answer, request)
-        rewards: list[JsonValue] = [value_of(score) for score in scores]
+        rewards = [value_of(score) for score in scores]
         first = scores[0].details.objectives if scores else {}
         objectives = [name for name in first if all(name in s.details.objectives for s in scores)]
-        logs: dict[str, JsonValue] = {
-            name: [score.details.objectives[name] for score in scores] for name in objectives
-        }
+        logs = {name: [score.details.objectives[name] for score in scores] for name in objectives}
         return {"rewards": rewards, "scores": rewards, "extra_logs": logs}
 
 
-def refuse(error: RequestError) -> tuple[int, JsonValue]:
+def refuse(error: RequestError) -> tuple[int, Payload]:
     """Returns an error for clients that read the status alone: OpenRLHF's, slime's and ours."""
     return error.status, {"error": error.message}

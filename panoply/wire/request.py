@@ -7,7 +7,7 @@ an answer is rendered. A score that failed or is not finite is an error of its r
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -16,6 +16,8 @@ from pydantic import JsonValue
 Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
 Message: TypeAlias = Mapping[str, str]
 """A turn: its `role` and its `content`."""
+Payload: TypeAlias = "Mapping[str, Payload] | Sequence[Payload] | str | float | bool | None"
+"""What becomes JSON."""
 FLOAT32_MAX = (2 - 2**-23) * 2.0**127
 """Scores are float32 from the head on, and clients hold them as such."""
 Detail: TypeAlias = Literal["objectives", "gate", "drivers", "provenance"]
@@ -62,7 +64,6 @@ class Tokens:
     """Whole conversations as token ids of the reward model's own tokenizer."""
 
     responses: tuple[tuple[int, ...], ...]
-    label: JsonValue = None
 
 
 Item: TypeAlias = Chat | Rendered | Tokens

@@ -15,16 +15,9 @@ a template already is `rendered` instead. Unknown keys are refused: no typo pass
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self, TypeAlias
+from typing import Annotated, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    Field,
-    FiniteFloat,
-    JsonValue,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, Field, FiniteFloat, JsonValue, ValidationError, model_validator
 
 from panoply.wire.endpoint import Call, Strict, explain
 from panoply.wire.request import (
@@ -34,6 +27,7 @@ from panoply.wire.request import (
     Driver,
     Item,
     ModelAnswer,
+    Payload,
     Rendered,
     Score,
     ScoreAnswer,
@@ -42,8 +36,6 @@ from panoply.wire.request import (
     sigmoid,
 )
 from panoply.wire.turns import Prompt, Texts, messages
-
-Json: TypeAlias = dict[str, JsonValue]
 
 
 class RewardItem(Strict):
@@ -94,59 +86,60 @@ class Rewards(Call, extra="forbid"):
             timeout=self.timeout,
         )
 
-    def render(self, answer: ScoreAnswer, request: ScoreRequest) -> JsonValue:
+    def render(self, answer: ScoreAnswer, request: ScoreRequest) -> Payload:
         """Returns all scores, those that failed with their error."""
-        results: list[JsonValue] = []
+        results: list[Payload] = []
         for model in answer.models:
-            provenance: Json = {"provenance": dict(model.provenance)} if model.provenance else {}
-            items: list[JsonValue] = [[self._entry(s) for s in item] for item in model.items]
+            provenance = {"provenance": model.provenance} if model.provenance else {}
+            items = [[self._entry(s) for s in item] for item in model.items]
             results.append({"model": model.model, "items": items, **provenance})
         return {"id": answer.id, "created": answer.created, "results": results}
 
-    def _entry(self, score: Score) -> JsonValue:
-        entry: Json = {"score": None, "error": score.error, "transient": score.transient}
+    def _entry(self, score: Score) -> Payload:
+        entry: dict[str, Payload] = {
+            "score": None,
+            "error": score.error,
+            "transient": score.transient,
+        }
         if score.score is not None:
             squashed = self.activation == "sigmoid"
             entry = {"score": sigmoid(score.score) if squashed else score.score}
         details = score.details
-        drivers: list[JsonValue] = [
+        drivers = [
             {"objective": d.objective, "value": d.value, "contribution": d.contribution}
             for d in details.drivers
         ]
-        found: Json = {
-            "objectives": dict(details.objectives),
-            "gate": dict(details.gate),
+        found = {
+            "objectives": details.objectives,
+            "gate": details.gate,
             "drivers": drivers,
             "num_tokens": score.num_tokens,
         }
         return entry | {name: value for name, value in found.items() if value}
 
 
-def payload_of(request: ScoreRequest) -> Json:
+def payload_of(request: ScoreRequest) -> dict[str, Payload]:
     """Returns a request as the payload of a call, the inverse of `Rewards.request`.
 
     Raises:
         ValueError: an item is token ids, which this dialect does not carry.
     """
-    items: list[JsonValue] = []
-    for item in request.items:
-        responses: list[JsonValue] = list(item.responses)
-        label: Json = {} if item.label is None else {"label": item.label}
-        match item:
-            case Chat():
-                prompt: list[JsonValue] = [dict(message) for message in item.prompt]
-                items.append({"prompt": prompt, "responses": responses, **label})
-            case Rendered():
-                items.append({"rendered": item.prompt, "responses": responses, **label})
-            case Tokens():
-                raise ValueError("`/v1/rewards` takes messages or text, no token ids")
-    found: Json = {
-        "models": list(request.models),
+    found: dict[str, Payload] = {
+        "models": request.models,
         "details": sorted(request.details),
-        "weights": dict(request.weights),
+        "weights": request.weights,
+        "timeout": request.timeout,
     }
-    timeout: Json = {} if request.timeout is None else {"timeout": request.timeout}
-    return {"items": items, **{k: v for k, v in found.items() if v}, **timeout}
+    given = {name: value for name, value in found.items() if value}
+    return {"items": list(map(_item_payload, request.items)), **given}
+
+
+def _item_payload(item: Item) -> dict[str, Payload]:
+    if isinstance(item, Tokens):
+        raise ValueError("`/v1/rewards` takes messages or text, no token ids")
+    name = "prompt" if isinstance(item, Chat) else "rendered"
+    label = {} if item.label is None else {"label": item.label}
+    return {name: item.prompt, "responses": item.responses, **label}
 
 
 class _Driver(BaseModel):
@@ -187,7 +180,7 @@ class _Answer(BaseModel):
     results: list[_Result]
 
 
-def read_answer(payload: JsonValue, request: ScoreRequest) -> ScoreAnswer:
+def read_answer(payload: Payload, request: ScoreRequest) -> ScoreAnswer:
     """Returns an answer's payload as an answer, the inverse of `Rewards.render`.
 
     Raises:
@@ -205,11 +198,12 @@ def read_answer(payload: JsonValue, request: ScoreRequest) -> ScoreAnswer:
         )
         for result in found.results
     )
+    named = [model.model for model in models]
+    if named != (list(request.models) or named[:1]) or not named:
+        raise ValueError(f"{named} answered, {list(request.models) or ['any one']} were asked")
     asked = [len(item.responses) for item in request.items]
     for model in models:
         given = [len(item) for item in model.items]
         if given != asked:
             raise ValueError(f"{model.model!r} answered {given} scores, {asked} were asked for")
-    if request.models and [model.model for model in models] != list(request.models):
-        raise ValueError(f"{[m.model for m in models]} answered, {request.models} were asked")
     return ScoreAnswer(models=models, id=found.id, created=found.created)

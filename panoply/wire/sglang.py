@@ -18,10 +18,10 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import JsonValue, model_validator
+from pydantic import model_validator
 
 from panoply.wire.endpoint import Call, status_name
-from panoply.wire.request import RequestError, ScoreAnswer, ScoreRequest, sole, value_of
+from panoply.wire.request import Payload, RequestError, ScoreAnswer, ScoreRequest, sole, value_of
 from panoply.wire.turns import ManyTokenIds, TextOrTokens, Texts, TokenIds, items_of
 from panoply.wire.vllm import vector
 
@@ -45,10 +45,10 @@ class Classify(Call):
         assert given is not None
         return ScoreRequest(items=items_of(given), models=_named(self.model))
 
-    def render(self, answer: ScoreAnswer, request: ScoreRequest) -> JsonValue:
+    def render(self, answer: ScoreAnswer, request: ScoreRequest) -> Payload:
         """Returns a list, or the one entry of a text that came alone."""
         _, scores = sole(answer, request)
-        entries: list[JsonValue] = [
+        entries = [
             {
                 "embedding": [value_of(score)],
                 "meta_info": {"id": f"{answer.id}-{i}", "prompt_tokens": score.num_tokens},
@@ -71,11 +71,11 @@ class Embeddings(Call):
         """Returns an item for each conversation."""
         return ScoreRequest(items=items_of(self.input), models=_named(self.model))
 
-    def render(self, answer: ScoreAnswer, request: ScoreRequest) -> JsonValue:
+    def render(self, answer: ScoreAnswer, request: ScoreRequest) -> Payload:
         """Returns the score as an embedding of size 1."""
         model, scores = sole(answer, request)
         num_tokens = sum(score.num_tokens for score in scores)
-        data: list[JsonValue] = [
+        data = [
             {
                 "object": "embedding",
                 "embedding": vector(value_of(score), self.encoding_format),
@@ -83,7 +83,7 @@ class Embeddings(Call):
             }
             for i, score in enumerate(scores)
         ]
-        usage: JsonValue = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
+        usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
         return {"object": "list", "data": data, "model": model.model, "usage": usage}
 
 
@@ -91,12 +91,12 @@ def _named(model: str | None) -> tuple[str, ...]:
     return () if model is None else (model,)
 
 
-def refuse(error: RequestError) -> tuple[int, JsonValue]:
+def refuse(error: RequestError) -> tuple[int, Payload]:
     """Returns an error as the native endpoints have it."""
     return error.status, {"error": {"message": error.message}}
 
 
-def refuse_openai(error: RequestError) -> tuple[int, JsonValue]:
+def refuse_openai(error: RequestError) -> tuple[int, Payload]:
     """Returns an error as SGLang's OpenAI endpoints have it: flat, unlike vLLM's."""
     kind = status_name(error.status)
     return error.status, {

@@ -12,7 +12,16 @@ from __future__ import annotations
 from pydantic import JsonValue
 
 from panoply.wire.endpoint import Call
-from panoply.wire.request import Chat, Item, Rendered, ScoreAnswer, ScoreRequest, sole, value_of
+from panoply.wire.request import (
+    Chat,
+    Item,
+    Payload,
+    Rendered,
+    ScoreAnswer,
+    ScoreRequest,
+    sole,
+    value_of,
+)
 from panoply.wire.turns import Prompt, messages
 
 
@@ -32,7 +41,7 @@ class Sample(Call):
             item = Chat(messages(self.prompt), (self.response,), self.label)
         return ScoreRequest(items=(item,))
 
-    def render(self, answer: ScoreAnswer, request: ScoreRequest) -> JsonValue:
+    def render(self, answer: ScoreAnswer, request: ScoreRequest) -> Payload:
         """Returns the number itself."""
         _, (score,) = sole(answer, request)
         return value_of(score)
@@ -45,8 +54,8 @@ class DetailedSample(Sample):
         """Returns one item with one response."""
         return ScoreRequest(items=super().request().items, details=frozenset({"objectives"}))
 
-    def render(self, answer: ScoreAnswer, request: ScoreRequest) -> JsonValue:
+    def render(self, answer: ScoreAnswer, request: ScoreRequest) -> Payload:
         """Returns an object with the key `score`."""
         model, (score,) = sole(answer, request)
-        objectives: dict[str, JsonValue] = dict(score.details.objectives)
+        objectives = score.details.objectives
         return {"score": value_of(score), "model": model.model, "objectives": objectives}

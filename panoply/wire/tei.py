@@ -18,11 +18,12 @@ from __future__ import annotations
 
 from typing import Annotated, TypeAlias
 
-from pydantic import Field, JsonValue
+from pydantic import Field
 
 from panoply.wire.endpoint import Call
 from panoply.wire.request import (
     Item,
+    Payload,
     Rendered,
     RequestError,
     Score,
@@ -62,12 +63,10 @@ class Predict(Switched):
         """Returns an item for each text or pair."""
         return ScoreRequest(items=tuple(map(_item, self._texts())))
 
-    def render(self, answer: ScoreAnswer, request: ScoreRequest) -> JsonValue:
+    def render(self, answer: ScoreAnswer, request: ScoreRequest) -> Payload:
         """Returns one prediction with its only label, or a batch of them."""
         _, scores = sole(answer, request)
-        predicted: list[JsonValue] = [
-            [{"score": self.number(score), "label": "LABEL_0"}] for score in scores
-        ]
+        predicted = [[{"score": self.number(score), "label": "LABEL_0"}] for score in scores]
         return predicted[0] if self._is_one() else predicted
 
     def _is_one(self) -> bool:
@@ -93,12 +92,12 @@ class Rerank(Switched):
         """Returns one item with a response for each text."""
         return ScoreRequest(items=(ask(self.query, self.texts),))
 
-    def render(self, answer: ScoreAnswer, request: ScoreRequest) -> JsonValue:
+    def render(self, answer: ScoreAnswer, request: ScoreRequest) -> Payload:
         """Returns ranks, the best first; equal scores keep their order."""
         _, scores = sole(answer, request)
-        ranks: list[JsonValue] = []
+        ranks: list[Payload] = []
         for i in best_first(scores):
-            text: dict[str, JsonValue] = {"text": self.texts[i]} if self.return_text else {}
+            text = {"text": self.texts[i]} if self.return_text else {}
             ranks.append({"index": i, **text, "score": self.number(scores[i])})
         return ranks
 
@@ -107,7 +106,7 @@ def _item(texts: list[str]) -> Item:
     return Rendered("", (texts[0],)) if len(texts) == 1 else ask(texts[0], [texts[1]])
 
 
-def refuse(error: RequestError) -> tuple[int, JsonValue]:
+def refuse(error: RequestError) -> tuple[int, Payload]:
     """Returns an error with TEI's statuses: 413 size, 422 text, 424 model, 429 load.
 
     A body that is malformed has 422 there, and a score that failed 424, so that our 400 and 422

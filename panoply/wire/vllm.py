@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import base64
 import struct
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AliasChoices, Field, JsonValue, model_validator
 
@@ -35,6 +35,7 @@ from panoply.wire.endpoint import Call, status_name
 from panoply.wire.request import (
     Chat,
     ModelAnswer,
+    Payload,
     RequestError,
     Score,
     ScoreAnswer,
@@ -92,10 +93,10 @@ class Conversations(Switched):
 class Classify(Conversations):
     """`/classify`: the score is the last of `probs`."""
 
-    def render(self, answer: ScoreAnswer, request: ScoreRequest) -> JsonValue:
+    def render(self, answer: ScoreAnswer, request: ScoreRequest) -> Payload:
         """Returns one entry of `data` for each conversation."""
         model, scores = sole(answer, request)
-        data: list[JsonValue] = [
+        data = [
             {"index": i, "label": "LABEL_0", "probs": [self.number(score)], "num_classes": 1}
             for i, score in enumerate(scores)
         ]
@@ -108,10 +109,10 @@ class Pooling(Conversations):
     task: Literal["classify"] | None = None
     encoding_format: Literal["float", "base64"] = "float"
 
-    def render(self, answer: ScoreAnswer, request: ScoreRequest) -> JsonValue:
+    def render(self, answer: ScoreAnswer, request: ScoreRequest) -> Payload:
         """Returns one entry of `data` for each conversation."""
         model, scores = sole(answer, request)
-        data: list[JsonValue] = [
+        data = [
             {
                 "index": i,
                 "object": "pooling",
@@ -146,10 +147,10 @@ class TextPairs(Switched):
             items = tuple(ask(a, [b]) for a, b in zip(first, second, strict=True))
         return ScoreRequest(items=items, models=self.models())
 
-    def render(self, answer: ScoreAnswer, request: ScoreRequest) -> JsonValue:
+    def render(self, answer: ScoreAnswer, request: ScoreRequest) -> Payload:
         """Returns one entry of `data` for each pair."""
         model, scores = sole(answer, request)
-        data: list[JsonValue] = [
+        data = [
             {"index": i, "object": "score", "score": self.number(score)}
             for i, score in enumerate(scores)
         ]
@@ -161,17 +162,17 @@ class Rerank(Switched):
 
     query: str
     documents: Texts
-    top_n: int = Field(default=0, ge=0)
-    """0: all of them."""
+    top_n: Annotated[int, Field(ge=0)] | None = None
+    """None or 0: all of them."""
 
     def request(self) -> ScoreRequest:
         """Returns one item with a response for each document."""
         return ScoreRequest(items=(ask(self.query, self.documents),), models=self.models())
 
-    def render(self, answer: ScoreAnswer, request: ScoreRequest) -> JsonValue:
+    def render(self, answer: ScoreAnswer, request: ScoreRequest) -> Payload:
         """Returns `results`, the best first; equal scores keep their order."""
         model, scores = sole(answer, request)
-        results: list[JsonValue] = [
+        results = [
             {
                 "index": i,
                 "document": {"text": self.documents[i]},
@@ -198,7 +199,7 @@ def best_first(scores: list[Score]) -> list[int]:
     return sorted(range(len(scores)), key=lambda i: -value_of(scores[i]))
 
 
-def vector(number: float, encoding: Literal["float", "base64"]) -> JsonValue:
+def vector(number: float, encoding: Literal["float", "base64"]) -> Payload:
     """Returns a number as the only one of a vector: a list, or its little-endian float32."""
     if encoding == "float":
         return [number]
@@ -211,7 +212,7 @@ def _listed_texts(texts: str | list[str]) -> list[str]:
 
 def _listed(
     kind: str, answer: ScoreAnswer, model: ModelAnswer, scores: list[Score]
-) -> dict[str, JsonValue]:
+) -> dict[str, Payload]:
     return {
         "id": f"{kind}-{answer.id}",
         "object": "list",
@@ -221,7 +222,7 @@ def _listed(
     }
 
 
-def _usage(scores: list[Score]) -> dict[str, JsonValue]:
+def _usage(scores: list[Score]) -> dict[str, int | None]:
     num_tokens = sum(score.num_tokens for score in scores)
     return {
         "prompt_tokens": num_tokens,
@@ -231,13 +232,8 @@ def _usage(scores: list[Score]) -> dict[str, JsonValue]:
     }
 
 
-def refuse(error: RequestError) -> tuple[int, JsonValue]:
+def refuse(error: RequestError) -> tuple[int, Payload]:
     """Returns an error in OpenAI's shape."""
     kind = status_name(error.status)
-    told: dict[str, JsonValue] = {
-        "message": error.message,
-        "type": kind,
-        "param": None,
-        "code": error.status,
-    }
+    told = {"message": error.message, "type": kind, "param": None, "code": error.status}
     return error.status, {"error": told}
