@@ -199,8 +199,9 @@ def read_answer(payload: Payload, request: ScoreRequest) -> ScoreAnswer:
         for result in found.results
     )
     named = [model.model for model in models]
-    if named != (list(request.models) or named[:1]) or not named:
-        raise ValueError(f"{named} answered, {list(request.models) or ['any one']} were asked")
+    wanted = list(request.models) or named[:1]
+    if not wanted or named != wanted:
+        raise ValueError(f"{named} answered, {wanted or 'one model'} were asked for")
     asked = [len(item.responses) for item in request.items]
     for model in models:
         given = [len(item) for item in model.items]
