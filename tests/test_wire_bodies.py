@@ -15,16 +15,18 @@ from panoply.wire.request import (
     Details,
     Driver,
     ModelAnswer,
+    Rendered,
     RequestError,
     Score,
     ScoreAnswer,
     ScoreRequest,
+    Tokens,
     scored,
     sole,
 )
 from tests.wire_scores import LIMITS, asked, post, post_bytes
 
-PATHS = [path for endpoint in ENDPOINTS for path in endpoint.paths]
+PATHS = sorted({path for endpoint in ENDPOINTS for path in endpoint.paths})
 USER = {"role": "user", "content": "Why?"}
 FINITE = st.floats(-1e6, 1e6, allow_nan=False)
 SCORES = st.lists(FINITE, max_size=20)
@@ -77,26 +79,58 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner),
     max_leaves=8,
 )
-KEYS = [
-    *("query", "prompts", "labels", "input", "messages", "text", "input_ids", "inputs", "texts"),
-    *("text_1", "text_2", "documents", "top_n", "model", "models", "use_activation", "task"),
-    *("prompt", "rendered", "response", "responses", "label", "items", "weights", "details"),
-    *("timeout", "raw_scores", "return_text", "encoding_format", "chat_template_kwargs", "role"),
-    *("content", "activation"),
-]
-PAYLOADS = st.dictionaries(
-    st.sampled_from(KEYS) | st.text(max_size=5),
-    JSON
-    | st.lists(st.fixed_dictionaries({"role": st.sampled_from(["user", "x"]), "content": JSON}))
-    | st.lists(st.fixed_dictionaries({"rendered": JSON, "responses": JSON})),
-    max_size=5,
-)
+CHAT = [USER, {"role": "assistant", "content": [{"type": "text", "text": "So."}]}]
+RERANK = {"query": "q", "documents": ["a"], "texts": ["a"], "top_n": 1, "return_text": True}
+VALID = {
+    "/v1/rewards": {
+        "items": [
+            {"prompt": [USER], "responses": ["a"], "label": 1},
+            {"rendered": "x", "responses": []},
+        ],
+        "models": ["m"],
+        "details": ["gate"],
+        "weights": {"safety": 1.0},
+        "activation": "none",
+        "timeout": 1,
+    },
+    "/get_reward": {"query": ["a"], "prompts": ["a"], "labels": [None]},
+    "/slime": {"prompt": [USER], "response": "a", "label": {"gold": [1]}},
+    "/classify": {"input": [[1, 2], [3]], "use_activation": False, "model": "m"},
+    "/pooling": {"messages": CHAT, "task": "classify", "chat_template_kwargs": {}},
+    "/score": {"text_1": ["q"], "text_2": ["a"], "activation": None},
+    "/rerank": RERANK,
+    "/v1/embeddings": {"input": ["a"], "encoding_format": "float"},
+    "/predict": {"inputs": [["a"], ["a", "b"]], "raw_scores": True},
+}
 
 
-@pytest.mark.parametrize("path", PATHS)
-@given(payload=PAYLOADS | JSON)
-@settings(max_examples=40, deadline=None, derandomize=True)
-def test_a_payload_that_is_none_of_the_dialect_is_a_4xx_and_never_another_exception(path, payload):
+def places(value, here=()):
+    """Every place of a JSON value, as the keys that lead there."""
+    yield here
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from places(inner, (*here, key))
+
+
+def put(value, place, new):
+    """The value with something else in one place."""
+    if not place:
+        return new
+    copy = value.copy()
+    copy[place[0]] = put(value[place[0]], place[1:], new)
+    return copy
+
+
+def broken(path):
+    """Payloads for a path that hold anything in one place."""
+    where = st.sampled_from([*places(VALID[path])])
+    return st.tuples(st.just(path), st.builds(put, st.just(VALID[path]), where, JSON))
+
+
+@given(st.sampled_from(list(VALID)).flatmap(broken))
+@settings(max_examples=500, deadline=None, derandomize=True)
+def test_anything_in_any_place_is_parsed_or_a_4xx_and_never_another_exception(sent):
+    path, payload = sent
     body = json.dumps(payload).encode()
     try:
         request = asked_bytes(path, body)
@@ -106,6 +140,21 @@ def test_a_payload_that_is_none_of_the_dialect_is_a_4xx_and_never_another_except
         assert json.dumps(answer, ensure_ascii=False).encode()
     else:
         assert isinstance(request, ScoreRequest)
+        assert all(type(item) in (Chat, Rendered, Tokens) for item in request.items)
+
+
+@pytest.mark.parametrize("path", VALID)
+def test_what_is_broken_above_is_whole_before(path):
+    assert asked_bytes(path, json.dumps(VALID[path]).encode()).items
+
+
+@pytest.mark.parametrize("path", PATHS)
+@given(payload=JSON)
+@settings(max_examples=10, deadline=None, derandomize=True)
+def test_no_path_takes_just_any_json(path, payload):
+    status, answer = post_bytes(path, json.dumps(payload).encode())
+    assert 400 <= status < 500
+    assert json.dumps(answer, ensure_ascii=False).encode()
 
 
 def asked_bytes(path, body):
