@@ -1,0 +1,227 @@
+"""What is asked and what is answered, free of any dialect.
+
+A score is raw here, always: an activation is how some dialects say a number, and is applied when
+an answer is rendered. A score that failed or is not finite is an error of its response, never 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from pydantic import JsonValue
+
+Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
+Message: TypeAlias = Mapping[str, str]
+"""A turn: its `role` and its `content`."""
+Payload: TypeAlias = "Mapping[str, Payload] | Sequence[Payload] | str | float | bool | None"
+"""What becomes JSON."""
+FLOAT32_MAX = (2 - 2**-23) * 2.0**127
+"""Scores are float32 from the head on, and clients hold them as such."""
+Detail: TypeAlias = Literal["objectives", "gate", "drivers", "provenance"]
+
+
+class RequestError(ValueError):
+    """A request that gets no answer: what is wrong and what to do, with an HTTP status."""
+
+    def __init__(self, message: str, status: int = 400, retry_after: float | None = None) -> None:
+        super().__init__(message, status, retry_after)  # so that it survives pickling
+        self.message, self.status, self.retry_after = message, status, retry_after
+        """Seconds in `retry_after`, for the header of that name."""
+
+    def __str__(self) -> str:
+        return self.message
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """A prompt in turns, rendered by the reward model's own template, and responses to it."""
+
+    prompt: tuple[Message, ...]
+    responses: tuple[str, ...]
+    """May be empty, and is then answered with no score."""
+    label: JsonValue = None
+    """What the client knows of the right answer; read by function arms alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """Text that went through a template already: prompt + response is scored as it stands.
+
+    The prompt is empty where a client sends the whole conversation as one text. BOS is put in
+    front once, by the artefact's rule, whether or not the text brings it.
+    """
+
+    prompt: str
+    responses: tuple[str, ...]
+    label: JsonValue = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Whole conversations as token ids of the reward model's own tokenizer."""
+
+    responses: tuple[tuple[int, ...], ...]
+
+
+Item: TypeAlias = Chat | Rendered | Tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreRequest:
+    """What any client wants scored. Items and their responses are answered in this order."""
+
+    items: tuple[Item, ...]
+    models: tuple[str, ...] = ()
+    """Names; empty where the client named none, and the path or the server's default decides."""
+    weights: Mapping[str, float] = field(default_factory=dict[str, float])
+    """By objective, in place of the gate's weights; one that is not named weighs 0. Empty: the
+    gate decides."""
+    details: frozenset[Detail] = frozenset()
+    """What is wanted beside the score."""
+    timeout: float | None = None
+    """Seconds from arrival after which nobody waits for the answer."""
+
+    @property
+    def num_responses(self) -> int:
+        """How many scores a model owes."""
+        return sum(len(item.responses) for item in self.items)
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """How one objective moved one score."""
+
+    objective: str
+    value: float
+    """Predicted rating in the source's own scale."""
+    contribution: float
+    """What it adds to the score of an average response."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Details:
+    """What a model says beside its score; empty where it was not asked or has no such thing.
+
+    Numbers are finite: what has no value is left out.
+    """
+
+    objectives: Mapping[str, float] = field(default_factory=dict[str, float])
+    gate: Mapping[str, float] = field(default_factory=dict[str, float])
+    drivers: tuple[Driver, ...] = ()
+
+    def __post_init__(self) -> None:
+        moved = [number for d in self.drivers for number in (d.value, d.contribution)]
+        numbers = [*self.objectives.values(), *self.gate.values(), *moved]
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError(f"details must be finite, got {self}; see `scored`")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """What a model says of one response: a finite raw score, or why there is none."""
+
+    score: float | None = None
+    error: str = ""
+    transient: bool = False
+    """The same request may succeed later (a lost replica), unlike one whose text is at fault."""
+    details: Details = Details()
+    num_tokens: int = 0
+    """Tokens of the rendered conversation."""
+
+    def __post_init__(self) -> None:
+        if (self.score is None) == (not self.error):
+            raise ValueError(f"a score or an error, got {self.score!r} and {self.error!r}")
+        if self.score is not None and not abs(self.score) <= FLOAT32_MAX:
+            raise ValueError(f"`score` must be finite, got {self.score!r}; see `scored`")
+
+
+def scored(
+    value: float,
+    *,
+    objectives: Mapping[str, float] | None = None,
+    gate: Mapping[str, float] | None = None,
+    drivers: Iterable[Driver] = (),
+    num_tokens: int = 0,
+) -> Score:
+    """Returns what a model computed: an error where the score is not finite.
+
+    A detail that is not finite is left out.
+    """
+    if not abs(value) <= FLOAT32_MAX:  # NaN compares as false
+        return Score(error=f"the model's score is not finite: {value}", num_tokens=num_tokens)
+    details = Details(
+        objectives=_finite(objectives or {}),
+        gate=_finite(gate or {}),
+        drivers=tuple(d for d in drivers if math.isfinite(d.value + d.contribution)),
+    )
+    return Score(score=value, details=details, num_tokens=num_tokens)
+
+
+def _finite(named: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in named.items() if math.isfinite(value)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelAnswer:
+    """The scores of one model."""
+
+    model: str
+    items: tuple[tuple[Score, ...], ...]
+    """By item and response, as asked."""
+    provenance: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Hashes of weights and template, as the artefact has them; empty where not asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreAnswer:
+    """The scores of all models asked, in the order they were named."""
+
+    models: tuple[ModelAnswer, ...]
+    id: str
+    """Of this answer; unique on its server."""
+    created: int
+    """Unix time in seconds."""
+
+
+def sole(answer: ScoreAnswer, request: ScoreRequest) -> tuple[ModelAnswer, list[Score]]:
+    """Returns the one model of an answer and its scores in the order asked, all of them there.
+
+    For dialects that know neither several models nor an error of a single response: one that
+    failed fails the request, since null breaks these clients and any number would be a lie.
+
+    Raises:
+        RequestError: 422 if scores failed for good, 503 if trying again may help, and 500 if the
+            answer does not fit the request.
+    """
+    asked = [len(item.responses) for item in request.items]
+    if len(answer.models) != 1 or [len(item) for item in answer.models[0].items] != asked:
+        given = [[len(item) for item in model.items] for model in answer.models]
+        raise RequestError(f"internal error: {asked} scores were asked for, got {given}", 500)
+    model = answer.models[0]
+    scores = [score for item in model.items for score in item]
+    failed = [i for i, score in enumerate(scores) if score.error]
+    if failed:
+        told = "; ".join(f"{i}: {scores[i].error}" for i in failed[:5])
+        more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""
+        raise RequestError(
+            f"{len(failed)} of {len(scores)} scores failed, and this protocol has no error of a "
+            f"single score: {told}{more}. `/v1/rewards` answers with those that did not",
+            503 if any(scores[i].transient for i in failed) else 422,
+        )
+    return model, scores
+
+
+def value_of(score: Score) -> float:
+    """Returns a score that is known to be there."""
+    assert score.score is not None, score.error
+    return score.score
+
+
+def sigmoid(score: float) -> float:
+    """Returns 1 / (1 + exp(-score)), which servers of classifiers apply to a single label."""
+    # exp of a positive number may overflow: sigma(s) = exp(s) / (1 + exp(s)).
+    small = math.exp(-abs(score))
+    return 1 / (1 + small) if score >= 0 else small / (1 + small)

@@ -1,0 +1,61 @@
+"""slime's remote reward model: `--rm-type remote_rm --rm-url http://HOST/models/NAME/slime`.
+
+    {"prompt": "..." | [messages], "response": "...", "label": any}
+    0.7
+
+Any JSON value is the reward. `/slime` answers with a number; `/slime/details` with an object, for
+`--reward-key score` and logs. A prompt that is text went through the policy's template already.
+"""
+
+from __future__ import annotations
+
+from pydantic import JsonValue
+
+from panoply.wire.endpoint import Call
+from panoply.wire.request import (
+    Chat,
+    Item,
+    Payload,
+    Rendered,
+    ScoreAnswer,
+    ScoreRequest,
+    sole,
+    value_of,
+)
+from panoply.wire.turns import Prompt, messages
+
+
+class Sample(Call):
+    """One sample, answered with its score."""
+
+    prompt: str | Prompt
+    response: str
+    label: JsonValue = None
+
+    def request(self) -> ScoreRequest:
+        """Returns one item with one response."""
+        item: Item
+        if isinstance(self.prompt, str):
+            item = Rendered(self.prompt, (self.response,), self.label)
+        else:
+            item = Chat(messages(self.prompt), (self.response,), self.label)
+        return ScoreRequest(items=(item,))
+
+    def render(self, answer: ScoreAnswer, request: ScoreRequest) -> Payload:
+        """Returns the number itself."""
+        _, (score,) = sole(answer, request)
+        return value_of(score)
+
+
+class DetailedSample(Sample):
+    """One sample, answered with its score and its objectives."""
+
+    def request(self) -> ScoreRequest:
+        """Returns one item with one response."""
+        return ScoreRequest(items=super().request().items, details=frozenset({"objectives"}))
+
+    def render(self, answer: ScoreAnswer, request: ScoreRequest) -> Payload:
+        """Returns an object with the key `score`."""
+        model, (score,) = sole(answer, request)
+        objectives = score.details.objectives
+        return {"score": value_of(score), "model": model.model, "objectives": objectives}
