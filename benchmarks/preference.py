@@ -51,7 +51,8 @@ class Options:
     seeds: tuple[int, ...] = (0, 1, 2)
     pairs: int = 400
     """Most pairs of a source; 70 % are trained on."""
-    lr: float = 5e-5
+    lr: float = 1e-4
+    """Peak rate of the trunk, the same for all; not tuned for any of them."""
     head_lr: float = 1e-3
     threads: int = 1
 
@@ -72,7 +73,9 @@ def main(options: Options) -> None:
     show(figures)
 
 
-def base(options: Options, seed: int, sources: tuple[str, ...]) -> PreferenceConfig:
+def base(
+    options: Options, seed: int, sources: tuple[str, ...], depth: float = 0.6
+) -> PreferenceConfig:
     """Returns the run that all others are variants of."""
     return PreferenceConfig(
         pairs=tuple(str(options.data / "pairs" / f"{source}.parquet") for source in sources),
@@ -80,6 +83,7 @@ def base(options: Options, seed: int, sources: tuple[str, ...]) -> PreferenceCon
         seed=seed,
         trunk=TrunkConfig(
             trained="last",
+            depth=depth,
             rendering=Rendering(max_prompt_tokens=128, max_response_tokens=96),
         ),
         schedule=ScheduleConfig(pairs_per_step=20, lr=options.lr, head_lr=options.head_lr),
@@ -221,7 +225,8 @@ def average(bench: Bench, config: PreferenceConfig, folders: list[Path]) -> Any:
 
 def haf(options: Options, seed: int) -> dict[str, Any]:
     """HaF-RM's policy loss beside, without and instead of the reward loss."""
-    config = base(options, seed, (*CHAT, *AWAY))
+    # A policy needs all layers below its language-model head.
+    config = base(options, seed, (*CHAT, *AWAY), depth=1.0)
     bench = Bench(config, options.work / f"haf-{seed}")
     losses = {
         "alpha 0 (Bradley-Terry)": LossConfig(),
