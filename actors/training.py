@@ -143,7 +143,8 @@ class Run:
         learner = self.learner
         if self.best_trained is not None:
             learner.weights.restore(self.best_trained)
-        margin_PK = learner.all_margins(learner.group.mine(learner.task.pairs.scored))
+        mine = learner.group.mine(learner.task.pairs.scored)
+        margin_PK = learner.all_margins(mine, as_saved=True)
         centers, scales = learner.moments()
         trained = learner.weights.trained()
         if learner.group.rank == 0:

@@ -220,7 +220,7 @@ def average(bench: Bench, config: PreferenceConfig, folders: list[Path]) -> Any:
     learner.weights.restore(
         {name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]}
     )
-    return learner.all_margins(list(bench.rows.scored))[:, 0]
+    return learner.all_margins(list(bench.rows.scored), as_saved=True)[:, 0]
 
 
 def haf(options: Options, seed: int) -> dict[str, Any]:
