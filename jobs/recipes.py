@@ -60,11 +60,13 @@ ARMORM: dict[str, tuple[str, ArmoRMConfig]] = {
 SHORT = Rendering(max_prompt_tokens=64, max_response_tokens=64)
 PREFERENCE: dict[str, tuple[str, PreferenceConfig]] = {
     "embedded": (
-        "The planted world on the embedded language model: no data, no hub, minutes on 2 cores.",
+        "MORE on the planted world and the embedded language model: no data, no hub, minutes.",
         PreferenceConfig(
             out="runs/preference",
-            planted=Planted(num_prompts=150),
+            planted=Planted(num_prompts=250),
             trunk=TrunkConfig(trained="last", num_last=2, depth=0.3, rendering=SHORT),
+            weighting=WeightingConfig(sources="more"),
+            schedule=ScheduleConfig(lr=5e-4),
         ),
     ),
     "pairs": (

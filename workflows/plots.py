@@ -32,6 +32,8 @@ CURVES = (
     ("linear_bt", GREEN, "^", ":"),
     ("score", BLUE, "o", "-"),
     ("lower_bound", ORANGE, "s", "--"),
+    ("score_raw", GREEN, "^", ":"),
+    ("mixed", ORANGE, "s", "--"),
 )
 
 

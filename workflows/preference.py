@@ -30,6 +30,7 @@ import torch
 from actors.learner import PairRows, TrainTask
 from actors.training import DONE, PROGRESS, STOPPED, train_models
 from panoply.hub.backbone import resolve
+from panoply.hub.card import write_card
 from panoply.hub.record import ScalarCard
 from panoply.hub.scalar import load_scalar_model, save_scalar_model
 from panoply.hub.trainable import load_trainable
@@ -39,12 +40,17 @@ from panoply.train.min_norm import Array
 from workflows.cluster import await_workers, claim, connect, run_folder, run_train, store_root
 from workflows.comparisons import Preferences, read_pairs, tokenize, training_rows
 from workflows.embed import Pool
+from workflows.page.write import write_page
 from workflows.progress import Watch
 from workflows.report import write_plots
 from workflows.scorers import report_pairs
 from workflows.tracking import git_commit, log_run, write_json
+from workflows.training_plots import draw_training
 
-RAW = " (raw)"
+RAW = "_raw"
+"""Margins as trained, without the temperature fitted on *calibrate*."""
+OWN, PLAIN = "score", "mixed"
+"""The model that is wanted, and plain mixing beside MORE."""
 CHECKED_PAIRS = 16
 
 
@@ -102,13 +108,23 @@ def run_preference(config: PreferenceConfig, watch: Watch) -> dict[str, Any]:
     metrics["training"] = {name: summary(model) for name, model in trained.items()}
     metrics["data"] = {"pairs": dict(found.summary) | cut | told}
     metrics["git_commit"] = git_commit()
-    name, task = next(iter(tasks.items()))
     if config.loss.reward:
-        metrics["artefact"] = save_artefact(task, trained[name], scales[name], sources, found, out)
+        metrics["artefact"] = save_artefact(
+            tasks[OWN], trained[OWN], scales[OWN], sources, found, out
+        )
     write_json(out / "metrics.json", metrics)
+    history = {name: model.history for name, model in trained.items()}
+    write_json(out / "history.json", history)
+    if config.loss.reward:
+        write_card(out / "model")
     write_plots(metrics, out)
-    tags = {"git_commit": metrics["git_commit"], "method": name, "data": found.summary["id"]}
-    run_id = log_run(config.experiment, out, asdict(config), metrics, tags, "preference")
+    draw_training(history, sources, out)
+    write_page(out)
+    tags = {"git_commit": metrics["git_commit"], "method": "preference"}
+    tags |= {"data.pairs": str(found.summary["id"])}
+    run_id = log_run(
+        config.experiment, out, asdict(config), metrics, tags, "preference", history[OWN]
+    )
     watch.say(f"tracked: MLflow run {run_id}")
     return metrics
 
@@ -126,17 +142,11 @@ def make_tasks(
         store=store_root(config.store),
         threads=0 if config.num_workers <= 1 else 1,
     )
-    names = [config.weighting.sources]
+    tasks = {OWN: replace(base, folder=str(out / "train" / OWN))}
     if config.weighting.sources == "more":
-        names.append("mixed")
-    return {
-        name: replace(
-            base,
-            config=replace(config, weighting=replace(config.weighting, sources=name)),
-            folder=str(out / "train" / name),
-        )
-        for name in names
-    }
+        plain = replace(config, weighting=replace(config.weighting, sources="mixed"))
+        tasks[PLAIN] = replace(base, config=plain, folder=str(out / "train" / PLAIN))
+    return tasks
 
 
 def train(
@@ -305,7 +315,8 @@ def round_trip(folder: Path, trained: Trained, found: Preferences, dtype: str) -
     ]
     wanted = trained.margin_P[rows]
     drift = float(np.abs(np.array(margins) - wanted).max() / np.nanstd(trained.margin_P))
-    bound = 1e-3 if dtype == "torch.float32" else 0.2
+    # In bfloat16 what lies below the trained part was rounded; this finds wrong weights alone.
+    bound = 1e-3 if dtype == "torch.float32" else 0.5
     if not drift <= bound:
         raise RuntimeError(
             f"the saved model in {str(folder)!r} differs from training by {drift:.2e} of the "

@@ -11,15 +11,20 @@ import math
 import os
 import shutil
 import subprocess
-from collections.abc import Generator, Iterator, Mapping
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import mlflow
 from mlflow import MlflowClient
+from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
+
+MOST_METRICS = 1000
+"""What MLflow takes in one call."""
 
 
 def git_commit() -> str:
@@ -64,11 +69,13 @@ def log_run(
     metrics: Mapping[str, Any],
     tags: Mapping[str, str],
     model_name: str,
+    history: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """Logs a finished run and registers its model; returns the run id.
 
     The id stands in `OUT/mlflow_run`, so the same command again goes on with the same MLflow run.
-    Other runs may do the same at the same time.
+    Other runs may do the same at the same time. `history` holds the numbers of each training step,
+    under its `step`. A run without a model registers none.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{out.parent / 'mlflow.db'}"
     mlflow.set_tracking_uri(uri)
@@ -91,14 +98,30 @@ def log_run(
             if isinstance(value, int | float) and math.isfinite(value)
         }
         mlflow.log_metrics(numbers)
+        log_steps(client, run_id, history)
         for pattern in ("*.png", "*.html", "*.json"):
             for path in sorted(out.glob(pattern)):
                 mlflow.log_artifact(str(path))
+        if not (out / "model").is_dir():
+            return run_id
         mlflow.log_artifacts(str(out / "model"), artifact_path="model")
         if not client.search_model_versions(f"run_id = '{run_id}'"):
             source = f"{run.info.artifact_uri}/model"
             client.create_model_version(model_name, source=source, run_id=run_id)
     return run_id
+
+
+def log_steps(client: MlflowClient, run_id: str, history: Sequence[Mapping[str, Any]]) -> None:
+    """Logs the numbers of each training step as `train.NAME`."""
+    now = int(time.time() * 1000)
+    found = [
+        Metric(f"train.{name}", float(value), now, int(row["step"]))
+        for row in history
+        for name, value in row.items()
+        if name != "step" and isinstance(value, int | float) and math.isfinite(value)
+    ]
+    for start in range(0, len(found), MOST_METRICS):
+        client.log_batch(run_id, found[start : start + MOST_METRICS])
 
 
 def _begun(client: MlflowClient, file: Path) -> str | None:

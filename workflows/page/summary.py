@@ -23,6 +23,9 @@ SCORERS = {
     "linear_bt": "a linear Bradley-Terry head on the features, without objectives",
     "mlp": "a Bradley-Terry network on the features, without objectives",
     "score": "the scalar model's score; of an ensemble, the mean of its standardized members",
+    "score_raw": "the score with its margins as trained, without the temperature",
+    "mixed": "plain mixing of the sources: same pairs, steps and rates, without MORE's weights",
+    "mixed_raw": "plain mixing with its margins as trained, without the temperature",
     "lower_bound": "the score less the deviation between the members of the ensemble",
 }
 """What each scorer is, for a reader who meets the names for the first time."""
