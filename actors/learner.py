@@ -142,11 +142,14 @@ class Learner:
             for row in rows
         ]
 
-    def compare(self, rows: Sequence[int], *, as_saved: bool = False) -> Compared:
+    def compare(
+        self, rows: Sequence[int], *, policy: bool = False, as_saved: bool = False
+    ) -> Compared:
         """Returns both sides of some pairs, without gradients.
 
         Args:
             rows: of the pairs.
+            policy: with log-probabilities.
             as_saved: with the trained weights as they are, which is how a saved model scores. A
                 forward in bfloat16 rounds them, and loses what is small beside the weight that it
                 changed: margins of a model trained for 50 steps came out a fifth smaller.
@@ -159,13 +162,14 @@ class Learner:
                 for item in comparisons
             ]
         with nullcontext() if as_saved else self.trainable.autocast():
-            return margins(self.net, comparisons, budget, idle)
+            return margins(self.net, comparisons, budget, idle, policy=policy)
 
     def _reference(self) -> Array:
         """Returns the reference's log-probability ratio of every pair that needs it."""
         rows = self.group.mine(np.union1d(self.task.pairs.train, self.task.pairs.scored))
-        found = [log_ratio(self.compare(block)).double().numpy() for block in self._blocks(rows)]
-        return self.group.spread(rows, np.concatenate(found), len(self.tokens.table))
+        spoken = [self.compare(block, policy=True) for block in self._blocks(rows)]
+        found = np.concatenate([log_ratio(compared).double().numpy() for compared in spoken])
+        return self.group.spread(rows, found, len(self.tokens.table))
 
     def _blocks(self, rows: list[int]) -> list[list[int]]:
         """Returns rows in blocks, as many for every worker, if need be with nothing in them."""
@@ -193,9 +197,9 @@ class Learner:
             return torch.zeros(0)
         with self.trainable.autocast():
             if self.frozen is not None:
-                return log_ratio(margins(self.frozen, comparisons, budget))
+                return log_ratio(margins(self.frozen, comparisons, budget, policy=True))
             with self.trainable.adapters_off():
-                return log_ratio(margins(self.net, comparisons, budget))
+                return log_ratio(margins(self.net, comparisons, budget, policy=True))
 
     def step(self, number: int) -> dict[str, Any]:
         """Takes a step and returns what is logged of it.
@@ -291,12 +295,13 @@ class Learner:
 
         R(x, y) = beta log pi(y | x) / pi_ref(y | x)   (DPO as a reward model)
         """
-        compared = self.compare(rows, as_saved=as_saved and self.config.loss.reward > 0)
         if self.config.loss.reward:
+            compared = self.compare(rows, as_saved=as_saved)
             return compared.margin_PK.double().numpy()
         reference_P = self.targets(rows, self.comparisons(rows)).reference_P
         assert reference_P is not None
-        apart = self.config.loss.beta * (log_ratio(compared) - reference_P)
+        spoken = log_ratio(self.compare(rows, policy=True))
+        apart = self.config.loss.beta * (spoken - reference_P)
         return apart.double().numpy()[:, None].repeat(self.config.num_heads, 1)
 
     def moments(self) -> tuple[list[float], list[float]]:

@@ -47,7 +47,7 @@ def write_pairs(folder: Path, sizes=(40, 40), seed=0) -> tuple[str, ...]:
                     "source": f"source{source}",
                 }
             )
-        path = folder / f"source{source}-{size}-{seed}.jsonl"
+        path = folder / f"source{source}.jsonl"
         path.write_text("\n".join(map(json.dumps, rows)))
         paths.append(str(path))
     return tuple(paths)

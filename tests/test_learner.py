@@ -134,6 +134,21 @@ def test_a_step_too_large_for_one_forward_is_weighed_as_the_step_before(task):
     assert logged[0]["weights"] == pytest.approx(logged_now[0]["weights"], abs=1e-4)
 
 
+@pytest.mark.parametrize("trained", ["full", "last", "lora", "head"])
+def test_bfloat16_trains_near_float32_and_is_scored_as_it_is_saved(task, trained):
+    loss = LossConfig() if trained == "head" else LossConfig(policy="dpo")
+    ends = []
+    for dtype in ("float32", "bfloat16"):
+        trunk = replace(task.config.trunk, trained=trained, num_last=1, rank=4, dtype=dtype)
+        run = other(task, f"{trained}-{dtype}", trunk=trunk, loss=loss)
+        run_task(run, Group())
+        ends.append(np.load(Path(run.folder) / "margins.npy")[task.pairs.scored, 0])
+        history = json.loads((Path(run.folder) / DONE).read_text())["history"]
+        assert all(np.isfinite(step["loss"]) for step in history)
+    assert np.corrcoef(*ends)[0, 1] > 0.9
+    assert not np.array_equal(*ends)
+
+
 @pytest.mark.parametrize("trained", ["last", "head"])
 def test_what_is_computed_once_changes_no_step(task, trained):
     trunk = replace(task.config.trunk, trained=trained, num_last=1)
@@ -162,7 +177,7 @@ def test_log_probabilities_are_those_of_the_causal_model(task):
     trainable = load_trainable(trunk, policy=True)
     learner = Learner(other(task, "spoken", loss=LossConfig(policy="sft")), Group())
     rows = task.pairs.train[:5].tolist()
-    found = learner.compare(rows)
+    found = learner.compare(rows, policy=True)
     torch.manual_seed(task.config.seed)
     model = AutoModelForCausalLM.from_pretrained(trunk.model).eval()
     model.load_state_dict(
@@ -204,7 +219,7 @@ def test_dpo_as_a_reward_model_scores_by_its_implicit_reward(task):
     rows = task.pairs.scored.tolist()
     assert np.abs(learner.margin(rows)).max() < 1e-6
     learner.step(0)
-    spoken = learner.compare(rows)
+    spoken = learner.compare(rows, policy=True)
     apart = spoken.chosen_log_prob_P - spoken.rejected_log_prob_P
     wanted = 0.1 * (apart.numpy() - learner.reference_P[rows])
     assert learner.margin(rows)[:, 0] == pytest.approx(wanted, abs=1e-6)

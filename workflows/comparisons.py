@@ -139,7 +139,7 @@ def tokenize(
             f"token {word!r} has id {largest}, but {config.trunk.model!r} has {size} embeddings: "
             "resize them to the tokenizer's length and save the model again"
         )
-    return tokens, tokens.notes()
+    return tokens, dict(tokens.notes)
 
 
 def training_rows(

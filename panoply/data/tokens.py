@@ -40,11 +40,15 @@ class TokenPairs:
     """A file of trees with two branches, chosen first."""
 
     table: pa.Table
+    notes: Mapping[str, int]
+    """Counts written with the trees."""
 
     @classmethod
     def open(cls, path: Path) -> TokenPairs:
         """Opens a file; what is not read stays on disk."""
-        return cls(pq.read_table(path, memory_map=True))
+        found = pq.read_metadata(path).metadata or {}
+        notes = {k.decode(): int(v) for k, v in found.items() if v.isdigit()}
+        return cls(pq.read_table(path, memory_map=True), notes)
 
     def tree(self, row: int) -> TokenTree:
         """Returns the tree of a pair."""
@@ -55,11 +59,6 @@ class TokenPairs:
     def column(self, name: str) -> NDArray[np.int64]:
         """Returns `num_tokens` or `largest_id` `[P]`."""
         return self.table[name].to_numpy().astype(np.int64)
-
-    def notes(self) -> dict[str, int]:
-        """Returns the counts written with the trees."""
-        found = self.table.schema.metadata or {}
-        return {k.decode(): int(v) for k, v in found.items() if v.isdigit()}
 
     def alike(self) -> NDArray[np.bool_]:
         """Returns `[P]`: whether both responses are the same tokens, as limits can make them."""

@@ -51,7 +51,11 @@ class RewardNet(nn.Module):
         self.lm_head = lm_head
 
     def forward(
-        self, trees: Sequence[TokenTree], inputs: Sequence[Tensor | None] | None = None
+        self,
+        trees: Sequence[TokenTree],
+        inputs: Sequence[Tensor | None] | None = None,
+        *,
+        policy: bool = True,
     ) -> Outcome:
         """Runs trees side by side in one row.
 
@@ -59,6 +63,7 @@ class RewardNet(nn.Module):
             trees: prompts with their responses.
             inputs: `[T, D]` of each tree, what goes into the first layer that is kept here; None
                 embeds the tokens. Without a decoder: `[R, D]`, the features themselves.
+            policy: with log-probabilities, where there is a language-model head.
         """
         if self.decoder is None:
             features_RD = torch.cat([x for x in inputs or () if x is not None]).float()
@@ -69,7 +74,7 @@ class RewardNet(nn.Module):
         scores_RK = score(self.head, features_RD)
         counts_R = torch.tensor([len(own) for own in layout.spoken_R], device=states_TD.device)
         log_prob_R = None
-        if self.lm_head is not None:
+        if self.lm_head is not None and policy:
             log_prob_R = response_log_probs(self.lm_head, states_TD, layout)
         return Outcome(features_RD, scores_RK, log_prob_R, counts_R)
 

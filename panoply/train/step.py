@@ -238,9 +238,11 @@ IDLE = TokenTree((0,), (Branch((0,), 0, 1), Branch((1,), 0, 1)), gate=0)
 """The least that a forward can be run on."""
 
 
-def _forward(net: RewardNet, comparisons: Sequence[Comparison], at: Sequence[int]) -> Outcome:
+def _forward(
+    net: RewardNet, comparisons: Sequence[Comparison], at: Sequence[int], *, policy: bool = True
+) -> Outcome:
     batch = [comparisons[i] for i in at]
-    return net([item.tree for item in batch], [item.inputs for item in batch])
+    return net([item.tree for item in batch], [item.inputs for item in batch], policy=policy)
 
 
 @torch.no_grad()
@@ -249,13 +251,18 @@ def margins(
     comparisons: Sequence[Comparison],
     budget: int,
     idle: Callable[[int], int] | None = None,
+    *,
+    policy: bool = False,
 ) -> Compared:
     """Returns both sides of all pairs, in their order, without gradients; see `compute_gradients`.
 
-    There must be a comparison, but for a worker that only keeps others company (`idle`).
+    There must be a comparison, but for a worker that only keeps others company (`idle`). `policy`
+    asks for log-probabilities too.
     """
     batches = micro_batches(comparisons, budget)
-    parts = [pair_up(_forward(net, comparisons, at), comparisons, at) for at in batches]
+    parts = [
+        pair_up(_forward(net, comparisons, at, policy=policy), comparisons, at) for at in batches
+    ]
     for _ in range(idle(len(batches)) if idle else 0):
         net([IDLE])
     if not parts:
