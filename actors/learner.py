@@ -249,7 +249,9 @@ class Learner:
             if not solved:
                 grad_SD = self.group.sum(sums.grad_SD) / sizes_S[:, None]
                 loss_S = self.group.sum(sums.loss_S) / sizes_S
-                self.weighting = weigh(self.weighting, grad_SD, loss_S, self.config.weighting)
+                # What is not finite ends the step before it counts: see `step`.
+                if np.isfinite(grad_SD).all() and np.isfinite(loss_S).all():
+                    self.weighting = weigh(self.weighting, grad_SD, loss_S, self.config.weighting)
                 solved.append(shares())
             return solved[0]
 
