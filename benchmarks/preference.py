@@ -12,7 +12,6 @@ every initialization. A finished model is not trained again: the same command go
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 import torch
 import tyro
 
+from benchmarks.preference_models import Bench, Test, cost
 from panoply.config import Rendering
 from panoply.train.config import (
     LossConfig,
@@ -49,8 +49,10 @@ class Options:
     work: Path = Path("runs/benchmark-preference")
     """Folder of the trained models."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    pairs: int = 400
+    pairs: int = 300
     """Most pairs of a source; 70 % are trained on."""
+    test_pairs: int = 120
+    """Most pairs of a source that are tested on: of the *test* part of all its pairs."""
     lr: float = 1e-4
     """Peak rate of the trunk, the same for all; not tuned for any of them."""
     head_lr: float = 1e-3
@@ -92,135 +94,39 @@ def base(
     )
 
 
-class Bench:
-    """The pairs of one seed, and the models that are trained on them."""
-
-    def __init__(self, config: PreferenceConfig, folder: Path) -> None:
-        from workflows.comparisons import read_pairs, tokenize, training_rows
-        from workflows.progress import Watch
-
-        self.config, self.folder = config, folder
-        self.found = read_pairs(config, folder / "data")
-        self.tokens_path = folder / "data" / "tokens.parquet"
-        tokens, _ = tokenize(config, self.found, self.tokens_path, Watch())
-        self.rows, self.sources, _ = training_rows(config, self.found, tokens)
-        self.source_P = self.found.table.source_P
-
-    def task(self, name: str, config: PreferenceConfig, sources: tuple[str, ...] = ()) -> Any:
-        """Returns the task of training on some of the sources, by default on all."""
-        from actors.learner import TrainTask
-
-        rows = self.rows
-        if sources:
-            train = rows.train[np.isin(self.source_P[rows.train], sources)]
-            # Numbers of sources without a gap, those trained on first.
-            order = [*sources, *sorted(set(self.source_P) - set(sources))]
-            number = np.array([order.index(source) for source in self.source_P])
-            select = rows.select[np.isin(self.source_P[rows.select], sources)]
-            rows = replace(rows, train=train, select=select, source_P=number)
-        return TrainTask(
-            config=config,
-            pairs=rows,
-            tokens=str(self.tokens_path),
-            names=self.found.names,
-            folder=str(self.folder / name),
-            store=config.store,
-        )
-
-    def fit(self, name: str, config: PreferenceConfig, sources: tuple[str, ...] = ()) -> Any:
-        """Trains a model if it is not there, and returns what it left."""
-        from actors.training import DONE, run_task
-        from panoply.train.group import Group
-        from workflows.preference import Trained
-
-        task, began = self.task(name, config, sources), time.perf_counter()
-        if not (Path(task.folder) / DONE).exists():
-            run_task(task, Group())
-            print(f"{self.folder.name} {name}: {time.perf_counter() - began:.0f} s", flush=True)
-        return Trained.read(Path(task.folder))
-
-    def report(
-        self, margin_P: Any, sources: tuple[str, ...], calibrated_on: tuple[str, ...]
-    ) -> dict[str, float]:
-        """Returns metrics on *test*, the mean of the sources', raw and with a temperature."""
-        from panoply.measure.calibration import fit_scale
-        from workflows.scorers import report_pairs
-
-        split = self.found.table.split
-        known = split.of("calibrate")
-        known = known[np.isin(self.source_P[known], calibrated_on)]
-        scale = fit_scale(margin_P[known] * self.found.signs_P[known])
-        rows = split.of("test")
-        rows = rows[np.isin(self.source_P[rows], sources)]
-        margins, scales = {"raw": margin_P, "fitted": margin_P}, {"raw": 1.0, "fitted": scale}
-        found = report_pairs(margins, self.found.table, rows, scales)
-        raw, fitted = found["raw"]["macro"], found["fitted"]["macro"]
-        pooled = found["raw"], found["fitted"]
-        return {
-            "accuracy": raw["accuracy"],
-            "balanced": raw["accuracy_length_balanced"],
-            "log_loss": raw["log_loss"],
-            "log_loss_fitted": fitted["log_loss"],
-            "ece": pooled[0]["ece"],
-            "ece_floor": pooled[0]["ece_floor"],
-            "ece_fitted": pooled[1]["ece"],
-            "ece_fitted_floor": pooled[1]["ece_floor"],
-            "margin": float(np.nanmean(np.abs(margin_P[rows]))),
-            "n": float(len(rows)),
-        } | {
-            f"balanced.{s}": v["accuracy_length_balanced"]
-            for s, v in found["raw"]["per_source"].items()
-        }
-
-
-def cost(trained: Any) -> dict[str, float]:
-    """Returns tokens and seconds of training."""
-    steps = trained.history
-    return {
-        "tokens": float(sum(step["tokens"] for step in steps)),
-        "seconds": float(sum(step["seconds"] for step in steps)),
-    }
-
-
 def more(options: Options, seed: int) -> dict[str, Any]:
     """MORE against its baselines."""
     config = base(options, seed, FIVE)
     bench = Bench(config, options.work / f"more-{seed}")
+    test = Test(config, options.test_pairs, bench.folder)
     found: dict[str, Any] = {}
     for name in ("mixed", "more"):
         weighting = WeightingConfig(sources=name)
         trained = bench.fit(name, replace(config, weighting=weighting))
-        found[name] = bench.report(trained.margin_P, FIVE, FIVE) | cost(trained)
+        found[name] = bench.report(test, trained, FIVE, FIVE) | cost(trained)
         if name == "more":
-            weights = np.array([step["weights"] for step in trained.history])
-            found[name] |= {
-                f"lambda.{s}": w for s, w in zip(bench.sources, weights.mean(0), strict=True)
-            }
+            weights = np.array([step["weights"] for step in trained.history]).mean(0)
+            named = zip(bench.sources, weights.tolist(), strict=True)
+            found[name] |= {f"lambda.{source}": weight for source, weight in named}
     singles = {s: bench.fit(f"single-{s}", config, (s,)) for s in bench.sources}
-    own_P = np.full(len(bench.source_P), np.nan)
+    margins = {source: test.score(trained) for source, trained in singles.items()}
+    source_P, own_P = test.table.source_P[test.rows], np.zeros(len(test.rows))
     for source, trained in singles.items():
-        rows = bench.source_P == source
-        own_P[rows] = trained.margin_P[rows]
-        found[f"single {source}"] = bench.report(trained.margin_P, FIVE, (source,)) | cost(trained)
-    found["own source's single"] = bench.report(own_P, FIVE, FIVE)
-    standardized = [t.margin_P / np.nanstd(t.margin_P[bench.rows.select]) for t in singles.values()]
-    found["mean of singles' scores"] = bench.report(np.mean(standardized, 0), FIVE, FIVE)
-    averaged = average(bench, config, [t.folder for t in singles.values()])
-    found["mean of singles' weights"] = bench.report(averaged, FIVE, FIVE)
+        scale = bench.scale(trained.margin_P, (source,))
+        found[f"single {source}"] = test.report(scale, margins[source], FIVE) | cost(trained)
+        own_P[source_P == source] = margins[source][source_P == source]
+    together = {s: t.margin_P for s, t in singles.items()}
+    known_P = np.select([bench.source_P == s for s in together], list(together.values()))
+    found["own source's single"] = test.report(bench.scale(known_P, FIVE), own_P, FIVE)
+    spread = {s: float(np.nanstd(t.margin_P)) for s, t in singles.items()}
+    mean_P = np.mean([margins[s] / spread[s] for s in singles], axis=0)
+    known_P = np.mean([together[s] / spread[s] for s in singles], axis=0)
+    found["mean of singles' scores"] = test.report(bench.scale(known_P, FIVE), mean_P, FIVE)
+    states = [torch.load(t.folder / "trained.pt", weights_only=True) for t in singles.values()]
+    mean = {name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]}
+    # No temperature: that would need its margins on *calibrate*.
+    found["mean of singles' weights"] = test.report(1.0, test.score_state(mean), FIVE)
     return found
-
-
-def average(bench: Bench, config: PreferenceConfig, folders: list[Path]) -> Any:
-    """Returns margins of the model whose weights are the mean of some models'."""
-    from actors.learner import Learner
-    from panoply.train.group import Group
-
-    states = [torch.load(folder / "trained.pt", weights_only=True) for folder in folders]
-    learner = Learner(bench.task("average", config), Group())
-    learner.weights.restore(
-        {name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]}
-    )
-    return learner.all_margins(list(bench.rows.scored), as_saved=True)[:, 0]
 
 
 def haf(options: Options, seed: int) -> dict[str, Any]:
@@ -235,12 +141,19 @@ def haf(options: Options, seed: int) -> dict[str, Any]:
         "DPO as reward model": LossConfig(policy="dpo", alpha=1.0, reward=0.0),
         "Bradley-Terry + SFT .2": LossConfig(policy="sft", alpha=0.2),
     }
+    trained = {
+        name: bench.fit(name.replace(" ", "-"), replace(config, loss=loss), CHAT)
+        for name, loss in losses.items()
+    }
+    test = Test(config, options.test_pairs, bench.folder, policy=True)
     found: dict[str, Any] = {}
-    for name, loss in losses.items():
-        trained = bench.fit(name.replace(" ", "-"), replace(config, loss=loss), CHAT)
-        found[name] = cost(trained)
+    for name, model in trained.items():
+        state = torch.load(model.folder / "trained.pt", weights_only=True)
+        margin_P = test.score_state(state, 0.0 if losses[name].reward else losses[name].beta)
+        scale = bench.scale(model.margin_P, CHAT)
+        found[name] = cost(model)
         for where, sources in (("in", CHAT), ("out", AWAY)):
-            report = bench.report(trained.margin_P, sources, CHAT)
+            report = test.report(scale, margin_P, sources)
             found[name] |= {f"{where} {key}": value for key, value in report.items()}
     return found
 
@@ -248,6 +161,7 @@ def haf(options: Options, seed: int) -> dict[str, Any]:
 def smoothing(options: Options, seed: int) -> dict[str, Any]:
     """Label noise, and what is done against it, over ten epochs on frozen features."""
     found: dict[str, Any] = {}
+    test: Test | None = None
     for flipped in (0.0, 0.2, 0.4):
         config = base(options, seed, FIVE)
         config = replace(
@@ -257,6 +171,7 @@ def smoothing(options: Options, seed: int) -> dict[str, Any]:
             schedule=replace(config.schedule, num_epochs=10, head_lr=3e-3),
         )
         bench = Bench(config, options.work / f"smoothing-{flipped:g}-{seed}")
+        test = test or Test(config, options.test_pairs, bench.folder)
         once = replace(config, schedule=replace(config.schedule, num_epochs=1))
         stopped = replace(config, schedule=replace(config.schedule, keep_best=True, patience=3))
         variants = {
@@ -271,7 +186,7 @@ def smoothing(options: Options, seed: int) -> dict[str, Any]:
         for name, variant in variants.items():
             trained = bench.fit(name.replace(" ", "-"), variant)
             key = f"{flipped:.0%} flipped, {name}"
-            found[key] = bench.report(trained.margin_P, FIVE, FIVE) | cost(trained)
+            found[key] = bench.report(test, trained, FIVE, FIVE) | cost(trained)
     return found
 
 
@@ -286,7 +201,10 @@ def setting(options: Options) -> dict[str, Any]:
         "dtype": str(choose_dtype("auto", torch.device("cpu"))),
         "threads": options.threads,
         "cores": os.cpu_count(),
-        **{k: str(getattr(options, k)) for k in ("experiment", "seeds", "pairs", "lr", "head_lr")},
+        **{
+            k: str(getattr(options, k))
+            for k in ("experiment", "seeds", "pairs", "test_pairs", "lr", "head_lr")
+        },
     }
 
 
