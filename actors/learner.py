@@ -189,7 +189,17 @@ class Learner:
             torch.from_numpy(column[at]).float()
             for column in (self.labels_P, own.margin_P, own.weight_P)
         )
-        return Targets(label_P, margin_P, weight_P, reference_P)
+        bag_PK = self.bag(at) if self.config.bagging else None
+        return Targets(label_P, margin_P, weight_P, reference_P, bag_PK)
+
+    def bag(self, rows: Sequence[int]) -> Tensor:
+        """Returns how often each head has each pair in its bag, `[P, K]`: a function of the pair.
+
+        A draw from Poisson(1), which is what drawing with replacement comes to.
+        """
+        seed, num_heads = self.config.seed, self.config.num_heads
+        drawn = [np.random.default_rng((seed, row)).poisson(1.0, num_heads) for row in rows]
+        return torch.from_numpy(np.array(drawn).reshape(-1, num_heads)).float()
 
     def _reference_now(self, comparisons: Sequence[Comparison]) -> Tensor:
         budget = self.config.schedule.token_budget

@@ -296,6 +296,23 @@ def test_training_stops_early_and_keeps_the_best(task):
     assert learner.select_loss() == pytest.approx(min(looks), rel=1e-5)
 
 
+def test_heads_on_frozen_features_differ_when_they_are_bagged(task):
+    schedule = replace(task.config.schedule, num_epochs=60, head_lr=5e-2)
+    apart = []
+    for bagging in (False, True):
+        trunk = replace(task.config.trunk, trained="head")
+        changes = {"trunk": trunk, "num_heads": 4, "bagging": bagging, "schedule": schedule}
+        run = other(task, f"bagging-{bagging}", **changes)
+        run_task(run, Group())
+        heads = np.corrcoef(np.load(Path(run.folder) / "margins.npy")[run.pairs.scored].T)
+        apart.append(1 - heads[np.triu_indices(4, 1)].mean())
+    assert apart[1] > 2 * apart[0]
+    learner = Learner(run, Group())
+    bags = learner.bag(list(range(400)))
+    assert float(bags.mean()) == pytest.approx(1, abs=0.1)
+    assert torch.equal(learner.bag([7, 3])[1], bags[3])
+
+
 def test_it_learns_what_a_source_prefers(tmp_path, tiny_model_folder):
     schedule = {"num_epochs": 6, "lr": 3e-3}
     config = small_config(tiny_model_folder, write_pairs(tmp_path, (120,)), schedule=schedule)

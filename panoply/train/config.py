@@ -172,6 +172,9 @@ class PreferenceConfig:
     schedule: ScheduleConfig = ScheduleConfig()
     num_heads: int = 1
     """Heads of an ensemble on the trunk; each starts elsewhere."""
+    bagging: bool = False
+    """Each head of an ensemble weighs every pair by a draw of its own (Poisson with mean 1). On
+    frozen features nothing else makes the heads differ for long."""
     num_workers: int = 2
     """Most Ray Train workers; 0 trains inside the driver."""
     gpus: float | None = None

@@ -26,12 +26,15 @@ class Targets:
     weight_P: Tensor
     reference_P: Tensor | None = None
     """log pi_ref(y+ | x) - log pi_ref(y- | x), for DPO."""
+    bag_PK: Tensor | None = None
+    """What each head of a bagged ensemble weighs the pair with; else 1."""
 
     def at(self, places: Tensor) -> Targets:
         """Returns the targets of some of the pairs."""
         reference = None if self.reference_P is None else self.reference_P[places]
+        bag = None if self.bag_PK is None else self.bag_PK[places]
         return Targets(
-            self.label_P[places], self.margin_P[places], self.weight_P[places], reference
+            self.label_P[places], self.margin_P[places], self.weight_P[places], reference, bag
         )
 
 
@@ -39,10 +42,10 @@ def pair_loss(compared: Compared, targets: Targets, config: LossConfig) -> Tenso
     """Returns the weighted loss `[P]` of each pair (HaF-RM, arXiv 2407.04185, equation 8).
 
         L_H = w ( L_R + alpha L_P )
-        L_R = sum over heads of soft_label(m - t, y') + centering,   L_P = DPO or SFT
+        L_R = sum over heads of v (soft_label(m - t, y') + centering),   L_P = DPO or SFT
 
     with m the margin, t the raters' own where `use_margin`, y' the label smoothed, w the pair's
-    weight. `reward = 0` leaves L_P alone: DPO as a reward model.
+    weight, v that of a bagged head. `reward = 0` leaves L_P alone: DPO as a reward model.
     """
     device = compared.chosen_PK.device
     own = targets.at(torch.from_numpy(compared.places))
@@ -54,6 +57,8 @@ def pair_loss(compared: Compared, targets: Targets, config: LossConfig) -> Tenso
     if config.centering:
         apart = centering(compared.chosen_PK, compared.rejected_PK)
         reward_PK = reward_PK + config.centering * apart
+    if own.bag_PK is not None:
+        reward_PK = reward_PK * own.bag_PK.to(device)
     loss_P = config.reward * reward_PK.sum(-1)
     if config.policy != "none" and config.alpha:
         loss_P = loss_P + config.alpha * policy_loss(compared, own, config)
