@@ -105,7 +105,7 @@ def run_preference(config: PreferenceConfig, watch: Watch) -> dict[str, Any]:
 
     scales, margins = calibrate(trained, found)
     metrics = measure(margins, scales, found)
-    metrics["training"] = {name: summary(model) for name, model in trained.items()}
+    metrics["training"] = {name: summary(model, sources) for name, model in trained.items()}
     metrics["data"] = {"pairs": dict(found.summary) | cut | told}
     metrics["git_commit"] = git_commit()
     if config.loss.reward:
@@ -236,7 +236,7 @@ def measure(
     }
 
 
-def summary(model: Trained) -> dict[str, Any]:
+def summary(model: Trained, sources: Sequence[str]) -> dict[str, Any]:
     """Returns how training went: steps, tokens, time, losses, and MORE's weights at the end."""
     history = model.history
     looks = [step["select_loss"] for step in history if "select_loss" in step]
@@ -249,7 +249,9 @@ def summary(model: Trained) -> dict[str, Any]:
         "last_loss": float(np.mean([step["loss"] for step in history[-10:]])),
         "select_loss": looks,
         "weights_delayed": model.delayed,
-        "mean_weights": np.mean(weights, axis=0).tolist() if weights else None,
+        "mean_weights": dict(zip(sources, np.mean(weights, axis=0).tolist(), strict=True))
+        if weights
+        else None,
         "margin_mean_absolute": float(np.nanmean(np.abs(model.margin_P))),
     }
 

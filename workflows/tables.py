@@ -35,6 +35,7 @@ BY_SOURCE = (
     "mlp",
     "linear_bt",
     "score",
+    "mixed",
     "lower_bound",
 )
 """Scorers that are shown source by source; `metrics.json` has all of them."""

@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from scipy.special import expit
 
-from workflows.page import objectives, scorers, summary
+from workflows.page import objectives, scorers, summary, training
 from workflows.tables import count, interval, number
 
 Section: TypeAlias = Mapping[str, Any]
@@ -55,6 +55,7 @@ def render(title: str, metrics: Section, config: Section, mistakes: Section) -> 
             objectives=objectives,
             scorers=scorers,
             summary=summary,
+            training=training,
             opening=OPENING,
         )
     )
