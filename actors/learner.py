@@ -165,11 +165,23 @@ class Learner:
             return margins(self.net, comparisons, budget, idle, policy=policy)
 
     def _reference(self) -> Array:
-        """Returns the reference's log-probability ratio of every pair that needs it."""
+        """Returns the reference's log-probability ratio of every pair that needs it.
+
+        It is kept beside the checkpoints, so that a run that goes on need not compute it again.
+        """
+        path = Path(self.task.folder) / "reference.npy"
+        known = path.exists()
+        self.group.wait()
+        if known:
+            return np.load(path, allow_pickle=False)
         rows = self.group.mine(np.union1d(self.task.pairs.train, self.task.pairs.scored))
         spoken = [self.compare(block, policy=True) for block in self._blocks(rows)]
         found = np.concatenate([log_ratio(compared).double().numpy() for compared in spoken])
-        return self.group.spread(rows, found, len(self.tokens.table))
+        whole = self.group.spread(rows, found, len(self.tokens.table))
+        if self.group.rank == 0:
+            np.save(path.with_suffix(".part.npy"), whole, allow_pickle=False)
+            path.with_suffix(".part.npy").rename(path)
+        return whole
 
     def _blocks(self, rows: list[int]) -> list[list[int]]:
         """Returns rows in blocks, as many for every worker, if need be with nothing in them."""

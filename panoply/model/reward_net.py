@@ -66,8 +66,9 @@ class RewardNet(nn.Module):
             policy: with log-probabilities, where there is a language-model head.
         """
         if self.decoder is None:
-            features_RD = torch.cat([x for x in inputs or () if x is not None]).float()
-            counts_R = torch.zeros(len(features_RD), dtype=torch.long)
+            kept = torch.cat([x for x in inputs or () if x is not None])
+            features_RD = kept.to(self.head.weight.device).float()
+            counts_R = torch.zeros(len(features_RD), dtype=torch.long, device=features_RD.device)
             return Outcome(features_RD, score(self.head, features_RD), None, counts_R)
         states_TD, layout = row_states(self.decoder, trees, inputs)
         features_RD = states_TD[torch.from_numpy(layout.last_R).to(states_TD.device)].float()
