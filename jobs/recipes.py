@@ -128,7 +128,8 @@ MORE = WeightingConfig(sources="more")
 PLANTED_PAIRS = PREFERENCE["embedded"][1]
 TUNE_MORE: dict[str, tuple[str, TuneConfig]] = {
     "embedded": (
-        "The planted world on the embedded language model, the head alone: minutes on 2 cores.",
+        "How a search goes, in minutes on 2 cores: a head alone, which learns little of the "
+        "planted world.",
         TuneConfig(
             out="runs/tune",
             num_trials=12,

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
@@ -134,6 +135,7 @@ def _draw_over(axes: Axes, trials: Sequence[Trial], name: str) -> None:
         places = {value: value for value in values}
         if name in LOGARITHMIC:
             axes.set_xscale("log")
+            axes.xaxis.set_minor_formatter(NullFormatter())
     for search, shift in zip(COLORS, (-0.1, 0.1), strict=True):
         own = [t for t in trials if t.search == search]
         beside = shift if name in ("normalizer", "pairs_per_source") else 0.0
