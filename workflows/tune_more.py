@@ -212,6 +212,7 @@ def search(
                     ),
                     num_samples=config.num_trials,
                     max_concurrent_trials=config.max_concurrent,
+                    reuse_actors=True,  # what a process costs to start, most trials cost to train
                 ),
                 run_config=tune.RunConfig(
                     name=name,
