@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import ray.train
@@ -40,13 +40,16 @@ def run_task(task: TrainTask, group: Group) -> None:
     """Trains one model and leaves its weights, margins and history in the task's folder."""
     folder = Path(task.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    learner = Learner(task, group)
-    run = Run.begin(learner, folder)
+    complete(Run.begin(Learner(task, group), folder))
+
+
+def complete(run: Run) -> None:
+    """Takes a run to its end, or to a number that is not finite."""
     try:
         run.go()
     except NonFinite as error:
-        if group.rank == 0:
-            (folder / STOPPED).write_text(json.dumps({"reason": str(error)}))
+        if run.learner.group.rank == 0:
+            (run.folder / STOPPED).write_text(json.dumps({"reason": str(error)}))
         return
     run.finish()
 
@@ -62,7 +65,7 @@ class Run:
         self.told = 0.0
 
     @classmethod
-    def begin(cls, learner: Learner, folder: Path) -> Run:
+    def begin(cls, learner: Learner, folder: Path) -> Self:
         """Begins anew, or goes on from the newest checkpoint."""
         run = cls(learner, folder)
         found = sorted(folder.glob("step-*.pt"))
@@ -79,24 +82,27 @@ class Run:
         learner.group.wait()  # before the first of them writes the next one
         return run
 
+    @property
+    def over(self) -> bool:
+        """Whether all steps are taken, or patience has ended."""
+        patience = self.learner.config.schedule.patience
+        return self.step == self.learner.num_steps or bool(patience and self.waited >= patience)
+
     def go(self) -> None:
         """Takes the steps that are left."""
         schedule, learner = self.learner.config.schedule, self.learner
         per_epoch = learner.plan.steps_per_epoch
         look_every = schedule.eval_every or per_epoch
-        while self.step < learner.num_steps:
+        while not self.over:
             self.history.append(learner.step(self.step))
             self.step += 1
             if learner.config.loss.smoothing and self.step % per_epoch == 0:
                 learner.smooth_labels()
             if self.step % look_every == 0 or self.step == learner.num_steps:
                 self.look()
-            stops = schedule.patience and self.waited >= schedule.patience
             if self.step % schedule.checkpoint_every == 0 and self.step < learner.num_steps:
                 self.save()
             self.tell()
-            if stops:
-                break
 
     def look(self) -> None:
         """Looks at *select*, and keeps the weights where they are the best."""

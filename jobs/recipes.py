@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import tyro
 
 from panoply.config import ArmoRMConfig, BackboneConfig, GateConfig, Planted, Rendering
@@ -12,6 +14,7 @@ from panoply.train.config import (
     TrunkConfig,
     WeightingConfig,
 )
+from panoply.train.search import TuneConfig
 
 ARMORM: dict[str, tuple[str, ArmoRMConfig]] = {
     "embedded": (
@@ -122,3 +125,32 @@ PREFERENCE: dict[str, tuple[str, PreferenceConfig]] = {
     ),
 }
 """Preference runs."""
+
+MORE = WeightingConfig(sources="more")
+PLANTED_PAIRS = PREFERENCE["embedded"][1]
+TUNE_MORE: dict[str, tuple[str, TuneConfig]] = {
+    "embedded": (
+        "How a search goes, in minutes on 2 cores: a head alone, which learns little of the "
+        "planted world.",
+        TuneConfig(
+            out="runs/tune",
+            num_trials=12,
+            preference=replace(
+                PLANTED_PAIRS,
+                trunk=replace(PLANTED_PAIRS.trunk, trained="head"),
+                weighting=MORE,
+            ),
+        ),
+    ),
+    "pairs": (
+        "Your pairs of two or more sources, the head alone on features computed once; search the "
+        "rest of a model with --preference.trunk.trained.",
+        TuneConfig(
+            out="runs/tune-pairs",
+            preference=PreferenceConfig(
+                pairs=tyro.MISSING, trunk=TrunkConfig(trained="head"), weighting=MORE
+            ),
+        ),
+    ),
+}
+"""Searches over MORE's weighting."""

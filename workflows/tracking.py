@@ -22,6 +22,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+from workflows.trials import Trial
 
 MOST_METRICS = 1000
 """What MLflow takes in one call."""
@@ -77,6 +80,53 @@ def log_run(
     Other runs may do the same at the same time. `history` holds the numbers of each training step,
     under its `step`. A run without a model registers none.
     """
+    client = _open(experiment, out)
+    with mlflow.start_run(run_id=_begun(client, out / "mlflow_run"), run_name=out.name) as run:
+        run_id = run.info.run_id
+        _fill(run_id, out, config, metrics, tags)
+        log_steps(client, run_id, history)
+        if not (out / "model").is_dir():
+            return run_id
+        with _unless_there():
+            client.create_registered_model(model_name)
+        mlflow.log_artifacts(str(out / "model"), artifact_path="model")
+        if not client.search_model_versions(f"run_id = '{run_id}'"):
+            source = f"{run.info.artifact_uri}/model"
+            client.create_model_version(model_name, source=source, run_id=run_id)
+    return run_id
+
+
+def log_search(
+    experiment: str,
+    out: Path,
+    config: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    tags: Mapping[str, str],
+    trials: Mapping[str, Trial],
+) -> str:
+    """Logs a finished search as a run, and each trial by its name as a child; returns the run id.
+
+    As with `log_run`, the same command again goes on with the same runs.
+    """
+    client = _open(experiment, out)
+    with mlflow.start_run(run_id=_begun(client, out / "mlflow_run"), run_name=out.name) as run:
+        _fill(run.info.run_id, out, config, metrics, tags)
+        where = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{run.info.run_id}'"
+        found = client.search_runs([run.info.experiment_id], where, max_results=50_000)
+        known = {child.info.run_name: child.info.run_id for child in found}
+        for name, trial in trials.items():
+            with mlflow.start_run(run_id=known.get(name), run_name=name, nested=True):
+                mlflow.set_tags({"search": trial.search, "state": trial.state})
+                mlflow.log_params(dict(trial.point))
+                for look, loss in enumerate(trial.losses, 1):
+                    mlflow.log_metric("look_loss", loss, step=look)
+                if trial.select_loss is not None:
+                    mlflow.log_metric("select_loss", trial.select_loss)
+    return run.info.run_id
+
+
+def _open(experiment: str, out: Path) -> MlflowClient:
+    """Returns the tracker of a run folder, with its experiment made and set."""
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{out.parent / 'mlflow.db'}"
     mlflow.set_tracking_uri(uri)
     client = MlflowClient(uri)
@@ -84,31 +134,30 @@ def log_run(
     where = (out.parent / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
     with _unless_there():
         client.create_experiment(experiment, artifact_location=where)
-    with _unless_there():
-        client.create_registered_model(model_name)
     mlflow.set_experiment(experiment)
-    with mlflow.start_run(run_id=_begun(client, out / "mlflow_run"), run_name=out.name) as run:
-        run_id = run.info.run_id
-        (out / "mlflow_run").write_text(run_id)
-        mlflow.set_tags(dict(tags))
-        mlflow.log_params({name: str(value)[:500] for name, value in flat(config)})
-        numbers = {
-            _metric_name(name): float(value)
-            for name, value in flat(metrics)
-            if isinstance(value, int | float) and math.isfinite(value)
-        }
-        mlflow.log_metrics(numbers)
-        log_steps(client, run_id, history)
-        for pattern in ("*.png", "*.html", "*.json"):
-            for path in sorted(out.glob(pattern)):
-                mlflow.log_artifact(str(path))
-        if not (out / "model").is_dir():
-            return run_id
-        mlflow.log_artifacts(str(out / "model"), artifact_path="model")
-        if not client.search_model_versions(f"run_id = '{run_id}'"):
-            source = f"{run.info.artifact_uri}/model"
-            client.create_model_version(model_name, source=source, run_id=run_id)
-    return run_id
+    return client
+
+
+def _fill(
+    run_id: str,
+    out: Path,
+    config: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    tags: Mapping[str, str],
+) -> None:
+    """Writes into the run that is begun, and its id into its folder."""
+    (out / "mlflow_run").write_text(run_id)
+    mlflow.set_tags(dict(tags))
+    mlflow.log_params({name: str(value)[:500] for name, value in flat(config)})
+    numbers = {
+        _metric_name(name): float(value)
+        for name, value in flat(metrics)
+        if isinstance(value, int | float) and math.isfinite(value)
+    }
+    mlflow.log_metrics(numbers)
+    for pattern in ("*.png", "*.html", "*.json"):
+        for path in sorted(out.glob(pattern)):
+            mlflow.log_artifact(str(path))
 
 
 def log_steps(client: MlflowClient, run_id: str, history: Sequence[Mapping[str, Any]]) -> None:

@@ -1,0 +1,37 @@
+"""Search MORE's weighting on your pairs: `python -m jobs.tune_more RECIPE --out DIR`."""
+
+from __future__ import annotations
+
+import shlex
+
+import tyro
+
+from jobs.recipes import PREFERENCE, TUNE_MORE
+
+
+def main() -> None:
+    """Parses a recipe and its flags, then runs it."""
+    config = tyro.extras.overridable_config_cli(TUNE_MORE, prog="python -m jobs.tune_more")
+    # Ray and torch load only now, after the arguments are known to be right.
+    from rich.console import Console
+
+    from workflows.cluster import run_folder
+    from workflows.progress import Watch, exit_if_unusable
+    from workflows.trials import search_table, trials_table
+    from workflows.tune_more import run_tune_more
+
+    console = Console(log_path=False)
+    recipe = "more" if config.preference.planted is None else "embedded"
+    with exit_if_unusable(console):
+        found = run_tune_more(config, PREFERENCE[recipe][1], Watch(console))
+    console.print(trials_table(found.trials))
+    console.print()
+    console.print(search_table(found.metrics))
+    out = run_folder(config.out)
+    console.print(f"results: {out}")
+    command = ["python", "-m", "jobs.preference", recipe, *found.flags, "--out", f"{out}-best"]
+    console.print(f"next: {shlex.join(command)}", markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

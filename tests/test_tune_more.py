@@ -1,0 +1,319 @@
+"""The search over MORE's weighting: its space, its trials, and what a kill leaves."""
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import optuna
+import pytest
+import tyro
+from preference_runs import small_config, write_pairs
+
+from actors.training import DONE, run_task
+from actors.trial import looks, trial_task
+from jobs.recipes import PREFERENCE, TUNE_MORE
+from panoply.train.config import WeightingConfig
+from panoply.train.group import Group
+from panoply.train.search import (
+    LEAST_STEPS,
+    SpaceConfig,
+    TuneConfig,
+    at_point,
+    flags,
+    num_steps,
+    paper_point,
+)
+from workflows.progress import Watch
+from workflows.trials import Trial, draw_trials, search_table, trials_table
+from workflows.tune_more import best, prepare, run_tune_more, sampler, space
+
+EMBEDDED = TUNE_MORE["embedded"][1]
+POINT = {
+    "normalizer": "loss",
+    "momentum": 0.5,
+    "interpolation": 0.25,
+    "pairs_per_source": 8,
+    "head_lr": 2e-3,
+}
+
+
+def test_the_defaults_are_the_papers_and_lie_in_the_space():
+    point = paper_point(EMBEDDED, num_sources=4, num_pairs=4000)
+    assert point == POINT | {
+        "normalizer": "l2",
+        "momentum": 0.99,
+        "interpolation": 1.0,
+        "pairs_per_source": 16,
+        "head_lr": 1e-3,
+    }
+    for name, where in space(EMBEDDED).items():
+        assert where._contains(where.to_internal_repr(point[name]))
+    assert set(space(EMBEDDED)) == set(point)
+
+
+@pytest.mark.parametrize(
+    ("num_pairs", "pairs"), [(4000, 16), (1280, 16), (1279, 8), (400, 4), (9, 4)]
+)
+def test_on_few_pairs_the_defaults_leave_enough_steps(num_pairs, pairs):
+    point = paper_point(EMBEDDED, num_sources=4, num_pairs=num_pairs)
+    assert point["pairs_per_source"] == pairs
+    steps = num_steps(at_point(EMBEDDED, point, 4, num_pairs), num_pairs)
+    assert steps >= LEAST_STEPS or pairs == min(EMBEDDED.space.pairs_per_source)
+
+
+def test_the_trunks_rate_is_searched_only_where_a_trunk_is_trained():
+    trunk = replace(EMBEDDED.preference.trunk, trained="last")
+    both = replace(EMBEDDED, preference=replace(EMBEDDED.preference, trunk=trunk))
+    assert "lr" not in space(EMBEDDED)
+    assert "lr" in space(both)
+    assert paper_point(both, 2, 1000)["lr"] == both.preference.schedule.lr
+
+
+def test_a_point_becomes_a_run_with_looks_equally_far_apart_in_pairs():
+    runs = [at_point(EMBEDDED, POINT | {"pairs_per_source": n}, 4, 1600) for n in (5, 25)]
+    assert [run.schedule.pairs_per_step for run in runs] == [20, 100]
+    assert [run.schedule.eval_every for run in runs] == [10, 2]
+    weighting = WeightingConfig(sources="more", normalizer="loss", momentum=0.5, interpolation=0.25)
+    assert runs[0].weighting == weighting
+    assert runs[0].schedule.head_lr == 2e-3
+    assert runs[0].schedule.lr == EMBEDDED.preference.schedule.lr
+    assert at_point(EMBEDDED, POINT, 4, 40).schedule.eval_every == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_trials": 1}, "`num_trials` must be >= 2"),
+        ({"grace": 9}, "`grace` must be at most `num_looks`, got 9"),
+        ({"cpus": 0.0}, "`cpus` must be positive"),
+        ({"preference": PREFERENCE["embedded"][1]}, "`preference.weighting.sources`.*'mixed'"),
+        ({"space": SpaceConfig(head_lr=(2e-3, 1e-2))}, r"around `preference.schedule.head_lr`"),
+    ],
+)
+def test_a_search_that_makes_no_sense_is_refused_with_its_field(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(EMBEDDED, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"normalizers": ("loss",)}, "with 'l2'"),
+        ({"normalizers": ("l2", "l3")}, "'l3'"),
+        ({"momentum": (0.0, 1.0)}, "space.momentum"),
+        ({"interpolation": (0.0, 0.9)}, "space.interpolation"),
+        ({"pairs_per_source": ()}, "space.pairs_per_source"),
+        ({"lr": (1e-3, 1e-4)}, "space.lr"),
+    ],
+)
+def test_a_space_without_the_defaults_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        SpaceConfig(**changes)
+
+
+def test_random_search_draws_what_tpe_draws_before_it_knows_anything():
+    drawn = {}
+    for name in ("tpe", "random"):
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        study = optuna.create_study(sampler=sampler(name, EMBEDDED))
+        drawn[name] = []
+        for i in range(6):
+            trial = study.ask(space(EMBEDDED))
+            drawn[name].append(trial.params)
+            study.tell(trial, float(i))
+    startup = EMBEDDED.num_trials // 3
+    assert drawn["tpe"][:startup] == drawn["random"][:startup]
+    assert drawn["tpe"][startup:] != drawn["random"][startup:]
+
+
+def test_the_printed_flags_turn_a_recipe_into_the_run_that_won():
+    for recipe, given in (("embedded", {}), ("more", {"pairs": ("a.parquet", "b c.parquet")})):
+        base = PREFERENCE[recipe][1]
+        schedule = replace(base.schedule, keep_best=True, head_lr=0.1 + 0.2, patience=3)
+        weighting = WeightingConfig(sources="more", normalizer="loss+", momentum=1 / 3)
+        wanted = replace(base, schedule=schedule, weighting=weighting, **given)
+        told = flags(asdict(wanted), asdict(base))
+        assert tyro.extras.overridable_config_cli(PREFERENCE, args=[recipe, *told]) == wanted
+
+
+def trial(number, state, loss, search="tpe"):
+    return Trial(search, number, state, POINT, loss, 0.5, (0.7, loss or 0.7), None)
+
+
+def test_only_whole_trials_win_however_low_a_stopped_one_was():
+    trials = [trial(0, "finished", 0.69), trial(1, "stopped", 0.5), trial(2, "finished", 0.68)]
+    assert best(trials, "tpe").number == 2
+    lost = [replace(trial(0, "diverged", None, "random"), reason="step 3: loss nan")]
+    with pytest.raises(RuntimeError, match=r"none of the 1 trials of search 'random'.*step 3"):
+        best(trials + lost, "random")
+    assert draw_trials(trials + lost, 0.69).axes
+
+
+def more_config(model, folder, **changes) -> TuneConfig:
+    pairs = write_pairs(folder, (60, 40))
+    preference = small_config(
+        model,
+        pairs,
+        trunk={"trained": "head"},
+        weighting=WeightingConfig(sources="more"),
+        store=str(folder / "store"),
+    )
+    return TuneConfig(
+        **{
+            "out": str(folder / "out"),
+            "num_trials": 3,
+            "max_concurrent": 1,
+            "num_looks": 4,
+            "grace": 1,
+            "reduction": 2.0,
+            "space": SpaceConfig(pairs_per_source=(2, 4)),
+            "preference": preference,
+        }
+        | changes
+    )
+
+
+def test_a_single_source_is_refused_before_anything_starts(tmp_path, tiny_model_folder):
+    config = more_config(tiny_model_folder, tmp_path)
+    one = replace(config.preference, pairs=config.preference.pairs[:1])
+    with pytest.raises(ValueError, match=r"these pairs have \('source0-60-0',\)"):
+        run_tune_more(replace(config, preference=one), PREFERENCE["more"][1], Watch())
+
+
+def test_a_look_tells_the_loss_that_would_be_kept(tmp_path, tiny_model_folder):
+    config = more_config(tiny_model_folder, tmp_path)
+    base, _ = prepare(config, tmp_path, Watch())
+    task = trial_task(paper_point(config, 2, len(base.pairs.train)), base, config)
+    steps = num_steps(task.config, len(base.pairs.train))
+    history = [{"step": i, "loss": 0.0} for i in range(steps)]
+    for step, loss in ((1, 0.7), (3, 0.6), (steps - 1, 0.65)):
+        history[step]["select_loss"] = loss
+    last = looks(history, task)
+    assert [look["select_loss"] for look in last] == [0.7, 0.6, 0.65]
+    assert [look["percent"] for look in last] == [200 / steps, 400 / steps, 100]
+    kept = replace(task.config, schedule=replace(task.config.schedule, keep_best=True))
+    assert looks(history, replace(task, config=kept))[-1]["select_loss"] == 0.6
+
+
+def outcomes(folder: Path):
+    told = json.loads((folder / "trials.json").read_text())["trials"]
+    return [(t["search"], t["point"], t["state"], t["losses"]) for t in told]
+
+
+def left_behind():
+    """Placement groups and actors of trials that still hold something."""
+    import ray
+    from ray.util import placement_group_table
+
+    ray.get(ray.remote(num_cpus=1)(lambda: None).remote())
+    groups = [g for g in placement_group_table().values() if g["state"] != "REMOVED"]
+    free = ray.available_resources().get("CPU", 0), ray.cluster_resources()["CPU"]
+    return len(groups), free[1] - free[0]
+
+
+def settled():
+    for _ in range(60):
+        if left_behind() == (0, 0):
+            return True
+        time.sleep(0.5)
+    return False
+
+
+@pytest.fixture(scope="module")
+def searched(cluster, tmp_path_factory, tiny_model_folder):
+    """An undisturbed search of three trials each."""
+    config = more_config(tiny_model_folder, tmp_path_factory.mktemp("searched"))
+    return config, run_tune_more(config, PREFERENCE["more"][1], Watch())
+
+
+def test_a_search_compares_its_winners_with_the_defaults(searched):
+    config, found = searched
+    out = Path(config.out)
+    assert [t.search for t in found.trials] == ["tpe"] * 3 + ["random"] * 3
+    first, again = found.trials[0], found.trials[3]
+    assert first.point == again.point == found.metrics["points"]["defaults"]
+    assert first.losses[: len(again.losses)] == again.losses[: len(first.losses)]
+    assert set(found.metrics["select_loss"]) == {"tpe", "random", "defaults"}
+    for name in ("tpe", "random"):
+        ended = [t for t in found.trials if t.search == name and t.state == "finished"]
+        least = min(t.select_loss for t in ended)
+        assert found.metrics["select_loss"][name] == least
+        assert {"log_loss", "accuracy"} <= set(found.metrics["pairs"][name]["macro"])
+    chosen = json.loads((out / "best.json").read_text())
+    assert chosen["select_loss"] == min(found.metrics["select_loss"].values())
+    assert (out / "search.png").stat().st_size > 10_000
+    assert trials_table(found.trials).row_count
+    assert search_table(found.metrics).row_count == 3
+
+
+def test_a_trial_is_the_run_that_its_point_says(searched, tmp_path):
+    config, found = searched
+    base, _ = prepare(config, Path(config.out), Watch())
+    ended = next(t for t in found.trials if t.state == "finished")
+    alone = replace(trial_task(ended.point, base, config), folder=str(tmp_path))
+    run_task(alone, Group())
+    history = json.loads((tmp_path / DONE).read_text())["history"]
+    assert looks(history, alone)[-1]["losses"] == pytest.approx(list(ended.losses), rel=1e-5)
+
+
+def test_every_trial_is_a_child_of_one_run(searched):
+    from mlflow import MlflowClient
+
+    config, found = searched
+    out = Path(config.out)
+    client = MlflowClient(f"sqlite:///{out.parent / 'mlflow.db'}")
+    parent = client.get_run((out / "mlflow_run").read_text())
+    where = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+    children = client.search_runs([parent.info.experiment_id], where)
+    assert len(children) == len(found.trials)
+    by_name = {child.info.run_name: child for child in children}
+    for t in found.trials:
+        child = by_name[f"{t.search} {t.number:03d}"]
+        assert child.data.metrics["select_loss"] == t.select_loss
+        assert child.data.params["normalizer"] == t.point["normalizer"]
+        looked = client.get_metric_history(child.info.run_id, "look_loss")
+        assert [m.value for m in sorted(looked, key=lambda m: m.step)] == list(t.losses)
+
+
+def test_nothing_is_left_on_the_cluster(searched):
+    assert settled(), left_behind()
+
+
+def test_the_same_folder_with_another_search_is_refused(searched):
+    config, _ = searched
+    with pytest.raises(ValueError, match="holds a run with other num_trials"):
+        run_tune_more(replace(config, num_trials=4), PREFERENCE["more"][1], Watch())
+
+
+def test_a_killed_search_goes_on_and_ends_as_an_undisturbed_one(searched, tmp_path):
+    import ray
+
+    config, found = searched
+    cut = replace(config, out=str(tmp_path / "cut"))
+    code = (
+        "import sys, pickle; from workflows.tune_more import run_tune_more\n"
+        "from workflows.progress import Watch\n"
+        "run_tune_more(*pickle.loads(bytes.fromhex(sys.argv[1])), Watch())"
+    )
+    given = pickle.dumps((cut, PREFERENCE["more"][1])).hex()
+    env = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "PYTHONPATH": "."}
+    driver = subprocess.Popen([sys.executable, "-c", code, given], env=env)
+    trials = Path(cut.out) / "trials"
+    while len(done := list(trials.glob(f"*/{DONE}"))) < 1:
+        assert driver.poll() is None
+        time.sleep(0.1)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    assert settled(), left_behind()
+    made = {path: path.stat().st_mtime_ns for path in done}
+    run_tune_more(cut, PREFERENCE["more"][1], Watch())
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+    assert outcomes(Path(cut.out)) == outcomes(Path(config.out))
+    assert len(outcomes(Path(cut.out))) == len(found.trials)
+    assert settled(), left_behind()

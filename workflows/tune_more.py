@@ -1,0 +1,348 @@
+"""Ray Tune searches MORE's weighting, from pairs to the run to take next, top to bottom.
+
+    pairs -> token trees -> what lies below the trained part, once -> TPE under ASHA, and random
+    search under ASHA -> the best of each and the paper's defaults, on *test* with a temperature
+
+What a reader of MORE (arXiv 2312.07401) or of Ray Tune may not expect:
+
+1. A trial trains inside its own process. A trial that started a `TorchTrainer` would hold one
+   placement group more, which stays reserved when ASHA stops the trial on a cluster without
+   dashboard, and later trials starve. Trials are many and small: they are the parallel part.
+2. The first trial of both searches is the defaults (`panoply.train.search.paper_point`). Random
+   search has the same seed, the same scheduler and as many trials; a point that both choose is
+   trained once. Only trials that went all the way can win.
+3. *select* chooses: the least of many losses there is too good to be true. *test* decides, where
+   only the winners and the defaults are measured.
+4. What is found again after a kill: trials that ended are never trained again, and others go on
+   from their own checkpoints. With one trial at a time the search as a whole is what it would have
+   been; with more, results reach TPE and ASHA in another order, as they do in any two runs.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any, cast
+
+import optuna
+import ray
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+)
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search.optuna import OptunaSearch
+
+from actors.learner import TrainTask
+from actors.trial import fill_store, finish_trial, looks, train_trial, trial_task
+from panoply.hub.backbone import resolve
+from panoply.train.config import PreferenceConfig
+from panoply.train.search import Point, TuneConfig, flags, paper_point
+from workflows.cluster import await_workers, claim, connect, run_folder, store_root
+from workflows.comparisons import Preferences, read_pairs, tokenize, training_rows
+from workflows.preference import Trained, calibrate, measure
+from workflows.progress import Watch
+from workflows.tracking import git_commit, log_search, write_json
+from workflows.trials import Trial, draw_trials
+
+SEARCHES = ("tpe", "random")
+DEFAULTS = "defaults"
+STARTUP_SHARE = 3
+"""TPE draws the first trial in so many at random, at most 10: those that random search draws."""
+MAX_FAILURES = 2
+"""Processes that one trial may lose; it goes on from its checkpoint."""
+TUNE_ENV = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1",
+}
+"""No tables and no files of its own; Ctrl-C ends the command; the search is saved as it goes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Searched:
+    """What a search leaves."""
+
+    metrics: dict[str, Any]
+    trials: list[Trial]
+    flags: list[str]
+    """Of the run to take next."""
+
+
+def run_tune_more(config: TuneConfig, recipe: PreferenceConfig, watch: Watch) -> Searched:
+    """Runs the search; what it returns stands in OUT too.
+
+    Args:
+        config: the search.
+        recipe: the named run from which the flags start.
+        watch: is told how far it is.
+
+    Raises:
+        ValueError, FileNotFoundError: unusable input, before anything expensive starts.
+        RuntimeError: no trial of a search came to its end.
+    """
+    out = run_folder(config.out)
+    resolve(config.preference.trunk.model)
+    claim(out, "config.json", asdict(config))
+    base, found = prepare(config, out, watch)
+    num_sources = int(base.pairs.source_P[base.pairs.train].max()) + 1
+    defaults = paper_point(config, num_sources, len(base.pairs.train))
+    connect(math.ceil(config.max_concurrent * config.cpus))
+    bundle = {"CPU": config.cpus, "GPU": config.gpus}
+    preference = config.preference
+    await_workers(config.max_concurrent, bundle, preference.wait_minutes, watch)
+    with watch.bar("inputs of the trained part", 1) as advance:
+        run_here(fill_store, base, config)
+        advance(1)
+
+    trials = [
+        trial
+        for name in SEARCHES
+        for trial in search(name, config, base, defaults, out / "search", watch)
+    ]
+    winners = {name: best(trials, name) for name in SEARCHES}
+    tasks = {name: trial_task(trial.point, base, config) for name, trial in winners.items()}
+    tasks[DEFAULTS] = trial_task(defaults, base, config)
+    run_here(finish_trial, tasks[DEFAULTS], config)  # where ASHA stopped it
+
+    trained = {name: Trained.read(Path(task.folder)) for name, task in tasks.items()}
+    scales, margins = calibrate(trained, found)
+    metrics = measure(margins, scales, found)
+    metrics["select_loss"] = {
+        name: looks(trained[name].history, task)[-1]["select_loss"] for name, task in tasks.items()
+    }
+    metrics["search"] = {name: cost(trials, name) for name in SEARCHES}
+    metrics["points"] = {name: dict(trial.point) for name, trial in winners.items()}
+    metrics["points"][DEFAULTS] = dict(defaults)
+    metrics["data"] = {"pairs": dict(found.summary)}
+    metrics["git_commit"] = git_commit()
+    chosen = min(metrics["select_loss"], key=metrics["select_loss"].__getitem__)
+    told = next_flags(tasks[chosen].config, recipe)
+    write_json(out / "metrics.json", metrics)
+    write_json(out / "trials.json", {"trials": [asdict(trial) for trial in trials]})
+    write_json(
+        out / "best.json",
+        {
+            "from": chosen,
+            "select_loss": metrics["select_loss"][chosen],
+            "flags": told,
+            "config": asdict(tasks[chosen].config),
+        },
+    )
+    draw_trials(trials, metrics["select_loss"][DEFAULTS]).savefig(out / "search.png")
+    tags = {"git_commit": metrics["git_commit"], "method": "more", "data": found.summary["id"]}
+    children = {f"{t.search} {t.number:03d}": t for t in trials}
+    run_id = log_search(config.experiment, out, asdict(config), metrics, tags, children)
+    watch.say(f"tracked: MLflow run {run_id}, with a child of each trial")
+    return Searched(metrics, trials, told)
+
+
+def prepare(config: TuneConfig, out: Path, watch: Watch) -> tuple[TrainTask, Preferences]:
+    """Reads and renders the pairs; returns the run that is searched, and the pairs.
+
+    Raises:
+        ValueError: a single source, whose weight is always 1.
+    """
+    preference = config.preference
+    found = read_pairs(preference, out / "data")
+    claim(out, "data.json", {"pairs": found.summary["id"]})
+    path = out / "data" / "tokens.parquet"
+    tokens, _ = tokenize(preference, found, path, watch)
+    # Which rows are trained on does not depend on how sources share a step, which trials choose.
+    mixed = replace(preference, weighting=replace(preference.weighting, sources="mixed"))
+    rows, sources, _ = training_rows(mixed, found, tokens)
+    if len(sources) < 2:
+        raise ValueError(
+            f"MORE weighs sources against each other, and these pairs have {sources!r}: "
+            "add files of other sources to `--preference.pairs`, or take `jobs.preference pairs`"
+        )
+    watch.say(f"data: {len(rows.train):,} of {len(rows.source_P):,} pairs to train on, {sources}")
+    task = TrainTask(
+        config=preference,
+        pairs=rows,
+        tokens=str(path),
+        names=found.names,
+        folder=str(out / "trials"),
+        store=store_root(preference.store),
+        threads=max(1, int(config.cpus)),
+    )
+    return task, found
+
+
+def search(
+    name: str, config: TuneConfig, base: TrainTask, defaults: Point, folder: Path, watch: Watch
+) -> list[Trial]:
+    """Runs a search, or what is left of it, and returns its trials in the order of their start."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    resources = {"CPU": config.cpus, "GPU": config.gpus}
+    trainable = tune.with_resources(
+        tune.with_parameters(train_trial, task=base, search=config), resources
+    )
+    path = str(folder / name)
+    with tune_settings(), told_trials(folder / name, config.num_trials, watch):
+        if tune.Tuner.can_restore(path):
+            tuner = tune.Tuner.restore(path, trainable, resume_errored=True)
+        else:
+            tuner = tune.Tuner(
+                trainable,
+                tune_config=tune.TuneConfig(
+                    search_alg=OptunaSearch(
+                        space(config),
+                        metric="select_loss",
+                        mode="min",
+                        points_to_evaluate=[dict(defaults)],
+                        sampler=sampler(name, config),
+                    ),
+                    scheduler=ASHAScheduler(
+                        time_attr="percent",
+                        metric="select_loss",
+                        mode="min",
+                        max_t=100,
+                        grace_period=100 * config.grace // config.num_looks,
+                        reduction_factor=config.reduction,
+                    ),
+                    num_samples=config.num_trials,
+                    max_concurrent_trials=config.max_concurrent,
+                    reuse_actors=True,  # what a process costs to start, most trials cost to train
+                ),
+                run_config=tune.RunConfig(
+                    name=name,
+                    storage_path=str(folder),
+                    failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
+                    verbose=0,
+                ),
+            )
+        results = tuner.fit()
+    return [read_trial(name, number, results[number]) for number in range(len(results))]
+
+
+def space(config: TuneConfig) -> dict[str, BaseDistribution]:
+    """Returns the space as Optuna has it."""
+    own = config.space
+    return {
+        "normalizer": CategoricalDistribution(own.normalizers),
+        "momentum": FloatDistribution(*own.momentum, log=True),
+        "interpolation": FloatDistribution(*own.interpolation),
+        "pairs_per_source": CategoricalDistribution(own.pairs_per_source),
+        **{name: FloatDistribution(*getattr(own, name), log=True) for name in config.rates},
+    }
+
+
+def sampler(name: str, config: TuneConfig) -> BaseSampler:
+    """Returns what chooses points: the tree-structured Parzen estimator, or chance."""
+    seed = config.preference.seed
+    if name == "random":
+        return RandomSampler(seed)
+    startup = min(10, max(1, config.num_trials // STARTUP_SHARE))
+    return TPESampler(n_startup_trials=startup, seed=seed)
+
+
+def read_trial(name: str, number: int, result: tune.Result) -> Trial:
+    """Returns what a trial came to."""
+    told: Mapping[str, Any] = result.metrics or {}
+    reason: str | None = told.get("diverged")
+    if result.error is not None:
+        state, reason = "failed", str(result.error).strip().splitlines()[-1]
+    else:
+        state = "diverged" if reason else "finished" if told.get("finished") else "stopped"
+    loss = told.get("select_loss", math.inf)
+    return Trial(
+        search=name,
+        number=number,
+        state=state,
+        point=cast(Point, result.config),
+        select_loss=loss if math.isfinite(loss) else None,
+        share=told["percent"] / 100 if "percent" in told else None,
+        losses=tuple(told.get("losses", ())),
+        reason=reason,
+    )
+
+
+def best(trials: Sequence[Trial], name: str) -> Trial:
+    """Returns the trial of a search with the least loss among those that went all the way.
+
+    Raises:
+        RuntimeError: none did.
+    """
+    own = [trial for trial in trials if trial.search == name]
+    ended = [trial for trial in own if trial.state == "finished"]
+    if not ended:
+        reasons = "; ".join(sorted({trial.reason or trial.state for trial in own}))
+        raise RuntimeError(
+            f"none of the {len(own)} trials of search {name!r} came to its end ({reasons}): lower "
+            "the rates of `space`"
+        )
+    return min(ended, key=lambda trial: trial.select_loss or 0.0)
+
+
+def cost(trials: Sequence[Trial], name: str) -> dict[str, Any]:
+    """Returns how many trials ended how, and what they cost in whole runs."""
+    own = [trial for trial in trials if trial.search == name]
+    return {
+        "num_trials": len(own),
+        **{
+            state: sum(trial.state == state for trial in own)
+            for state in ("finished", "stopped", "diverged", "failed")
+        },
+        "whole_runs": sum(trial.share or 0.0 for trial in own),
+    }
+
+
+def next_flags(wanted: PreferenceConfig, recipe: PreferenceConfig) -> list[str]:
+    """Returns the flags that turn a recipe into a run; workers and folders stay the recipe's."""
+    kept = {name: getattr(recipe, name) for name in ("out", "num_workers", "experiment")}
+    return flags(asdict(replace(wanted, **kept)), asdict(recipe))
+
+
+def run_here(work: Callable[[TrainTask], None], task: TrainTask, config: TuneConfig) -> None:
+    """Runs something with the resources of a trial, and waits for it."""
+    remote = ray.remote(num_cpus=config.cpus, num_gpus=config.gpus)(work)
+    ray.get(remote.remote(task))
+
+
+@contextmanager
+def tune_settings() -> Generator[None]:
+    """Sets what Ray Tune reads from the environment."""
+    before = {name: os.environ.get(name) for name in TUNE_ENV}
+    os.environ.update(TUNE_ENV)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+@contextmanager
+def told_trials(folder: Path, num_trials: int, watch: Watch) -> Generator[None]:
+    """Shows how many trials of a search have begun: each has a folder of Ray Tune's."""
+    over = Event()
+
+    def look() -> None:
+        seen = 0
+        with watch.bar(f"trials of search {folder.name}", num_trials) as advance:
+            while True:
+                ended = over.wait(1.0)
+                begun = sum(path.is_dir() for path in folder.glob("train_trial_*"))
+                advance(begun - seen)
+                seen = begun
+                if ended:
+                    return
+
+    watcher = Thread(target=look, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
