@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from panoply.data.tables import Ints
+from actors.task import TrainTask
 from panoply.data.tokens import TokenPairs
 from panoply.hub.inputs import InputStore
 from panoply.hub.trainable import Trainable, load_trainable
-from panoply.train.config import PreferenceConfig
 from panoply.train.group import Group
 from panoply.train.losses import updated_labels
 from panoply.train.min_norm import Array
@@ -46,39 +45,6 @@ from panoply.train.weights import Weights
 
 BLOCK = 512
 """Pairs whose forwards are planned together."""
-
-
-@dataclass(frozen=True, slots=True)
-class PairRows:
-    """The pairs of a run without their texts; rows are those of the token file."""
-
-    source_P: Ints
-    """Number of each pair's source."""
-    label_P: Array
-    margin_P: Array
-    weight_P: Array
-    train: Ints
-    select: Ints
-    scored: Ints
-    """Rows whose margins are wanted in the end."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrainTask:
-    """One model to train."""
-
-    config: PreferenceConfig
-    pairs: PairRows
-    tokens: str
-    """File of the token trees."""
-    names: Sequence[str]
-    """Id of each pair's texts, by which what is computed once is found."""
-    folder: str
-    """Where checkpoints and results go, on storage that all workers share."""
-    store: str
-    """Root of what is computed once and shared by runs."""
-    threads: int = 0
-    """Of each worker; 0 leaves torch's own number."""
 
 
 class NonFinite(FloatingPointError):

@@ -13,7 +13,8 @@ import ray.train
 import ray.train.torch
 import torch
 
-from actors.learner import Learner, NonFinite, TrainTask
+from actors.learner import Learner, NonFinite
+from actors.task import TrainTask
 from panoply.hub.backbone import quiet
 from panoply.train.group import Group
 from panoply.train.weighting import Weighting

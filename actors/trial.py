@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from ray import tune
 
-from actors.learner import Learner, TrainTask
+from actors.learner import Learner
+from actors.task import TrainTask
 from actors.training import DONE, STOPPED, Run, complete, run_task
 from panoply.data.schema import digest
 from panoply.data.tokens import TokenPairs

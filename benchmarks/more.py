@@ -64,7 +64,8 @@ def main(options: Options) -> None:
 
 def compare(options: Options, token_budget: int) -> dict[str, Any]:
     """Returns the ratio of both steps' times: the median of the turns, with the extremes."""
-    from actors.learner import Learner, TrainTask
+    from actors.learner import Learner
+    from actors.task import TrainTask
     from panoply.train.group import Group
     from workflows.comparisons import read_pairs, tokenize, training_rows
     from workflows.progress import Watch

@@ -37,7 +37,7 @@ class Bench:
 
     def task(self, name: str, config: PreferenceConfig, sources: tuple[str, ...] = ()) -> Any:
         """Returns the task of training on some of the sources, by default on all."""
-        from actors.learner import TrainTask
+        from actors.task import TrainTask
 
         rows = self.rows
         if sources:

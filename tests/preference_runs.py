@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from actors.learner import Learner, TrainTask
+from actors.learner import Learner
+from actors.task import TrainTask
 from panoply.config import Rendering
 from panoply.train.config import PreferenceConfig, ScheduleConfig, TrunkConfig
 from panoply.train.group import Group

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from transformers import AutoConfig, AutoTokenizer
 
-from actors.learner import PairRows
+from actors.task import PairRows
 from panoply.data.ingest import Limits, ingest_pairs
 from panoply.data.planted import plant
 from panoply.data.read import Input

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from actors.learner import PairRows, TrainTask
+from actors.task import PairRows, TrainTask
 from actors.training import DONE, PROGRESS, STOPPED, train_models
 from panoply.hub.backbone import resolve
 from panoply.hub.card import write_card
