@@ -121,6 +121,7 @@ def init(
         pulls_K=each(nothing),
         rejected_K=each(nothing),
         rewards_K=each(nothing),
+        squares_K=each(nothing),
         gains_K=each(nothing),
         inverse_KDD=each(np.tile(np.eye(size) / ridge, (num_arms, 1, 1))),
         moments_KD=each(ridge * prior),
@@ -175,9 +176,9 @@ def update(state: State, choice: Choice, rewards_B: ArrayLike) -> State:
 
         (A + x x^T)^-1 = A^-1 - (A^-1 x) (A^-1 x)^T / (1 + x^T A^-1 x).
 
-    Beside these, per arm: accepted and rejected rewards, the sum of rewards, and for Exp3 the sum
-    of r / p, p the propensity that the arm was drawn with, whose mean over all decisions is
-    unbiased for the arm's mean reward. r is the reward minus the arm's cost.
+    Beside these, per arm: accepted and rejected rewards, the sums of r and r^2, and for Exp3 that of
+    r / p, p the propensity that the arm was drawn with, whose mean over all decisions is unbiased
+    for the arm's mean reward. r is the reward minus the arm's cost.
 
     Raises:
         ValueError: shapes that disagree, an unknown arm, or one that was drawn with probability 0.
@@ -212,6 +213,7 @@ def update(state: State, choice: Choice, rewards_B: ArrayLike) -> State:
         pulls_K=_plus(state.pulls_K, at, 1.0),
         rejected_K=_plus(state.rejected_K, lost, 1.0),
         rewards_K=_plus(state.rewards_K, at, net),
+        squares_K=_plus(state.squares_K, at, net**2),
         gains_K=_plus(state.gains_K, at, net / chance[rows]),
         inverse_KDD=inverse,
         moments_KD=moments,
