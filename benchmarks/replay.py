@@ -5,15 +5,16 @@ column `score_*` per arm. An arm is right on an item where its score of a correc
 strictly above those of all wrong ones. An arm that misses a score on an item gives no answer there:
 a single arm counts as wrong, a bandit gets no reward, and an ensemble does without that arm.
 
-A bandit goes through the items in 200 random orders. It sees 0 or 1 of the arm it chose (or a signal
-without labels, where it is named), then the next item. OUT is
+A bandit goes through the items in 200 random orders. It sees 0 or 1 of the arm it chose, or a
+signal without labels where one is named, then the next item. OUT is
 `{policy: {accuracy, second_half, ci95, shares}}`: the mean over the orders, of all items and of the
-later half, the interval over resampled items, and the share of decisions of each arm.
+later half, the interval over resampled items, and the share of decisions of each arm. What needs
+the scores of all arms on every item has `costs_k` in its name.
 
 Constants are equal for every table. Where theory gives them, they are theory's (the horizon is the
 number of items); the rest was fixed by `python -m benchmarks.synthetic_arms`.
 
-Shapes: N items, C candidates of an item (padded), K arms, R orders, H size of a context.
+Shapes: N items, C candidates of an item (padded), K arms, R orders.
 """
 
 from __future__ import annotations
@@ -45,6 +46,11 @@ Array: TypeAlias = NDArray[np.float64]
 Flags: TypeAlias = NDArray[np.bool_]
 Ints: TypeAlias = NDArray[np.int64]
 
+TUNED_ALPHA = 0.3
+"""UCB1's best in `benchmarks.synthetic_arms`, as are the defaults of MOSS, LinUCB and epsilon."""
+TUNED_NOISE = 0.25
+"""Thompson's best there."""
+
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
@@ -60,7 +66,7 @@ class Recorded:
     @property
     def answered_NK(self) -> Flags:
         """Whether the arm scored all candidates of the item."""
-        return (np.isfinite(self.scores_NCK) | ~self.given_NC[..., None]).all(1)
+        return np.all(np.isfinite(self.scores_NCK) | ~self.given_NC[..., None], axis=1)
 
 
 def read_scores(path: Path) -> Recorded:
@@ -131,9 +137,9 @@ def ensembles(data: Recorded) -> dict[str, Array]:
     """Returns `[N]` whether each ensemble of all arms is right."""
     raw = np.where(data.answered_NK[:, None], data.scores_NCK, 0)
     mixed = {
-        "ensemble_raw_sum": np.nansum(raw, 2),
-        "ensemble_z_score": np.nansum(standardized(data), 2),
-        "ensemble_agreement": votes(data).sum(2),
+        "ensemble_raw_sum_costs_k": np.nansum(raw, 2),
+        "ensemble_z_score_costs_k": np.nansum(standardized(data), 2),
+        "ensemble_agreement_costs_k": votes(data).sum(2),
     }
     return {name: right(data, scores[..., None])[:, 0] for name, scores in mixed.items()}
 
@@ -156,7 +162,7 @@ def margins(data: Recorded) -> Array:
 
 
 def agreement(data: Recorded) -> Array:
-    """Returns `[N, K]` the share of other arms that take the arm's candidate; costs all K scores."""
+    """Returns `[N, K]` the share of other arms that take the same candidate; costs K scores."""
     vote = votes(data)
     others = vote.sum(2, keepdims=True) - vote
     shared = (vote * others).sum(1) / max(len(data.arms) - 1, 1)
@@ -171,19 +177,12 @@ def policies(num_items: int, num_arms: int) -> dict[str, Policy]:
         "epsilon_greedy": EpsilonGreedy(),
         "exp3": Exp3(gamma=Exp3.rate(num_arms, num_items)),
         "ucb1": UCB1(),
-        "ucb1_tuned": UCB1(alpha=TUNED_UCB1),
+        "ucb1_tuned": UCB1(alpha=TUNED_ALPHA),
         "moss": MOSS(horizon=num_items),
         "linucb": LinUCB(),
-        "linucb_tuned": LinUCB(alpha=TUNED_LINUCB),
         "thompson": Thompson(),
         "thompson_tuned": Thompson(noise=TUNED_NOISE),
     }
-
-
-TUNED_UCB1 = 0.3
-TUNED_LINUCB = 0.3
-TUNED_NOISE = 0.25
-"""The best of their row in `benchmarks.synthetic_arms`."""
 
 
 def follow_the_leader(rewards_NK: Array, orders_RN: Ints, seed: int) -> Ints:
@@ -230,7 +229,7 @@ def replay_all(data: Recorded, num_orders: int, seed: int) -> dict[str, dict[str
     fixed("best_single_in_hindsight", wins[:, best], {data.arms[best]: 1.0})
     for name, right_N in ensembles(data).items():
         fixed(name, right_N, {})
-    chosen("full_information", follow_the_leader(rewards, orders, seed))
+    chosen("full_information_costs_k", follow_the_leader(rewards, orders, seed))
     constant = np.ones((num_items, 1))
     for name, policy in policies(num_items, num_arms).items():
         chosen(name, replay(policy, rewards, orders, contexts_NH=constant, seed=seed))
@@ -241,8 +240,8 @@ def replay_all(data: Recorded, num_orders: int, seed: int) -> dict[str, dict[str
     # The margins of all arms are known only after all of them have scored.
     contexts = np.concatenate([constant, np.nan_to_num(margin)], axis=1) / np.sqrt(1 + num_arms)
     for name, policy in (
-        ("linucb_margins_cost_k", LinUCB(alpha=TUNED_LINUCB)),
-        ("thompson_margins_cost_k", Thompson(noise=TUNED_NOISE)),
+        ("linucb_margins_costs_k", LinUCB()),
+        ("thompson_margins_costs_k", Thompson(noise=TUNED_NOISE)),
     ):
         chosen(name, replay(policy, rewards, orders, contexts_NH=contexts, seed=seed))
     return found

@@ -49,7 +49,9 @@ def draw_tables(seed: int, num_tables: int, items: int, arms: int) -> NDArray[np
 def candidates(items: int, arms: int) -> dict[str, Policy]:
     """Returns the constants that were compared."""
     exp3 = Exp3.rate(arms, items)
-    found: dict[str, Policy] = {"KLUCB(horizon)": MOSS(horizon=items)}
+    found: dict[str, Policy] = {
+        f"MOSS({s})": MOSS(horizon=items, scale=s) for s in (0.55, 0.7, 0.85, 1.0, 1.4, 2.0)
+    }
     found |= {f"UCB1({a:.2f})": UCB1(alpha=a) for a in (0.1, 0.2, 0.3, 0.4, 0.6, 2**0.5)}
     found |= {f"LinUCB({a})": LinUCB(alpha=a) for a in (0.1, 0.3, 0.6, 1.0)}
     found |= {f"Thompson({n})": Thompson(noise=n) for n in (0.15, 0.25, 0.35, 0.5)}

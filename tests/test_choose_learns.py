@@ -38,17 +38,19 @@ def shares(arms_RN, num_arms):
 @pytest.mark.parametrize("policy", [LinUCB(alpha=1), UCB1(), Exp3()], ids=name)
 def test_of_identical_arms_none_takes_over_and_none_is_favored_by_its_place(policy):
     rewards, orders = toy([0.5] * 4, num_runs=100, num_steps=400)
-    pulled = shares(replay(policy, rewards, orders, contexts_NH=np.ones((len(rewards), 1))), 4)
+    rng = np.random.default_rng(1)
+    contexts = np.concatenate([np.ones((40_000, 1)), 0.1 * rng.normal(size=(40_000, 5))], axis=1)
+    pulled = shares(replay(policy, rewards, orders, contexts_NH=contexts), 4)
     assert pulled.max(1).mean() < 0.6
-    leaders = np.bincount(pulled.argmax(1), minlength=4)
-    assert chisquare(leaders).pvalue > 0.01
+    assert pulled.mean(0).max() < 0.35
+    assert chisquare(np.bincount(pulled.argmax(1), minlength=4)).pvalue > 0.01
 
 
 @pytest.mark.parametrize("policy", [LinUCB(alpha=1), UCB1(), Exp3()], ids=name)
 def test_identical_arms_stay_equal_while_the_loss_falls(policy):
     # The setting in which LASeR's released code locks on one arm in 99.6 % of the steps.
     rng, pulled = np.random.default_rng(0), []
-    for run in range(20):
+    for run in range(4):
         state, baseline = init(policy, 4, 4), float("nan")
         for step in range(400):
             context = 0.5 + 0.05 * rng.normal(size=(1, 4))
@@ -66,7 +68,7 @@ def test_identical_arms_stay_equal_while_the_loss_falls(policy):
     ids=name,
 )
 def test_the_share_of_a_useless_arm_decays(policy):
-    rewards, orders = toy([0.6, 0.6, 0.1, 0.6], num_runs=40, num_steps=400)
+    rewards, orders = toy([0.6, 0.6, 0.1, 0.6], num_runs=20, num_steps=400)
     arms = replay(policy, rewards, orders, contexts_NH=np.ones((len(rewards), 1)))
     early, late = shares(arms[:, :40], 4)[:, 2].mean(), shares(arms[:, -100:], 4)[:, 2].mean()
     assert late < 0.7 * early
@@ -80,7 +82,7 @@ def test_the_share_of_a_useless_arm_decays(policy):
 )
 def test_the_better_arm_is_found_wherever_it_stands(policy):
     for best in range(3):
-        rewards, orders = toy(np.where(np.arange(3) == best, 0.8, 0.4), 30, 400, seed=best)
+        rewards, orders = toy(np.where(np.arange(3) == best, 0.8, 0.4), 8, 400, seed=best)
         arms = replay(policy, rewards, orders, contexts_NH=np.ones((len(rewards), 1)))
         late = shares(arms[:, -100:], 3).mean(0)
         assert late.argmax() == best
@@ -108,7 +110,7 @@ def specialists(num=600, sigma=0.0, useless=False, seed=0):
 @pytest.mark.parametrize("policy", [LinUCB(), Thompson()], ids=name)
 def test_contexts_find_specialists_where_one_arm_random_arms_and_all_arms_do_worse(policy):
     scores, right, best, contexts = specialists()
-    orders = np.stack([np.random.default_rng(s).permutation(600) for s in range(10)])
+    orders = np.stack([np.random.default_rng(s).permutation(600) for s in range(4)])
 
     def accuracy(policy):
         arms = replay(policy, right, orders, contexts_NH=contexts)
@@ -126,8 +128,8 @@ def test_contexts_find_specialists_where_one_arm_random_arms_and_all_arms_do_wor
 def test_a_useless_arm_barely_costs_a_contextual_bandit():
     found = {}
     for useless in (False, True):
-        _, right, _, contexts = specialists(num=1500, useless=useless)
-        orders = np.stack([np.random.default_rng(s).permutation(1500) for s in range(5)])
+        _, right, _, contexts = specialists(num=1200, useless=useless)
+        orders = np.stack([np.random.default_rng(s).permutation(1200) for s in range(3)])
         for policy in (LinUCB(), Uniform()):
             arms = replay(policy, right, orders, contexts_NH=contexts)
             found[name(policy), useless] = right[orders, arms].mean()

@@ -1,4 +1,4 @@
-"""Each policy beside its closed form in plain Python, and beside mabwiser where both mean the same."""
+"""Each policy beside its closed form in plain Python, and beside mabwiser on the same log."""
 
 import math
 
@@ -125,9 +125,7 @@ def test_ucb1_takes_the_largest_index_by_hand():
     state = update(init(UCB1(), 3), choice, rewards)
     for alpha in (0.0, 0.3, 1.0, math.sqrt(2), 3.0):
         pulls, means = (3, 2, 1), (2 / 3, 1 / 2, 0.0)
-        index = [
-            m + alpha * math.sqrt(math.log(6) / n) for m, n in zip(means, pulls, strict=True)
-        ]
+        index = [m + alpha * math.sqrt(math.log(6) / n) for m, n in zip(means, pulls, strict=True)]
         found = choose(UCB1(alpha=alpha), state, None, [0.5]).arms_B[0]
         assert found == max(range(3), key=lambda k: index[k])
 

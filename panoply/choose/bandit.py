@@ -1,4 +1,4 @@
-"""A bandit in three functions: `init` makes a state, `choose` reads it, `update` makes the next one.
+"""A bandit in three functions: `init` makes a state, `choose` reads it, `update` makes the next.
 
     state = init(policy, num_arms, num_features)
     choice = choose(policy, state, contexts_BH, uniforms(seed, round, ids))
@@ -63,7 +63,7 @@ def uniforms(seed: int, round: int, ids: Sequence[str] | Sequence[int] | Ints) -
     key_B = np.zeros(len(words), np.uint64)
     for part in ([seed % 2**64], [round % 2**64], words):
         key_B = _mix(key_B + np.array(part, np.uint64))
-    return (key_B >> np.uint64(11)) * 2.0**-53
+    return (key_B >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def init(
@@ -176,9 +176,9 @@ def update(state: State, choice: Choice, rewards_B: ArrayLike) -> State:
 
         (A + x x^T)^-1 = A^-1 - (A^-1 x) (A^-1 x)^T / (1 + x^T A^-1 x).
 
-    Beside these, per arm: accepted and rejected rewards, the sums of r and r^2, and for Exp3 that of
-    r / p, p the propensity that the arm was drawn with, whose mean over all decisions is unbiased
-    for the arm's mean reward. r is the reward minus the arm's cost.
+    Beside these, per arm: accepted and rejected rewards, the sums of r and r^2, and for Exp3 that
+    of r / p, p the propensity that the arm was drawn with, whose mean over all decisions is
+    unbiased for the arm's mean reward. r is the reward minus the arm's cost.
 
     Raises:
         ValueError: shapes that disagree, an unknown arm, or one that was drawn with probability 0.

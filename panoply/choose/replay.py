@@ -40,9 +40,7 @@ def replay(
     rewards = np.asarray(rewards_NK, np.float64)
     given = np.empty((len(rewards), 0)) if contexts_NH is None else contexts_NH
     contexts, runs = np.asarray(given, np.float64), len(orders_RN)
-    state = init(
-        policy, rewards.shape[1], contexts.shape[1], prior_KD=prior_KD, num_runs=runs
-    )
+    state = init(policy, rewards.shape[1], contexts.shape[1], prior_KD=prior_KD, num_runs=runs)
     arms = np.empty(orders_RN.shape, np.int64)
     for step, items in enumerate(orders_RN.T):
         choice = choose(policy, state, contexts[items], uniforms(seed, step, np.arange(runs)))

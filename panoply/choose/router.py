@@ -1,4 +1,4 @@
-"""The offline half of BayesianRouter (arXiv 2510.02850, sections 3.1 and 3.2): a prior for Thompson.
+"""The offline half of BayesianRouter (arXiv 2510.02850): a prior for Thompson.
 
 Differences from its code: contexts are given features instead of an encoder trained along with the
 arms' vectors, so the fit is convex; and the vectors are used, where the released router sets the
@@ -44,7 +44,9 @@ def fit_router(contexts_ND: ArrayLike, right_NK: ArrayLike, *, strength: float =
     """
     h, right = np.asarray(contexts_ND, np.float64), np.asarray(right_NK, np.float64)
     if h.ndim != 2 or right.ndim != 2 or len(h) != len(right):
-        raise ValueError(f"contexts {h.shape!r} and verdicts {right.shape!r} must be [N, D], [N, K]")
+        raise ValueError(
+            f"contexts {h.shape!r} and verdicts {right.shape!r} must be [N, D], [N, K]"
+        )
     if not np.isfinite(h).all() or not strength > 0:
         raise ValueError(f"contexts must be finite and strength positive, got {strength!r}")
     beats_NKK = (right[:, :, None] == 1) & (right[:, None, :] == 0)
