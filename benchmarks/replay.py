@@ -88,7 +88,7 @@ def read_scores(path: Path) -> Recorded:
     )
     if count.min() < 2:
         raise ValueError(f"item {items[count.argmin()]!r} of {path} has fewer than two candidates")
-    rows = np.lexsort((table["candidate"].to_numpy(), item))
+    rows = np.argsort(item, kind="stable")
     place = np.arange(len(rows)) - np.repeat(np.cumsum(count) - count, count)
     at = (item[rows], place)
     scores = np.full((len(items), count.max(), len(names)), np.nan)

@@ -77,7 +77,7 @@ def way_to_the_best(policy: Policy, tables: NDArray[np.float64]) -> tuple[float,
     return whole, half
 
 
-def main(json: Path | None = None, num_tables: int = 200, seed: int = 0) -> None:
+def main(json: Path | None = None, num_tables: int = 100, seed: int = 0) -> None:
     """Compares constants on synthetic tables and prints a table.
 
     Args:
