@@ -7,8 +7,9 @@ Tables of right and wrong answers that share nothing with any recorded one:
 m is drawn anew for each table from U(-2.5, 1) and s from U(.3, 1.2), so the arms of a table are
 all weak or all strong, near each other or far apart, and right on the same easy items. Sizes are
 those in `SIZES`. A policy's figure is the part of the way from uniform choice to the best arm of
-the table that it makes, over the pass and in its second half; the constants of a policy are those
-of its best mean over the pass, and `benchmarks.replay` states them for every table alike.
+the table that it makes, over the pass and in its second half. The constants of a policy are those
+of its best mean over the pass, and of the second half where these are equal to .01;
+`benchmarks.replay` and the defaults of `panoply.choose.policies` have them for every table alike.
 """
 
 from __future__ import annotations

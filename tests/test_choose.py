@@ -91,6 +91,23 @@ def test_arms_of_which_nothing_is_known_share_the_first_decisions(policy):
     assert chisquare(np.bincount(choice.arms_B, minlength=4)).pvalue > 0.01
 
 
+@pytest.mark.parametrize(
+    "policy",
+    [LinUCB(), LinUCB(first_pulls=0), UCB1(), MOSS(horizon=100), EpsilonGreedy(), Exp3()],
+    ids=name,
+)
+def test_arms_of_equal_history_share_a_decision_whatever_their_place(policy):
+    arms = np.array([0, 1, 2, 0, 1, 2])
+    even = Choice(np.ones((6, 3)), arms, np.full((6, 3), 1 / 3))
+    if not project(init(policy, 3, 3), np.ones((1, 3))).shape[1]:
+        even = even._replace(contexts_BD=np.empty((6, 0)))
+    state = update(init(policy, 3, 3), even, [0.2, 0.9, 0.9, 0.6, 0.5, 0.5])
+    found = choose(policy, state, np.ones((1, 3)), [0.5]).propensities_BK[0]
+    assert found[1] == found[2] > found[0]
+    if isinstance(policy, LinUCB | UCB1 | MOSS):
+        assert found.tolist() == [0, 0.5, 0.5]
+
+
 @pytest.mark.parametrize("policy", [LinUCB(first_pulls=3), UCB1(first_pulls=3)], ids=name)
 def test_every_arm_is_pulled_first(policy):
     state = play(policy, num_steps=12)[0]
@@ -107,6 +124,7 @@ def test_arrival_order_changes_no_draw():
 
 def test_draws_are_even_and_unrelated_across_seeds_rounds_and_decisions():
     draws = np.stack([uniforms(seed, r, range(500)) for seed in range(4) for r in range(5)])
+    assert draws.min() > 0  # (0, 0, 0) is no special place
     assert chisquare(np.histogram(draws, bins=50, range=(0, 1))[0]).pvalue > 0.01
     along = np.corrcoef(draws[:, :-1].ravel(), draws[:, 1:].ravel())[0, 1]
     across = np.corrcoef(draws[:-1].ravel(), draws[1:].ravel())[0, 1]
