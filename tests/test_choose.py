@@ -15,10 +15,10 @@ from panoply.choose.policies import (
     Fixed,
     LinUCB,
     Sequential,
-    State,
     Thompson,
     Uniform,
 )
+from panoply.choose.state import State
 
 LEARNING = [
     LinUCB(),

@@ -29,7 +29,8 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from panoply.choose.policies import LinUCB, Policy, State, Thompson
+from panoply.choose.policies import LinUCB, Policy, Thompson
+from panoply.choose.state import State
 
 Array: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
