@@ -138,7 +138,6 @@ TUNE_MORE: dict[str, tuple[str, TuneConfig]] = {
             preference=replace(
                 PLANTED_PAIRS,
                 trunk=replace(PLANTED_PAIRS.trunk, trained="head"),
-                weighting=MORE,
             ),
         ),
     ),

@@ -13,8 +13,9 @@ from panoply.data.tokens import TokenPairs
 from panoply.hub.backbone import Renderer
 from panoply.train.config import LossConfig, PreferenceConfig, TrunkConfig, WeightingConfig
 from workflows.comparisons import read_pairs, tokenize, training_rows
-from workflows.preference import RAW, calibrate, measure
+from workflows.preference import calibrate, measure
 from workflows.progress import Watch
+from workflows.tables import RAW
 
 
 def prepare(config, folder):

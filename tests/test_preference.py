@@ -17,8 +17,9 @@ from preference_runs import small_config, write_pairs
 from actors import training
 from panoply.hub.artefact import load_reward_model
 from panoply.train.config import LossConfig, WeightingConfig
-from workflows.preference import OWN, PLAIN, RAW, run_preference
+from workflows.preference import OWN, PLAIN, run_preference
 from workflows.progress import Watch
+from workflows.tables import RAW
 
 MORE = WeightingConfig(sources="more")
 

@@ -92,7 +92,10 @@ def test_a_point_becomes_a_run_with_looks_equally_far_apart_in_pairs():
         ({"num_trials": 1}, "`num_trials` must be >= 2"),
         ({"grace": 9}, "`grace` must be at most `num_looks`, got 9"),
         ({"cpus": 0.0}, "`cpus` must be positive"),
-        ({"preference": PREFERENCE["embedded"][1]}, "`preference.weighting.sources`.*'mixed'"),
+        (
+            {"preference": replace(EMBEDDED.preference, weighting=WeightingConfig())},
+            "`preference.weighting.sources`.*'mixed'",
+        ),
         ({"space": SpaceConfig(head_lr=(2e-3, 1e-2))}, r"around `preference.schedule.head_lr`"),
     ],
 )
@@ -182,7 +185,7 @@ def more_config(model, folder, **changes) -> TuneConfig:
 def test_a_single_source_is_refused_before_anything_starts(tmp_path, tiny_model_folder):
     config = more_config(tiny_model_folder, tmp_path)
     one = replace(config.preference, pairs=config.preference.pairs[:1])
-    with pytest.raises(ValueError, match=r"these pairs have \('source0-60-0',\)"):
+    with pytest.raises(ValueError, match=r"these pairs have \('source0',\)"):
         run_tune_more(replace(config, preference=one), PREFERENCE["more"][1], Watch())
 
 

@@ -44,11 +44,10 @@ from workflows.page.write import write_page
 from workflows.progress import Watch
 from workflows.report import write_plots
 from workflows.scorers import report_pairs
+from workflows.tables import RAW
 from workflows.tracking import git_commit, log_run, write_json
 from workflows.training_plots import draw_training
 
-RAW = "_raw"
-"""Margins as trained, without the temperature fitted on *calibrate*."""
 OWN, PLAIN = "score", "mixed"
 """The model that is wanted, and plain mixing beside MORE."""
 CHECKED_PAIRS = 16

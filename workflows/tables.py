@@ -24,6 +24,8 @@ MANY = 20
 """Objectives from which on those without signal share one line."""
 BALANCED = "accuracy_length_balanced"
 INTERVAL = "ci95_length_balanced"
+RAW = "_raw"
+"""Ends the name of a scorer whose margins stand without a temperature."""
 LEADS = ("gate", "score")
 """The scorer that a run is about: of a gated model, or of a scalar one."""
 BY_SOURCE = (

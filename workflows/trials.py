@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from panoply.train.search import Point
-from workflows.tables import number
+from workflows.tables import RAW, number
 
 State: TypeAlias = Literal["finished", "stopped", "diverged", "failed"]
 COLORS = {"tpe": "#0072B2", "random": "#D55E00"}
@@ -79,7 +79,7 @@ def search_table(metrics: Mapping[str, Any]) -> Table:
     title = "Log loss, mean over sources: select chooses, test decides"
     table = _table(title, "best of", columns)
     for name, loss in metrics["select_loss"].items():
-        raw, fitted = (metrics["pairs"][key]["macro"] for key in (f"{name} (raw)", name))
+        raw, fitted = (metrics["pairs"][key]["macro"] for key in (name + RAW, name))
         spent = metrics["search"].get(name, {}).get("whole_runs")
         numbers = (loss, raw["log_loss"], fitted["log_loss"], raw["accuracy"])
         table.add_row(Text(name), *(number(n, 4) for n in numbers), number(spent, 1))

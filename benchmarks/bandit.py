@@ -1,0 +1,162 @@
+"""Cost of a decision: `python -m benchmarks.bandit --json FILE`.
+
+The rival is LASeR's LinUCB as released (arXiv 2410.01735): every decision inverts the matrix of
+every arm. Both sides choose an arm for one context, get its reward and update; float64, one thread,
+CPU seconds. They must choose the same arms where nothing is projected.
+
+`bandit_vs_inversion`: ours as it comes, with contexts projected to 64 numbers.
+`bandit_vs_inversion_unprojected`: ours on all of the context.
+`decisions_per_second`: chosen and updated one by one, and 64 at a time.
+
+Shapes: B decisions, K arms, D size of a context.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any, TypeAlias
+
+import numpy as np
+import tyro
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from panoply.choose.bandit import Choice, choose, init, uniforms, update
+from panoply.choose.policies import LinUCB
+
+Array: TypeAlias = NDArray[np.float64]
+ALPHA = 0.1
+
+
+def invert(contexts_BD: Array, rewards_BK: Array) -> tuple[list[int], float]:
+    """Returns the rival's arms and its seconds."""
+    size, num_arms = contexts_BD.shape[1], rewards_BK.shape[1]
+    matrices, moments = [np.eye(size) for _ in range(num_arms)], np.zeros((num_arms, size))
+    arms: list[int] = []
+    start = time.process_time()
+    for x, rewards in zip(contexts_BD, rewards_BK, strict=True):
+        bounds: list[float] = []
+        for k in range(num_arms):
+            inverse = np.linalg.inv(matrices[k])
+            bounds.append(x @ inverse @ moments[k] + ALPHA * np.sqrt(x @ inverse @ x))
+        arm = int(np.argmax(bounds))
+        matrices[arm] += np.outer(x, x)
+        moments[arm] += rewards[arm] * x
+        arms.append(arm)
+    return arms, time.process_time() - start
+
+
+def ours(
+    contexts_BD: Array, rewards_BK: Array, max_features: int, batch: int = 1
+) -> tuple[list[int], float]:
+    """Returns our arms and seconds, `batch` decisions at a time."""
+    policy = LinUCB(alpha=ALPHA, max_features=max_features, first_pulls=0)
+    state = init(policy, rewards_BK.shape[1], contexts_BD.shape[1])
+    arms: list[int] = []
+    start = time.process_time()
+    for step in range(0, len(contexts_BD), batch):
+        contexts, ids = contexts_BD[step : step + batch], range(step, step + batch)
+        choice = choose(policy, state, contexts, uniforms(0, step, ids))
+        rewards = rewards_BK[step : step + batch]
+        state = update(state, choice, rewards[np.arange(len(rewards)), choice.arms_B])
+        arms += choice.arms_B.tolist()
+    return arms, time.process_time() - start
+
+
+def follow(contexts_BD: Array, rewards_BK: Array, arms: list[int]) -> list[int]:
+    """Returns the arms we would choose after each of these decisions; at first all arms tie."""
+    size, num_arms = contexts_BD.shape[1], rewards_BK.shape[1]
+    policy = LinUCB(alpha=ALPHA, max_features=size, first_pulls=0)
+    state, chosen = init(policy, num_arms, size), list[int]()
+    for x, rewards, arm in zip(contexts_BD, rewards_BK, arms, strict=False):
+        choice = choose(policy, state, x[None], [0.0])
+        chosen.append(int(choice.arms_B[0]))
+        drawn = Choice(choice.contexts_BD, np.array([arm]), np.full((1, num_arms), 1 / num_arms))
+        state = update(state, drawn, rewards[[arm]])
+    return chosen[1:]
+
+
+def over_repeats(values: list[float], **more: Any) -> dict[str, Any]:
+    """Returns a figure: the median with the extremes."""
+    return {"ratio": median(values), "min": min(values), "max": max(values), **more}
+
+
+def main(
+    json: Path, size: int = 576, arms: int = 4, rival_decisions: int = 20, repeats: int = 5
+) -> None:
+    """Runs the benchmark and prints a table.
+
+    Args:
+        json: where the figures go.
+        size: numbers in a context.
+        arms: reward models.
+        rival_decisions: decisions of the rival in a repeat; ours makes 32 times as many.
+        repeats: interleaved repeats of each side.
+
+    Raises:
+        RuntimeError: the two disagree on an arm, so that their times say nothing.
+    """
+    from workflows.tracking import write_json
+
+    threadpool_limits(1)
+    rng = np.random.default_rng(0)
+    contexts = rng.standard_normal((32 * rival_decisions, size)) / np.sqrt(size)
+    rewards = rng.random((len(contexts), arms))
+    ratios: dict[str, list[float]] = {"projected": [], "unprojected": []}
+    per_second: dict[str, list[float]] = {"1": [], "64": []}
+    for _ in range(repeats):
+        theirs, seconds = invert(contexts[:rival_decisions], rewards[:rival_decisions])
+        _, whole = ours(contexts[:rival_decisions], rewards[:rival_decisions], size)
+        if (same := follow(contexts, rewards, theirs)) != theirs[1:]:
+            raise RuntimeError(f"ours chose {same}, the rival {theirs[1:]}")
+        _, one = ours(contexts, rewards, 64)
+        _, many = ours(contexts, rewards, 64, batch=64)
+        each = seconds / rival_decisions
+        ratios["projected"].append(each / (one / len(contexts)))
+        ratios["unprojected"].append(each / (whole / rival_decisions))
+        per_second["1"].append(len(contexts) / one)
+        per_second["64"].append(len(contexts) / many)
+    figures: dict[str, Any] = {
+        "bandit_vs_inversion": over_repeats(ratios["projected"]),
+        "bandit_vs_inversion_unprojected": over_repeats(ratios["unprojected"]),
+        "decisions_per_second": {
+            f"batch_{batch}": over_repeats(rates) for batch, rates in per_second.items()
+        },
+        "setting": {
+            "size": size,
+            "arms": arms,
+            "decisions": [rival_decisions, len(contexts)],
+            "repeats": repeats,
+            "numpy": np.__version__,
+            "threads": 1,
+            "dtype": "float64",
+            "load": os.getloadavg()[0],
+        },
+    }
+    write_json(json, figures)
+    print_table(figures)
+
+
+def print_table(figures: dict[str, Any]) -> None:
+    """Prints the figures."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("figure", "median", "min", "max", "")
+    rates = figures["decisions_per_second"]
+    rows = {
+        "bandit_vs_inversion": (figures["bandit_vs_inversion"], "bar: >= 50"),
+        "bandit_vs_inversion_unprojected": (figures["bandit_vs_inversion_unprojected"], ""),
+        "decisions/s, one by one": (rates["batch_1"], ""),
+        "decisions/s, 64 at a time": (rates["batch_64"], ""),
+    }
+    for name, (found, note) in rows.items():
+        table.add_row(name, *(f"{found[k]:,.1f}" for k in ("ratio", "min", "max")), note)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    tyro.cli(main, prog="python -m benchmarks.bandit")

@@ -1,0 +1,1 @@
+"""Bandits that choose a reward model: pure functions on a frozen state of arrays."""

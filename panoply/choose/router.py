@@ -1,0 +1,72 @@
+"""The offline half of BayesianRouter (arXiv 2510.02850): a prior for Thompson.
+
+Differences from its code: contexts are given features instead of an encoder trained along with the
+arms' vectors, so the fit is convex; and the vectors are used, where the released router sets the
+prior to 0.
+
+Shapes: B pairs, N labelled contexts, K arms, D size of a context.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import minimize
+from scipy.special import expit
+
+Array: TypeAlias = NDArray[np.float64]
+
+
+def pair_contexts(first_BD: ArrayLike, second_BD: ArrayLike) -> Array:
+    """Returns `[B, 2 D]`: h = normalize([(f_a + f_b) / 2; |f_a - f_b|]), whichever comes first."""
+    first, second = np.asarray(first_BD, np.float64), np.asarray(second_BD, np.float64)
+    context = np.concatenate([(first + second) / 2, np.abs(first - second)], axis=1)
+    return _unit(context)
+
+
+def fit_router(contexts_ND: ArrayLike, right_NK: ArrayLike, *, strength: float = 1e-3) -> Array:
+    """Returns e_k `[K, D]` of unit length: the mean of Thompson's prior.
+
+        argmin_e  1/M sum_n sum_{i right, j wrong on n} log(1 + exp(-h_n . (e_i - e_j)))
+                  + strength / 2 sum_k |e_k|^2
+
+    over the M such triples, e_k / |e_k| of the optimum (0 for an arm of which nothing is known).
+
+    Args:
+        contexts_ND: h_n.
+        right_NK: 1 where the arm was right, 0 where it was wrong, NaN where it is not known.
+        strength: of the penalty.
+
+    Raises:
+        ValueError: shapes disagree, contexts are not finite, or strength is not positive.
+    """
+    h, right = np.asarray(contexts_ND, np.float64), np.asarray(right_NK, np.float64)
+    if h.ndim != 2 or right.ndim != 2 or len(h) != len(right):
+        raise ValueError(
+            f"contexts {h.shape!r} and verdicts {right.shape!r} must be [N, D], [N, K]"
+        )
+    if not np.isfinite(h).all() or not strength > 0:
+        raise ValueError(f"contexts must be finite and strength positive, got {strength!r}")
+    beats_NKK = (right[:, :, None] == 1) & (right[:, None, :] == 0)
+    weight = beats_NKK / max(int(beats_NKK.sum()), 1)
+
+    def loss(flat: Array) -> tuple[float, Array]:
+        e = flat.reshape(right.shape[1], h.shape[1])
+        score = h @ e.T
+        margin = score[:, :, None] - score[:, None, :]
+        pull = weight * expit(-margin)
+        slope = strength * e - (pull.sum(2) - pull.sum(1)).T @ h
+        value = float((weight * np.logaddexp(0, -margin)).sum()) + strength / 2 * float(flat @ flat)
+        return value, slope.ravel()
+
+    start = np.zeros(right.shape[1] * h.shape[1])
+    options = {"maxiter": 2000, "ftol": 1e-14, "gtol": 1e-9}
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", options=options)
+    return _unit(found.x.reshape(right.shape[1], h.shape[1]))
+
+
+def _unit(rows: Array) -> Array:
+    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.divide(rows, length, out=np.zeros_like(rows), where=length > 0)
