@@ -4,6 +4,8 @@ import os
 
 os.environ.update(TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
 
+import workflows  # noqa: F401, I001  sets what Ray reads when it is imported, before a test imports it
+
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
