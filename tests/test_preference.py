@@ -27,8 +27,11 @@ MORE = WeightingConfig(sources="more")
 @pytest.fixture(scope="module")
 def base(tmp_path_factory, tiny_model_folder):
     folder = tmp_path_factory.mktemp("preference")
+    # MLflow leaves the address of an earlier test's database in the environment.
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
     schedule = {"num_epochs": 40, "checkpoint_every": 20, "eval_every": 50, "lr": 3e-4}
-    return small_config(
+    yield small_config(
         tiny_model_folder,
         write_pairs(folder, (60, 60)),
         schedule=schedule,
@@ -36,6 +39,7 @@ def base(tmp_path_factory, tiny_model_folder):
         out=str(folder / "alone"),
         store=str(folder / "store"),
     )
+    monkeypatch.undo()
 
 
 @pytest.fixture(scope="module")
