@@ -30,8 +30,8 @@ from panoply.train.search import (
     paper_point,
 )
 from workflows.progress import Watch
-from workflows.trials import Trial, draw_trials, search_table, trials_table
-from workflows.tune_more import best, prepare, run_tune_more, sampler, space
+from workflows.trials import Trial, best, draw_trials, search_table, trials_table
+from workflows.tune_more import prepare, run_tune_more, sampler, space
 
 EMBEDDED = TUNE_MORE["embedded"][1]
 POINT = {

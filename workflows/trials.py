@@ -52,6 +52,36 @@ class Trial:
     reason: str | None
 
 
+def best(trials: Sequence[Trial], name: str) -> Trial:
+    """Returns the trial of a search with the least loss among those that went all the way.
+
+    Raises:
+        RuntimeError: none did.
+    """
+    own = [trial for trial in trials if trial.search == name]
+    ended = [trial for trial in own if trial.state == "finished"]
+    if not ended:
+        reasons = "; ".join(sorted({trial.reason or trial.state for trial in own}))
+        raise RuntimeError(
+            f"none of the {len(own)} trials of search {name!r} came to its end ({reasons}): lower "
+            "the rates of `space`"
+        )
+    return min(ended, key=lambda trial: trial.select_loss or 0.0)
+
+
+def cost(trials: Sequence[Trial], name: str) -> dict[str, Any]:
+    """Returns how many trials ended how, and what they cost in whole runs."""
+    own = [trial for trial in trials if trial.search == name]
+    return {
+        "num_trials": len(own),
+        **{
+            state: sum(trial.state == state for trial in own)
+            for state in ("finished", "stopped", "diverged", "failed")
+        },
+        "whole_runs": sum(trial.share or 0.0 for trial in own),
+    }
+
+
 def trials_table(trials: Sequence[Trial]) -> Table:
     """Returns the trials that went all the way and lost least on *select*, best first."""
     ended = [t for t in trials if t.state == "finished" and t.select_loss is not None]

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -51,7 +51,7 @@ from workflows.comparisons import Preferences, read_pairs, tokenize, training_ro
 from workflows.preference import Trained, calibrate, measure
 from workflows.progress import Watch
 from workflows.tracking import git_commit, log_search, write_json
-from workflows.trials import Trial, draw_trials
+from workflows.trials import Trial, best, cost, draw_trials
 
 SEARCHES = ("tpe", "random")
 DEFAULTS = "defaults"
@@ -265,36 +265,6 @@ def read_trial(name: str, number: int, result: tune.Result) -> Trial:
         losses=tuple(told.get("losses", ())),
         reason=reason,
     )
-
-
-def best(trials: Sequence[Trial], name: str) -> Trial:
-    """Returns the trial of a search with the least loss among those that went all the way.
-
-    Raises:
-        RuntimeError: none did.
-    """
-    own = [trial for trial in trials if trial.search == name]
-    ended = [trial for trial in own if trial.state == "finished"]
-    if not ended:
-        reasons = "; ".join(sorted({trial.reason or trial.state for trial in own}))
-        raise RuntimeError(
-            f"none of the {len(own)} trials of search {name!r} came to its end ({reasons}): lower "
-            "the rates of `space`"
-        )
-    return min(ended, key=lambda trial: trial.select_loss or 0.0)
-
-
-def cost(trials: Sequence[Trial], name: str) -> dict[str, Any]:
-    """Returns how many trials ended how, and what they cost in whole runs."""
-    own = [trial for trial in trials if trial.search == name]
-    return {
-        "num_trials": len(own),
-        **{
-            state: sum(trial.state == state for trial in own)
-            for state in ("finished", "stopped", "diverged", "failed")
-        },
-        "whole_runs": sum(trial.share or 0.0 for trial in own),
-    }
 
 
 def next_flags(wanted: PreferenceConfig, recipe: PreferenceConfig) -> list[str]:
