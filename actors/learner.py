@@ -73,6 +73,10 @@ class Learner:
             rows.source_P[rows.train], schedule.pairs_per_step, self.config.seed, balanced
         )
         self.num_sources = len(self.plan.rows_K)
+        per_step = self.tokens.column("num_tokens")[rows.train].mean() * schedule.pairs_per_step
+        self.delayed = bool(per_step > schedule.token_budget)
+        """Whether MORE's weights are those of the step before. A rule on the data alone: a step
+        that fits one forward is weighed by itself."""
         self.weighting = Weighting.begin(self.num_sources)
         self.labels_P = rows.label_P.copy()
         self.inputs: InputStore | None = None
@@ -89,16 +93,6 @@ class Learner:
     def num_steps(self) -> int:
         """Steps of the whole run."""
         return self.plan.steps_per_epoch * self.config.schedule.num_epochs
-
-    @property
-    def delayed(self) -> bool:
-        """Whether MORE's weights are those of the step before.
-
-        A rule on the data alone: a step that fits one forward is weighed by itself.
-        """
-        tokens_P = self.tokens.column("num_tokens")[self.task.pairs.train]
-        per_step = tokens_P.mean() * self.config.schedule.pairs_per_step
-        return bool(per_step > self.config.schedule.token_budget)
 
     def comparisons(self, rows: Sequence[int]) -> list[Comparison]:
         """Returns the trees of some pairs, with what goes into the trained part."""

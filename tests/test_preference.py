@@ -78,6 +78,7 @@ def test_each_step_is_in_mlflow(base, alone):
     out = Path(base.out)
     client = mlflow.MlflowClient(f"sqlite:///{out.parent / 'mlflow.db'}")
     run = client.get_run((out / "mlflow_run").read_text())
+    run_preference(base, Watch())  # the same command again logs no step twice
     logged = client.get_metric_history(run.info.run_id, "train.loss")
     assert len(logged) == alone["training"][OWN]["num_steps"]
     assert run.data.params["weighting.sources"] == "more"

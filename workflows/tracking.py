@@ -161,7 +161,9 @@ def _fill(
 
 
 def log_steps(client: MlflowClient, run_id: str, history: Sequence[Mapping[str, Any]]) -> None:
-    """Logs the numbers of each training step as `train.NAME`."""
+    """Logs the numbers of each training step as `train.NAME`, once however often a run goes on."""
+    if not history or client.get_metric_history(run_id, "train.loss"):
+        return
     now = int(time.time() * 1000)
     found = [
         Metric(f"train.{name}", float(value), now, int(row["step"]))
