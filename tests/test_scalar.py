@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from test_backbone import TURNS, byte_tokenizer
+from test_export import scores_by_transformers
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from panoply.config import Rendering
@@ -70,20 +71,6 @@ def save_small(folder, tokenizer, *, num_heads=1, model=None, seen=(), **changes
 
 def chats():
     return [[*PROMPT, {"role": "assistant", "content": response}] for response in RESPONSES]
-
-
-@torch.no_grad()
-def scores_by_transformers(folder, batches):
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForSequenceClassification.from_pretrained(folder)
-    assert (model.config.num_labels, model.dtype) == (1, torch.float32)
-    scores = []
-    for batch in batches:
-        inputs = tokenizer.apply_chat_template(
-            batch, padding=True, return_dict=True, return_tensors="pt"
-        )
-        scores += model(**inputs).logits[:, 0].tolist()
-    return scores
 
 
 def assert_the_same_everywhere(folder):
