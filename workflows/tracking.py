@@ -127,8 +127,11 @@ def log_search(
 
 def _open(experiment: str, out: Path) -> MlflowClient:
     """Returns the tracker of a run folder, with its experiment made and set."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{out.parent / 'mlflow.db'}"
+    named = os.environ.get("MLFLOW_TRACKING_URI")
+    uri = named or f"sqlite:///{out.parent / 'mlflow.db'}"
     mlflow.set_tracking_uri(uri)
+    if not named:  # MLflow has set it, and the next run of this process would take it for the user's
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
     client = MlflowClient(uri)
     # Without a location, artifacts would go to a folder of the current directory.
     where = (out.parent / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
