@@ -1,0 +1,1 @@
+"""Arms that hold no model of ours: functions in plain Python, and endpoints of other servers."""
