@@ -1,4 +1,4 @@
-"""Which replica a call goes to: the one that its prompt belongs to, unless that one is far behind."""
+"""Which replica a call goes to: the one that its prompt belongs to, if that is not far behind."""
 
 from __future__ import annotations
 

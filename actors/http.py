@@ -162,7 +162,7 @@ REFS, SCHEMAS = models_json_schema(
     [(endpoint.call, "validation") for endpoint in ENDPOINTS],
     ref_template="#/components/schemas/{model}",
 )
-"""Of the dialects' payloads, for OpenAPI: FastAPI does not see them, since keys choose among them."""
+"""Of the dialects' payloads: FastAPI does not see them, since keys choose among them."""
 
 
 def _described(path: str) -> dict[str, Any]:

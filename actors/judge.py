@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from pydantic import JsonValue
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from actors.voices import voice_of
+from actors.voices import Voice, voice_of
 from panoply.hub.artefact import load_reward_model
 from panoply.hub.backbone import quiet
-from panoply.hub.reading import Reader
 from panoply.model.gather import Tokenized, gather
-from panoply.model.tree import TokenTree
 from panoply.serve.batching import Batcher, BatchStats, Overloaded
 from panoply.serve.calls import Call
 from panoply.serve.config import ArmConfig, BatchConfig
@@ -28,27 +26,11 @@ from panoply.wire.request import (
     RequestError,
     Score,
 )
+from panoply.wire.templates import as_chat
 
 V = TypeVar("V")
 SIZES = [2.0**k for k in range(4, 18)]
 WAITS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
-
-
-class Voice(Protocol, Generic[V]):
-    """What a judge needs of a model; `V` is what it says of one conversation."""
-
-    reader: Reader
-    objectives: Mapping[str, tuple[float, float] | None]
-    """Ends of each objective's own scale, where it has one."""
-    provenance: Mapping[str, str]
-
-    def hear(self, trees: Sequence[TokenTree]) -> Sequence[V]:
-        """Returns what the model says of every response, tree by tree."""
-        ...
-
-    def say(self, said: V, call: Call, num_tokens: int) -> Score:
-        """Returns it as the score that was asked for."""
-        ...
 
 
 class Judge(Generic[V]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 from panoply.data.ratings import RatingMap
 from panoply.hub.artefact import RewardModel
@@ -15,10 +15,38 @@ from panoply.model.tree import TokenTree
 from panoply.serve.calls import Call
 from panoply.wire.request import Driver, Score, scored
 
+V = TypeVar("V")
 Scale = tuple[float, float]
 BETA = 1.0
 """Deviations between the members of an ensemble that its lower bound lies below its score."""
 LOWER_BOUND = "lower_bound"
+
+
+class Voice(Protocol, Generic[V]):
+    """What a judge needs of a model; `V` is what it says of one conversation."""
+
+    @property
+    def reader(self) -> Reader:
+        """Reads conversations for it."""
+        ...
+
+    @property
+    def objectives(self) -> Mapping[str, tuple[float, float] | None]:
+        """Ends of each objective's own scale, where it has one."""
+        ...
+
+    @property
+    def provenance(self) -> Mapping[str, str]:
+        """What made its scores."""
+        ...
+
+    def hear(self, trees: Sequence[TokenTree]) -> Sequence[V]:
+        """Returns what the model says of every response, tree by tree."""
+        ...
+
+    def say(self, said: V, call: Call, num_tokens: int) -> Score:
+        """Returns it as the score that was asked for."""
+        ...
 
 
 class Gated:
@@ -77,7 +105,7 @@ class Scalar:
         return scored(said[0], objectives=bound, num_tokens=num_tokens)
 
 
-def voice_of(model: RewardModel | ScalarModel) -> Gated | Scalar:
+def voice_of(model: RewardModel | ScalarModel) -> Voice[Any]:
     """Returns the voice of a model."""
     return Gated(model) if isinstance(model, RewardModel) else Scalar(model)
 

@@ -12,32 +12,40 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import asdict
+import signal
+import threading
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import mlflow.artifacts
 import ray
 import yaml
 from fastapi import FastAPI
+from mlflow import MlflowClient
 from pydantic import TypeAdapter
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 
-from actors.affinity import PromptAffinity
+from actors.function_judge import FunctionJudge
 from actors.gateway import Gateway, Model, State
 from actors.http import make_app
 from actors.judge import ModelJudge
-from panoply.serve.config import ArmConfig, GatewayConfig, ServeConfig
+from panoply.serve.config import FUNCTION, ArmConfig, GatewayConfig, ServeConfig
+from panoply.serve.functions import load_function
 from panoply.wire.endpoint import Limits
+from workflows.cluster import connect, store_root
+from workflows.progress import Watch
 
 GATEWAY = "gateway"
 PREFIX = "model-"
 JUDGE = "Judge"
+REGISTRY = "models:/"
+ROUTER = "actors.affinity.PromptAffinity"
 MOST_CALLS = 1024
 """Calls that a replica has in hand; its own queue is what turns requests away."""
 TRIES = 2
@@ -62,7 +70,6 @@ def model_app(args: Mapping[str, Any]) -> Application:
             }
         }
     deployment = serve.deployment(
-        ModelJudge,
         name=JUDGE,
         max_ongoing_requests=MOST_CALLS,
         max_queued_requests=4 * MOST_CALLS,
@@ -70,19 +77,19 @@ def model_app(args: Mapping[str, Any]) -> Application:
         health_check_period_s=2.0,
         graceful_shutdown_timeout_s=5.0,
         ray_actor_options={"num_cpus": scaling.cpus, "num_gpus": scaling.gpus},
-        request_router_config=RequestRouterConfig(request_router_class=PromptAffinity),
+        request_router_config=RequestRouterConfig.model_validate({"request_router_class": ROUTER}),
         logging_config={"enable_access_log": False},
         **replicas,
     )
-    return deployment.bind(arm)
+    judge = ModelJudge if arm.kind == "model" else FunctionJudge
+    return deployment(judge).bind(arm)
 
 
 def gateway_app(args: Mapping[str, Any]) -> Application:
-    """Returns the application of the gateway, from `models` (`ArmConfig`s) and a `GatewayConfig`."""
+    """Returns the application of the gateway, from `models` and `gateway` (see the configs)."""
     arms = TypeAdapter(tuple[ArmConfig, ...]).validate_python(args["models"])
     config = TypeAdapter(GatewayConfig).validate_python(args["gateway"])
     deployment = serve.deployment(
-        serve.ingress(partial(http_gateway, arms, config))(),
         name="Gateway",
         num_replicas=config.replicas,
         max_ongoing_requests=4 * MOST_CALLS,
@@ -90,7 +97,11 @@ def gateway_app(args: Mapping[str, Any]) -> Application:
         ray_actor_options={"num_cpus": 0},
         logging_config={"enable_access_log": False},
     )
-    return deployment.bind()
+
+    def build() -> FastAPI:  # Serve takes a function, and no partial of one
+        return http_gateway(arms, config)
+
+    return deployment(serve.ingress(build)()).bind()
 
 
 def http_gateway(arms: Sequence[ArmConfig], config: GatewayConfig) -> FastAPI:
@@ -137,15 +148,22 @@ def states(names: Sequence[str]) -> dict[str, tuple[State, str]]:
         if app is None:
             found[name] = ("failed", "its application was deleted")
             continue
-        status, replicas = str(app.status.value), app.deployments.get(JUDGE)
-        running = replicas.replica_states.get("RUNNING", 0) if replicas else 0
+        status, replicas = app.status, app.deployments.get(JUDGE)
+        by_state = replicas.replica_states if replicas else {}
+        running = sum(count for state, count in by_state.items() if state == "RUNNING")
         if status == "DEPLOY_FAILED" or (status == "UNHEALTHY" and not running):
-            found[name] = ("failed", (replicas.message if replicas else "") or app.message)
+            found[name] = ("failed", _cause((replicas.message if replicas else "") or app.message))
         elif status == "RUNNING":
             found[name] = ("ready" if running else "idle", "")
         else:
             found[name] = ("ready" if running else "starting", "")
     return found
+
+
+def _cause(message: str) -> str:
+    """Returns the error at the end of Serve's message, which holds a traceback of tracebacks."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return lines[-1] if lines else "for a reason that Serve does not tell"
 
 
 def agents() -> list[str]:
@@ -171,12 +189,21 @@ def run_serve(config: ServeConfig, watch: Watch) -> None:
         return
     connect(math.ceil(sum(arm.scaling.cpus * arm.scaling.max_replicas for arm in arms)))
     with stop_signals() as stopped, deployed(arms, config):
-        while not stopped.is_set():
-            found = states([arm.name for arm in arms])
-            tell(found, watch)
-            if all(state == "failed" for state, _ in found.values()):
-                raise RuntimeError("no model could be started; see above")
-            stopped.wait(POLL_SECONDS)
+        known: dict[str, tuple[State, str]] = {}
+        while not stopped.wait(POLL_SECONDS):
+            before, known = known, states([arm.name for arm in arms])
+            for name, (state, reason) in known.items():
+                if before.get(name) != (state, reason):
+                    watch.say(f"{name}: {state}{': ' * bool(reason)}{reason}")
+            if all(state == "failed" for state, _ in known.values()):
+                raise RuntimeError("no model could be started: see above")
+            if before and not is_settled(before) and is_settled(known):
+                watch.say(f"http://{config.host}:{config.port}/ has the page, /docs the endpoints")
+
+
+def is_settled(known: Mapping[str, tuple[State, str]]) -> bool:
+    """Whether no model is on its way."""
+    return all(state != "starting" for state, _ in known.values())
 
 
 def pinned(arm: ArmConfig) -> ArmConfig:

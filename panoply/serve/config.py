@@ -141,18 +141,23 @@ class ServeConfig:
     def __post_init__(self) -> None:
         require(bool(self.models), "models", self.models, "one NAME=WHERE or more")
         require(0 <= self.port < 65536, "port", self.port, "a port, 0 to 65535")
-        names = [arm.name for arm in self.arms()]
+
+    def arms(self) -> tuple[ArmConfig, ...]:
+        """Returns the models with their settings.
+
+        Raises:
+            ValueError: two models have one name, or a setting names a model that is not there.
+        """
+        named = list(map(_named, self.models))
+        names = [name for name, _ in named]
         require(len(set(names)) == len(names), "models", names, "models of different names")
         default = self.gateway.default
         known = not default or default in names
         require(known, "gateway.default", default, f"one of {names}, or empty")
-        for field, named in (("keys", self._keys()), ("trust_remote_code", self.trust_remote_code)):
-            unknown = sorted(set(named) - set(names))
-            require(not unknown, field, unknown, f"names among {names}")
-
-    def arms(self) -> tuple[ArmConfig, ...]:
-        """Returns the models with their settings."""
         keys = self._keys()
+        for field, told in (("keys", keys), ("trust_remote_code", self.trust_remote_code)):
+            unknown = sorted(set(told) - set(names))
+            require(not unknown, field, unknown, f"names among {names}")
         return tuple(
             ArmConfig(
                 name=name,
@@ -163,7 +168,7 @@ class ServeConfig:
                 scaling=self.scaling,
                 batch=self.batch,
             )
-            for name, where in map(_named, self.models)
+            for name, where in named
         )
 
     def _keys(self) -> dict[str, str]:
