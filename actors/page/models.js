@@ -34,8 +34,10 @@ export function showModels() {
       showWeights();
     });
     const told = own.state === "idle" ? "idle, starts when asked" : own.state;
-    const state = element("span", { className: "state" }, told, own.reason && `: ${own.reason}`);
-    const about = element("span", { className: "soft", id: `state-${i}` }, `${own.kind}, `, state);
+    const state = element("span", { className: "state" }, told);
+    const why = own.reason && `: ${own.reason}`;
+    const id = `state-${i}`;
+    const about = element("span", { className: "soft", id }, `${own.kind}, `, state, why);
     const label = element("label", { htmlFor: box.id }, breakable(own.id));
     return element("li", { className: own.state }, box, label, about);
   }));

@@ -38,10 +38,12 @@ function objectives({ model, scores, objectives: listed, steered }) {
   };
   const line = (name) => {
     const values = scores.map((own) => own.objectives?.[name] ?? null);
-    const cells = [bars(values, scales.get(name))];
+    const scale = scaleOf(scales.get(name), values.filter((value) => value !== null));
+    const note = scale.known ? null : element("small", {}, "no known scale");
+    const cells = [bars(values, scale)];
     if (all.weight.length) cells.unshift(weightCell(name));
     if (all.added.length) cells.push(addedCell(name));
-    return row(breakable(name), ...cells);
+    return row(element("span", {}, breakable(name), note), ...cells);
   };
 
   const heads = [head("objective"), head("predicted rating, on its own scale", "plot")];
@@ -65,9 +67,8 @@ function objectives({ model, scores, objectives: listed, steered }) {
   return [label, place, more];
 }
 
-/** The ratings of all responses as bars from the low to the high end of an objective's scale. */
-function bars(values, objective) {
-  const { low, high, known } = scaleOf(objective, values.filter((value) => value !== null));
+/** The ratings of all responses as bars from the low to the high end of their scale. */
+function bars(values, { low, high }) {
   const digits = decimals([low, high]);
   const lines = values.map((value, i) => {
     const share = value === null ? 0 : Math.min(1, Math.max(0, (value - low) / (high - low)));
@@ -82,9 +83,8 @@ function bars(values, objective) {
     );
   });
   const [first, last] = [low, high].map((end) => element("span", {}, String(+end.toFixed(digits))));
-  const note = known ? null : element("i", {}, "no known scale");
-  const scale = element("span", { className: "ends" }, first, note, last);
-  return element("td", { className: "plot" }, ...lines, scale);
+  const ends = element("span", { className: "ends" }, first, last);
+  return element("td", { className: "plot" }, ...lines, ends);
 }
 
 function why({ scores, raw, objectives: listed }) {
@@ -126,7 +126,7 @@ function drivers(i, j, scores, scales) {
     const numbers = [signed(moved, digits), ...values];
     return row(name, cell(track, "plot"), ...numbers.map((number) => cell(number)));
   });
-  const sums = ["", signed(total, digits), "", ""].map((text) => cell(text));
+  const sums = ["", element("b", {}, signed(total, digits)), "", ""].map((child) => cell(child));
   const sides = [j, i].map((side) => element("span", {}, "for ", tag(side)));
   const heads = [
     head("objective"),

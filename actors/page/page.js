@@ -177,9 +177,13 @@ at("ask").addEventListener("submit", (event) => {
   score();
 });
 at("refresh").addEventListener("click", listModels);
-at("unsteer").addEventListener("click", () => steer({}));
+at("unsteer").addEventListener("click", () => {
+  steer({});
+  changed();
+});
 at("from-gate").addEventListener("click", () => {
-  steer(Object.fromEntries(Object.entries(gate).map(([name, own]) => [name, +own.toPrecision(4)])));
+  steer(Object.fromEntries(Object.entries(gate).map(([name, own]) => [name, +own.toPrecision(3)])));
+  changed();
 });
 document.addEventListener("keydown", (event) => {
   const wanted = event.key === "Enter" && (event.ctrlKey || event.metaKey);

@@ -29,10 +29,12 @@ export function showAnswer(place, { asked, answer, models, milliseconds }) {
     ...columns.filter(({ scores }) => scores.some((own) => own.objectives)).map(moved),
   );
   const lost = columns.flatMap(({ raw }) => raw).filter((score) => score === null).length;
-  const told = lost ? `${lost} of ${responses.length * columns.length} scores are missing` : "done";
-  return `${responses.length} responses, models: ${columns.length}, ${latency}: ${told}.`;
+  const whole = columns.length * responses.length;
+  const told = lost ? `, ${lost} of ${whole} scores missing` : "";
+  return `${responses.length} responses, ${plural(columns.length, "model")}, ${latency}${told}.`;
 }
 
+const plural = (count, name) => `${count} ${name}${count === 1 ? "" : "s"}`;
 const tokens = (scores) => scores.reduce((sum, own) => sum + (own.num_tokens ?? 0), 0);
 const grouped = (count) => (count ? count.toLocaleString("en") : "-");
 
@@ -45,7 +47,7 @@ function figures(columns, latency) {
   const united = new Set(best).size === 1;
   const shown = [
     united
-      ? ["Best response", best[0], `for ${best.length} of ${columns.length} models`]
+      ? ["Best response", best[0], `for ${best.length} of ${plural(columns.length, "model")}`]
       : ["Best response", best.length ? "split" : "-", "the models differ"],
     ["Latency", latency, "from sending to reading the answer"],
     ["Tokens", grouped(tokens(columns.flatMap(({ scores }) => scores))), "over all models"],
@@ -82,7 +84,7 @@ function scoreTable(columns, responses) {
   for (const name of new Set(columns.flatMap(({ provenance }) => Object.keys(provenance)))) {
     const hashes = columns.map(({ provenance }) => provenance[name] ?? "-");
     const cells = hashes.map((hash) => element("code", { title: hash }, hash.slice(0, 12)));
-    foot.push(row(name, ...cells.map((own) => cell(own))));
+    foot.push(row(`hash of ${name}`, ...cells.map((own) => cell(own))));
   }
   const heads = columns.map(({ model }) => head(breakable(model), "model"));
   heads.unshift(head("response"));
