@@ -54,7 +54,7 @@ def answer_to(request):
     return ScoreAnswer(models=models, id="7", created=1_700_000_000)
 
 
-def post_bytes(path, body, limits=LIMITS):
+def post_bytes(path, body, limits=LIMITS, answer_to=answer_to):
     """Status and payload, as a gateway answers a body."""
     endpoint = endpoint_at(path)
     try:

@@ -42,9 +42,10 @@ export function agreement(a, b) {
 
 /** Rank of each score, 1 the highest; equal scores share a rank, and null has none. */
 export const ranks = (scores) =>
-  scores.map((own) =>
-    own === null ? null : 1 + scores.filter((other) => other !== null && other > own).length,
-  );
+  scores.map((own) => {
+    const above = scores.filter((other) => other !== null && other > own);
+    return own === null ? null : 1 + above.length;
+  });
 
 /** Places with a score, the best first; equal ones in their own order. */
 export const ordered = (scores) =>
@@ -52,9 +53,10 @@ export const ordered = (scores) =>
 
 /** A ranking in letters: `B > A = C`. */
 export const ranking = (scores) =>
-  ordered(scores)
-    .map((i, at, all) => (at ? (scores[all[at - 1]] === scores[i] ? " = " : " > ") : "") + letter(i))
-    .join("");
+  ordered(scores).reduce((told, i, at, all) => {
+    const sign = scores[all[at - 1]] === scores[i] ? " = " : " > ";
+    return told + (at ? sign : "") + letter(i);
+  }, "");
 
 /** Decimals that give the largest of some numbers three digits. */
 export function decimals(values) {
