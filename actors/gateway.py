@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 from pydantic import JsonValue
 from ray.exceptions import RayActorError
@@ -33,6 +33,12 @@ class Model:
     reason: str = ""
     """Why it failed."""
     told: Mapping[str, JsonValue] = field(default_factory=dict[str, JsonValue])
+
+    @property
+    def objectives(self) -> list[str] | None:
+        """Names of its objectives; None while the model was never up."""
+        found = self.told.get("objectives")
+        return [str(one["name"]) for one in cast(Any, found)] if found is not None else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +100,31 @@ class Gateway:
             RequestError: the request itself is at fault, or its only model is too busy.
         """
         timeout = min(request.timeout or self.timeout, self.timeout)
+        asked = self._weighed(request)
         answers = await asyncio.gather(
-            *(self._answer(name, request, timeout) for name in request.models)
+            *(self._answer(name, one, timeout) for name, one in asked.items())
         )
         return ScoreAnswer(models=tuple(answers), id=uuid.uuid4().hex, created=int(time.time()))
+
+    def _weighed(self, request: ScoreRequest) -> dict[str, ScoreRequest]:
+        """Returns the request as each model gets it: weights go to those that have the objectives.
+
+        Raises:
+            RequestError: none of the models has an objective of that name.
+        """
+        known = {name: self.models[name].objectives for name in request.models}
+        has = {objective for names in known.values() for objective in names or ()}
+        unknown = sorted(set(request.weights) - has)
+        if unknown and None not in known.values():  # one that was never up may have it
+            raise RequestError(
+                f"no model asked has objective {unknown[0]!r}; they have {sorted(has)}"
+            )
+        return {
+            name: request
+            if names is None
+            else replace(request, weights={o: w for o, w in request.weights.items() if o in names})
+            for name, names in known.items()
+        }
 
     async def _answer(self, name: str, request: ScoreRequest, timeout: float) -> ModelAnswer:
         """Returns the scores of one model, put together from those of its calls."""

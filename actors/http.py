@@ -74,7 +74,7 @@ def make_app(
 
     for path in dict.fromkeys(path for endpoint in ENDPOINTS for path in endpoint.paths):
         for prefix in ("", PREFIX):
-            app.add_api_route(prefix + path, score, methods=["POST"], **_described(path))
+            app.add_api_route(prefix + path, score, methods=["POST"], **_described(prefix, path))
 
     @app.get("/v1/models", summary="The models, with their state and objectives.")
     def models() -> JSONResponse:
@@ -165,16 +165,18 @@ REFS, SCHEMAS = models_json_schema(
 """Of the dialects' payloads: FastAPI does not see them, since keys choose among them."""
 
 
-def _described(path: str) -> dict[str, Any]:
+def _described(prefix: str, path: str) -> dict[str, Any]:
     """Returns what OpenAPI says of a path: the payloads of the dialects that share it."""
     at = [endpoint for endpoint in ENDPOINTS if path in endpoint.paths]
     bodies = [REFS[endpoint.call, "validation"] for endpoint in at]
     schema = bodies[0] if len(bodies) == 1 else {"anyOf": bodies}
     body = {"required": True, "content": {"application/json": {"schema": schema}}}
+    named = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
+    told = {"requestBody": body} | ({"parameters": [named]} if prefix else {})
     return {
         "tags": [endpoint.dialect for endpoint in at],
         "summary": " / ".join((endpoint.call.__doc__ or "").splitlines()[0] for endpoint in at),
-        "openapi_extra": {"requestBody": body},
+        "openapi_extra": told,
         "responses": {status: {"description": words} for status, words in REFUSALS.items()},
     }
 

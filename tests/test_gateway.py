@@ -19,9 +19,9 @@ from panoply.wire.request import Chat, ModelAnswer, Rendered, RequestError, Scor
 class Formula:
     """A model whose responses say their own score, and that remembers its calls."""
 
-    def __init__(self, name, *, seconds=0.0, dies=0, refuses=None):
+    def __init__(self, name, *, seconds=0.0, dies=0, refuses=None, objectives=()):
         self.name, self.seconds, self.dies, self.refuses = name, seconds, dies, refuses
-        self.calls = []
+        self.calls, self.objectives = [], objectives
 
     async def ask(self, call):
         """Answers a call."""
@@ -38,7 +38,8 @@ class Formula:
 
     async def about(self):
         """Says what it is."""
-        return {"kind": "scalar", "objectives": []}
+        objectives = [{"name": name, "low": None, "high": None} for name in self.objectives]
+        return {"kind": "scalar", "objectives": objectives}
 
 
 @asynccontextmanager
@@ -215,6 +216,18 @@ def test_models_are_listed_with_what_they_are():
     assert (a["id"], a["state"], a["kind"], a["default"]) == ("a", "ready", "scalar", True)
     assert (b["id"], b["state"], b["default"]) == ("b", "idle", False)
     assert "kind" not in b
+
+
+def test_weights_go_to_the_models_that_have_the_objectives():
+    a, b = Formula("a", objectives=("brevity",)), Formula("b")
+    app, gateway = serving(a, b)
+    asyncio.run(gateway.learn({"a": ("ready", ""), "b": ("ready", "")}))
+    payload = {"models": ["a", "b"], "items": [{"prompt": CHAT, "responses": ["x#1"]}]}
+    assert post(app, "/v1/rewards", payload | {"weights": {"brevity": 2.0}}).status_code == 200
+    assert (a.calls[0].weights, b.calls[0].weights) == ({"brevity": 2.0}, {})
+    answer = post(app, "/v1/rewards", payload | {"weights": {"breviti": 2.0}})
+    assert answer.status_code == 400
+    assert "no model asked has objective 'breviti'; they have ['brevity']" in answer.json()["error"]
 
 
 def test_a_key_is_asked_for_by_the_models_that_have_one():
