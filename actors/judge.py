@@ -16,7 +16,7 @@ from panoply.hub.artefact import load_reward_model
 from panoply.hub.backbone import quiet
 from panoply.model.gather import Tokenized, gather
 from panoply.serve.batching import Batcher, BatchStats, Overloaded
-from panoply.serve.calls import Call
+from panoply.serve.calls import Call, each_alone
 from panoply.serve.config import ArmConfig, BatchConfig
 from panoply.wire.request import (
     Chat,
@@ -78,37 +78,44 @@ class Judge(Generic[V]):
         read = await asyncio.get_running_loop().run_in_executor(
             self.readers, lambda: [self._read(item) for item in call.items]
         )
+        flat = [one for item in read for one in item]
         try:
             said = await self.queue.score(
-                [one for item in read if not isinstance(item, str) for one in item], call.timeout
+                [one for one in flat if not isinstance(one, Score)], call.timeout
             )
         except Overloaded as full:
             return RequestError(f"{self.name!r} is busy: {full.args[0]}", 429, full.retry_after)
-        answers = iter(said)
-        items = [
-            (Score(error=found),) * len(item.responses)
-            if isinstance(found, str)
-            else tuple(self._score(next(answers), one, call) for one in found)
-            for item, found in zip(call.items, read, strict=True)
-        ]
+        heard = iter(said)
+        items = tuple(
+            tuple(
+                one if isinstance(one, Score) else self._score(next(heard), one, call)
+                for one in item
+            )
+            for item in read
+        )
         provenance = self.voice.provenance if "provenance" in call.details else {}
-        return ModelAnswer(model=self.name, items=tuple(items), provenance=provenance)
+        return ModelAnswer(model=self.name, items=items, provenance=provenance)
 
-    def _read(self, item: Item) -> list[Tokenized] | str:
-        """Returns the conversations of an item, or why the model cannot read it."""
-        reader = self.voice.reader
+    def _read(self, item: Item) -> list[Tokenized | Score]:
+        """Returns the conversations of an item; in place of one that cannot be read, why."""
         try:
-            if isinstance(item, Rendered) and self.rendered_by:
-                item = as_chat(item, self.rendered_by)
-            match item:
-                case Chat():
-                    return reader.messages(item.prompt, item.responses)
-                case Rendered():
-                    return reader.text(item.prompt, item.responses)
-                case _:
-                    return [reader.ids(tokens) for tokens in item.responses]
+            return [*self._conversations(item)]
         except ValueError as error:
-            return str(error)
+            if len(item.responses) == 1:
+                return [Score(error=str(error))]
+        return [one for alone in each_alone(item) for one in self._read(alone)]
+
+    def _conversations(self, item: Item) -> list[Tokenized]:
+        reader = self.voice.reader
+        if isinstance(item, Rendered) and self.rendered_by:
+            item = as_chat(item, self.rendered_by)
+        match item:
+            case Chat():
+                return reader.messages(item.prompt, item.responses)
+            case Rendered():
+                return reader.text(item.prompt, item.responses)
+            case _:
+                return [reader.ids(tokens) for tokens in item.responses]
 
     def _run(self, conversations: Sequence[Tokenized]) -> list[V]:
         gathered = gather(conversations)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import httpx2
+import psutil
 import pytest
 from test_export import make_run
 from test_scalar import save_small
@@ -121,15 +122,9 @@ def under_load(served, disturb, seconds=20.0, num_clients=8):
 
 def kill(app, name):
     """Kills one replica's process, as an out-of-memory kill would."""
-    from ray.util.state import list_actors
-
-    actors = [
-        a
-        for a in list_actors(filters=[("state", "=", "ALIVE")], limit=1000)
-        if a.name.startswith(f"SERVE_REPLICA::{app}#{name}#")
-    ]
-    assert actors
-    os.kill(actors[0].pid, signal.SIGKILL)
+    title = f"ServeReplica:{app}:{name}"
+    own = psutil.Process().children(recursive=True)
+    os.kill(next(p.pid for p in own if title in " ".join(p.cmdline())), signal.SIGKILL)
 
 
 def test_a_judge_that_is_killed_under_load_costs_no_answer(served, record_property):

@@ -31,12 +31,11 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 
-from actors.function_judge import FunctionJudge
+from actors.arm_judge import ArmJudge, arm_of
 from actors.gateway import Gateway, Model, State
 from actors.http import make_app
 from actors.judge import ModelJudge
-from panoply.serve.config import FUNCTION, ArmConfig, GatewayConfig, ServeConfig
-from panoply.serve.functions import load_function
+from panoply.serve.config import ArmConfig, GatewayConfig, ServeConfig
 from panoply.wire.endpoint import Limits
 from workflows.cluster import connect, store_root
 from workflows.progress import Watch
@@ -81,7 +80,7 @@ def model_app(args: Mapping[str, Any]) -> Application:
         logging_config={"enable_access_log": False},
         **replicas,
     )
-    judge = ModelJudge if arm.kind == "model" else FunctionJudge
+    judge = ModelJudge if arm.kind == "model" else ArmJudge
     return deployment(judge).bind(arm)
 
 
@@ -212,13 +211,11 @@ def pinned(arm: ArmConfig) -> ArmConfig:
     Raises:
         ValueError, OSError: there is no such model, function or dialect.
     """
-    if arm.kind == "function":
-        load_function(arm.where.removeprefix(FUNCTION))
-        return arm
-    if arm.kind == "remote":
-        return arm
     if arm.where.startswith(REGISTRY):
         return replace(arm, where=registered(arm.where))
+    if arm.kind != "model":
+        arm_of(arm, on_node=False)
+        return arm
     folder = Path(arm.where).expanduser()
     return replace(arm, where=str(folder.absolute())) if folder.is_dir() else arm
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from panoply.wire.request import Chat, Detail, Item, Rendered, ScoreRequest
+from panoply.wire.request import Chat, Detail, Item, Rendered, ScoreRequest, Tokens
 
 NUM_BUCKETS = 64
 """Groups of prompts. Those of one bucket go to one replica, so this bounds the calls that a request
@@ -46,6 +46,13 @@ def bucket_of(item: Item) -> int:
             text = str(item.responses[0][: KEY_CHARACTERS // 4] if item.responses else ())
     digest = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=4).digest()
     return int.from_bytes(digest) % NUM_BUCKETS
+
+
+def each_alone(item: Item) -> list[Item]:
+    """Returns an item for each response, so that one that is at fault fails alone."""
+    if isinstance(item, Tokens):
+        return [Tokens((tokens,)) for tokens in item.responses]
+    return [replace(item, responses=(response,)) for response in item.responses]
 
 
 def parts(request: ScoreRequest, timeout: float) -> Iterator[Part]:

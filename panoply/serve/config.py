@@ -11,6 +11,7 @@ from panoply.config import require
 Kind: TypeAlias = Literal["model", "function", "remote"]
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
 FUNCTION = "function:"
+OWN = "panoply"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +57,16 @@ class ScalingConfig:
             require(getattr(self, name) >= 0, f"scaling.{name}", getattr(self, name), ">= 0")
 
 
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """An endpoint of another server."""
+
+    url: str
+    dialect: str
+    model: str
+    """Its name there; empty where the server has one."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmConfig:
     """One reward model behind a name."""
@@ -64,16 +75,15 @@ class ArmConfig:
     """What clients call it; also its path, `/models/NAME/...`."""
     where: str
     """A model's folder, hub name or `models:/NAME@ALIAS` of MLflow; `function:MODULE:NAME` or
-    `function:FILE.py:NAME`, a Python callable; or the URL of another reward server's endpoint."""
+    `function:FILE.py:NAME`, a Python callable; or another reward server's endpoint as
+    `DIALECT+URL#MODEL`: `vllm+http://HOST:8000#skywork`."""
     rendered_by: str = ""
     """Template family that writes rendered text (OpenRLHF's queries, vLLM's `input`) where it is
     not the model's own: its turns are read and rendered again."""
     trust_remote_code: bool = False
     """Run the Python code that a model on the hub brings."""
-    dialect: str = "panoply"
-    """Of a remote arm: what its endpoint speaks."""
-    remote_model: str = ""
-    """Of a remote arm: the model's name there."""
+    remote_template: str = ""
+    """Of a remote arm whose protocol carries text alone: template family that writes it."""
     key_variable: str = ""
     """Environment variable of the node that holds the API key which clients must send for this
     model; empty: none."""
@@ -92,7 +102,21 @@ class ArmConfig:
         """What it is, by `where`."""
         if self.where.startswith(FUNCTION):
             return "function"
-        return "remote" if self.where.startswith(("http://", "https://")) else "model"
+        is_url = "://" in self.where and not self.where.startswith("models:/")
+        return "remote" if is_url else "model"
+
+    @property
+    def function(self) -> str:
+        """Where the function is: `MODULE:NAME` or `FILE.py:NAME`."""
+        return self.where.removeprefix(FUNCTION)
+
+    @property
+    def remote(self) -> Remote:
+        """The endpoint of another server; our own dialect where none is named."""
+        address, _, model = self.where.partition("#")
+        scheme, _, rest = address.partition("://")
+        dialect, plus, inner = scheme.partition("+")
+        return Remote(f"{inner if plus else scheme}://{rest}", dialect if plus else OWN, model)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +145,8 @@ class ServeConfig:
 
     models: tuple[str, ...]
     """`NAME=WHERE` of each; WHERE is a folder, a hub name, `models:/NAME@ALIAS`,
-    `function:MODULE:NAME` or a URL. Without a name it is called as the last part of where it is."""
+    `function:MODULE:NAME` or `DIALECT+URL`. Without NAME= it is called as the last part of
+    where it is."""
     host: str = "127.0.0.1"
     """Address that the server listens at; 0.0.0.0 opens it to the network."""
     port: int = 8000
