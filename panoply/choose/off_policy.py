@@ -56,6 +56,15 @@ class Logged:
             choice.arms_B, record.rewards_N, choice.propensities_BK, choice.contexts_BD, rounds
         )
 
+    def at(self, rows: ArrayLike) -> Logged:
+        """Returns some of the decisions, by number or by a mask.
+
+        What is known before a decision is drawn, such as its round or its propensities, may say
+        which: `logged.at((logged.propensities_NK > 0).all(1))` are those that support any target.
+        """
+        parts = (getattr(self, name) for name in self.__dataclass_fields__)
+        return Logged(*(part[np.asarray(rows)] for part in parts))
+
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
@@ -160,8 +169,9 @@ def weights(logged: Logged, target_NK: ArrayLike) -> tuple[Array, Ints, Array]:
         arms = np.flatnonzero(lost_NK.any(0)).tolist()
         raise NoSupport(
             f"at {int(lost_NK.any(1).sum())} of {len(p)} decisions the target policy gives weight "
-            f"to arms {arms}, which the log could not have drawn there; estimate a policy that "
-            "stays inside the log, or log with one that explores (Thompson, Exp3, epsilon-greedy)"
+            f"to arms {arms}, which the log could not have drawn there (sidelined, not yet their "
+            "turn in the first pulls, or never the policy's choice); leave such decisions out "
+            "(`Logged.at`), or log with a policy that explores (Thompson, Exp3, epsilon-greedy)"
         )
     rows = np.flatnonzero(np.isfinite(logged.rewards_N))
     if not len(rows):
