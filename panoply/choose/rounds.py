@@ -135,7 +135,7 @@ def decide(
     draws = uniforms(config.seed, round, asked.ids)
     policy = make_policy(config.policy)
     choice = choose(policy, state, asked.contexts_BH, draws, available)
-    rows = range(len(asked.ids))
+    rows, version = range(len(asked.ids)), state_version(state)
     columns = {
         "round": [round for _ in rows],
         **asked.columns(),
@@ -143,7 +143,7 @@ def decide(
         "propensity": choice.propensities_BK[list(rows), choice.arms_B],
         "probabilities": list(choice.propensities_BK),
         "context": list(choice.contexts_BD),
-        "state": [state_version(state) for _ in rows],
+        "state": [version for _ in rows],
         "sidelined": [[asdict(one) for one in sidelined] for _ in rows],
     }
     return pa.table(columns, schema=DECISIONS)
