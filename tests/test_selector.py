@@ -59,6 +59,19 @@ def test_a_log_replays_to_the_bits_of_the_live_state(tmp_path):
     )
 
 
+def test_a_log_is_read_on_from_what_is_known(tmp_path):
+    selector, log, known = make(tmp_path), Log(str(tmp_path), ARMS), None
+    for round in range(4):
+        decisions = selector.begin_round(round, prompts_of(round), {})
+        known = log.read(known)
+        selector.end_round(round, outcomes_of(round, decisions))
+        if round % 2:
+            known = log.read(known)
+    whole = log.read()
+    assert known.decisions.equals(whole.decisions)
+    assert known.rewards.equals(whole.rewards)
+
+
 def test_order_of_arrival_changes_neither_decisions_nor_rewards(tmp_path):
     rng, selector = np.random.default_rng(0), make(tmp_path / "mixed")
     for round in range(8):

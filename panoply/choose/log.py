@@ -168,8 +168,11 @@ class Log:
         with self.fs.open_input_file(path) as file:
             return pq.read_table(file, schema=SCHEMAS[kind])
 
-    def read(self) -> Record:
+    def read(self, known: Record | None = None) -> Record:
         """Returns the whole log.
+
+        Args:
+            known: what was read before; segments never change, so only later ones are read.
 
         Raises:
             ValueError: a segment is missing between others.
@@ -180,13 +183,21 @@ class Log:
                 f"{self.path!r} has decisions of {begun} rounds and rewards of {over}: segments "
                 "are missing"
             )
-        return Record(self.arms, self._all("decisions", begun), self._all("rewards", over))
+        decisions, rewards = (SCHEMAS[kind].empty_table() for kind in SCHEMAS)
+        if known is not None:
+            decisions, rewards = known.decisions, known.rewards
+        return Record(
+            self.arms,
+            self._extended("decisions", decisions, begun),
+            self._extended("rewards", rewards, over),
+        )
 
-    def _all(self, kind: Kind, num: int) -> pa.Table:
+    def _extended(self, kind: Kind, known: pa.Table, num: int) -> pa.Table:
+        first = known["round"][-1].as_py() + 1 if known.num_rows else 0
         with ThreadPoolExecutor(READERS) as pool:
-            found = pool.map(lambda round: self.read_segment(kind, round), range(num))
+            found = pool.map(lambda round: self.read_segment(kind, round), range(first, num))
             tables = [table for table in found if table is not None]
-        return pa.concat_tables([SCHEMAS[kind].empty_table(), *tables]).combine_chunks()
+        return pa.concat_tables([known, *tables]).combine_chunks()
 
     def _rounds(self, kind: Kind) -> int:
         """Returns the number of segments, which are 0, 1 and so on."""
