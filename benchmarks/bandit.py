@@ -7,6 +7,9 @@ CPU seconds. They must choose the same arms where nothing is projected.
 `bandit_vs_inversion`: ours as it comes, with contexts projected to 64 numbers.
 `bandit_vs_inversion_unprojected`: ours on all of the context.
 `decisions_per_second`: chosen and updated one by one, and 64 at a time.
+`selector`: the named actor with its log on this machine's disk. Rounds of 64 prompts, begun and
+ended (two synced segments); then 64 callers at once, each asking for its own prompt's decision
+again and again; wall clock.
 
 Shapes: B decisions, K arms, D size of a context.
 """
@@ -14,7 +17,9 @@ Shapes: B decisions, K arms, D size of a context.
 from __future__ import annotations
 
 import os
+import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeAlias
@@ -25,10 +30,14 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from panoply.choose.bandit import Choice, choose, init, uniforms, update
+from panoply.choose.config import SelectorConfig
 from panoply.choose.policies import LinUCB
+from panoply.choose.rounds import Prompt
+from panoply.choose.signals import Outcome
 
 Array: TypeAlias = NDArray[np.float64]
 ALPHA = 0.1
+CALLERS = 64
 
 
 def invert(contexts_BD: Array, rewards_BK: Array) -> tuple[list[int], float]:
@@ -79,6 +88,60 @@ def follow(contexts_BD: Array, rewards_BK: Array, arms: list[int]) -> list[int]:
     return chosen[1:]
 
 
+def served(size: int, num_arms: int, num_rounds: int, calls: int) -> dict[str, Any]:
+    """Returns what the selector's actor costs: decisions/s of whole rounds, and of many callers.
+
+    Args:
+        size: numbers in a context.
+        num_arms: reward models.
+        num_rounds: rounds that are timed, after one that is not.
+        calls: of each caller.
+    """
+    import ray
+
+    from workflows.cluster import connect
+    from workflows.selector import selecting
+
+    connect(1)
+    arms, rng = tuple(f"arm{k}" for k in range(num_arms)), np.random.default_rng(0)
+    seconds, prompts = list[float](), list[Prompt]()
+    with (
+        tempfile.TemporaryDirectory() as log,
+        selecting(SelectorConfig(), arms, size, log) as actor,
+    ):
+        for round in range(num_rounds + 1):
+            contexts = rng.standard_normal((CALLERS, size)) / np.sqrt(size)
+            prompts = [Prompt(f"{round}-{i}", "", x) for i, x in enumerate(contexts)]
+            outcomes = [Outcome(prompt_id=p.prompt_id, loss=rng.normal()) for p in prompts]
+            start = time.perf_counter()
+            ray.get(actor.begin_round.remote(round, prompts, {}))
+            ray.get(actor.end_round.remote(round, outcomes))
+            seconds.append(time.perf_counter() - start)
+
+        def ask(name: str) -> list[float]:
+            waits: list[float] = []
+            for _ in range(calls):
+                begun = time.perf_counter()
+                ray.get(actor.decisions.remote(num_rounds, [name]))
+                waits.append(time.perf_counter() - begun)
+            return waits
+
+        ray.get(actor.status.remote())
+        start = time.perf_counter()
+        with ThreadPoolExecutor(CALLERS) as pool:
+            waits = [w for some in pool.map(ask, [p.prompt_id for p in prompts]) for w in some]
+        whole = time.perf_counter() - start
+    ray.shutdown()
+    p50, p99 = np.percentile(waits, (50, 99))
+    return {
+        "round_seconds": over_repeats(seconds[1:]),
+        "decisions_per_second": CALLERS / median(seconds[1:]),
+        "callers": CALLERS,
+        "calls_per_second": len(waits) / whole,
+        "call_ms": {"p50": 1e3 * float(p50), "p99": 1e3 * float(p99)},
+    }
+
+
 def over_repeats(values: list[float], **more: Any) -> dict[str, Any]:
     """Returns a figure: the median with the extremes."""
     return {"ratio": median(values), "min": min(values), "max": max(values), **more}
@@ -125,6 +188,7 @@ def main(
         "decisions_per_second": {
             f"batch_{batch}": over_repeats(rates) for batch, rates in per_second.items()
         },
+        "selector": served(size, arms, num_rounds=20, calls=30),
         "setting": {
             "size": size,
             "arms": arms,
@@ -155,6 +219,11 @@ def print_table(figures: dict[str, Any]) -> None:
     }
     for name, (found, note) in rows.items():
         table.add_row(name, *(f"{found[k]:,.1f}" for k in ("ratio", "min", "max")), note)
+    actor = figures["selector"]
+    table.add_row("selector, decisions/s of whole rounds", f"{actor['decisions_per_second']:,.0f}")
+    waits = "p50 {p50:.1f} ms, p99 {p99:.1f} ms".format(**actor["call_ms"])
+    name = f"selector, calls/s of {actor['callers']} callers"
+    table.add_row(name, f"{actor['calls_per_second']:,.0f}", "", "", waits)
     Console().print(table)
 
 

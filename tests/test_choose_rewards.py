@@ -6,12 +6,29 @@ from statistics import quantiles
 import numpy as np
 import pytest
 
-from panoply.choose.rewards import advantages, improvements, quantile_rewards
+from panoply.choose.rewards import (
+    advantages,
+    agreement,
+    disagreement,
+    gains,
+    quantile_rewards,
+    verified,
+)
+
+
+def rolling(raw, window=20, wait=5):
+    """Rewards of values that come one by one, as LASeR's batches do."""
+    return np.concatenate(
+        [
+            quantile_rewards(raw[t : t + 1], raw[max(0, t - window + 1) : t], wait=wait)
+            for t in range(len(raw))
+        ]
+    )
 
 
 def test_a_reward_is_its_value_s_place_between_the_quantiles_of_the_window():
     raw = np.random.default_rng(0).normal(size=60)
-    rewards = quantile_rewards(raw, window=20)
+    rewards = rolling(raw)
     for t in range(20, 60):
         fifths = quantiles(raw[t - 19 : t + 1], n=5, method="inclusive")
         place = (raw[t] - fifths[0]) / (fifths[3] - fifths[0])
@@ -20,40 +37,44 @@ def test_a_reward_is_its_value_s_place_between_the_quantiles_of_the_window():
 
 def test_the_scale_of_the_values_does_not_matter():
     raw = np.random.default_rng(0).normal(size=60)
-    assert np.allclose(quantile_rewards(raw), quantile_rewards(300 * raw - 7), atol=1e-9)
+    found, scaled = rolling(raw), rolling(300 * raw - 7)
+    assert np.allclose(found[4:], scaled[4:], atol=1e-9)
 
 
-def test_first_values_wait_for_each_other():
+def test_there_is_no_reward_before_there_is_a_history():
     raw = np.array([3.0, 1.0, 2.0, 5.0, 4.0])
-    assert np.isnan(quantile_rewards(raw[:4], wait=5)).all()
-    rewards = quantile_rewards(raw, wait=5)
+    assert np.isnan(quantile_rewards(raw[:2], raw[2:4], wait=5)).all()
     # The quantiles of 1 .. 5 are 1.8 and 4.2.
-    assert rewards.tolist() == pytest.approx([0.5, 0, 0.2 / 2.4, 1, 2.2 / 2.4])
+    expected = [0.5, 0, 0.2 / 2.4, 1, 2.2 / 2.4]
+    assert quantile_rewards(raw, [], wait=5).tolist() == pytest.approx(expected)
+
+
+def test_the_order_within_a_batch_does_not_matter():
+    rng = np.random.default_rng(0)
+    raw, before, order = rng.normal(size=16), rng.normal(size=30), rng.permutation(16)
+    assert np.array_equal(
+        quantile_rewards(raw[order], before), quantile_rewards(raw, before)[order]
+    )
 
 
 def test_a_constant_history_gives_one_half_and_what_leaves_it_counts():
-    assert quantile_rewards(np.full(30, -2.0)).tolist() == [0.5] * 30
-    assert quantile_rewards([1.0] * 10 + [2.0, 0.0])[-2:].tolist() == [1, 0]
-
-
-def test_only_the_window_is_remembered():
-    raw = np.random.default_rng(0).normal(size=80)
-    assert np.array_equal(quantile_rewards(raw)[60:], quantile_rewards(raw[41:])[19:])
+    assert quantile_rewards(np.full(30, -2.0), []).tolist() == [0.5] * 30
+    assert quantile_rewards([1.0, 2.0, 0.0], [1.0] * 20).tolist() == [0.5, 1, 0]
 
 
 def test_missing_values_leave_no_trace():
     raw = np.random.default_rng(0).normal(size=40)
     holes = np.insert(raw, [3, 17, 30], [np.nan, np.inf, -np.inf])
     missing = ~np.isfinite(holes)
-    rewards = quantile_rewards(holes)
+    rewards = quantile_rewards(holes, [np.nan, 0.5, -np.inf])
     assert np.isnan(rewards[missing]).all()
-    assert np.array_equal(rewards[~missing], quantile_rewards(raw))
+    assert np.array_equal(rewards[~missing], quantile_rewards(raw, [0.5]))
 
 
 def test_a_falling_loss_does_not_reward_whoever_comes_last():
     rng = np.random.default_rng(0)
     loss = 2 * 0.98 ** np.arange(400) + 0.2 * rng.normal(size=400)
-    rewards = quantile_rewards(-loss)
+    rewards = rolling(-loss)
     assert abs(rewards[50:150].mean() - rewards[300:].mean()) < 0.15
 
 
@@ -81,16 +102,40 @@ def test_one_value_alone_has_nothing_to_be_compared_with():
     assert advantages([0.6], baseline)[0].tolist() == pytest.approx([0.2])
 
 
-def test_an_improvement_is_the_fall_of_the_loss():
-    rewards = improvements([1.0, 0.2, 5.0, np.nan, np.inf], [0.6, 0.5, 0.0, 1.0, np.inf])
-    assert rewards[:3].tolist() == pytest.approx([0.4, -0.3, 1.0])
+def test_a_gain_is_the_rise_of_a_quality():
+    rewards = gains([0.6, 0.5, 0.0, np.nan, np.inf], [1.0, 0.2, 5.0, 1.0, np.inf])
+    assert rewards[:3].tolist() == pytest.approx([0.4, -0.3, 5.0])
     assert np.isnan(rewards[3:]).all()
+
+
+def test_a_verifier_rewards_the_order_of_right_and_wrong_responses():
+    scores, right = [3.0, 1.0, 1.0, np.nan, 9.0], [1, 1, 0, 0, np.nan]
+    assert verified(scores, right) == 0.75  # 3 > 1 and 1 = 1
+    assert verified([-x for x in scores], right) == 0.25
+    assert math.isnan(verified(scores, [1, 1, np.nan, 0, 1]))
+    assert math.isnan(verified([np.nan] * 2, [1, 0]))
+
+
+def test_agreement_is_the_share_of_other_arms_that_order_best_and_worst_alike():
+    scores = [[1.0, 5.0, 3.0], [0.0, 1.0, 9.0], [4.0, 2.0, 1.0], [2.0, 2.0, 0.0], [np.nan, 1, 0]]
+    assert agreement(scores, 0) == pytest.approx((1 + 0 + 0.5) / 3)
+    assert math.isnan(agreement([[1.0, 1.0], [0.0, 1.0]], 0))
+    assert math.isnan(agreement([[np.nan, np.nan], [0.0, 1.0]], 0))
+    assert math.isnan(agreement([[0.0, 1.0]], 0))
+
+
+def test_disagreement_is_the_share_of_comparisons_in_opposite_order():
+    assert disagreement([[1, 2, 3], [1, 2, 3]]) == 0
+    assert disagreement([[1, 2, 3], [3, 2, 1]]) == 1
+    assert disagreement([[1, 2, 3], [2, 2, 1]]) == 1  # one pair of responses is a tie
+    assert disagreement([[1, 2, 3], [1, 3, 2], [np.nan] * 3]) == pytest.approx(1 / 3)
+    assert math.isnan(disagreement([[1, 2], [np.inf, 2]]))
 
 
 def test_constants_out_of_range_are_named():
     with pytest.raises(ValueError, match="quantiles must be"):
-        quantile_rewards([1.0], low=0.8, high=0.2)
-    with pytest.raises(ValueError, match="2 <= wait <= window"):
-        quantile_rewards([1.0], wait=30)
+        quantile_rewards([1.0], [], low=0.8, high=0.2)
+    with pytest.raises(ValueError, match="`wait` must be at least 2"):
+        quantile_rewards([1.0], [], wait=1)
     with pytest.raises(ValueError, match="`decay` must be"):
         advantages([1.0], 0.0, decay=1.0)

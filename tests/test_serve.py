@@ -18,7 +18,8 @@ from panoply.hub.artefact import load_reward_model
 from panoply.serve.config import ScalingConfig, ServeConfig
 from panoply.wire.client import Client
 from panoply.wire.request import Chat, ScoreRequest
-from workflows.serve import deployed, pinned, states
+from workflows.gateway import states
+from workflows.serve import deployed, pinned
 
 PORT = 8421
 URL = f"http://127.0.0.1:{PORT}"

@@ -9,22 +9,17 @@ Applications of their own let a model fail, change and go without the others.
 
 from __future__ import annotations
 
-import asyncio
 import math
-import os
 import signal
 import threading
-from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import mlflow.artifacts
-import ray
 import yaml
-from fastapi import FastAPI
 from mlflow import MlflowClient
 from pydantic import TypeAdapter
 from ray import serve
@@ -32,24 +27,18 @@ from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 
 from actors.arm_judge import ArmJudge, arm_of
-from actors.gateway import Gateway, Model, State
-from actors.http import make_app
+from actors.gateway import State
 from actors.judge import ModelJudge
-from panoply.serve.config import ArmConfig, GatewayConfig, ServeConfig
-from panoply.wire.endpoint import Limits
+from panoply.serve.config import ArmConfig, ServeConfig
 from workflows.cluster import connect, store_root
+from workflows.gateway import JUDGE, MOST_CALLS, POLL_SECONDS, PREFIX, gateway_app, states
 from workflows.progress import Watch
 
 GATEWAY = "gateway"
-PREFIX = "model-"
-JUDGE = "Judge"
 REGISTRY = "models:/"
 ROUTER = "actors.affinity.PromptAffinity"
-MOST_CALLS = 1024
-"""Calls that a replica has in hand; its own queue is what turns requests away."""
 TRIES = 2
 """Loading a model that failed fails again, mostly."""
-POLL_SECONDS = 1.0
 
 
 def model_app(args: Mapping[str, Any]) -> Application:
@@ -82,96 +71,6 @@ def model_app(args: Mapping[str, Any]) -> Application:
     )
     judge = ModelJudge if arm.kind == "model" else ArmJudge
     return deployment(judge).bind(arm)
-
-
-def gateway_app(args: Mapping[str, Any]) -> Application:
-    """Returns the application of the gateway, from `models` and `gateway` (see the configs)."""
-    arms = TypeAdapter(tuple[ArmConfig, ...]).validate_python(args["models"])
-    config = TypeAdapter(GatewayConfig).validate_python(args["gateway"])
-    deployment = serve.deployment(
-        name="Gateway",
-        num_replicas=config.replicas,
-        max_ongoing_requests=4 * MOST_CALLS,
-        health_check_period_s=2.0,
-        ray_actor_options={"num_cpus": 0},
-        logging_config={"enable_access_log": False},
-    )
-
-    def build() -> FastAPI:  # Serve takes a function, and no partial of one
-        return http_gateway(arms, config)
-
-    return deployment(serve.ingress(build)()).bind()
-
-
-def http_gateway(arms: Sequence[ArmConfig], config: GatewayConfig) -> FastAPI:
-    """Returns the HTTP application that runs in a gateway's replica."""
-    models: dict[str, Model] = {}
-    for arm in arms:
-        handle = serve.get_deployment_handle(JUDGE, app_name=PREFIX + arm.name)
-        models[arm.name] = Model(ask=handle.answer.remote, about=handle.about.remote)
-    gateway = Gateway(models, config.default or arms[0].name, config.timeout)
-
-    @asynccontextmanager
-    async def watching(_: FastAPI) -> AsyncGenerator[None]:
-        async def watch() -> None:
-            while True:
-                await gateway.learn(await asyncio.to_thread(states, [arm.name for arm in arms]))
-                await asyncio.sleep(POLL_SECONDS)
-
-        task = asyncio.create_task(watch())
-        yield
-        task.cancel()
-
-    limits = Limits(max_bytes=config.max_bytes, max_responses=config.max_responses)
-    keys = {arm.name: secret(arm.key_variable) for arm in arms if arm.key_variable}
-    return make_app(gateway, limits, keys, partial(asyncio.to_thread, agents), watching)
-
-
-def secret(variable: str) -> str:
-    """Returns an API key from the environment of this node.
-
-    Raises:
-        ValueError: the variable is not set, so nobody could ever ask this model.
-    """
-    if not os.environ.get(variable):
-        raise ValueError(f"environment variable {variable!r} holds no API key: set it on the nodes")
-    return os.environ[variable]
-
-
-def states(names: Sequence[str]) -> dict[str, tuple[State, str]]:
-    """Returns how the models are doing, and why those that failed did."""
-    known = serve.status().applications
-    found: dict[str, tuple[State, str]] = {}
-    for name in names:
-        app = known.get(PREFIX + name)
-        if app is None:
-            found[name] = ("failed", "its application was deleted")
-            continue
-        status, replicas = app.status, app.deployments.get(JUDGE)
-        by_state = replicas.replica_states if replicas else {}
-        running = sum(count for state, count in by_state.items() if state == "RUNNING")
-        if status == "DEPLOY_FAILED" or (status == "UNHEALTHY" and not running):
-            found[name] = ("failed", _cause((replicas.message if replicas else "") or app.message))
-        elif status == "RUNNING":
-            found[name] = ("ready" if running else "idle", "")
-        else:
-            found[name] = ("ready" if running else "starting", "")
-    return found
-
-
-def _cause(message: str) -> str:
-    """Returns the error at the end of Serve's message, which holds a traceback of tracebacks."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return lines[-1] if lines else "for a reason that Serve does not tell"
-
-
-def agents() -> list[str]:
-    """Returns where the nodes tell their metrics."""
-    return [
-        f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-        for node in ray.nodes()
-        if node["Alive"]
-    ]
 
 
 def run_serve(config: ServeConfig, watch: Watch) -> None:
@@ -248,7 +147,7 @@ def targets(arms: Sequence[ArmConfig], config: ServeConfig) -> list[tuple[str, s
     """Returns name, import path and arguments of every application."""
     models = [(PREFIX + arm.name, "workflows.serve:model_app", asdict(arm)) for arm in arms]
     asked = {"models": [asdict(arm) for arm in arms], "gateway": asdict(config.gateway)}
-    return [*models, (GATEWAY, "workflows.serve:gateway_app", asked)]
+    return [*models, (GATEWAY, "workflows.gateway:gateway_app", asked)]
 
 
 def serve_file(arms: Sequence[ArmConfig], config: ServeConfig) -> dict[str, Any]:

@@ -5,10 +5,11 @@ A raw value is better where it is larger: LASeR's is the negative loss of a trai
 leaves no trace in what follows.
 
 Differences from LASeR: quantiles are over a window, not over all of the past, or a falling loss
-makes later pulls look better whatever the arm; a constant history gives .5, not 0 / 0; the first
-rewards wait until there is a history, and do not enter as they are.
+makes later pulls look better whatever the arm; a constant history gives .5, not 0 / 0; without a
+history there is no reward, where LASeR's is the raw loss; and the values of a batch are placed
+together, so that their order changes nothing.
 
-Shapes: N values in the order in which they came, B values of one batch.
+Shapes: B values of one batch, N values before it, n responses to one prompt, K arms.
 """
 
 from __future__ import annotations
@@ -22,36 +23,31 @@ Array: TypeAlias = NDArray[np.float64]
 
 
 def quantile_rewards(
-    raw_N: ArrayLike, *, low: float = 0.2, high: float = 0.8, window: int = 20, wait: int = 5
+    raw_B: ArrayLike, before_N: ArrayLike, *, low: float = 0.2, high: float = 0.8, wait: int = 5
 ) -> Array:
-    """Returns the place of each value between two quantiles of the values up to it, in [0, 1].
+    """Returns the place of each value between two quantiles of recent values, in [0, 1].
 
-        R_t = clip((v_t - q_low) / (q_high - q_low), 0, 1),  q over v_{t - window + 1} .. v_t
+        R = clip((v - q_low) / (q_high - q_low), 0, 1),  q over the batch and the values before it
 
-    Where both quantiles are equal, R is 0 below, .5 at and 1 above them. The first `wait` values
-    wait for each other (NaN until then) and share the quantiles over all of them. A value's reward
-    depends on the `window` usable values up to it alone, so only these need to be kept.
+    Where both quantiles are equal, R is 0 below, .5 at and 1 above them. With fewer than `wait`
+    usable values there are no quantiles, and all R are NaN.
 
     Raises:
-        ValueError: the quantiles are not ascending in [0, 1], or not 2 <= wait <= window.
+        ValueError: the quantiles are not ascending in [0, 1], or wait < 2.
     """
     if not 0 <= low < high <= 1:
         raise ValueError(f"quantiles must be 0 <= low < high <= 1, got {low!r} and {high!r}")
-    if not 2 <= wait <= window:
-        raise ValueError(f"it must hold that 2 <= wait <= window, got {wait!r} and {window!r}")
-    raw = np.asarray(raw_N, np.float64)
-    usable = np.isfinite(raw)
-    values, rewards = raw[usable], np.full(raw.shape, np.nan)
-    if len(values) < wait:
-        return rewards
-    ends = np.maximum(np.arange(len(values)) + 1, wait)
-    bounds = [np.quantile(values[max(0, end - window) : end], (low, high)) for end in ends]
-    below, above = np.array(bounds).T
-    width = above - below
-    place = np.divide(values - below, width, out=np.zeros_like(values), where=width > 0)
-    flat = (np.sign(values - below) + 1) / 2
-    rewards[usable] = np.where(width > 0, np.clip(place, 0, 1), flat)
-    return rewards
+    if wait < 2:
+        raise ValueError(f"`wait` must be at least 2, got {wait!r}")
+    raw, before = np.asarray(raw_B, np.float64), np.asarray(before_N, np.float64)
+    recent = np.concatenate([before[np.isfinite(before)], raw[np.isfinite(raw)]])
+    if len(recent) < wait:
+        return np.full(raw.shape, np.nan)
+    below, above = np.quantile(recent, (low, high))
+    value = np.where(np.isfinite(raw), raw, np.nan)
+    if above > below:
+        return np.clip((value - below) / (above - below), 0, 1)
+    return (np.sign(value - below) + 1) / 2
 
 
 def advantages(raw_B: ArrayLike, baseline: float, *, decay: float = 0.9) -> tuple[Array, float]:
@@ -79,9 +75,62 @@ def advantages(raw_B: ArrayLike, baseline: float, *, decay: float = 0.9) -> tupl
     return np.where(usable, np.clip(raw - center, -1, 1), np.nan), after
 
 
-def improvements(before_B: ArrayLike, after_B: ArrayLike) -> Array:
-    """Returns clip(L_before - L_after, -1, 1): how much a step lowered each loss."""
+def gains(before_B: ArrayLike, after_B: ArrayLike) -> Array:
+    """Returns after - before, NaN where either is not finite: how much a quality went up.
+
+    The improvement of a loss is `gains(after, before)`.
+    """
     before, after = np.asarray(before_B, np.float64), np.asarray(after_B, np.float64)
     usable = np.isfinite(before) & np.isfinite(after)
-    fell = np.subtract(before, after, out=np.full(before.shape, np.nan), where=usable)
-    return np.clip(fell, -1, 1)
+    return np.subtract(after, before, out=np.full(before.shape, np.nan), where=usable)
+
+
+def verified(scores_n: ArrayLike, right_n: ArrayLike) -> float:
+    """Returns how well an arm's scores order responses that a verifier judged, in [0, 1].
+
+        P(s_i > s_j) + P(s_i = s_j) / 2,  i right, j wrong
+
+    over the responses that have a finite score and a verdict (1 right, 0 wrong, NaN unknown). NaN
+    where all of them are right or all are wrong: then no arm could have done better or worse.
+    """
+    scores, right = np.asarray(scores_n, np.float64), np.asarray(right_n, np.float64)
+    usable = np.isfinite(scores)
+    good, bad = scores[usable & (right == 1)], scores[usable & (right == 0)]
+    if not len(good) or not len(bad):
+        return float("nan")
+    return float((np.sign(good[:, None] - bad) + 1).mean() / 2)
+
+
+def agreement(scores_Kn: ArrayLike, arm: int) -> float:
+    """Returns the share of the other arms that order an arm's best and worst response as it does.
+
+    A tie counts half, an arm that misses either score is left out. NaN where nobody is left, or the
+    arm itself does not tell two responses apart.
+    """
+    scores = np.asarray(scores_Kn, np.float64)
+    usable = np.isfinite(scores[arm])
+    if not usable.any():
+        return float("nan")
+    best = np.where(usable, scores[arm], -np.inf).argmax()
+    worst = np.where(usable, scores[arm], np.inf).argmin()
+    pair = np.delete(scores, arm, axis=0)[:, [best, worst]]
+    pair = pair[np.isfinite(pair).all(1)]
+    if scores[arm, best] == scores[arm, worst] or not len(pair):
+        return float("nan")
+    return float((np.sign(pair[:, 0] - pair[:, 1]) + 1).mean() / 2)
+
+
+def disagreement(scores_Kn: ArrayLike) -> float:
+    """Returns the share of (two arms, two responses) that the arms order in opposite ways.
+
+    Only where both arms score both responses and neither ties; NaN where there is nothing to
+    compare.
+    """
+    scores = np.asarray(scores_Kn, np.float64)
+    usable = np.where(np.isfinite(scores), scores, np.nan)
+    first, second = np.triu_indices(scores.shape[1], 1)
+    order_KP = np.sign(usable[:, first] - usable[:, second])
+    one, other = np.triu_indices(len(scores), 1)
+    product = order_KP[one] * order_KP[other]
+    told = np.abs(product) == 1  # false where NaN
+    return float((product[told] < 0).mean()) if told.any() else float("nan")

@@ -1,7 +1,7 @@
 """One HTTP request, asked until its time is over.
 
-A request is asked again where that can help: on 429, on 502 to 504 (by the server's Retry-After)
-and on a broken connection. Scoring twice does no harm.
+A request is asked again where that can help: on 429 and 5xx (by the server's Retry-After) and on a
+broken connection. Scoring twice does no harm.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from pydantic import JsonValue
 
 from panoply.wire.request import Payload
 
-RETRIED = (429, 502, 503, 504)
+RETRIED = (429, 500, 502, 503, 504)
+"""500 too: Ray Serve's proxy says it for a gateway that died with the request in hand."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 8.0
 """Seconds. Pauses double, and a random half keeps clients from coming back all at once."""
 
