@@ -378,12 +378,12 @@ def test_every_scoring_model_compares_by_its_own_temperature(tokenizer, tmp_path
 
 
 def test_provenance_names_what_a_score_depends_on(tokenizer, tmp_path):
-    first = load_reward_model(publish(tmp_path / "a", tokenizer)).provenance
+    first = load_reward_model(publish(tmp_path / "a" / "m", tokenizer)).provenance
     other = {"score.weight": torch.ones(1, SIZE)}
-    second = load_reward_model(publish(tmp_path / "b", tokenizer, tensors=other)).provenance
-    assert first["weights_hash"] != second["weights_hash"]
-    assert {k: v for k, v in first.items() if k != "weights_hash"} == {
-        k: v for k, v in second.items() if k != "weights_hash"
-    }
+    second = load_reward_model(publish(tmp_path / "b" / "m", tokenizer, tensors=other)).provenance
+    assert {key for key in first if first[key] != second[key]} == {"weights"}
     assert json.loads(json.dumps(first)) == first
-    assert (first["kind"], first["dtype"], first["bos"]) == ("linear", "float32", [])
+    assert (first["kind"], first["dtype"]) == ("linear", "float32")
+    assert first["bos"] == "as the template writes it"
+    marked = publish(tmp_path / "c", byte_tokenizer(TURNS, adds_bos=True))
+    assert load_reward_model(marked).provenance["bos"] == "<s> once"

@@ -68,7 +68,7 @@ def examine_loaded(model: AnyModel, folder: Path) -> list[Finding]:
 def layout(model: AnyModel) -> Finding:
     """What the model is."""
     own = model.provenance
-    text = f"{own['kind']}, weights {own['weights_hash'][:12]}, {own['dtype']}"
+    text = f"{own['kind']}, weights {own['weights'][:12]}, {own['dtype']}"
     return Finding("layout", text, "ok", values=dict(own))
 
 

@@ -44,7 +44,7 @@ class PairwiseModel:
         self.backbone = backbone
         self.head = {name: tensor.detach().float().cpu() for name, tensor in head.items()}
         self.provenance = provenance_of("pairwise", backbone, self.head)
-        self.provenance |= {"bos": []}  # the published format has none
+        self.provenance["bos"] = "none"  # as in the published format
         self.num_template = len(self._ids(TEMPLATE.format(context="", a="", b="")))
 
     def compare(self, prompt: Prompt, a: str, b: str) -> float:

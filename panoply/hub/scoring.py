@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
@@ -19,7 +17,7 @@ class ScoringModel(ABC):
     """A reward model that gives each response a number of its own."""
 
     backbone: Backbone
-    provenance: Mapping[str, Any]
+    provenance: Mapping[str, str]
     """What a score depends on; see `provenance_of`."""
     temperature: float
     """Score differences divided by it are log odds."""
@@ -39,8 +37,8 @@ class ScoringModel(ABC):
 
 def provenance_of(
     kind: str, backbone: Backbone, head: Mapping[str, Tensor], pad_rule: str = PAD_RULE
-) -> dict[str, Any]:
-    """Returns what the scores of a model depend on: plain values, to be kept beside them.
+) -> dict[str, str]:
+    """Returns what the scores of a model depend on, to be kept beside them.
 
     Args:
         kind: of the head.
@@ -48,11 +46,14 @@ def provenance_of(
         head: tensors of the head.
         pad_rule: what padding may do to a score.
     """
+    renderer = backbone.renderer
+    bos = renderer.tokenizer.decode(renderer.bos)
     return {
         "kind": kind,
-        "weights_hash": digest(backbone.weights_hash, hash_tensors(head)),
-        "template_hash": backbone.renderer.template_hash,
-        "bos": list(backbone.renderer.bos),  # put before renders that do not bring them
-        "pad_rule": pad_rule,
+        "backbone": backbone.name,
+        "weights": digest(backbone.weights_hash, hash_tensors(head)),
+        "template": renderer.template_hash,
+        "bos": f"{bos} once" if bos else "as the template writes it",
+        "padding": pad_rule,
         "dtype": str(backbone.decoder.dtype).removeprefix("torch."),
     }
