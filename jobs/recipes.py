@@ -7,6 +7,7 @@ from dataclasses import replace
 import tyro
 
 from panoply.config import ArmoRMConfig, BackboneConfig, GateConfig, Planted, Rendering
+from panoply.serve.config import ScalingConfig, ServeConfig
 from panoply.train.config import (
     LossConfig,
     PreferenceConfig,
@@ -153,3 +154,19 @@ TUNE_MORE: dict[str, tuple[str, TuneConfig]] = {
     ),
 }
 """Searches over MORE's weighting."""
+
+SERVE: dict[str, tuple[str, ServeConfig]] = {
+    "models": (
+        "Your models: folders, hub names, MLflow aliases, functions or other servers, NAME=WHERE.",
+        ServeConfig(models=tyro.MISSING),
+    ),
+    "open": (
+        "The same, for a cluster: every address, two replicas at most, none where nobody asks.",
+        ServeConfig(
+            models=tyro.MISSING,
+            host="0.0.0.0",
+            scaling=ScalingConfig(min_replicas=0, max_replicas=2),
+        ),
+    ),
+}
+"""Sets of reward models behind one server."""

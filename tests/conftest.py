@@ -1,6 +1,7 @@
 """Fixtures: a tiny random model folder with a byte-level tokenizer, no hub."""
 
 import os
+import shutil
 
 os.environ.update(TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
 
@@ -63,3 +64,16 @@ def cluster():
 
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A Chromium; for a module, since the event loop that drives it is in asyncio's way."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium on this machine")
+    with playwright.sync_playwright() as found:
+        opened = found.chromium.launch(executable_path=chromium, timeout=120_000)
+        yield opened
+        opened.close()

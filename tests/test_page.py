@@ -1,7 +1,6 @@
 """The page of a run: one file that needs nothing else, for phone and desk, light and dark."""
 
 import json
-import shutil
 from itertools import pairwise
 
 import numpy as np
@@ -12,6 +11,7 @@ from test_report import example_metrics
 
 from panoply.data.tables import PairTable, Split
 from panoply.measure.boards import LEVELS, STYLES, rmbench
+from tests.contrast import LOWEST_CONTRAST
 from workflows.mistakes import MOST, confident_mistakes, report_mistakes
 from workflows.page.charts import Axis
 from workflows.page.summary import verdict
@@ -219,18 +219,6 @@ def test_an_axis_runs_between_round_numbers_and_holds_what_is_drawn():
 
 
 @pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no Chromium on this machine")
-    with playwright.sync_playwright() as found:
-        opened = found.chromium.launch(executable_path=chromium, timeout=120_000)
-        yield opened
-        opened.close()
-
-
-@pytest.fixture(scope="module")
 def report(tmp_path_factory):
     return finished_run(tmp_path_factory.mktemp("page"), large_metrics())
 
@@ -300,37 +288,6 @@ def test_the_board_shows_each_scorer_s_levels_and_what_style_the_gate_wins_with(
         [STYLES[1], "1.000", "1.000", "0.000"],
         [STYLES[2], "1.000", "1.000", "1.000"],
     ]
-
-
-LOWEST_CONTRAST = """() => {
-  const context = new OffscreenCanvas(1, 1).getContext('2d', {willReadFrequently: true})
-  const seen = {}
-  const light = color => seen[color] ??= (() => {
-    context.clearRect(0, 0, 1, 1)
-    context.fillStyle = color
-    context.fillRect(0, 0, 1, 1)
-    const [r, g, b, a] = context.getImageData(0, 0, 1, 1).data
-    const linear = [r, g, b].map(c => c / 255).map(
-      c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
-    return [0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2], a]
-  })()
-  let lowest = [21, '']
-  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT)
-  while (walk.nextNode()) {
-    const text = walk.currentNode.data.trim(), own = walk.currentNode.parentElement
-    if (!text || !own.getClientRects().length) continue
-    const style = getComputedStyle(own)
-    let behind = own
-    while (behind && !light(getComputedStyle(behind).backgroundColor)[1]) {
-      behind = behind.parentElement
-    }
-    const a = light(own.closest('svg') ? style.fill : style.color)[0]
-    const b = light(getComputedStyle(behind).backgroundColor)[0]
-    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05)
-    if (ratio < lowest[0]) lowest = [ratio, text]
-  }
-  return lowest
-}"""
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

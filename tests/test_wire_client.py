@@ -2,61 +2,17 @@
 
 import asyncio
 import inspect
-import json
-import threading
 import time
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from panoply.wire.client import AsyncClient, Client, RewardServerError
+from panoply.wire.attempts import RewardServerError
+from panoply.wire.client import AsyncClient, Client
 from panoply.wire.request import Chat, ScoreRequest
-from tests.wire_scores import post_bytes
+from tests.wire_server import serving
 
 USER = {"role": "user", "content": "Why?"}
 ASK = ScoreRequest(items=(Chat((USER,), ("good #1.5", "bad #-2")),), models=("m",))
-
-
-@contextmanager
-def serving(*script):
-    """A server that first answers as scripted, (status, headers, body) or "drop", then scores."""
-    seen, left = [], list(script)
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_POST(self):
-            body = self.rfile.read(int(self.headers["content-length"]))
-            headers = {name.lower(): value for name, value in self.headers.items()}
-            seen.append((self.path, headers, json.loads(body), time.monotonic()))
-            step = left.pop(0) if left else None
-            if step == "drop":
-                self.close_connection = True
-                return
-            status, extra, answer = step or (200, {}, None)
-            if step is None:
-                status, answer = post_bytes(self.path, body)
-            sent = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-            self.send_response(status)
-            for name, value in {**extra, "content-length": str(len(sent))}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(sent)
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", seen
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def scores(answer):

@@ -130,7 +130,9 @@ def _open(experiment: str, out: Path) -> MlflowClient:
     named = os.environ.get("MLFLOW_TRACKING_URI")
     uri = named or f"sqlite:///{out.parent / 'mlflow.db'}"
     mlflow.set_tracking_uri(uri)
-    if not named:  # MLflow has set it, and the next run of this process would take it for the user's
+    if (
+        not named
+    ):  # MLflow has set it, and the next run of this process would take it for the user's
         os.environ.pop("MLFLOW_TRACKING_URI", None)
     client = MlflowClient(uri)
     # Without a location, artifacts would go to a folder of the current directory.

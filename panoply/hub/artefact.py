@@ -96,7 +96,11 @@ class RewardModel(ScoringModel):
     def explain(self, prompt: Prompt, response: str) -> Explanation:
         """Returns the score of a response with what drove it."""
         tree = self.backbone.renderer.render(prompt, [response]).tree
-        scored = self.score_trees([tree])
+        return self.explanation(self.score_trees([tree]))
+
+    @torch.inference_mode()
+    def explanation(self, scored: Scored) -> Explanation:
+        """Returns what drove the score of a batch of one."""
         coefficient_BO, length_B = self.head.coefficients(scored.weights_BO)
         moved = self.head.debiased(scored.values_BO, scored.length_B) - self.head.center
         contribution = (scored.weights_BO * moved)[0]

@@ -65,9 +65,9 @@ class Renderer:
             tokenizer.chat_template = FIXED_CLOCK + tokenizer.chat_template
         start = tokenizer("")["input_ids"]
         self.bos = list(start[:1]) if start and start[0] == tokenizer.bos_token_id else []
-        a, b = self._ids([self._text("a", "a"), self._text("a", "b")])
+        a, b = self.ids([self._text("a", "a"), self._text("a", "b")])
         self.num_closing = common_prefix(a[::-1], b[::-1])
-        a, b = self._ids([self._text(text, None, header=False) for text in ("a", "b")])
+        a, b = self.ids([self._text(text, None, header=False) for text in ("a", "b")])
         self.num_turn_closing = common_prefix(a[::-1], b[::-1])
 
     @property
@@ -98,12 +98,16 @@ class Renderer:
             add_generation_prompt=response is None and header,
         )
 
-    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns the tokens of rendered texts, BOS once."""
         ids = cast(
             list[list[int]], self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         )
-        # BOS once: many templates already write it.
-        return [self.bos + row if row[: len(self.bos)] != self.bos else row for row in ids]
+        return [self.with_bos(row) for row in ids]
+
+    def with_bos(self, ids: list[int]) -> list[int]:
+        """Returns tokens with BOS in front once: many templates already write it."""
+        return ids if ids[: len(self.bos)] == self.bos else self.bos + ids
 
     def render(self, prompt: Prompt, responses: Sequence[str]) -> Rendered:
         """Returns the token tree of a prompt and its responses.
@@ -121,7 +125,7 @@ class Renderer:
             raise ValueError(
                 f"the chat template refuses roles {[m['role'] for m in prompt]!r}: {error}"
             ) from error
-        body, opening, *full = self._ids(texts)
+        body, opening, *full = self.ids(texts)
         # An empty response may leave no token of its own: the last one stands for it.
         starts = [min(common_prefix(opening, ids), len(ids) - 1) for ids in full]
         shared = min(starts)

@@ -5,7 +5,8 @@ Legend: `B` responses, `O` objectives, `F` response features, `D` gate features.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,11 @@ class Scored:
     """g(x): the gate's weights times its scale."""
     score_B: Tensor
     """R(x, y)."""
+
+    def rows(self) -> list[Scored]:
+        """Returns each response by itself, as a batch of one."""
+        parts = (x.split(1) for x in (self.values_BO, self.length_B, self.weights_BO, self.score_B))
+        return [Scored(*row) for row in zip(*parts, strict=True)]
 
 
 class GatedHead(nn.Module):
@@ -66,6 +72,12 @@ class GatedHead(nn.Module):
         weights_BO = self.gate(gate_BD)
         score_B = (weights_BO * self.debiased(values_BO, length_B)).sum(-1)
         return Scored(values_BO, length_B, weights_BO, score_B)
+
+    def weighed(self, scored: Scored, weights_O: Sequence[float]) -> Scored:
+        """Returns what the head would have said had the gate given these weights."""
+        weights_BO = torch.tensor(weights_O).expand_as(scored.weights_BO)
+        score_B = (weights_BO * self.debiased(scored.values_BO, scored.length_B)).sum(-1)
+        return replace(scored, weights_BO=weights_BO, score_B=score_B)
 
     def debiased(self, values_BO: Tensor, length_B: Tensor) -> Tensor:
         """Returns r' `[B, O]`."""

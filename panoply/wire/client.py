@@ -5,17 +5,14 @@
 
     compute_score = AsyncClient("http://HOST:8000").verl_compute_score("armorm")  # in verl's file
 
-A request is asked again where that can help (429 and 503, by the server's Retry-After, and a broken
-connection) until its time is over; scoring twice does no harm. What fails for good raises: a run
-without its reward model should stop, and not learn from made-up numbers. A single score that failed
-is None for TRL, which leaves it out.
+A request is asked again where that can help until its time is over (`panoply.wire.attempts`). What
+fails for good raises: a run without its reward model should stop, and not learn from made-up
+numbers. A single score that failed is None for TRL, which leaves it out.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeAlias
@@ -23,69 +20,12 @@ from typing import Any, Self, TypeAlias
 import httpx2
 from pydantic import JsonValue
 
+from panoply.wire.attempts import Attempts
 from panoply.wire.request import ScoreAnswer, ScoreRequest
 from panoply.wire.rewards import payload_of, read_answer
 from panoply.wire.trainers import Text, trl_batch, verl_request, verl_score
 
 Rewards: TypeAlias = list[float | None]
-
-RETRIED = (429, 503)
-FIRST_PAUSE, LONGEST_PAUSE = 0.25, 8.0
-"""Seconds. Pauses double, and a random half keeps clients from coming back all at once."""
-
-
-class RewardServerError(RuntimeError):
-    """The server refused a request, or its answer cannot be read."""
-
-
-class _Attempts:
-    """One request, asked until its time is over."""
-
-    def __init__(self, url: str, request: ScoreRequest, timeout: float) -> None:
-        self.url, self.request = url, request
-        self.timeout = timeout if request.timeout is None else request.timeout
-        self.ends = time.monotonic() + self.timeout
-        self.num_failed = 0
-
-    def next(self) -> dict[str, Any]:
-        """Returns what to post. The server is told how long somebody still waits."""
-        left = max(self.ends - time.monotonic(), 1e-3)
-        return {"json": payload_of(self.request) | {"timeout": left}, "timeout": left}
-
-    def answer(self, response: httpx2.Response) -> ScoreAnswer | float:
-        """Returns the answer, or the seconds to wait before asking again.
-
-        Raises:
-            RewardServerError: asking again would not help.
-            TimeoutError: the time would be over.
-        """
-        told = f"HTTP {response.status_code}: {response.text[:500]}"
-        if response.status_code in RETRIED:
-            # The header may be a date too; servers that ask to wait for a queue give seconds.
-            asked = response.headers.get("retry-after", "")
-            return self.pause(told, float(asked) if asked.isdecimal() else None)
-        if response.status_code != 200:
-            raise RewardServerError(f"{self.url} refused the request with {told}")
-        try:
-            return read_answer(response.json(), self.request)
-        except ValueError as error:
-            raise RewardServerError(f"cannot read what {self.url} answered: {error}") from error
-
-    def pause(self, why: str, asked: float | None = None) -> float:
-        """Counts a failure and returns the seconds to wait, by the server's word or by count.
-
-        Raises:
-            TimeoutError: the time would be over.
-        """
-        self.num_failed += 1
-        longest = min(FIRST_PAUSE * 2 ** (self.num_failed - 1), LONGEST_PAUSE)
-        pause = longest * random.uniform(0.5, 1) if asked is None else asked
-        if time.monotonic() + pause >= self.ends:
-            raise TimeoutError(
-                f"{self.url} gave no answer within {self.timeout:g} s; attempt {self.num_failed} "
-                f"ended with {why}, and the next would be {pause:.1f} s later"
-            )
-        return pause
 
 
 class _Settings:
@@ -106,6 +46,17 @@ class _Settings:
         self.url = f"{url.rstrip('/')}/v1/rewards"
         self.timeout = timeout
         self.headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+
+    def attempts(self, request: ScoreRequest) -> Attempts[ScoreAnswer]:
+        """Returns a request on its way. The server is told how long somebody still waits."""
+        payload = payload_of(request)
+        timeout = self.timeout if request.timeout is None else request.timeout
+        return Attempts(
+            self.url,
+            lambda left: payload | {"timeout": left},
+            lambda answer: read_answer(answer, request),
+            timeout,
+        )
 
 
 class Client(_Settings):
@@ -133,15 +84,7 @@ class Client(_Settings):
             RewardServerError: the server refused it, or its answer cannot be read.
             TimeoutError: there was no answer in time.
         """
-        attempts = _Attempts(self.url, request, self.timeout)
-        while True:
-            try:
-                found = attempts.answer(self._http.post(self.url, **attempts.next()))
-            except httpx2.TransportError as error:
-                found = attempts.pause(repr(error))
-            if isinstance(found, ScoreAnswer):
-                return found
-            time.sleep(found)
+        return self.attempts(request).post(self._http)
 
     def trl_reward_func(
         self, model: str, *, label_column: str | None = None
@@ -213,15 +156,7 @@ class AsyncClient(_Settings):
         if self._loop not in (None, loop):  # its connections died with the loop they were made in
             self._http = httpx2.AsyncClient(headers=self.headers)
         self._loop = loop
-        attempts = _Attempts(self.url, request, self.timeout)
-        while True:
-            try:
-                found = attempts.answer(await self._http.post(self.url, **attempts.next()))
-            except httpx2.TransportError as error:
-                found = attempts.pause(repr(error))
-            if isinstance(found, ScoreAnswer):
-                return found
-            await asyncio.sleep(found)
+        return await self.attempts(request).post_async(self._http)
 
     def trl_reward_func(
         self, model: str, *, label_column: str | None = None

@@ -1,0 +1,50 @@
+"""Which replica a call goes to: the one that its prompt belongs to, if that is not far behind."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
+
+from panoply.serve.calls import Call
+
+FAR_BEHIND = 32
+"""Calls that the preferred replica may have in hand beyond those of the idlest one."""
+
+
+def preference(replicas: Sequence[str], bucket: int) -> list[int]:
+    """Returns the places of replicas in the order that a bucket prefers them.
+
+    Rendezvous hashing: a replica that comes or goes moves only the buckets that it has.
+    """
+
+    def weight(place: int) -> bytes:
+        return hashlib.blake2b(f"{bucket} {replicas[place]}".encode(), digest_size=8).digest()
+
+    return sorted(range(len(replicas)), key=weight)
+
+
+class PromptAffinity(RequestRouter):
+    """Sends calls of one bucket to one replica, where they share their prompt's computation.
+
+    A replica that is full is passed over, and so is one far behind the others: a popular prompt
+    may cost a second computation, but nobody waits in a queue while a replica idles.
+    """
+
+    async def choose_replicas(
+        self,
+        candidate_replicas: list[RunningReplica],
+        pending_request: PendingRequest | None = None,
+    ) -> list[list[RunningReplica]]:
+        """Returns all replicas, each a rank of its own, the best first."""
+        args = pending_request.args if pending_request else ()
+        if not args or not isinstance(args[0], Call):
+            return [candidate_replicas]
+        ids = [replica.replica_id.unique_id for replica in candidate_replicas]
+        ranked = [candidate_replicas[i] for i in preference(ids, args[0].bucket)]
+        in_hand = [self.replica_queue_len_cache.get(r.replica_id) or 0 for r in ranked]
+        if in_hand[0] > min(in_hand) + FAR_BEHIND:
+            idlest = in_hand.index(min(in_hand))
+            ranked = [ranked[idlest], *ranked[:idlest], *ranked[idlest + 1 :]]
+        return [[replica] for replica in ranked]

@@ -1,0 +1,192 @@
+"""The gateway over HTTP: every dialect at its path, the page, the models, health and metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+from fastapi import FastAPI, Request, Response
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
+from fastapi.staticfiles import StaticFiles
+from pydantic.json_schema import models_json_schema
+from ray.util.metrics import Counter, Histogram
+
+from actors.gateway import Gateway
+from panoply.wire.endpoint import Limits, decode
+from panoply.wire.endpoints import ENDPOINTS, endpoint_at
+from panoply.wire.request import RequestError, ScoreRequest
+
+PAGE = Path(__file__).parent / "page"
+PREFIX = "/models/{name}"
+POLICY = "default-src 'self'; img-src 'self' data:; base-uri 'none'; frame-ancestors 'none'"
+SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120]
+ABOUT = """Scores by several reward models, in the words of the client's own protocol.
+
+Every path of a protocol also stands behind `/models/NAME`, which names the model."""
+
+
+def make_app(
+    gateway: Gateway,
+    limits: Limits,
+    keys: Mapping[str, str],
+    agents: Callable[[], Awaitable[Sequence[str]]],
+    lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]],
+) -> FastAPI:
+    """Returns the HTTP application.
+
+    Args:
+        gateway: answers requests.
+        limits: the most that a request may ask.
+        keys: API key of each model that asks for one.
+        agents: returns the URLs at which the nodes tell their metrics.
+        lifespan: what runs beside it.
+    """
+    app = FastAPI(title="Panoply", description=ABOUT, version="1", lifespan=lifespan)
+    count = Counter("panoply_requests_total", "Requests.", tag_keys=("path", "status"))
+    seconds = Histogram("panoply_request_seconds", "Until answered.", SECONDS, ("path",))
+
+    async def score(request: Request) -> Response:
+        path, name = _path(request), request.path_params.get("name")
+        begun, endpoint = time.monotonic(), endpoint_at(path)
+        try:
+            payload = decode(await _body(request, limits.max_bytes), limits)
+            endpoint = endpoint_at(path, payload)
+            call = endpoint.parse(payload)
+            asked = gateway.named(limits.check(call.request()), name)
+            _check_keys(request, asked, keys)
+            answer, headers = call.render(await gateway.score(asked), asked), {}
+            status = 200
+        except RequestError as error:
+            status, answer = endpoint.refuse(error)
+            wait = error.retry_after
+            headers = {} if wait is None else {"Retry-After": str(max(1, round(wait)))}
+        count.inc(1, {"path": path, "status": str(status)})
+        seconds.observe(time.monotonic() - begun, {"path": path})
+        return Response(_json(answer), status, headers, "application/json")
+
+    for path in dict.fromkeys(path for endpoint in ENDPOINTS for path in endpoint.paths):
+        for prefix in ("", PREFIX):
+            app.add_api_route(prefix + path, score, methods=["POST"], **_described(prefix, path))
+
+    @app.get("/v1/models", summary="The models, with their state and objectives.")
+    def models() -> JSONResponse:
+        return JSONResponse({"object": "list", "data": gateway.directory()})
+
+    @app.get("/health", summary="200 while a model can answer.")
+    def health() -> JSONResponse:
+        states = {entry["id"]: entry["state"] for entry in gateway.directory()}
+        well = any(state != "failed" for state in states.values())
+        told = {"status": "ok" if well else "no model works", "models": states}
+        return JSONResponse(told, 200 if well else 503)
+
+    @app.get("/metrics", summary="Prometheus metrics of all nodes.")
+    async def metrics() -> PlainTextResponse:
+        return PlainTextResponse(await _relayed(await agents()))
+
+    @app.get("/", include_in_schema=False)
+    def page() -> FileResponse:
+        return FileResponse(PAGE / "index.html", headers={"Content-Security-Policy": POLICY})
+
+    app.mount("/page", StaticFiles(directory=PAGE), "page")
+    app.openapi = lambda: _openapi(app)
+    return app
+
+
+def _path(request: Request) -> str:
+    """Returns the dialect's path: the route's, without the prefix that names a model."""
+    return request.scope["route"].path.removeprefix(PREFIX)
+
+
+async def _body(request: Request, most: int) -> bytes:
+    """Returns the body, read no further than it may be long.
+
+    Raises:
+        RequestError: 413 beyond that.
+    """
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > most:
+            raise RequestError(f"the body has more than {most} bytes: send several requests", 413)
+    return bytes(body)
+
+
+def _check_keys(request: Request, asked: ScoreRequest, keys: Mapping[str, str]) -> None:
+    """Checks the key of every model that is asked and has one.
+
+    Raises:
+        RequestError: 401 if it was not sent, or is another.
+    """
+    sent = request.headers.get("authorization", "").removeprefix("Bearer ")
+    sent = (sent or request.headers.get("x-api-key", "")).encode(errors="replace")
+    for name in asked.models:
+        if name in keys and not secrets.compare_digest(sent, keys[name].encode()):
+            raise RequestError(
+                f"model {name!r} asks for its API key, as `Authorization: Bearer KEY`", 401
+            )
+
+
+def _json(answer: Any) -> bytes:
+    return json.dumps(answer, ensure_ascii=False, allow_nan=False, default=dict).encode()
+
+
+async def _relayed(agents: Sequence[str]) -> str:
+    """Returns our own metrics as the nodes tell them; a node that does not answer is left out."""
+    async with httpx2.AsyncClient(timeout=5.0) as client:
+        found = await asyncio.gather(*map(client.get, agents), return_exceptions=True)
+    texts = [answer.text for answer in found if isinstance(answer, httpx2.Response)]
+    lines = [line for text in texts for line in text.splitlines() if "panoply_" in line]
+    return "\n".join(dict.fromkeys([*lines, ""]))
+
+
+REFUSALS: dict[int | str, str] = {
+    400: "The body is wrong; the message names the key, its value and what is allowed.",
+    401: "The model asks for a key.",
+    404: "No model has this name.",
+    413: "Too much for one request.",
+    422: "A text cannot be scored.",
+    424: "A text cannot be scored (TEI).",
+    429: "The model is busy; `Retry-After` says for how long.",
+    503: "The model cannot answer now.",
+}
+
+REFS, SCHEMAS = models_json_schema(
+    [(endpoint.call, "validation") for endpoint in ENDPOINTS],
+    ref_template="#/components/schemas/{model}",
+)
+"""Of the dialects' payloads: FastAPI does not see them, since keys choose among them."""
+
+
+def _described(prefix: str, path: str) -> dict[str, Any]:
+    """Returns what OpenAPI says of a path: the payloads of the dialects that share it."""
+    at = [endpoint for endpoint in ENDPOINTS if path in endpoint.paths]
+    bodies = [REFS[endpoint.call, "validation"] for endpoint in at]
+    schema = bodies[0] if len(bodies) == 1 else {"anyOf": bodies}
+    body = {"required": True, "content": {"application/json": {"schema": schema}}}
+    named = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
+    told = {"requestBody": body} | ({"parameters": [named]} if prefix else {})
+    return {
+        "tags": [endpoint.dialect for endpoint in at],
+        "summary": " / ".join((endpoint.call.__doc__ or "").splitlines()[0] for endpoint in at),
+        "openapi_extra": told,
+        "responses": {status: {"description": words} for status, words in REFUSALS.items()},
+    }
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        told = get_openapi(
+            title=app.title, version=app.version, description=app.description, routes=app.routes
+        )
+        components = told.setdefault("components", {}).setdefault("schemas", {})
+        components |= SCHEMAS["$defs"]
+        app.openapi_schema = told
+    return app.openapi_schema

@@ -1,0 +1,184 @@
+"""One reward model behind a queue: calls of any origin in, scores with their details out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Generic, TypeVar
+
+import torch
+from pydantic import JsonValue
+from ray.util.metrics import Counter, Gauge, Histogram
+
+from actors.voices import Voice, voice_of
+from panoply.hub.artefact import load_reward_model
+from panoply.hub.backbone import quiet
+from panoply.model.gather import Tokenized, gather
+from panoply.serve.batching import Batcher, BatchStats, Overloaded
+from panoply.serve.calls import Call, each_alone
+from panoply.serve.config import ArmConfig, BatchConfig
+from panoply.wire.request import (
+    Chat,
+    Item,
+    ModelAnswer,
+    Rendered,
+    RequestError,
+    Score,
+)
+from panoply.wire.templates import as_chat
+
+V = TypeVar("V")
+SIZES = [2.0**k for k in range(4, 18)]
+WAITS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
+
+
+class Judge(Generic[V]):
+    """Answers calls; those that wait together are scored together.
+
+    Args:
+        name: of the model.
+        voice: the model.
+        batch: how the queue collects.
+        rendered_by: template family of rendered text; empty: the model's own.
+        watch: told of every batch, with the tokens that its forward computed.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        voice: Voice[V],
+        batch: BatchConfig,
+        rendered_by: str = "",
+        watch: Callable[[BatchStats, int], None] = lambda *_: None,
+    ) -> None:
+        self.name, self.voice, self.rendered_by = name, voice, rendered_by
+        self.num_computed = 0
+        self.queue = Batcher(self._run, batch, lambda stats: watch(stats, self.num_computed))
+        self.readers = ThreadPoolExecutor(1, "read")
+
+    def about(self) -> dict[str, JsonValue]:
+        """Returns what the model is."""
+        objectives: list[JsonValue] = [
+            {"name": name, "low": ends[0] if ends else None, "high": ends[1] if ends else None}
+            for name, ends in self.voice.objectives.items()
+        ]
+        provenance = dict(self.voice.provenance)
+        return {"kind": provenance["kind"], "objectives": objectives, "provenance": {**provenance}}
+
+    async def answer(self, call: Call) -> ModelAnswer | RequestError:
+        """Returns a score or an error for every response of a call.
+
+        A call that gets no answer at all gets its error as a value, since what is raised changes
+        its class between processes.
+        """
+        if unknown := sorted(set(call.weights) - set(self.voice.objectives)):
+            known = sorted(self.voice.objectives) or "none"
+            return RequestError(f"{self.name!r} has no objective {unknown}; it has {known}")
+        read = await asyncio.get_running_loop().run_in_executor(
+            self.readers, lambda: [self._read(item) for item in call.items]
+        )
+        flat = [one for item in read for one in item]
+        try:
+            said = await self.queue.score(
+                [one for one in flat if not isinstance(one, Score)], call.timeout
+            )
+        except Overloaded as full:
+            return RequestError(f"{self.name!r} is busy: {full.args[0]}", 429, full.retry_after)
+        heard = iter(said)
+        items = tuple(
+            tuple(
+                one if isinstance(one, Score) else self._score(next(heard), one, call)
+                for one in item
+            )
+            for item in read
+        )
+        provenance = self.voice.provenance if "provenance" in call.details else {}
+        return ModelAnswer(model=self.name, items=items, provenance=provenance)
+
+    def _read(self, item: Item) -> list[Tokenized | Score]:
+        """Returns the conversations of an item; in place of one that cannot be read, why."""
+        try:
+            return [*self._conversations(item)]
+        except ValueError as error:
+            if len(item.responses) == 1:
+                return [Score(error=str(error))]
+        return [one for alone in each_alone(item) for one in self._read(alone)]
+
+    def _conversations(self, item: Item) -> list[Tokenized]:
+        reader = self.voice.reader
+        if isinstance(item, Rendered) and self.rendered_by:
+            item = as_chat(item, self.rendered_by)
+        match item:
+            case Chat():
+                return reader.messages(item.prompt, item.responses)
+            case Rendered():
+                return reader.text(item.prompt, item.responses)
+            case _:
+                return [reader.ids(tokens) for tokens in item.responses]
+
+    def _run(self, conversations: Sequence[Tokenized]) -> list[V]:
+        gathered = gather(conversations)
+        self.num_computed = gathered.num_tokens
+        with torch.inference_mode():
+            said = self.voice.hear(gathered.trees)
+        return [said[place] for place in gathered.places]
+
+    def _score(self, said: V | Exception, one: Tokenized, call: Call) -> Score:
+        if isinstance(said, TimeoutError):
+            return Score(error=str(said), transient=True)
+        if isinstance(said, Exception):
+            return Score(error=f"the model failed: {type(said).__name__}: {said}")
+        return self.voice.say(said, call, len(one.tokens))
+
+
+class ModelJudge:
+    """A judge of a reward model in its own process; what Serve makes replicas of."""
+
+    def __init__(self, arm: ArmConfig) -> None:
+        """Loads the model; raises as `load_reward_model` does."""
+        quiet()
+        torch.set_num_threads(max(1, int(arm.scaling.cpus)))
+        voice = voice_of(load_reward_model(arm.where))
+        self.meters = Meters(arm.name)
+        self.judge = Judge(arm.name, voice, arm.batch, arm.rendered_by, self.meters.batch)
+
+    async def answer(self, call: Call) -> ModelAnswer | RequestError:
+        """Returns a score or an error for every response of a call."""
+        self.meters.queued(self.judge.queue.num_queued)
+        return await self.judge.answer(call)
+
+    def about(self) -> dict[str, JsonValue]:
+        """Returns what the model is."""
+        return self.judge.about()
+
+
+class Meters:
+    """What Prometheus is told of a judge's batches."""
+
+    def __init__(self, model: str) -> None:
+        tags = {"tag_keys": ("model",)}
+        made = {
+            "tokens": Histogram("panoply_batch_tokens", "Computed in a batch.", SIZES, **tags),
+            "saved": Counter("panoply_shared_tokens_total", "Not computed, as shared.", **tags),
+            "responses": Counter("panoply_responses_total", "Responses scored.", **tags),
+            "waited": Histogram("panoply_queue_seconds", "Longest wait in a batch.", WAITS, **tags),
+            "seconds": Histogram("panoply_batch_seconds", "Of a forward.", WAITS, **tags),
+            "queue": Gauge("panoply_queue_responses", "Responses that wait.", **tags),
+        }
+        for meter in made.values():
+            meter.set_default_tags({"model": model})
+        self.made: dict[str, Any] = made
+
+    def queued(self, num: int) -> None:
+        """Tells how many responses wait."""
+        self.made["queue"].set(num)
+
+    def batch(self, stats: BatchStats, num_computed: int) -> None:
+        """Tells of a batch."""
+        self.made["tokens"].observe(num_computed)
+        if saved := stats.num_separate_tokens - num_computed:
+            self.made["saved"].inc(saved)
+        self.made["responses"].inc(stats.num_responses)
+        self.made["waited"].observe(stats.waited)
+        self.made["seconds"].observe(stats.seconds)

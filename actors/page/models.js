@@ -1,0 +1,77 @@
+/** The models that can be asked, and weights that take the gate's place. */
+import { breakable, element } from "./dom.js";
+
+const at = (id) => document.getElementById(id);
+const texts = new Map(); // of the weight fields, by objective
+
+export const picked = new Set();
+export let models = null;
+
+/** Takes the list of `/v1/models`; at first its defaults are picked, unless a link picked some. */
+export function takeModels(found) {
+  const isFirst = models === null && !picked.size;
+  for (const own of found) if (isFirst && own.default) picked.add(own.id);
+  models = found;
+  showModels();
+}
+
+export function showModels() {
+  const focused = document.activeElement.closest("#models input")?.value;
+  at("models").replaceChildren(...(models ?? []).map((own, i) => {
+    const disabled = own.state === "failed";
+    if (disabled) picked.delete(own.id);
+    const box = element("input", {
+      type: "checkbox",
+      id: `model-${i}`,
+      value: own.id,
+      checked: picked.has(own.id),
+      disabled,
+      "aria-describedby": `state-${i}`,
+    });
+    box.addEventListener("change", () => {
+      if (box.checked) picked.add(own.id);
+      else picked.delete(own.id);
+      showWeights();
+    });
+    const told = own.state === "idle" ? "idle, starts when asked" : own.state;
+    const state = element("span", { className: "state" }, told);
+    const why = own.reason && `: ${own.reason}`;
+    const id = `state-${i}`;
+    const about = element("span", { className: "soft", id }, `${own.kind}, `, state, why);
+    const label = element("label", { htmlFor: box.id }, breakable(own.id));
+    return element("li", { className: own.state }, box, label, about);
+  }));
+  [...at("models").querySelectorAll("input")].find(({ value }) => value === focused)?.focus();
+  showWeights();
+}
+
+function showWeights() {
+  const gated = (models ?? []).filter(({ id, kind }) => kind === "gated" && picked.has(id));
+  const names = [...new Set(gated.flatMap(({ objectives }) => objectives.map(({ name }) => name)))];
+  at("steer").hidden = !names.length;
+  at("weights").replaceChildren(...names.map((name, i) => {
+    const value = texts.get(name) ?? "";
+    const field = element("input", { type: "number", step: "any", id: `weight-${i}`, name, value });
+    field.addEventListener("input", () => {
+      texts.set(name, field.value);
+      tellSteered();
+    });
+    return element("li", {}, element("label", { htmlFor: field.id }, breakable(name)), field);
+  }));
+  tellSteered();
+}
+
+export const weightFields = () => [...at("weights").querySelectorAll("input")];
+
+function tellSteered() {
+  const num = weightFields().filter(({ value }) => value).length;
+  at("steered").textContent = num ? `, ${num} set` : "";
+  for (const field of weightFields()) field.placeholder = num ? "0" : "gate";
+}
+
+/** Sets the weights by objective; those not named are empty. */
+export function steer(weights) {
+  texts.clear();
+  for (const [name, weight] of Object.entries(weights)) texts.set(name, String(weight));
+  showWeights();
+}

@@ -1,0 +1,139 @@
+/** What moved the scores of one model: its objectives, their weights, and why one response won. */
+import { breakable, cell, chooser, color, element, head, row, section, table, tag } from "./dom.js";
+import { decimals, differences, letter, ordered, scaleOf, signed } from "./numbers.js";
+
+const MOST = 8; // objectives that stand unfolded
+
+/** The section of a model whose scores have objectives. */
+export function moved(column) {
+  const title = element("span", {}, "What moved ", breakable(column.model));
+  return section(title, ...objectives(column), ...why(column));
+}
+
+function objectives({ model, scores, objectives: listed, steered }) {
+  const names = [...new Set(scores.flatMap((own) => Object.keys(own.objectives ?? {})))];
+  const scales = new Map(listed.map((own) => [own.name, own]));
+  const weights = (name) => scores.flatMap(({ gate = {} }) => gate[name] ?? []);
+  const added = scores.map(({ drivers = [] }) =>
+    new Map(drivers.map(({ objective, contribution }) => [objective, contribution])));
+  const all = { weight: names.flatMap(weights), added: added.flatMap((own) => [...own.values()]) };
+  const digits = { weight: decimals(all.weight), added: decimals(all.added) };
+  const heaviest = Math.max(1e-9, ...all.weight.map(Math.abs));
+  const sizes = {
+    weight: (name) => Math.max(-1, ...weights(name).map(Math.abs)),
+    contribution: (name) => Math.max(...added.map((own) => Math.abs(own.get(name) ?? -0))),
+  };
+
+  const weightCell = (name) => {
+    const own = weights(name);
+    const ends = [Math.min(...own), Math.max(...own)].map((end) => end.toFixed(digits.weight));
+    const told = [...new Set(ends)].join(" to "); // a gate reads the prompt alone: one weight
+    const bar = element("s", { style: { width: `${(100 * sizes.weight(name)) / heaviest}%` } });
+    const track = element("span", { className: "track" }, bar);
+    return element("td", { className: "weight" }, own.length ? told : "-", track);
+  };
+  const addedCell = (name) => {
+    const told = added.map((own) => (own.has(name) ? signed(own.get(name), digits.added) : "-"));
+    return element("td", { className: "lines" }, ...told.map((text) => element("span", {}, text)));
+  };
+  const line = (name) => {
+    const values = scores.map((own) => own.objectives?.[name] ?? null);
+    const scale = scaleOf(scales.get(name), values.filter((value) => value !== null));
+    const note = scale.known ? null : element("small", {}, "no known scale");
+    const cells = [bars(values, scale)];
+    if (all.weight.length) cells.unshift(weightCell(name));
+    if (all.added.length) cells.push(addedCell(name));
+    return row(element("span", {}, breakable(name), note), ...cells);
+  };
+
+  const heads = [head("objective"), head("predicted rating, on its own scale", "plot")];
+  if (all.weight.length) heads.splice(1, 0, head(steered ? "your weight" : "gate weight"));
+  if (all.added.length) heads.push(head("adds to the score"));
+  const place = element("div");
+  const more = element("button", { type: "button", className: "quiet" });
+  more.hidden = names.length <= MOST;
+  const draw = (unfolded) => {
+    const size = sizes[order.value];
+    const first = names.toSorted((a, b) => size(b) - size(a)).slice(0, unfolded ? undefined : MOST);
+    place.replaceChildren(table(`Objectives of ${model}`, heads, first.map(line)));
+    more.textContent = unfolded ? `Show the first ${MOST}` : `Show all ${names.length}`;
+    more.ariaExpanded = String(unfolded);
+  };
+  const unfolded = () => more.ariaExpanded === "true";
+  const options = Object.keys(sizes).map((name) => [name, name]);
+  const [order, label] = chooser("Sort by", options, "weight", () => draw(unfolded()));
+  more.addEventListener("click", () => draw(!unfolded()));
+  draw(false);
+  return [label, place, more];
+}
+
+/** The ratings of all responses as bars from the low to the high end of their scale. */
+function bars(values, { low, high }) {
+  const digits = decimals([low, high]);
+  const lines = values.map((value, i) => {
+    const share = value === null ? 0 : Math.min(1, Math.max(0, (value - low) / (high - low)));
+    const beyond = value > high ? " ↑" : value !== null && value < low ? " ↓" : "";
+    const bar = element("s", { className: color(i), style: { width: `${100 * share}%` } });
+    return element(
+      "span",
+      { className: "line" },
+      tag(i),
+      element("span", { className: "track" }, bar),
+      element("span", {}, value === null ? "-" : value.toFixed(digits) + beyond),
+    );
+  });
+  const [first, last] = [low, high].map((end) => element("span", {}, String(+end.toFixed(digits))));
+  const ends = element("span", { className: "ends" }, first, last);
+  return element("td", { className: "plot" }, ...lines, ends);
+}
+
+function why({ scores, raw, objectives: listed }) {
+  const places = ordered(raw).filter((i) => scores[i].drivers);
+  if (places.length < 2) return [];
+  const scales = new Map(listed.map((own) => [own.name, own]));
+  const place = element("div");
+  const draw = () => place.replaceChildren(drivers(+first.value, +second.value, scores, scales));
+  const options = places.toSorted((i, j) => i - j).map((i) => [i, letter(i)]);
+  const [first, over] = chooser("Why", options, places[0], draw);
+  const [second, than] = chooser("over", options, places[1], draw);
+  draw();
+  const choice = element("div", { className: "row" }, over, than);
+  return [element("h3", {}, "Why one over the other"), choice, place];
+}
+
+/** Contributions to response i less those to j, which add up to the difference of the scores. */
+function drivers(i, j, scores, scales) {
+  const found = differences(scores[i].drivers, scores[j].drivers);
+  const sum = (all) => all.reduce((total, own) => total + own.moved, 0);
+  const total = scores[i].score - scores[j].score;
+  const others = found.slice(MOST);
+  const unknown = total - sum(found);
+  const parts = found.slice(0, MOST).map(({ objective, values, moved }) => {
+    const { low, high } = scaleOf(scales.get(objective), values);
+    return [breakable(objective), moved, ...values.map((v) => v.toFixed(decimals([low, high])))];
+  });
+  if (others.length) parts.push([`${others.length} others`, sum(others), "", ""]);
+  const most = Math.max(1e-9, ...parts.map(([, moved]) => Math.abs(moved)));
+  // float32 sums differ in their last digits; more than that is something no objective explains.
+  if (Math.abs(unknown) > 1e-3 * most) parts.push(["no objective", unknown, "", ""]);
+  const widest = Math.max(most, Math.abs(unknown));
+  const digits = decimals([widest, total]);
+  const rows = parts.map(([name, moved, ...values]) => {
+    const width = (50 * Math.abs(moved)) / widest;
+    const style = { left: `${moved < 0 ? 50 - width : 50}%`, width: `${width}%` };
+    const bar = element("s", { className: color(moved < 0 ? j : i), style });
+    const track = element("span", { className: "track middle" }, bar);
+    const numbers = [signed(moved, digits), ...values];
+    return row(name, cell(track, "plot"), ...numbers.map((number) => cell(number)));
+  });
+  const sums = ["", element("b", {}, signed(total, digits)), "", ""].map((child) => cell(child));
+  const sides = [j, i].map((side) => element("span", {}, "for ", tag(side)));
+  const heads = [
+    head("objective"),
+    head(element("span", { className: "ends" }, ...sides), "plot"),
+    head("difference"),
+    ...[i, j].map((side) => head(element("span", {}, "rating ", tag(side)))),
+  ];
+  const caption = `Contributions to ${letter(i)} less those to ${letter(j)}`;
+  return table(caption, heads, rows, [row("difference of scores", ...sums)]);
+}

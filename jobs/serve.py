@@ -1,0 +1,25 @@
+"""Serve reward models: `python -m jobs.serve RECIPE --models NAME=WHERE ...`."""
+
+from __future__ import annotations
+
+import tyro
+
+from jobs.recipes import SERVE
+
+
+def main() -> None:
+    """Parses a recipe and its flags, then serves until it is stopped."""
+    config = tyro.extras.overridable_config_cli(SERVE, prog="python -m jobs.serve")
+    # Ray and torch load only now, after the arguments are known to be right.
+    from rich.console import Console
+
+    from workflows.progress import Watch, exit_if_unusable
+    from workflows.serve import run_serve
+
+    console = Console(log_path=False)
+    with exit_if_unusable(console):
+        run_serve(config, Watch(console))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""What a gateway asks a model, and how one request becomes such calls."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from panoply.wire.request import Chat, Detail, Item, Rendered, ScoreRequest, Tokens
+
+NUM_BUCKETS = 64
+"""Groups of prompts. Those of one bucket go to one replica, so this bounds the calls that a request
+becomes, and the replicas that can share its work."""
+KEY_CHARACTERS = 512
+"""Beginning of a text without a known prompt that stands for it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """Items of one bucket, for one model."""
+
+    items: tuple[Item, ...]
+    bucket: int
+    timeout: float
+    """Seconds from now after which nobody waits for the answer."""
+    weights: Mapping[str, float] = field(default_factory=dict[str, float])
+    details: frozenset[Detail] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A call, and the places of its items in the request."""
+
+    call: Call
+    places: tuple[int, ...]
+
+
+def bucket_of(item: Item) -> int:
+    """Returns the bucket of an item's prompt: requests that share it meet in one replica."""
+    match item:
+        case Chat():
+            text = "\0".join(f"{turn['role']}\0{turn['content']}" for turn in item.prompt)
+        case Rendered():
+            text = item.prompt or (item.responses[0] if item.responses else "")[:KEY_CHARACTERS]
+        case _:
+            text = str(item.responses[0][: KEY_CHARACTERS // 4] if item.responses else ())
+    digest = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=4).digest()
+    return int.from_bytes(digest) % NUM_BUCKETS
+
+
+def each_alone(item: Item) -> list[Item]:
+    """Returns an item for each response, so that one that is at fault fails alone."""
+    if isinstance(item, Tokens):
+        return [Tokens((tokens,)) for tokens in item.responses]
+    return [replace(item, responses=(response,)) for response in item.responses]
+
+
+def parts(request: ScoreRequest, timeout: float) -> Iterator[Part]:
+    """Yields the calls of a request."""
+    buckets: dict[int, list[int]] = {}
+    for place, item in enumerate(request.items):
+        if item.responses:
+            buckets.setdefault(bucket_of(item), []).append(place)
+    for bucket, places in buckets.items():
+        call = Call(
+            items=tuple(request.items[place] for place in places),
+            bucket=bucket,
+            timeout=timeout,
+            weights=request.weights,
+            details=request.details,
+        )
+        yield Part(call, tuple(places))

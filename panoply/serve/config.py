@@ -1,0 +1,212 @@
+"""What is served, and how: frozen dataclasses. Values are checked when made."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from panoply.config import require
+
+Kind: TypeAlias = Literal["model", "function", "remote"]
+NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
+FUNCTION = "function:"
+OWN = "panoply"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchConfig:
+    """How long and how much the queue before a model collects."""
+
+    max_tokens: int = 8192
+    """Tokens of a batch, shared ones counted once. More share more, and wait longer."""
+    max_wait: float = 0.02
+    """Seconds that the first of an idle queue waits for others, as long as they keep coming."""
+    max_queued: int = 4096
+    """Responses that may wait; beyond, requests are turned away with 429 and Retry-After."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_tokens", "max_queued"):
+            require(getattr(self, name) >= 1, f"batch.{name}", getattr(self, name), ">= 1")
+        require(0 <= self.max_wait <= 10, "batch.max_wait", self.max_wait, "within [0, 10] seconds")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScalingConfig:
+    """Replicas of a model, and what each may take."""
+
+    min_replicas: int = 1
+    """0 lets an idle model go; the first request then waits for it to load."""
+    max_replicas: int = 1
+    target_requests: float = 64.0
+    """Requests that one replica should have in hand; more of them start another replica."""
+    idle_seconds: float = 300.0
+    """How long a replica has little to do before it goes."""
+    cpus: float = 1.0
+    """Of each replica; it computes with as many threads."""
+    gpus: float = 0.0
+    """Of each replica. Fractions put several models on one GPU: .25 of 80 GB holds an 8B model."""
+
+    def __post_init__(self) -> None:
+        fits = 0 <= self.min_replicas <= self.max_replicas and self.max_replicas >= 1
+        allowed = "0 <= min_replicas <= max_replicas, max_replicas >= 1"
+        require(fits, "scaling.min_replicas", (self.min_replicas, self.max_replicas), allowed)
+        for name in ("target_requests", "idle_seconds"):
+            require(getattr(self, name) > 0, f"scaling.{name}", getattr(self, name), "positive")
+        for name in ("cpus", "gpus"):
+            require(getattr(self, name) >= 0, f"scaling.{name}", getattr(self, name), ">= 0")
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """An endpoint of another server."""
+
+    url: str
+    dialect: str
+    model: str
+    """Its name there; empty where the server has one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmConfig:
+    """One reward model behind a name."""
+
+    name: str
+    """What clients call it; also its path, `/models/NAME/...`."""
+    where: str
+    """A model's folder, hub name or `models:/NAME@ALIAS` of MLflow; `function:MODULE:NAME` or
+    `function:FILE.py:NAME`, a Python callable; or another reward server's endpoint as
+    `DIALECT+URL#MODEL`: `vllm+http://HOST:8000#skywork`."""
+    rendered_by: str = ""
+    """Template family that writes rendered text (OpenRLHF's queries, vLLM's `input`) where it is
+    not the model's own: its turns are read and rendered again."""
+    trust_remote_code: bool = False
+    """Run the Python code that a model on the hub brings."""
+    remote_template: str = ""
+    """Of a remote arm whose protocol carries text alone: template family that writes it."""
+    key_variable: str = ""
+    """Environment variable of the node that holds the API key which clients must send for this
+    model; empty: none."""
+    remote_key_variable: str = ""
+    """Of a remote arm: environment variable of the node that holds the key it asks for."""
+    scaling: ScalingConfig = ScalingConfig()
+    batch: BatchConfig = BatchConfig()
+
+    def __post_init__(self) -> None:
+        allowed = "letters, digits, '.', '_' and '-', at most 64"
+        require(NAME.fullmatch(self.name) is not None, "name", self.name, allowed)
+        require(bool(self.where), "where", self.where, "a folder, hub name, function or URL")
+
+    @property
+    def kind(self) -> Kind:
+        """What it is, by `where`."""
+        if self.where.startswith(FUNCTION):
+            return "function"
+        is_url = "://" in self.where and not self.where.startswith("models:/")
+        return "remote" if is_url else "model"
+
+    @property
+    def function(self) -> str:
+        """Where the function is: `MODULE:NAME` or `FILE.py:NAME`."""
+        return self.where.removeprefix(FUNCTION)
+
+    @property
+    def remote(self) -> Remote:
+        """The endpoint of another server; our own dialect where none is named."""
+        address, _, model = self.where.partition("#")
+        scheme, _, rest = address.partition("://")
+        dialect, plus, inner = scheme.partition("+")
+        return Remote(f"{inner if plus else scheme}://{rest}", dialect if plus else OWN, model)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayConfig:
+    """The HTTP server before all models."""
+
+    default: str = ""
+    """Model that answers where a client names none; empty: the first one."""
+    timeout: float = 120.0
+    """Seconds within which a request is answered, unless it names fewer itself."""
+    max_bytes: int = 16 * 2**20
+    """Of a body."""
+    max_responses: int = 4096
+    """Texts in one request."""
+    replicas: int = 1
+    """Gateways. One forwards some hundred requests a second."""
+
+    def __post_init__(self) -> None:
+        for name in ("timeout", "max_bytes", "max_responses", "replicas"):
+            require(getattr(self, name) > 0, f"gateway.{name}", getattr(self, name), "positive")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeConfig:
+    """A set of reward models behind one gateway."""
+
+    models: tuple[str, ...]
+    """`NAME=WHERE` of each; WHERE is a folder, a hub name, `models:/NAME@ALIAS`,
+    `function:MODULE:NAME` or `DIALECT+URL`. Without NAME= it is called as the last part of
+    where it is."""
+    host: str = "127.0.0.1"
+    """Address that the server listens at; 0.0.0.0 opens it to the network."""
+    port: int = 8000
+    scaling: ScalingConfig = ScalingConfig()
+    """Of every model; differing ones are named in the file that `--write` leaves."""
+    batch: BatchConfig = BatchConfig()
+    gateway: GatewayConfig = GatewayConfig()
+    keys: tuple[str, ...] = ()
+    """`NAME=VARIABLE`: the API key of a model, by the environment variable that holds it."""
+    rendered_by: str = ""
+    """Template family that writes rendered text, where it is not the models' own."""
+    trust_remote_code: tuple[str, ...] = ()
+    """Names of models whose own Python code may run."""
+    write: str = ""
+    """Write the file for `serve deploy` here, and serve nothing."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.models), "models", self.models, "one NAME=WHERE or more")
+        require(0 <= self.port < 65536, "port", self.port, "a port, 0 to 65535")
+
+    def arms(self) -> tuple[ArmConfig, ...]:
+        """Returns the models with their settings.
+
+        Raises:
+            ValueError: two models have one name, or a setting names a model that is not there.
+        """
+        named = list(map(_named, self.models))
+        names = [name for name, _ in named]
+        require(len(set(names)) == len(names), "models", names, "models of different names")
+        default = self.gateway.default
+        known = not default or default in names
+        require(known, "gateway.default", default, f"one of {names}, or empty")
+        keys = self._keys()
+        for field, told in (("keys", keys), ("trust_remote_code", self.trust_remote_code)):
+            unknown = sorted(set(told) - set(names))
+            require(not unknown, field, unknown, f"names among {names}")
+        return tuple(
+            ArmConfig(
+                name=name,
+                where=where,
+                rendered_by=self.rendered_by,
+                trust_remote_code=name in self.trust_remote_code,
+                key_variable=keys.get(name, ""),
+                scaling=self.scaling,
+                batch=self.batch,
+            )
+            for name, where in named
+        )
+
+    def _keys(self) -> dict[str, str]:
+        for pair in self.keys:
+            require("=" in pair, "keys", pair, "NAME=VARIABLE")
+        return dict(pair.split("=", 1) for pair in self.keys)
+
+
+def _named(model: str) -> tuple[str, str]:
+    """Returns name and place of `NAME=WHERE`, or of a place that names itself."""
+    name, equals, where = model.partition("=")
+    if equals and NAME.fullmatch(name):
+        return name, where
+    parts = [part for part in re.split(r"[/:@]", model) if part]
+    own = next((part for part in reversed(parts) if part not in ("model", "latest")), "")
+    return own, model

@@ -1,0 +1,117 @@
+"""Remote arms: any endpoint that speaks one of the dialects, scored as the models beside it are."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import httpx2
+
+from panoply.wire.attempts import Attempts, RewardServerError
+from panoply.wire.families import TEMPLATES
+from panoply.wire.remote import DIALECTS, Post
+from panoply.wire.request import Item, RequestError, Score
+
+AT_FAULT = (400, 413, 422, 424)
+"""Statuses that say that the text is at fault, and not the server or how it is asked."""
+
+
+class RemoteArm:
+    """A reward model behind an endpoint of another server."""
+
+    def __init__(
+        self,
+        url: str,
+        dialect: str,
+        *,
+        model: str = "",
+        template: str = "",
+        timeout: float = 120.0,
+        api_key_env: str = "",
+        max_concurrent: int = 64,
+    ) -> None:
+        """Checks the settings; no connection is made. It is for one event loop.
+
+        Args:
+            url: of the endpoint; of a server, without a path, it is where the dialect has it.
+            dialect: one of `panoply.wire.remote.DIALECTS`.
+            model: its name there; empty where the server has one.
+            template: family that messages are written in, where the dialect carries text alone
+                (`panoply.wire.templates`).
+            timeout: seconds of one call of `score` with all attempts.
+            api_key_env: environment variable that holds the key, sent as a bearer token.
+            max_concurrent: requests at the same time.
+
+        Raises:
+            ValueError: a setting is wrong, or there is no such variable.
+        """
+        parsed = httpx2.URL(url)
+        if parsed.scheme not in ("http", "https") or not parsed.host:
+            raise ValueError(f"`url` must be http://HOST or https://HOST, got {url!r}")
+        if dialect not in DIALECTS:
+            raise ValueError(f"`dialect` must be one of {list(DIALECTS)}, got {dialect!r}")
+        if template and template not in TEMPLATES:
+            raise ValueError(f"`template` must be empty or of {list(TEMPLATES)}, got {template!r}")
+        if not timeout > 0:
+            raise ValueError(f"`timeout` must be positive, got {timeout!r}")
+        if max_concurrent < 1:
+            raise ValueError(f"`max_concurrent` must be at least 1, got {max_concurrent!r}")
+        if api_key_env and not os.environ.get(api_key_env):
+            raise ValueError(f"`api_key_env` names {api_key_env!r}, which is not set on this node")
+        self._dialect, self._model, self._template = DIALECTS[dialect], model, template
+        self.url = url if parsed.path.strip("/") else f"{url.rstrip('/')}{self._dialect.path}"
+        self.timeout = timeout
+        key = os.environ.get(api_key_env, "") if api_key_env else ""
+        self._http = httpx2.AsyncClient(
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            limits=httpx2.Limits(max_connections=max_concurrent),
+        )
+        self._slots = asyncio.Semaphore(max_concurrent)
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._http.aclose()
+
+    async def score(self, items: Sequence[Item]) -> tuple[tuple[Score, ...], ...]:
+        """Returns the scores of all items; those that failed as errors of their response."""
+        ends = time.monotonic() + self.timeout
+        return tuple(await asyncio.gather(*(self._item(item, ends) for item in items)))
+
+    async def _item(self, item: Item, ends: float) -> tuple[Score, ...]:
+        num = len(item.responses)
+        if not num:
+            return ()
+        try:
+            posts = self._dialect.posts(item, self._model, self._template)
+        except RequestError as error:
+            found = [Score(error=error.message)]
+        else:
+            found = await asyncio.gather(*(self._post(post, ends) for post in posts))
+        if len(found) == 1 < num and isinstance(found[0], Score) and not found[0].transient:
+            # One response may be at fault for all that were sent with it.
+            alone = [replace(item, responses=item.responses[i : i + 1]) for i in range(num)]
+            found = await asyncio.gather(*(self._item(one, ends) for one in alone))
+        each = num // len(found)
+        of_posts = [(one,) * each if isinstance(one, Score) else one for one in found]
+        return tuple(score for scores in of_posts for score in scores)
+
+    async def _post(self, post: Post, ends: float) -> tuple[Score, ...] | Score:
+        """Returns the scores of a post, or the error of all of them."""
+        async with self._slots:
+            left = ends - time.monotonic()
+            late = f"{self.url} gave no answer within {self.timeout:g} s"
+            if left <= 0:
+                return Score(error=f"{late}: all requests at the same time wait", transient=True)
+            try:
+                attempts = Attempts(self.url, post.payload_within, post.read, left)
+                async with asyncio.timeout(left):  # an answer may come byte by byte
+                    return await attempts.post_async(self._http)
+            except TimeoutError as error:
+                return Score(error=str(error) or late, transient=True)
+            except RewardServerError as error:
+                return Score(error=str(error), transient=error.status not in AT_FAULT)
+            except ValueError as error:  # half a character, or a label that is not finite
+                return Score(error=f"cannot be sent as JSON: {error}"[:300])

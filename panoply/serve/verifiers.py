@@ -1,0 +1,99 @@
+r"""Function arms that users ask for first, by the place `panoply.serve.verifiers:NAME`.
+
+The answer of a response is what stands in its last `\boxed{}` or `<answer></answer>`, or behind
+`####` in its last line; else the whole response. A sample without a label has no score.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+import regex as regexes
+from pydantic import JsonValue
+
+_NUMBER = re.compile(
+    r"""
+    (?<![\w.]) (?: (?<![)\]]) -)?               # in "5-3" or "x2" there is no -3 and no 2
+    (?: \d{1,3}(?:,\d{3})+(?!\d) | \d+ | (?=\.\d) )
+    (?: /0*[1-9]\d* | (?:\.\d+)? (?:[eE][+-]?\d{1,3}(?!\d))? )
+    """,
+    re.VERBOSE | re.ASCII,
+)
+_FRACTION = re.compile(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}", re.ASCII)
+_LONGEST = 300
+"""Characters of a number; a longer one equals none."""
+_SECONDS = 2.0
+"""For a client's pattern, which may backtrack for ever."""
+
+
+def exact(response: str, label: JsonValue) -> float | None:
+    """Returns 1 if the answer is the label, or one of a list of labels, and 0 if not.
+
+    White space around them does not count.
+    """
+    if label is None:
+        return None
+    allowed = label if isinstance(label, list) else [label]
+    return float(answer_of(response) in [str(one).strip() for one in allowed])
+
+
+def last_number(response: str, label: JsonValue) -> float | None:
+    r"""Returns 1 if the last number of the answer is that of the label, and 0 if not.
+
+    Numbers are compared exactly: 1,000.50 is 1000.5, and 3/4 or \frac{3}{4} is 0.75.
+
+    Raises:
+        ValueError: the label holds no number.
+    """
+    if label is None:
+        return None
+    wanted = _last(answer_of(str(label)))
+    if wanted is None:
+        raise ValueError(f"the label holds no number: {str(label)[:50]!r}")
+    return float(_last(answer_of(response)) == wanted)
+
+
+def regex(response: str, label: JsonValue) -> float | None:
+    """Returns 1 if the label, a regular expression, is found in the response, and 0 if not.
+
+    Raises:
+        ValueError: the label is no text.
+        TimeoutError: the search was not over after 2 seconds.
+        regex.error: the label is no regular expression.
+    """
+    if label is None:
+        return None
+    if not isinstance(label, str):
+        raise ValueError(f"the label must be a regular expression, got {label!r:.50}")
+    found = regexes.search(label, response, timeout=_SECONDS, concurrent=True)
+    return float(found is not None)
+
+
+def length(response: str) -> float:
+    """Returns the number of characters: what a reward model has to be better than."""
+    return float(len(response))
+
+
+def answer_of(text: str) -> str:
+    """Returns the answer of a response, without white space around it."""
+    boxed = text.rpartition("\\boxed{")
+    if boxed[1]:
+        depth = 1
+        for end, char in enumerate(boxed[2]):
+            depth += (char == "{") - (char == "}")
+            if depth == 0:
+                return boxed[2][:end].strip()
+    start, end = text.rfind("<answer>"), text.rfind("</answer>")
+    if 0 <= start < end:
+        return text[start + len("<answer>") : end].strip()
+    last = text.rstrip().rpartition("\n")[2]
+    return (last.rpartition("####")[2] if "####" in last else text).strip()
+
+
+def _last(text: str) -> Fraction | None:
+    plain = _FRACTION.sub(r"\1/\2", text.replace("\N{MINUS SIGN}", "-"))
+    found = [match[0] for match in _NUMBER.finditer(plain)]
+    if not found or len(found[-1]) > _LONGEST:
+        return None
+    return Fraction(found[-1].replace(",", ""))

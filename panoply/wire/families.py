@@ -1,0 +1,165 @@
+"""How the common families of chat templates mark turns."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+BOS = ("<|begin_of_text|>", "<|startoftext|>", "<bos>", "<s>")
+"""Beginnings of a sequence, as tokenizers write them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Template:
+    """How a family of templates marks turns. A role that has no opening has no turn."""
+
+    openings: Mapping[str, str]
+    """By role."""
+    closings: Mapping[str, tuple[str, ...]]
+    """By role; the first is how we write it."""
+    ends: tuple[str, ...]
+    """What a policy ends its own turn with. Stands in no content."""
+    marks: tuple[str, ...] = ()
+    """What else stands in no content."""
+    before: str = ""
+    """What stands before an opening, as the look-behind of a regular expression."""
+    pad: str = ""
+    """Stands between an opening and its content."""
+    trims: bool = False
+    """Whether it cuts the white space around content."""
+    alternates: bool = False
+    """Markers are plain words that content may hold, so that only a system turn, if any, and then
+    user and assistant in turn are what it says."""
+    has_head: bool = False
+    """Whether text in front of the first opening is the system prompt."""
+    preamble: str = ""
+    """A regular expression of what it writes in front of a system prompt."""
+    bos: str = ""
+    """What it writes in front of all."""
+    pattern: re.Pattern[str] = field(init=False, compare=False, repr=False)
+    """Any opening; `lastgroup` is its role."""
+
+    def __post_init__(self) -> None:
+        groups = [f"(?P<{role}>{re.escape(text)})" for role, text in self.openings.items()]
+        object.__setattr__(self, "pattern", re.compile(f"{self.before}(?:{'|'.join(groups)})"))
+
+    def closed(self, role: str, inside: str) -> str | None:
+        """Returns the content of a turn that ends as this role's turns do."""
+        found = [end for end in self.closings[role] if inside.endswith(end)]
+        return inside[: len(inside) - len(max(found, key=len))] if found else None
+
+    def without_end(self, reply: str) -> str:
+        """Returns a policy's turn without the tokens that ended it, of which it may have several.
+
+        White space behind such a token goes with it.
+        """
+        end = len(reply)
+        while True:
+            behind = end
+            while behind and reply[behind - 1].isspace():
+                behind -= 1
+            last = next((mark for mark in self.ends if reply.endswith(mark, 0, behind)), None)
+            if last is None:
+                return reply[:end]
+            end = behind - len(last)
+
+    def content(self, text: str) -> str:
+        """Returns the content of a turn as the template was told it.
+
+        Raises:
+            ValueError: it holds what no content holds.
+        """
+        held = [mark for mark in (*self.ends, *self.marks) if mark in text]
+        if held:
+            raise ValueError(f"holds {held[0]!r}, so that where it ends cannot be told")
+        return text.strip() if self.trims else text
+
+
+def _tagged(end: str, *others: str) -> Template:
+    """Zephyr's turns and their like; `others` are more ends of a policy."""
+    roles = ("system", "user", "assistant")
+    return Template(
+        openings={role: f"<|{role}|>\n" for role in roles},
+        closings=dict.fromkeys(roles, (f"{end}\n",)),
+        ends=(end, *others),
+        before=r"(?<![^\n])",
+    )
+
+
+_LLAMA3_ROLES = {"system": "system", "user": "user", "assistant": "assistant", "tool": "ipython"}
+_TULU_ENDS = ("<|end_of_text|>", "<|endoftext|>", "</s>")
+
+TEMPLATES: Mapping[str, Template] = {
+    "chatml": Template(
+        openings={
+            role: f"<|im_start|>{role}\n" for role in ("system", "user", "assistant", "tool")
+        },
+        closings=dict.fromkeys(("system", "user", "assistant", "tool"), ("<|im_end|>\n",)),
+        ends=("<|im_end|>", "<|endoftext|>"),
+        marks=("<|im_start|>",),
+    ),
+    "llama3": Template(
+        openings={
+            role: f"<|start_header_id|>{name}<|end_header_id|>\n\n"
+            for role, name in _LLAMA3_ROLES.items()
+        },
+        closings=dict.fromkeys(_LLAMA3_ROLES, ("<|eot_id|>",))
+        | {"assistant": ("<|eot_id|>", "<|eom_id|>")},
+        ends=("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>"),
+        marks=("<|start_header_id|>", "<|end_header_id|>"),
+        trims=True,
+        preamble=r"Cutting Knowledge Date: [^\n]*\nToday Date: [^\n]*(?:\n\n|\Z)",
+        bos="<|begin_of_text|>",
+    ),
+    "gemma": Template(
+        openings={"user": "<start_of_turn>user\n", "assistant": "<start_of_turn>model\n"},
+        closings=dict.fromkeys(("user", "assistant"), ("<end_of_turn>\n",)),
+        ends=("<end_of_turn>", "<eos>"),
+        marks=("<start_of_turn>",),
+        trims=True,
+        bos="<bos>",
+    ),
+    "zephyr": _tagged("</s>"),
+    "phi3": _tagged("<|end|>", "<|endoftext|>"),
+    "tulu": Template(
+        openings={role: f"<|{role}|>\n" for role in ("system", "user", "assistant")},
+        closings={
+            "system": ("\n",),
+            "user": ("\n",),
+            "assistant": tuple(f"{end}\n" for end in _TULU_ENDS),
+        },
+        ends=_TULU_ENDS,
+        before=r"(?<![^\n])",
+        alternates=True,
+    ),
+    "mistral": Template(
+        openings={"system": "[SYSTEM_PROMPT]", "user": "[INST]", "assistant": "[/INST]"},
+        closings={
+            "system": ("[/SYSTEM_PROMPT]",),
+            "user": ("",),
+            "assistant": ("</s>", "</s> ", "</s><s>"),
+        },
+        ends=("</s>",),
+        marks=("[/SYSTEM_PROMPT]",),
+        pad=" ",
+        trims=True,
+        alternates=True,
+        bos="<s>",
+    ),
+    "vicuna": Template(
+        openings={"user": "USER:", "assistant": "ASSISTANT:"},
+        closings={"system": (" ",), "user": (" ",), "assistant": ("</s>",)},
+        ends=("</s>",),
+        before=r"(?<![^ >])",
+        pad=" ",
+        trims=True,
+        alternates=True,
+        has_head=True,
+    ),
+}
+"""By family; where several fit a text, the first is the stricter one.
+
+chatml: Qwen, SmolLM, Hermes, Yi. llama3: Llama 3 to 3.3. gemma: Gemma 1 to 3. zephyr: Zephyr.
+phi3: Phi-3. tulu: Tulu 2 and 3, OLMo. mistral: Mistral Instruct. vicuna: Vicuna 1.1 and later.
+"""

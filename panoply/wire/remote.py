@@ -1,0 +1,287 @@
+"""The dialects from the client's side: what to post for an item, and the scores in an answer.
+
+Raw scores are asked for wherever a dialect has a switch, under each of its names: a server that
+knows another one would squash the scores, and nothing would tell. Where a dialect has one label a
+model, a second one is an error: which of them is the reward is not said.
+
+What a dialect carries:
+1. panoply: messages and text; all responses to a prompt at once.
+2. slime: messages and text; one response at a time.
+3. vllm (`/classify`): messages one conversation at a time, text or token ids many at a time.
+4. sglang (native `/classify`): text or token ids.
+5. openrlhf: text.
+6. tei (`/predict`): text, and a single user's turn with its response as a pair.
+
+Where it carries no messages, they are written by a family's template (`panoply.wire.templates`).
+BOS stands in front of the text for OpenRLHF's servers, which add none, where that family writes
+one, and for no other: those add it. Text that came rendered keeps or loses BOS by the same rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
+
+from panoply.wire.endpoint import explain
+from panoply.wire.families import BOS, TEMPLATES
+from panoply.wire.request import (
+    Chat,
+    Item,
+    Payload,
+    Rendered,
+    RequestError,
+    Score,
+    ScoreRequest,
+    Tokens,
+    scored,
+)
+from panoply.wire.rewards import payload_of, read_answer
+from panoply.wire.templates import render
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """One payload for some responses of an item, and how its answer is read."""
+
+    payload: Mapping[str, Payload]
+    read: Callable[[JsonValue], tuple[Score, ...]]
+    """Scores of these responses in their order; raises ValueError where it is no such answer."""
+    timed: bool = False
+    """Whether the server can be told how long somebody waits."""
+
+    def payload_within(self, seconds: float) -> Mapping[str, Payload]:
+        """Returns the payload with the seconds that somebody waits."""
+        return {**self.payload, "timeout": seconds} if self.timed else self.payload
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How one protocol is asked."""
+
+    path: str
+    posts: Callable[[Item, str, str], Sequence[Post]]
+    """Of an item, a model's name ("" for none) and a template ("" for none): what to post, whose
+    answers together have the item's responses in their order.
+
+    Raises RequestError, 422, where the protocol cannot carry the item.
+    """
+
+
+class _Answer(BaseModel):
+    """What is read of an answer; numbers are not taken from strings, and other keys are not read.
+
+    A number may be null or not finite, and is then no score.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+
+
+def _panoply(item: Item, model: str, template: str) -> list[Post]:
+    if isinstance(item, Tokens):
+        raise _cannot("panoply", "token ids")
+    request = ScoreRequest(
+        items=(item,), models=(model,) if model else (), details=frozenset({"objectives"})
+    )
+
+    def read(answer: JsonValue) -> tuple[Score, ...]:
+        return read_answer(answer, request).models[0].items[0]
+
+    return [Post(payload_of(request), read, timed=True)]
+
+
+class _Rewards(_Answer):
+    rewards: list[float | None]
+    extra_logs: dict[str, JsonValue] = Field(default_factory=dict[str, JsonValue])
+
+
+def _openrlhf(item: Item, model: str, template: str) -> list[Post]:
+    prompt, texts = _texts("openrlhf", item, template, has_bos=True)
+    payload = {
+        "query": texts,
+        "prompts": [prompt] * len(texts),
+        "labels": [None if isinstance(item, Tokens) else item.label] * len(texts),
+    }
+
+    def read(answer: JsonValue) -> tuple[Score, ...]:
+        found = _read(_REWARDS, answer)
+        logs = {
+            name: log
+            for name, log in found.extra_logs.items()
+            if isinstance(log, list) and len(log) == len(found.rewards)
+        }
+        scores: list[Score] = []
+        for i, reward in enumerate(found.rewards):
+            numbers = {name: log[i] for name, log in logs.items()}
+            scores.append(
+                _score(reward, {k: v for k, v in numbers.items() if isinstance(v, int | float)})
+            )
+        return _all(scores, len(texts))
+
+    return [Post(payload, read)]
+
+
+class _Detailed(_Answer):
+    score: float | None
+    objectives: dict[str, float] = Field(default_factory=dict[str, float])
+
+
+def _slime(item: Item, model: str, template: str) -> list[Post]:
+    if isinstance(item, Tokens):
+        raise _cannot("slime", "token ids")
+
+    def read(answer: JsonValue) -> tuple[Score, ...]:
+        found = _read(_SAMPLE, answer)
+        detailed = found if isinstance(found, _Detailed) else _Detailed(score=found)
+        return (_score(detailed.score, detailed.objectives),)
+
+    return [
+        Post({"prompt": item.prompt, "response": response, "label": item.label}, read)
+        for response in item.responses
+    ]
+
+
+class _Probs(_Answer):
+    index: int
+    probs: list[float | None]
+
+
+class _Classified(_Answer):
+    data: list[_Probs]
+
+
+def _vllm(item: Item, model: str, template: str) -> list[Post]:
+    raw: dict[str, Payload] = {"use_activation": False, "activation": False, "softmax": False}
+    if model:
+        raw["model"] = model
+
+    def read_many(num: int) -> Callable[[JsonValue], tuple[Score, ...]]:
+        def read(answer: JsonValue) -> tuple[Score, ...]:
+            data = sorted(_read(_CLASSIFIED, answer).data, key=lambda entry: entry.index)
+            if [entry.index for entry in data] != list(range(len(data))):
+                raise ValueError(f"`index` is {[entry.index for entry in data][:10]}")
+            return _all([_only(entry.probs) for entry in data], num)
+
+        return read
+
+    if isinstance(item, Chat) and not template:
+        conversations = [
+            [*item.prompt, {"role": "assistant", "content": response}]
+            for response in item.responses
+        ]
+        chat: dict[str, Payload] = {"add_generation_prompt": False, "add_special_tokens": False}
+        return [Post({**raw, **chat, "messages": turns}, read_many(1)) for turns in conversations]
+    given = item.responses if isinstance(item, Tokens) else _texts("vllm", item, template)[1]
+    return [Post({**raw, "input": given}, read_many(len(given)))]
+
+
+class _Embedding(_Answer):
+    embedding: list[float | None]
+
+
+def _sglang(item: Item, model: str, template: str) -> list[Post]:
+    named = {"model": model} if model else {}
+    if isinstance(item, Tokens):
+        payload: dict[str, Payload] = {**named, "input_ids": item.responses}
+    else:
+        payload = {**named, "text": _texts("sglang", item, template)[1]}
+
+    def read(answer: JsonValue) -> tuple[Score, ...]:
+        found = _read(_EMBEDDINGS, answer)
+        return _all([_only(entry.embedding) for entry in found], len(item.responses))
+
+    return [Post(payload, read)]
+
+
+class _Label(_Answer):
+    score: float | None
+
+
+def _tei(item: Item, model: str, template: str) -> list[Post]:
+    if isinstance(item, Chat) and not template:
+        if len(item.prompt) != 1:
+            raise _cannot("tei", "more than one turn before the response, unless `template` is set")
+        inputs = [[item.prompt[0]["content"], response] for response in item.responses]
+    else:
+        inputs = [[text] for text in _texts("tei", item, template)[1]]
+
+    def read(answer: JsonValue) -> tuple[Score, ...]:
+        found = _read(_LABELS, answer)
+        return _all([_only([one.score for one in labels]) for labels in found], len(inputs))
+
+    return [Post({"inputs": inputs, "raw_scores": True, "truncate": False}, read)]
+
+
+DIALECTS: Mapping[str, Dialect] = {
+    "panoply": Dialect("/v1/rewards", _panoply),
+    "openrlhf": Dialect("/get_reward", _openrlhf),
+    "slime": Dialect("/slime", _slime),
+    "vllm": Dialect("/classify", _vllm),
+    "sglang": Dialect("/classify", _sglang),
+    "tei": Dialect("/predict", _tei),
+}
+"""By name, with the path where each is expected."""
+
+
+def _texts(
+    dialect: str, item: Item, template: str, *, has_bos: bool = False
+) -> tuple[str | None, list[str]]:
+    """Returns the prompt, where it is known, and prompt + response of each response."""
+    if isinstance(item, Tokens):
+        raise _cannot(dialect, "token ids")
+    if isinstance(item, Rendered):
+        start = item.prompt if has_bos else _without_bos(item.prompt)
+        whole = [f"{item.prompt}{response}" for response in item.responses]
+        return start or None, whole if has_bos else list(map(_without_bos, whole))
+    if not template:
+        raise _cannot(dialect, "messages, unless `template` says how they are written")
+    form = TEMPLATES[template]
+    start = (form.bos if has_bos else "") + render(item.prompt, template)
+    replies = [{"role": "assistant", "content": response} for response in item.responses]
+    return start + form.openings["assistant"], [start + render((r,), template) for r in replies]
+
+
+def _without_bos(text: str) -> str:
+    return text.removeprefix(next((bos for bos in BOS if text.startswith(bos)), ""))
+
+
+def _cannot(dialect: str, what: str) -> RequestError:
+    return RequestError(f"an endpoint of {dialect!r} takes no {what}", 422)
+
+
+def _read(kind: TypeAdapter[T], answer: JsonValue) -> T:
+    try:
+        return kind.validate_python(answer)
+    except ValidationError as error:
+        raise ValueError(explain(error)) from error
+
+
+_REWARDS = TypeAdapter(_Rewards)
+_SAMPLE: TypeAdapter[float | _Detailed | None] = TypeAdapter(
+    float | _Detailed | None, config=ConfigDict(strict=True)
+)
+_CLASSIFIED = TypeAdapter(_Classified)
+_EMBEDDINGS = TypeAdapter(list[_Embedding])
+_LABELS = TypeAdapter(list[list[_Label]])
+
+
+def _score(value: float | None, objectives: Mapping[str, float] | None = None) -> Score:
+    if value is None:
+        return Score(error="the endpoint gave no score: null")
+    return scored(value, objectives=objectives)
+
+
+def _only(values: Sequence[float | None]) -> Score:
+    if len(values) != 1:
+        return Score(error=f"the endpoint's model has {len(values)} labels; a reward model has one")
+    return _score(values[0])
+
+
+def _all(scores: Sequence[Score], num: int) -> tuple[Score, ...]:
+    if len(scores) != num:
+        raise ValueError(f"{len(scores)} scores for {num} responses")
+    return tuple(scores)

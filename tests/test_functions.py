@@ -1,0 +1,360 @@
+"""Function arms: what a user's function is told, what it may return, and what becomes of faults."""
+
+import asyncio
+import re
+import subprocess
+import sys
+import threading
+import time
+from fractions import Fraction
+from functools import partial
+
+import numpy as np
+import pytest
+
+from panoply.serve.functions import FunctionArm, load_function
+from panoply.wire.request import Chat, Details, Rendered, Tokens
+
+USER = {"role": "user", "content": "What is 6 times 7?"}
+CHAT = Chat((USER,), ("It is 42.", "41"), 42)
+
+
+def scores(function, *items, **settings):
+    """The scores of items, by item."""
+    return asyncio.run(FunctionArm(function, **settings).score(items))
+
+
+def first(function, item=CHAT):
+    return scores(function, item)[0][0]
+
+
+def write(folder, text, name="rewards.py"):
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+# What it is told, what it returns
+
+
+def test_a_function_is_told_prompt_response_and_label_of_each_response_in_turn():
+    told = []
+
+    def reward(prompt, response, label):
+        told.append((prompt, response, label))
+        return len(response)
+
+    found = scores(reward, CHAT, Chat((USER,), ()), Chat((USER,), ("x",)), max_concurrent=1)
+    assert [[score.score for score in item] for item in found] == [[9, 2], [], [1]]
+    assert told == [([USER], "It is 42.", 42), ([USER], "41", 42), ([USER], "x", None)]
+
+
+def test_it_may_leave_out_what_it_does_not_read_and_may_be_a_coroutine_or_an_object():
+    async def later(response):
+        await asyncio.sleep(0)
+        return len(response)
+
+    class Judge:
+        async def __call__(self, response, label=None):
+            return float(str(label) in response)
+
+    assert first(later).score == 9
+    assert first(partial(later)).score == 9
+    assert [score.score for score in scores(Judge(), CHAT)[0]] == [1, 0]
+    assert first(lambda response, **columns: len(columns)).score == 2
+    assert first(lambda *, response, scale=2: scale * len(response)).score == 18
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_function_of_lists_gets_all_responses_of_a_call_at_once(is_async):
+    told = []
+
+    def reward(prompts, responses, labels):
+        told.append((prompts, responses, labels))
+        return [len(response) for response in responses]
+
+    async def later(prompts, responses, labels):
+        return reward(prompts, responses, labels)
+
+    other = Chat(({"role": "user", "content": "Why?"},), ("x",))
+    found = scores(later if is_async else reward, CHAT, Tokens(((1, 2),)), other)
+    assert [[score.score for score in item] for item in found] == [[9, 2], [None], [1]]
+    assert told == [
+        ([[USER], [USER], list(other.prompt)], ["It is 42.", "41", "x"], [42, 42, None])
+    ]
+    assert scores(later if is_async else reward) == ()
+    assert len(told) == 1
+
+
+def test_a_prompt_is_a_copy_that_the_function_may_write_into():
+    def reward(prompt, response):
+        prompt[0]["content"] += "!"
+        prompt.append(response)
+        return len(prompt[0]["content"])
+
+    length = len(USER["content"]) + 1
+    assert [score.score for score in scores(reward, CHAT)[0]] == [length, length]
+
+
+def test_text_through_a_template_is_told_as_such_and_token_ids_are_an_error():
+    def reward(prompt, response, label):
+        return {"score": len(response), "turns": len(prompt), "told": prompt == [rendered]}
+
+    rendered = {"role": "rendered", "content": "<|user|>Why?<|end|>"}
+    split = scores(reward, Rendered(rendered["content"], ("So.",)))[0][0]
+    whole = scores(reward, Rendered("", ("<|user|>Why?<|end|>So.",)))[0][0]
+    assert split.details.objectives == {"turns": 1, "told": 1}
+    assert whole.details.objectives == {"turns": 0, "told": 0}
+    (token,) = scores(reward, Tokens(((1, 2),)))[0]
+    assert "token ids have no text" in token.error
+
+
+@pytest.mark.parametrize("number", [1, True, np.float32(1), np.int64(1), np.ones(()), Fraction(1)])
+def test_any_kind_of_number_is_a_score(number):
+    assert first(lambda response: number).score == 1
+    assert first(lambda response: {"score": number}).score == 1
+
+
+def test_the_other_numbers_of_a_dict_are_objectives():
+    given = {"score": 0, "tone": 0.5, "polite": True, "why": "short", "nan": float("nan")}
+    found = first(lambda response: given | {"nothing": None})
+    assert found.score == 0
+    assert found.details == Details(objectives={"tone": 0.5, "polite": 1})
+
+
+# What goes wrong
+
+
+@pytest.mark.parametrize(
+    ("returned", "told"),
+    [
+        (None, "no score: the function gave none"),
+        ({"score": None}, "no score: the function gave none"),
+        ({"reward": 1}, r"no score: no `score` in \['reward'\]"),
+        (float("nan"), "not finite: nan"),
+        ({"score": float("-inf")}, "not finite: -inf"),
+        ("1.0", "returned a str; a number"),
+        ([1.0], "returned a list; a number"),
+        (10**400, "raised OverflowError"),
+        (np.ones(3), "raised TypeError"),
+    ],
+)
+def test_what_is_no_number_is_no_score_and_never_0(returned, told):
+    found = first(lambda response: returned)
+    assert found.score is None
+    assert not found.transient
+    assert re.search(told, found.error)
+
+
+def test_an_exception_is_the_error_of_its_own_response():
+    def reward(response):
+        return 1 / (len(response) - 2)
+
+    good, bad = scores(reward, CHAT)[0]
+    assert good.score == 1 / 7
+    assert bad.error == "the function raised ZeroDivisionError: division by zero"
+
+
+@pytest.mark.parametrize("error", [StopIteration(), SystemExit(3), TimeoutError("its own")])
+@pytest.mark.parametrize("is_async", [False, True])
+def test_no_exception_stops_the_arm(error, is_async):
+    def reward(response):
+        raise error
+
+    async def later(response):
+        reward(response)
+
+    found = first(later if is_async else reward)
+    kind = "RuntimeError" if is_async and isinstance(error, StopIteration) else type(error).__name__
+    assert found.error.startswith(f"the function raised {kind}:")
+
+
+def test_an_error_does_not_carry_a_whole_response():
+    def reward(response):
+        raise ValueError(f"cannot read\n{response}")
+
+    found = first(reward, Chat((USER,), ("x" * 10_000,)))
+    assert found.error.startswith("the function raised ValueError: cannot read xxx")
+    assert len(found.error) < 300
+
+
+def test_a_list_of_another_length_is_an_error_of_all_its_responses():
+    for returned, told in (([1.0], "returned 1 for 2"), (0.5, "float"), ("ab", "returned str")):
+        found = scores(lambda responses, returned=returned: returned, CHAT)[0]
+        assert all(told in score.error for score in found)
+    found = scores(lambda responses: iter([1, None]), CHAT)[0]
+    assert [score.score for score in found] == [1, None]
+    failed = scores(lambda responses: 1 / 0, CHAT)[0]
+    assert all("ZeroDivisionError" in score.error for score in failed)
+
+
+# Time
+
+
+def test_calls_run_beside_each_other_but_not_more_than_are_allowed():
+    running, most = 0, 0
+    lock = threading.Lock()
+
+    def reward(response):
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.05)
+        with lock:
+            running -= 1
+        return 1
+
+    found = scores(reward, Chat((USER,), ("x",) * 9), max_concurrent=3)[0]
+    assert [score.score for score in found] == [1] * 9
+    assert most == 3
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_call_over_its_time_is_an_error_and_the_others_are_not(is_async):
+    stop = threading.Event()
+
+    def reward(response):
+        if response == "41":
+            stop.wait(20)
+        return 1
+
+    async def later(response):
+        if response == "41":
+            await asyncio.sleep(20)
+        return 1
+
+    start = time.monotonic()
+    good, slow = scores(later if is_async else reward, CHAT, timeout=0.2)[0]
+    stop.set()
+    assert time.monotonic() - start < 5
+    assert good.score == 1
+    assert slow.error == "the function did not return within 0.2 s"
+
+
+def test_calls_that_hang_do_not_hold_up_new_ones_until_there_are_too_many():
+    stop = threading.Event()
+
+    def reward(response):
+        if response == "hang":
+            stop.wait(20)
+        return 1
+
+    async def ask():
+        arm = FunctionArm(reward, timeout=0.1, max_concurrent=2)
+        one, many = Chat((USER,), ("hang",)), Chat((USER,), ("x", "x"))
+        assert "did not return" in (await arm.score([one]))[0][0].error
+        assert [score.score for score in (await arm.score([many]))[0]] == [1, 1]
+        await arm.score([one])
+        refused = (await arm.score([many]))[0]
+        assert all(score.transient and "2 calls" in score.error for score in refused)
+        stop.set()
+        await asyncio.sleep(0.1)
+        assert [score.score for score in (await arm.score([many]))[0]] == [1, 1]
+
+    asyncio.run(ask())
+
+
+def test_a_call_that_hangs_does_not_keep_the_process():
+    code = """if True:
+        import asyncio, time
+        from panoply.serve.functions import FunctionArm
+        from panoply.wire.request import Chat
+        arm = FunctionArm(lambda response: time.sleep(60), timeout=0.1)
+        print(asyncio.run(arm.score([Chat((), ("x",))]))[0][0].error)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30
+    )
+    assert "did not return" in done.stdout
+
+
+# Where it is found
+
+
+def test_a_function_is_found_in_a_file_or_a_package(tmp_path, monkeypatch):
+    source = "from dataclasses import dataclass\n@dataclass\nclass A:\n    x: int = 3\n"
+    path = write(tmp_path, source + "def reward(response: 'str') -> float:\n    return A().x\n")
+    arm = load_function(f"{path}:reward", timeout=3)
+    assert asyncio.run(arm.score([CHAT]))[0][0].score == 3
+    monkeypatch.chdir(tmp_path)
+    assert load_function("rewards.py:reward")
+    arm = load_function("panoply.serve.verifiers:length")
+    assert asyncio.run(arm.score([CHAT]))[0][0].score == 9
+
+
+def test_files_of_one_name_are_two_modules(tmp_path):
+    arms = []
+    for number in (1, 2):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        path = write(folder, f"def reward(response):\n    return {number}\n")
+        arms.append(load_function(f"{path}:reward"))
+    assert [asyncio.run(arm.score([CHAT]))[0][0].score for arm in arms] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("where", "told"),
+    [
+        ("rewards", r"named 'package\.module:name' or 'path/to/file\.py:name', got 'rewards'"),
+        ("rewards:", "got 'rewards:'"),
+        (":reward", "got ':reward'"),
+        ("rewards:a b", "got 'rewards:a b'"),
+        ("nowhere.at.all:reward", "no module 'nowhere.at.all': 'nowhere' is not on the path"),
+        ("panoply.serve.nothing:reward", "'panoply.serve.nothing' is not on the path"),
+        ("nowhere.py:reward", "no file 'nowhere.py' in '/"),
+        ("panoply.serve.verifiers:last", "has no 'last'; what can be called .*'last_number'"),
+        ("panoply.wire.request:FLOAT32_MAX", "is of type float, not a function"),
+        ("panoply.wire.request:Chat", "'Chat' is a class, not a function"),
+    ],
+)
+def test_what_cannot_be_found_is_told(where, told):
+    with pytest.raises(ValueError, match=told):
+        load_function(where)
+
+
+def test_a_module_that_cannot_be_imported_is_told_with_its_own_error(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    write(tmp_path, "import not_installed_here\n", "imports.py")
+    with pytest.raises(ValueError, match=r"'imports' failed with ModuleNotFoundError: .*not_inst"):
+        load_function("imports:reward")
+    path = write(tmp_path, "def reward(:\n")
+    with pytest.raises(ValueError, match=r"rewards\.py' failed with SyntaxError"):
+        load_function(f"{path}:reward")
+    write(tmp_path, "1 / 0\n")
+    with pytest.raises(ValueError, match="failed with ZeroDivisionError: division by zero"):
+        load_function(f"{path}:reward")
+
+
+@pytest.mark.parametrize(
+    ("function", "told"),
+    [
+        (lambda text: 1, r"it needs \['text'\]"),
+        (lambda prompts, completions: 1, "it needs"),
+        (lambda prompt, label: 1, "it takes no `response`"),
+        (lambda **columns: 1, "it takes no `response`"),
+        (lambda response, /: 1, "it takes no `response`"),
+        (lambda response, labels: 1, r"it needs \['labels'\]"),
+        (3, "is of type int, not a function"),
+    ],
+)
+def test_a_signature_that_does_not_fit_is_told_before_anything_is_called(function, told):
+    with pytest.raises(ValueError, match=told):
+        FunctionArm(function)
+
+
+def test_wrong_settings_are_told():
+    with pytest.raises(ValueError, match="`timeout` must be positive, got 0"):
+        FunctionArm(len_of, timeout=0)
+    with pytest.raises(ValueError, match="`max_concurrent` must be at least 1, got 0"):
+        FunctionArm(len_of, max_concurrent=0)
+
+
+def len_of(response):
+    return len(response)
+
+
+def test_function_arms_load_neither_torch_nor_ray():
+    code = "import sys, panoply.serve.functions, panoply.serve.verifiers; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "ray", "numpy", "transformers"} & set(done.stdout.split())

@@ -1,0 +1,39 @@
+"""Whatever is sent to the endpoints that OpenAPI describes, the server answers, and with no 5xx."""
+
+import schemathesis
+from hypothesis import HealthCheck, Phase, settings
+from schemathesis.checks import not_a_server_error
+from test_gateway import Formula, serving
+
+from panoply.wire.request import ModelAnswer, scored
+
+
+class Length(Formula):
+    """Scores a response by its length."""
+
+    async def ask(self, call):
+        """Answers a call."""
+        items = tuple(tuple(scored(len(r)) for r in item.responses) for item in call.items)
+        return ModelAnswer(model=self.name, items=items)
+
+
+APP, _ = serving(Length("a"), Length("b"), keys={"b": "secret"}, max_responses=100)
+SCHEMA = schemathesis.openapi.from_asgi("/openapi.json", APP)
+
+
+@SCHEMA.include(method="POST").parametrize()
+@settings(
+    max_examples=25,
+    deadline=10_000,
+    derandomize=True,
+    database=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+def test_no_body_brings_the_server_down(case):
+    case.call_and_validate(checks=[not_a_server_error])
+
+
+def test_every_endpoint_is_fuzzed():
+    operations = {one.ok().path for one in SCHEMA.include(method="POST").get_all_operations()}
+    assert len(operations) == 30

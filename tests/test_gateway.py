@@ -1,0 +1,287 @@
+"""The gateway over HTTP, before models that are formulas: dialects, names, errors, limits, keys."""
+
+import asyncio
+import json
+from contextlib import asynccontextmanager
+
+import httpx2
+import pytest
+from ray.exceptions import RayActorError
+from wire_scores import say
+
+from actors.gateway import Gateway, Model
+from actors.http import make_app
+from panoply.serve.calls import NUM_BUCKETS, bucket_of, parts
+from panoply.wire.endpoint import Limits
+from panoply.wire.request import Chat, ModelAnswer, Rendered, RequestError, ScoreRequest, Tokens
+
+
+class Formula:
+    """A model whose responses say their own score, and that remembers its calls."""
+
+    def __init__(self, name, *, seconds=0.0, dies=0, refuses=None, objectives=()):
+        self.name, self.seconds, self.dies, self.refuses = name, seconds, dies, refuses
+        self.calls, self.objectives = [], objectives
+
+    async def ask(self, call):
+        """Answers a call."""
+        self.calls.append(call)
+        await asyncio.sleep(self.seconds)
+        if self.dies:
+            self.dies -= 1
+            raise RayActorError
+        if self.refuses:
+            return self.refuses
+        items = tuple(tuple(say(r, call.details) for r in item.responses) for item in call.items)
+        told = {"weights": self.name} if "provenance" in call.details else {}
+        return ModelAnswer(model=self.name, items=items, provenance=told)
+
+    async def about(self):
+        """Says what it is."""
+        objectives = [{"name": name, "low": None, "high": None} for name in self.objectives]
+        return {"kind": "scalar", "objectives": objectives}
+
+
+@asynccontextmanager
+async def nothing_beside(_):
+    yield
+
+
+async def no_agents():
+    return []
+
+
+def serving(*formulas, keys=None, timeout=30.0, **limits):
+    models = {one.name: Model(one.ask, one.about, state="ready") for one in formulas}
+    gateway = Gateway(models, formulas[0].name, timeout)
+    return make_app(gateway, Limits(**limits), keys or {}, no_agents, nothing_beside), gateway
+
+
+def post(app, path, payload=None, *, body=None, **headers):
+    async def run():
+        transport = httpx2.ASGITransport(app=app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://t") as client:
+            content = json.dumps(payload).encode() if body is None else body
+            return await client.post(path, content=content, headers=headers)
+
+    return asyncio.run(run())
+
+
+def get(app, path):
+    async def run():
+        transport = httpx2.ASGITransport(app=app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://t") as client:
+            return await client.get(path)
+
+    return asyncio.run(run())
+
+
+CHAT = [{"role": "user", "content": "q"}]
+
+
+def test_several_models_answer_one_call_with_their_provenance():
+    app, _ = serving(Formula("a"), Formula("b"))
+    items = [{"prompt": CHAT, "responses": ["x#1.5", "y#nan"]}, {"rendered": "p", "responses": []}]
+    payload = {"models": ["b", "a"], "items": items, "details": ["provenance"]}
+    answer = post(app, "/v1/rewards", payload)
+    assert answer.status_code == 200
+    told = answer.json()["results"]
+    assert [one["model"] for one in told] == ["b", "a"]
+    assert [one["provenance"] for one in told] == [{"weights": "b"}, {"weights": "a"}]
+    first, second = told[0]["items"][0]
+    assert first["score"] == 1.5
+    assert second["score"] is None
+    assert "not finite" in second["error"]
+    assert told[0]["items"][1] == []
+
+
+def test_a_path_names_the_model_and_overrules_the_payload():
+    a, b = Formula("a"), Formula("b")
+    app, _ = serving(a, b)
+    payload = {"model": "/some/path", "input": "x#2", "use_activation": False}
+    answer = post(app, "/models/b/classify", payload)
+    assert answer.json()["data"][0]["probs"] == [2.0]
+    assert (len(a.calls), len(b.calls)) == (0, 1)
+    assert post(app, "/get_reward", {"query": ["x#3"]}).json()["rewards"] == [3.0]
+    assert len(a.calls) == 1
+
+
+def test_a_name_that_no_model_has_is_told_with_those_there_are():
+    app, _ = serving(Formula("a"))
+    answer = post(app, "/classify", {"model": "gpt", "input": "x#2"})
+    assert answer.status_code == 404
+    assert answer.json()["error"]["type"] == "NotFoundError"
+    assert "no model is called 'gpt'; there are ['a']" in answer.json()["error"]["message"]
+    assert post(app, "/models/z/get_reward", {"query": []}).status_code == 404
+
+
+def test_openrlhf_gets_empty_lists_for_empty_lists_and_no_model_is_asked():
+    formula = Formula("a")
+    app, _ = serving(formula)
+    answer = post(app, "/get_reward", {"query": [], "prompts": [], "labels": []})
+    assert answer.json() == {"rewards": [], "scores": [], "extra_logs": {}}
+    assert formula.calls == []
+
+
+def test_prompts_are_spread_over_buckets_and_put_together_in_order():
+    formula = Formula("a")
+    app, _ = serving(formula)
+    queries = [f"prompt {i % 10} says#{i}" for i in range(40)]
+    prompts = [f"prompt {i % 10}" for i in range(40)]
+    answer = post(app, "/get_reward", {"query": queries, "prompts": prompts})
+    assert answer.json()["rewards"] == [float(i) for i in range(40)]
+    assert len(formula.calls) <= 10
+    seen = [item.prompt for call in formula.calls for item in call.items]
+    assert len(seen) == 40
+    for call in formula.calls:
+        assert {bucket_of(item) for item in call.items} == {call.bucket}
+
+
+def test_items_of_one_prompt_share_a_bucket_and_buckets_share_the_work():
+    def chat(text, response):
+        return Chat(({"role": "user", "content": text},), (response,))
+
+    assert bucket_of(chat("q", "a")) == bucket_of(chat("q", "b"))
+    assert bucket_of(Rendered("p", ("a",))) == bucket_of(Rendered("p", ("b",)))
+    long = "x" * 600
+    assert bucket_of(Rendered("", (long + "a",))) == bucket_of(Rendered("", (long + "b",)))
+    assert bucket_of(Tokens(((1, 2),))) == bucket_of(Tokens(((1, 2),)))
+    buckets = {bucket_of(chat(str(i), "")) for i in range(1000)}
+    assert len(buckets) == NUM_BUCKETS
+
+
+def test_an_item_without_responses_is_asked_of_nobody():
+    request = ScoreRequest(items=(Rendered("p", ()), Rendered("p", ("a",))))
+    assert [part.places for part in parts(request, 1.0)] == [(1,)]
+
+
+def test_a_lost_replica_costs_one_more_try():
+    formula = Formula("a", dies=1)
+    app, _ = serving(formula)
+    assert post(app, "/get_reward", {"query": ["x#1"]}).json()["rewards"] == [1.0]
+    assert len(formula.calls) == 2
+
+
+def test_replicas_lost_twice_are_told_as_a_passing_fault():
+    app, _ = serving(Formula("a", dies=2), Formula("b"))
+    answer = post(app, "/get_reward", {"query": ["x#1"]})
+    assert answer.status_code == 503
+    assert "lost the replica" in answer.json()["error"]
+    app, _ = serving(Formula("a", dies=2), Formula("b"))
+    items = [{"prompt": CHAT, "responses": ["x#1"]}]
+    told = post(app, "/v1/rewards", {"models": ["a", "b"], "items": items}).json()["results"]
+    assert told[0]["items"][0][0]["transient"] is True
+    assert told[1]["items"][0][0]["score"] == 1.0
+
+
+def test_a_busy_model_answers_429_with_the_time_to_come_back():
+    busy = RequestError("'a' is busy", 429, 2.6)
+    answer = post(serving(Formula("a", refuses=busy))[0], "/get_reward", {"query": ["x#1"]})
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "3")
+
+
+def test_a_busy_model_does_not_take_the_answers_of_the_others():
+    busy = RequestError("'a' is busy", 429, 2.0)
+    app, _ = serving(Formula("a", refuses=busy), Formula("b"))
+    items = [{"prompt": CHAT, "responses": ["x#1"]}]
+    told = post(app, "/v1/rewards", {"models": ["a", "b"], "items": items}).json()["results"]
+    assert told[0]["items"][0][0] == {"score": None, "error": "'a' is busy", "transient": True}
+    assert told[1]["items"][0][0]["score"] == 1.0
+
+
+def test_a_request_is_answered_within_its_own_time():
+    app, _ = serving(Formula("a", seconds=5.0))
+    items = [{"prompt": CHAT, "responses": ["x#1"]}]
+    told = post(app, "/v1/rewards", {"items": items, "timeout": 0.1}).json()["results"]
+    assert told[0]["items"][0][0]["error"] == "'a' gave no answer within 0.1 s"
+
+
+def test_a_model_that_failed_says_why_and_is_not_asked():
+    formula = Formula("a")
+    app, gateway = serving(formula, Formula("b"))
+    asyncio.run(gateway.learn({"a": ("failed", "FileNotFoundError: no weights")}))
+    answer = post(app, "/get_reward", {"query": ["x#1"]})
+    assert answer.status_code == 503
+    assert "could not be started: FileNotFoundError: no weights" in answer.json()["error"]
+    assert formula.calls == []
+    assert get(app, "/health").status_code == 200
+    asyncio.run(gateway.learn({"b": ("failed", "it too")}))
+    assert get(app, "/health").status_code == 503
+
+
+def test_models_are_listed_with_what_they_are():
+    app, gateway = serving(Formula("a"), Formula("b"))
+    asyncio.run(gateway.learn({"a": ("ready", ""), "b": ("idle", "")}))
+    a, b = get(app, "/v1/models").json()["data"]
+    assert (a["id"], a["state"], a["kind"], a["default"]) == ("a", "ready", "scalar", True)
+    assert (b["id"], b["state"], b["default"]) == ("b", "idle", False)
+    assert "kind" not in b
+
+
+def test_weights_go_to_the_models_that_have_the_objectives():
+    a, b = Formula("a", objectives=("brevity",)), Formula("b")
+    app, gateway = serving(a, b)
+    asyncio.run(gateway.learn({"a": ("ready", ""), "b": ("ready", "")}))
+    payload = {"models": ["a", "b"], "items": [{"prompt": CHAT, "responses": ["x#1"]}]}
+    assert post(app, "/v1/rewards", payload | {"weights": {"brevity": 2.0}}).status_code == 200
+    assert (a.calls[0].weights, b.calls[0].weights) == ({"brevity": 2.0}, {})
+    answer = post(app, "/v1/rewards", payload | {"weights": {"breviti": 2.0}})
+    assert answer.status_code == 400
+    assert "no model asked has objective 'breviti'; they have ['brevity']" in answer.json()["error"]
+
+
+def test_a_key_is_asked_for_by_the_models_that_have_one():
+    app, _ = serving(Formula("a"), Formula("b"), keys={"b": "secret"})
+    assert post(app, "/get_reward", {"query": ["x#1"]}).status_code == 200
+    for sent in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer "}):
+        answer = post(app, "/models/b/get_reward", {"query": ["x#1"]}, **sent)
+        assert answer.status_code == 401
+        assert "secret" not in answer.text
+    items = [{"prompt": CHAT, "responses": ["x#1"]}]
+    both = {"models": ["a", "b"], "items": items}
+    assert post(app, "/v1/rewards", both).status_code == 401
+    for name, value in (("Authorization", "Bearer secret"), ("X-API-Key", "secret")):
+        assert post(app, "/v1/rewards", both, **{name: value}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"{", 400),
+        (b"\xff\xfe", 400),
+        (b"[" * 100_000, 400),
+        (b'{"query": ["\\ud800"]}', 400),
+        (b"[]", 400),
+        (b'{"query": [1]}', 400),
+        (b'{"query": NaN}', 400),
+        (b'{"query": ["' + b"x" * 2000 + b'"]}', 413),
+        (json.dumps({"query": ["x#1"] * 51}).encode(), 413),
+    ],
+)
+def test_bodies_that_are_wrong_or_too_large_are_refused_in_words(body, status):
+    app, _ = serving(Formula("a"), max_bytes=1000 if b"xxx" in body else 10**6, max_responses=50)
+    answer = post(app, "/get_reward", body=body)
+    assert answer.status_code == status
+    assert len(answer.json()["error"]) > 10
+
+
+def test_no_origin_is_let_in_and_the_page_runs_nothing_of_others():
+    app, _ = serving(Formula("a"))
+    answer = post(app, "/get_reward", {"query": ["x#1"]}, Origin="http://evil")
+    assert not [name for name in answer.headers if name.startswith("access-control")]
+    page = get(app, "/")
+    assert page.status_code == 200
+    assert "default-src 'self'" in page.headers["content-security-policy"]
+    assert get(app, "/page/page.js").status_code == 200
+
+
+def test_openapi_describes_the_payloads_of_every_dialect():
+    told = get(serving(Formula("a"))[0], "/openapi.json").json()
+    schema = told["paths"]["/classify"]["post"]["requestBody"]["content"]["application/json"]
+    names = [one["$ref"].rpartition("/")[2] for one in schema["schema"]["anyOf"]]
+    assert len(names) == 2
+    assert all(name in told["components"]["schemas"] for name in names)
+    text = json.dumps(told)
+    for ref in {part.split('"')[0] for part in text.split('"$ref": "#/components/schemas/')[1:]}:
+        assert ref in told["components"]["schemas"]
+    assert "/models/{name}/v1/rewards" in told["paths"]

@@ -1,0 +1,491 @@
+"""The page that the gateway serves, in Chromium, against the payloads of `/v1/rewards`."""
+
+import contextlib
+import json
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import quote
+
+import pytest
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import FileResponse, JSONResponse
+from fastapi.staticfiles import StaticFiles
+from scipy.stats import kendalltau
+
+from panoply.wire.request import Driver, ModelAnswer, RequestError, ScoreAnswer, scored
+from tests.contrast import LOWEST_CONTRAST
+from tests.wire_scores import post_bytes, say
+
+PAGE = Path(__file__).parents[1] / "actors" / "page"
+HOSTILE = "<img src=x onerror=\"document.title='taken'\">"
+KEY = "open sesame"
+OBJECTIVES = [f"source-objective_{i}" for i in range(10)]
+WEIGHTS = [(10 - i) / 55 for i in range(10)]
+"""They fall, and add up to 1."""
+
+
+def listed(id, kind="scalar", state="ready", **more):
+    return {"id": id, "kind": kind, "state": state, "reason": "", "objectives": [], **more}
+
+
+MODELS = [
+    listed(
+        "gated",
+        "gated",
+        default=True,
+        objectives=[{"name": name, "low": 0.0, "high": 4.0} for name in OBJECTIVES[:-1]]
+        + [{"name": OBJECTIVES[-1], "low": None, "high": None}],
+    ),
+    listed("said"),
+    listed("a-long-name/of-a-model-that-starts-when-it-is-asked", state="idle"),
+    listed("broken", state="failed", reason=f"out of memory {HOSTILE}"),
+]
+
+
+def gated(text, weights):
+    """Objective i is v + i/10 and adds (-1)^i w_i v to the score, where the text ends with #v."""
+    v = float(text.rpartition("#")[2])
+    gate = [weights.get(name, 0) for name in OBJECTIVES] if weights else WEIGHTS
+    added = [(-1) ** i * w * v for i, w in enumerate(gate)]
+    values = [v + i / 10 for i in range(10)]
+    return scored(
+        sum(added),
+        objectives=dict(zip(OBJECTIVES, values, strict=True)),
+        gate=dict(zip(OBJECTIVES, gate, strict=True)),
+        drivers=map(Driver, OBJECTIVES, values, added),
+        num_tokens=7,
+    )
+
+
+def score(model, text, request):
+    """`said` reads the number behind the last #, the idle model the one behind the first."""
+    if model == "gated":
+        return gated(text, request.weights)
+    return say(text if model == "said" else text.split(" #")[0], ())
+
+
+def answer_to(request):
+    models = tuple(
+        ModelAnswer(
+            model=model,
+            items=tuple(
+                tuple(score(model, text, request) for text in item.responses)
+                for item in request.items
+            ),
+            provenance={"weights": "0123456789abcdef"} if model == "gated" else {},
+        )
+        for model in request.models
+    )
+    return ScoreAnswer(models=models, id="7", created=1_700_000_000)
+
+
+def gateway(key=""):
+    """An app as the gateway is one, and the payloads that it was sent."""
+    app = FastAPI()
+    app.state.seen, app.state.refusal = [], None
+
+    def locked(request):
+        return key and request.headers.get("authorization") != f"Bearer {key}"
+
+    @app.get("/v1/models")
+    def models(request: Request):
+        if locked(request):
+            return JSONResponse({"error": "an API key is needed"}, 401)
+        return {"object": "list", "data": MODELS}
+
+    @app.post("/v1/rewards")
+    async def rewards(request: Request):
+        if locked(request):
+            return JSONResponse({"error": "an API key is needed"}, 401)
+        if (refusal := app.state.refusal) is not None:
+            told, headers = {"error": refusal.message}, {"Retry-After": str(refusal.retry_after)}
+            return JSONResponse(told, refusal.status, headers)
+        body = await request.body()
+        app.state.seen.append(json.loads(body))
+        status, payload = post_bytes("/v1/rewards", body, answer_to=answer_to)
+        return JSONResponse(payload, status)
+
+    app.get("/")(lambda: FileResponse(PAGE / "index.html"))
+    app.mount("/page", StaticFiles(directory=PAGE))
+    return app
+
+
+@contextlib.contextmanager
+def serve(app):
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        thread.join(0.02)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def server():
+    app = gateway()
+    with serve(app) as url:
+        yield SimpleNamespace(url=url, state=app.state)
+
+
+@pytest.fixture
+def visit(browser):
+    """Opens an address; what the page says on its console and asks for is kept."""
+    opened = []
+
+    def visit(url, width=1000, **settings):
+        page = browser.new_page(viewport={"width": width, "height": 740}, **settings)
+        page.set_default_timeout(20_000)
+        page.said, page.asked = [], []
+        page.on("console", lambda message: page.said.append(message.text))
+        page.on("pageerror", lambda error: page.said.append(str(error)))
+        page.on("request", lambda request: page.asked.append(request.url))
+        page.goto(url)
+        opened.append(page)
+        return page
+
+    yield visit
+    for page in opened:
+        page.close()
+
+
+def fill(page, *responses, models=("gated",), prompt="Why?"):
+    """Fills the form and picks the models."""
+    page.locator("#models li").first.wait_for()
+    page.fill("#turns textarea", prompt)
+    for i, text in enumerate(responses):
+        if i >= page.locator("#responses li").count():
+            page.click("#add-response")
+        page.fill(f"#responses-{i}", text)
+    for box in page.locator("#models input:enabled").all():
+        box.set_checked(box.input_value() in models)
+
+
+def scores_of(page, *responses, **settings):
+    fill(page, *responses, **settings)
+    page.evaluate("document.querySelector('#results').replaceChildren()")
+    page.click("#score")
+    page.locator("#results table").first.wait_for()
+
+
+def cells(page, caption):
+    """The texts of a table's cells, row by row, its head first."""
+    rows = page.get_by_role("region", name=caption, exact=True).locator("tr").all()
+    return [row.locator("th, td").all_inner_texts() for row in rows]
+
+
+def test_a_round_goes_by_keyboard_alone_and_focus_is_seen(visit, server):
+    page = visit(server.url)
+    page.locator("#models li").first.wait_for()
+    seen = []
+
+    def press(*keys):
+        for key in keys:
+            page.keyboard.press(key)
+            style = "getComputedStyle(document.activeElement).outlineStyle"
+            seen.append(page.evaluate(style))
+
+    press("Tab", "Tab")
+    page.keyboard.type("Which?")
+    press("Tab", "Tab")
+    page.keyboard.type("first #1")
+    press("Tab")
+    page.keyboard.type("second #3")
+    press("Tab", "Enter")
+    assert page.evaluate("document.activeElement.ariaLabel") == "Text of response C"
+    page.keyboard.type("third #2")
+    press("Tab", "Tab", "Tab", "Tab", "Space")  # add, refresh, gated, said
+    press("Control+Enter")
+    page.locator("#results table").first.wait_for()
+    assert page.locator("#said").inner_text().startswith("3 responses, 2 models, ")
+    found = cells(page, "Raw scores; the best of each model is marked")
+    assert [row[2] for row in found[1:4]] == ["1.000\nrank 3", "3.000\nbest", "2.000\nrank 2"]
+    assert found[4] == ["ranking", "B > C > A", "B > C > A"]
+    sent = server.state.seen[-1]
+    assert sent["models"] == ["gated", "said"]
+    assert sent["items"][0]["prompt"] == [{"role": "user", "content": "Which?"}]
+    assert set(seen) == {"solid"}
+    stops = [page.evaluate("document.activeElement.value")]
+    while not page.evaluate("!!document.activeElement.closest('#results')"):
+        page.keyboard.press("Tab")
+        stops.append(page.evaluate("document.activeElement.id"))
+        assert len(stops) < 12
+    assert stops[-3:] == ["score", "link", ""]
+
+
+def test_results_have_captions_headers_names_and_are_announced(visit, server):
+    page = visit(server.url)
+    scores_of(page, "a #1", "b #2", models=("gated", "said"))
+    assert page.locator("#said").get_attribute("role") == "status"
+    tables = page.locator("table")
+    assert tables.count() == 4
+    assert tables.evaluate_all("all => all.every(t => t.caption && t.caption.innerText.trim())")
+    heads = "all => all.every(h => ['col', 'row'].includes(h.scope))"
+    assert page.locator("th").evaluate_all(heads)
+    named = "all => all.every(f => f.ariaLabel || f.labels.length)"
+    assert page.locator("input:not([type=password]), select, textarea").evaluate_all(named)
+    levels = page.locator("h1, h2, h3").evaluate_all(
+        "all => all.filter(h => h.checkVisibility()).map(h => +h.tagName[1])"
+    )
+    assert levels == [1, 2, 2, 2, 2, 3, 2, 3]
+
+
+@pytest.mark.parametrize("width", [320, 375])
+def test_a_narrow_window_never_scrolls_sideways(visit, server, width):
+    page = visit(server.url, width)
+    every = [own["id"] for own in MODELS[:3]]
+    long = "x" * 400 + "#1 #1"
+    scores_of(page, long, "b#2 #2", "c#3 #nan", "d#4 #0", "e#nan #4", models=every)
+    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    page.click("text=Show all 10")
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_all_text_stands_out_from_what_is_behind_it(visit, server, scheme):
+    page = visit(server.url, color_scheme=scheme)
+    scores_of(page, "good #1.5", "bad #nan", "worse #1", models=("said",))
+    page.evaluate("for (const e of document.querySelectorAll('[hidden]')) e.hidden = false")
+    ratio, text = page.evaluate(LOWEST_CONTRAST)
+    assert ratio >= 4.5, text
+    scores_of(page, "good #1.5", "bad #2", "c #1", "d #0", "e #3", models=("gated",))
+    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    ratio, text = page.evaluate(LOWEST_CONTRAST)
+    assert ratio >= 4.5, text
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (int(ground[4:].split(",")[0]) < 60) == (scheme == "dark")
+
+
+def test_a_failed_model_says_why_and_cannot_be_picked(visit, server):
+    page = visit(f"{server.url}/#" + quote(json.dumps(link_to("a", "b", models=["broken"]))))
+    row = page.locator("#models li", has_text="broken")
+    assert "failed: out of memory" in row.inner_text()
+    assert row.locator("input").is_disabled()
+    assert not row.locator("input").is_checked()
+    page.click("#score")
+    assert page.locator("#said").inner_text() == "Choose a model."
+    assert page.evaluate("document.activeElement.type") == "checkbox"
+
+
+def test_a_score_that_failed_is_an_error_in_words_and_never_a_number(visit, server):
+    idle = MODELS[2]["id"]
+    page = visit(server.url)
+    scores_of(page, "x#1 #1", "x#2 #nan", "x#3 #lost", "x#3 #4", models=("said", idle))
+    assert page.locator("#said").inner_text().endswith(", 2 of 8 scores missing.")
+    found = cells(page, "Raw scores; the best of each model is marked")
+    assert found[1][1:] == ["1.000\nrank 2", "1.000\nrank 4"]
+    assert found[2][1] == "no score\nthe model's score is not finite: nan"
+    assert found[3][1] == "no score\nthe replica was lost; trying again may help"
+    assert found[4][1:] == ["4.000\nbest", "3.000\nbest, tied"]
+    assert found[5][1:] == ["D > A", "C = D > B > A"]
+    # Of six pairs, five lack a score; A and D are left.
+    assert cells(page, "Agreement of models")[1][1:] == ["1 of 1", "1.00", "0", "5"]
+
+
+def test_agreement_is_the_number_computed_by_hand(visit, server):
+    idle = MODELS[2]["id"]
+    page = visit(server.url)
+    scores_of(page, "x#4 #4", "x#2 #3", "x#3 #2", "x#1 #1", models=("said", idle))
+    # B and C change places: 5 of 6 pairs stand alike, (5 - 1) / 6.
+    assert cells(page, "Agreement of models")[1][1:] == ["5 of 6", "0.67", "0", "0"]
+    assert "Agreement\n5 of 6" in page.locator(".figures").inner_text()
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "counts"),
+    [
+        ([1, 2, 3], [1, 2, 3], (3, 0, 0, 0)),
+        ([1, 2, 2, 4], [3, 3, 1, 0], (0, 4, 2, 0)),
+        ([1, None, 3, 0], [2, 5, 1, None], (0, 1, 0, 5)),
+        ([1, 1], [1, 2], (0, 0, 1, 0)),
+        ([None, None], [1, 2], (0, 0, 0, 1)),
+    ],
+)
+def test_ties_and_missing_scores_are_counted_and_tau_is_kendall_s(visit, server, a, b, counts):
+    page = visit(server.url)
+    module = "import(new URL('page/numbers.js', document.baseURI))"
+    found = page.evaluate(f"async ([a, b]) => (await {module}).agreement(a, b)", [a, b])
+    assert tuple(found[name] for name in ("alike", "opposite", "tied", "missing")) == counts
+    both = [(x, y) for x, y in zip(a, b, strict=True) if None not in (x, y)]
+    tau = kendalltau(*zip(*both, strict=True)).statistic if len(both) > 1 else None
+    assert found["tau"] == (None if tau is None or tau != tau else pytest.approx(tau))
+
+
+def test_bars_stand_on_the_source_s_scale_beside_the_weight(visit, server):
+    page = visit(server.url)
+    scores_of(page, "a #3", "b #1")
+    table = page.get_by_role("region", name="Objectives of gated")
+    heads, *rows = cells(page, "Objectives of gated")
+    assert heads[1] == "gate weight"
+    assert len(rows) == 8
+    assert [row[0] for row in rows] == OBJECTIVES[:8]
+    assert [float(row[1]) for row in rows] == pytest.approx(WEIGHTS[:8], abs=5e-4)
+    assert rows[1][2].split() == ["A", "3.10", "B", "1.10", "0", "4"]
+    widths = table.locator("td.plot s").evaluate_all("all => all.map(s => s.style.width)")
+    shares = [float(width.removesuffix("%")) for width in widths[:4]]
+    assert shares == pytest.approx([75, 25, 77.5, 27.5])
+    assert rows[1][3].split() == ["-0.491", "-0.164"]
+    page.click("text=Show all 10")
+    rows = cells(page, "Objectives of gated")[1:]
+    assert "no known scale" in rows[9][0]
+    assert rows[9][2].split() == ["A", "3.90", "B", "1.90", "0", "3.9"]
+    page.select_option("#results select >> nth=0", "contribution")
+    assert [row[0].split("\n")[0] for row in cells(page, "Objectives of gated")[1:]] == OBJECTIVES
+
+
+def test_why_one_won_adds_up_to_the_difference_of_the_scores(visit, server):
+    page = visit(server.url)
+    scores_of(page, "a #1", "b #3", "c #2")
+    rows = cells(page, "Contributions to B less those to C")[1:]
+    moved = [float(row[2]) for row in rows]
+    assert [row[0] for row in rows] == [*OBJECTIVES[:8], "2 others", "difference of scores"]
+    expected = [(-1) ** i * w for i, w in enumerate(WEIGHTS)]
+    assert moved[:8] == pytest.approx(expected[:8], abs=1e-3)
+    assert moved[8] == pytest.approx(sum(expected[8:]), abs=1e-3)
+    assert moved[9] == pytest.approx(1 / 11, abs=1e-3)
+    assert rows[0][3:] == ["3.00", "2.00"]
+    page.get_by_label("over").select_option("A")
+    rows = cells(page, "Contributions to B less those to A")[1:]
+    assert float(rows[9][2]) == pytest.approx(2 / 11, abs=1e-3)
+
+
+def test_weights_of_one_s_own_take_the_gate_s_place(visit, server):
+    page = visit(server.url)
+    scores_of(page, "a #1", "b #3")
+    assert "weights" not in server.state.seen[-1]
+    page.click("#steer summary")
+    page.click("#from-gate")
+    assert float(page.input_value("#weight-0")) == pytest.approx(WEIGHTS[0], rel=1e-2)
+    page.click("#unsteer")
+    page.fill("#weight-1", "2")
+    assert page.locator("#stale").is_visible()
+    page.click("#score")
+    page.get_by_role("columnheader", name="your weight").wait_for()
+    assert server.state.seen[-1]["weights"] == {OBJECTIVES[1]: 2}
+    rows = cells(page, "Raw scores; the best of each model is marked")
+    assert [row[1] for row in rows[1:3]] == ["-2.000\nbest", "-6.000\nrank 2"]
+    assert not page.locator("#stale").is_visible()
+
+
+def test_a_key_is_asked_for_and_kept_in_memory_alone(visit):
+    with serve(gateway(KEY)) as url:
+        page = visit(url)
+        page.locator("#locked").wait_for()
+        assert page.evaluate("document.activeElement.id") == "key"
+        page.keyboard.type("guess")
+        page.keyboard.press("Enter")
+        page.get_by_text("The server refused this key").wait_for()
+        page.keyboard.type(KEY)
+        page.keyboard.press("Enter")
+        scores_of(page, "a #1", "b #2")
+        assert not page.locator("#locked").is_visible()
+        assert page.evaluate("localStorage.length + sessionStorage.length") == 0
+        assert page.evaluate("document.cookie") == ""
+        assert "sesame" not in page.url
+        page.reload()
+        page.locator("#locked").wait_for()
+        page.close()
+
+
+def test_markup_is_text_wherever_it_comes_from(visit, server):
+    page = visit(server.url)
+    scores_of(page, f"{HOSTILE} #1", f"<script>{HOSTILE}</script> #2", prompt=HOSTILE)
+    assert HOSTILE in page.locator("#results").inner_text()
+    assert HOSTILE in page.locator("#models").inner_text()
+    assert page.locator("img").count() == 0
+    assert page.title() == "Score responses: Panoply"
+    assert all(asked.startswith(server.url) for asked in page.asked if asked != "data:,")
+    assert page.said == []
+
+
+def test_the_page_forbids_code_that_is_not_its_own(visit, server):
+    page = visit(server.url)
+    script = "document.body.append(Object.assign(document.createElement('script'), {textContent: "
+    with pytest.raises(Exception, match="TrustedScript"):
+        page.evaluate(script + "'document.title = 1'}))")
+    with pytest.raises(Exception, match="TrustedHTML"):
+        page.evaluate("document.body.innerHTML = '<b>x</b>'")
+
+
+def link_to(*responses, **more):
+    prompt = [
+        {"role": "system", "content": "Be short."},
+        {"role": "user", "content": f"Why? {HOSTILE}"},
+    ]
+    return {"items": [{"prompt": prompt, "responses": responses}], **more}
+
+
+def test_a_link_brings_the_form_back(visit, server):
+    page = visit(server.url)
+    fill(page, "a #1", "b #2", "c é #3", models=("gated", "said"), prompt=f"Why? {HOSTILE}")
+    page.click("#steer summary")
+    page.fill("#weight-2", "0.5")
+    page.click("#link")
+    page.get_by_text("it holds the texts").wait_for()
+    other = visit(page.url)
+    other.locator("#models li").first.wait_for()
+    other.click("#score")
+    other.locator("#results table").first.wait_for()
+    sent = server.state.seen[-1]
+    assert sent["models"] == ["gated", "said"]
+    assert sent["items"][0]["responses"] == ["a #1", "b #2", "c é #3"]
+    assert sent["items"][0]["prompt"][0]["content"] == f"Why? {HOSTILE}"
+    assert sent["weights"] == {OBJECTIVES[2]: 0.5}
+
+
+@pytest.mark.parametrize("hash", ["%", "1", "null", quote('{"items": [{"prompt": 3}]}')])
+def test_a_broken_link_gives_an_empty_form(visit, server, hash):
+    page = visit(f"{server.url}/#{hash}")
+    assert page.locator("#said").inner_text() == "The link cannot be read."
+    assert page.locator("#responses textarea").count() == 2
+    assert page.said == []
+
+
+def test_turns_are_added_and_removed_and_the_last_one_is_no_assistant_s(visit, server):
+    page = visit(server.url)
+    fill(page, "a #1", "b #2")
+    page.click("#add-turn")
+    page.keyboard.type("Because.")
+    page.click("#score")
+    assert "last turn" in page.locator("#said").inner_text()
+    page.click("#add-turn")
+    page.click("#score")
+    assert page.locator("#said").inner_text() == "Text of turn 3 is empty."
+    assert page.evaluate("document.activeElement.getAttribute('aria-invalid')") == "true"
+    page.keyboard.type("And then?")
+    page.get_by_role("button", name="Remove turn 1").click()
+    page.get_by_label("Role of turn 1").select_option("system")
+    page.click("#score")
+    page.locator("#results table").first.wait_for()
+    assert server.state.seen[-1]["items"][0]["prompt"] == [
+        {"role": "system", "content": "Because."},
+        {"role": "user", "content": "And then?"},
+    ]
+
+
+def test_a_refusal_is_said_in_the_server_s_words(visit, server):
+    page = visit(server.url)
+    fill(page, "a #1", "b #2")
+    server.state.refusal = RequestError("the queue is full", 503, 5)
+    try:
+        page.click("#score")
+        page.get_by_text("503").wait_for()
+    finally:
+        server.state.refusal = None
+    told = "The server refused (503): the queue is full: try again in 5 s"
+    assert page.locator("#said").inner_text() == told
+    assert page.locator("#results table").count() == 0
+
+
+def test_it_works_under_a_route_prefix(visit):
+    app = FastAPI()
+    app.mount("/rewards", gateway())
+    with serve(app) as url:
+        page = visit(f"{url}/rewards/")
+        scores_of(page, "a #1", "b #2")
+        assert all(f"{url}/rewards/" in asked for asked in page.asked if asked != "data:,")
+        page.close()

@@ -1,0 +1,196 @@
+"""A judge: calls of any origin in, the scores that the model gives in-process out."""
+
+import asyncio
+
+import pytest
+import torch
+from test_export import make_run
+from test_scalar import save_small
+from transformers import AutoTokenizer
+
+from actors.judge import Judge
+from actors.voices import voice_of
+from panoply.hub.artefact import load_reward_model
+from panoply.serve.calls import Call
+from panoply.serve.config import BatchConfig
+from panoply.wire.request import Chat, Rendered, RequestError, Tokens
+
+PROMPTS = [
+    [{"role": "user", "content": text}] for text in ("How do I boil an egg?", "Why?", "Well" * 9)
+]
+RESPONSES = ("Ten minutes.", "No.", "", "Put it into boiling water, and wait.")
+ALL = frozenset({"objectives", "gate", "drivers", "provenance"})
+
+
+@pytest.fixture(scope="module")
+def folders(tiny_model_folder, tmp_path_factory):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_folder)
+    root = tmp_path_factory.mktemp("judged")
+    save_small(root / "scalar", tokenizer)
+    save_small(root / "ensemble", tokenizer, num_heads=3)
+    make_run(root / "gated", tokenizer, pooling="mean_response")
+    return {
+        "scalar": root / "scalar",
+        "ensemble": root / "ensemble",
+        "gated": root / "gated" / "model",
+    }
+
+
+def judge_of(folder, **options):
+    model = load_reward_model(folder)
+    batch = BatchConfig(max_tokens=options.pop("max_tokens", 300))
+    return Judge("m", voice_of(model), batch, **options), model
+
+
+def call(*items, **changes):
+    return Call(items=items, bucket=0, timeout=60.0, **changes)
+
+
+def answers(judge, calls):
+    async def run():
+        return await asyncio.gather(*(judge.answer(one) for one in calls))
+
+    return asyncio.run(run())
+
+
+def values(answer):
+    return [[score.score for score in item] for item in answer.items]
+
+
+@pytest.mark.parametrize("kind", ["scalar", "ensemble", "gated"])
+def test_scores_are_those_in_process_however_requests_come(folders, kind):
+    batches = []
+    judge, model = judge_of(folders[kind], watch=lambda *told: batches.append(told))
+    wanted = {
+        (p, r): float(model.score(prompt, [response])[0])
+        for p, prompt in enumerate(PROMPTS)
+        for r, response in enumerate(RESPONSES)
+    }
+    single = [(p, r) for r in range(len(RESPONSES)) for p in range(len(PROMPTS))]
+    told = answers(
+        judge,
+        [
+            call(*(Chat(tuple(prompt), RESPONSES) for prompt in PROMPTS)),
+            *(call(Chat(tuple(PROMPTS[p]), (RESPONSES[r],))) for p, r in single),
+        ],
+    )
+    together = [score for item in values(told[0]) for score in item]
+    assert together == pytest.approx(list(wanted.values()), rel=1e-4, abs=1e-5)
+    for (p, r), answer in zip(single, told[1:], strict=True):
+        assert values(answer) == [[pytest.approx(wanted[p, r], rel=1e-4, abs=1e-5)]]
+    assert sum(stats.num_responses for stats, _ in batches) == 2 * len(wanted)
+    assert all(computed < stats.num_separate_tokens for stats, computed in batches)
+
+
+def test_messages_text_and_token_ids_of_one_conversation_score_alike(folders):
+    judge, model = judge_of(folders["gated"])
+    render = model.backbone.renderer.tokenizer.apply_chat_template
+    prompt = render(PROMPTS[0], tokenize=False, add_generation_prompt=True)
+    turns = [*PROMPTS[0], {"role": "assistant", "content": "No."}]
+    whole = render(turns, tokenize=False)
+    ids = model.backbone.renderer.tokenizer(whole, add_special_tokens=False)["input_ids"]
+    (told,) = answers(
+        judge,
+        [
+            call(
+                Chat(tuple(PROMPTS[0]), ("No.",)),
+                Rendered(prompt, (whole.removeprefix(prompt),)),
+                Rendered("", (whole,)),
+                Tokens((tuple(ids),)),
+            )
+        ],
+    )
+    found = [score for item in values(told) for score in item]
+    assert found == pytest.approx([found[0]] * 4, rel=1e-5)
+
+
+def test_text_of_the_policys_template_is_rendered_again_in_the_models_own(folders):
+    judge, model = judge_of(folders["gated"], rendered_by="chatml")
+    prompt = "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
+    (told,) = answers(judge, [call(Rendered(prompt, ("No.<|im_end|>\n",)))])
+    wanted = model.score(PROMPTS[1], ["No."])
+    assert values(told)[0] == pytest.approx(wanted, rel=1e-4)
+
+
+def test_details_are_those_of_the_models_own_explanation(folders):
+    judge, model = judge_of(folders["gated"])
+    (told,) = answers(judge, [call(Chat(tuple(PROMPTS[0]), ("No.",)), details=ALL)])
+    found, wanted = told.items[0][0].details, model.explain(PROMPTS[0], "No.")
+    assert [d.objective for d in found.drivers] == [d.objective for d in wanted.drivers]
+    assert [d.contribution for d in found.drivers] == pytest.approx(
+        [d.contribution for d in wanted.drivers], rel=1e-4, abs=1e-6
+    )
+    own = {d.objective: d.value for d in wanted.drivers}
+    assert found.objectives == pytest.approx(own, rel=1e-4)
+    assert sum(found.gate.values()) == pytest.approx(1)
+    assert set(told.provenance) >= {"kind", "weights", "template", "dtype"}
+
+
+def test_an_ensemble_tells_its_lower_bound(folders):
+    judge, model = judge_of(folders["ensemble"])
+    asked = call(Chat(tuple(PROMPTS[0]), RESPONSES), details=frozenset({"objectives"}))
+    (told,) = answers(judge, [asked])
+    bounds = [score.details.objectives["lower_bound"] for score in told.items[0]]
+    wanted = model.lower_bound(PROMPTS[0], RESPONSES)
+    assert bounds == pytest.approx(list(wanted), rel=1e-4, abs=1e-5)
+
+
+def test_weights_of_a_request_take_the_gates_place(folders):
+    judge, model = judge_of(folders["gated"])
+    names = list(judge.voice.objectives)
+    items = (Chat(tuple(PROMPTS[0]), ("No.",)),)
+    steered, plain = answers(judge, [call(*items, weights={names[0]: 2.0}), call(*items)])
+    tree = model.backbone.renderer.render(PROMPTS[0], ["No."]).tree
+    with torch.inference_mode():
+        found = model.score_trees([tree])
+        r = model.head.debiased(found.values_BO, found.length_B)[0]
+    assert values(steered)[0][0] == pytest.approx(2 * float(r[0]), rel=1e-4)
+    assert values(plain)[0][0] == pytest.approx(float(found.score_B[0]), rel=1e-4)
+
+
+def test_weights_of_objectives_that_are_not_there_are_refused(folders):
+    judge, _ = judge_of(folders["scalar"])
+    (told,) = answers(judge, [call(weights={"helpfulness": 1.0})])
+    assert isinstance(told, RequestError)
+    assert "no objective ['helpfulness']; it has none" in str(told)
+
+
+def test_what_cannot_be_read_is_an_error_of_its_item_alone(folders):
+    judge, model = judge_of(folders["gated"])
+    (told,) = answers(
+        judge,
+        [
+            call(
+                Rendered("", ("no template at all",)),
+                Chat(tuple(PROMPTS[0]), ("No.",)),
+                Tokens(((10**6, 1),)),
+            )
+        ],
+    )
+    assert values(told) == [[None], [pytest.approx(model.score(PROMPTS[0], ["No."])[0])], [None]]
+    assert "no assistant header" in told.items[0][0].error
+    assert "token id 1000000" in told.items[2][0].error
+
+
+def test_a_score_that_is_not_finite_is_an_error_and_no_number(folders):
+    judge, model = judge_of(folders["scalar"])
+    model.weight_D.fill_(float("nan"))
+    (told,) = answers(judge, [call(Chat(tuple(PROMPTS[0]), ("No.",)))])
+    assert told.items[0][0].score is None
+    assert "not finite: nan" in told.items[0][0].error
+
+
+def test_a_full_queue_says_when_to_come_back(folders):
+    judge, _ = judge_of(folders["scalar"])
+    judge.queue.config = BatchConfig(max_queued=1, max_wait=0.2)
+    item = Chat(tuple(PROMPTS[0]), ("No.",))
+    first, second = answers(judge, [call(item), call(item)])
+    assert values(first)
+    assert isinstance(second, RequestError)
+    assert (second.status, second.retry_after) == (429, 1.0)
+
+
+def test_nothing_asked_is_answered_with_nothing(folders):
+    judge, _ = judge_of(folders["scalar"])
+    (told,) = answers(judge, [call(Chat(tuple(PROMPTS[0]), ()), Rendered("", ()))])
+    assert told.items == ((), ())

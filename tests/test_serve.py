@@ -1,0 +1,148 @@
+"""Serving on Ray: many models behind one gateway, through deaths, and nothing left behind."""
+
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+from itertools import pairwise
+
+import httpx2
+import psutil
+import pytest
+from test_export import make_run
+from test_scalar import save_small
+from transformers import AutoTokenizer
+
+from panoply.hub.artefact import load_reward_model
+from panoply.serve.config import ScalingConfig, ServeConfig
+from panoply.wire.client import Client
+from panoply.wire.request import Chat, ScoreRequest
+from workflows.serve import deployed, pinned, states
+
+PORT = 8421
+URL = f"http://127.0.0.1:{PORT}"
+RESPONSES = ("Ten minutes.", "No.", "", "Put it into boiling water, and wait.")
+
+
+def prompt(i):
+    return [{"role": "user", "content": f"Question {i}: how do I boil {i} eggs?"}]
+
+
+@pytest.fixture(scope="module")
+def served(cluster, tiny_model_folder, tmp_path_factory):
+    """A scalar model with two replicas, a gated one, a function and one that cannot load."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_folder)
+    root = tmp_path_factory.mktemp("served")
+    save_small(root / "scalar", tokenizer)
+    make_run(root / "gated", tokenizer)
+    (root / "broken").mkdir()
+    (root / "broken" / "panoply.json").write_text("{}")
+    config = ServeConfig(
+        models=(
+            f"scalar={root}/scalar",
+            f"gated={root}/gated/model",
+            "length=function:panoply.serve.verifiers:length",
+            f"broken={root}/broken",
+        ),
+        port=PORT,
+        scaling=ScalingConfig(cpus=0.1),
+    )
+    two = ScalingConfig(min_replicas=2, max_replicas=2, cpus=0.1)
+    arms = [replace(a, scaling=two) if a.name == "scalar" else a for a in config.arms()]
+    with deployed([pinned(arm) for arm in arms], config):
+        wait_until(lambda: all(s != "starting" for s in seen().values()), seconds=120)
+        yield load_reward_model(root / "scalar")
+
+
+def seen():
+    try:
+        return httpx2.get(f"{URL}/health", timeout=10).json()["models"]
+    except (httpx2.TransportError, ValueError, KeyError):
+        return {"gateway": "starting"}
+
+
+def wait_until(holds, seconds):
+    ends = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < ends, seen()
+        time.sleep(0.2)
+
+
+def test_what_cannot_load_says_why_and_the_others_answer(served):
+    assert seen() == {"scalar": "ready", "gated": "ready", "length": "ready", "broken": "failed"}
+    entries = {one["id"]: one for one in httpx2.get(f"{URL}/v1/models").json()["data"]}
+    assert "panoply.json" in entries["broken"]["reason"] or "Error" in entries["broken"]["reason"]
+    items = [{"prompt": prompt(0), "responses": list(RESPONSES)}]
+    asked = {"models": ["scalar", "length", "broken", "gated"], "items": items}
+    told = httpx2.post(f"{URL}/v1/rewards", json=asked, timeout=60).json()["results"]
+    scores = [[score["score"] for score in result["items"][0]] for result in told]
+    assert scores[0] == pytest.approx(served.score(prompt(0), RESPONSES), rel=1e-4)
+    assert scores[1] == [len(response) for response in RESPONSES]
+    assert scores[2] == [None] * 4
+    assert "could not be started" in told[2]["items"][0][0]["error"]
+    assert None not in scores[3]
+
+
+def under_load(served, disturb, seconds=20.0, num_clients=8):
+    """Clients ask while something dies; returns answers right, and the longest time without one."""
+    wanted = {i: served.score(prompt(i), RESPONSES) for i in range(12)}
+    wrong, right, failed = [], [], []
+    ends = time.monotonic() + seconds
+
+    def ask(own):
+        with Client(URL, timeout=60) as client:
+            i = own
+            while time.monotonic() < ends:
+                i = (i + 1) % len(wanted)
+                request = ScoreRequest(
+                    items=(Chat(tuple(prompt(i)), RESPONSES),), models=("scalar",)
+                )
+                try:
+                    (item,) = client.score(request).models[0].items
+                except Exception as error:  # whatever it is, an answer is missing
+                    failed.append(repr(error))
+                    continue
+                told = [score.score for score in item]
+                close = told == pytest.approx(wanted[i], rel=1e-4)
+                (right if close else wrong).append((time.monotonic(), told))
+
+    threads = [threading.Thread(target=ask, args=(k,)) for k in range(num_clients)]
+    for thread in threads:
+        thread.start()
+    time.sleep(4)
+    disturb()
+    for thread in threads:
+        thread.join()
+    assert not wrong, wrong[0]
+    assert not failed, failed[0]
+    times = sorted(when for when, _ in right)
+    return len(right), max(b - a for a, b in pairwise(times))
+
+
+def kill(app, name):
+    """Kills one replica's process, as an out-of-memory kill would."""
+    title = f"ServeReplica:{app}:{name}"
+    own = psutil.Process().children(recursive=True)
+    os.kill(next(p.pid for p in own if title in " ".join(p.cmdline())), signal.SIGKILL)
+
+
+def test_a_judge_that_is_killed_under_load_costs_no_answer(served, record_property):
+    num, pause = under_load(served, lambda: kill("model-scalar", "Judge"))
+    record_property("seconds_to_recover", pause)
+    assert num > 50
+    wait_until(lambda: states(["scalar"])["scalar"][0] == "ready", seconds=60)
+
+
+def test_a_gateway_that_is_killed_under_load_costs_no_answer(served, record_property):
+    num, pause = under_load(served, lambda: kill("gateway", "Gateway"), seconds=40)
+    record_property("seconds_to_recover", pause)
+    assert num > 50
+
+
+def test_metrics_of_all_nodes_are_relayed(served):
+    def told():
+        return httpx2.get(f"{URL}/metrics", timeout=10).text
+
+    wanted = ("panoply_requests_total", "panoply_batch_tokens", "panoply_shared_tokens_total")
+    wait_until(lambda: all(name in told() for name in wanted), seconds=60)
