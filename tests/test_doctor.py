@@ -7,7 +7,9 @@ import sys
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from test_backbone import TURNS, byte_tokenizer
+from test_export import make_run
 from test_pairwise import judge
 from test_published import SIZE, publish, small_classifier
 from test_scalar import save_small, small_decoder
@@ -68,6 +70,19 @@ def test_our_own_models_and_pairwise_ones_are_examined_too(tmp_path):
     assert [f.check for f in findings if f.verdict == "fail"] == []
     assert told(findings)["BOS"].values["here"] == 0
     assert told(findings)["batch drift"].verdict == "ok"
+
+
+def test_a_gated_model_is_examined_in_the_same_way(tmp_path):
+    folder, _ = make_run(tmp_path, well_kept())
+    held = load_file(folder / "model.safetensors")
+    held["head.unit"].fill_(1.0)  # that run left the head empty
+    held["head.weight"].normal_(generator=torch.manual_seed(1))
+    save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
+    findings = told(examine(folder))
+    assert [name for name, found in findings.items() if found.verdict == "fail"] == []
+    assert findings["batch drift"].verdict == "ok"
+    assert findings["layout"].finding.startswith("gated, ")
+    assert "parity" not in findings  # transformers has no such model
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
