@@ -40,8 +40,12 @@ class Scorer:
         self.render = model.backbone.renderer.render
         if isinstance(model, ScalarModel):
             self.model = Single(model)
-        else:
+        elif isinstance(model, RewardModel):
             self.model = GateAndRivals(model, load_file(Path(folder) / "baselines.safetensors"))
+        else:
+            raise ValueError(
+                f"{folder!r} is no model of a run of ours, and has no record to report"
+            )
 
     @torch.inference_mode()
     def __call__(self, batch: pa.Table) -> pa.Table:

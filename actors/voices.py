@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 from panoply.data.ratings import RatingMap
-from panoply.hub.artefact import RewardModel
+from panoply.hub.artefact import AnyModel, RewardModel
 from panoply.hub.backbone import Backbone
+from panoply.hub.head_model import HeadModel
+from panoply.hub.pairwise import PairwiseModel
 from panoply.hub.reading import Reader
 from panoply.hub.scalar import ScalarModel
 from panoply.model.reward_model import Scored
@@ -56,7 +58,7 @@ class Gated:
         self.model = model
         self.reader = reader_of(model.backbone, needs_turns=True)
         self.objectives = {name: _ends(model, name) for name in model.card.objectives}
-        self.provenance = provenance("gated", model.backbone)
+        self.provenance = model.provenance
 
     def hear(self, trees: Sequence[TokenTree]) -> list[Scored]:
         """Returns what the head says of each response, a batch of one each."""
@@ -83,30 +85,40 @@ class Gated:
 class Scalar:
     """A model of one number; where it is an ensemble, of its lower bound too."""
 
-    def __init__(self, model: ScalarModel) -> None:
+    def __init__(self, model: ScalarModel | HeadModel) -> None:
         self.model = model
         self.reader = reader_of(model.backbone, needs_turns=False)
-        self.is_ensemble = len(model.heads_KD) > 1
+        self.ensemble = (
+            model if isinstance(model, ScalarModel) and len(model.heads_KD) > 1 else None
+        )
         self.objectives: Mapping[str, Scale | None] = {}
-        self.provenance = provenance("scalar", model.backbone)
+        self.provenance = model.provenance
 
     def hear(self, trees: Sequence[TokenTree]) -> list[tuple[float, ...]]:
         """Returns score and, of an ensemble, lower bound of each response."""
-        if self.is_ensemble:
-            return list(
-                zip(*(x.tolist() for x in self.model.bound_trees(trees, BETA)), strict=True)
-            )
+        if self.ensemble:
+            both = self.ensemble.bound_trees(trees, BETA)
+            return list(zip(*(x.tolist() for x in both), strict=True))
         return [(score,) for score in self.model.score_trees(trees).tolist()]
 
     def say(self, said: tuple[float, ...], call: Call, num_tokens: int) -> Score:
         """Returns the score."""
-        wanted = self.is_ensemble and "objectives" in call.details
+        wanted = self.ensemble and "objectives" in call.details
         bound = {LOWER_BOUND: said[1]} if wanted else None
         return scored(said[0], objectives=bound, num_tokens=num_tokens)
 
 
-def voice_of(model: RewardModel | ScalarModel) -> Voice[Any]:
-    """Returns the voice of a model."""
+def voice_of(model: AnyModel) -> Voice[Any]:
+    """Returns the voice of a model.
+
+    Raises:
+        ValueError: it compares two responses and has no score for one.
+    """
+    if isinstance(model, PairwiseModel):
+        raise ValueError(
+            f"{model.backbone.name!r} is a pairwise model, which gives no response a score of its "
+            "own and cannot be served as an arm; serve a scalar model"
+        )
     return Gated(model) if isinstance(model, RewardModel) else Scalar(model)
 
 
@@ -114,17 +126,6 @@ def reader_of(backbone: Backbone, *, needs_turns: bool) -> Reader:
     """Returns what reads conversations for a model on this backbone."""
     embeddings = cast(Any, backbone.decoder.model).get_input_embeddings()
     return Reader(backbone.renderer, embeddings.weight.shape[0], needs_turns=needs_turns)
-
-
-def provenance(kind: str, backbone: Backbone) -> dict[str, str]:
-    """Returns what made a model's scores."""
-    return {
-        "kind": kind,
-        "backbone": backbone.name,
-        "weights": backbone.weights_hash,
-        "template": backbone.renderer.template_hash,
-        "dtype": str(backbone.decoder.dtype).removeprefix("torch."),
-    }
 
 
 def _ends(model: RewardModel, objective: str) -> Scale | None:

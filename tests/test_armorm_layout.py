@@ -232,7 +232,9 @@ def test_another_layout_is_refused_with_the_reason(tiny_model_folder, tmp_path):
         load_reward_model(tmp_path)
     scalar = shutil.copytree(tiny_model_folder, tmp_path / "scalar")
     states = load_file(scalar / "model.safetensors")
-    states = {f"model.{k}": v for k, v in states.items()} | {"score.weight": torch.zeros(1, SIZE)}
+    states = {f"model.{k}": v for k, v in states.items()} | {"critic.weight": torch.zeros(1, SIZE)}
     save_file(states, scalar / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"no layout that loads here.*score\.weight.*regression"):
+    with pytest.raises(
+        ValueError, match=r"no layout that loads here.*critic\.weight.*Known are ArmoRM"
+    ):
         load_reward_model(scalar)

@@ -4,7 +4,10 @@ import asyncio
 
 import pytest
 import torch
+from test_backbone import TURNS, byte_tokenizer
 from test_export import make_run
+from test_pairwise import judge as make_pairwise
+from test_published import publish
 from test_scalar import save_small
 from transformers import AutoTokenizer
 
@@ -194,3 +197,13 @@ def test_nothing_asked_is_answered_with_nothing(folders):
     judge, _ = judge_of(folders["scalar"])
     (told,) = answers(judge, [call(Chat(tuple(PROMPTS[0]), ()), Rendered("", ()))])
     assert told.items == ((), ())
+
+
+def test_a_published_model_is_judged_as_it_scores_and_a_pairwise_one_is_refused(tmp_path):
+    judge, model = judge_of(publish(tmp_path / "m", byte_tokenizer(TURNS)))
+    (told,) = answers(judge, [call(Chat(tuple(PROMPTS[0]), RESPONSES), details=ALL)])
+    assert values(told)[0] == pytest.approx(model.score(PROMPTS[0], RESPONSES), rel=1e-4)
+    assert told.provenance["kind"] == "linear"
+    folder = make_pairwise(tmp_path / "pairs", byte_tokenizer("<s>" + TURNS, adds_bos=True))
+    with pytest.raises(ValueError, match=r"pairwise model.*cannot be served"):
+        voice_of(load_reward_model(folder))

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from panoply.config import ArmoRMConfig
-from panoply.hub.artefact import Card, RewardModel, load_reward_model, save_reward_model
+from panoply.hub.artefact import Card, RewardModel, load_gated_model, save_reward_model
 from panoply.hub.backbone import load_backbone
 from panoply.model.reward_model import GatedHead
 from panoply.train.debias import Penalties
@@ -139,7 +139,7 @@ def round_trip(folder: Path, data: Data, values: PairValues, margin_P: Array) ->
         RuntimeError: the saved model scores differently.
     """
     rows = data.pairs.split.of("test")[:CHECKED_PAIRS]
-    model = load_reward_model(folder)
+    model = load_gated_model(folder)
     table = pq.read_table(data.texts.pairs[0], columns=["prompt", "chosen", "rejected"])
     margins: list[float] = []
     for pair in table.take(rows).to_pylist():

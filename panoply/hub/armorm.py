@@ -20,22 +20,21 @@ Legend: `O` objectives, `D` hidden size.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
-from safetensors import safe_open
 
-from panoply.config import DType, GateConfig, Rendering
+from panoply.config import GateConfig, Rendering
 from panoply.data.adapters import HELPSTEER, HELPSTEER_SCALES
 from panoply.hub.backbone import Backbone, Renderer, choose_dtype
+from panoply.hub.checkpoint import Checkpoint, Shape, few, stored_dtype
 from panoply.model.gate import make_gate
 from panoply.model.reward_model import TransformedHead
 
-Shape: TypeAlias = tuple[int, ...]
 HEAD = ("regression_layer.weight", "reward_transform_matrix", "gating.logit_scale")
 """What the layout is recognized by."""
 FIELDS = ("num_objectives", "gating_temperature", "gating_hidden_dim", "gating_n_hidden")
@@ -57,61 +56,6 @@ PUBLISHED = (
     "code-readability",
 )
 """The published objectives in their order; the checkpoint itself does not name them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """The tensors of a folder: known by their headers, read when asked for."""
-
-    folder: Path
-    file_of: Mapping[str, Path]
-    shapes: Mapping[str, Shape]
-
-    @classmethod
-    def open(cls, folder: Path) -> Checkpoint:
-        """Reads the headers of `model.safetensors`, or of the shards that its index names.
-
-        Raises:
-            FileNotFoundError: no safetensors, or a shard is missing.
-        """
-        index = folder / "model.safetensors.index.json"
-        files = [folder / "model.safetensors"]
-        if index.is_file():
-            named: dict[str, str] = json.loads(index.read_text())["weight_map"]
-            files = [folder / name for name in sorted(set(named.values()))]
-        file_of: dict[str, Path] = {}
-        shapes: dict[str, Shape] = {}
-        for file in files:
-            if not file.is_file():
-                raise FileNotFoundError(
-                    f"{str(folder)!r} lacks {file.name}: fetch it, or convert the weights to "
-                    "safetensors (a pickle is never read)"
-                )
-            with safe_open(file, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118 (no mapping)
-                    file_of[name] = file
-                    shapes[name] = tuple(opened.get_slice(name).get_shape())
-        return cls(folder, file_of, shapes)
-
-    def read(self, name: str) -> torch.Tensor:
-        """Returns one tensor."""
-        with safe_open(self.file_of[name], framework="pt") as opened:
-            return opened.get_tensor(name)
-
-    def check(self, wanted: Mapping[str, Shape], why: str) -> None:
-        """Checks names and shapes.
-
-        Raises:
-            ValueError: a tensor is missing or has another shape.
-        """
-        for name, shape in wanted.items():
-            found = self.shapes.get(name)
-            if found != shape:
-                told = "is missing" if found is None else f"has shape {list(found)}"
-                raise ValueError(
-                    f"tensor {name!r} in {str(self.folder)!r} {told}; {why} asks for "
-                    f"{list(shape)}. Fetch the checkpoint again, or mend its config.json"
-                )
 
 
 def is_armorm(checkpoint: Checkpoint) -> bool:
@@ -197,7 +141,7 @@ def _backbone(folder: Path, config: Any, fields: Mapping[str, Any]) -> Backbone:
     model = AutoModel.from_pretrained(
         folder,
         config=config,
-        dtype=choose_dtype(_stored_dtype(fields), device),
+        dtype=choose_dtype(stored_dtype(fields), device),
         trust_remote_code=False,
         use_safetensors=True,
     )
@@ -230,18 +174,8 @@ def _check(checkpoint: Checkpoint, config: Any, fields: Mapping[str, Any]) -> No
     if extra := [name for name in checkpoint.shapes if not name.startswith(known)]:
         raise ValueError(
             f"{str(checkpoint.folder)!r} holds tensors that ArmoRM's layout does not know and "
-            f"that would go unused: {_few(extra)}. Remove them, or mend gating_n_hidden"
+            f"that would go unused: {few(extra)}. Remove them, or mend gating_n_hidden"
         )
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _stored_dtype(fields: Mapping[str, Any]) -> DType:
-    """Returns what the checkpoint says; half precision only where the hardware is fast at it."""
-    stored = fields.get("dtype") or fields.get("torch_dtype") or "float32"
-    return "float32" if stored == "float32" else "auto"
 
 
 def _head(checkpoint: Checkpoint, num: int, size: int, config: GateConfig) -> TransformedHead:

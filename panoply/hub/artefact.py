@@ -21,10 +21,17 @@ from safetensors.torch import load_file, save_file
 from panoply.config import DType, Pooling
 from panoply.data.ratings import RatingMap
 from panoply.data.schema import Prompt
-from panoply.hub.armorm import HEAD, Checkpoint, is_armorm, load_armorm
+from panoply.hub.adapter import load_adapter
+from panoply.hub.armorm import Parts, is_armorm, load_armorm
 from panoply.hub.backbone import Backbone, Renderer, choose_dtype
+from panoply.hub.checkpoint import Checkpoint
+from panoply.hub.foreign import fetch
+from panoply.hub.head_model import HeadModel
+from panoply.hub.pairwise import PairwiseModel
+from panoply.hub.published import load_published
 from panoply.hub.record import Card, ScalarCard, hash_keys, read_card
 from panoply.hub.scalar import ScalarModel, load_scalar_model
+from panoply.hub.scoring import ScoringModel, provenance_of
 from panoply.model.forward import Features
 from panoply.model.gate import make_gate
 from panoply.model.reward_model import GatedHead, Scored
@@ -64,13 +71,15 @@ def pooled(features: Features, pooling: Pooling, depth: int = 0) -> torch.Tensor
     return torch.cat(choices[pooling], dim=-1)
 
 
-class RewardModel:
+class RewardModel(ScoringModel):
     """A gated reward model: conversations in, scores and explanations out."""
 
     def __init__(self, backbone: Backbone, head: GatedHead, card: Card) -> None:
         self.backbone = backbone
         self.head = head.eval().requires_grad_(False)
         self.card = card
+        self.temperature = card.temperature
+        self.provenance = provenance_of("gated", backbone, head.state_dict(), card.pad_rule)
 
     @torch.inference_mode()
     def score_trees(self, trees: Sequence[TokenTree]) -> Scored:
@@ -112,6 +121,9 @@ class RewardModel:
         return float(RatingMap.from_dict(found).to_raw(value)) if found else value
 
 
+AnyModel: TypeAlias = RewardModel | ScalarModel | HeadModel | PairwiseModel
+
+
 def save_reward_model(
     model: RewardModel, folder: Path, baselines: Tensors, seen: Sequence[str]
 ) -> None:
@@ -136,19 +148,36 @@ def save_reward_model(
     (folder / "panoply.json").write_text(model.card.to_json())
 
 
-def load_reward_model(folder: str | Path) -> RewardModel | ScalarModel:
-    """Loads a reward model: a folder of ours, or a checkpoint in ArmoRM's published layout.
+def load_reward_model(name: str | Path, *, trust_remote_code: bool = False) -> AnyModel:
+    """Loads a reward model: a folder of ours, or one that others published.
+
+    `panoply.hub.published` lists the layouts that load, and what is refused.
+
+    Args:
+        name: a folder, or a hub name 'owner/name'.
+        trust_remote_code: where the layout is unknown and the model brings a sequence classifier of
+            its own, run that code. Known layouts never need it.
 
     Raises:
-        FileNotFoundError: the folder is no reward model, or lacks a file.
+        FileNotFoundError: there is no such model, or it lacks a file.
         ValueError: the layout is none of these, a tensor does not fit, or the tokenizer's template
             is not the one the model was trained with.
     """
-    folder = Path(folder).expanduser()
-    if not (folder / "panoply.json").is_file():
-        return _load_foreign(folder)
-    is_scalar = isinstance(read_card(folder), ScalarCard)
-    return load_scalar_model(folder) if is_scalar else load_gated_model(folder)
+    folder = fetch(str(name), code=trust_remote_code)
+    if (folder / "panoply.json").is_file():
+        is_scalar = isinstance(read_card(folder), ScalarCard)
+        return load_scalar_model(folder) if is_scalar else load_gated_model(folder)
+    if (folder / "adapter_config.json").is_file():
+        return load_adapter(folder)
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{str(folder)!r} is no reward model folder: it has no panoply.json and no "
+            "config.json. A run leaves one in OUT/model"
+        )
+    checkpoint = Checkpoint.open(folder)
+    if is_armorm(checkpoint):
+        return _with_card(load_armorm(checkpoint))
+    return load_published(checkpoint, trust_remote_code=trust_remote_code)
 
 
 def load_gated_model(folder: Path) -> RewardModel:
@@ -169,22 +198,8 @@ def load_gated_model(folder: Path) -> RewardModel:
     return RewardModel(backbone, _head(card, _under("head.", tensors)), card)
 
 
-def _load_foreign(folder: Path) -> RewardModel:
-    """Loads a checkpoint that is not ours, by the names of its tensors."""
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(
-            f"{str(folder)!r} is no reward model folder: it has no panoply.json. "
-            "A run leaves one in OUT/model"
-        )
-    checkpoint = Checkpoint.open(folder)
-    if not is_armorm(checkpoint):
-        heads = [name for name in checkpoint.shapes if not name.startswith("model.")]
-        raise ValueError(
-            f"{str(folder)!r} is in no layout that loads here: it has no panoply.json, and its "
-            f"tensors beside the backbone are {heads[:5] or 'none'} where ArmoRM's layout has "
-            f"{', '.join(HEAD)}. A run leaves a reward model in OUT/model"
-        )
-    parts = load_armorm(checkpoint)
+def _with_card(parts: Parts) -> RewardModel:
+    """Returns a published gated model with the card that ours have."""
     backbone = parts.backbone
     card = Card(
         objectives=parts.objectives,

@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from panoply.config import DType, Rendering
 from panoply.data.schema import Message, Prompt
@@ -32,6 +32,11 @@ PLAIN_TEMPLATE = (
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 """For base models, whose tokenizer has no chat template."""
+DATE = "26 Jul 2024"
+"""What a template that asks for today's date is told, so that a score is the same tomorrow: what
+Llama 3.1's template writes where it has no clock."""
+FIXED_CLOCK = f"{{% macro strftime_now(format) %}}{DATE}{{% endmacro %}}{{{{ '' }}}}"
+PAD_RULE = "positions and pooling follow token lists; no pad token is ever read"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,11 @@ class Rendered:
     num_responses_cut: int
 
 
+def reads_clock(template: str) -> bool:
+    """Returns whether a chat template writes the date of the day on which it renders."""
+    return "strftime_now" in template and not template.startswith(FIXED_CLOCK)
+
+
 class Renderer:
     """Turns a prompt and its responses into a token tree."""
 
@@ -51,6 +61,8 @@ class Renderer:
         self.rendering = rendering
         if not getattr(tokenizer, "chat_template", None):
             tokenizer.chat_template = PLAIN_TEMPLATE
+        if reads_clock(tokenizer.chat_template):
+            tokenizer.chat_template = FIXED_CLOCK + tokenizer.chat_template
         start = tokenizer("")["input_ids"]
         self.bos = list(start[:1]) if start and start[0] == tokenizer.bos_token_id else []
         a, b = self.ids([self._text("a", "a"), self._text("a", "b")])
@@ -211,8 +223,13 @@ def check_vocabulary(renderer: Renderer, model: nn.Module) -> None:
 
 def hash_weights(model: nn.Module) -> str:
     """Returns a hash of all parameters: names, shapes and bytes."""
+    return hash_tensors(model.state_dict())
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Returns a hash of tensors: names, shapes and bytes."""
     seen = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         seen.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)  # scalars have no bytes to view
         seen.update(flat.view(torch.uint8).numpy().data)

@@ -40,10 +40,11 @@ from panoply.hub.classifier import (
     write_classifier,
 )
 from panoply.hub.record import ScalarCard, hash_keys, read_card
+from panoply.hub.scoring import ScoringModel, provenance_of
 from panoply.model.tree import TokenTree
 
 
-class ScalarModel:
+class ScalarModel(ScoringModel):
     """A scalar reward model: conversations in, scores out."""
 
     def __init__(self, backbone: Backbone, heads_KD: Tensor, card: ScalarCard) -> None:
@@ -51,6 +52,9 @@ class ScalarModel:
         self.heads_KD = heads_KD
         self.card = card
         self.weight_D = collapsed(heads_KD, card.scales)
+        self.temperature = card.temperature
+        heads = {"heads": heads_KD, "scales": heads_KD.new_tensor(card.scales)}
+        self.provenance = provenance_of("scalar", backbone, heads, card.pad_rule)
 
     @torch.inference_mode()
     def score_trees(self, trees: Sequence[TokenTree]) -> Tensor:

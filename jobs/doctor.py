@@ -1,0 +1,48 @@
+"""Examine a reward model: `python -m jobs.doctor MODEL`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import tyro
+
+
+def main(
+    model: Annotated[str, tyro.conf.Positional],
+    /,
+    json: str = "",
+    trust_remote_code: bool = False,
+) -> None:
+    """Checks what a reward model reads and what moves its scores, and says what to do about it.
+
+    Template and its date, BOS, padding, which token is scored, alone against batches and token
+    trees, bfloat16 against float32, truncation, speed, and the scores of plain transformers. The
+    exit code is 1 where a check fails.
+
+    Args:
+        model: a folder of ours, a published model's folder, or a hub name 'owner/name'.
+        json: file for the findings with their numbers.
+        trust_remote_code: run the model's own code where its layout is unknown.
+    """
+    # Torch loads only now, after the arguments are known to be right.
+    from rich.console import Console
+
+    from panoply.hub.backbone import quiet
+    from workflows.doctor import findings_table, run_doctor
+    from workflows.progress import exit_if_unusable
+
+    console = Console(log_path=False)
+    quiet()
+    with exit_if_unusable(console):
+        findings = run_doctor(model, json, trust_remote_code=trust_remote_code)
+    console.print(findings_table(findings))
+    failed = [found.check for found in findings if found.verdict == "fail"]
+    warned = sum(found.verdict == "warning" for found in findings)
+    console.print(f"{len(findings)} checks, {warned} warnings, {len(failed)} failed", markup=False)
+    if failed:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    tyro.cli(main, prog="python -m jobs.doctor")

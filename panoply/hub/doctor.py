@@ -1,0 +1,300 @@
+"""Checks of a reward model: what it reads, and what moves its scores. Each has bitten users.
+
+Every check scores the same few conversations (`PROBES`). Differences are in units of the scores'
+spread over them, see `panoply.measure.conformance.drift`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from panoply.hub.artefact import AnyModel, load_reward_model
+from panoply.hub.backbone import DATE, FIXED_CLOCK, PLAIN_TEMPLATE
+from panoply.hub.classifier import PROBES, chat_ids
+from panoply.hub.foreign import device, fetch
+from panoply.hub.pairwise import PairwiseModel
+from panoply.hub.probing import apart, in_dtype, plain, probe_trees, read, render
+from panoply.measure.conformance import BOUNDS, Finding, Verdict, drift, flips, judge
+
+BFLOAT16 = (0.05, 0.5)
+"""Bounds of what bfloat16 may change; a model that computes in float32 is only warned."""
+TIMED_TREES = 16
+
+
+def examine(name: str | Path, *, trust_remote_code: bool = False) -> list[Finding]:
+    """Loads a reward model and returns what its checks find; a refusal to load is a finding too.
+
+    Args:
+        name: as `load_reward_model` takes it.
+        trust_remote_code: likewise.
+
+    Raises:
+        FileNotFoundError: there is no such model.
+    """
+    folder = fetch(str(name), code=trust_remote_code)
+    try:
+        model = load_reward_model(folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        return [Finding("layout", "does not load", "fail", str(error))]
+    return examine_loaded(model, folder)
+
+
+def examine_loaded(model: AnyModel, folder: Path) -> list[Finding]:
+    """Returns what the checks of a loaded model find."""
+    checks: list[Callable[[AnyModel], Finding]] = [
+        layout,
+        template,
+        beginning,
+        padding,
+        position,
+        scale,
+        batches,
+        precision,
+        truncation,
+        speed,
+    ]
+    found = [check(model) for check in checks]
+    if (folder / "config.json").is_file() and model.provenance["kind"] in ("scalar", "linear"):
+        found.append(parity(model, folder))
+    return found
+
+
+def layout(model: AnyModel) -> Finding:
+    """What the model is."""
+    own = model.provenance
+    text = f"{own['kind']}, weights {own['weights'][:12]}, {own['dtype']}"
+    return Finding("layout", text, "ok", values=dict(own))
+
+
+def template(model: AnyModel) -> Finding:
+    """Whether there is a chat template, and whether it renders the same every day."""
+    renderer = model.backbone.renderer
+    text, values = f"hash {renderer.template_hash}", {"hash": renderer.template_hash}
+    if renderer.tokenizer.chat_template == PLAIN_TEMPLATE:
+        advice = "put the template it was trained with into chat_template.jinja"
+        return Finding("template", f"none; plain turns, {text}", "warning", advice, values)
+    if renderer.tokenizer.chat_template.startswith(FIXED_CLOCK):
+        advice = (
+            "elsewhere scores move with the calendar: write a fixed date into the template, "
+            "the one that training saw"
+        )
+        return Finding(
+            "template", f"writes the date, held to {DATE}; {text}", "warning", advice, values
+        )
+    return Finding("template", text, "ok", values=values)
+
+
+def beginning(model: AnyModel) -> Finding:
+    """How often the beginning of the sequence is marked, here and by the usual two calls."""
+    tokenizer = model.backbone.renderer.tokenizer
+    bos = tokenizer.bos_token_id
+    tree = probe_trees(model)[0]
+    here = marks(tree.shared + tree.branches[0].tokens, bos)
+    chat = [*map(dict, PROBES[0][0]), {"role": "assistant", "content": PROBES[0][1][0]}]
+    text = tokenizer.apply_chat_template(chat, tokenize=False)
+    once, twice = (
+        marks(tokenizer(text, add_special_tokens=add)["input_ids"], bos) for add in (False, True)
+    )
+    values = {"here": here, "template": once, "template_and_tokenizer": twice}
+    text = f"{here} here, {once} by the template, {twice} by template and tokenizer"
+    if bos is None:
+        return Finding("BOS", "the tokenizer has none", "ok", values=values)
+    if here > 1:
+        advice = "the template writes it twice: remove one from chat_template.jinja"
+        return Finding("BOS", text, "fail", advice, values)
+    if isinstance(model, PairwiseModel):
+        return Finding("BOS", f"{here}, as the published format has it", "ok", values=values)
+    if twice != here:
+        advice = "elsewhere tokenize rendered text with add_special_tokens=False"
+        return Finding("BOS", text, "warning", advice, values)
+    if once != here:
+        advice = (
+            "elsewhere apply_chat_template(tokenize=True) leaves it out: write it in the template"
+        )
+        return Finding("BOS", text, "warning", advice, values)
+    return Finding("BOS", text, "ok", values=values)
+
+
+def marks(tokens: Sequence[int], bos: int | None) -> int:
+    """Returns how many BOS tokens begin a sequence; some templates begin every turn with one."""
+    return next((i for i, token in enumerate(tokens) if token != bos), len(tokens))
+
+
+def padding(model: AnyModel) -> Finding:
+    """What padding may do to the scores elsewhere; here no pad token is ever read."""
+    tokenizer = model.backbone.renderer.tokenizer
+    pad, told = tokenizer.pad_token_id, getattr(model.backbone.decoder.config, "pad_token_id", None)
+    values = {"pad_token": tokenizer.pad_token, "tokenizer": pad, "config": told}
+    own = "give tokenizer and config.json a pad token that no text renders to"
+    if pad is None:
+        return Finding("padding", "no pad token: elsewhere no batches", "warning", own, values)
+    rows = [tree.shared + branch.tokens for tree in probe_trees(model) for branch in tree.branches]
+    if any(pad in row for row in rows):
+        where = "ends every render" if all(row[-1] == pad for row in rows) else "is in renders"
+        text = f"pad token {tokenizer.pad_token!r} {where}: elsewhere another token may be scored"
+        return Finding("padding", text, "warning", own, values)
+    if told != pad:
+        text = f"pad token {pad} by the tokenizer, {told} by config.json, which transformers reads"
+        return Finding(
+            "padding", text, "warning", f"set pad_token_id to {pad} in config.json", values
+        )
+    return Finding("padding", f"{tokenizer.pad_token!r}, in no render", "ok", values=values)
+
+
+def position(model: AnyModel) -> Finding:
+    """Which token is scored, by name."""
+    tokenizer = model.backbone.renderer.tokenizer
+    trees = probe_trees(model)
+    last = {branch.tokens[-1] for tree in trees for branch in tree.branches}
+    names = sorted(tokenizer.decode([token]) for token in last)
+    values = {"scored": names}
+    if len(last) > 1:
+        advice = "the template closes no turn, so the score hangs on the response's last word"
+        return Finding(
+            "scored token", f"the response's own last, {names[:3]}", "warning", advice, values
+        )
+    if not isinstance(model, PairwiseModel) and not last <= set(tokenizer.added_tokens_decoder):
+        advice = "send renders as they are: where text is stripped, another token is scored"
+        text = f"{names[0]!r}, text behind the end of the turn"
+        return Finding("scored token", text, "warning", advice, values)
+    return Finding("scored token", repr(names[0]), "ok", values=values)
+
+
+def scale(model: AnyModel) -> Finding:
+    """The range of the scores on the probes: they must be finite and differ."""
+    found = read(model, probe_trees(model))
+    low, high, spread = float(found.min()), float(found.max()), float(found.std())
+    values = {"low": low, "high": high, "spread": spread}
+    if not np.isfinite(found).all():
+        advice = "weights overflow or are not finite: fetch them again, or compute in float32"
+        return Finding("scale", "scores are not finite", "fail", advice, values)
+    if spread <= 1e-6 * max(1.0, abs(high)):
+        advice = "the head was not trained, or is not the one of this backbone"
+        return Finding("scale", f"all scores are {high:.4g}", "fail", advice, values)
+    what = "preferences" if isinstance(model, PairwiseModel) else "scores"
+    text = f"{what} {low:.4g} to {high:.4g}, spread {spread:.3g}"
+    if not isinstance(model, PairwiseModel):
+        text = f"{text}, temperature {model.temperature:.3g}"
+        values["temperature"] = model.temperature
+        if not np.isfinite(model.temperature):
+            advice = (
+                "it ranks no better than chance where it was calibrated: train it on more pairs"
+            )
+            return Finding("scale", text, "warning", advice, values)
+    return Finding("scale", text, "ok", values=values)
+
+
+def batches(model: AnyModel) -> Finding:
+    """Whether company changes a score: alone, in padded batches, in token trees."""
+    trees = probe_trees(model)
+    with plain(model.backbone):
+        alone = np.concatenate([read(model, [tree]) for tree in apart(model, trees)])
+        batch = read(model, trees)
+    found = {"batch": drift(batch, alone), "tree": drift(read(model, trees), alone)}
+    text = ", ".join(f"{value:.1e} in a {name}" for name, value in found.items())
+    if not model.backbone.shares_prefixes:
+        text = f"{found['batch']:.1e} in a batch; this model takes no trees"
+    verdict = judge(max(found.values()), BOUNDS[model.provenance["dtype"]])
+    advice = "" if verdict == "ok" else "score in batches of one, or compute in float32"
+    return Finding("batch drift", f"{text}, of the spread", verdict, advice, found)
+
+
+def precision(model: AnyModel) -> Finding:
+    """What bfloat16 changes against float32."""
+    trees = probe_trees(model)
+    exact, rounded = (
+        read(in_dtype(model, dtype), trees) for dtype in (torch.float32, torch.bfloat16)
+    )
+    lost = drift(rounded, exact)
+    turned, tied = flips(rounded, exact)
+    values = {"drift": lost, "turned": turned, "tied": tied}
+    verdict: Verdict = judge(lost, BFLOAT16)
+    if verdict == "fail" and model.provenance["dtype"] == "float32":
+        verdict = "warning"  # it is not what is computed
+    pairs = len(exact) * (len(exact) - 1) // 2
+    text = f"{lost:.1e} of the spread; {turned} of {pairs} pairs turn, {tied} tie"
+    return Finding("bfloat16", text, verdict, "" if verdict == "ok" else "serve in float32", values)
+
+
+def truncation(model: AnyModel) -> Finding:
+    """What is cut of a long conversation, and whether what is left fits the model."""
+    renderer = model.backbone.renderer
+    limits, config = renderer.rendering, model.backbone.decoder.config
+    words = "word " * (limits.max_prompt_tokens + 10), "word " * (limits.max_response_tokens + 10)
+    cut = render(model, words[0], [words[1], words[1] + "x"])
+    longest = len(cut.tree.shared) + max(len(branch.tokens) for branch in cut.tree.branches)
+    positions = getattr(config, "max_position_embeddings", None)
+    values = {
+        "max_prompt_tokens": limits.max_prompt_tokens,
+        "max_response_tokens": limits.max_response_tokens,
+        "positions": positions,
+        "prompt_tokens_cut": cut.prompt_tokens_cut,
+        "responses_cut": cut.num_responses_cut,
+    }
+    text = (
+        f"prompts keep their last {limits.max_prompt_tokens:,} tokens, responses their first "
+        f"{limits.max_response_tokens:,} (of {positions or 0:,} positions); cut from a long one: "
+        f"{cut.prompt_tokens_cut:,} tokens and {cut.num_responses_cut} responses, counted"
+    )
+    if positions and longest > positions:
+        advice = (
+            f"a render of {longest:,} tokens goes beyond them: lower the limits in panoply.json"
+        )
+        return Finding("truncation", text, "fail", advice, values)
+    return Finding("truncation", text, "ok", values=values)
+
+
+def speed(model: AnyModel) -> Finding:
+    """Tokens a second, on short conversations that share their prompts."""
+    trees = probe_trees(model) * TIMED_TREES
+    read(model, trees[:2])  # measures the budget once
+    begun = time.perf_counter()
+    read(model, trees)
+    seconds = time.perf_counter() - begun
+    computed = sum(tree.num_tokens for tree in trees)
+    separate = sum(tree.num_separate_tokens for tree in trees)
+    values = {"tokens_per_second": computed / seconds, "separate_per_computed": separate / computed}
+    text = f"{computed / seconds:,.0f} tokens/s, {device().type}, {torch.get_num_threads()} threads"
+    return Finding("throughput", text, "ok", values=values)
+
+
+@torch.inference_mode()
+def parity(model: AnyModel, folder: Path) -> Finding:
+    """Whether plain transformers gives the same scores of the same conversations, one by one."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    loader, dtype = AutoModelForSequenceClassification, model.backbone.decoder.dtype
+    try:
+        classifier, info = cast(Any, loader).from_pretrained(
+            folder, num_labels=1, dtype=dtype, trust_remote_code=False, output_loading_info=True
+        )
+    except ValueError as error:
+        return Finding("parity", "transformers does not load it", "warning", str(error))
+    if info["missing_keys"]:
+        text = "transformers alone draws its head at random"
+        return Finding("parity", text, "warning", "save the head under the name 'score'")
+    classifier = classifier.eval().to(device())
+    rows = [ids for probe in PROBES for ids in chat_ids(tokenizer, *probe)]
+    logits = [classifier(torch.tensor([ids], device=device())).logits for ids in rows]
+    theirs = torch.cat(logits)[:, 0].double().cpu().numpy()
+    trees = probe_trees(model)
+    ours = [list(tree.shared + branch.tokens) for tree in trees for branch in tree.branches]
+    found = drift(read(model, trees), theirs)
+    verdict = judge(found, BOUNDS[model.provenance["dtype"]])
+    same = "the same tokens" if rows == ours else "other tokens"
+    advice = ""
+    if verdict != "ok":
+        advice = (
+            "apply_chat_template gives other tokens: see BOS and template"
+            if rows != ours
+            else "it scores another token (see padding), or the head is not the one of config.json"
+        )
+    text = f"{found:.1e} of the spread, from {same}"
+    return Finding("parity", text, verdict, advice, {"drift": found, "same_tokens": rows == ours})

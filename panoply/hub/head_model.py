@@ -1,0 +1,46 @@
+"""Published scalar reward models: a decoder and a small head that reads the last token.
+
+    linear       s = w . z + b
+    two layers   s = w_2 . relu(W_1 z + b_1) + b_2
+
+z is the state at the last token of the render, found by counting tokens and never by looking for a
+pad token. The head is float32, whatever the decoder computes in: bfloat16 scores tie.
+
+Legend: `R` responses, `D` hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from panoply.data.schema import Prompt
+from panoply.hub.backbone import Backbone
+from panoply.hub.scoring import ScoringModel, provenance_of
+from panoply.model.tree import TokenTree
+
+
+class HeadModel(ScoringModel):
+    """A scalar reward model that others trained: conversations in, scores out."""
+
+    temperature = 1.0
+    """Of Bradley-Terry's loss, with which such models are trained: differences are log odds."""
+
+    def __init__(self, backbone: Backbone, head: nn.Module) -> None:
+        self.backbone = backbone
+        self.head = head.cpu().float().eval().requires_grad_(False)
+        kind = "linear" if isinstance(head, nn.Linear) else "two_layer"
+        self.provenance = provenance_of(kind, backbone, self.head.state_dict())
+
+    @torch.inference_mode()
+    def score_trees(self, trees: Sequence[TokenTree]) -> Tensor:
+        """Returns the scores `[R]` of all responses of some trees, tree by tree."""
+        return self.head(self.backbone.features(trees).last_RLD[:, -1])[:, 0]
+
+    def score(self, prompt: Prompt, responses: Sequence[str]) -> NDArray[np.float32]:
+        """Returns the score of each response to a prompt, `[R]` float32."""
+        return self.score_trees([self.backbone.renderer.render(prompt, responses).tree]).numpy()

@@ -1,0 +1,42 @@
+"""A doctor's report on one reward model: every check with its verdict, as a table and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from panoply.hub.doctor import examine
+from panoply.measure.conformance import Finding
+from workflows.tracking import write_json
+
+STYLES = {"ok": "green", "warning": "yellow", "fail": "bold red"}
+
+
+def run_doctor(name: str, json: str, *, trust_remote_code: bool) -> list[Finding]:
+    """Examines a model and writes what was found to a JSON file, where one is named.
+
+    Raises:
+        FileNotFoundError: there is no such model.
+    """
+    findings = examine(name, trust_remote_code=trust_remote_code)
+    if json:
+        path = Path(json).expanduser()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"model": name, "findings": [asdict(found) for found in findings]})
+    return findings
+
+
+def findings_table(findings: Sequence[Finding]) -> Table:
+    """Returns a row for each check: what was found, the verdict, what to do."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
+    for name, ratio in (("check", 3), ("finding", 9), ("verdict", 2), ("what to do", 7)):
+        table.add_column(Text(name), ratio=ratio, overflow="fold")
+    for found in findings:
+        verdict = Text(found.verdict, style=STYLES[found.verdict])
+        table.add_row(Text(found.check), Text(found.finding), verdict, Text(found.advice))
+    return table
