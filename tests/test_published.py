@@ -283,10 +283,10 @@ class Mine(LlamaForSequenceClassification):
 """
 
 
-def with_code(folder, tokenizer, text, architecture="Mine"):
+def with_code(folder, tokenizer, text, architecture="Mine", model=None):
     mapped = {"AutoModelForSequenceClassification": "modeling.Mine"}
     fields = {"architectures": [architecture], "auto_map": mapped}
-    publish(folder, tokenizer, fields=fields)
+    publish(folder, tokenizer, model, fields=fields)
     (folder / "modeling.py").write_text(text)
     return folder
 
@@ -305,6 +305,10 @@ def test_code_of_an_unknown_layout_runs_when_trusted_and_is_held_to_its_head(tok
         load_reward_model(folder)
     plain = publish(tmp_path / "b", tokenizer)
     assert_scores(load_reward_model(folder, trust_remote_code=True), by_transformers(plain))
+    rounded = small_classifier().bfloat16()
+    folder = with_code(tmp_path / "d", tokenizer, CODE.format(change=""), model=rounded)
+    model = load_reward_model(folder, trust_remote_code=True)
+    assert model.score(PROMPT, RESPONSES) == pytest.approx(by_transformers(plain), rel=0.1, abs=0.1)
     folder = with_code(tmp_path / "c", tokenizer, CODE.format(change="** 2"))
     with pytest.raises(ValueError, match=r"Mine in .* scores otherwise than by its 'score'"):
         load_reward_model(folder, trust_remote_code=True)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any, cast
 
 import torch
@@ -123,7 +124,8 @@ def load_remote(checkpoint: Checkpoint, fields: Mapping[str, Any]) -> HeadModel:
             f"{type(classifier).__name__} in {str(folder)!r} has no head named 'score', so its "
             "scores cannot be computed here"
         )
-    model = HeadModel(make_backbone(folder.name, classifier.base_model, tokenizer), head)
+    # A copy: the classifier computes its own scores below as it was loaded.
+    model = HeadModel(make_backbone(folder.name, classifier.base_model, tokenizer), deepcopy(head))
     trees = probe_trees(model.backbone.renderer)
     rows = [tree.shared + branch.tokens for tree in trees for branch in tree.branches]
     own_R, score_R = last_logits(classifier, rows), model.score_trees(trees)
