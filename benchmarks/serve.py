@@ -1,0 +1,385 @@
+"""The reward server beside a plain one and beside no server: `python -m benchmarks.serve --json F`.
+
+Single-sample OpenRLHF requests, as its trainer sends them. The server's processes share one core,
+the clients have another; both servers get the same requests, one after the other, in one run.
+
+`c64_pairs_vs_plain`: chosen and rejected of one dialogue. `c64_n16_vs_plain`: 16 summaries of one
+article. `c64_distinct_vs_plain`: no two requests share a prompt, so nothing can be gained by it.
+The ideal beside each is the ratio of tokens. `served_vs_in_process`: time of the n = 16 requests
+over that of the same scores without a server, on the same core. `soak`: full load for minutes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+Kind = Literal["panoply", "plain"]
+PORTS: dict[Kind, int] = {"panoply": 8711, "plain": 8712}
+CLOSE = 1e-3
+"""Largest relative difference between a served score and one in-process, of scores near 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What is measured."""
+
+    json: Path
+    """Where the figures go."""
+    data: Path = Path("../shared/data")
+    """Folder with `pairs/*.parquet` and `ratings/summeval.parquet`."""
+    work: Path = Path("runs/benchmark-serve")
+    """Folder of the model."""
+    pairs: int = 96
+    """Dialogues of the pairs' requests, and of the distinct ones."""
+    articles: int = 12
+    """Of the n = 16 requests."""
+    clients: tuple[int, ...] = (1, 8, 64)
+    """At the same time; the ratios are those of the last."""
+    repeats: int = 2
+    """Times each server is started and measured."""
+    soak_minutes: float = 5.0
+    server_core: int = 0
+    client_core: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A request, and what comes back when all is well."""
+
+    prompt: str
+    query: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Requests of one kind."""
+
+    asks: list[Ask]
+    ideal: float
+    """Tokens of separate sequences over those of trees."""
+    alone: float
+    """Seconds that the scores took in-process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """What one server did with a load."""
+
+    seconds: float
+    latencies: list[float]
+    worst: float
+    """Largest relative difference of a score."""
+
+    def told(self, num: int) -> dict[str, float]:
+        """Returns the figures of `num` requests."""
+        cuts = statistics.quantiles(self.latencies, n=100)
+        return {
+            "requests_per_second": num / self.seconds,
+            "p50_ms": 1000 * cuts[49],
+            "p99_ms": 1000 * cuts[98],
+            "worst_difference": self.worst,
+        }
+
+
+def main(options: Options) -> None:
+    """Runs the benchmark and prints a table."""
+    from rich.console import Console
+
+    from workflows.tracking import write_json
+
+    console = Console()
+    folder = saved_model(options.work)
+    loads = make_loads(options, folder)
+    figures: dict[str, Any] = {"setting": setting(options, loads)}
+    runs: dict[Kind, list[dict[tuple[str, int], Passed]]] = {"panoply": [], "plain": []}
+    kinds: tuple[Kind, ...] = ("panoply", "plain")
+    for repeat in range(options.repeats):
+        for kind in kinds if repeat % 2 == 0 else kinds[::-1]:
+            with server(kind, folder, options):
+                console.log(f"{kind} server, time {repeat + 1}")
+                runs[kind].append(measured(kind, loads, options))
+        figures |= ratios(runs, loads, options)
+        write_json(options.json, figures)
+    if options.soak_minutes:
+        with server("panoply", folder, options) as process:
+            figures["soak"] = soak(process, [a for x in loads.values() for a in x.asks], options)
+        write_json(options.json, figures)
+    console.print(table(figures))
+
+
+def saved_model(work: Path) -> Path:
+    """Returns a folder of SmolLM2-135M with a random head, made once."""
+    import torch
+
+    from panoply.config import Rendering
+    from panoply.hub.backbone import load_backbone
+    from panoply.hub.record import ScalarCard
+    from panoply.hub.scalar import save_scalar_model
+
+    folder = (work / "model").absolute()
+    if folder.exists():
+        return folder
+    rendering = Rendering(max_prompt_tokens=1024, max_response_tokens=512)
+    backbone = load_backbone("embedded", dtype="float32", rendering=rendering)
+    torch.manual_seed(0)
+    head = torch.randn(1, backbone.decoder.hidden_size) / backbone.decoder.hidden_size**0.5
+    card = ScalarCard(
+        rendering=rendering,
+        temperature=1.0,
+        seed=0,
+        template_hash="",
+        bos=(),
+        backbone="embedded",
+        depth=len(backbone.decoder.layers),
+        dtype="float32",
+        sources=("none",),
+        data={},
+        method={},
+        centers=(0.0,),
+        scales=(1.0,),
+    )
+    work.mkdir(parents=True, exist_ok=True)
+    save_scalar_model(backbone.decoder.model, backbone.renderer, head, card, folder, [])
+    return folder
+
+
+def make_loads(options: Options, folder: Path) -> dict[str, Load]:
+    """Returns the loads, scored in-process on the server's core."""
+    import torch
+
+    from panoply.hub.scalar import load_scalar_model
+
+    torch.set_num_threads(1)
+    os.sched_setaffinity(0, {options.server_core})
+    model = load_scalar_model(folder)
+    tokenizer = model.backbone.renderer.tokenizer
+    groups = {
+        "pairs": read_pairs(options.data, options.pairs),
+        "n16": read_summaries(options.data, options.articles),
+    }
+    groups["distinct"] = [(prompt, texts[:1]) for prompt, texts in groups["pairs"]]
+    model.score(*groups["pairs"][0])  # calibrates
+    found: dict[str, Load] = {}
+    for name, prompts in groups.items():
+        begun = time.monotonic()
+        scores = [model.score(prompt, texts).tolist() for prompt, texts in prompts]
+        alone = time.monotonic() - begun
+        trees = [model.backbone.renderer.render(*one).tree for one in prompts]
+        asks: list[Ask] = []
+        for (prompt, texts), values in zip(prompts, scores, strict=True):
+            opening = tokenizer.apply_chat_template(
+                prompt, tokenize=False, add_generation_prompt=True
+            )
+            for text, value in zip(texts, values, strict=True):
+                turns = [*prompt, {"role": "assistant", "content": text}]
+                whole = tokenizer.apply_chat_template(turns, tokenize=False)
+                asks.append(Ask(opening, whole, value))
+        separate = sum(tree.num_separate_tokens for tree in trees)
+        ideal = separate / sum(tree.num_tokens for tree in trees)
+        found[name] = Load(asks, ideal, alone)
+    os.sched_setaffinity(0, {options.client_core})
+    return found
+
+
+def read_pairs(data: Path, num: int) -> list[tuple[Any, list[str]]]:
+    """Returns dialogues with chosen and rejected reply, half of each source."""
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    found: list[tuple[Any, list[str]]] = []
+    for source in ("hh_helpful", "hh_harmless"):
+        rows = pq.read_table(data / "pairs" / f"{source}.parquet").to_pylist()
+        order = np.random.default_rng(0).permutation(len(rows))[: num // 2]
+        found += [(rows[i]["prompt"], [rows[i]["chosen"], rows[i]["rejected"]]) for i in order]
+    return found
+
+
+def read_summaries(data: Path, num: int) -> list[tuple[Any, list[str]]]:
+    """Returns articles with their 16 summaries."""
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(data / "ratings" / "summeval.parquet").to_pylist()
+    groups: dict[str, tuple[Any, list[str]]] = {}
+    for row in rows:
+        groups.setdefault(row["group"], (row["prompt"], []))[1].append(row["response"])
+    return list(groups.values())[:num]
+
+
+@contextmanager
+def server(kind: Kind, folder: Path, options: Options) -> Generator[subprocess.Popen[bytes]]:
+    """Starts a server on its core, waits until it answers, and stops it in the end."""
+    import httpx2
+
+    port = str(PORTS[kind])
+    command = {
+        "panoply": ["jobs.serve", "models", "--models", f"m={folder}", "--port", port],
+        "plain": ["benchmarks.plain_server", str(folder), port],
+    }[kind]
+    log = (options.work / f"{kind}.log").open("wb")
+    process = subprocess.Popen(
+        ["taskset", "-c", str(options.server_core), sys.executable, "-m", *command],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=log,
+        stderr=log,
+    )
+    try:
+        ends = time.monotonic() + 300
+        while True:
+            assert process.poll() is None, f"the {kind} server ended: see {log.name}"
+            assert time.monotonic() < ends, f"no answer of the {kind} server: see {log.name}"
+            try:
+                body = {"query": ["warm"], "prompts": [""], "labels": [None]}
+                url = f"http://127.0.0.1:{port}/get_reward"
+                if httpx2.post(url, json=body, timeout=60).status_code == 200:
+                    break
+            except httpx2.TransportError:
+                pass
+            time.sleep(1)
+        yield process
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+        log.close()
+
+
+def measured(kind: Kind, loads: dict[str, Load], options: Options) -> dict[tuple[str, int], Passed]:
+    """Returns what a server did with each load, by the number of clients."""
+    asyncio.run(drive(kind, loads["distinct"].asks[:16], 8))  # warms it up
+    return {
+        (name, num): asyncio.run(drive(kind, load.asks, num))
+        for name, load in loads.items()
+        for num in options.clients
+    }
+
+
+async def drive(kind: Kind, asks: Sequence[Ask], num_clients: int) -> Passed:
+    """Sends requests in order, as many at the same time as there are clients."""
+    import httpx2
+
+    left, latencies, worst = iter(asks), [], 0.0
+    url = f"http://127.0.0.1:{PORTS[kind]}/get_reward"
+    limits = httpx2.Limits(max_connections=num_clients)
+
+    async def client(http: httpx2.AsyncClient) -> None:
+        nonlocal worst
+        for ask in left:
+            begun = time.monotonic()
+            body = {"query": [ask.query], "prompts": [ask.prompt], "labels": [None]}
+            answer = await http.post(url, json=body)
+            latencies.append(time.monotonic() - begun)
+            score = answer.json()["rewards"][0]
+            worst = max(worst, abs(score - ask.score) / max(1.0, abs(ask.score)))
+
+    async with httpx2.AsyncClient(timeout=300, limits=limits) as http:
+        begun = time.monotonic()
+        await asyncio.gather(*(client(http) for _ in range(num_clients)))
+        seconds = time.monotonic() - begun
+    assert worst < CLOSE, f"a score of the {kind} server is {worst:.1e} off"
+    return Passed(seconds, latencies, worst)
+
+
+def ratios(
+    runs: dict[Kind, list[dict[tuple[str, int], Passed]]], loads: dict[str, Load], options: Options
+) -> dict[str, Any]:
+    """Returns the figures of all times so far."""
+    most = options.clients[-1]
+    found: dict[str, Any] = {}
+    for name, load in loads.items():
+        theirs = [run[name, most].seconds for run in runs["plain"]]
+        ours = [run[name, most].seconds for run in runs["panoply"]]
+        each = [b / a for a, b in zip(ours, theirs, strict=True)]
+        found[f"c{most}_{name}_vs_plain"] = spread(each) | {"ideal": load.ideal}
+    served = [run["n16", most].seconds / loads["n16"].alone for run in runs["panoply"]]
+    found["served_vs_in_process"] = spread(served)
+    found["requests"] = {
+        f"{kind} {name} c{num}": runs[kind][-1][name, num].told(len(loads[name].asks))
+        for kind, name, num in itertools.product(runs, loads, options.clients)
+    }
+    return found
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Returns the median with the extremes."""
+    return {"ratio": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def soak(process: subprocess.Popen[bytes], asks: Sequence[Ask], options: Options) -> dict[str, Any]:
+    """Keeps the server under full load; returns what it did, and its memory over time."""
+    import psutil
+
+    def resident() -> float:
+        tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        return sum(one.memory_full_info().uss for one in tree if one.is_running()) / 2**20
+
+    begun, num, worst, memory = time.monotonic(), 0, 0.0, list[tuple[float, float]]()
+    while (now := time.monotonic() - begun) < 60 * options.soak_minutes:
+        memory.append((now, resident()))
+        passed = asyncio.run(drive("panoply", asks, options.clients[-1]))
+        num, worst = num + len(asks), max(worst, passed.worst)
+    memory.append((time.monotonic() - begun, resident()))
+    after_a_minute = next(size for at, size in memory if at >= 60)
+    return {
+        "minutes": options.soak_minutes,
+        "requests": num,
+        "worst_difference": worst,
+        "memory_mib_after_a_minute": after_a_minute,
+        "memory_mib_at_the_end": memory[-1][1],
+        "memory_growth": memory[-1][1] / after_a_minute - 1,
+    }
+
+
+def setting(options: Options, loads: dict[str, Load]) -> dict[str, Any]:
+    """Returns versions and sizes."""
+    import fastapi
+    import ray
+    import torch
+    import transformers
+
+    return {
+        "versions": {m.__name__: str(m.__version__) for m in (torch, transformers, ray, fastapi)},
+        "model": "SmolLM2-135M, all layers, random head",
+        "threads": 1,
+        "dtype": "float32",
+        "server_core": options.server_core,
+        "client_core": options.client_core,
+        "requests": {name: len(load.asks) for name, load in loads.items()},
+    }
+
+
+def table(figures: dict[str, Any]) -> Any:
+    """Returns the ratios, and the requests of both servers, as a table."""
+    from rich.table import Table
+
+    made = Table("figure", "ratio", "min", "max", "ideal")
+    for name, found in figures.items():
+        if "ratio" in found:
+            keys = ("ratio", "min", "max", "ideal")
+            made.add_row(name, *(f"{found[key]:.2f}" if key in found else "" for key in keys))
+    made.add_section()
+    for name, told in figures["requests"].items():
+        rate = f"{told['requests_per_second']:.1f}/s"
+        made.add_row(name, rate, f"p50 {told['p50_ms']:.0f} ms", f"p99 {told['p99_ms']:.0f} ms", "")
+    if "soak" in figures:
+        made.add_section()
+        found = figures["soak"]
+        made.add_row("soak", f"{found['requests']} right", f"{found['memory_growth']:+.1%} memory")
+    return made
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, prog="python -m benchmarks.serve"))
