@@ -13,16 +13,22 @@ FAR_BEHIND = 32
 """Calls that the preferred replica may have in hand beyond those of the idlest one."""
 
 
-def preference(replicas: Sequence[str], bucket: int) -> list[int]:
+def preference(replicas: Sequence[str], in_hand: Sequence[int], bucket: int) -> list[int]:
     """Returns the places of replicas in the order that a bucket prefers them.
 
-    Rendezvous hashing: a replica that comes or goes moves only the buckets that it has.
+    Rendezvous hashing: a replica that comes or goes moves only the buckets that it has. Where the
+    preferred one has `FAR_BEHIND` more calls in hand than the idlest, that one goes first.
     """
 
     def weight(place: int) -> bytes:
         return hashlib.blake2b(f"{bucket} {replicas[place]}".encode(), digest_size=8).digest()
 
-    return sorted(range(len(replicas)), key=weight)
+    order = sorted(range(len(replicas)), key=weight)
+    idlest = min(order, key=lambda place: in_hand[place])
+    if in_hand[order[0]] > in_hand[idlest] + FAR_BEHIND:
+        order.remove(idlest)
+        order.insert(0, idlest)
+    return order
 
 
 class PromptAffinity(RequestRouter):
@@ -41,10 +47,7 @@ class PromptAffinity(RequestRouter):
         args = pending_request.args if pending_request else ()
         if not args or not isinstance(args[0], Call):
             return [candidate_replicas]
-        ids = [replica.replica_id.unique_id for replica in candidate_replicas]
-        ranked = [candidate_replicas[i] for i in preference(ids, args[0].bucket)]
-        in_hand = [self.replica_queue_len_cache.get(r.replica_id) or 0 for r in ranked]
-        if in_hand[0] > min(in_hand) + FAR_BEHIND:
-            idlest = in_hand.index(min(in_hand))
-            ranked = [ranked[idlest], *ranked[:idlest], *ranked[idlest + 1 :]]
-        return [[replica] for replica in ranked]
+        ids = [replica.replica_id for replica in candidate_replicas]
+        in_hand = [self.replica_queue_len_cache.get(one) or 0 for one in ids]
+        order = preference([one.unique_id for one in ids], in_hand, args[0].bucket)
+        return [[candidate_replicas[place]] for place in order]

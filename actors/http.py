@@ -53,6 +53,8 @@ def make_app(
     count = Counter("panoply_requests_total", "Requests.", tag_keys=("path", "status"))
     seconds = Histogram("panoply_request_seconds", "Until answered.", SECONDS, ("path",))
 
+    of_model = Histogram("panoply_model_seconds", "Until answered.", SECONDS, ("model",))
+
     async def score(request: Request) -> Response:
         path, name = _path(request), request.path_params.get("name")
         begun, endpoint = time.monotonic(), endpoint_at(path)
@@ -64,6 +66,8 @@ def make_app(
             _check_keys(request, asked, keys)
             answer, headers = call.render(await gateway.score(asked), asked), {}
             status = 200
+            for model in asked.models:
+                of_model.observe(time.monotonic() - begun, {"model": model})
         except RequestError as error:
             status, answer = endpoint.refuse(error)
             wait = error.retry_after

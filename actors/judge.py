@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -29,8 +30,21 @@ from panoply.wire.request import (
 from panoply.wire.templates import as_chat
 
 V = TypeVar("V")
+MOST_FAILURES = 8
+"""Failed forwards in a row after which a judge is taken for broken. One text that a model chokes on
+fails alone at last, and fewer times."""
 SIZES = [2.0**k for k in range(4, 18)]
 WAITS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """What a forward computed."""
+
+    num_needed: int
+    """Tokens that the batch needs, shared ones once."""
+    num_positions: int
+    """Positions computed: those tokens, padding, and prompts of trees that were split."""
 
 
 class Judge(Generic[V]):
@@ -41,7 +55,7 @@ class Judge(Generic[V]):
         voice: the model.
         batch: how the queue collects.
         rendered_by: template family of rendered text; empty: the model's own.
-        watch: told of every batch, with the tokens that its forward computed.
+        watch: told of every batch, and what its forward computed.
     """
 
     def __init__(
@@ -50,11 +64,13 @@ class Judge(Generic[V]):
         voice: Voice[V],
         batch: BatchConfig,
         rendered_by: str = "",
-        watch: Callable[[BatchStats, int], None] = lambda *_: None,
+        watch: Callable[[BatchStats, Computed], None] = lambda *_: None,
     ) -> None:
         self.name, self.voice, self.rendered_by = name, voice, rendered_by
-        self.num_computed = 0
-        self.queue = Batcher(self._run, batch, lambda stats: watch(stats, self.num_computed))
+        self.computed = Computed(0, 0)
+        self.num_failures = 0
+        """Forwards that failed since one last went well."""
+        self.queue = Batcher(self._run, batch, lambda stats: watch(stats, self.computed))
         self.readers = ThreadPoolExecutor(1, "read")
 
     def about(self) -> dict[str, JsonValue]:
@@ -118,10 +134,15 @@ class Judge(Generic[V]):
                 return [reader.ids(tokens) for tokens in item.responses]
 
     def _run(self, conversations: Sequence[Tokenized]) -> list[V]:
-        gathered = gather(conversations)
-        self.num_computed = gathered.num_tokens
+        gathered, backbone = gather(conversations), self.voice.backbone
+        begun = backbone.decoder.num_positions
+        self.num_failures += 1
         with torch.inference_mode():
             said = self.voice.hear(gathered.trees)
+        self.num_failures = 0
+        separate = sum(len(one.tokens) for one in conversations)
+        needed = gathered.num_tokens if backbone.shares_prefixes else separate
+        self.computed = Computed(needed, backbone.decoder.num_positions - begun)
         return [said[place] for place in gathered.places]
 
     def _score(self, said: V | Exception, one: Tokenized, call: Call) -> Score:
@@ -152,6 +173,11 @@ class ModelJudge:
         """Returns what the model is."""
         return self.judge.about()
 
+    def check_health(self) -> None:
+        """Raises where nothing is scored any more (a device in error), so that Serve restarts it."""
+        if self.judge.num_failures >= MOST_FAILURES:
+            raise RuntimeError(f"the last {self.judge.num_failures} forwards failed")
+
 
 class Meters:
     """What Prometheus is told of a judge's batches."""
@@ -160,7 +186,8 @@ class Meters:
         tags = {"tag_keys": ("model",)}
         made = {
             "tokens": Histogram("panoply_batch_tokens", "Computed in a batch.", SIZES, **tags),
-            "saved": Counter("panoply_shared_tokens_total", "Not computed, as shared.", **tags),
+            "shared": Counter("panoply_shared_tokens_total", "Not computed, as shared.", **tags),
+            "padding": Counter("panoply_padding_tokens_total", "Computed for nobody.", **tags),
             "responses": Counter("panoply_responses_total", "Responses scored.", **tags),
             "waited": Histogram("panoply_queue_seconds", "Longest wait in a batch.", WAITS, **tags),
             "seconds": Histogram("panoply_batch_seconds", "Of a forward.", WAITS, **tags),
@@ -174,11 +201,15 @@ class Meters:
         """Tells how many responses wait."""
         self.made["queue"].set(num)
 
-    def batch(self, stats: BatchStats, num_computed: int) -> None:
+    def batch(self, stats: BatchStats, computed: Computed) -> None:
         """Tells of a batch."""
-        self.made["tokens"].observe(num_computed)
-        if saved := stats.num_separate_tokens - num_computed:
-            self.made["saved"].inc(saved)
-        self.made["responses"].inc(stats.num_responses)
+        self.made["tokens"].observe(computed.num_positions)
+        for name, num in (
+            ("shared", stats.num_separate_tokens - computed.num_needed),
+            ("padding", computed.num_positions - computed.num_needed),
+            ("responses", stats.num_responses),
+        ):
+            if num > 0:  # a counter takes no 0
+                self.made[name].inc(num)
         self.made["waited"].observe(stats.waited)
         self.made["seconds"].observe(stats.seconds)

@@ -33,6 +33,11 @@ class Voice(Protocol, Generic[V]):
         ...
 
     @property
+    def backbone(self) -> Backbone:
+        """What it computes with."""
+        ...
+
+    @property
     def objectives(self) -> Mapping[str, tuple[float, float] | None]:
         """Ends of each objective's own scale, where it has one."""
         ...
@@ -56,6 +61,7 @@ class Gated:
 
     def __init__(self, model: RewardModel) -> None:
         self.model = model
+        self.backbone = model.backbone
         self.reader = reader_of(model.backbone, needs_turns=True)
         self.objectives = {name: _ends(model, name) for name in model.card.objectives}
         self.provenance = model.provenance
@@ -87,6 +93,7 @@ class Scalar:
 
     def __init__(self, model: ScalarModel | HeadModel) -> None:
         self.model = model
+        self.backbone = model.backbone
         self.reader = reader_of(model.backbone, needs_turns=False)
         self.ensemble = (
             model if isinstance(model, ScalarModel) and len(model.heads_KD) > 1 else None

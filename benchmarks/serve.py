@@ -243,7 +243,7 @@ def server(kind: Kind, folder: Path, options: Options) -> Generator[subprocess.P
             assert process.poll() is None, f"the {kind} server ended: see {log.name}"
             assert time.monotonic() < ends, f"no answer of the {kind} server: see {log.name}"
             try:
-                body = {"query": ["warm"], "prompts": [""], "labels": [None]}
+                body = {"query": ["Is it on?<|im_end|>\n"], "prompts": [""], "labels": [None]}
                 url = f"http://127.0.0.1:{port}/get_reward"
                 if httpx2.post(url, json=body, timeout=60).status_code == 200:
                     break

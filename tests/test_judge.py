@@ -11,7 +11,7 @@ from test_published import publish
 from test_scalar import save_small
 from transformers import AutoTokenizer
 
-from actors.judge import Judge
+from actors.judge import MOST_FAILURES, Judge
 from actors.voices import voice_of
 from panoply.hub.artefact import load_reward_model
 from panoply.serve.calls import Call
@@ -82,7 +82,9 @@ def test_scores_are_those_in_process_however_requests_come(folders, kind):
     for (p, r), answer in zip(single, told[1:], strict=True):
         assert values(answer) == [[pytest.approx(wanted[p, r], rel=1e-4, abs=1e-5)]]
     assert sum(stats.num_responses for stats, _ in batches) == 2 * len(wanted)
-    assert all(computed < stats.num_separate_tokens for stats, computed in batches)
+    for stats, computed in batches:
+        assert computed.num_needed < stats.num_separate_tokens
+        assert computed.num_needed <= computed.num_positions
 
 
 def test_messages_text_and_token_ids_of_one_conversation_score_alike(folders):
@@ -181,6 +183,18 @@ def test_a_score_that_is_not_finite_is_an_error_and_no_number(folders):
     (told,) = answers(judge, [call(Chat(tuple(PROMPTS[0]), ("No.",)))])
     assert told.items[0][0].score is None
     assert "not finite: nan" in told.items[0][0].error
+
+
+def test_a_model_whose_forwards_all_fail_is_taken_for_broken_and_one_bad_text_is_not(folders):
+    judge, model = judge_of(folders["scalar"])
+    weight, items = model.weight_D, [call(Chat(tuple(p), RESPONSES)) for p in PROMPTS]
+    model.weight_D = weight[:3]  # no product of these shapes
+    for told in answers(judge, items):
+        assert {score.error.split(":")[1] for score in told.items[0]} == {" RuntimeError"}
+    assert judge.num_failures >= MOST_FAILURES
+    model.weight_D = weight
+    assert values(answers(judge, items)[0])[0] == pytest.approx(model.score(PROMPTS[0], RESPONSES))
+    assert judge.num_failures == 0
 
 
 def test_a_full_queue_says_when_to_come_back(folders):

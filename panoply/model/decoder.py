@@ -51,6 +51,8 @@ class Decoder:
         self.attends_by_trees = False
         """Whether the model's attention takes a `tree` plan (`panoply.hub.attention` sees to it);
         otherwise rows go through a dense mask."""
+        self.num_positions = 0
+        """Token positions computed so far, those of padding included."""
 
     @property
     def hidden_size(self) -> int:
@@ -79,6 +81,8 @@ class Decoder:
             inputs["input_ids"] = tokens_BT
         else:
             inputs["inputs_embeds"] = embeds_BTD
+        given = embeds_BTD if tokens_BT is None else tokens_BT
+        self.num_positions += 0 if given is None else given.shape[0] * given.shape[1]
         with _catching(self.layers, self.depths, caught):
             out = self.model(use_cache=False, **inputs)
         top = len(self.layers)
