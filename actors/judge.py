@@ -174,7 +174,7 @@ class ModelJudge:
         return self.judge.about()
 
     def check_health(self) -> None:
-        """Raises where nothing is scored any more (a device in error), so that Serve restarts it."""
+        """Raises where nothing is scored any more (a device in error): Serve restarts it."""
         if self.judge.num_failures >= MOST_FAILURES:
             raise RuntimeError(f"the last {self.judge.num_failures} forwards failed")
 
