@@ -109,7 +109,12 @@ class Test:
     """
 
     def __init__(
-        self, config: PreferenceConfig, most: int, folder: Path, *, policy: bool = False
+        self,
+        config: PreferenceConfig,
+        most: Mapping[str, int],
+        folder: Path,
+        *,
+        policy: bool = False,
     ) -> None:
         from panoply.data.ingest import Limits, ingest_pairs
         from panoply.data.read import Input
@@ -121,7 +126,7 @@ class Test:
         self.table = load_pairs(self.path, seed=config.seed, num_folds=2)
         part = self.table.split.of("test")
         source_P = self.table.source_P[part]
-        self.rows = np.concatenate([part[source_P == s][:most] for s in sorted(set(source_P))])
+        self.rows = np.concatenate([part[source_P == s][:n] for s, n in sorted(most.items())])
         ids = (*self.table.chosen_P[self.rows], *self.table.rejected_P[self.rows])
         self.name = f"test-{digest(*ids)[:8]}.npy"
 
