@@ -40,8 +40,8 @@ OUTSIDE: tuple[str, ...] = ("xstest", "hh_harmless", "hh_helpful", "alpacaeval_g
 Experiment: TypeAlias = Literal["more", "haf", "rates", "smoothing"]
 SIZES: dict[Experiment, tuple[int, int]] = {
     "more": (300, 120),
-    "haf": (1000, 60),
-    "rates": (1000, 60),
+    "haf": (600, 40),
+    "rates": (1000, 0),
     "smoothing": (1000, 120),
 }
 """Most pairs of a source, and most that are tested on, as recorded."""
