@@ -5,9 +5,11 @@ Legend: `P` test pairs.
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
+from panoply.data.schema import digest
 from panoply.train.config import PreferenceConfig
-
-OUTLYING = 3.0
-"""Margins beyond it are counted: over-rewarded pairs, in MORE's words."""
 
 
 class Bench:
@@ -39,7 +39,8 @@ class Bench:
         """Returns the task of training on some of the sources, by default on all."""
         from actors.task import TrainTask
 
-        rows = self.rows
+        # Only what a temperature needs is scored: *test* has pairs of its own.
+        rows = replace(self.rows, scored=self.found.table.split.of("calibrate"))
         if sources:
             train = rows.train[np.isin(self.source_P[rows.train], sources)]
             # Numbers of sources without a gap, those trained on first.
@@ -56,116 +57,133 @@ class Bench:
             store=config.store,
         )
 
-    def fit(self, name: str, config: PreferenceConfig, sources: tuple[str, ...] = ()) -> Any:
-        """Trains a model if it is not there, and returns what it left."""
+    def fit(
+        self,
+        name: str,
+        config: PreferenceConfig,
+        sources: tuple[str, ...] = (),
+        reference: Path | None = None,
+    ) -> Any:
+        """Trains a model if it is not there, and returns what it left.
+
+        Args:
+            name: of its folder.
+            config: what it is.
+            sources: trained on; by default all.
+            reference: what DPO's reference says of these pairs, where another model left it.
+
+        Raises:
+            ValueError: the folder holds a model of another configuration.
+        """
         from actors.training import DONE, run_task
         from panoply.train.group import Group
+        from workflows.cluster import claim
         from workflows.preference import Trained
 
         task, began = self.task(name, config, sources), time.perf_counter()
+        claim(Path(task.folder), "config.json", asdict(config))
+        if reference:
+            shutil.copyfile(reference, Path(task.folder) / reference.name)
         if not (Path(task.folder) / DONE).exists():
             run_task(task, Group())
             print(f"{self.folder.name} {name}: {time.perf_counter() - began:.0f} s", flush=True)
         return Trained.read(Path(task.folder))
 
-    def report(
-        self, test: Test, trained: Any, sources: tuple[str, ...], calibrated_on: tuple[str, ...]
-    ) -> dict[str, float]:
-        """Returns metrics on *test*, the mean of the sources', raw and with a temperature."""
-        return test.report(
-            self.scale(trained.margin_P, calibrated_on), test.score(trained), sources
-        )
-
     def scale(self, margin_P: Any, sources: tuple[str, ...]) -> float:
         """Returns the factor to log odds, fitted on *calibrate*."""
         from panoply.measure.calibration import fit_scale
 
-        known = self.found.table.split.of("calibrate")
-        known = known[np.isin(self.source_P[known], sources)]
+        known = self.calibrate(sources)
         return fit_scale(margin_P[known] * self.found.signs_P[known])
+
+    def calibrate(self, sources: tuple[str, ...]) -> Any:
+        """Returns the rows of *calibrate* of some sources."""
+        known = self.found.table.split.of("calibrate")
+        return known[np.isin(self.source_P[known], sources)]
 
 
 class Test:
-    """Pairs of the *test* part, more of them than a share of those trained on would give."""
+    """Pairs of the *test* part, more of them than a share of those trained on would give.
+
+    Margins are kept beside a model's weights; what scores is loaded when it is first needed.
+    """
 
     def __init__(
-        self, config: PreferenceConfig, most: int, folder: Path, *, policy: bool = False
+        self,
+        config: PreferenceConfig,
+        most: Mapping[str, int],
+        folder: Path,
+        *,
+        policy: bool = False,
     ) -> None:
         from panoply.data.ingest import Limits, ingest_pairs
         from panoply.data.read import Input
         from panoply.data.tables import load_pairs
-        from panoply.hub.trainable import load_trainable
 
+        self.config, self.policy = config, policy
         inputs = [Input(name) for name in config.pairs]
-        path = ingest_pairs(inputs, folder / "test", Limits()).path
-        self.table = load_pairs(path, seed=config.seed, num_folds=2)
+        self.path = ingest_pairs(inputs, folder, Limits()).path
+        self.table = load_pairs(self.path, seed=config.seed, num_folds=2)
         part = self.table.split.of("test")
         source_P = self.table.source_P[part]
-        self.rows = np.concatenate([part[source_P == s][:most] for s in sorted(set(source_P))])
-        self.budget = config.schedule.token_budget
-        self.trainable = load_trainable(config.trunk, policy=policy)
-        self.comparisons = list(self._render(path))
-        self.reference_P = self._log_ratio() if policy else np.zeros(0)
+        self.rows = np.concatenate([part[source_P == s][:n] for s, n in sorted(most.items())])
+        ids = (*self.table.chosen_P[self.rows], *self.table.rejected_P[self.rows])
+        self.name = f"test-{digest(*ids)[:8]}.npy"
 
-    def _render(self, path: Path) -> Iterator[Any]:
+    def score(self, folder: Path, beta: float = 0.0) -> Any:
+        """Returns the margins `[P]` of a trained model; with `beta` those of implicit rewards."""
+        path = folder / self.name
+        if not path.exists():
+            state = torch.load(folder / "trained.pt", weights_only=True)
+            np.save(path, self._margins(state, beta), allow_pickle=False)
+        return np.load(path, allow_pickle=False)
+
+    def _margins(self, state: Mapping[str, torch.Tensor], beta: float) -> Any:
+        from panoply.train.step import margins
+
+        # Before the first weights are loaded: those of the reference.
+        reference_P = self.reference_P if self.policy else 0.0
+        net = self.trainable.net
+        wrong = net.load_state_dict(dict(state), strict=False).unexpected_keys
+        assert not wrong, wrong
+        if beta:
+            return beta * (self._log_ratio() - reference_P)
+        budget = self.config.schedule.token_budget
+        return margins(net, self.comparisons, budget).margin_PK.mean(1).double().numpy()
+
+    @cached_property
+    def trainable(self) -> Any:
+        """The network that weights are loaded into."""
+        from panoply.hub.trainable import load_trainable
+
+        return load_trainable(self.config.trunk, policy=self.policy)
+
+    @cached_property
+    def comparisons(self) -> list[Any]:
+        """The pairs' trees with what goes into the trained part, float32."""
         from panoply.train.step import Comparison
 
-        table = pq.read_table(path, columns=["prompt", "chosen", "rejected"])
+        table = pq.read_table(self.path, columns=["prompt", "chosen", "rejected"])
+        found: list[Any] = []
         for row in table.take(self.rows).to_pylist():
             sides = [row["chosen"], row["rejected"]]
             tree = self.trainable.renderer.render(row["prompt"], sides).tree
-            yield Comparison(tree, inputs=self.trainable.inputs(tree).float())
+            found.append(Comparison(tree, inputs=self.trainable.inputs(tree).float()))
+        return found
+
+    @cached_property
+    def reference_P(self) -> Any:
+        """Log-probability ratio of each pair under the weights as they are."""
+        return self._log_ratio()
 
     def _log_ratio(self) -> Any:
         from actors.learner import log_ratio
         from panoply.train.step import margins
 
+        budget = self.config.schedule.token_budget
         with self.trainable.autocast():
-            found = margins(self.trainable.net, self.comparisons, self.budget, policy=True)
+            found = margins(self.trainable.net, self.comparisons, budget, policy=True)
         return log_ratio(found).double().numpy()
-
-    def score(self, trained: Any) -> Any:
-        """Returns the margins `[P]` of a model that was trained."""
-        return self.score_state(torch.load(trained.folder / "trained.pt", weights_only=True))
-
-    def score_state(self, state: Mapping[str, torch.Tensor], beta: float = 0.0) -> Any:
-        """Returns the margins `[P]` under some weights; with `beta` those of implicit rewards."""
-        from panoply.train.step import margins
-
-        net = self.trainable.net
-        wrong = net.load_state_dict(dict(state), strict=False).unexpected_keys
-        assert not wrong, wrong
-        if beta:
-            return beta * (self._log_ratio() - self.reference_P)
-        return margins(net, self.comparisons, self.budget).margin_PK.mean(1).double().numpy()
-
-    def report(self, scale: float, margin_P: Any, sources: tuple[str, ...]) -> dict[str, float]:
-        """Returns metrics, the mean of the sources', raw and with a factor to log odds."""
-        from workflows.scorers import report_pairs
-
-        whole_P = np.full(len(self.table.source_P), np.nan)
-        whole_P[self.rows] = margin_P
-        rows = self.rows[np.isin(self.table.source_P[self.rows], sources)]
-        margins, scales = {"raw": whole_P, "fitted": whole_P}, {"raw": 1.0, "fitted": scale}
-        found = report_pairs(margins, self.table, rows, scales)
-        raw, fitted = found["raw"], found["fitted"]
-        return {
-            "accuracy": raw["macro"]["accuracy"],
-            "balanced": raw["macro"]["accuracy_length_balanced"],
-            "log_loss": raw["macro"]["log_loss"],
-            "log_loss_fitted": fitted["macro"]["log_loss"],
-            "ece": raw["ece"],
-            "ece_floor": raw["ece_floor"],
-            "ece_fitted": fitted["ece"],
-            "ece_fitted_floor": fitted["ece_floor"],
-            "margin": float(np.mean(np.abs(whole_P[rows]))),
-            "outliers": float(np.mean(np.abs(whole_P[rows]) > OUTLYING)),
-            "n": float(len(rows)),
-            **{
-                f"balanced.{source}": own["accuracy_length_balanced"]
-                for source, own in raw["per_source"].items()
-            },
-        }
 
 
 def cost(trained: Any) -> dict[str, float]:

@@ -32,7 +32,8 @@ class InputStore:
     """Blocks of one trunk, cut at one layer."""
 
     folder: Path
-    opened: dict[str, Any] = field(default_factory=dict)
+    opened: dict[int, tuple[Sequence[str], Any]] = field(default_factory=dict)
+    """Blocks by their first row, with the list of pairs that it is a row of."""
 
     @classmethod
     def of(cls, trainable: Trainable, trunk: TrunkConfig, root: str) -> InputStore:
@@ -62,10 +63,13 @@ class InputStore:
 
     def read(self, row: int, names: Sequence[str]) -> Tensor:
         """Returns the inputs of one pair."""
-        path = str(self._path(names, row - row % ROWS))
-        if path not in self.opened:
-            self.opened[path] = safe_open(path, framework="pt")
-        return self.opened[path].get_tensor(str(row % ROWS))
+        start = row - row % ROWS
+        block = self.opened.get(start)
+        # A block's name is a hash over all its pairs: too slow to make again for every row.
+        if block is None or block[0] is not names:
+            block = names, safe_open(str(self._path(names, start)), framework="pt")
+            self.opened[start] = block
+        return block[1].get_tensor(str(row % ROWS))
 
     def _path(self, names: Sequence[str], start: int) -> Path:
         return self.folder / f"{digest(*names[start : start + ROWS])}.safetensors"
