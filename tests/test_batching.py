@@ -66,6 +66,25 @@ def test_a_batch_keeps_the_budget_with_shared_tokens_counted_once():
     assert [len(batch) for batch in model.batches] == [8, 8, 4]
 
 
+def test_a_batch_is_what_is_soon_done_and_parts_no_prompt():
+    class Slow(Model):
+        def __call__(self, conversations):
+            time.sleep(0.005 * len(conversations))
+            return super().__call__(conversations)
+
+    model = Slow()
+    queue = batcher(model, max_seconds=0.04, max_wait=0.0)
+    asked = [[talk(p, r) for r in range(5)] for p in range(12)]
+
+    async def run():
+        return await asyncio.gather(*(queue.score(cs, 60.0) for cs in asked))
+
+    asyncio.run(run())
+    assert all(len(batch) <= 15 for batch in model.batches)
+    prompts = [prompt for batch in model.batches for prompt in set(batch)]
+    assert sorted(prompts) == list(range(12))
+
+
 def test_a_conversation_above_the_budget_is_scored_alone():
     model = Model()
     queue = batcher(model, max_tokens=8)
@@ -172,7 +191,9 @@ def test_a_caller_that_leaves_costs_the_others_nothing():
     assert queue.num_queued == 0
 
 
-@pytest.mark.parametrize("config", [{"max_tokens": 0}, {"max_wait": -1.0}, {"max_queued": 0}])
+@pytest.mark.parametrize(
+    "config", [{"max_tokens": 0}, {"max_seconds": 0.0}, {"max_wait": -1.0}, {"max_queued": 0}]
+)
 def test_settings_that_make_no_sense_are_refused(config):
     with pytest.raises(ValueError, match=r"`batch\.max_"):
         BatchConfig(**config)

@@ -73,7 +73,11 @@ class Batcher(Generic[T]):
     num_queued: int = 0
     """Responses that wait."""
     _rate: float = 0.0
-    """Responses per second of late."""
+    """Responses per second of the last forward."""
+    _speed: float = 0.0
+    """Tokens per second of the last forward."""
+    _num_tokens: int = 0
+    """Of the batch that was taken last."""
     _task: asyncio.Task[None] | None = None
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "forward"))
 
@@ -117,6 +121,7 @@ class Batcher(Generic[T]):
                 if not one.done.done():  # its caller may have gone
                     one.done.set_result(value)
             self._rate = len(batch) / max(seconds, 1e-6)
+            self._speed = self._num_tokens / max(seconds, 1e-6)
             self.watch(
                 BatchStats(
                     num_responses=len(batch),
@@ -135,35 +140,38 @@ class Batcher(Generic[T]):
             await asyncio.sleep(self.config.max_wait / LOOKS)
 
     def _take(self) -> list[_Waiting[T]]:
-        """Takes a batch out of the queue: whole groups, the longest waiting first."""
-        now, batch, room = time.monotonic(), list[_Waiting[T]](), self.config.max_tokens
-        for key, group in list(self._groups.items()):
-            left: list[_Waiting[T]] = []
-            begun = False
-            for one in group:
-                c = one.conversation
-                cost = len(c.tokens) - (c.start if begun else 0)
-                if one.done.done():
-                    self.num_queued -= 1
-                elif now > one.deadline:
-                    self.num_queued -= 1
-                    one.done.set_result(
-                        TimeoutError(f"not scored within {one.deadline - one.arrived:g} s")
-                    )
-                elif batch and cost > room:
-                    left.append(one)
-                else:
-                    self.num_queued -= 1
-                    batch.append(one)
-                    room -= cost
-                    begun = True
-            if left:
-                self._groups[key] = left
-            else:
-                del self._groups[key]
-            if room <= 0:
+        """Takes a batch out of the queue: the longest waiting groups, as many as are soon done."""
+        batch = list[_Waiting[T]]()
+        room = self.config.max_tokens
+        soon = room - self._speed * self.config.max_seconds
+        for key in list(self._groups):
+            if batch and room <= soon:
                 break
+            room = self._take_of(key, batch, room)
+        self._num_tokens = self.config.max_tokens - room
         return batch
+
+    def _take_of(self, key: Key, batch: list[_Waiting[T]], room: int) -> int:
+        """Moves what fits of one group into the batch; returns the tokens that are left."""
+        now, left, begun = time.monotonic(), list[_Waiting[T]](), False
+        for one in self._groups.pop(key):
+            c = one.conversation
+            cost = len(c.tokens) - (c.start if begun else 0)
+            if batch and cost > room:
+                left.append(one)
+                continue
+            self.num_queued -= 1
+            if one.done.done():  # its caller has gone
+                continue
+            if now > one.deadline:
+                waited = one.deadline - one.arrived
+                one.done.set_result(TimeoutError(f"not scored within {waited:g} s"))
+                continue
+            batch.append(one)
+            room, begun = room - cost, True
+        if left:
+            self._groups = {key: left, **self._groups}  # still the longest waiting
+        return room
 
     def _run_apart(self, conversations: Sequence[Tokenized]) -> Sequence[T | Exception]:
         """Runs a batch; of one that fails, its halves, so that one conversation fails alone."""

@@ -18,8 +18,12 @@ OWN = "panoply"
 class BatchConfig:
     """How long and how much the queue before a model collects."""
 
-    max_tokens: int = 8192
-    """Tokens of a batch, shared ones counted once. More share more, and wait longer."""
+    max_seconds: float = 0.5
+    """Seconds that a forward should take, by the speed of those before: what waits is cut into
+    batches of about that, but never between responses to one prompt."""
+    max_tokens: int = 16_384
+    """Most tokens of a batch, shared ones counted once. One prompt's responses beyond it are
+    parted."""
     max_wait: float = 0.02
     """Seconds that the first of an idle queue waits for others, as long as they keep coming."""
     max_queued: int = 4096
@@ -28,6 +32,7 @@ class BatchConfig:
     def __post_init__(self) -> None:
         for name in ("max_tokens", "max_queued"):
             require(getattr(self, name) >= 1, f"batch.{name}", getattr(self, name), ">= 1")
+        require(self.max_seconds > 0, "batch.max_seconds", self.max_seconds, "positive")
         require(0 <= self.max_wait <= 10, "batch.max_wait", self.max_wait, "within [0, 10] seconds")
 
 
