@@ -292,6 +292,17 @@ def test_a_sampler_takes_the_adapters_that_it_is_asked_for(task, second):
     assert adapted.responses != plain.responses
 
 
+def test_adapters_are_merged_in_float32_and_not_rounded_away_in_bfloat16(task, second):
+    model, adapter = task.config.trunk.model, str(second.adapter)
+    asked = [[1, 2, 3, 4]]
+    for dtype, merged in (("float32", True), ("bfloat16", False)):
+        policy = load_policy(model, adapter, dtype=dtype)
+        assert any("lora_" in name for name, _ in policy.model.named_parameters()) != merged
+        config = SamplingConfig(max_tokens=8)
+        first, again = (list(policy.sample(asked, [[1, 2]], config)) for _ in range(2))
+        assert first == again
+
+
 def test_a_number_that_is_not_finite_stops_before_any_weight_changes(task, tmp_path):
     bad = configured(task, tmp_path / "bad", lr=1e30, num_epochs=3)
     run_policy_task(bad, Group())

@@ -96,6 +96,8 @@ def test_a_learner_whose_worker_is_killed_ends_as_an_undisturbed_one(
     np.testing.assert_allclose(*after, rtol=1e-3)
     # A round that is done is only read.
     assert train_round(replace(task, folder=str(folder)), 0).pairs.equals(found.pairs)
+    with pytest.raises(ValueError, match="holds a run with other prompts"):
+        train_round(replace(task, folder=str(folder), prompts=ranked_prompts(24, seed=1)), 0)
 
 
 def test_a_round_that_diverges_says_so(tiny_policy_folder, tmp_path):

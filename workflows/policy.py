@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 from actors.policy_task import STOPPED, PolicyRound, PolicyTask
 from actors.policy_training import train_policy
-from workflows.cluster import run_train
+from panoply.data.schema import digest
+from workflows.cluster import claim, run_train
 
 
 def train_round(task: PolicyTask, num_workers: int, gpus: float = 0.0) -> PolicyRound:
@@ -19,9 +21,13 @@ def train_round(task: PolicyTask, num_workers: int, gpus: float = 0.0) -> Policy
         gpus: of each worker.
 
     Raises:
+        ValueError: the folder holds a round of other prompts or another configuration.
         RuntimeError: a loss or gradient was not finite.
     """
     folder = Path(task.folder)
+    prompts = digest(json.dumps([asdict(ranked) for ranked in task.prompts]))
+    own = {"prompts": prompts, "config": asdict(task.config), "seed": task.seed}
+    claim(folder, "round.json", own | {"round": task.round})
     (folder / STOPPED).unlink(missing_ok=True)
     run_train(train_policy, {"task": task}, num_workers, folder, "train", gpus=gpus)
     if (folder / STOPPED).exists():

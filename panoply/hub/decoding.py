@@ -40,8 +40,8 @@ class Sampled:
 class Decoding:
     """A grid of prompts and samples that takes a token at a time.
 
-    A row whose sample is over is dropped when its prompt has other rows to drop with it, so the
-    grid stays rectangular and the samples of a prompt stand together.
+    The samples of a prompt stand together, so that their queries meet its keys in one product. So
+    the grid stays rectangular: rows are dropped once every prompt has one that is over.
     """
 
     def __init__(
@@ -73,16 +73,16 @@ class Decoding:
         layers = tuple(Layer(layer.keys, layer.values) for layer in kept)
         self.prefix = Prefix(layers, places_GP < 0)
         self.logits_BV: Tensor = out.logits[:, -1].float().repeat_interleave(len(streams[0]), dim=0)
+        self.tokens_B = self.logits_BV.argmax(-1)  # until some are drawn
 
     def choose(self, config: SamplingConfig, stops: Collection[int]) -> None:
         """Draws the next token of every row."""
         rows = [sampled for row in self.grid for sampled in row]
         names = [sampled.stream for sampled in rows]
-        tokens_B, log_prob_B = choose_tokens(
+        self.tokens_B, log_prob_B = choose_tokens(
             self.logits_BV, names, self.step, config.temperature, config.top_p
         )
-        self.tokens_B = tokens_B
-        told = zip(rows, tokens_B.tolist(), log_prob_B.tolist(), strict=True)
+        told = zip(rows, self.tokens_B.tolist(), log_prob_B.tolist(), strict=True)
         for sampled, token, log_prob in told:
             if sampled.over:
                 continue
