@@ -85,7 +85,14 @@ class Learner:
             self.inputs.fill(self.trainable, self.tokens, task.names, group)
         uses_reference = loss.policy == "dpo" and loss.alpha > 0
         self.frozen = deepcopy(self.net) if uses_reference and loss.reference == "copy" else None
-        self.weights = Weights.of(self.net, schedule, self.config.parallel, group)
+        self.weights = Weights.of(
+            self.net,
+            group,
+            lr=schedule.lr,
+            head_lr=schedule.head_lr,
+            weight_decay=schedule.weight_decay,
+            parallel=self.config.parallel,
+        )
         precomputed = uses_reference and loss.reference == "precomputed"
         self.reference_P = self._reference() if precomputed else None
 

@@ -13,6 +13,7 @@ import ray.train
 import ray.train.torch
 import torch
 
+from actors import checkpoints
 from actors.learner import Learner, NonFinite
 from actors.task import TrainTask
 from panoply.hub.backbone import quiet
@@ -26,15 +27,20 @@ DONE, STOPPED, PROGRESS = "done.json", "stopped.json", "progress.json"
 def train_models(config: Mapping[str, Sequence[TrainTask]]) -> None:
     """Trains models one after the other; those that are done are skipped."""
     quiet()
-    context = ray.train.get_context()
-    rank, size = context.get_world_rank(), context.get_world_size()
-    device = ray.train.torch.get_device() if size > 1 else torch.device("cpu")
+    group = worker_group()
     for task in config["tasks"]:
         if task.threads:
             torch.set_num_threads(task.threads)
         if not (Path(task.folder) / DONE).exists():
-            run_task(task, Group(rank, size, device))
+            run_task(task, group)
     ray.train.report({})
+
+
+def worker_group() -> Group:
+    """Returns the workers of this Ray Train run, seen from this one."""
+    context = ray.train.get_context()
+    rank, size = context.get_world_rank(), context.get_world_size()
+    return Group(rank, size, ray.train.torch.get_device() if size > 1 else torch.device("cpu"))
 
 
 def run_task(task: TrainTask, group: Group) -> None:
@@ -69,9 +75,8 @@ class Run:
     def begin(cls, learner: Learner, folder: Path) -> Self:
         """Begins anew, or goes on from the newest checkpoint."""
         run = cls(learner, folder)
-        found = sorted(folder.glob("step-*.pt"))
-        if found:
-            state = torch.load(found[-1], weights_only=True, map_location="cpu")
+        state = checkpoints.newest(folder)
+        if state is not None:
             learner.weights.load(state)
             momentum = state["momentum"]
             learner.weighting = Weighting(
@@ -116,7 +121,7 @@ class Run:
                 self.best_trained = self.learner.weights.trained()
 
     def save(self) -> None:
-        """Writes a checkpoint; the one before it stays until this one is whole."""
+        """Writes a checkpoint."""
         learner = self.learner
         state = learner.weights.state()
         if learner.group.rank == 0:
@@ -128,11 +133,7 @@ class Run:
             }
             names = ("step", "best", "best_trained", "waited", "history")
             state |= {name: getattr(self, name) for name in names}
-            path = self.folder / f"step-{self.step:08d}.pt"
-            torch.save(state, path.with_suffix(".part"))
-            path.with_suffix(".part").rename(path)
-            for old in sorted(self.folder.glob("step-*.pt"))[:-2]:
-                old.unlink()
+            checkpoints.save(self.folder, self.step, state)
         learner.group.wait()
 
     def tell(self) -> None:
@@ -141,9 +142,7 @@ class Run:
         if self.learner.group.rank == 0 and now - self.told >= TOLD_EVERY_SECONDS:
             self.told = now
             told = {"step": self.step, "num_steps": self.learner.num_steps}
-            partial = self.folder / f"{PROGRESS}.part"
-            partial.write_text(json.dumps(told))
-            partial.rename(self.folder / PROGRESS)
+            checkpoints.write_json(self.folder / PROGRESS, told)
 
     def finish(self) -> None:
         """Scores what is to be scored and writes the results."""
@@ -165,9 +164,6 @@ class Run:
                 "best_select_loss": self.best,
                 "labels": learner.labels_P.tolist() if learner.config.loss.smoothing else None,
             }
-            partial = self.folder / f"{DONE}.part"
-            partial.write_text(json.dumps(done))
-            partial.rename(self.folder / DONE)
-            for old in self.folder.glob("step-*.pt"):
-                old.unlink()
+            checkpoints.write_json(self.folder / DONE, done)
+            checkpoints.clear(self.folder)
         learner.group.wait()

@@ -9,7 +9,7 @@ import workflows  # noqa: F401, I001  sets what Ray reads when it is imported, b
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel, PreTrainedTokenizerFast
 
 TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
@@ -50,6 +50,29 @@ def tiny_model_folder(tmp_path_factory, tiny_tokenizer):
         initializer_range=0.3,  # wide, so that attention moves the states
     )
     LlamaModel(config).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_policy_folder(tmp_path_factory, tiny_tokenizer):
+    """A small random Llama with a language-model head, as a Hugging Face folder."""
+    import torch
+
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("tiny-policy")
+    config = LlamaConfig(
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.3,
+        bos_token_id=None,
+        eos_token_id=tiny_tokenizer.eos_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
     return folder
 

@@ -1,4 +1,4 @@
-"""What the workers of `test_many_workers` run, each in a process of its own."""
+"""What workers of the tests run, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import torch.distributed as dist
 from preference_runs import steps_of
 
 from actors.learner import Learner
+from actors.policy_training import run_policy_task
 from actors.training import Run, run_task
 from panoply.train.group import Group
 
 
-def work(rank, world, folder, tasks):
-    """Runs every task to its end, and one of them in two parts."""
+def join(rank, world, folder):
+    """Joins the workers of a run, and returns them."""
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank))
     dist.init_process_group(
@@ -26,7 +27,20 @@ def work(rank, world, folder, tasks):
         world_size=world,
         timeout=timedelta(seconds=120),
     )
-    group = Group(rank, world)
+    return Group(rank, world)
+
+
+def train_policies(rank, world, folder, tasks):
+    """Runs rounds of policy training to their end."""
+    group = join(rank, world, folder)
+    for task in tasks:
+        run_policy_task(task, group)
+    dist.destroy_process_group()
+
+
+def work(rank, world, folder, tasks):
+    """Runs every task to its end, and one of them in two parts."""
+    group = join(rank, world, folder)
     for name, task in tasks.items():
         if name.startswith("half"):
             run = Run.begin(Learner(task, group), Path(task.folder))

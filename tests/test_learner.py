@@ -160,7 +160,8 @@ def test_what_is_computed_once_changes_no_step(task, trained):
         parts += [whole.net.decoder.layers[-1], whole.net.decoder.norm]
     for part in parts:
         part.requires_grad_(True)
-    whole.weights = type(whole.weights).of(whole.net, task.config.schedule, "ddp", Group())
+    rates = {name: getattr(task.config.schedule, name) for name in ("lr", "head_lr")}
+    whole.weights = type(whole.weights).of(whole.net, Group(), weight_decay=0.0, **rates)
     assert losses([whole.step(i) for i in range(3)]) == pytest.approx(losses(logged), rel=1e-4)
     assert drift(flat(stored), flat(whole)) < 1e-4
     files = list(Path(task.store).rglob("*.safetensors"))

@@ -67,6 +67,7 @@ class Renderer:
         self.bos = list(start[:1]) if start and start[0] == tokenizer.bos_token_id else []
         a, b = self.ids([self._text("a", "a"), self._text("a", "b")])
         self.num_closing = common_prefix(a[::-1], b[::-1])
+        self.closing = tuple(a[len(a) - self.num_closing :])
         a, b = self.ids([self._text(text, None, header=False) for text in ("a", "b")])
         self.num_turn_closing = common_prefix(a[::-1], b[::-1])
 
@@ -92,11 +93,15 @@ class Renderer:
         closing: list[Message] = []
         if response is not None:
             closing = [{"role": "assistant", "content": response}]
-        return self.tokenizer.apply_chat_template(
-            [*map(dict, opening), *closing],
-            tokenize=False,
-            add_generation_prompt=response is None and header,
-        )
+        turns = [*map(dict, opening), *closing]
+        asks = response is None and header
+        try:
+            return self.tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=asks
+            )
+        except Exception as error:  # whatever a template raises means: not renderable
+            roles = [turn["role"] for turn in opening]
+            raise ValueError(f"the chat template refuses roles {roles!r}: {error}") from error
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns the tokens of rendered texts, BOS once."""
@@ -109,6 +114,15 @@ class Renderer:
         """Returns tokens with BOS in front once: many templates already write it."""
         return ids if ids[: len(self.bos)] == self.bos else self.bos + ids
 
+    def opening(self, prompt: Prompt) -> list[int]:
+        """Returns the tokens that a policy goes on from: the prompt and the assistant's header.
+
+        Raises:
+            ValueError: the template refuses the conversation.
+        """
+        ids = self.ids([self._text(prompt, None)])[0]
+        return self._shortened(ids, max(0, len(ids) - self.rendering.max_prompt_tokens))
+
     def render(self, prompt: Prompt, responses: Sequence[str]) -> Rendered:
         """Returns the token tree of a prompt and its responses.
 
@@ -118,13 +132,8 @@ class Renderer:
         """
         if not responses:
             raise ValueError("a token tree needs at least one response")
-        try:
-            texts = [self._text(prompt, None, header=False), self._text(prompt, None)]
-            texts += [self._text(prompt, response) for response in responses]
-        except Exception as error:  # whatever a template raises means: not renderable
-            raise ValueError(
-                f"the chat template refuses roles {[m['role'] for m in prompt]!r}: {error}"
-            ) from error
+        texts = [self._text(prompt, None, header=False), self._text(prompt, None)]
+        texts += [self._text(prompt, response) for response in responses]
         body, opening, *full = self.ids(texts)
         # An empty response may leave no token of its own: the last one stands for it.
         starts = [min(common_prefix(opening, ids), len(ids) - 1) for ids in full]
@@ -133,16 +142,19 @@ class Renderer:
         dropped = min(max(0, len(opening) - self.rendering.max_prompt_tokens), shared - 1)
         gate = self._gate(body, opening, shared)
         branches = [self._branch(ids, s, shared) for ids, s in zip(full, starts, strict=True)]
-        # BOS once, also before a prompt that lost its beginning: models lean on it.
-        kept = full[0][dropped:shared]
-        if dropped:
-            kept[: len(self.bos)] = self.bos
         tree = TokenTree(
-            shared=tuple(kept),
+            shared=tuple(self._shortened(full[0][:shared], dropped)),
             branches=tuple(branch for branch, _ in branches),
             gate=max(0, gate - dropped),
         )
         return Rendered(tree, dropped, sum(was_cut for _, was_cut in branches))
+
+    def _shortened(self, ids: list[int], dropped: int) -> list[int]:
+        """Returns a prompt without its beginning, but for BOS: models lean on it."""
+        kept = ids[dropped:]
+        if dropped:
+            kept[: len(self.bos)] = self.bos
+        return kept
 
     def _gate(self, body: list[int], opening: list[int], shared: int) -> int:
         """Returns the position that conditions the gate, by construction and not by a pattern.

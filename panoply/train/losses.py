@@ -76,3 +76,27 @@ def dpo(policy_P: Tensor, reference_P: Tensor, beta: float) -> Tensor:
 def sft(log_prob_P: Tensor, num_tokens_P: Tensor) -> Tensor:
     """Negative log-likelihood of a response per token: L_p = -1/|y| sum_t log pi(y_t | x, y_<t)."""
     return -log_prob_P / num_tokens_P
+
+
+def dpo_nll(
+    chosen_P: Tensor,
+    rejected_P: Tensor,
+    num_tokens_P: Tensor,
+    reference_P: Tensor,
+    beta: float,
+    alpha: float,
+) -> Tensor:
+    """LASeR's loss of the policy (arXiv 2410.01735, section 3.1; arXiv 2404.19733, equation 1).
+
+        L_p = DPO(beta) + alpha NLL(y+)
+
+    Args:
+        chosen_P: `[P]` log pi(y+|x), summed over response tokens.
+        rejected_P: `[P]` log pi(y-|x).
+        num_tokens_P: `[P]` |y+|, by which the NLL is divided.
+        reference_P: `[P]` log pi_ref(y+|x) - log pi_ref(y-|x), of the previous iteration's policy.
+        beta: inverse temperature of DPO.
+        alpha: weight of the NLL.
+    """
+    preference_P = dpo(chosen_P - rejected_P, reference_P, beta)
+    return preference_P + alpha * sft(chosen_P, num_tokens_P) if alpha else preference_P

@@ -13,8 +13,12 @@ import numpy as np
 from panoply.model.tree import Ints
 
 
-def step_ids(seed: int, step: int, num_pairs: int, pairs_per_step: int) -> list[int]:
+def step_ids(
+    seed: int | tuple[int, ...], step: int, num_pairs: int, pairs_per_step: int
+) -> list[int]:
     """Returns the pairs of a step: every epoch is a new order, its last step may be shorter.
+
+    A seed of several numbers, such as that of a run and a round, names other orders.
 
     Raises:
         ValueError: there is no pair, or no pair in a step.
@@ -25,7 +29,8 @@ def step_ids(seed: int, step: int, num_pairs: int, pairs_per_step: int) -> list[
             f"{num_pairs!r}, {pairs_per_step!r}, {step!r}"
         )
     epoch, place = divmod(step, -(-num_pairs // pairs_per_step))
-    order = np.random.default_rng((seed, epoch)).permutation(num_pairs)
+    key = (seed,) if isinstance(seed, int) else seed
+    order = np.random.default_rng((*key, epoch)).permutation(num_pairs)
     return order[place * pairs_per_step : (place + 1) * pairs_per_step].tolist()
 
 

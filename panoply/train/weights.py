@@ -22,7 +22,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from panoply.model.reward_net import RewardNet
-from panoply.train.config import Parallel, ScheduleConfig
+from panoply.train.config import Parallel
 from panoply.train.group import Group
 
 WHOLE = StateDictOptions(
@@ -32,7 +32,7 @@ WHOLE = StateDictOptions(
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Trained parameters and AdamW: the trunk's at one rate, the head's at another."""
+    """Trained parameters and AdamW: the trunk's at one rate, the head's, if any, at another."""
 
     net: RewardNet
     optimizer: torch.optim.AdamW
@@ -41,7 +41,14 @@ class Weights:
 
     @classmethod
     def of(
-        cls, net: RewardNet, schedule: ScheduleConfig, parallel: Parallel, group: Group
+        cls,
+        net: RewardNet,
+        group: Group,
+        *,
+        lr: float,
+        head_lr: float,
+        weight_decay: float,
+        parallel: Parallel = "ddp",
     ) -> Weights:
         """Makes the optimizer, and shards the trunk where that is asked for."""
         sharded = parallel == "fsdp" and group.size > 1
@@ -50,12 +57,13 @@ class Weights:
         trunk = [
             p for n, p in net.named_parameters() if p.requires_grad and not n.startswith("head.")
         ]
+        head = [net.head.weight] if net.head.weight.requires_grad else []
         groups: list[dict[str, Any]] = [
-            {"params": [net.head.weight], "lr": schedule.head_lr, "peak": schedule.head_lr}
+            {"params": params, "lr": peak, "peak": peak}
+            for params, peak in ((head, head_lr), (trunk, lr))
+            if params
         ]
-        if trunk:
-            groups.append({"params": trunk, "lr": schedule.lr, "peak": schedule.lr})
-        optimizer = torch.optim.AdamW(groups, weight_decay=schedule.weight_decay)
+        optimizer = torch.optim.AdamW(groups, weight_decay=weight_decay)
         return cls(net, optimizer, group, sharded)
 
     @property

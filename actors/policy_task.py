@@ -1,0 +1,105 @@
+"""What workers of policy training are told of a round, and what the round leaves."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from panoply.data.schema import Prompt
+from panoply.train.policy_config import PolicyConfig
+
+DONE, STOPPED, PROGRESS = "done.json", "stopped.json", "progress.json"
+ADAPTER, PAIRS = "adapter", "pairs.parquet"
+
+
+@dataclass(frozen=True, slots=True)
+class RankedPrompt:
+    """A prompt, responses to it, and which of them are preferred to which.
+
+    Example: `RankedPrompt("9f3a", prompt, ("Yes.", "No"), (True, False), ((0, 1),))`.
+    """
+
+    prompt_id: str
+    prompt: Prompt
+    responses: tuple[str, ...]
+    ended: tuple[bool, ...]
+    """Whether the policy ended each response. One that a limit cut off has no end to be learned."""
+    pairs: tuple[tuple[int, int], ...]
+    """Numbers of the chosen and the rejected response, as `panoply.choose.pairs` gives them."""
+    weight: float = 1.0
+    """Of each of the pairs in the loss."""
+
+    def __post_init__(self) -> None:
+        if len(self.ended) != len(self.responses):
+            raise ValueError(
+                f"prompt {self.prompt_id!r} has {len(self.responses)} responses and "
+                f"{len(self.ended)} values of `ended`"
+            )
+        numbers = {i for pair in self.pairs for i in pair}
+        if not numbers or min(numbers) < 0 or max(numbers) >= len(self.responses):
+            raise ValueError(
+                f"prompt {self.prompt_id!r} needs at least one pair of its responses 0.."
+                f"{len(self.responses) - 1}, got {self.pairs!r}: leave prompts without pairs out"
+            )
+        if not (np.isfinite(self.weight) and self.weight > 0):
+            raise ValueError(
+                f"prompt {self.prompt_id!r}: `weight` must be positive, got {self.weight!r}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyTask:
+    """One round of training a policy."""
+
+    config: PolicyConfig
+    prompts: tuple[RankedPrompt, ...]
+    """In an order that does not depend on when they came."""
+    seed: int
+    round: int
+    start: str
+    """Folder of the adapters that training goes on from; empty: new ones."""
+    reference: str
+    """Folder of the adapters of DPO's reference; empty: the model without any."""
+    folder: str
+    """Where checkpoints and results go, on storage that all workers share."""
+    threads: int = 0
+    """Of each worker; 0 leaves torch's own number."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRound:
+    """What a round left in its folder."""
+
+    folder: Path
+    pairs: pa.Table
+    """One row a pair: `prompt_id`; `chosen` and `rejected`, numbers of the responses; `weight`;
+    `loss` and its parts `dpo` and `nll`, `chosen_log_prob` and `rejected_log_prob`, before the
+    first step, and the same with `_after`, after the last; `reference`, log-ratio of the reference;
+    `kl` from the model without adapters (`panoply.train.policy_outcome`), before the first step."""
+    history: list[dict[str, Any]]
+    """One entry a step: `step`, `loss`, `gradient_norm`, `tokens`, `seconds`."""
+
+    @property
+    def adapter(self) -> Path:
+        """Folder of the adapters that came out."""
+        return self.folder / ADAPTER
+
+    @classmethod
+    def read(cls, folder: Path) -> PolicyRound:
+        """Reads a finished round."""
+        history = json.loads((folder / DONE).read_text())["history"]
+        return cls(folder, pq.read_table(folder / PAIRS), history)
+
+    def by_prompt(self, column: str) -> dict[str, float]:
+        """Returns the mean of a column over the pairs of each prompt."""
+        sums: dict[str, list[float]] = {}
+        names, values = (self.pairs[name].to_pylist() for name in ("prompt_id", column))
+        for name, value in zip(names, values, strict=True):
+            sums.setdefault(name, []).append(value)
+        return {name: float(np.mean(values)) for name, values in sums.items()}

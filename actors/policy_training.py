@@ -1,0 +1,106 @@
+"""The Ray Train loop of a round of policy training: resume, step, save, stop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray.train
+import torch
+
+from actors import checkpoints
+from actors.learner import NonFinite
+from actors.policy_learner import OPTIMIZER, PolicyLearner
+from actors.policy_task import ADAPTER, DONE, PAIRS, PROGRESS, STOPPED, PolicyTask
+from actors.training import TOLD_EVERY_SECONDS, worker_group
+from panoply.hub.adapters import save_adapter
+from panoply.hub.backbone import quiet
+from panoply.train.group import Group
+from panoply.train.policy_outcome import kl_per_token, pair_losses
+
+
+def train_policy(config: Mapping[str, PolicyTask]) -> None:
+    """Trains one round; if it is done already, nothing happens."""
+    quiet()
+    task = config["task"]
+    if task.threads:
+        torch.set_num_threads(task.threads)
+    if not (Path(task.folder) / DONE).exists():
+        run_policy_task(task, worker_group())
+    ray.train.report({})
+
+
+def run_policy_task(task: PolicyTask, group: Group) -> None:
+    """Takes a round to its end, or to a number that is not finite, and leaves a `PolicyRound`."""
+    folder = Path(task.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    learner = PolicyLearner(task, group)
+    history: list[dict[str, Any]] = []
+    state = checkpoints.newest(folder)
+    if state is not None:
+        learner.weights.load(state)
+        history = state["history"]
+    group.wait()  # before the first of them writes the next one
+    try:
+        take_steps(learner, history, folder)
+    except NonFinite as error:
+        if group.rank == 0:
+            checkpoints.write_json(folder / STOPPED, {"reason": str(error)})
+        return
+    finish(learner, history, folder)
+
+
+def take_steps(learner: PolicyLearner, history: list[dict[str, Any]], folder: Path) -> None:
+    """Takes the steps that are left, and saves on the way."""
+    told, first = 0.0, learner.group.rank == 0
+    while len(history) < learner.num_steps:
+        history.append(learner.step(len(history)))
+        done = len(history)
+        if done % learner.config.checkpoint_every == 0 and done < learner.num_steps:
+            state = learner.weights.state() | {"history": history}
+            if first:
+                checkpoints.save(folder, done, state)
+            learner.group.wait()
+        if first and time.monotonic() - told >= TOLD_EVERY_SECONDS:
+            told = time.monotonic()
+            counts = {"step": done, "num_steps": learner.num_steps}
+            checkpoints.write_json(folder / PROGRESS, counts)
+
+
+def finish(learner: PolicyLearner, history: list[dict[str, Any]], folder: Path) -> None:
+    """Writes the adapters, and what became of the pairs."""
+    after_P2, state = learner.spoken(), learner.weights.state()
+    if learner.group.rank == 0:
+        adapter = folder / ADAPTER
+        save_adapter(learner.trainable, state["trained"], learner.config.trunk.model, adapter)
+        torch.save(state["optimizer"], adapter / OPTIMIZER)
+        pq.write_table(outcome_table(learner, after_P2), folder / PAIRS)
+        checkpoints.write_json(folder / DONE, {"history": history})
+        checkpoints.clear(folder)
+    learner.group.wait()
+
+
+def outcome_table(learner: PolicyLearner, after_P2: Any) -> pa.Table:
+    """Returns the table of `PolicyRound.pairs`."""
+    prompts, config = learner.task.prompts, learner.config
+    tokens_P2, reference_P2 = learner.tokens_P2, learner.reference_P2
+    columns: dict[str, Any] = {
+        "prompt_id": [ranked.prompt_id for ranked in prompts for _ in ranked.pairs],
+        "chosen": [i for ranked in prompts for i, _ in ranked.pairs],
+        "rejected": [j for ranked in prompts for _, j in ranked.pairs],
+        "weight": learner.weight_P,
+    }
+    for spoken_P2, suffix in ((learner.before_P2, ""), (after_P2, "_after")):
+        found = pair_losses(spoken_P2, tokens_P2, reference_P2, config.beta, config.alpha)
+        columns |= {f"{name}{suffix}": values for name, values in found.items()}
+        columns |= {
+            f"chosen_log_prob{suffix}": spoken_P2[:, 0],
+            f"rejected_log_prob{suffix}": spoken_P2[:, 1],
+        }
+    columns["reference"] = reference_P2[:, 0] - reference_P2[:, 1]
+    columns["kl"] = kl_per_token(learner.before_P2, learner.base_P2, tokens_P2)
+    return pa.table(columns)

@@ -1,0 +1,146 @@
+"""A policy: a language model that answers, with or without adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from panoply.config import DType, Rendering
+from panoply.hub.backbone import Renderer, check_vocabulary, choose_dtype, resolve
+from panoply.hub.decoding import Decoding, Sampled, decode_after_prefixes
+from panoply.train.policy_config import SamplingConfig
+
+CHECKED = SamplingConfig(max_tokens=4)
+
+
+class Policy:
+    """A causal language model with its tokenizer."""
+
+    def __init__(self, name: str, model: Any, renderer: Renderer) -> None:
+        self.name, self.renderer = name, renderer
+        self.model = model.eval().requires_grad_(False)
+        self.stops = stop_tokens(model, renderer)
+        window = getattr(model.config, "sliding_window", None)
+        self.longest = int(window or model.config.max_position_embeddings)
+        """Most tokens of a prompt and its response."""
+        check_decoding(self)
+
+    def text(self, sampled: Sampled) -> str:
+        """Returns what a sample says."""
+        spoken = sampled.tokens[:-1] if sampled.ended else sampled.tokens
+        return self.renderer.tokenizer.decode(spoken, skip_special_tokens=True)
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        streams: Sequence[Sequence[int]],
+        config: SamplingConfig,
+    ) -> Iterator[tuple[int, list[Sampled]]]:
+        """Yields each prompt's number with its samples, as soon as the last of them is over.
+
+        The prompts run side by side. A sample is a function of its prompt and its stream: in
+        float32 it comes out the same alone, in any batch and on any worker, unless two tokens tie
+        within rounding (odds of about 1e-5 a token). In bfloat16 such ties are common, and only
+        the same call on the same kind of device is sure to give the same samples.
+
+        Args:
+            prompts: tokens of each.
+            streams: of the samples of each prompt, as many for all.
+            config: temperature, nucleus, limit.
+
+        Raises:
+            ValueError: a prompt leaves no room for its responses.
+        """
+        longest = max(map(len, prompts)) + config.max_tokens
+        if longest > self.longest:
+            raise ValueError(
+                f"prompts and responses of {longest} tokens do not fit {self.name!r}, whose "
+                f"attention spans {self.longest}: lower `rendering.max_prompt_tokens` or "
+                "`sampling.max_tokens`"
+            )
+        # Not around the loop: a generator would leave its caller in inference mode.
+        inference = torch.inference_mode
+        with inference():
+            run = Decoding(self.model, prompts, streams)
+        while True:
+            with inference():
+                run.choose(config, self.stops)
+                finished = run.shrink()
+            yield from ((number, run.samples[number]) for number in finished)
+            if not run.grid:
+                return
+            with inference():
+                run.advance()
+
+
+def load_policy(
+    name: str,
+    adapter: str = "",
+    *,
+    rendering: Rendering | None = None,
+    dtype: DType = "auto",
+) -> Policy:
+    """Loads a policy to sample from.
+
+    Args:
+        name: 'embedded', a Hugging Face folder, or a hub name.
+        adapter: folder of LoRA adapters, as `panoply.hub.adapters` and peft write them; empty:
+            none. In float32 they are merged; bfloat16 would round them away.
+        rendering: limit of the prompt.
+        dtype: 'auto' takes bfloat16 where it is fast.
+
+    Raises:
+        FileNotFoundError: see `resolve`; or there is no adapter.
+        ValueError: tokenizer or model cannot be sampled from.
+    """
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = resolve(name)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind = choose_dtype(dtype, device)
+    renderer = Renderer(AutoTokenizer.from_pretrained(folder), rendering or Rendering())
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=kind)
+    model.to(device)
+    check_vocabulary(renderer, model)
+    if adapter:
+        adapted: Any = PeftModel.from_pretrained(model, adapter)
+        model = adapted.merge_and_unload() if kind == torch.float32 else adapted.get_base_model()
+    return Policy(name, model, renderer)
+
+
+def stop_tokens(model: Any, renderer: Renderer) -> frozenset[int]:
+    """Returns the tokens that end a response: the model's, the tokenizer's, and the template's."""
+    own = getattr(model.generation_config, "eos_token_id", None)
+    named = own if isinstance(own, list) else [own, renderer.tokenizer.eos_token_id]
+    return frozenset({token for token in named if token is not None} | set(renderer.closing[:1]))
+
+
+@torch.no_grad()
+def check_decoding(policy: Policy) -> None:
+    """Checks that samples get the probabilities that a plain forward gives them.
+
+    Raises:
+        ValueError: they do not: the model has attention or positions of another kind.
+    """
+    model, size = policy.model, int(policy.model.config.vocab_size)
+    draw = torch.randint(size, (12,), generator=torch.Generator().manual_seed(0)).tolist()
+    prompts, worst = [draw[:8], draw[7:]], float("inf")
+    try:
+        decode_after_prefixes(model)
+        for number, samples in policy.sample(prompts, [[1, 2], [3, 4]], CHECKED):
+            for sampled in samples:
+                ids = torch.tensor([prompts[number] + sampled.tokens], device=model.device)
+                spoken = model(input_ids=ids).logits[0, :-1].float().log_softmax(-1)
+                own = spoken.gather(1, ids[0, 1:, None])[len(prompts[number]) - 1 :].sum()
+                found = abs(float(own) - sampled.log_prob)
+                worst = found if worst == float("inf") else max(worst, found)
+    except (TypeError, AttributeError, RuntimeError, LookupError) as error:
+        raise ValueError(f"{policy.name!r} cannot be sampled from: {error}") from error
+    if not worst <= (1e-3 if model.dtype == torch.float32 else 0.5):
+        raise ValueError(
+            f"{policy.name!r} decodes after a shared prompt with other probabilities than alone "
+            f"(log-probabilities differ by {worst:.2g}): take a decoder with plain attention"
+        )

@@ -1,0 +1,79 @@
+"""A trained policy as a folder that `AutoModelForCausalLM` loads, adapters merged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from panoply.hub.backbone import Renderer, resolve
+from panoply.hub.classifier import PROBES, UNCUT, built_beside, check_vacant
+
+TOLERANCE = 1e-3
+"""Most that a log-probability of a merged policy may differ from the adapted one's."""
+
+
+@torch.inference_mode()
+def export_policy(name: str, adapter: Path, out: Path) -> float:
+    """Merges adapters into their model, in float32, and saves it with its tokenizer.
+
+    The folder is built beside `out`, loaded again and compared; `out` appears when it is right.
+
+    Args:
+        name: of the model that the adapters were trained on.
+        adapter: folder of the adapters.
+        out: folder of the merged model.
+
+    Returns:
+        The largest difference between a log-probability of the saved and the adapted policy.
+
+    Raises:
+        FileNotFoundError: see `panoply.hub.backbone.resolve`; or there are no adapters.
+        ValueError: `out` holds something, or the adapters are not of this model.
+        RuntimeError: the saved model speaks differently.
+    """
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    check_vacant(out)
+    if not (adapter / "adapter_config.json").is_file():
+        raise FileNotFoundError(
+            f"{str(adapter)!r} has no adapter_config.json: name the folder of a round's adapters"
+        )
+    folder = resolve(name)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    try:
+        adapted: Any = PeftModel.from_pretrained(model, str(adapter))
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"the adapters in {str(adapter)!r} are not of {name!r}: {str(error).splitlines()[0]}"
+        ) from error
+    texts = _texts(Renderer(tokenizer, UNCUT))
+    wanted = [_spoken(adapted, ids) for ids in texts]
+    with built_beside(out) as built:
+        adapted.merge_and_unload().save_pretrained(built)
+        tokenizer.save_pretrained(built)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(built).eval()
+        found = [_spoken(loaded, ids) for ids in texts]
+        drift = max(float((a - b).abs().max()) for a, b in zip(found, wanted, strict=True))
+        if not drift <= TOLERANCE:
+            raise RuntimeError(
+                f"log-probabilities of the saved policy differ by {drift:.2e} (allowed "
+                f"{TOLERANCE:g}): nothing was saved; report this"
+            )
+    return drift
+
+
+def _texts(renderer: Renderer) -> list[list[int]]:
+    """Returns the compared conversations as tokens."""
+    trees = [renderer.render(*probe).tree for probe in PROBES]
+    return [list(tree.shared + branch.tokens) for tree in trees for branch in tree.branches]
+
+
+def _spoken(model: Any, ids: list[int]) -> torch.Tensor:
+    """Returns the log-probability of each token but the first."""
+    tokens = torch.tensor([ids])
+    spoken = model(input_ids=tokens).logits[0, :-1].float().log_softmax(-1)
+    return spoken.gather(1, tokens[0, 1:, None])[:, 0]

@@ -1,0 +1,69 @@
+"""How a policy is sampled and trained: frozen dataclasses, standard library only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from panoply.config import require
+from panoply.train.config import TrunkConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingConfig:
+    """How responses are drawn from a policy (LASeR, arXiv 2410.01735)."""
+
+    temperature: float = 0.8
+    """Logits are divided by it; 0 takes the most likely token. LASeR: 0.8."""
+    top_p: float = 1.0
+    """Share of the mass that is sampled from, the most likely tokens first."""
+    max_tokens: int = 128
+    """Longest response, the token that ends it included."""
+    rows: int = 64
+    """Samples that are decoded together; a prompt's own are never parted."""
+
+    def __post_init__(self) -> None:
+        require(self.temperature >= 0, "sampling.temperature", self.temperature, ">= 0")
+        require(0 < self.top_p <= 1, "sampling.top_p", self.top_p, "in (0, 1]")
+        for name in ("max_tokens", "rows"):
+            require(getattr(self, name) >= 1, f"sampling.{name}", getattr(self, name), ">= 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyConfig:
+    """One round of policy training: DPO and NLL on pairs (LASeR, arXiv 2410.01735, section 3.1).
+
+    The paper trains adapters on two projections with dropout; ours lie on all linear layers and
+    have none, so that a step does not depend on how many workers share it.
+    """
+
+    trunk: TrunkConfig = field(default_factory=TrunkConfig)
+    """The policy at its start and its adapters; `trained` is 'lora'."""
+    beta: float = 0.1
+    """Inverse temperature of DPO."""
+    alpha: float = 1.0
+    """Weight of the NLL of the chosen response; LASeR: 1 for reasoning, 0 for instructions."""
+    lr: float = 5e-6
+    """Learning rate of AdamW, constant. LASeR: 5e-6."""
+    weight_decay: float = 0.0
+    max_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    prompts_per_step: int = 16
+    """Over all workers; a step has all pairs of its prompts. LASeR: 16."""
+    num_epochs: int = 1
+    """Passes over the pairs of a round."""
+    checkpoint_every: int = 20
+    """Steps between checkpoints, from which any number of workers goes on."""
+    token_budget: int = 8192
+    """Most tokens of one forward; the gradients do not depend on it."""
+
+    def __post_init__(self) -> None:
+        trunk = self.trunk
+        require(trunk.trained == "lora", "trunk.trained", trunk.trained, "'lora' for a policy")
+        require(trunk.depth == 1, "trunk.depth", trunk.depth, "1 for a policy, which speaks")
+        for name in ("alpha", "weight_decay"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), ">= 0")
+        for name in ("beta", "lr", "max_norm"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "positive")
+        for name in ("prompts_per_step", "num_epochs", "checkpoint_every"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), ">= 1")
+        require(self.token_budget >= 64, "token_budget", self.token_budget, ">= 64")

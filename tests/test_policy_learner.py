@@ -1,0 +1,350 @@
+"""A worker of policy training, alone in a process, and two of them."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+from distributed_runs import train_policies
+from peft import PeftModel
+from policy_rounds import configured, policy_task, ranked_prompts
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from actors import checkpoints
+from actors.policy_learner import PolicyLearner, comparison
+from actors.policy_task import DONE, STOPPED, PolicyRound
+from actors.policy_training import run_policy_task
+from actors.sampler import Question, Sampler
+from panoply.hub.adapters import FILE
+from panoply.hub.policy import load_policy
+from panoply.model.tree import Branch, TokenTree
+from panoply.train.config import TrunkConfig
+from panoply.train.group import Group
+from panoply.train.losses import dpo_nll
+from panoply.train.plan import step_ids
+from panoply.train.policy_config import PolicyConfig, SamplingConfig
+from panoply.train.policy_outcome import kl_per_token
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory, tiny_policy_folder):
+    return policy_task(tiny_policy_folder, tmp_path_factory.mktemp("policy") / "main")
+
+
+@pytest.fixture(scope="module")
+def first(task):
+    """A finished round."""
+    run_policy_task(task, Group())
+    return PolicyRound.read(Path(task.folder))
+
+
+@pytest.fixture(scope="module")
+def second(task, first):
+    """The round after it, whose reference is its start."""
+    folder = Path(task.folder).with_name("second")
+    start = str(first.adapter)
+    after = replace(task, round=1, start=start, reference=start, folder=str(folder))
+    run_policy_task(after, Group())
+    return PolicyRound.read(folder)
+
+
+def column(found, name):
+    return np.array(found.pairs[name].to_pylist())
+
+
+def adapters(found):
+    return load_file(found.adapter / FILE)
+
+
+def same(a, b, bound):
+    a, b = adapters(a), adapters(b)
+    assert a.keys() == b.keys()
+    return all((a[key] - b[key]).norm() <= bound * b[key].norm() + 1e-7 for key in b)
+
+
+def spoken(model, learner, number):
+    """Log-probabilities of both sides of the first pair of a prompt, by plain forwards."""
+    item, found = learner.comparisons[number], []
+    for place in (item.chosen[0], item.rejected[0]):
+        branch = item.tree.branches[place]
+        ids = torch.tensor([item.tree.shared + branch.tokens])
+        with torch.no_grad():
+            logits = model(ids).logits[0, :-1].log_softmax(-1)
+        each = logits.gather(1, ids[0, 1:, None])[:, 0]
+        start = len(item.tree.shared)
+        found.append(float(each[start + branch.start - 1 : start + branch.stop].sum()))
+    return found
+
+
+def test_the_loss_is_its_formula():
+    chosen, rejected, reference, tokens = -12.0, -9.0, 1.5, 4
+    for alpha in (0.0, 0.7):
+        (ours,) = dpo_nll(
+            *(torch.tensor([x]) for x in (chosen, rejected, tokens, reference)), 0.1, alpha
+        ).tolist()
+        preference = math.log(1 + math.exp(-0.1 * (chosen - rejected - reference)))
+        assert ours == pytest.approx(preference + alpha * 12.0 / 4)
+
+
+def test_kl_is_the_log_ratio_over_all_tokens_of_a_pair():
+    spoken, base = np.array([[-10.0, -6.0]]), np.array([[-11.0, -9.0]])
+    assert kl_per_token(spoken, base, np.array([[5.0, 3.0]])).tolist() == [0.5]
+
+
+def test_a_round_reports_its_pairs_as_plain_forwards_see_them(task, first, tiny_policy_folder):
+    learner = PolicyLearner(task, Group())
+    base = AutoModelForCausalLM.from_pretrained(tiny_policy_folder).eval()
+    after = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(tiny_policy_folder), first.adapter
+    ).eval()
+    rows = learner.bounds[:-1]
+    for number, row in enumerate(rows):
+        for model, suffix in ((base, ""), (after, "_after")):
+            wanted = spoken(model, learner, number)
+            found = [
+                column(first, f"{side}_log_prob{suffix}")[row] for side in ("chosen", "rejected")
+            ]
+            assert found == pytest.approx(wanted, abs=1e-3)
+            ratio = first.pairs["reference"][int(row)].as_py()
+            loss = math.log1p(math.exp(-0.1 * (wanted[0] - wanted[1] - ratio)))
+            loss -= wanted[0] / learner.tokens_P2[row, 0]
+            assert column(first, f"loss{suffix}")[row] == pytest.approx(loss, abs=1e-3)
+
+
+def test_a_step_is_adamw_on_the_weighted_mean_loss_of_its_prompts(task):
+    learner = PolicyLearner(configured(task, Path(task.folder).with_name("one")), Group())
+    by_hand = PolicyLearner(configured(task, Path(task.folder).with_name("hand")), Group())
+    chosen = step_ids((0, 0), 0, 10, 4)
+    total, losses = 0.0, []
+    lm_head, model = by_hand.net.lm_head, by_hand.net.decoder.model
+    for i in chosen:
+        item = by_hand.comparisons[i]
+        for pair, (a, b) in enumerate(zip(item.chosen, item.rejected, strict=True)):
+            said = []
+            for place in (a, b):
+                branch, start = item.tree.branches[place], len(item.tree.shared)
+                ids = torch.tensor([item.tree.shared + branch.tokens])
+                logits = lm_head(model(ids).last_hidden_state)[0, :-1].log_softmax(-1)
+                each = logits.gather(1, ids[0, 1:, None])[:, 0]
+                said.append(each[start + branch.start - 1 : start + branch.stop])
+            row = by_hand.bounds[i] + pair
+            ratio = float(by_hand.reference_P2[row, 0] - by_hand.reference_P2[row, 1])
+            apart = 0.1 * (said[0].sum() - said[1].sum() - ratio)
+            loss = torch.nn.functional.softplus(-apart) - said[0].mean()
+            losses.append(task.prompts[i].weight * loss)
+            total += task.prompts[i].weight
+    loss = torch.stack(losses).sum() / total
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(by_hand.weights.parameters, 1.0)
+    by_hand.weights.optimizer.step()
+    logged = learner.step(0)
+    assert logged["loss"] == pytest.approx(float(loss), rel=1e-5)
+    assert logged["gradient_norm"] == pytest.approx(float(norm), rel=1e-4)
+    for name, value in by_hand.weights.trained().items():
+        assert torch.allclose(learner.weights.trained()[name], value, atol=1e-6)
+
+
+def test_a_prompt_is_computed_once_for_all_its_pairs_and_unused_responses_not_at_all(task):
+    learner = PolicyLearner(configured(task, Path(task.folder).with_name("trees")), Group())
+    for ranked, item in zip(task.prompts, learner.comparisons, strict=True):
+        used = {i for pair in ranked.pairs for i in pair}
+        assert len(item.tree.branches) == len(used)
+        assert len(item.chosen) == len(ranked.pairs)
+    assert learner.num_steps == 3
+
+
+def test_a_response_that_was_cut_off_has_no_end_to_be_learned(task):
+    learner = PolicyLearner(configured(task, Path(task.folder).with_name("ends")), Group())
+    end = learner.trainable.renderer.tokenizer.eos_token_id
+    ranked = task.prompts[1]
+    branches = learner.comparisons[1].tree.branches
+    for ended, branch in zip(ranked.ended, branches, strict=False):
+        assert (branch.tokens[-1] == end) == ended
+    long = replace(ranked, responses=("x" * 99, *ranked.responses[1:]))
+    tree = comparison(learner.trainable.renderer, long).tree
+    assert tree.branches[0].tokens == tuple([tree.branches[0].tokens[0]] * 32)
+
+
+def test_training_prefers_what_was_chosen(task, tmp_path):
+    longer = configured(task, tmp_path / "longer", num_epochs=10, lr=5e-3)
+    run_policy_task(longer, Group())
+    found = PolicyRound.read(tmp_path / "longer")
+    assert column(found, "dpo_after").mean() < column(found, "dpo").mean() - 0.1
+    assert column(found, "nll_after").mean() < column(found, "nll").mean()
+    assert column(found, "dpo") == pytest.approx(math.log(2), abs=1e-6)
+    assert (column(found, "kl") == 0).all()
+
+
+def test_the_next_round_goes_on_from_the_adapters_and_what_adamw_remembers(task, first, second):
+    assert column(second, "loss")[0] == pytest.approx(column(first, "loss_after")[0], abs=0.5)
+    for side in ("chosen", "rejected"):
+        after = column(first, f"{side}_log_prob_after")
+        assert column(second, f"{side}_log_prob") == pytest.approx(after, abs=1e-4)
+    ratio = column(first, "chosen_log_prob_after") - column(first, "rejected_log_prob_after")
+    assert column(second, "reference") == pytest.approx(ratio, abs=1e-4)
+    base = column(first, "chosen_log_prob") + column(first, "rejected_log_prob")
+    now = column(second, "chosen_log_prob") + column(second, "rejected_log_prob")
+    learner = PolicyLearner(task, Group())
+    assert column(second, "kl") == pytest.approx((now - base) / learner.tokens_P2.sum(1), abs=1e-5)
+    fresh = Path(task.folder).with_name("forgetful")
+    (fresh / "adapter").mkdir(parents=True)
+    for name in (FILE, "adapter_config.json"):
+        (fresh / "adapter" / name).write_bytes((first.adapter / name).read_bytes())
+    start = str(fresh / "adapter")
+    again = replace(task, round=1, start=start, reference=start, folder=str(fresh / "round"))
+    run_policy_task(again, Group())
+    assert not same(PolicyRound.read(fresh / "round"), second, 1e-4)
+
+
+def test_the_reference_may_stay_where_an_iteration_began(task, first, second, tmp_path):
+    kept = replace(task, round=1, start=str(first.adapter), folder=str(tmp_path / "kept"))
+    run_policy_task(kept, Group())
+    found = PolicyRound.read(tmp_path / "kept")
+    assert column(found, "reference") == pytest.approx(column(first, "reference"), abs=1e-5)
+    other = replace(
+        task, round=2, start=str(second.adapter), reference=str(first.adapter), folder=str(tmp_path)
+    )
+    learner = PolicyLearner(other, Group())
+    wanted = column(second, "chosen_log_prob")
+    assert learner.reference_P2[:, 0] == pytest.approx(wanted, abs=1e-4)
+    assert learner.before_P2[:, 0] == pytest.approx(
+        column(second, "chosen_log_prob_after"), abs=1e-4
+    )
+    own, wanted = learner.weights.trained(), adapters(second)
+    assert sum(float(v.norm()) for v in own.values()) == pytest.approx(
+        sum(float(v.norm()) for v in wanted.values()), rel=1e-6
+    )
+
+
+def test_rounds_and_seeds_take_prompts_in_other_orders(task):
+    orders = [step_ids(key, 0, 10, 10) for key in ((0, 0), (0, 1), (1, 0))]
+    assert len({tuple(order) for order in orders}) == 3
+
+
+def test_a_round_goes_on_from_a_checkpoint_as_if_nothing_had_happened(task, first):
+    cut = replace(task, folder=str(Path(task.folder).with_name("cut")))
+    Path(cut.folder).mkdir()
+    learner = PolicyLearner(cut, Group())
+    history = []
+    history.append(learner.step(0))
+    checkpoints.save(Path(cut.folder), 1, learner.weights.state() | {"history": history})
+    learner.step(1)  # lost with the worker
+    run_policy_task(cut, Group())
+    found = PolicyRound.read(Path(cut.folder))
+    assert found.pairs.equals(first.pairs)
+    assert [s["loss"] for s in found.history] == [s["loss"] for s in first.history]
+    assert all(torch.equal(a, adapters(first)[key]) for key, a in adapters(found).items())
+    assert not list(Path(cut.folder).glob("step-*"))
+
+
+def test_two_workers_end_where_one_does(task, first, second, tmp_path):
+    tasks = [
+        replace(task, folder=str(tmp_path / "first")),
+        replace(
+            task,
+            round=1,
+            start=str(first.adapter),
+            reference=str(first.adapter),
+            folder=str(tmp_path / "second"),
+        ),
+    ]
+    mp.spawn(train_policies, args=(2, str(tmp_path), tasks), nprocs=2)
+    for alone, name in ((first, "first"), (second, "second")):
+        both = PolicyRound.read(tmp_path / name)
+        assert same(both, alone, 1e-4)
+        for key in ("loss", "gradient_norm", "tokens"):
+            found = [step[key] for step in both.history]
+            assert found == pytest.approx([step[key] for step in alone.history], rel=1e-4)
+        for key in ("loss", "loss_after", "reference", "kl"):
+            assert column(both, key) == pytest.approx(column(alone, key), rel=1e-4, abs=1e-5)
+
+
+def test_a_sampler_speaks_with_the_adapters_as_the_learner_hears_it(task, second, tmp_path):
+    adapter = str(second.adapter)
+    config = SamplingConfig(max_tokens=20, temperature=1.0)
+    policy = load_policy(task.config.trunk.model, adapter, dtype="float32")
+    opening = policy.renderer.opening([{"role": "user", "content": "say more"}])
+    ((_, samples),) = policy.sample([opening], [list(range(8))], config)
+    branches = tuple(
+        Branch(tuple(one.tokens), 0, len(one.tokens) - one.ended)
+        for one in samples
+        if len(one.tokens) > 1
+    )
+    heard = PolicyLearner(replace(task, start=adapter, folder=str(tmp_path)), Group())
+    found = heard.net([TokenTree(tuple(opening), branches, 0)]).log_prob_R.tolist()
+    wanted = [one.log_prob for one in samples if len(one.tokens) > 1]
+    assert found == pytest.approx(wanted, abs=1e-3)
+
+
+def test_a_sampler_takes_the_adapters_that_it_is_asked_for(task, second):
+    config = SamplingConfig(max_tokens=20, temperature=1.0)
+    sampler = Sampler(task.config.trunk.model, config, dtype="float32")
+    asked = [Question("a", [{"role": "user", "content": "say more"}])]
+    (plain,) = sampler.sample(asked, 6, 0, 0)
+    (adapted,) = sampler.sample(asked, 6, 0, 0, str(second.adapter))
+    (again,) = sampler.sample(asked, 6, 0, 0)
+    assert again == plain
+    assert adapted.responses != plain.responses
+
+
+def test_adapters_are_merged_in_float32_and_not_rounded_away_in_bfloat16(task, second):
+    model, adapter = task.config.trunk.model, str(second.adapter)
+    asked = [[1, 2, 3, 4]]
+    for dtype, merged in (("float32", True), ("bfloat16", False)):
+        policy = load_policy(model, adapter, dtype=dtype)
+        assert any("lora_" in name for name, _ in policy.model.named_parameters()) != merged
+        config = SamplingConfig(max_tokens=8)
+        first, again = (list(policy.sample(asked, [[1, 2]], config)) for _ in range(2))
+        assert first == again
+
+
+def test_a_number_that_is_not_finite_stops_before_any_weight_changes(task, tmp_path):
+    bad = configured(task, tmp_path / "bad", lr=1e30, num_epochs=3)
+    run_policy_task(bad, Group())
+    assert "gradient norm" in json.loads((tmp_path / "bad" / STOPPED).read_text())["reason"]
+    assert not (tmp_path / "bad" / DONE).exists()
+    assert list((tmp_path / "bad").glob("nonfinite-*.json"))
+
+
+def test_adapters_of_another_rank_or_scale_are_refused(task, first, tmp_path):
+    for change, told in (
+        ({"rank": 8}, "do not fit the model"),
+        ({"lora_alpha": 64.0}, "scaled by"),
+    ):
+        trunk = replace(task.config.trunk, **change)
+        other = configured(replace(task, start=str(first.adapter)), tmp_path, trunk=trunk)
+        with pytest.raises(ValueError, match=told):
+            PolicyLearner(other, Group())
+    with pytest.raises(FileNotFoundError, match="name a folder that a round left"):
+        PolicyLearner(replace(task, start=str(tmp_path), folder=str(tmp_path)), Group())
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"trunk": TrunkConfig(trained="full")}, "`trunk.trained` must be 'lora' for a policy"),
+        ({"trunk": TrunkConfig(depth=0.5)}, "`trunk.depth` must be 1 for a policy"),
+        ({"beta": 0.0}, "`beta` must be positive, got 0.0"),
+        ({"prompts_per_step": 0}, "`prompts_per_step` must be >= 1, got 0"),
+    ],
+)
+def test_a_configuration_that_cannot_be_is_refused(change, told):
+    with pytest.raises(ValueError, match=told):
+        PolicyConfig(**change)
+
+
+def test_a_ranked_prompt_names_what_is_wrong_with_it():
+    ranked = ranked_prompts(1)[0]
+    for change, told in (
+        ({"pairs": ()}, "needs at least one pair"),
+        ({"pairs": ((0, 7),)}, "needs at least one pair of its responses 0..2"),
+        ({"ended": (True,)}, "3 responses and 1 values"),
+        ({"weight": float("nan")}, "`weight` must be positive, got nan"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            replace(ranked, **change)

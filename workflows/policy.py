@@ -1,0 +1,39 @@
+"""One round of policy training on Ray Train: ranked samples in, the next adapters out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from actors.policy_task import STOPPED, PolicyRound, PolicyTask
+from actors.policy_training import train_policy
+from panoply.data.schema import digest
+from workflows.cluster import claim, run_train
+
+
+def train_round(task: PolicyTask, num_workers: int, gpus: float = 0.0) -> PolicyRound:
+    """Trains a round, or goes on with one that was begun; one that is done is only read.
+
+    Args:
+        task: the round.
+        num_workers: most Ray Train workers; 0 trains inside this process.
+        gpus: of each worker.
+
+    Raises:
+        ValueError: the folder holds a round of other prompts or another configuration.
+        RuntimeError: a loss or gradient was not finite.
+    """
+    folder = Path(task.folder)
+    prompts = digest(json.dumps([asdict(ranked) for ranked in task.prompts]))
+    own = {"prompts": prompts, "config": asdict(task.config), "seed": task.seed}
+    claim(folder, "round.json", own | {"round": task.round})
+    (folder / STOPPED).unlink(missing_ok=True)
+    run_train(train_policy, {"task": task}, num_workers, folder, "train", gpus=gpus)
+    if (folder / STOPPED).exists():
+        reason = json.loads((folder / STOPPED).read_text())["reason"]
+        raise RuntimeError(
+            f"round {task.round}, {reason}: training stopped before it changed a weight. The "
+            f"prompts are in {str(folder)!r}, nonfinite-*.json; lower `lr`, or look at those"
+        )
+    return PolicyRound.read(folder)
