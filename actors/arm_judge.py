@@ -56,6 +56,11 @@ class ArmJudge:
 
     async def answer(self, call: Call) -> ModelAnswer | RequestError:
         """Returns a score or an error for every response of a call."""
+        if call.compares:
+            return RequestError(
+                f"{self.config.name!r} is a {self.config.kind}, whose scores have no temperature "
+                "that makes probabilities of them: ask for its scores (`/v1/rewards`)"
+            )
         if call.weights:
             return RequestError(f"{self.config.name!r} has no objectives to weigh")
         read = [self._read(item) for item in call.items]

@@ -164,5 +164,6 @@ class Gateway:
 
 def _failed(name: str, part: Part, why: str) -> ModelAnswer:
     error = Score(error=why, transient=True)
-    items = tuple((error,) * len(item.responses) for item in part.call.items)
+    owed = [1 if part.call.compares else len(item.responses) for item in part.call.items]
+    items = tuple((error,) * num for num in owed)
     return ModelAnswer(model=name, items=items)

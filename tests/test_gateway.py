@@ -2,12 +2,13 @@
 
 import asyncio
 import json
+import math
 from contextlib import asynccontextmanager
 
 import httpx2
 import pytest
 from ray.exceptions import RayActorError
-from wire_scores import say
+from wire_scores import scores_of
 
 from actors.gateway import Gateway, Model
 from actors.http import make_app
@@ -32,7 +33,7 @@ class Formula:
             raise RayActorError
         if self.refuses:
             return self.refuses
-        items = tuple(tuple(say(r, call.details) for r in item.responses) for item in call.items)
+        items = tuple(scores_of(item, call.details, call.compares) for item in call.items)
         told = {"weights": self.name} if "provenance" in call.details else {}
         return ModelAnswer(model=self.name, items=items, provenance=told)
 
@@ -93,6 +94,29 @@ def test_several_models_answer_one_call_with_their_provenance():
     assert second["score"] is None
     assert "not finite" in second["error"]
     assert told[0]["items"][1] == []
+
+
+def test_pairs_are_compared_in_order_and_one_that_fails_fails_alone():
+    app, _ = serving(Formula("a"), Formula("b"))
+    texts = [("x#2", "y#1"), ("x#nan", "y#1"), ("x#1", "y#1")]
+    pairs = [{"prompt": CHAT, "a": a, "b": b} for a, b in texts]
+    answer = post(app, "/v1/compare", {"model": "b", "pairs": pairs})
+    assert answer.status_code == 200
+    assert answer.json()["model"] == "b"
+    first, second, third = answer.json()["results"]
+    assert first == {"probability": pytest.approx(1 / (1 + math.exp(-1)))}
+    assert second["probability"] is None
+    assert "not finite" in second["error"]
+    assert third == {"probability": 0.5}
+    named = post(app, "/models/a/v1/compare", {"pairs": pairs[2:]}).json()
+    assert (named["model"], named["results"]) == ("a", [{"probability": 0.5}])
+    assert post(app, "/v1/compare", {"pairs": [{"prompt": CHAT, "a": "x"}]}).status_code == 400
+
+
+def test_a_lost_model_fails_each_pair_once():
+    app, _ = serving(Formula("a", dies=2))
+    answer = post(app, "/v1/compare", {"pairs": [{"prompt": CHAT, "a": "x#1", "b": "y#2"}] * 3})
+    assert [one["transient"] for one in answer.json()["results"]] == [True] * 3
 
 
 def test_a_path_names_the_model_and_overrules_the_payload():
