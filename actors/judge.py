@@ -11,6 +11,7 @@ import torch
 from pydantic import JsonValue
 from ray.util.metrics import Counter, Gauge, Histogram
 
+from actors.faults import fault
 from actors.voices import Voice, voice_of
 from panoply.hub.artefact import load_reward_model
 from panoply.hub.backbone import quiet
@@ -73,6 +74,12 @@ class Judge(Generic[V]):
         A call that gets no answer at all gets its error as a value, since what is raised changes
         its class between processes.
         """
+        try:
+            return await self._answer(call)
+        except Exception as error:
+            return fault(f"model {self.name!r}", error)
+
+    async def _answer(self, call: Call) -> ModelAnswer | RequestError:
         if self.voice.reader is None and not call.compares:
             return RequestError(
                 f"{self.name!r} is a pairwise model, which compares two responses and scores none "

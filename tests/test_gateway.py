@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import re
 from contextlib import asynccontextmanager
 
 import httpx2
@@ -14,7 +15,15 @@ from actors.gateway import Gateway, Model
 from actors.http import make_app
 from panoply.serve.calls import NUM_BUCKETS, bucket_of, parts
 from panoply.wire.endpoint import Limits
-from panoply.wire.request import Chat, ModelAnswer, Rendered, RequestError, ScoreRequest, Tokens
+from panoply.wire.request import (
+    Chat,
+    ModelAnswer,
+    Rendered,
+    RequestError,
+    ScoreRequest,
+    Tokens,
+    scored,
+)
 
 
 class Formula:
@@ -196,6 +205,63 @@ def test_replicas_lost_twice_are_told_as_a_passing_fault():
     told = post(app, "/v1/rewards", {"models": ["a", "b"], "items": items}).json()["results"]
     assert told[0]["items"][0][0]["transient"] is True
     assert told[1]["items"][0][0]["score"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("path", "payload", "message"),
+    [
+        ("/get_reward", {"query": ["SECRET#1"]}, lambda told: told["error"]),
+        ("/v1/classify", {"input": "SECRET#1"}, lambda told: told["error"]["message"]),
+        ("/predict", {"inputs": "SECRET#1"}, lambda told: told["error"]),
+        (
+            "/v1/compare",
+            {"pairs": [{"prompt": CHAT, "a": "SECRET", "b": ""}]},
+            lambda told: told["error"],
+        ),
+    ],
+)
+def test_what_nobody_foresaw_is_a_500_in_the_dialects_words_and_one_line_of_log(
+    path, payload, message, caplog
+):
+    async def raises(call):
+        raise KeyError(f"unforeseen: {call.items}")
+
+    formula = Formula("a")
+    formula.ask = raises
+    answer = post(serving(formula)[0], path, payload)
+    assert answer.status_code == 500
+    assert "model 'a' failed with KeyError" in message(answer.json())
+    (line,) = [record for record in caplog.records if record.name == "ray.serve"]
+    assert re.fullmatch(
+        r"model 'a' failed: KeyError at .*test_gateway\.py:\d+ in raises", line.getMessage()
+    )
+    assert line.exc_info is None
+    assert "SECRET" not in answer.text + caplog.text
+
+
+def test_an_unforeseen_fault_of_one_model_does_not_take_the_answers_of_the_others():
+    async def raises(call):
+        raise KeyError
+
+    formula = Formula("a")
+    formula.ask = raises
+    items = [{"prompt": CHAT, "responses": ["x#1"]}]
+    app, _ = serving(formula, Formula("b"))
+    told = post(app, "/v1/rewards", {"models": ["a", "b"], "items": items}).json()["results"]
+    assert told[0]["items"][0][0]["transient"] is False
+    assert "failed with KeyError" in told[0]["items"][0][0]["error"]
+    assert told[1]["items"][0][0]["score"] == 1.0
+
+
+def test_an_answer_that_does_not_fit_is_a_500_too():
+    async def another(call):
+        return ModelAnswer(model="a", items=((scored(1.0), scored(2.0)),))
+
+    formula = Formula("a")
+    formula.ask = another
+    answer = post(serving(formula)[0], "/get_reward", {"query": ["x#1"]})
+    assert answer.status_code == 500
+    assert "internal error" in answer.json()["error"]
 
 
 def test_a_busy_model_answers_429_with_the_time_to_come_back():

@@ -29,6 +29,7 @@ from ray.serve.config import RequestRouterConfig
 from actors.arm_judge import ArmJudge, arm_of
 from actors.gateway import State
 from actors.judge import ModelJudge
+from panoply.hub.foreign import is_hub_name
 from panoply.serve.config import ArmConfig, ServeConfig
 from workflows.cluster import connect, store_root
 from workflows.gateway import JUDGE, MOST_CALLS, POLL_SECONDS, PREFIX, gateway_app, states
@@ -116,7 +117,15 @@ def pinned(arm: ArmConfig) -> ArmConfig:
         arm_of(arm, on_node=False)
         return arm
     folder = Path(arm.where).expanduser()
-    return replace(arm, where=str(folder.absolute())) if folder.is_dir() else arm
+    if folder.is_dir():
+        return replace(arm, where=str(folder.absolute()))
+    if not is_hub_name(arm.where):
+        raise FileNotFoundError(
+            f"there is no model {arm.name!r}: {arm.where!r} is no folder in {str(Path.cwd())!r}, and "
+            "no hub name 'owner/name'. A run leaves its model in OUT/model (`make demo`: in "
+            "runs/embedded/model)"
+        )
+    return arm
 
 
 def registered(uri: str) -> str:
