@@ -1,4 +1,4 @@
-"""Errors that nobody foresaw: a sentence for the client, a place for the log, no text for either."""
+"""Errors that nobody foresaw: a sentence for the client, a place for the log, texts for neither."""
 
 from __future__ import annotations
 

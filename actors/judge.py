@@ -179,9 +179,9 @@ class ModelJudge:
         """Loads the model; raises as `load_reward_model` does."""
         quiet()
         torch.set_num_threads(max(1, int(arm.scaling.cpus)))
-        voice = voice_of(load_reward_model(arm.where))
+        model = load_reward_model(arm.where, trust_remote_code=arm.trust_remote_code)
         self.meters = Meters(arm.name)
-        self.judge = Judge(arm.name, voice, arm.batch, arm.rendered_by, self.meters.batch)
+        self.judge = Judge(arm.name, voice_of(model), arm.batch, arm.rendered_by, self.meters.batch)
 
     async def answer(self, call: Call) -> ModelAnswer | RequestError:
         """Returns a score or an error for every response of a call."""
