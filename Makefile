@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test check format
+.PHONY: install demo serve test check format
 
 install: .venv/.installed
 
@@ -14,6 +14,9 @@ install: .venv/.installed
 
 demo: install
 	$(BIN)/python -m jobs.armorm embedded --out runs/embedded
+
+serve: install
+	$(BIN)/python -m jobs.serve demo
 
 test: install
 	$(BIN)/python -m pytest -q

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from pydantic import JsonValue
 
+from actors.faults import fault
 from panoply.serve.calls import Call, each_alone
 from panoply.serve.config import ArmConfig
 from panoply.serve.functions import load_function
@@ -56,6 +57,17 @@ class ArmJudge:
 
     async def answer(self, call: Call) -> ModelAnswer | RequestError:
         """Returns a score or an error for every response of a call."""
+        try:
+            return await self._answer(call)
+        except Exception as error:
+            return fault(f"{self.config.kind} {self.config.name!r}", error)
+
+    async def _answer(self, call: Call) -> ModelAnswer | RequestError:
+        if call.compares:
+            return RequestError(
+                f"{self.config.name!r} is a {self.config.kind}, whose scores have no temperature "
+                "that makes probabilities of them: ask for its scores (`/v1/rewards`)"
+            )
         if call.weights:
             return RequestError(f"{self.config.name!r} has no objectives to weigh")
         read = [self._read(item) for item in call.items]

@@ -13,6 +13,7 @@ from pydantic import JsonValue
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 
+from actors.faults import fault
 from panoply.serve.calls import Call, Part, parts
 from panoply.wire.request import ModelAnswer, RequestError, Score, ScoreAnswer, ScoreRequest
 
@@ -134,9 +135,11 @@ class Gateway:
         provenance: Mapping[str, str] = {}
         for part, answer in zip(asked, found, strict=True):
             if isinstance(answer, RequestError):
-                if answer.status < 500 and (answer.status != 429 or len(request.models) == 1):
+                # What one of several models cannot do takes nothing from the others' answers.
+                own = answer.status in (429, 500) and len(request.models) > 1
+                if answer.status != 503 and not own:
                     raise answer
-                answer = _failed(name, part, str(answer))
+                answer = _failed(name, part, answer)
             provenance = answer.provenance or provenance
             for place, scores in zip(part.places, answer.items, strict=True):
                 items[place] = scores
@@ -160,9 +163,12 @@ class Gateway:
             return RequestError(f"{name!r} lost the replica that was scoring, twice", 503)
         except BackPressureError:
             return RequestError(f"{name!r} is busy: its queue is full", 429, 1.0)
+        except Exception as error:
+            return fault(f"model {name!r}", error)
 
 
-def _failed(name: str, part: Part, why: str) -> ModelAnswer:
-    error = Score(error=why, transient=True)
-    items = tuple((error,) * len(item.responses) for item in part.call.items)
+def _failed(name: str, part: Part, why: RequestError) -> ModelAnswer:
+    error = Score(error=str(why), transient=why.status != 500)
+    owed = [1 if part.call.compares else len(item.responses) for item in part.call.items]
+    items = tuple((error,) * num for num in owed)
     return ModelAnswer(model=name, items=items)

@@ -18,7 +18,9 @@ from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic.json_schema import models_json_schema
 from ray.util.metrics import Counter, Histogram
+from starlette.requests import ClientDisconnect
 
+from actors.faults import fault
 from actors.gateway import Gateway
 from panoply.wire.endpoint import Limits, decode
 from panoply.wire.endpoints import ENDPOINTS, endpoint_at
@@ -50,31 +52,27 @@ def make_app(
         lifespan: what runs beside it.
     """
     app = FastAPI(title="Panoply", description=ABOUT, version="1", lifespan=lifespan)
-    count = Counter("panoply_requests_total", "Requests.", tag_keys=("path", "status"))
-    seconds = Histogram("panoply_request_seconds", "Until answered.", SECONDS, ("path",))
-
-    of_model = Histogram("panoply_model_seconds", "Until answered.", SECONDS, ("model",))
+    meters = Meters()
 
     async def score(request: Request) -> Response:
         path, name = _path(request), request.path_params.get("name")
-        begun, endpoint = time.monotonic(), endpoint_at(path)
+        begun, endpoint, headers = time.monotonic(), endpoint_at(path), dict[str, str]()
         try:
             payload = decode(await _body(request, limits.max_bytes), limits)
             endpoint = endpoint_at(path, payload)
             call = endpoint.parse(payload)
             asked = gateway.named(limits.check(call.request()), name)
             _check_keys(request, asked, keys)
-            answer, headers = call.render(await gateway.score(asked), asked), {}
-            status = 200
-            for model in asked.models:
-                of_model.observe(time.monotonic() - begun, {"model": model})
-        except RequestError as error:
-            status, answer = endpoint.refuse(error)
-            wait = error.retry_after
-            headers = {} if wait is None else {"Retry-After": str(max(1, round(wait)))}
-        count.inc(1, {"path": path, "status": str(status)})
-        seconds.observe(time.monotonic() - begun, {"path": path})
-        return Response(_json(answer), status, headers, "application/json")
+            status, body = 200, _json(call.render(await gateway.score(asked), asked))
+            meters.scored(asked, time.monotonic() - begun)
+        except Exception as error:
+            refused = error if isinstance(error, RequestError) else fault(path, error)
+            status, answer = endpoint.refuse(refused)
+            body = _json(answer)
+            if refused.retry_after is not None:
+                headers["Retry-After"] = str(max(1, round(refused.retry_after)))
+        meters.answered(path, status, time.monotonic() - begun)
+        return Response(body, status, headers, "application/json")
 
     for path in dict.fromkeys(path for endpoint in ENDPOINTS for path in endpoint.paths):
         for prefix in ("", PREFIX):
@@ -104,6 +102,26 @@ def make_app(
     return app
 
 
+class Meters:
+    """What Prometheus is told of requests."""
+
+    def __init__(self) -> None:
+        told = "Seconds until answered."
+        self.count = Counter("panoply_requests_total", "Requests.", ("path", "status"))
+        self.seconds = Histogram("panoply_request_seconds", told, SECONDS, ("path",))
+        self.of_model = Histogram("panoply_model_seconds", told, SECONDS, ("model",))
+
+    def scored(self, asked: ScoreRequest, seconds: float) -> None:
+        """Tells of a request that was scored."""
+        for model in asked.models:
+            self.of_model.observe(seconds, {"model": model})
+
+    def answered(self, path: str, status: int, seconds: float) -> None:
+        """Tells of a request, whatever came of it."""
+        self.count.inc(1, {"path": path, "status": str(status)})
+        self.seconds.observe(seconds, {"path": path})
+
+
 def _path(request: Request) -> str:
     """Returns the dialect's path: the route's, without the prefix that names a model."""
     return request.scope["route"].path.removeprefix(PREFIX)
@@ -113,13 +131,17 @@ async def _body(request: Request, most: int) -> bytes:
     """Returns the body, read no further than it may be long.
 
     Raises:
-        RequestError: 413 beyond that.
+        RequestError: 413 beyond that, 400 for a client that goes before its end.
     """
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > most:
-            raise RequestError(f"the body has more than {most} bytes: send several requests", 413)
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > most:
+                told = f"the body has more than {most} bytes: send several requests"
+                raise RequestError(told, 413)
+    except ClientDisconnect as error:
+        raise RequestError("the connection ended before the body did") from error
     return bytes(body)
 
 
@@ -159,6 +181,7 @@ REFUSALS: dict[int | str, str] = {
     422: "A text cannot be scored.",
     424: "A text cannot be scored (TEI).",
     429: "The model is busy; `Retry-After` says for how long.",
+    500: "An error that nobody foresaw; the log says where.",
     503: "The model cannot answer now.",
 }
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from pydantic import JsonValue
 from ray.util.metrics import Counter, Gauge, Histogram
 
+from actors.faults import fault
 from actors.voices import Voice, voice_of
 from panoply.hub.artefact import load_reward_model
 from panoply.hub.backbone import quiet
@@ -26,6 +27,7 @@ from panoply.wire.request import (
     Rendered,
     RequestError,
     Score,
+    scored,
 )
 from panoply.wire.templates import as_chat
 
@@ -88,11 +90,22 @@ class Judge(Generic[V]):
         A call that gets no answer at all gets its error as a value, since what is raised changes
         its class between processes.
         """
+        try:
+            return await self._answer(call)
+        except Exception as error:
+            return fault(f"model {self.name!r}", error)
+
+    async def _answer(self, call: Call) -> ModelAnswer | RequestError:
+        if self.voice.reader is None and not call.compares:
+            return RequestError(
+                f"{self.name!r} is a pairwise model, which compares two responses and scores none "
+                "by itself: ask `/v1/compare`"
+            )
         if unknown := sorted(set(call.weights) - set(self.voice.objectives)):
             known = sorted(self.voice.objectives) or "none"
             return RequestError(f"{self.name!r} has no objective {unknown}; it has {known}")
         read = await asyncio.get_running_loop().run_in_executor(
-            self.readers, lambda: [self._read(item) for item in call.items]
+            self.readers, lambda: [self._read(item, call.compares) for item in call.items]
         )
         flat = [one for item in read for one in item]
         try:
@@ -102,27 +115,27 @@ class Judge(Generic[V]):
         except Overloaded as full:
             return RequestError(f"{self.name!r} is busy: {full.args[0]}", 429, full.retry_after)
         heard = iter(said)
-        items = tuple(
-            tuple(
-                one if isinstance(one, Score) else self._score(next(heard), one, call)
-                for one in item
-            )
-            for item in read
-        )
+        told = self._compared if call.compares else self._scored
+        items = tuple(told(item, heard, call) for item in read)
         provenance = self.voice.provenance if "provenance" in call.details else {}
         return ModelAnswer(model=self.name, items=items, provenance=provenance)
 
-    def _read(self, item: Item) -> list[Tokenized | Score]:
+    def _read(self, item: Item, compares: bool = False) -> list[Tokenized | Score]:
         """Returns the conversations of an item; in place of one that cannot be read, why."""
         try:
-            return [*self._conversations(item)]
+            return [*(self._pair(item) if compares else self._conversations(item))]
         except ValueError as error:
-            if len(item.responses) == 1:
+            if compares or len(item.responses) == 1:
                 return [Score(error=str(error))]
         return [one for alone in each_alone(item) for one in self._read(alone)]
 
+    def _pair(self, item: Item) -> Sequence[Tokenized]:
+        assert isinstance(item, Chat), item
+        return self.voice.pair(item.prompt, *item.responses)
+
     def _conversations(self, item: Item) -> list[Tokenized]:
         reader = self.voice.reader
+        assert reader is not None, self.name
         if isinstance(item, Rendered) and self.rendered_by:
             item = as_chat(item, self.rendered_by)
         match item:
@@ -145,12 +158,39 @@ class Judge(Generic[V]):
         self.computed = Computed(needed, backbone.decoder.num_positions - begun)
         return [said[place] for place in gathered.places]
 
-    def _score(self, said: V | Exception, one: Tokenized, call: Call) -> Score:
-        if isinstance(said, TimeoutError):
-            return Score(error=str(said), transient=True)
-        if isinstance(said, Exception):
-            return Score(error=f"the model failed: {type(said).__name__}: {said}")
-        return self.voice.say(said, call, len(one.tokens))
+    def _scored(
+        self, read: Sequence[Tokenized | Score], heard: Iterator[V | Exception], call: Call
+    ) -> tuple[Score, ...]:
+        """Returns the score of each response of an item."""
+
+        def score(one: Tokenized | Score) -> Score:
+            if isinstance(one, Score):
+                return one
+            said = next(heard)
+            return _failed(said) or self.voice.say(cast(V, said), call, len(one.tokens))
+
+        return tuple(map(score, read))
+
+    def _compared(
+        self, read: Sequence[Tokenized | Score], heard: Iterator[V | Exception], call: Call
+    ) -> tuple[Score, ...]:
+        """Returns the probability of an item's pair."""
+        if isinstance(read[0], Score):
+            return (read[0],)
+        said = [next(heard) for _ in read]
+        if failed := next(filter(None, map(_failed, said)), None):
+            return (failed,)
+        num_tokens = sum(len(one.tokens) for one in read if isinstance(one, Tokenized))
+        return (scored(self.voice.prefer(*cast(list[V], said)), num_tokens=num_tokens),)
+
+
+def _failed(said: object) -> Score | None:
+    """Returns the error of a response that the model says nothing of."""
+    if isinstance(said, TimeoutError):
+        return Score(error=str(said), transient=True)
+    if isinstance(said, Exception):
+        return Score(error=f"the model failed: {type(said).__name__}: {said}")
+    return None
 
 
 class ModelJudge:
@@ -160,9 +200,9 @@ class ModelJudge:
         """Loads the model; raises as `load_reward_model` does."""
         quiet()
         torch.set_num_threads(max(1, int(arm.scaling.cpus)))
-        voice = voice_of(load_reward_model(arm.where))
+        model = load_reward_model(arm.where, trust_remote_code=arm.trust_remote_code)
         self.meters = Meters(arm.name)
-        self.judge = Judge(arm.name, voice, arm.batch, arm.rendered_by, self.meters.batch)
+        self.judge = Judge(arm.name, voice_of(model), arm.batch, arm.rendered_by, self.meters.batch)
 
     async def answer(self, call: Call) -> ModelAnswer | RequestError:
         """Returns a score or an error for every response of a call."""

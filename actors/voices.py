@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 from panoply.data.ratings import RatingMap
+from panoply.data.schema import Prompt
 from panoply.hub.artefact import AnyModel, RewardModel
 from panoply.hub.backbone import Backbone
 from panoply.hub.head_model import HeadModel
 from panoply.hub.pairwise import PairwiseModel
 from panoply.hub.reading import Reader
 from panoply.hub.scalar import ScalarModel
+from panoply.model.gather import Tokenized
 from panoply.model.reward_model import Scored
 from panoply.model.tree import TokenTree
 from panoply.serve.calls import Call
-from panoply.wire.request import Driver, Score, scored
+from panoply.wire.request import Driver, Score, scored, sigmoid
 
 V = TypeVar("V")
 Scale = tuple[float, float]
@@ -28,8 +31,8 @@ class Voice(Protocol, Generic[V]):
     """What a judge needs of a model; `V` is what it says of one conversation."""
 
     @property
-    def reader(self) -> Reader:
-        """Reads conversations for it."""
+    def reader(self) -> Reader | None:
+        """Reads conversations for it; None where it compares alone."""
         ...
 
     @property
@@ -55,6 +58,14 @@ class Voice(Protocol, Generic[V]):
         """Returns it as the score that was asked for."""
         ...
 
+    def pair(self, prompt: Prompt, a: str, b: str) -> Sequence[Tokenized]:
+        """Returns the two conversations by which it compares; raises ValueError as `Reader`."""
+        ...
+
+    def prefer(self, first: V, second: V) -> float:
+        """Returns P(a > b) by what it says of these two; NaN where they are not finite."""
+        ...
+
 
 class Gated:
     """A gated multi-objective model."""
@@ -62,7 +73,7 @@ class Gated:
     def __init__(self, model: RewardModel) -> None:
         self.model = model
         self.backbone = model.backbone
-        self.reader = reader_of(model.backbone, needs_turns=True)
+        self.reader: Reader = reader_of(model.backbone, needs_turns=True)
         self.objectives = {name: _ends(model, name) for name in model.card.objectives}
         self.provenance = model.provenance
 
@@ -87,6 +98,14 @@ class Gated:
             told["gate"] = dict(zip(self.objectives, weights_O, strict=True))
         return scored(float(said.score_B), num_tokens=num_tokens, **told)
 
+    def pair(self, prompt: Prompt, a: str, b: str) -> list[Tokenized]:
+        """Returns each response behind the prompt."""
+        return self.reader.messages(prompt, (a, b))
+
+    def prefer(self, first: Scored, second: Scored) -> float:
+        """Returns the probability by the difference of the scores."""
+        return by_scores(float(first.score_B), float(second.score_B), self.model.temperature)
+
 
 class Scalar:
     """A model of one number; where it is an ensemble, of its lower bound too."""
@@ -94,7 +113,7 @@ class Scalar:
     def __init__(self, model: ScalarModel | HeadModel) -> None:
         self.model = model
         self.backbone = model.backbone
-        self.reader = reader_of(model.backbone, needs_turns=False)
+        self.reader: Reader = reader_of(model.backbone, needs_turns=False)
         self.ensemble = (
             model if isinstance(model, ScalarModel) and len(model.heads_KD) > 1 else None
         )
@@ -114,19 +133,55 @@ class Scalar:
         bound = {LOWER_BOUND: said[1]} if wanted else None
         return scored(said[0], objectives=bound, num_tokens=num_tokens)
 
+    def pair(self, prompt: Prompt, a: str, b: str) -> list[Tokenized]:
+        """Returns each response behind the prompt."""
+        return self.reader.messages(prompt, (a, b))
+
+    def prefer(self, first: tuple[float, ...], second: tuple[float, ...]) -> float:
+        """Returns the probability by the difference of the scores."""
+        return by_scores(first[0], second[0], self.model.temperature)
+
+
+class Pairwise:
+    """A model that is shown two responses at once, in both orders, and scores none by itself."""
+
+    reader = None
+
+    def __init__(self, model: PairwiseModel) -> None:
+        self.model, self.backbone = model, model.backbone
+        self.objectives: Mapping[str, Scale | None] = {}
+        self.provenance = model.provenance
+
+    def hear(self, trees: Sequence[TokenTree]) -> list[float]:
+        """Returns the probability of the response shown first, for each order."""
+        return self.model.shown_first(trees).tolist()
+
+    def say(self, said: float, call: Call, num_tokens: int) -> Score:
+        """Raises ValueError: there is no score of a single response."""
+        self.model.score_trees([])
+
+    def pair(self, prompt: Prompt, a: str, b: str) -> list[Tokenized]:
+        """Returns both orders. All pairs of a prompt can share it, for nothing hangs on a gate."""
+        tree = self.model.render(prompt, a, b).tree
+        size, rows = len(tree.shared), [tree.shared + branch.tokens for branch in tree.branches]
+        return [Tokenized(row, 0, size, len(row)) for row in rows]
+
+    def prefer(self, first: float, second: float) -> float:
+        """Returns the mean over both orders."""
+        return (first + 1 - second) / 2
+
 
 def voice_of(model: AnyModel) -> Voice[Any]:
-    """Returns the voice of a model.
-
-    Raises:
-        ValueError: it compares two responses and has no score for one.
-    """
+    """Returns the voice of a model."""
     if isinstance(model, PairwiseModel):
-        raise ValueError(
-            f"{model.backbone.name!r} is a pairwise model, which gives no response a score of its "
-            "own and cannot be served as an arm; serve a scalar model"
-        )
+        return Pairwise(model)
     return Gated(model) if isinstance(model, RewardModel) else Scalar(model)
+
+
+def by_scores(a: float, b: float, temperature: float) -> float:
+    """Returns P(a > b) = sigma( (s_a - s_b) / T ), NaN where a score is not finite."""
+    logit = (a - b) / temperature
+    return sigmoid(logit) if math.isfinite(logit) else math.nan
 
 
 def reader_of(backbone: Backbone, *, needs_turns: bool) -> Reader:

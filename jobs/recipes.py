@@ -7,7 +7,7 @@ from dataclasses import replace
 import tyro
 
 from panoply.config import ArmoRMConfig, BackboneConfig, GateConfig, Planted, Rendering
-from panoply.serve.config import ScalingConfig, ServeConfig
+from panoply.serve.config import ServeConfig
 from panoply.train.config import (
     LossConfig,
     PreferenceConfig,
@@ -160,12 +160,13 @@ SERVE: dict[str, tuple[str, ServeConfig]] = {
         "Your models: folders, hub names, MLflow aliases, functions or other servers, NAME=WHERE.",
         ServeConfig(models=tyro.MISSING),
     ),
-    "open": (
-        "The same, for a cluster: every address, two replicas at most, none where nobody asks.",
+    "demo": (
+        "What `make demo` trained, beside the length of a response, which it has to beat.",
         ServeConfig(
-            models=tyro.MISSING,
-            host="0.0.0.0",
-            scaling=ScalingConfig(min_replicas=0, max_replicas=2),
+            models=(
+                "armorm=runs/embedded/model",
+                "length=function:panoply.serve.verifiers:length",
+            )
         ),
     ),
 }

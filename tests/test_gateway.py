@@ -2,18 +2,28 @@
 
 import asyncio
 import json
+import math
+import re
 from contextlib import asynccontextmanager
 
 import httpx2
 import pytest
 from ray.exceptions import RayActorError
-from wire_scores import say
+from wire_scores import scores_of
 
 from actors.gateway import Gateway, Model
 from actors.http import make_app
 from panoply.serve.calls import NUM_BUCKETS, bucket_of, parts
 from panoply.wire.endpoint import Limits
-from panoply.wire.request import Chat, ModelAnswer, Rendered, RequestError, ScoreRequest, Tokens
+from panoply.wire.request import (
+    Chat,
+    ModelAnswer,
+    Rendered,
+    RequestError,
+    ScoreRequest,
+    Tokens,
+    scored,
+)
 
 
 class Formula:
@@ -32,7 +42,7 @@ class Formula:
             raise RayActorError
         if self.refuses:
             return self.refuses
-        items = tuple(tuple(say(r, call.details) for r in item.responses) for item in call.items)
+        items = tuple(scores_of(item, call.details, call.compares) for item in call.items)
         told = {"weights": self.name} if "provenance" in call.details else {}
         return ModelAnswer(model=self.name, items=items, provenance=told)
 
@@ -93,6 +103,29 @@ def test_several_models_answer_one_call_with_their_provenance():
     assert second["score"] is None
     assert "not finite" in second["error"]
     assert told[0]["items"][1] == []
+
+
+def test_pairs_are_compared_in_order_and_one_that_fails_fails_alone():
+    app, _ = serving(Formula("a"), Formula("b"))
+    texts = [("x#2", "y#1"), ("x#nan", "y#1"), ("x#1", "y#1")]
+    pairs = [{"prompt": CHAT, "a": a, "b": b} for a, b in texts]
+    answer = post(app, "/v1/compare", {"model": "b", "pairs": pairs})
+    assert answer.status_code == 200
+    assert answer.json()["model"] == "b"
+    first, second, third = answer.json()["results"]
+    assert first == {"probability": pytest.approx(1 / (1 + math.exp(-1)))}
+    assert second["probability"] is None
+    assert "not finite" in second["error"]
+    assert third == {"probability": 0.5}
+    named = post(app, "/models/a/v1/compare", {"pairs": pairs[2:]}).json()
+    assert (named["model"], named["results"]) == ("a", [{"probability": 0.5}])
+    assert post(app, "/v1/compare", {"pairs": [{"prompt": CHAT, "a": "x"}]}).status_code == 400
+
+
+def test_a_lost_model_fails_each_pair_once():
+    app, _ = serving(Formula("a", dies=2))
+    answer = post(app, "/v1/compare", {"pairs": [{"prompt": CHAT, "a": "x#1", "b": "y#2"}] * 3})
+    assert [one["transient"] for one in answer.json()["results"]] == [True] * 3
 
 
 def test_a_path_names_the_model_and_overrules_the_payload():
@@ -172,6 +205,63 @@ def test_replicas_lost_twice_are_told_as_a_passing_fault():
     told = post(app, "/v1/rewards", {"models": ["a", "b"], "items": items}).json()["results"]
     assert told[0]["items"][0][0]["transient"] is True
     assert told[1]["items"][0][0]["score"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("path", "payload", "message"),
+    [
+        ("/get_reward", {"query": ["SECRET#1"]}, lambda told: told["error"]),
+        ("/v1/classify", {"input": "SECRET#1"}, lambda told: told["error"]["message"]),
+        ("/predict", {"inputs": "SECRET#1"}, lambda told: told["error"]),
+        (
+            "/v1/compare",
+            {"pairs": [{"prompt": CHAT, "a": "SECRET", "b": ""}]},
+            lambda told: told["error"],
+        ),
+    ],
+)
+def test_what_nobody_foresaw_is_a_500_in_the_dialects_words_and_one_line_of_log(
+    path, payload, message, caplog
+):
+    async def raises(call):
+        raise KeyError(f"unforeseen: {call.items}")
+
+    formula = Formula("a")
+    formula.ask = raises
+    answer = post(serving(formula)[0], path, payload)
+    assert answer.status_code == 500
+    assert "model 'a' failed with KeyError" in message(answer.json())
+    (line,) = [record for record in caplog.records if record.name == "ray.serve"]
+    assert re.fullmatch(
+        r"model 'a' failed: KeyError at .*test_gateway\.py:\d+ in raises", line.getMessage()
+    )
+    assert line.exc_info is None
+    assert "SECRET" not in answer.text + caplog.text
+
+
+def test_an_unforeseen_fault_of_one_model_does_not_take_the_answers_of_the_others():
+    async def raises(call):
+        raise KeyError
+
+    formula = Formula("a")
+    formula.ask = raises
+    items = [{"prompt": CHAT, "responses": ["x#1"]}]
+    app, _ = serving(formula, Formula("b"))
+    told = post(app, "/v1/rewards", {"models": ["a", "b"], "items": items}).json()["results"]
+    assert told[0]["items"][0][0]["transient"] is False
+    assert "failed with KeyError" in told[0]["items"][0][0]["error"]
+    assert told[1]["items"][0][0]["score"] == 1.0
+
+
+def test_an_answer_that_does_not_fit_is_a_500_too():
+    async def another(call):
+        return ModelAnswer(model="a", items=((scored(1.0), scored(2.0)),))
+
+    formula = Formula("a")
+    formula.ask = another
+    answer = post(serving(formula)[0], "/get_reward", {"query": ["x#1"]})
+    assert answer.status_code == 500
+    assert "internal error" in answer.json()["error"]
 
 
 def test_a_busy_model_answers_429_with_the_time_to_come_back():

@@ -11,11 +11,12 @@ from test_published import publish
 from test_scalar import save_small
 from transformers import AutoTokenizer
 
+from actors.arm_judge import ArmJudge
 from actors.judge import MOST_FAILURES, Judge
 from actors.voices import voice_of
 from panoply.hub.artefact import load_reward_model
 from panoply.serve.calls import Call
-from panoply.serve.config import BatchConfig
+from panoply.serve.config import ArmConfig, BatchConfig
 from panoply.wire.request import Chat, Rendered, RequestError, Tokens
 
 PROMPTS = [
@@ -213,11 +214,66 @@ def test_nothing_asked_is_answered_with_nothing(folders):
     assert told.items == ((), ())
 
 
-def test_a_published_model_is_judged_as_it_scores_and_a_pairwise_one_is_refused(tmp_path):
+PAIRS = [(p, a, b) for p in PROMPTS for a, b in ((RESPONSES[0], RESPONSES[1]), RESPONSES[2:])]
+
+
+@pytest.fixture(scope="module")
+def pairwise(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pairwise")
+    return make_pairwise(folder, byte_tokenizer("<s>" + TURNS, adds_bos=True))
+
+
+@pytest.mark.parametrize("kind", ["scalar", "ensemble", "gated", "pairwise"])
+def test_comparisons_are_those_in_process_through_the_same_queue(folders, pairwise, kind):
+    batches = []
+    folder = (folders | {"pairwise": pairwise})[kind]
+    judge, model = judge_of(folder, max_tokens=4000, watch=lambda *told: batches.append(told))
+    told = answers(
+        judge, [call(Chat(tuple(p), (a, b)), compares=True, details=ALL) for p, a, b in PAIRS]
+    )
+    wanted = [model.compare(*pair) for pair in PAIRS]
+    assert [values(one) for one in told] == [[[pytest.approx(p, abs=1e-5)]] for p in wanted]
+    assert max(wanted) - min(wanted) > 1e-3
+    assert told[0].provenance["kind"] == model.provenance["kind"]
+    # Pairs of a prompt share it, both orders of each too.
+    assert sum(stats.num_responses for stats, _ in batches) == 2 * len(PAIRS)
+    apart = sum(stats.num_separate_tokens for stats, _ in batches)
+    assert sum(computed.num_needed for _, computed in batches) < 0.8 * apart
+
+
+def test_a_pairwise_model_asked_for_scores_says_what_to_ask(pairwise):
+    judge, _ = judge_of(pairwise)
+    assert judge.about()["kind"] == "pairwise"
+    texts = Chat(tuple(PROMPTS[0]), RESPONSES), Rendered("p", ("r",)), Tokens(((1, 2),))
+    for told in answers(judge, [call(item) for item in texts]):
+        assert isinstance(told, RequestError)
+        assert told.status == 400
+        assert "'m' is a pairwise model" in str(told)
+        assert "/v1/compare" in str(told)
+
+
+def test_a_pair_that_cannot_be_compared_fails_alone(folders, pairwise):
+    system = ({"role": "system", "content": "Be kind."}, *PROMPTS[0])
+    judge, model = judge_of(pairwise)
+    asked = call(Chat(system, ("a", "b")), Chat(tuple(PROMPTS[0]), ("a", "b")), compares=True)
+    (told,) = answers(judge, [asked])
+    assert values(told) == [[None], [pytest.approx(model.compare(PROMPTS[0], "a", "b"))]]
+    assert "user and assistant turns in turn" in told.items[0][0].error
+    judge, model = judge_of(folders["scalar"])
+    model.weight_D.fill_(float("nan"))
+    (told,) = answers(judge, [call(Chat(tuple(PROMPTS[0]), ("a", "b")), compares=True)])
+    assert "not finite: nan" in told.items[0][0].error
+
+
+def test_functions_are_not_compared():
+    arm = ArmJudge(ArmConfig(name="m", where="function:panoply.serve.verifiers:length"))
+    (told,) = answers(arm, [call(Chat(tuple(PROMPTS[0]), ("a", "b")), compares=True)])
+    assert told.status == 400
+    assert "'m' is a function, whose scores have no temperature" in str(told)
+
+
+def test_a_published_model_is_judged_as_it_scores(tmp_path):
     judge, model = judge_of(publish(tmp_path / "m", byte_tokenizer(TURNS)))
     (told,) = answers(judge, [call(Chat(tuple(PROMPTS[0]), RESPONSES), details=ALL)])
     assert values(told)[0] == pytest.approx(model.score(PROMPTS[0], RESPONSES), rel=1e-4)
     assert told.provenance["kind"] == "linear"
-    folder = make_pairwise(tmp_path / "pairs", byte_tokenizer("<s>" + TURNS, adds_bos=True))
-    with pytest.raises(ValueError, match=r"pairwise model.*cannot be served"):
-        voice_of(load_reward_model(folder))

@@ -16,6 +16,7 @@ from panoply.wire.request import (
     Score,
     ScoreAnswer,
     scored,
+    sigmoid,
 )
 
 LIMITS = Limits()
@@ -38,6 +39,21 @@ def say(text, details):
     )
 
 
+def prefer(a, b):
+    """The probability that the first of two responses is better, at a temperature of 1."""
+    first, second = say(a, ()), say(b, ())
+    if failed := first.error or second.error:
+        return Score(error=failed, transient=first.transient or second.transient)
+    return scored(sigmoid(first.score - second.score))
+
+
+def scores_of(item, details, compares):
+    """What a model says of an item."""
+    if compares:
+        return (prefer(*item.responses),)
+    return tuple(say(response, details) for response in item.responses)
+
+
 def answer_to(request):
     """What a server would answer."""
     provenance = {"weights": "w", "template": "t"} if "provenance" in request.details else {}
@@ -45,8 +61,7 @@ def answer_to(request):
         ModelAnswer(
             model=model,
             items=tuple(
-                tuple(say(response, request.details) for response in item.responses)
-                for item in request.items
+                scores_of(item, request.details, request.compares) for item in request.items
             ),
             provenance=provenance,
         )

@@ -20,7 +20,7 @@ from ray.serve import Application
 
 from actors.gateway import Gateway, Model, State
 from actors.http import make_app
-from panoply.serve.config import ArmConfig, GatewayConfig
+from panoply.serve.config import GatewayArgs
 from panoply.wire.endpoint import Limits
 
 PREFIX = "model-"
@@ -33,9 +33,8 @@ POLL_SECONDS = 1.0
 
 
 def gateway_app(args: Mapping[str, Any]) -> Application:
-    """Returns the application of the gateway, from `models` and `gateway` (see the configs)."""
-    arms = TypeAdapter(tuple[ArmConfig, ...]).validate_python(args["models"])
-    config = TypeAdapter(GatewayConfig).validate_python(args["gateway"])
+    """Returns the application of the gateway, from the fields of a `GatewayArgs`."""
+    config = TypeAdapter(GatewayArgs).validate_python(args)
     deployment = serve.deployment(
         name="Gateway",
         num_replicas=config.replicas,
@@ -46,24 +45,24 @@ def gateway_app(args: Mapping[str, Any]) -> Application:
     )
 
     def build() -> FastAPI:  # Serve takes a function, and no partial of one
-        return http_gateway(arms, config)
+        return http_gateway(config)
 
     return deployment(serve.ingress(build)()).bind()
 
 
-def http_gateway(arms: Sequence[ArmConfig], config: GatewayConfig) -> FastAPI:
+def http_gateway(config: GatewayArgs) -> FastAPI:
     """Returns the HTTP application that runs in a gateway's replica."""
     models: dict[str, Model] = {}
-    for arm in arms:
-        handle = serve.get_deployment_handle(JUDGE, app_name=PREFIX + arm.name)
-        models[arm.name] = Model(ask=handle.answer.remote, about=handle.about.remote)
-    gateway = Gateway(models, config.default or arms[0].name, config.timeout)
+    for name in config.models:
+        handle = serve.get_deployment_handle(JUDGE, app_name=PREFIX + name)
+        models[name] = Model(ask=handle.answer.remote, about=handle.about.remote)
+    gateway = Gateway(models, config.default or config.models[0], config.timeout)
 
     @asynccontextmanager
     async def watching(_: FastAPI) -> AsyncGenerator[None]:
         async def watch() -> None:
             while True:
-                await gateway.learn(await asyncio.to_thread(states, [arm.name for arm in arms]))
+                await gateway.learn(await asyncio.to_thread(states, config.models))
                 await asyncio.sleep(POLL_SECONDS)
 
         task = asyncio.create_task(watch())
@@ -71,7 +70,7 @@ def http_gateway(arms: Sequence[ArmConfig], config: GatewayConfig) -> FastAPI:
         task.cancel()
 
     limits = Limits(max_bytes=config.max_bytes, max_responses=config.max_responses)
-    keys = {arm.name: secret(arm.key_variable) for arm in arms if arm.key_variable}
+    keys = {name: secret(variable) for name, variable in config.keys.items()}
     return make_app(gateway, limits, keys, partial(asyncio.to_thread, agents), watching)
 
 

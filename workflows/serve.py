@@ -9,6 +9,7 @@ Applications of their own let a model fail, change and go without the others.
 
 from __future__ import annotations
 
+import logging
 import math
 import signal
 import threading
@@ -29,6 +30,7 @@ from ray.serve.config import RequestRouterConfig
 from actors.arm_judge import ArmJudge, arm_of
 from actors.gateway import State
 from actors.judge import ModelJudge
+from panoply.hub.foreign import is_hub_name
 from panoply.serve.config import ArmConfig, ServeConfig
 from workflows.cluster import connect, store_root
 from workflows.gateway import JUDGE, MOST_CALLS, POLL_SECONDS, PREFIX, gateway_app, states
@@ -116,7 +118,15 @@ def pinned(arm: ArmConfig) -> ArmConfig:
         arm_of(arm, on_node=False)
         return arm
     folder = Path(arm.where).expanduser()
-    return replace(arm, where=str(folder.absolute())) if folder.is_dir() else arm
+    if folder.is_dir():
+        return replace(arm, where=str(folder.absolute()))
+    if not is_hub_name(arm.where):
+        raise FileNotFoundError(
+            f"model {arm.name!r}: {arm.where!r} is no folder in {str(Path.cwd())!r}, and no hub "
+            "name 'owner/name'. A run leaves its model in OUT/model; `make demo` makes "
+            "runs/embedded/model"
+        )
+    return arm
 
 
 def registered(uri: str) -> str:
@@ -146,7 +156,8 @@ def registered(uri: str) -> str:
 def targets(arms: Sequence[ArmConfig], config: ServeConfig) -> list[tuple[str, str, Any]]:
     """Returns name, import path and arguments of every application."""
     models = [(PREFIX + arm.name, "workflows.serve:model_app", asdict(arm)) for arm in arms]
-    asked = {"models": [asdict(arm) for arm in arms], "gateway": asdict(config.gateway)}
+    keys = {arm.name: arm.key_variable for arm in arms if arm.key_variable}
+    asked = asdict(config.gateway) | {"models": [arm.name for arm in arms], "keys": keys}
     return [*models, (GATEWAY, "workflows.gateway:gateway_app", asked)]
 
 
@@ -169,6 +180,7 @@ def serve_file(arms: Sequence[ArmConfig], config: ServeConfig) -> dict[str, Any]
 @contextmanager
 def deployed(arms: Sequence[ArmConfig], config: ServeConfig) -> Generator[None]:
     """Starts the applications; takes them down at the end, and Serve too if it was not there."""
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     was_there = bool(serve.status().proxies)
     serve.start(http_options={"host": config.host, "port": config.port})
     apps = targets(arms, config)

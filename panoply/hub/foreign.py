@@ -36,7 +36,7 @@ def fetch(name: str, *, code: bool = False) -> Path:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
-    if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if folder.exists() or not is_hub_name(name):
         raise FileNotFoundError(f"model {name!r} is neither a folder nor a hub name 'owner/name'")
     try:
         return Path(snapshot_download(name, allow_patterns=[*FILES, *(["*.py"] if code else [])]))
@@ -45,6 +45,11 @@ def fetch(name: str, *, code: bool = False) -> Path:
             f"model {name!r} is no local folder, and the hub could not give it: "
             f"{str(error).splitlines()[0]} Name a local folder, or fetch it with a network"
         ) from error
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a name may be one of the hub, 'owner/name'."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
 
 
 def device() -> torch.device:

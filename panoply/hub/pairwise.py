@@ -55,13 +55,17 @@ class PairwiseModel:
         """
         return float(self.probabilities([self.render(prompt, a, b).tree])[0])
 
-    @torch.inference_mode()
     def probabilities(self, trees: Sequence[TokenTree]) -> Tensor:
         """Returns the probability that the first response is better, for each pair's tree."""
+        first_B = self.shown_first(trees)
+        return (first_B[0::2] + 1 - first_B[1::2]) / 2
+
+    @torch.inference_mode()
+    def shown_first(self, trees: Sequence[TokenTree]) -> Tensor:
+        """Returns the probability `[B]` of the response shown first, for each order of a pair."""
         states_BD = self.backbone.features(trees).last_RLD[:, -1]
         z_B2 = states_BD @ self.head["weight"].T + self.head["bias"]
-        first_B = torch.sigmoid(z_B2[:, 0] - z_B2[:, 1])  # of the response shown first
-        return (first_B[0::2] + 1 - first_B[1::2]) / 2
+        return torch.sigmoid(z_B2[:, 0] - z_B2[:, 1])
 
     def score_trees(self, trees: Sequence[TokenTree]) -> NoReturn:
         """Raises ValueError: there is no score of a single response."""

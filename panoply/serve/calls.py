@@ -25,6 +25,8 @@ class Call:
     """Seconds from now after which nobody waits for the answer."""
     weights: Mapping[str, float] = field(default_factory=dict[str, float])
     details: frozenset[Detail] = frozenset()
+    compares: bool = False
+    """What is wanted of each item is the probability that its first response is the better one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,5 +70,6 @@ def parts(request: ScoreRequest, timeout: float) -> Iterator[Part]:
             timeout=timeout,
             weights=request.weights,
             details=request.details,
+            compares=request.compares,
         )
         yield Part(call, tuple(places))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from panoply.config import require
@@ -12,11 +13,15 @@ Kind: TypeAlias = Literal["model", "function", "remote"]
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
 FUNCTION = "function:"
 OWN = "panoply"
+STRICT = {"extra": "forbid"}
+"""Read by pydantic, where these are made from a file: a misspelled setting is an error."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchConfig:
     """How long and how much the queue before a model collects."""
+
+    __pydantic_config__ = STRICT
 
     max_seconds: float = 0.5
     """Seconds that a forward should take, by the speed of those before: what waits is cut into
@@ -39,6 +44,8 @@ class BatchConfig:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScalingConfig:
     """Replicas of a model, and what each may take."""
+
+    __pydantic_config__ = STRICT
 
     min_replicas: int = 1
     """0 lets an idle model go; the first request then waits for it to load."""
@@ -75,6 +82,8 @@ class Remote:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmConfig:
     """One reward model behind a name."""
+
+    __pydantic_config__ = STRICT
 
     name: str
     """What clients call it; also its path, `/models/NAME/...`."""
@@ -128,6 +137,8 @@ class ArmConfig:
 class GatewayConfig:
     """The HTTP server before all models."""
 
+    __pydantic_config__ = STRICT
+
     default: str = ""
     """Model that answers where a client names none; empty: the first one."""
     timeout: float = 120.0
@@ -142,6 +153,16 @@ class GatewayConfig:
     def __post_init__(self) -> None:
         for name in ("timeout", "max_bytes", "max_responses", "replicas"):
             require(getattr(self, name) > 0, f"gateway.{name}", getattr(self, name), "positive")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayArgs(GatewayConfig):
+    """What the gateway's application is made from: its settings, and the models behind it."""
+
+    models: tuple[str, ...]
+    """Their names."""
+    keys: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Of the models that ask for an API key: the environment variable that holds it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,9 +206,9 @@ class ServeConfig:
         known = not default or default in names
         require(known, "gateway.default", default, f"one of {names}, or empty")
         keys = self._keys()
-        for field, told in (("keys", keys), ("trust_remote_code", self.trust_remote_code)):
+        for setting, told in (("keys", keys), ("trust_remote_code", self.trust_remote_code)):
             unknown = sorted(set(told) - set(names))
-            require(not unknown, field, unknown, f"names among {names}")
+            require(not unknown, setting, unknown, f"names among {names}")
         return tuple(
             ArmConfig(
                 name=name,

@@ -1,4 +1,4 @@
-"""A client of `/v1/rewards`, sync and async, and the functions that TRL and verl call.
+"""A client of `/v1/rewards` and `/v1/compare`, sync and async; what TRL and verl call.
 
     reward = Client("http://HOST:8000").trl_reward_func("armorm")
     trainer = GRPOTrainer(reward_funcs=[reward], ...)
@@ -20,12 +20,14 @@ from typing import Any, Self, TypeAlias
 import httpx2
 from pydantic import JsonValue
 
+from panoply.wire import compare, rewards
 from panoply.wire.attempts import Attempts
-from panoply.wire.request import ScoreAnswer, ScoreRequest
-from panoply.wire.rewards import payload_of, read_answer
+from panoply.wire.request import Chat, Message, Score, ScoreAnswer, ScoreRequest
 from panoply.wire.trainers import Text, trl_batch, verl_request, verl_score
 
 Rewards: TypeAlias = list[float | None]
+Pair: TypeAlias = tuple[Sequence[Message], str, str]
+"""A prompt, and two responses to it."""
 
 
 class _Settings:
@@ -43,18 +45,19 @@ class _Settings:
             raise ValueError(f"`url` must start with http:// or https://, got {url!r}")
         if not timeout > 0:
             raise ValueError(f"`timeout` must be positive, got {timeout!r}")
-        self.url = f"{url.rstrip('/')}/v1/rewards"
+        self.url = url.rstrip("/")
         self.timeout = timeout
         self.headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
     def attempts(self, request: ScoreRequest) -> Attempts[ScoreAnswer]:
         """Returns a request on its way. The server is told how long somebody still waits."""
-        payload = payload_of(request)
+        dialect, path = (compare, "compare") if request.compares else (rewards, "rewards")
+        payload = dialect.payload_of(request)
         timeout = self.timeout if request.timeout is None else request.timeout
         return Attempts(
-            self.url,
+            f"{self.url}/v1/{path}",
             lambda left: payload | {"timeout": left},
-            lambda answer: read_answer(answer, request),
+            lambda answer: dialect.read_answer(answer, request),
             timeout,
         )
 
@@ -85,6 +88,14 @@ class Client(_Settings):
             TimeoutError: there was no answer in time.
         """
         return self.attempts(request).post(self._http)
+
+    def compare(self, model: str, pairs: Sequence[Pair]) -> list[Score]:
+        """Returns the probability that the first response is better, or the error, of each pair.
+
+        Raises:
+            RewardServerError, TimeoutError: as `score`.
+        """
+        return _of_pairs(self.score(_comparison(model, pairs)))
 
     def trl_reward_func(
         self, model: str, *, label_column: str | None = None
@@ -158,6 +169,10 @@ class AsyncClient(_Settings):
         self._loop = loop
         return await self.attempts(request).post_async(self._http)
 
+    async def compare(self, model: str, pairs: Sequence[Pair]) -> list[Score]:
+        """As `Client.compare`."""
+        return _of_pairs(await self.score(_comparison(model, pairs)))
+
     def trl_reward_func(
         self, model: str, *, label_column: str | None = None
     ) -> Callable[..., Awaitable[Rewards]]:
@@ -188,3 +203,12 @@ class AsyncClient(_Settings):
             return verl_score(await self.score(request))
 
         return compute_score
+
+
+def _comparison(model: str, pairs: Sequence[Pair]) -> ScoreRequest:
+    items = tuple(Chat(tuple(prompt), (a, b)) for prompt, a, b in pairs)
+    return ScoreRequest(items=items, models=(model,), compares=True)
+
+
+def _of_pairs(answer: ScoreAnswer) -> list[Score]:
+    return [score for item in answer.models[0].items for score in item]

@@ -18,11 +18,12 @@ from __future__ import annotations
 
 from pydantic import JsonValue
 
-from panoply.wire import openrlhf, rewards, sglang, slime, tei, vllm
+from panoply.wire import compare, openrlhf, rewards, sglang, slime, tei, vllm
 from panoply.wire.endpoint import Endpoint
 
 ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint("panoply", ("/v1/rewards",), frozenset(), rewards.Rewards, openrlhf.refuse),
+    Endpoint("panoply", ("/v1/compare",), frozenset(), compare.Compare, openrlhf.refuse),
     Endpoint("openrlhf", ("/get_reward",), frozenset(), openrlhf.GetReward, openrlhf.refuse),
     Endpoint("slime", ("/slime",), frozenset(), slime.Sample, openrlhf.refuse),
     Endpoint("slime", ("/slime/details",), frozenset(), slime.DetailedSample, openrlhf.refuse),

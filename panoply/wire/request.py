@@ -83,10 +83,13 @@ class ScoreRequest:
     """What is wanted beside the score."""
     timeout: float | None = None
     """Seconds from arrival after which nobody waits for the answer."""
+    compares: bool = False
+    """Each item has two responses, and is answered with one `Score`: the probability that the first
+    is better."""
 
     @property
     def num_responses(self) -> int:
-        """How many scores a model owes."""
+        """How many responses a model reads."""
         return sum(len(item.responses) for item in self.items)
 
 
@@ -121,7 +124,7 @@ class Details:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """What a model says of one response: a finite raw score, or why there is none."""
+    """What a model says of one response (compared: of a pair): a number, or why there is none."""
 
     score: float | None = None
     error: str = ""

@@ -1,0 +1,29 @@
+"""Errors that nobody foresaw: a sentence for the client, a place for the log, texts for neither."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+
+from panoply.wire.request import RequestError
+
+LOG = logging.getLogger("ray.serve")
+"""What is told to it lands in the log of the replica."""
+
+
+def fault(what: str, error: Exception) -> RequestError:
+    """Logs an error by its class and place, and returns what clients are told.
+
+    Its text and its traceback are left out: they may hold what a client sent.
+
+    Args:
+        what: the part that failed.
+        error: what it raised.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f"{frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}" if frames else "?"
+    kind = type(error).__name__
+    LOG.error("%s failed: %s at %s", what, kind, place)
+    return RequestError(
+        f"internal error: {what} failed with {kind}; the server's log says where", 500
+    )

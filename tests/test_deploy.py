@@ -1,0 +1,174 @@
+"""`serve deploy`: the file that `--write` leaves, Ray's reading of it, and what it changes live."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import httpx2
+import psutil
+import pytest
+import yaml
+from pydantic import ValidationError
+from ray import serve
+from ray._common.utils import import_attr
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ServeDeploySchema
+
+from jobs.recipes import SERVE
+from panoply.serve.config import ScalingConfig, ServeConfig
+from workflows.progress import Watch
+from workflows.serve import model_app, pinned, run_serve, serve_file, targets
+
+LENGTH = "function:panoply.serve.verifiers:length"
+PORT = 8432
+URL = f"http://127.0.0.1:{PORT}"
+
+
+def written(tmp_path, *models, **settings):
+    """The configuration, and the file that `--write` leaves."""
+    config = ServeConfig(models=models, write=str(tmp_path / "serve.yaml"), **settings)
+    run_serve(config, Watch())
+    return config, yaml.safe_load(Path(config.write).read_text())
+
+
+def unknown_keys(value, schema):
+    """Keys that Ray would drop in silence."""
+    return sorted(set(value) - set(schema.model_fields))
+
+
+def same(a, b):
+    """Whether two applications are the same deployment of the same arguments."""
+    a, b = a._bound_deployment, b._bound_deployment
+    return (
+        (a.name, a.func_or_class, a.init_args, a.ray_actor_options)
+        == (b.name, b.func_or_class, b.init_args, b.ray_actor_options)
+    ) and a._deployment_config == b._deployment_config
+
+
+def test_the_file_has_no_key_that_ray_would_drop_and_builds_what_the_job_builds(
+    tmp_path, monkeypatch
+):
+    scaling = ScalingConfig(min_replicas=0, max_replicas=3, idle_seconds=9.0, cpus=0.5)
+    models = (f"a={LENGTH}", "b=function:panoply.serve.verifiers:exact", f"c={tmp_path}")
+    config, file = written(tmp_path, *models, scaling=scaling, keys=("b=KEY",), host="0.0.0.0")
+    read = ServeDeploySchema.model_validate(file)
+    assert unknown_keys(file, ServeDeploySchema) == []
+    assert unknown_keys(file["http_options"], type(read.http_options)) == []
+    for own, app in zip(file["applications"], read.applications, strict=True):
+        assert unknown_keys(own, type(app)) == []
+    assert unknown_keys({"import_paht": "x"}, type(read.applications[0])) == ["import_paht"]
+    assert (read.http_options.host, read.http_options.port) == ("0.0.0.0", 8000)
+    assert [app.route_prefix for app in read.applications] == [None, None, None, "/"]
+
+    wanted = targets([pinned(arm) for arm in config.arms()], config)
+    built = {app.name: import_attr(app.import_path)(app.args) for app in read.applications}
+    assert (
+        list(built)
+        == [name for name, _, _ in wanted]
+        == ["model-a", "model-b", "model-c", "gateway"]
+    )
+    for name, path, args in wanted[:-1]:
+        assert path == "workflows.serve:model_app"
+        assert same(built[name], model_app(args))
+    assert not same(built["model-a"], built["model-b"])
+    assert read.applications[-1].args["keys"] == {"b": "KEY"}
+    assert "secret" not in Path(config.write).read_text()
+
+
+def test_a_misspelled_setting_in_the_file_is_an_error(tmp_path):
+    _, file = written(tmp_path, f"a={LENGTH}")
+    app, gateway = file["applications"]
+    for args, build in (
+        (app["args"], model_app),
+        (gateway["args"], import_attr(gateway["import_path"])),
+    ):
+        with pytest.raises(ValidationError, match="scalling"):
+            build(args | {"scalling": {}})
+    scaling = app["args"]["scaling"] | {"max_replica": 2}
+    with pytest.raises(ValidationError, match="max_replica"):
+        model_app(app["args"] | {"scaling": scaling})
+    with pytest.raises(ValueError, match="min_replicas"):
+        model_app(app["args"] | {"scaling": {"min_replicas": 2, "max_replicas": 1}})
+
+
+def test_the_demo_without_its_model_says_how_to_make_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"'runs/embedded/model' is no folder.*`make demo`"):
+        run_serve(SERVE["demo"][1], Watch())
+
+
+@pytest.fixture(scope="module")
+def live(cluster, tmp_path_factory):
+    """A function that stays, and one that goes when it is idle, deployed from a file."""
+    config, _ = written(
+        tmp_path_factory.mktemp("deploy"), f"stays={LENGTH}", f"goes={LENGTH}", port=PORT
+    )
+    stays, goes = (replace(arm, scaling=ScalingConfig(cpus=0.1)) for arm in config.arms())
+    idle = ScalingConfig(min_replicas=0, max_replicas=1, idle_seconds=1.0, cpus=0.1)
+    file = serve_file([stays, replace(goes, scaling=idle)], config)
+    serve.start(http_options={"host": config.host, "port": PORT})
+    deploy(file)
+    yield file
+    serve.shutdown()
+
+
+def deploy(file):
+    _get_global_client().deploy_apps(ServeDeploySchema.model_validate(file))
+
+
+def score(name, text="four", label=None):
+    """A score, or the status."""
+    item = {"prompt": [{"role": "user", "content": "q"}], "responses": [text], "label": label}
+    answer = httpx2.post(f"{URL}/models/{name}/v1/rewards", json={"items": [item]}, timeout=60)
+    if answer.status_code != 200:
+        return answer.status_code
+    return answer.json()["results"][0]["items"][0][0]["score"]
+
+
+def state(name):
+    try:
+        return httpx2.get(f"{URL}/health", timeout=10).json()["models"][name]
+    except (httpx2.TransportError, ValueError, KeyError):
+        return "no gateway"
+
+
+def wait_until(holds, seconds=90):
+    begun = time.monotonic()
+    while not holds():
+        assert time.monotonic() < begun + seconds, serve.status()
+        time.sleep(0.2)
+    return time.monotonic() - begun
+
+
+def pids(app):
+    own = psutil.Process().children(recursive=True)
+    return {p.pid for p in own if f"ServeReplica:{app}:" in " ".join(p.cmdline())}
+
+
+def test_an_idle_model_goes_and_comes_back_when_it_is_asked(live, record_property):
+    wait_until(lambda: state("stays") == "ready")
+    wait_until(lambda: state("goes") == "idle")
+    assert pids("model-goes") == set()
+    begun = time.monotonic()
+    assert score("goes") == 4.0
+    record_property("seconds_to_come", time.monotonic() - begun)
+    assert state("goes") in ("ready", "idle")
+    assert len(pids("model-goes")) == 1
+    record_property("seconds_to_go", wait_until(lambda: not pids("model-goes")))
+    wait_until(lambda: state("goes") == "idle", 10)
+    assert score("goes", "three") == 5.0
+
+
+def test_another_setting_of_one_model_leaves_the_replicas_of_the_others(live):
+    wait_until(lambda: state("stays") == "ready")
+    before = {app: pids(app) for app in ("model-stays", "gateway")}
+    assert all(len(own) == 1 for own in before.values())
+    changed = [
+        app | {"args": app["args"] | {"where": "function:panoply.serve.verifiers:exact"}}
+        if app["name"] == "model-goes"
+        else app
+        for app in live["applications"]
+    ]
+    deploy(live | {"applications": changed})
+    wait_until(lambda: score("stays") == 4.0 and score("goes", "four", "four") == 1.0)
+    assert {app: pids(app) for app in before} == before
