@@ -27,7 +27,9 @@ WIDENING = 0.05
 """Most that a token costs more in a row four times as wide (float32, one thread, rows of 256 to
 1024 tokens of SmolLM2-135M): less than most repeated prompts."""
 
-MOST_BUDGETS = 4
+WIDER = (0, 1, 2)
+"""How many times four budgets wider a part of a split tree may be."""
+MOST_BUDGETS = 4 ** WIDER[-1]
 """A tree stays whole up to this many budgets, where that is cheaper than splitting it."""
 
 
@@ -197,22 +199,26 @@ def _check(budget: int) -> None:
 
 
 def _split(index: int, tree: TokenTree, budget: int) -> list[tuple[TokenTree, tuple[Leaf, ...]]]:
-    """Returns a tree whole, or the parts of it that fit the budget, whichever is cheaper.
+    """Returns a tree whole, or in parts, whichever is the cheapest.
 
     Parts compute the prompt (and what siblings share) again; a wide row computes every token a
-    little slower. A tree of n tokens within `MOST_BUDGETS` budgets is split only if its parts have
-    at most (1 + WIDENING) n tokens; beyond, it is split into parts of `MOST_BUDGETS` budgets unless
-    parts of one budget keep that bound.
+    little slower. Parts of w tokens cost the tokens of all of them, times 1 + WIDENING for each
+    time that w is four budgets wider; w is 1, 4 or 16 budgets. A tree beyond the last is split.
     """
     size = tree.num_tokens
-    whole = (tree, tuple(Leaf(index, i) for i in range(len(tree.branches))))
+    whole = [(tree, tuple(Leaf(index, i) for i in range(len(tree.branches))))]
     if size <= budget or len(tree.branches) == 1:
-        return [whole]
-    parts = list(_parts(index, tree, budget))
-    if sum(part.num_tokens for part, _ in parts) <= (1 + WIDENING) * size:
-        return parts
-    most = MOST_BUDGETS * budget
-    return [whole] if size <= most else list(_parts(index, tree, most))
+        return whole
+    cheapest, least = whole, float("inf")
+    for times in WIDER:
+        fits = size <= 4**times * budget
+        parts = whole if fits else list(_parts(index, tree, 4**times * budget))
+        cost = (1 + WIDENING) ** times * sum(part.num_tokens for part, _ in parts)
+        if cost < least:
+            cheapest, least = parts, cost
+        if fits:
+            break
+    return cheapest
 
 
 def _parts(
