@@ -1,6 +1,7 @@
 """Serving on Ray: many models behind one gateway, through deaths, and nothing left behind."""
 
 import os
+import re
 import signal
 import threading
 import time
@@ -83,6 +84,34 @@ def test_what_cannot_load_says_why_and_the_others_answer(served):
     assert scores[2] == [None] * 4
     assert "could not be started" in told[2]["items"][0][0]["error"]
     assert None not in scores[3]
+
+
+def counted(name, model):
+    """A counter of a model, by the process that tells it."""
+    text = httpx2.get(f"{URL}/metrics", timeout=10).text
+    lines = [line for line in text.splitlines() if f"{name}{{" in line]
+    rows = [line for line in lines if f'model="{model}"' in line]
+    return {re.search('WorkerId="(\\w+)"', row)[1]: float(row.split()[-1]) for row in rows}
+
+
+def test_requests_that_share_a_prompt_go_to_one_replica_and_others_are_spread(served):
+    def ask(names):
+        before = counted("panoply_responses_total", "scalar")
+        with Client(URL, timeout=60) as client:
+            for name in names:
+                item = Chat(tuple(prompt(name)), RESPONSES)
+                client.score(ScoreRequest(items=(item,), models=("scalar",)))
+
+        def rises():
+            now = counted("panoply_responses_total", "scalar")
+            found = {worker: num - before.get(worker, 0) for worker, num in now.items()}
+            return {worker: num for worker, num in found.items() if num}
+
+        wait_until(lambda: sum(rises().values()) == len(RESPONSES) * len(names), seconds=60)
+        return rises()
+
+    assert len(ask([77] * 12)) == 1
+    assert len(ask(range(100, 124))) == 2
 
 
 def under_load(served, disturb, seconds=20.0, num_clients=8):

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from panoply.config import DType, Pooling
 from panoply.data.ratings import RatingMap
 from panoply.data.schema import Prompt
-from panoply.hub.adapter import load_adapter
+from panoply.hub.adapted_classifier import load_adapter
 from panoply.hub.armorm import Parts, is_armorm, load_armorm
 from panoply.hub.backbone import Backbone, Renderer, choose_dtype
 from panoply.hub.checkpoint import Checkpoint
