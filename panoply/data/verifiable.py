@@ -4,9 +4,9 @@ A small instruct model meets each of them in some of its samples and misses in o
 something to choose among samples. What one domain asks for another forbids (few words, many words,
 a list, a question), so no one taste suits all of them: what suits a prompt has to be found out.
 
-Of 8 samples of SmolLM2-135M-Instruct (temperature 0.8, at most 96 tokens, 10 prompts of each domain)
-there obeyed: brief .49, long .62, list .30, words .50, plain .40, question .40; 9 of 10 prompts had
-samples that did and samples that did not (long: 6 of 10).
+Of 8 samples of SmolLM2-135M-Instruct (temperature 0.8, at most 96 tokens, 10 prompts of each
+domain) there obeyed: brief .49, long .62, list .30, words .50, plain .40, question .40; of 60
+prompts, 54 had samples that did and samples that did not.
 
 A prompt's label says what is asked; `obeys` checks it, and can be served as a function arm by the
 place `panoply.data.verifiable:obeys`.
