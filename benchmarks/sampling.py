@@ -38,8 +38,8 @@ class Args:
     """Samples of a prompt."""
     sentences: tuple[int, ...] = (0, 30)
     """Sentences that lengthen each prompt."""
-    num_prompts: int = 4
-    max_tokens: int = 48
+    num_prompts: int = 2
+    max_tokens: int = 32
     repeats: int = 2
     threads: int = 1
     json: str = ""

@@ -69,6 +69,7 @@ def tiny_policy_folder(tmp_path_factory, tiny_tokenizer):
         num_attention_heads=4,
         num_key_value_heads=2,
         initializer_range=0.3,
+        tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tiny_tokenizer.eos_token_id,
     )

@@ -11,7 +11,7 @@ from panoply.hub.policy import Policy, load_policy
 from panoply.model.shared_prefix import Layer, attend_after_prefix
 from panoply.train.policy_config import SamplingConfig
 
-SHORT = SamplingConfig(max_tokens=12, rows=12, temperature=1.0)
+SHORT = SamplingConfig(max_tokens=24, rows=12, temperature=3.0)
 TEXTS = ("say a", "say something longer than that", "b", "what now, and then, and after that?")
 
 
@@ -49,7 +49,7 @@ def test_a_sample_is_the_same_alone_in_other_batches_and_on_another_worker(
     for question in questions():
         (alone,) = sampler.sample([question], 1, 0, 0)
         assert alone.responses[0].text == drawn[question.prompt_id].responses[0].text
-    config = SamplingConfig(max_tokens=12, rows=64, temperature=1.0)
+    config = SamplingConfig(max_tokens=24, rows=64, temperature=3.0)
     other = Sampler(str(tiny_policy_folder), config, dtype="float32")
     for found in other.sample(list(reversed(questions())), 6, 0, 0):
         mine = drawn[found.prompt_id].responses

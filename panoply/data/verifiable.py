@@ -1,10 +1,12 @@
-r"""Prompts whose answers can be checked, in domains that want different things of a response.
+"""Prompts whose answers can be checked, in domains that want different things of a response.
 
 A small instruct model meets each of them in some of its samples and misses in others, so there is
 something to choose among samples. What one domain asks for another forbids (few words, many words,
 a list, a question), so no one taste suits all of them: what suits a prompt has to be found out.
 
-Samples of SmolLM2-135M-Instruct that obey, MEASURED.
+Of 8 samples of SmolLM2-135M-Instruct (temperature 0.8, at most 96 tokens, 10 prompts of each
+domain) there obeyed: brief .49, long .62, list .30, words .50, plain .40, question .40; of 60
+prompts, 54 had samples that did and samples that did not.
 
 A prompt's label says what is asked; `obeys` checks it, and can be served as a function arm by the
 place `panoply.data.verifiable:obeys`.

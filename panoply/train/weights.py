@@ -103,7 +103,9 @@ class Weights:
     def trained(self) -> dict[str, Tensor]:
         """Returns what is trained, whole; every worker takes part."""
         found = get_model_state_dict(self.net, options=WHOLE)
-        return {name: cast(Tensor, value).clone() for name, value in found.items()}
+        # A frozen weight that is tied to another has a name that torch does not know for frozen.
+        names = {name for name, p in self.net.named_parameters() if p.requires_grad}
+        return {name: cast(Tensor, found[name]).clone() for name in found if name in names}
 
     def state(self) -> dict[str, Any]:
         """Returns all that a checkpoint needs of the weights; every worker takes part."""
