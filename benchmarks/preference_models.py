@@ -39,8 +39,9 @@ class Bench:
         """Returns the task of training on some of the sources, by default on all."""
         from actors.task import TrainTask
 
-        # Only what a temperature needs is scored: *test* has pairs of its own.
-        rows = replace(self.rows, scored=self.found.table.split.of("calibrate"))
+        # *test* has pairs of its own.
+        split = self.found.table.split
+        rows = replace(self.rows, scored=np.union1d(split.of("select"), split.of("calibrate")))
         if sources:
             train = rows.train[np.isin(self.source_P[rows.train], sources)]
             # Numbers of sources without a gap, those trained on first.
