@@ -133,11 +133,10 @@ def state(name):
 
 
 def wait_until(holds, seconds=90):
-    begun = time.monotonic()
+    ends = time.monotonic() + seconds
     while not holds():
-        assert time.monotonic() < begun + seconds, serve.status()
+        assert time.monotonic() < ends, serve.status()
         time.sleep(0.2)
-    return time.monotonic() - begun
 
 
 def pids(app):
@@ -145,18 +144,14 @@ def pids(app):
     return {p.pid for p in own if f"ServeReplica:{app}:" in " ".join(p.cmdline())}
 
 
-def test_an_idle_model_goes_and_comes_back_when_it_is_asked(live, record_property):
+def test_an_idle_model_comes_when_it_is_asked_and_goes_again(live):
     wait_until(lambda: state("stays") == "ready")
     wait_until(lambda: state("goes") == "idle")
     assert pids("model-goes") == set()
-    begun = time.monotonic()
     assert score("goes") == 4.0
-    record_property("seconds_to_come", time.monotonic() - begun)
-    assert state("goes") in ("ready", "idle")
     assert len(pids("model-goes")) == 1
-    record_property("seconds_to_go", wait_until(lambda: not pids("model-goes")))
+    wait_until(lambda: not pids("model-goes"))
     wait_until(lambda: state("goes") == "idle", 10)
-    assert score("goes", "three") == 5.0
 
 
 def test_another_setting_of_one_model_leaves_the_replicas_of_the_others(live):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 import signal
 import threading
 from collections.abc import Generator, Mapping, Sequence
@@ -22,6 +23,7 @@ from typing import Any
 import mlflow.artifacts
 import yaml
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from pydantic import TypeAdapter
 from ray import serve
 from ray.serve import Application
@@ -57,6 +59,9 @@ def model_app(args: Mapping[str, Any]) -> Application:
                 "target_ongoing_requests": scaling.target_requests,
                 "downscale_delay_s": scaling.idle_seconds,
                 "upscale_delay_s": 1.0,
+                # Rollouts come in bursts: Serve's mean over 30 s would see one when it is over.
+                "metrics_interval_s": 1.0,
+                "look_back_period_s": 5.0,
             }
         }
     deployment = serve.deployment(
@@ -134,22 +139,40 @@ def registered(uri: str) -> str:
 
     The alias is read once, here: moved later, it changes no server that runs. What is no folder
     that this machine sees is copied below `PANOPLY_STORE`, which all nodes share.
+
+    Raises:
+        ValueError: the registry has no such model, version or alias, or there is no folder to copy
+            it to.
     """
     name, _, alias = uri.removeprefix(REGISTRY).partition("@")
     client = MlflowClient()
-    if alias:
-        version = client.get_model_version_by_alias(name, alias).version
-    else:
-        name, _, version = name.partition("/")
-    source = client.get_model_version_download_uri(name, str(version))
+    try:
+        if alias:
+            version = client.get_model_version_by_alias(name, alias).version
+        else:
+            name, _, version = name.partition("/")
+        source = client.get_model_version_download_uri(name, str(version))
+    except MlflowException as error:
+        raise ValueError(
+            f"no model {uri!r} in the registry {mlflow.get_registry_uri()!r}: {error.message}. "
+            "Models are named models:/NAME@ALIAS or models:/NAME/VERSION, and "
+            "MLFLOW_TRACKING_URI names the registry"
+        ) from error
     local = Path(source.removeprefix("file://"))
     if local.is_dir():
         return str(local)
-    folder = Path(store_root("")) / "models" / f"{name}-{version}"
+    if "://" in (root := store_root("")):
+        raise ValueError(
+            f"{uri!r} lies at {source!r} and PANOPLY_STORE is the URI {root!r}, from which no model "
+            "loads: copy it to a folder that all nodes share (`mlflow artifacts download`), and "
+            "serve that"
+        )
+    folder = Path(root) / "models" / f"{name}-{version}"
     if not folder.is_dir():
         partial = folder.with_suffix(".part")
-        mlflow.artifacts.download_artifacts(source, dst_path=str(partial))
-        next(partial.glob("**/panoply.json")).parent.rename(folder)
+        fetched = mlflow.artifacts.download_artifacts(source, dst_path=str(partial))
+        Path(fetched).rename(folder)
+        shutil.rmtree(partial, ignore_errors=True)
     return str(folder)
 
 
