@@ -24,60 +24,19 @@ import mlflow.artifacts
 import yaml
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from pydantic import TypeAdapter
 from ray import serve
-from ray.serve import Application
-from ray.serve.config import RequestRouterConfig
 
-from actors.arm_judge import ArmJudge, arm_of
+from actors.arm_judge import arm_of
 from actors.gateway import State
-from actors.judge import ModelJudge
 from panoply.hub.foreign import is_hub_name
 from panoply.serve.config import ArmConfig, ServeConfig
 from workflows.cluster import connect, store_root
-from workflows.gateway import JUDGE, MOST_CALLS, POLL_SECONDS, PREFIX, gateway_app, states
+from workflows.gateway import POLL_SECONDS, PREFIX, gateway_app, states
+from workflows.models import model_app
 from workflows.progress import Watch
 
 GATEWAY = "gateway"
 REGISTRY = "models:/"
-ROUTER = "actors.affinity.PromptAffinity"
-TRIES = 2
-"""Loading a model that failed fails again, mostly."""
-
-
-def model_app(args: Mapping[str, Any]) -> Application:
-    """Returns the application of one model, from the fields of an `ArmConfig`."""
-    arm = TypeAdapter(ArmConfig).validate_python(args)
-    scaling = arm.scaling
-    fixed = scaling.min_replicas == scaling.max_replicas
-    replicas: dict[str, Any] = {"num_replicas": scaling.max_replicas}
-    if not fixed:
-        replicas = {
-            "autoscaling_config": {
-                "min_replicas": scaling.min_replicas,
-                "max_replicas": scaling.max_replicas,
-                "target_ongoing_requests": scaling.target_requests,
-                "downscale_delay_s": scaling.idle_seconds,
-                "upscale_delay_s": 1.0,
-                # Rollouts come in bursts: Serve's mean over 30 s would see one when it is over.
-                "metrics_interval_s": 1.0,
-                "look_back_period_s": 5.0,
-            }
-        }
-    deployment = serve.deployment(
-        name=JUDGE,
-        max_ongoing_requests=MOST_CALLS,
-        max_queued_requests=4 * MOST_CALLS,
-        max_constructor_retry_count=TRIES,
-        health_check_period_s=2.0,
-        graceful_shutdown_timeout_s=5.0,
-        ray_actor_options={"num_cpus": scaling.cpus, "num_gpus": scaling.gpus},
-        request_router_config=RequestRouterConfig.model_validate({"request_router_class": ROUTER}),
-        logging_config={"enable_access_log": False},
-        **replicas,
-    )
-    judge = ModelJudge if arm.kind == "model" else ArmJudge
-    return deployment(judge).bind(arm)
 
 
 def run_serve(config: ServeConfig, watch: Watch) -> None:
@@ -163,9 +122,9 @@ def registered(uri: str) -> str:
         return str(local)
     if "://" in (root := store_root("")):
         raise ValueError(
-            f"{uri!r} lies at {source!r} and PANOPLY_STORE is the URI {root!r}, from which no model "
-            "loads: copy it to a folder that all nodes share (`mlflow artifacts download`), and "
-            "serve that"
+            f"{uri!r} lies at {source!r}, and PANOPLY_STORE is the URI {root!r}, from which no "
+            "model loads: copy it to a folder that all nodes share (`mlflow artifacts download`), "
+            "and serve that"
         )
     folder = Path(root) / "models" / f"{name}-{version}"
     if not folder.is_dir():
@@ -178,7 +137,7 @@ def registered(uri: str) -> str:
 
 def targets(arms: Sequence[ArmConfig], config: ServeConfig) -> list[tuple[str, str, Any]]:
     """Returns name, import path and arguments of every application."""
-    models = [(PREFIX + arm.name, "workflows.serve:model_app", asdict(arm)) for arm in arms]
+    models = [(PREFIX + arm.name, "workflows.models:model_app", asdict(arm)) for arm in arms]
     keys = {arm.name: arm.key_variable for arm in arms if arm.key_variable}
     asked = asdict(config.gateway) | {"models": [arm.name for arm in arms], "keys": keys}
     return [*models, (GATEWAY, "workflows.gateway:gateway_app", asked)]
