@@ -18,8 +18,17 @@ from ray_head import ROOT
 
 AWS = yaml.safe_load((ROOT / "cluster.yaml").read_text())
 RAYJOB = yaml.safe_load((ROOT / "deploy/kuberay/rayjob.yaml").read_text())
-RAYJOB_RULES = Draft202012Validator(json.loads((ROOT / "tests/schemas/rayjob.json").read_text()))
-FILES = ("cluster.yaml", "deploy/kuberay/rayjob.yaml", "Dockerfile", ".dockerignore")
+RAYSERVICE = yaml.safe_load((ROOT / "deploy/kuberay/rayservice.yaml").read_text())
+KUBERAY = json.loads((ROOT / "tests/schemas/kuberay.json").read_text())
+RAYJOB_RULES = Draft202012Validator(KUBERAY | {"$ref": "#/$defs/rayJob"})
+RAYSERVICE_RULES = Draft202012Validator(KUBERAY | {"$ref": "#/$defs/rayService"})
+FILES = (
+    "cluster.yaml",
+    "deploy/kuberay/rayjob.yaml",
+    "deploy/kuberay/rayservice.yaml",
+    "Dockerfile",
+    ".dockerignore",
+)
 SECRETS = (
     r"\b(AKIA|ASIA)[A-Z0-9]{16}\b",
     r"-----BEGIN",
@@ -71,7 +80,8 @@ def test_every_node_knows_the_tracker_and_the_store_and_admits_only_by_token():
     env = dict(word.split("=", 1) for flag, word in pairwise(options) if flag == "--env")
     assert {"MLFLOW_TRACKING_URI", "PANOPLY_STORE"} <= set(env)
     assert env["RAY_AUTH_MODE"] == "token"
-    assert RAYJOB["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token"}
+    for cluster in (RAYJOB["spec"]["rayClusterSpec"], RAYSERVICE["spec"]["rayClusterConfig"]):
+        assert cluster["authOptions"] == {"mode": "token"}
     # The store and the results lie on what the nodes share, and the container sees it.
     shared = "/mnt/panoply"
     assert env["PANOPLY_STORE"].startswith(shared)
@@ -102,8 +112,11 @@ def test_a_secret_would_be_seen(line):
     assert any(re.search(rule, line) for rule in SECRETS)
 
 
-def test_the_rayjob_passes_a_closed_schema():
+def test_the_kuberay_files_pass_a_closed_schema():
     RAYJOB_RULES.validate(RAYJOB)
+    RAYSERVICE_RULES.validate(RAYSERVICE)
+    with pytest.raises(ValidationError):
+        RAYSERVICE_RULES.validate(RAYJOB)
 
 
 @pytest.mark.parametrize(
@@ -121,13 +134,30 @@ def test_the_closed_schema_catches_a_slip(path, value):
         RAYJOB_RULES.validate(with_field(RAYJOB, path, value))
 
 
-def test_kuberay_scales_what_aws_scales():
-    spec = RAYJOB["spec"]["rayClusterSpec"]
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("spec", "serveConfigV3"), "applications: []"),
+        (("spec", "serveConfigV2"), {"applications": []}),
+        (("spec", "rayClusterSpec"), {}),
+        (("spec", "rayClusterConfig", "workerGroupSpecs", 0, "minReplica"), 0),
+    ],
+)
+def test_the_closed_schema_of_the_service_catches_a_slip(path, value):
+    with pytest.raises(ValidationError):
+        RAYSERVICE_RULES.validate(with_field(RAYSERVICE, path, value))
+
+
+@pytest.mark.parametrize(
+    ("spec", "cpus"),
+    [(RAYJOB["spec"]["rayClusterSpec"], 0), (RAYSERVICE["spec"]["rayClusterConfig"], 1)],
+)
+def test_kuberay_scales_what_aws_scales(spec, cpus):
     metadata = {"namespace": "default", "name": "armorm"}
     scaled = autoscaling_of_kuberay({"metadata": metadata, "spec": spec})
     types = scaled["available_node_types"]
     gpu, own = AWS["available_node_types"]["gpu"], types["gpu"]
-    assert types["headgroup"]["resources"]["CPU"] == 0
+    assert types["headgroup"]["resources"]["CPU"] == cpus  # of the service: functions fit there
     assert {name: own["resources"][name] for name in ("CPU", "GPU")} == gpu["resources"]
     assert (own["min_workers"], own["max_workers"]) == (gpu["min_workers"], gpu["max_workers"])
     assert scaled["idle_timeout_minutes"] == AWS["idle_timeout_minutes"]
@@ -148,11 +178,11 @@ def test_the_rayjobs_command_is_one_of_ours_and_writes_to_the_shared_volume(monk
 
 
 def test_all_files_name_one_image_and_the_ray_that_is_installed():
-    spec = RAYJOB["spec"]["rayClusterSpec"]
-    pods = [spec["headGroupSpec"]["template"], spec["workerGroupSpecs"][0]["template"]]
-    images = {pod["spec"]["containers"][0]["image"] for pod in pods}
-    assert images == {AWS["docker"]["image"]}
-    assert spec["rayVersion"] == version("ray")
+    for spec in (RAYJOB["spec"]["rayClusterSpec"], RAYSERVICE["spec"]["rayClusterConfig"]):
+        pods = [spec["headGroupSpec"]["template"], spec["workerGroupSpecs"][0]["template"]]
+        images = {pod["spec"]["containers"][0]["image"] for pod in pods}
+        assert images == {AWS["docker"]["image"]}
+        assert spec["rayVersion"] == version("ray")
     assert f"ray=={version('ray')}" in (ROOT / "constraints.txt").read_text()
 
 

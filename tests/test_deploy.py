@@ -13,11 +13,13 @@ from ray import serve
 from ray._common.utils import import_attr
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
+from ray_head import ROOT
 
 from jobs.recipes import SERVE
 from panoply.serve.config import ScalingConfig, ServeConfig
+from workflows.models import model_app
 from workflows.progress import Watch
-from workflows.serve import model_app, pinned, run_serve, serve_file, targets
+from workflows.serve import pinned, run_serve, serve_file, targets
 
 LENGTH = "function:panoply.serve.verifiers:length"
 PORT = 8432
@@ -68,7 +70,7 @@ def test_the_file_has_no_key_that_ray_would_drop_and_builds_what_the_job_builds(
         == ["model-a", "model-b", "model-c", "gateway"]
     )
     for name, path, args in wanted[:-1]:
-        assert path == "workflows.serve:model_app"
+        assert path == "workflows.models:model_app"
         assert same(built[name], model_app(args))
     assert not same(built["model-a"], built["model-b"])
     assert read.applications[-1].args["keys"] == {"b": "KEY"}
@@ -89,6 +91,26 @@ def test_a_misspelled_setting_in_the_file_is_an_error(tmp_path):
         model_app(app["args"] | {"scaling": scaling})
     with pytest.raises(ValueError, match="min_replicas"):
         model_app(app["args"] | {"scaling": {"min_replicas": 2, "max_replicas": 1}})
+
+
+def test_the_rayservice_serves_what_can_be_built_where_its_clients_ask():
+    spec = yaml.safe_load((ROOT / "deploy/kuberay/rayservice.yaml").read_text())["spec"]
+    file = yaml.safe_load(spec["serveConfigV2"])
+    read = ServeDeploySchema.model_validate(file)
+    assert unknown_keys(file, ServeDeploySchema) == []
+    pod = spec["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    assert {"containerPort": read.http_options.port, "name": "serve"} in pod["ports"]
+    assert read.http_options.host == "0.0.0.0"
+    gpus = {}
+    for own, app in zip(file["applications"], read.applications, strict=True):
+        assert unknown_keys(own, type(app)) == []
+        built = import_attr(app.import_path)(app.args)._bound_deployment
+        gpus[app.name] = built.ray_actor_options.get("num_gpus")
+    assert gpus == {"model-armorm": 1, "model-length": 0, "gateway": None}
+    models = [app.args for app in read.applications[:-1]]
+    assert [one["name"] for one in models] == read.applications[-1].args["models"]
+    (mount,) = pod["volumeMounts"]
+    assert models[0]["where"].startswith(mount["mountPath"])
 
 
 def test_the_demo_without_its_model_says_how_to_make_it(tmp_path, monkeypatch):
@@ -132,12 +154,11 @@ def state(name):
         return "no gateway"
 
 
-def wait_until(holds, seconds=90):
-    begun = time.monotonic()
+def wait_until(holds, seconds=200):
+    ends = time.monotonic() + seconds
     while not holds():
-        assert time.monotonic() < begun + seconds, serve.status()
+        assert time.monotonic() < ends, serve.status()
         time.sleep(0.2)
-    return time.monotonic() - begun
 
 
 def pids(app):
@@ -145,18 +166,14 @@ def pids(app):
     return {p.pid for p in own if f"ServeReplica:{app}:" in " ".join(p.cmdline())}
 
 
-def test_an_idle_model_goes_and_comes_back_when_it_is_asked(live, record_property):
+def test_an_idle_model_comes_when_it_is_asked_and_goes_again(live):
     wait_until(lambda: state("stays") == "ready")
     wait_until(lambda: state("goes") == "idle")
     assert pids("model-goes") == set()
-    begun = time.monotonic()
     assert score("goes") == 4.0
-    record_property("seconds_to_come", time.monotonic() - begun)
-    assert state("goes") in ("ready", "idle")
     assert len(pids("model-goes")) == 1
-    record_property("seconds_to_go", wait_until(lambda: not pids("model-goes")))
+    wait_until(lambda: not pids("model-goes"))
     wait_until(lambda: state("goes") == "idle", 10)
-    assert score("goes", "three") == 5.0
 
 
 def test_another_setting_of_one_model_leaves_the_replicas_of_the_others(live):

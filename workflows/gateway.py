@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from pydantic import TypeAdapter
 from ray import serve
 from ray.serve import Application
+from ray.serve.handle import DeploymentHandle
 
 from actors.gateway import Gateway, Model, State
 from actors.http import make_app
@@ -54,7 +55,8 @@ def http_gateway(config: GatewayArgs) -> FastAPI:
     """Returns the HTTP application that runs in a gateway's replica."""
     models: dict[str, Model] = {}
     for name in config.models:
-        handle = serve.get_deployment_handle(JUDGE, app_name=PREFIX + name)
+        # Not `get_deployment_handle`: `serve deploy` may start this application before the models'.
+        handle: DeploymentHandle[Any] = DeploymentHandle(JUDGE, PREFIX + name)
         models[name] = Model(ask=handle.answer.remote, about=handle.about.remote)
     gateway = Gateway(models, config.default or config.models[0], config.timeout)
 

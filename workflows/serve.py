@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 import signal
 import threading
 from collections.abc import Generator, Mapping, Sequence
@@ -22,57 +23,20 @@ from typing import Any
 import mlflow.artifacts
 import yaml
 from mlflow import MlflowClient
-from pydantic import TypeAdapter
+from mlflow.exceptions import MlflowException
 from ray import serve
-from ray.serve import Application
-from ray.serve.config import RequestRouterConfig
 
-from actors.arm_judge import ArmJudge, arm_of
+from actors.arm_judge import arm_of
 from actors.gateway import State
-from actors.judge import ModelJudge
 from panoply.hub.foreign import is_hub_name
 from panoply.serve.config import ArmConfig, ServeConfig
 from workflows.cluster import connect, store_root
-from workflows.gateway import JUDGE, MOST_CALLS, POLL_SECONDS, PREFIX, gateway_app, states
+from workflows.gateway import POLL_SECONDS, PREFIX, gateway_app, states
+from workflows.models import model_app
 from workflows.progress import Watch
 
 GATEWAY = "gateway"
 REGISTRY = "models:/"
-ROUTER = "actors.affinity.PromptAffinity"
-TRIES = 2
-"""Loading a model that failed fails again, mostly."""
-
-
-def model_app(args: Mapping[str, Any]) -> Application:
-    """Returns the application of one model, from the fields of an `ArmConfig`."""
-    arm = TypeAdapter(ArmConfig).validate_python(args)
-    scaling = arm.scaling
-    fixed = scaling.min_replicas == scaling.max_replicas
-    replicas: dict[str, Any] = {"num_replicas": scaling.max_replicas}
-    if not fixed:
-        replicas = {
-            "autoscaling_config": {
-                "min_replicas": scaling.min_replicas,
-                "max_replicas": scaling.max_replicas,
-                "target_ongoing_requests": scaling.target_requests,
-                "downscale_delay_s": scaling.idle_seconds,
-                "upscale_delay_s": 1.0,
-            }
-        }
-    deployment = serve.deployment(
-        name=JUDGE,
-        max_ongoing_requests=MOST_CALLS,
-        max_queued_requests=4 * MOST_CALLS,
-        max_constructor_retry_count=TRIES,
-        health_check_period_s=2.0,
-        graceful_shutdown_timeout_s=5.0,
-        ray_actor_options={"num_cpus": scaling.cpus, "num_gpus": scaling.gpus},
-        request_router_config=RequestRouterConfig.model_validate({"request_router_class": ROUTER}),
-        logging_config={"enable_access_log": False},
-        **replicas,
-    )
-    judge = ModelJudge if arm.kind == "model" else ArmJudge
-    return deployment(judge).bind(arm)
 
 
 def run_serve(config: ServeConfig, watch: Watch) -> None:
@@ -134,28 +98,46 @@ def registered(uri: str) -> str:
 
     The alias is read once, here: moved later, it changes no server that runs. What is no folder
     that this machine sees is copied below `PANOPLY_STORE`, which all nodes share.
+
+    Raises:
+        ValueError: the registry has no such model, version or alias, or there is no folder to copy
+            it to.
     """
     name, _, alias = uri.removeprefix(REGISTRY).partition("@")
     client = MlflowClient()
-    if alias:
-        version = client.get_model_version_by_alias(name, alias).version
-    else:
-        name, _, version = name.partition("/")
-    source = client.get_model_version_download_uri(name, str(version))
+    try:
+        if alias:
+            version = client.get_model_version_by_alias(name, alias).version
+        else:
+            name, _, version = name.partition("/")
+        source = client.get_model_version_download_uri(name, str(version))
+    except MlflowException as error:
+        raise ValueError(
+            f"no model {uri!r} in the registry {mlflow.get_registry_uri()!r}: {error.message}. "
+            "Models are named models:/NAME@ALIAS or models:/NAME/VERSION, and "
+            "MLFLOW_TRACKING_URI names the registry"
+        ) from error
     local = Path(source.removeprefix("file://"))
     if local.is_dir():
         return str(local)
-    folder = Path(store_root("")) / "models" / f"{name}-{version}"
+    if "://" in (root := store_root("")):
+        raise ValueError(
+            f"{uri!r} lies at {source!r}, and PANOPLY_STORE is the URI {root!r}, from which no "
+            "model loads: copy it to a folder that all nodes share (`mlflow artifacts download`), "
+            "and serve that"
+        )
+    folder = Path(root) / "models" / f"{name}-{version}"
     if not folder.is_dir():
         partial = folder.with_suffix(".part")
-        mlflow.artifacts.download_artifacts(source, dst_path=str(partial))
-        next(partial.glob("**/panoply.json")).parent.rename(folder)
+        fetched = mlflow.artifacts.download_artifacts(source, dst_path=str(partial))
+        Path(fetched).rename(folder)
+        shutil.rmtree(partial, ignore_errors=True)
     return str(folder)
 
 
 def targets(arms: Sequence[ArmConfig], config: ServeConfig) -> list[tuple[str, str, Any]]:
     """Returns name, import path and arguments of every application."""
-    models = [(PREFIX + arm.name, "workflows.serve:model_app", asdict(arm)) for arm in arms]
+    models = [(PREFIX + arm.name, "workflows.models:model_app", asdict(arm)) for arm in arms]
     keys = {arm.name: arm.key_variable for arm in arms if arm.key_variable}
     asked = asdict(config.gateway) | {"models": [arm.name for arm in arms], "keys": keys}
     return [*models, (GATEWAY, "workflows.gateway:gateway_app", asked)]

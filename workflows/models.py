@@ -1,0 +1,57 @@
+"""The Serve application of one model: its replicas, and how they come and go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import TypeAdapter
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import RequestRouterConfig
+
+from actors.arm_judge import ArmJudge
+from panoply.serve.config import ArmConfig
+from workflows.gateway import JUDGE, MOST_CALLS
+
+ROUTER = "actors.affinity.PromptAffinity"
+TRIES = 2
+"""Loading a model that failed fails again, mostly."""
+
+
+def model_app(args: Mapping[str, Any]) -> Application:
+    """Returns the application of one model, from the fields of an `ArmConfig`."""
+    arm = TypeAdapter(ArmConfig).validate_python(args)
+    scaling = arm.scaling
+    fixed = scaling.min_replicas == scaling.max_replicas
+    replicas: dict[str, Any] = {"num_replicas": scaling.max_replicas}
+    if not fixed:
+        replicas = {
+            "autoscaling_config": {
+                "min_replicas": scaling.min_replicas,
+                "max_replicas": scaling.max_replicas,
+                "target_ongoing_requests": scaling.target_requests,
+                "downscale_delay_s": scaling.idle_seconds,
+                "upscale_delay_s": 1.0,
+                # Rollouts come in bursts: Serve's mean over 30 s would see one when it is over.
+                "metrics_interval_s": 1.0,
+                "look_back_period_s": 5.0,
+            }
+        }
+    deployment = serve.deployment(
+        name=JUDGE,
+        max_ongoing_requests=MOST_CALLS,
+        max_queued_requests=4 * MOST_CALLS,
+        max_constructor_retry_count=TRIES,
+        health_check_period_s=2.0,
+        graceful_shutdown_timeout_s=5.0,
+        ray_actor_options={"num_cpus": scaling.cpus, "num_gpus": scaling.gpus},
+        request_router_config=RequestRouterConfig.model_validate({"request_router_class": ROUTER}),
+        logging_config={"enable_access_log": False},
+        **replicas,
+    )
+    if arm.kind != "model":
+        return deployment(ArmJudge).bind(arm)
+    from actors.judge import ModelJudge  # torch, which functions and other servers do without
+
+    return deployment(ModelJudge).bind(arm)
