@@ -4,9 +4,10 @@ import time
 import zipfile
 from pathlib import Path
 
+import httpx2
 import pytest
 from ray._private.runtime_env.packaging import create_package
-from ray_head import ROOT, eventually, ray_head
+from ray_head import ROOT, eventually, free_ports, ray_head
 
 PACKAGES = ("actors", "jobs", "panoply", "workflows")
 RAYS_OWN = {
@@ -101,6 +102,11 @@ def test_a_job_stopped_while_it_trains_leaves_nothing_behind(head, tiny_model_fo
     driver = int(job()["driver_info"]["pid"])
     assert head.run("job", "stop", "--address", head.dashboard, "long").returncode == 0
     assert job()["status"] == "STOPPED"
+    assert_nothing_is_left(head, driver)
+
+
+def assert_nothing_is_left(head, driver):
+    """Neither actors nor placement groups nor the driver, soon after a job was stopped."""
 
     def left():
         alive = {a["class_name"] for a in head.listed("actors") if a["state"] != "DEAD"}
@@ -113,3 +119,30 @@ def test_a_job_stopped_while_it_trains_leaves_nothing_behind(head, tiny_model_fo
     while left() and time.monotonic() < end:
         time.sleep(0.3)
     assert not left()
+
+
+def test_a_submitted_server_answers_and_leaves_nothing_when_it_is_stopped(head):
+    (port,) = free_ports(1)
+    arm = "length=function:panoply.serve.verifiers:length"
+    words = ("python", "-m", "jobs.serve", "models", "--models", arm, "--port", str(port))
+    done, job = submit(head, "serve", "--no-wait", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    url = f"http://127.0.0.1:{port}"
+
+    def ready():
+        assert job()["status"] in ("PENDING", "RUNNING"), job()
+        try:
+            return httpx2.get(f"{url}/health").json()["models"] == {"length": "ready"}
+        except (httpx2.TransportError, ValueError, KeyError):
+            return False
+
+    eventually(ready, 180, "the server answers")
+    told = httpx2.post(f"{url}/get_reward", json={"query": ["pq", "pqr"], "prompts": ["p", "p"]})
+    assert told.json()["rewards"] == [1.0, 2.0]
+    assert httpx2.get(f"{url}/").status_code == 200  # the page came with the package
+    driver = int(job()["driver_info"]["pid"])
+    assert head.run("job", "stop", "--address", head.dashboard, "serve").returncode == 0
+    assert job()["status"] == "STOPPED"
+    assert_nothing_is_left(head, driver)
+    with pytest.raises(httpx2.TransportError):
+        httpx2.get(f"{url}/health")
