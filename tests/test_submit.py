@@ -1,12 +1,15 @@
 """`ray job submit`: what arrives on the cluster, what comes back, what a stopped job leaves."""
 
+import json
+import socket
 import time
 import zipfile
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 from ray._private.runtime_env.packaging import create_package
-from ray_head import ROOT, eventually, ray_head
+from ray_head import ROOT, eventually, free_ports, ray_head
 
 PACKAGES = ("actors", "jobs", "panoply", "workflows")
 RAYS_OWN = {
@@ -113,3 +116,37 @@ def test_a_job_stopped_while_it_trains_leaves_nothing_behind(head, tiny_model_fo
     while left() and time.monotonic() < end:
         time.sleep(0.3)
     assert not left()
+
+
+def test_a_stopped_server_leaves_no_application_no_actor_and_no_port(head):
+    (port,) = free_ports(1)
+    length = "length=function:panoply.serve.verifiers:length"
+    words = ("python", "-m", "jobs.serve", "models", "--models", length, "--port", str(port))
+    done, job = submit(head, "serve", "--no-wait", *words, "--scaling.cpus", "0.1")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    def answer():
+        assert job()["status"] in ("PENDING", "RUNNING"), job()
+        body = json.dumps({"query": ["four"]}).encode()
+        try:
+            with urlopen(f"http://127.0.0.1:{port}/get_reward", body, timeout=30) as told:
+                return json.load(told)
+        except OSError:  # refused, or 404 and 503 while it starts
+            return None
+
+    assert eventually(answer, 180, "an answer")["rewards"] == [4.0]
+    assert head.get("/api/serve/applications/")["applications"].keys() == {
+        "gateway",
+        "model-length",
+    }
+    assert head.run("job", "stop", "--address", head.dashboard, "serve").returncode == 0
+    assert job()["status"] == "STOPPED"
+
+    def left():
+        alive = {a["class_name"] for a in head.listed("actors") if a["state"] != "DEAD"}
+        with socket.socket() as probe:
+            is_open = probe.connect_ex(("127.0.0.1", port)) == 0
+        return [*(alive - RAYS_OWN), *([port] if is_open else [])]
+
+    eventually(lambda: not left(), 60, "nothing is left")
+    assert head.get("/api/serve/applications/")["applications"] == {}
