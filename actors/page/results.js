@@ -81,10 +81,12 @@ function scoreTable(columns, responses) {
     row("ranking", ...columns.map(({ raw }) => cell(ranking(raw) || "-"))),
     row("tokens", ...columns.map(({ scores }) => cell(grouped(tokens(scores))))),
   ];
-  for (const name of new Set(columns.flatMap(({ provenance }) => Object.keys(provenance)))) {
-    const hashes = columns.map(({ provenance }) => provenance[name] ?? "-");
-    const cells = hashes.map((hash) => element("code", { title: hash }, hash.slice(0, 12)));
-    foot.push(row(`hash of ${name}`, ...cells.map((own) => cell(own))));
+  const named = { weights: "hash of weights", template: "hash of template", dtype: "computed in" };
+  for (const [name, label] of Object.entries(named)) {
+    const told = columns.map(({ provenance }) => provenance[name] ?? "-");
+    if (told.every((text) => text === "-")) continue;
+    const cells = told.map((text) => element("code", { title: text }, text.slice(0, 12)));
+    foot.push(row(label, ...cells.map((own) => cell(own))));
   }
   const heads = columns.map(({ model }) => head(breakable(model), "model"));
   heads.unshift(head("response"));
