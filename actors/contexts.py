@@ -35,8 +35,10 @@ def prompt_states(
     return backbone.features(trees).gate_GLD[:, -1].double().cpu().numpy()
 
 
-def unit_contexts(states_ND: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns states about their mean, of unit length: what they share says nothing."""
-    centered = states_ND - states_ND.mean(0)
+def unit_contexts(
+    states_ND: NDArray[np.float64], center_D: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Returns states about a center, of unit length: what they share says nothing."""
+    centered = states_ND - center_D
     length = np.linalg.norm(centered, axis=1, keepdims=True)
     return np.divide(centered, length, out=np.zeros_like(centered), where=length > 0)

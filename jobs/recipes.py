@@ -207,7 +207,7 @@ LASER: dict[str, tuple[str, LaserConfig]] = {
 """LASeR runs."""
 BEST_OF_N: dict[str, tuple[str, BestOfNConfig]] = {
     "embedded": (
-        "The same prompts and arms without training.",
+        "The same prompts and arms without training; --laser RUN adds what its bandit picks.",
         BestOfNConfig(arms=FUNCTIONS, rendering=SHORT, sampling=SPOKEN),
     ),
     "files": (

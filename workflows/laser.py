@@ -60,6 +60,7 @@ from workflows.serve import pinned
 
 Array: TypeAlias = NDArray[np.float64]
 
+CONTEXTS = "contexts.npz"
 FREE = ("watch", "num_samplers", "num_workers", "gpus", "experiment")
 """Settings that a run may be continued with other values of."""
 
@@ -99,14 +100,13 @@ def run_laser(config: LaserConfig, watch: Watch) -> dict[str, Any]:
     next(rounds_of(train, config.prompts_per_round, 1, config.seed))
     own = {name: value for name, value in asdict(config).items() if name not in FREE}
     claim(out, "config.json", own)
-    claim(out, "data.json", {"prompts": digest(*(t.prompt_id for t in (*train, *held_out)))})
+    told = digest(*(task.prompt_id for task in (*train, *held_out)))
+    claim(out, "data.json", {"prompts": told, "train": [task.prompt_id for task in train]})
     sources = sorted({task.source for task in train})
     watch.say(f"prompts: {len(train):,} to train on, {len(held_out):,} held out, {sources}")
 
-    models = sum(arm.kind == "model" for arm in arms)
-    cpus = models * config.arms.scaling.cpus * config.arms.scaling.max_replicas
-    connect(int(np.ceil(cpus)) + config.num_samplers + config.num_workers + 1)
-    contexts = contexts_of(config, [*train, *held_out], out / "contexts.npy")
+    connect(cpus_of(arms) + config.num_samplers + config.num_workers + 1)
+    contexts = contexts_of(config, [*train, *held_out], out / CONTEXTS)
     with ExitStack() as stack:
         stack.enter_context(aborts_when_stopped())
         asked = stack.enter_context(asking(judges, config.arms.timeout, str(out)))
@@ -190,8 +190,18 @@ def run_strategy(strategy: str, world: World) -> Course:
 
 def tasks_of(config: PromptsConfig, seed: int) -> tuple[list[Task], list[Task]]:
     """Returns the prompts to train on and those held out."""
-    tasks = read_tasks(config.file) if config.file else made_tasks(config.num_made, seed)
-    return parted(tasks, config.num_held_out, seed)
+    return parted(all_tasks(config, seed), config.num_held_out, seed)
+
+
+def all_tasks(config: PromptsConfig, seed: int) -> list[Task]:
+    """Returns the prompts of a file, or made ones."""
+    return read_tasks(config.file) if config.file else made_tasks(config.num_made, seed)
+
+
+def cpus_of(arms: Sequence[ArmConfig]) -> int:
+    """Returns the CPUs that the models among the arms may take."""
+    scaled = [arm.scaling for arm in arms if arm.kind == "model"]
+    return int(np.ceil(sum(one.cpus * one.max_replicas for one in scaled)))
 
 
 def verifier_of(config: PromptsConfig) -> list[ArmConfig]:
@@ -203,15 +213,17 @@ def contexts_of(config: LaserConfig, tasks: Sequence[Task], file: Path) -> dict[
     """Returns the context of each prompt, computed once in a run."""
     if not file.exists():
         trunk = config.policy.trunk
-        states = ray.remote(prompt_states).options(num_cpus=1, num_gpus=config.gpus)
+        embed = ray.remote(prompt_states).options(num_cpus=1, num_gpus=config.gpus)
         prompts = [task.prompt for task in tasks]
-        asked = states.remote(
+        asked = embed.remote(
             trunk.model, config.context_depth, trunk.rendering, trunk.dtype, prompts
         )
-        partial = file.with_suffix(".part.npy")
-        np.save(partial, unit_contexts(ray.get(asked)))
+        states = ray.get(asked)
+        center = states.mean(0)
+        partial = file.with_suffix(".part.npz")
+        np.savez(partial, contexts=unit_contexts(states, center), center=center)
         partial.replace(file)
-    found = np.load(file, allow_pickle=False)
+    found = np.load(file, allow_pickle=False)["contexts"]
     return {task.prompt_id: row for task, row in zip(tasks, found, strict=True)}
 
 

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from actors.policy_task import PolicyRound, RankedPrompt
 from panoply.choose.config import SIGNALS
 from panoply.choose.ensembles import best_of, chosen_scores
-from panoply.choose.laser_config import LaserConfig
+from panoply.choose.laser_config import ENSEMBLES, LaserConfig
 from panoply.choose.log import Log, Record, column
 from panoply.choose.scored import Scored
 from panoply.choose.signals import correlations
 from panoply.choose.watch import Alarm, alarms, series
 from panoply.data.tasks import Task
 from panoply.hub.policy_export import export_policy
-from panoply.measure.intervals import percentiles, resampled_sums
+from panoply.measure.intervals import mean_interval
 from workflows.laser_plots import draw_laser
 from workflows.page.write import write_page
 from workflows.progress import Watch
@@ -109,7 +109,7 @@ def finish(
     chief = next(iter(courses.values()))
     metrics: dict[str, Any] = {
         "strategies": {name: strategy_metrics(course) for name, course in courses.items()},
-        "comparisons": compared(courses),
+        "differences": compared(courses),
         "choices": {
             name: choice_metrics(Log(str(course.folder / "log"), course.arms).read(), config)
             for name, course in courses.items()
@@ -118,7 +118,6 @@ def finish(
         "num_prompts": len(train),
         "git_commit": git_commit(),
     }
-    metrics["comparisons"] = {k: v for k, v in metrics["comparisons"].items() if v}
     if chief.adapter and not (out / "model").exists():
         export_policy(config.policy.trunk.model, Path(chief.adapter), out / "model")
     write_json(out / "metrics.json", metrics)
@@ -155,7 +154,7 @@ def strategy_metrics(course: Course) -> dict[str, Any]:
         "before": quality(first),
         "after": quality(last),
         "gain": _mean(gain_N),
-        "gain_ci95": interval_of(gain_N),
+        "gain_ci95": mean_interval(gain_N),
         "length_after": _mean([len(text) for one in last for text in one.responses]),
         "best_of_n": {
             name: {"before": before, "after": after}
@@ -170,7 +169,7 @@ def strategy_metrics(course: Course) -> dict[str, Any]:
 def picked(scored: Sequence[Scored], arms: Sequence[str]) -> dict[str, float]:
     """Returns the share of prompts whose best response is right, by who calls it the best."""
     found = {arm: [one.score_Kn[k] for one in scored] for k, arm in enumerate(arms)}
-    for ensemble in ("mean", "mean_raw", "agreement"):
+    for ensemble in ENSEMBLES:
         found[ensemble] = [chosen_scores(ensemble, one.score_Kn) for one in scored]
     return {
         name: _mean([one.verdict_n[best_of(s)] for one, s in zip(scored, scores, strict=True)])
@@ -187,17 +186,8 @@ def compared(courses: Mapping[str, Course]) -> dict[str, Any]:
             continue
         ours, theirs = (c.looks[max(c.looks)] for c in (chief, course))
         gain_N = np.array([a.quality - b.quality for a, b in zip(ours, theirs, strict=True)])
-        found[f"{name} - {other}"] = {"value": _mean(gain_N), "ci95": interval_of(gain_N)}
+        found[f"{name} - {other}"] = {"value": _mean(gain_N), "ci95": mean_interval(gain_N)}
     return found
-
-
-def interval_of(values_N: Array) -> list[float]:
-    """Returns the 95 % interval of the mean over prompts, by resampling them."""
-    known = np.isfinite(values_N)
-    terms = np.stack([np.where(known, values_N, 0.0), known * 1.0], axis=1)
-    sums = resampled_sums(terms, np.arange(len(values_N)))
-    mean = np.divide(sums[:, 0], sums[:, 1], out=np.full(len(sums), np.nan), where=sums[:, 1] > 0)
-    return percentiles(mean)
 
 
 def choice_metrics(record: Record, config: LaserConfig) -> dict[str, Any]:

@@ -24,6 +24,8 @@ STRATEGIES: dict[str, str] = {
     "agreement": "votes of all arms on each two responses",
 }
 """Who chooses, beside `fixed:ARM`. The last four need every arm's score of every response."""
+ENSEMBLES = ("mean", "mean_raw", "agreement")
+"""Strategies that are a score of their own."""
 SEQUENTIAL_ROUNDS = 3
 """Rounds of each arm before the next one, in `sequential`."""
 
@@ -78,8 +80,9 @@ class ArmsConfig:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the arms, in their order."""
-        return tuple(arm.name for arm in self.arms())
+        """Names of the arms, in their order; none in a recipe that leaves them open."""
+        is_open = not isinstance(self.models, tuple)  # pyright: ignore[reportUnnecessaryIsInstance]
+        return () if is_open else tuple(arm.name for arm in self.arms())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,7 +180,8 @@ class BestOfNConfig:
     """Best of n without training: who picks the best of a policy's samples."""
 
     out: str = "runs/best-of-n"
-    prompts: PromptsConfig = PromptsConfig()
+    prompts: PromptsConfig = PromptsConfig(num_held_out=0)
+    """All of them are answered, but those that the run of `laser` trained on."""
     arms: ArmsConfig
     n: tuple[int, ...] = (1, 2, 4, 8, 16)
     """Numbers of samples among which is chosen; each set holds the smaller ones."""
