@@ -64,7 +64,7 @@ def test_a_run_leaves_policies_choices_and_what_they_came_to(calm):
 
 
 def test_strategies_share_prompts_and_first_samples_and_part_afterwards(calm):
-    out, config, _ = calm
+    out, *_ = calm
     columns = ["prompt_id", "responses"]
     tables = {
         name: [pq.read_table(out / name / f"{r:03d}" / "samples.parquet") for r in range(4)]
@@ -126,6 +126,7 @@ class Mend(Watch):
         self.broken = broken
 
     def say(self, text):
+        """Takes a line of the run."""
         if "round 0" in text:
             self.broken.unlink()
 
