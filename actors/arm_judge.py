@@ -1,4 +1,4 @@
-"""A judge of an arm that is no model here: a Python function, or an endpoint of another server."""
+"""A judge of an arm that is no model here: a function, another server's endpoint, a recording."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from panoply.serve.calls import Call, each_alone
 from panoply.serve.config import ArmConfig
 from panoply.serve.functions import load_function
 from panoply.serve.remote import RemoteArm
+from panoply.serve.replay import ReplayArm
 from panoply.wire.request import Item, ModelAnswer, Rendered, RequestError, Score
 from panoply.wire.templates import as_chat
 
@@ -27,17 +28,20 @@ class Arm(Protocol):
 
 
 def arm_of(config: ArmConfig, *, on_node: bool = True) -> Arm:
-    """Returns a function or remote arm.
+    """Returns a function, remote or replayed arm.
 
     Args:
         config: of the arm.
         on_node: whether this is the node it runs on, which holds its key.
 
     Raises:
-        ValueError: there is no such function, or the endpoint cannot be asked so.
+        ValueError, FileNotFoundError: there is no such function or table, or the endpoint cannot
+            be asked so.
     """
     if config.kind == "function":
         return load_function(config.function)
+    if config.kind == "replay":
+        return ReplayArm(config.recorded)
     place = config.remote
     return RemoteArm(
         place.url,

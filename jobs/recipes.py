@@ -6,6 +6,9 @@ from dataclasses import replace
 
 import tyro
 
+from panoply.choose.config import PolicyConfig as Bandit
+from panoply.choose.config import SelectorConfig, SignalConfig
+from panoply.choose.laser_config import ArmsConfig, BestOfNConfig, LaserConfig, PromptsConfig
 from panoply.config import ArmoRMConfig, BackboneConfig, GateConfig, Planted, Rendering
 from panoply.serve.config import ServeConfig
 from panoply.train.config import (
@@ -15,6 +18,7 @@ from panoply.train.config import (
     TrunkConfig,
     WeightingConfig,
 )
+from panoply.train.policy_config import PolicyConfig, SamplingConfig
 from panoply.train.search import TuneConfig
 
 ARMORM: dict[str, tuple[str, ArmoRMConfig]] = {
@@ -171,3 +175,46 @@ SERVE: dict[str, tuple[str, ServeConfig]] = {
     ),
 }
 """Sets of reward models behind one server."""
+
+FUNCTIONS = ArmsConfig(
+    models=(
+        "long=function:panoply.serve.verifiers:length",
+        "short=function:panoply.serve.verifiers:brevity",
+        "lines=function:panoply.serve.verifiers:lines",
+        "asking=function:panoply.serve.verifiers:asking",
+    )
+)
+"""Four tastes, each of which is right in some domains of the made prompts and wrong in others."""
+SPOKEN = SamplingConfig(max_tokens=80)
+LASER: dict[str, tuple[str, LaserConfig]] = {
+    "embedded": (
+        "SmolLM2-135M on prompts that can be checked, four tastes as arms: no data, no hub.",
+        LaserConfig(
+            arms=FUNCTIONS,
+            selector=SelectorConfig(
+                policy=Bandit(name="linucb", alpha=1.0), signal=SignalConfig(name="verifier")
+            ),
+            policy=PolicyConfig(trunk=TrunkConfig(rendering=SHORT), lr=5e-5),
+            sampling=SPOKEN,
+        ),
+    ),
+    "files": (
+        "Your prompts and your reward models on the embedded language model, or on any other with "
+        "--policy.trunk.model; the reward is the paper's, the negative loss.",
+        LaserConfig(arms=ArmsConfig(models=tyro.MISSING), prompts=PromptsConfig(file=tyro.MISSING)),
+    ),
+}
+"""LASeR runs."""
+BEST_OF_N: dict[str, tuple[str, BestOfNConfig]] = {
+    "embedded": (
+        "The same prompts and arms without training; --laser RUN adds what its bandit picks.",
+        BestOfNConfig(arms=FUNCTIONS, rendering=SHORT, sampling=SPOKEN),
+    ),
+    "files": (
+        "Your prompts and your reward models.",
+        BestOfNConfig(
+            arms=ArmsConfig(models=tyro.MISSING), prompts=PromptsConfig(file=tyro.MISSING)
+        ),
+    ),
+}
+"""Runs of best of n."""

@@ -100,7 +100,7 @@ def states(names: Sequence[str]) -> dict[str, tuple[State, str]]:
         by_state = replicas.replica_states if replicas else {}
         running = sum(count for state, count in by_state.items() if state == "RUNNING")
         if status == "DEPLOY_FAILED" or (status == "UNHEALTHY" and not running):
-            found[name] = ("failed", _cause((replicas.message if replicas else "") or app.message))
+            found[name] = ("failed", cause((replicas.message if replicas else "") or app.message))
         elif status == "RUNNING":
             found[name] = ("ready" if running else "idle", "")
         else:
@@ -108,7 +108,7 @@ def states(names: Sequence[str]) -> dict[str, tuple[State, str]]:
     return found
 
 
-def _cause(message: str) -> str:
+def cause(message: str) -> str:
     """Returns the error at the end of Serve's message, which holds a traceback of tracebacks."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     return lines[-1] if lines else "for a reason that Serve does not tell"

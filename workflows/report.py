@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from workflows import plots, tables
+from workflows import laser_tables, plots, tables
 
 
 def print_summary(metrics: Mapping[str, Any], console: Console) -> None:
@@ -29,6 +29,10 @@ def print_summary(metrics: Mapping[str, Any], console: Console) -> None:
         (metrics.get("gate", {}).get("weights_by_domain"), tables.weights_table),
         (metrics.get("leave_one_out"), tables.leave_one_out_table),
         (metrics.get("planted"), tables.planted_table),
+        (metrics.get("strategies"), laser_tables.strategies_table),
+        (metrics.get("differences"), laser_tables.differences_table),
+        (metrics.get("choices"), laser_tables.choices_table),
+        (metrics.get("best_of_n"), laser_tables.best_of_n_table),
     )
     for section, make in sections:
         if section:

@@ -88,13 +88,13 @@ def objectives_table(objectives: Mapping[str, Section]) -> Part:
     short = len(names) > MANY
     title = f"Objectives on held-out ratings ({len(names)}, {len(silent)} without signal)"
     columns = ("n", "Spearman", "95 %", "R2", "length", "prompt")
-    table = _table(title, "objective", columns if short else (*columns, ""))
+    table = empty_table(title, "objective", columns if short else (*columns, ""))
     for name in names:
         found = objectives[name]
         if short and name in silent:
             continue
         numbers = (number(found.get(k)) for k in ("r2", "length_spearman", "prompt_spearman"))
-        _add_row(
+        add_row(
             table,
             name,
             count(found.get("n")),
@@ -144,10 +144,10 @@ def scorers_table(pairs: Mapping[str, Section]) -> Table:
     title = "Scorers (accuracies: mean over sources; the rest: all pairs)"
     columns = ("accuracy", "length-\nbalanced", "95 %", "log\nloss", "ECE (floor)")
     ties = any(found.get("ties") for found in pairs.values())
-    table = _table(title, "scorer", (*columns, "ties") if ties else columns)
+    table = empty_table(title, "scorer", (*columns, "ties") if ties else columns)
     for name in ranked(pairs):
         found, macro = pairs[name], pairs[name].get("macro", {})
-        _add_row(
+        add_row(
             table,
             name.replace("_", " "),
             number(macro.get("accuracy")),
@@ -164,10 +164,10 @@ def scorers_table(pairs: Mapping[str, Section]) -> Table:
 def comparisons_table(comparisons: Mapping[str, Section]) -> Table:
     """Returns paired differences in macro length-balanced accuracy."""
     title = "Paired differences in length-balanced accuracy (mean over sources)"
-    table = _table(title, "difference", ("value", "95 % interval"))
+    table = empty_table(title, "difference", ("value", "95 % interval"))
     for name, found in comparisons.items():
         ends = interval(found.get("ci95"), signed=True)
-        _add_row(table, name.replace("_", " "), number(found.get("value"), signed=True), ends)
+        add_row(table, name.replace("_", " "), number(found.get("value"), signed=True), ends)
     return table
 
 
@@ -175,7 +175,7 @@ def sources_table(pairs: Mapping[str, Section]) -> Table:
     """Returns length-balanced accuracy by source of the scorers in BY_SOURCE, best first."""
     scorers = [name for name in ranked(pairs) if name in BY_SOURCE]
     labels = [name.replace("_", "\n") for name in scorers]  # a word a line: narrow columns
-    table = _table("Length-balanced accuracy by source", "source", ["n", *labels])
+    table = empty_table("Length-balanced accuracy by source", "source", ["n", *labels])
     sources = dict.fromkeys(s for name in scorers for s in pairs[name]["per_source"])
     for source in sources:
         each = [pairs[name]["per_source"].get(source, {}) for name in scorers]
@@ -192,11 +192,11 @@ def sources_table(pairs: Mapping[str, Section]) -> Table:
 
 def weights_table(weights: Mapping[str, Mapping[str, float]], top: int = 3) -> Table:
     """Returns the objectives that the gate weighs most in each domain."""
-    table = _table("Mean gate weights: largest by domain", "domain", ())
+    table = empty_table("Mean gate weights: largest by domain", "domain", ())
     table.add_column("objectives", overflow="fold")
     for domain, row in weights.items():
         largest = sorted(row, key=lambda name: falling(row[name]))[:top]
-        _add_row(table, domain, ", ".join(f"{name} {number(row[name], 2)}" for name in largest))
+        add_row(table, domain, ", ".join(f"{name} {number(row[name], 2)}" for name in largest))
     return table
 
 
@@ -204,17 +204,17 @@ def leave_one_out_table(sources: Mapping[str, Section]) -> Table:
     """Returns length-balanced accuracy on sources that the weights never saw."""
     scorers = list(dict.fromkeys(k for found in sources.values() for k in found if k != "n"))
     labels = [name.replace("_", " ") for name in scorers]
-    table = _table("Leave one source out: length-balanced accuracy", "source", ["n", *labels])
+    table = empty_table("Leave one source out: length-balanced accuracy", "source", ["n", *labels])
     for source, found in sources.items():
-        _add_row(table, source, count(found.get("n")), *(number(found.get(k)) for k in scorers))
+        add_row(table, source, count(found.get("n")), *(number(found.get(k)) for k in scorers))
     return table
 
 
 def planted_table(planted: Section) -> Table:
     """Returns how much of what was planted the gate found."""
     columns = ("oracle", "gate", "best_fixed", "recovered", "weight_correlation")
-    table = _table("Planted world", "", [name.replace("_", " ") for name in columns])
-    _add_row(table, "accuracy", *(number(planted.get(name)) for name in columns))
+    table = empty_table("Planted world", "", [name.replace("_", " ") for name in columns])
+    add_row(table, "accuracy", *(number(planted.get(name)) for name in columns))
     return table
 
 
@@ -226,18 +226,18 @@ def rmbench_table(board: Section) -> Part:
     chief = lead(scorers)
     left_out = board["num_seen"] if board["num_seen"] < board["num_pairs"] else 0
     title = f"RM-Bench (mean over domains; {count(left_out)} pairs of prompts trained on left out)"
-    table = _table(title, "scorer", (*LEVELS, *domains))
+    table = empty_table(title, "scorer", (*LEVELS, *domains))
     for name in names:
         found = scorers[name]
         each = (number(found.get(level)) for level in LEVELS)
         own = (number(found["by_domain"][domain].get("average")) for domain in domains)
         style = "bold" if name in LEADS else ""
-        _add_row(table, name.replace("_", " "), *each, *own, style=style)
+        add_row(table, name.replace("_", " "), *each, *own, style=style)
     cells = [found["matrix"] for found in scorers[chief]["by_domain"].values()]
-    styles = _table(f"RM-Bench: wins of the {chief} by style", "chosen \\ rejected", STYLES)
+    styles = empty_table(f"RM-Bench: wins of the {chief} by style", "chosen \\ rejected", STYLES)
     for i, row in enumerate(STYLES):
         means = [_mean(matrix[i][j] for matrix in cells) for j in range(len(STYLES))]
-        _add_row(styles, row, *map(number, means))
+        add_row(styles, row, *map(number, means))
     return Group(table, Text(), styles)
 
 
@@ -245,18 +245,18 @@ def matrix_table(matrix: Section) -> Part:
     """Returns every model on every source, and the means over sources in and out of domain."""
     sources = matrix["sources"]
     labels = [name.replace("_", "\n") for name in sources]
-    table = _table("Length-balanced accuracy by source (*: trained on)", "model", labels)
-    _add_row(table, "n", *(f"{count(n)} " for n in sources.values()), style="dim")
+    table = empty_table("Length-balanced accuracy by source (*: trained on)", "model", labels)
+    add_row(table, "n", *(f"{count(n)} " for n in sources.values()), style="dim")
     for model, row in matrix["matrix"].items():
         marks = ("*" if own["trained_on"] else " " for own in row.values())
         numbers = (number(own[BALANCED]) for own in row.values())
-        _add_row(table, model, *(value + mark for value, mark in zip(numbers, marks, strict=True)))
+        add_row(table, model, *(value + mark for value, mark in zip(numbers, marks, strict=True)))
     columns = ("in domain\n[95 %]", "out of domain\n[95 %]", "log\nloss", "ECE (floor)")
     title = "Means over sources: length-balanced accuracy; log loss and ECE over all"
-    means = _table(title, "model", columns)
+    means = empty_table(title, "model", columns)
     for model, found in matrix["means"].items():
         within, overall = (found["in_domain"], found["out_of_domain"]), found["all"]
-        _add_row(
+        add_row(
             means,
             model,
             *(f"{number(own.get(BALANCED))}\n{interval(own.get(INTERVAL))}" for own in within),
@@ -273,7 +273,8 @@ def _mean(values: Iterable[float | None]) -> float:
     return sum(given) / len(given)
 
 
-def _table(title: str, first: str, columns: Iterable[str]) -> Table:
+def empty_table(title: str, first: str, columns: Iterable[str]) -> Table:
+    """Returns a table without rows; the first column names them, the others are numbers."""
     table = Table(
         title=Text(title, style="bold", no_wrap=True, overflow="ignore"),
         title_justify="left",
@@ -288,7 +289,8 @@ def _table(title: str, first: str, columns: Iterable[str]) -> Table:
     return table
 
 
-def _add_row(table: Table, *cells: str, style: str = "") -> None:
+def add_row(table: Table, *cells: str, style: str = "") -> None:
+    """Adds a row whose square brackets are no markup."""
     table.add_row(*(Text(cell) for cell in cells), style=style)
 
 

@@ -171,7 +171,7 @@ def log_steps(client: MlflowClient, run_id: str, history: Sequence[Mapping[str, 
         return
     now = int(time.time() * 1000)
     found = [
-        Metric(f"train.{name}", float(value), now, int(row["step"]))
+        Metric(_metric_name(f"train.{name}"), float(value), now, int(row["step"]))
         for row in history
         for name, value in row.items()
         if name != "step" and isinstance(value, int | float) and math.isfinite(value)

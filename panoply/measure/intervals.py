@@ -90,6 +90,16 @@ def percentiles(values_B: ArrayLike) -> list[float]:
     return [float(q) for q in np.percentile(defined, (2.5, 97.5))]
 
 
+def mean_interval(values_N: ArrayLike) -> list[float]:
+    """Returns the 95 % interval of a mean over rows that are resampled; NaN rows count nowhere."""
+    values = np.asarray(values_N, np.float64)
+    known = np.isfinite(values)
+    terms_N2 = np.stack([np.where(known, values, 0.0), known * 1.0], axis=1)
+    total_B, count_B = resampled_sums(terms_N2, np.arange(len(values))).T
+    mean_B = np.divide(total_B, count_B, out=np.full(len(total_B), np.nan), where=count_B > 0)
+    return percentiles(mean_B)
+
+
 def _weighted_ranks(order_N: NDArray[np.int64], weights_bN: Array) -> Array:
     """Returns the centered mid-ranks of values whose order is given, each counted weight times."""
     by_value = np.argsort(order_N, kind="stable")

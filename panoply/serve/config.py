@@ -9,9 +9,9 @@ from typing import Literal, TypeAlias
 
 from panoply.config import require
 
-Kind: TypeAlias = Literal["model", "function", "remote"]
+Kind: TypeAlias = Literal["model", "function", "remote", "replay"]
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
-FUNCTION = "function:"
+FUNCTION, REPLAY = "function:", "replay:"
 OWN = "panoply"
 STRICT = {"extra": "forbid"}
 """Read by pydantic, where these are made from a file: a misspelled setting is an error."""
@@ -89,8 +89,8 @@ class ArmConfig:
     """What clients call it; also its path, `/models/NAME/...`."""
     where: str
     """A model's folder, hub name or `models:/NAME@ALIAS` of MLflow; `function:MODULE:NAME` or
-    `function:FILE.py:NAME`, a Python callable; or another reward server's endpoint as
-    `DIALECT+URL#MODEL`: `vllm+http://HOST:8000#skywork`."""
+    `function:FILE.py:NAME`, a Python callable; another reward server's endpoint as
+    `DIALECT+URL#MODEL`: `vllm+http://HOST:8000#skywork`; or `replay:FILE`, recorded scores."""
     rendered_by: str = ""
     """Template family that writes rendered text (OpenRLHF's queries, vLLM's `input`) where it is
     not the model's own: its turns are read and rendered again."""
@@ -116,6 +116,8 @@ class ArmConfig:
         """What it is, by `where`."""
         if self.where.startswith(FUNCTION):
             return "function"
+        if self.where.startswith(REPLAY):
+            return "replay"
         is_url = "://" in self.where and not self.where.startswith("models:/")
         return "remote" if is_url else "model"
 
@@ -123,6 +125,11 @@ class ArmConfig:
     def function(self) -> str:
         """Where the function is: `MODULE:NAME` or `FILE.py:NAME`."""
         return self.where.removeprefix(FUNCTION)
+
+    @property
+    def recorded(self) -> str:
+        """Table of a replayed arm's scores."""
+        return self.where.removeprefix(REPLAY)
 
     @property
     def remote(self) -> Remote:

@@ -75,6 +75,21 @@ def length(response: str) -> float:
     return float(len(response))
 
 
+def brevity(response: str) -> float:
+    """Returns minus the number of characters of a response, and less than any for an empty one."""
+    return -float(len(response)) if response.strip() else -1e6
+
+
+def lines(response: str) -> float:
+    """Returns the number of lines that are not empty."""
+    return float(sum(bool(line.strip()) for line in response.splitlines()))
+
+
+def asking(response: str) -> float:
+    """Returns 1 for a response that ends with a question mark, and 0 for another."""
+    return float(response.rstrip().endswith("?"))
+
+
 def answer_of(text: str) -> str:
     """Returns the answer of a response, without white space around it."""
     boxed = text.rpartition("\\boxed{")

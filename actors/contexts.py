@@ -1,0 +1,44 @@
+"""What a bandit may see of a prompt: its last state in a frozen language model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from panoply.config import DType, Rendering
+from panoply.data.schema import Prompt
+from panoply.hub.backbone import count_layers, load_backbone, quiet
+
+
+@torch.inference_mode()
+def prompt_states(
+    model: str, depth: float, rendering: Rendering, dtype: DType, prompts: Sequence[Prompt]
+) -> NDArray[np.float64]:
+    """Returns `[N, D]`, the state at the end of each prompt, assistant's header included.
+
+    Args:
+        model: 'embedded', a Hugging Face folder, or a hub name.
+        depth: share of the layers that is kept.
+        rendering: limit of the prompt.
+        dtype: of the forward.
+        prompts: in turns.
+    """
+    quiet()
+    layers = max(1, round(depth * count_layers(model)))
+    at_end = replace(rendering, gate="prompt_last")
+    backbone = load_backbone(model, depths=[layers], rendering=at_end, dtype=dtype)
+    trees = [backbone.renderer.render(prompt, [""]).tree for prompt in prompts]
+    return backbone.features(trees).gate_GLD[:, -1].double().cpu().numpy()
+
+
+def unit_contexts(
+    states_ND: NDArray[np.float64], center_D: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Returns states about a center, of unit length: what they share says nothing."""
+    centered = states_ND - center_D
+    length = np.linalg.norm(centered, axis=1, keepdims=True)
+    return np.divide(centered, length, out=np.zeros_like(centered), where=length > 0)

@@ -1,0 +1,29 @@
+"""Best of n without training: `python -m jobs.best_of_n RECIPE ...`."""
+
+from __future__ import annotations
+
+import tyro
+
+from jobs.recipes import BEST_OF_N
+
+
+def main() -> None:
+    """Parses a recipe and its flags, then runs it."""
+    config = tyro.extras.overridable_config_cli(BEST_OF_N, prog="python -m jobs.best_of_n")
+    # Ray and torch load only now, after the arguments are known to be right.
+    from rich.console import Console
+
+    from workflows.best_of_n import run_best_of_n
+    from workflows.cluster import run_folder
+    from workflows.progress import Watch, exit_if_unusable
+    from workflows.report import print_summary
+
+    console = Console(log_path=False)
+    with exit_if_unusable(console):
+        metrics = run_best_of_n(config, Watch(console))
+    print_summary(metrics, console)
+    console.print(f"results: {run_folder(config.out)}")
+
+
+if __name__ == "__main__":
+    main()

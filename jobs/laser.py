@@ -1,0 +1,29 @@
+"""Train a policy by the reward models that a bandit chooses: `python -m jobs.laser RECIPE ...`."""
+
+from __future__ import annotations
+
+import tyro
+
+from jobs.recipes import LASER
+
+
+def main() -> None:
+    """Parses a recipe and its flags, then runs it."""
+    config = tyro.extras.overridable_config_cli(LASER, prog="python -m jobs.laser")
+    # Ray and torch load only now, after the arguments are known to be right.
+    from rich.console import Console
+
+    from workflows.cluster import run_folder
+    from workflows.laser import run_laser
+    from workflows.progress import Watch, exit_if_unusable
+    from workflows.report import print_summary
+
+    console = Console(log_path=False)
+    with exit_if_unusable(console):
+        metrics = run_laser(config, Watch(console))
+    print_summary(metrics, console)
+    console.print(f"results: {run_folder(config.out)}")
+
+
+if __name__ == "__main__":
+    main()

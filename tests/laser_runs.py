@@ -1,0 +1,36 @@
+"""Small LASeR runs on a random model: what their tests share."""
+
+from __future__ import annotations
+
+from panoply.choose.config import PolicyConfig as Bandit
+from panoply.choose.config import SelectorConfig, SignalConfig
+from panoply.choose.laser_config import ArmsConfig, LaserConfig, PromptsConfig
+from panoply.config import Rendering
+from panoply.train.config import TrunkConfig
+from panoply.train.policy_config import PolicyConfig, SamplingConfig
+
+LONG = "function:panoply.serve.verifiers:length"
+SHORT = "function:panoply.serve.verifiers:brevity"
+
+
+def laser_config(model, out, **changes) -> LaserConfig:
+    trunk = TrunkConfig(
+        model=str(model), dtype="float32", rank=2, rendering=Rendering(max_prompt_tokens=96)
+    )
+    given = {
+        "out": str(out),
+        "prompts": PromptsConfig(num_made=18, num_held_out=4),
+        "arms": ArmsConfig(models=(f"long={LONG}", f"short={SHORT}"), timeout=5.0),
+        "n": 3,
+        "num_pairs": 1,
+        "num_rounds": 4,
+        "prompts_per_round": 4,
+        "rounds_per_iteration": 2,
+        "evaluate_every": 2,
+        "selector": SelectorConfig(
+            policy=Bandit(name="linucb", max_features=8), signal=SignalConfig(name="negative_loss")
+        ),
+        "policy": PolicyConfig(trunk=trunk, lr=1e-3, prompts_per_step=4),
+        "sampling": SamplingConfig(max_tokens=12, rows=6),
+    }
+    return LaserConfig(**(given | changes))

@@ -1,0 +1,194 @@
+"""The whole loop on Ray: what it leaves, deaths of its driver, arms that fail and come back."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+
+import pyarrow.parquet as pq
+import pytest
+import ray
+from laser_runs import LONG, SHORT, laser_config
+from ray_head import ROOT
+
+from panoply.choose.config import SelectorConfig
+from panoply.choose.laser_config import ArmsConfig, BestOfNConfig, PromptsConfig
+from panoply.choose.log import Log
+from panoply.hub.policy import load_policy
+from workflows.best_of_n import run_best_of_n
+from workflows.laser import run_laser
+from workflows.progress import Watch
+
+ARMS = ("long", "short")
+DRIVER = """
+import json, sys
+from pydantic import TypeAdapter
+from panoply.choose.laser_config import LaserConfig
+from workflows.laser import run_laser
+from workflows.progress import Watch
+run_laser(TypeAdapter(LaserConfig).validate_python(json.load(sys.stdin)), Watch())
+"""
+
+
+@pytest.fixture(scope="module")
+def calm(cluster, tiny_policy_folder, tmp_path_factory):
+    """A run that nothing disturbs, its configuration and its metrics."""
+    out = tmp_path_factory.mktemp("laser") / "calm"
+    strategies = ("laser", "fixed:short", "mean", "oracle")
+    config = laser_config(tiny_policy_folder, out, strategies=strategies)
+    return out, config, run_laser(config, Watch())
+
+
+def test_a_run_leaves_policies_choices_and_what_they_came_to(calm):
+    out, config, metrics = calm
+    assert json.loads((out / "metrics.json").read_text())["strategies"].keys() == {
+        *config.strategies
+    }
+    for found in metrics["strategies"].values():
+        assert found["rounds"] == 4
+        assert set(found["held_out"]) == {"0", "2", "4"}
+        assert set(found["best_of_n"]) == {"long", "short", "mean", "mean_raw", "agreement"}
+    cost = {name: found["num_scored"] for name, found in metrics["strategies"].items()}
+    assert cost == {"laser": 48, "fixed:short": 48, "mean": 96, "oracle": 96}  # 4 rounds of 4 x 3
+    assert metrics["choices"]["fixed:short"]["shares"] == {"long": 0.0, "short": 1.0}
+    assert set(metrics["differences"]) == {f"laser - {name}" for name in config.strategies[1:]}
+    record = Log(str(out / "laser" / "log"), ARMS).read()
+    assert record.decisions.num_rows == record.rewards.num_rows == 16
+    assert record.rewards["loss"].null_count == 0
+    load_policy(str(out / "model"))
+    for name in ("report.html", "held_out.png", "shares.png", "history.json"):
+        assert (out / name).exists()
+
+
+def test_strategies_share_prompts_and_first_samples_and_part_afterwards(calm):
+    out, *_ = calm
+    columns = ["prompt_id", "responses"]
+    tables = {
+        name: [pq.read_table(out / name / f"{r:03d}" / "samples.parquet") for r in range(4)]
+        for name in ("laser", "fixed-short", "mean")
+    }
+    for r in range(4):
+        ids = {name: found[r]["prompt_id"].to_pylist() for name, found in tables.items()}
+        assert ids["laser"] == ids["fixed-short"] == ids["mean"]
+    first, other = (tables[name][0].select(columns) for name in ("laser", "mean"))
+    assert first.equals(other)
+    last = (tables[name][3].select(columns) for name in ("fixed-short", "mean"))
+    assert not next(last).equals(next(last))
+
+
+def test_a_run_that_is_over_is_only_read(calm):
+    out, config, metrics = calm
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("samples.parquet")}
+    assert run_laser(config, Watch())["strategies"] == metrics["strategies"]
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("samples.parquet")} == before
+    with pytest.raises(ValueError, match="holds a run with other seed"):
+        run_laser(replace(config, seed=1), Watch())
+
+
+def killed_once(config, when):
+    """Starts a driver on this cluster and kills it when something is there."""
+    env = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    words = [sys.executable, "-c", DRIVER]
+    driver = subprocess.Popen(words, stdin=subprocess.PIPE, env=env, cwd=ROOT, text=True)
+    driver.stdin.write(json.dumps(asdict(config)))
+    driver.stdin.close()
+    ends = time.monotonic() + 120
+    while not when.exists():
+        assert driver.poll() is None, "the driver ended by itself"
+        assert time.monotonic() < ends, when
+        time.sleep(0.01)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+
+
+def test_a_driver_that_is_killed_ends_with_the_numbers_of_one_that_was_not(calm, tmp_path):
+    out, config, metrics = calm
+    config = replace(config, out=str(tmp_path / "killed"), strategies=("laser",))
+    own = tmp_path / "killed" / "laser"
+    for when in (own / "log" / "decisions-00000000.parquet", own / "001" / "samples.parquet"):
+        killed_once(config, when)
+        assert not (own / "003" / "done.json").exists()
+    found = run_laser(config, Watch())
+    assert found["strategies"]["laser"] == pytest.approx(metrics["strategies"]["laser"])
+    ours, theirs = (Log(str(folder / "log"), ARMS).read() for folder in (own, out / "laser"))
+    assert ours.decisions.equals(theirs.decisions)
+    assert ours.rewards.equals(theirs.rewards)
+
+
+class Mend(Watch):
+    """Removes what breaks an arm as soon as a round is over."""
+
+    def __init__(self, broken):
+        super().__init__()
+        self.broken = broken
+
+    def say(self, text):
+        """Takes a line of the run."""
+        if "round 0" in text:
+            self.broken.unlink()
+
+
+def test_an_arm_that_fails_is_sidelined_and_comes_back(cluster, tiny_policy_folder, tmp_path):
+    broken = tmp_path / "broken"
+    broken.touch()
+    (tmp_path / "arm.py").write_text(
+        "from pathlib import Path\n"
+        "def flaky(response):\n"
+        f"    if Path({str(broken)!r}).exists():\n"
+        "        raise RuntimeError('out of order')\n"
+        "    return len(response)\n"
+    )
+    arms = ArmsConfig(models=(f"flaky=function:{tmp_path}/arm.py:flaky", f"short={SHORT}"))
+    config = laser_config(
+        tiny_policy_folder,
+        tmp_path / "run",
+        arms=arms,
+        strategies=("random",),
+        selector=SelectorConfig(sideline_rounds=1, seed=1),
+    )
+    metrics = run_laser(config, Mend(broken))
+    record = Log(str(tmp_path / "run" / "random" / "log"), config.arms.names).read()
+    by_round = [
+        [row for row in record.decisions.to_pylist() if row["round"] == round] for round in range(4)
+    ]
+    assert {row["arm"] for row in by_round[0]} == {"flaky", "short"}
+    assert {row["arm"] for row in by_round[1]} == {"short"}
+    (away,) = by_round[1][0]["sidelined"]
+    assert away["arm"] == "flaky"
+    assert "out of order" in away["reason"]
+    assert "flaky" in {row["arm"] for row in by_round[2] + by_round[3]}
+    failures = metrics["choices"]["random"]["failures"]
+    assert {(one["round"], one["arm"]) for one in failures} == {(0, "flaky")}
+
+
+def test_best_of_n_counts_what_each_picks_and_asks_the_bandit_of_a_run(calm, tmp_path):
+    out, run, _ = calm
+    config = BestOfNConfig(
+        out=str(tmp_path / "best"),
+        prompts=PromptsConfig(num_made=24),
+        arms=run.arms,
+        n=(1, 3),
+        model=run.policy.trunk.model,
+        dtype="float32",
+        rendering=run.policy.trunk.rendering,
+        sampling=run.sampling,
+        laser=str(out),
+    )
+    metrics = run_best_of_n(config, Watch())
+    assert metrics["num_prompts"] == 24 - 14  # the run trained on 14 of its 18
+    found = metrics["best_of_n"]
+    ones = {by_n["1"]["value"] for by_n in found.values()}
+    assert len(ones) == 1  # of one response all pick the same
+    most = found["any right"]["3"]["value"]
+    assert all(by_n["3"]["value"] <= most for by_n in found.values())
+    assert sum(metrics["arms_routed"].values()) == 10
+    choices = pq.read_table(tmp_path / "best" / "choices.parquet")
+    samples = pq.read_table(tmp_path / "best" / "samples.parquet").to_pylist()
+    longest = {row["prompt_id"]: max(map(len, row["responses"])) for row in samples}
+    for row in choices.to_pylist():
+        if row["strategy"] == "long" and row["n"] == 3:
+            assert len(row["response"]) == longest[row["prompt_id"]]
+    assert LONG in config.arms.models[0]

@@ -1,0 +1,173 @@
+"""The arms of a run, asked without waiting: models as Serve applications, the others in place.
+
+with asking(arms, timeout, run) as arms:
+    later = arms.ask("armorm", Chat(prompt, responses))     # while the policy samples on
+    later.result().score_n
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Generator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError
+
+from actors.arm_judge import ArmJudge
+from actors.faults import fault
+from actors.gateway import Ask
+from panoply.data.schema import digest
+from panoply.serve.calls import Call, bucket_of
+from panoply.serve.config import ArmConfig
+from panoply.wire.request import Chat, ModelAnswer, RequestError
+from workflows.gateway import JUDGE, cause
+from workflows.serve import model_app
+
+AGAIN_SECONDS = 1.0
+"""Pause before an arm that is busy or was lost is asked again."""
+AGAIN = (429, 503)
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What an arm says of the responses to a prompt."""
+
+    score_n: tuple[float, ...]
+    """NaN where it has none."""
+    failure: str
+    """The first reason why a score is missing; empty where none is."""
+
+
+class Arms:
+    """Asks arms by their names, all prompts at the same time."""
+
+    def __init__(self, asks: Mapping[str, Ask], timeout: float) -> None:
+        """Starts a thread for the event loop in which all is asked.
+
+        Args:
+            asks: of each arm.
+            timeout: seconds for one prompt, with all attempts.
+        """
+        self.asks, self.timeout = asks, timeout
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self.thread.start()
+
+    def close(self) -> None:
+        """Ends the thread; what was not answered never is."""
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join()
+
+    def ask(self, name: str, chat: Chat) -> Future[Said]:
+        """Returns at once what will hold the scores of an arm."""
+        return asyncio.run_coroutine_threadsafe(self._ask(name, chat), self.loop)
+
+    async def _ask(self, name: str, chat: Chat) -> Said:
+        """Asks until all scores are there, or trying again cannot help, or time is over."""
+        ends = time.monotonic() + self.timeout
+        while True:
+            left = ends - time.monotonic()
+            answer = await self._once(name, chat, left)
+            again, wait = _again(answer)
+            if not again or time.monotonic() + wait >= ends:
+                return _said(answer, len(chat.responses))
+            await asyncio.sleep(wait)
+
+    async def _once(self, name: str, chat: Chat, left: float) -> ModelAnswer | RequestError:
+        call = Call(items=(chat,), bucket=bucket_of(chat), timeout=left)
+        try:
+            async with asyncio.timeout(left):
+                return await self.asks[name](call)
+        except TimeoutError:
+            return RequestError(f"{name!r} gave no answer within {self.timeout:g} s", 504)
+        except RayActorError:
+            return RequestError(f"{name!r} lost the replica that was scoring", 503)
+        except BackPressureError:
+            return RequestError(f"{name!r} is busy: its queue is full", 429)
+        except Exception as error:  # of an arm, which must not end the run
+            return fault(f"arm {name!r}", error)
+
+
+def _again(answer: ModelAnswer | RequestError) -> tuple[bool, float]:
+    """Returns whether trying again may help, and how many seconds later."""
+    if isinstance(answer, RequestError):
+        return answer.status in AGAIN, answer.retry_after or AGAIN_SECONDS
+    return any(score.transient for score in answer.items[0]), AGAIN_SECONDS
+
+
+def _said(answer: ModelAnswer | RequestError, num: int) -> Said:
+    if isinstance(answer, RequestError):
+        return Said((float("nan"),) * num, str(answer))
+    scores = answer.items[0]
+    values = (float("nan") if one.score is None else float(one.score) for one in scores)
+    return Said(tuple(values), next((one.error for one in scores if one.error), ""))
+
+
+@contextmanager
+def asking(arms: Sequence[ArmConfig], timeout: float, run: str) -> Generator[Arms]:
+    """Yields the arms; models are started first, and taken down at the end.
+
+    Args:
+        arms: pinned (`workflows.serve.pinned`).
+        timeout: seconds for one prompt.
+        run: what the applications are named after, so that two runs on one cluster do not meet and
+            one that was killed finds its own again.
+
+    Raises:
+        ValueError: a model cannot be loaded, or a function, endpoint or table cannot be had.
+    """
+    models = [arm for arm in arms if arm.kind == "model"]
+    asks: dict[str, Ask] = {a.name: ArmJudge(a).answer for a in arms if a.kind != "model"}
+    with _applications(models, f"laser-{digest(run)[:8]}-") as handles:
+        asked = Arms(asks | {n: handle.answer.remote for n, handle in handles.items()}, timeout)
+        try:
+            yield asked
+        finally:
+            asked.close()
+
+
+@contextmanager
+def _applications(models: Sequence[ArmConfig], prefix: str) -> Generator[dict[str, Any]]:
+    """Yields a handle of each model's application, which no HTTP leads to."""
+    if not models:
+        yield {}
+        return
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    names = {arm.name: prefix + arm.name for arm in models}
+    serve.start(proxy_location="Disabled")
+    try:
+        targets = [
+            serve.RunTarget(model_app(asdict(arm)), names[arm.name], route_prefix=None)
+            for arm in models
+        ]
+        try:
+            serve.run_many(targets)
+        except RuntimeError as error:
+            raise ValueError(f"an arm could not be started: {reasons(names)}") from error
+        yield {
+            arm: serve.get_deployment_handle(JUDGE, app_name=name) for arm, name in names.items()
+        }
+    finally:
+        for name in names.values():
+            serve.delete(name)
+        if not serve.status().applications:
+            serve.shutdown()
+
+
+def reasons(names: Mapping[str, str]) -> str:
+    """Returns why applications failed, by the names of their arms."""
+    known = serve.status().applications
+    failed = {arm: known[name] for arm, name in names.items() if name in known}
+    return "; ".join(
+        f"{arm!r}: {cause(next((d.message for d in app.deployments.values()), app.message))}"
+        for arm, app in failed.items()
+        if app.status in ("DEPLOY_FAILED", "UNHEALTHY")
+    )
