@@ -57,7 +57,9 @@ def test_a_run_leaves_policies_choices_and_what_they_came_to(calm):
     assert set(metrics["differences"]) == {f"laser - {name}" for name in config.strategies[1:]}
     record = Log(str(out / "laser" / "log"), ARMS).read()
     assert record.decisions.num_rows == record.rewards.num_rows == 16
-    assert record.rewards["loss"].null_count == 0
+    # A prompt whose samples tie has no pair, and so no loss.
+    num_pairs = metrics["strategies"]["laser"]["num_pairs"]
+    assert record.rewards["loss"].null_count == 16 - num_pairs < 8
     load_policy(str(out / "model"))
     for name in ("report.html", "held_out.png", "shares.png", "history.json"):
         assert (out / name).exists()
@@ -112,7 +114,7 @@ def test_a_driver_that_is_killed_ends_with_the_numbers_of_one_that_was_not(calm,
         killed_once(config, when)
         assert not (own / "003" / "done.json").exists()
     found = run_laser(config, Watch())
-    assert found["strategies"]["laser"] == pytest.approx(metrics["strategies"]["laser"])
+    assert found["strategies"]["laser"] == metrics["strategies"]["laser"]
     ours, theirs = (Log(str(folder / "log"), ARMS).read() for folder in (own, out / "laser"))
     assert ours.decisions.equals(theirs.decisions)
     assert ours.rewards.equals(theirs.rewards)
