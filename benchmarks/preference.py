@@ -226,6 +226,8 @@ def haf(options: Options, number: int) -> Seed:
         scale = bench.scale(trained.margin_P, INSIDE)
         seed.add(name, margin_P, scale, selected(trained) | cost(trained))
     seed.compared = [(name, "alpha 0") for name in losses if name != "alpha 0"]
+    seed.compared += [("alpha .2", "SFT .2"), ("alpha .2", "DPO as reward model")]
+    seed.compared += [("alpha 1", "DPO as reward model")]
     return seed
 
 
