@@ -1,6 +1,7 @@
 """`serve deploy`: the file that `--write` leaves, Ray's reading of it, and what it changes live."""
 
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -162,8 +163,12 @@ def wait_until(holds, seconds=200):
 
 
 def pids(app):
-    own = psutil.Process().children(recursive=True)
-    return {p.pid for p in own if f"ServeReplica:{app}:" in " ".join(p.cmdline())}
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it ends while we look; a zombie is one of these
+            if f"ServeReplica:{app}:" in " ".join(process.cmdline()):
+                found.add(process.pid)
+    return found
 
 
 def test_an_idle_model_comes_when_it_is_asked_and_goes_again(live):

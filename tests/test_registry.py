@@ -15,12 +15,16 @@ from workflows.tracking import log_run
 def registry(tmp_path_factory):
     """Two versions of a model in a SQLite registry, as two runs leave them."""
     root, before = tmp_path_factory.mktemp("registry"), mlflow.get_tracking_uri()
+    # `set_tracking_uri` below leaves its address in the environment of every later test.
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")
     for name in ("first", "second"):
         (root / name / "model").mkdir(parents=True)
         (root / name / "model" / "panoply.json").write_text(json.dumps({"run": name}))
         log_run("serving", root / name, {}, {}, {}, "armorm")
     yield MlflowClient()
     mlflow.set_tracking_uri(before)
+    monkeypatch.undo()
 
 
 def which(place):

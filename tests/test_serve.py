@@ -5,6 +5,7 @@ import re
 import signal
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 
@@ -157,8 +158,12 @@ def under_load(served, disturb, seconds=20.0, num_clients=8):
 def kill(app, name):
     """Kills one replica's process, as an out-of-memory kill would."""
     title = f"ServeReplica:{app}:{name}"
-    own = psutil.Process().children(recursive=True)
-    os.kill(next(p.pid for p in own if title in " ".join(p.cmdline())), signal.SIGKILL)
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it ends while we look; a zombie is one of these
+            if title in " ".join(process.cmdline()):
+                os.kill(process.pid, signal.SIGKILL)
+                return
+    raise AssertionError(f"no process is called {title!r}")
 
 
 def test_a_judge_that_is_killed_under_load_costs_no_answer(served, record_property):
