@@ -125,8 +125,8 @@ def main(options: Options) -> None:
     console.print(table(figures))
 
 
-def saved_model(work: Path) -> Path:
-    """Returns a folder of SmolLM2-135M with a random head, made once."""
+def saved_model(work: Path, num_heads: int = 1) -> Path:
+    """Returns a folder of SmolLM2-135M with random heads, made once."""
     import torch
 
     from panoply.config import Rendering
@@ -134,13 +134,14 @@ def saved_model(work: Path) -> Path:
     from panoply.hub.record import ScalarCard
     from panoply.hub.scalar import save_scalar_model
 
-    folder = (work / "model").absolute()
+    folder = (work / ("model" if num_heads == 1 else f"model-{num_heads}-heads")).absolute()
     if folder.exists():
         return folder
     rendering = Rendering(max_prompt_tokens=1024, max_response_tokens=512)
     backbone = load_backbone("embedded", dtype="float32", rendering=rendering)
     torch.manual_seed(0)
-    head = torch.randn(1, backbone.decoder.hidden_size) / backbone.decoder.hidden_size**0.5
+    size = backbone.decoder.hidden_size
+    heads = torch.randn(num_heads, size) / size**0.5
     card = ScalarCard(
         rendering=rendering,
         temperature=1.0,
@@ -153,11 +154,11 @@ def saved_model(work: Path) -> Path:
         sources=("none",),
         data={},
         method={},
-        centers=(0.0,),
-        scales=(1.0,),
+        centers=(0.0,) * num_heads,
+        scales=(1.0,) * num_heads,
     )
     work.mkdir(parents=True, exist_ok=True)
-    save_scalar_model(backbone.decoder.model, backbone.renderer, head, card, folder, [])
+    save_scalar_model(backbone.decoder.model, backbone.renderer, heads, card, folder, [])
     return folder
 
 

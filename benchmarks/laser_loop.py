@@ -1,0 +1,326 @@
+"""LASeR's whole loop among four reward models of ours: `python -m benchmarks.laser_loop --json F`.
+
+    prompts that can be checked  -> half for the arms, half for the policy
+    arms    <- four Bradley-Terry reward models, each on right against wrong responses of its own
+               domains alone (`ARMS`), so that each is right there and has no reason to be elsewhere
+    policy  <- SmolLM2-135M-Instruct by `workflows.laser`, once for each strategy and seed, on the
+               same prompts with the same number of rounds, samples and steps
+    figures <- share of right responses to held-out prompts, before and after
+
+The bandit is rewarded as in the paper, by the negative loss (`laser`), or by the verifier's word on
+the chosen arm of each training prompt (`laser, verifier`): a run of its own, since one run has one
+signal. No other strategy reads a verdict. A seed moves which prompts are held
+out, their order, the samples and every draw; the arms are the same.
+
+How well each arm orders right above wrong responses is measured on the held-out prompts before
+training. Everything stands in `--folder`, and what is there is not computed again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import tyro
+
+from jobs.recipes import FUNCTIONS, PREFERENCE
+from panoply.choose.config import PolicyConfig as Bandit
+from panoply.choose.config import SelectorConfig, SignalConfig
+from panoply.choose.laser_config import ArmsConfig, BestOfNConfig, LaserConfig, PromptsConfig
+from panoply.config import Rendering
+from panoply.data.verifiable import DOMAINS, verifiable_prompts
+from panoply.train.config import PreferenceConfig, ScheduleConfig, TrunkConfig
+from panoply.train.policy_config import PolicyConfig, SamplingConfig
+
+ARMS: dict[str, tuple[str, ...]] = {
+    "terse": ("brief", "plain"),
+    "wordy": ("long",),
+    "listing": ("list",),
+    "asking": ("question", "words"),
+}
+"""What each reward model was trained on."""
+NUM_PROMPTS = 480
+NUM_SAMPLES = 8
+"""Of each prompt of the arms."""
+MOST_PAIRS = 4
+"""Of a prompt of the arms."""
+SAMPLING = SamplingConfig(max_tokens=80)
+RENDERING = Rendering(max_prompt_tokens=64, max_response_tokens=96)
+STRATEGIES = ("laser", "random", "mean")
+VERIFIED = "laser, verifier"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Args:
+    """What is run."""
+
+    folder: str = "runs/laser-loop"
+    seeds: tuple[int, ...] = (0, 1, 2)
+    num_rounds: int = 5
+    prompts_per_round: int = 12
+    n: int = 6
+    num_held_out: int = 36
+    strategies: tuple[str, ...] = STRATEGIES
+    json: str = ""
+
+
+def write_prompts(folder: Path) -> tuple[Path, Path]:
+    """Writes the prompts of the arms and those of the policy, as many of each domain in both."""
+    made = verifiable_prompts(NUM_PROMPTS, seed=0)
+    num = len(DOMAINS)
+    files = folder / "prompts-arms.jsonl", folder / "prompts-policy.jsonl"
+    for half, file in enumerate(files):
+        own = [one for i, one in enumerate(made) if i // num % 2 == half]
+        rows = [{"prompt": o.prompt, "label": o.label, "source": o.domain} for o in own]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return files
+
+
+def sampled(prompts: Path, folder: Path) -> list[dict[str, Any]]:
+    """Returns samples of the start policy with the verifier's word, a row a prompt."""
+    from workflows.best_of_n import run_best_of_n
+    from workflows.progress import Watch
+
+    out = folder / "samples"
+    config = BestOfNConfig(
+        out=str(out),
+        prompts=PromptsConfig(file=str(prompts), num_held_out=0),
+        arms=FUNCTIONS,
+        n=(1, NUM_SAMPLES),
+        rendering=RENDERING,
+        sampling=SAMPLING,
+        num_samplers=2,
+        experiment="laser-loop",
+    )
+    if not (out / "metrics.json").exists():
+        run_best_of_n(config, Watch())
+    turns = {one.prompt_id: one.prompt for one in verifiable_prompts(NUM_PROMPTS, seed=0)}
+    rows = pq.read_table(out / "samples.parquet").to_pylist()
+    return [row | {"prompt": turns[row["prompt_id"]]} for row in rows]
+
+
+def write_pairs(rows: Sequence[Mapping[str, Any]], domains: Sequence[str], file: Path) -> int:
+    """Writes pairs of a right and a wrong response to each prompt of some domains."""
+    pairs: list[dict[str, Any]] = []
+    for row in rows:
+        if row["source"] not in domains:
+            continue
+        told = dict(zip(row["responses"], row["verdicts"], strict=True))  # each text once
+        right = [text for text, verdict in told.items() if verdict == 1]
+        wrong = [text for text, verdict in told.items() if verdict == 0]
+        both = [(a, b) for a in right for b in wrong]
+        rng = np.random.default_rng(len(pairs))
+        for place in sorted(rng.permutation(len(both))[:MOST_PAIRS]):
+            a, b = both[place]
+            common = {"prompt": row["prompt"], "source": row["source"]}
+            pairs.append(common | {"chosen": a, "rejected": b})
+    file.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    return len(pairs)
+
+
+def arm_config(file: Path, out: Path, store: Path) -> PreferenceConfig:
+    """Returns how an arm is trained: the last layers of a half trunk, and a head."""
+    return replace(
+        PREFERENCE["pairs"][1],
+        out=str(out),
+        pairs=(str(file),),
+        trunk=TrunkConfig(trained="last", num_last=4, depth=0.6, rendering=RENDERING),
+        schedule=ScheduleConfig(
+            pairs_per_step=16, num_epochs=6, lr=1e-4, head_lr=1e-3, keep_best=True
+        ),
+        num_workers=0,
+        store=str(store),
+        experiment="laser-loop",
+    )
+
+
+def train_arms(rows: Sequence[Mapping[str, Any]], folder: Path) -> ArmsConfig:
+    """Trains the arms, and returns where they are."""
+    from workflows.preference import run_preference
+    from workflows.progress import Watch
+
+    places: list[str] = []
+    for name, domains in ARMS.items():
+        file, out = folder / f"pairs-{name}.jsonl", folder / f"arm-{name}"
+        num = write_pairs(rows, domains, file)
+        if not (out / "metrics.json").exists():
+            print(f"{name}: {num} pairs of {', '.join(domains)}")
+            run_preference(arm_config(file, out, folder / "store"), Watch())
+        places.append(f"{name}={out / 'model'}")
+    return ArmsConfig(models=tuple(places))
+
+
+def loop_config(args: Args, seed: int, arms: ArmsConfig, prompts: Path) -> LaserConfig:
+    """Returns the run of a seed: one pair of each prompt, two steps a round."""
+    return LaserConfig(
+        out=str(Path(args.folder) / f"seed-{seed}"),
+        prompts=PromptsConfig(file=str(prompts), num_held_out=args.num_held_out),
+        arms=arms,
+        n=args.n,
+        num_pairs=1,
+        num_rounds=args.num_rounds,
+        prompts_per_round=args.prompts_per_round,
+        rounds_per_iteration=3,
+        evaluate_every=args.num_rounds,
+        selector=SelectorConfig(policy=Bandit(name="linucb", alpha=1.0), seed=seed),
+        policy=PolicyConfig(trunk=TrunkConfig(rendering=RENDERING), lr=2e-4, prompts_per_step=6),
+        sampling=SAMPLING,
+        strategies=args.strategies,
+        num_samplers=2,
+        seed=seed,
+        experiment="laser-loop",
+    )
+
+
+def verified_config(config: LaserConfig) -> LaserConfig:
+    """Returns the same run with the bandit rewarded by the verifier."""
+    signal = SignalConfig(name="verifier")
+    selector = replace(config.selector, signal=signal)
+    return replace(config, out=f"{config.out}-verifier", selector=selector, strategies=("laser",))
+
+
+def run_seed(args: Args, seed: int, arms: ArmsConfig, prompts: Path) -> dict[str, Any]:
+    """Runs all strategies of a seed; returns the sections of their `metrics.json` by strategy."""
+    from workflows.laser import run_laser
+    from workflows.progress import Watch
+
+    config = loop_config(args, seed, arms, prompts)
+    found = run_laser(config, Watch())
+    own = run_laser(verified_config(config), Watch())
+    return {
+        "strategies": found["strategies"] | {VERIFIED: own["strategies"]["laser"]},
+        "choices": found["choices"] | {VERIFIED: own["choices"]["laser"]},
+    }
+
+
+def by_prompt(args: Args, seed: int, folder: str, looks: int) -> dict[str, float]:
+    """Returns the share of right responses to each held-out prompt after some rounds."""
+    from panoply.choose.scored import read_scored
+
+    place = Path(args.folder) / f"seed-{seed}{'-verifier' if folder == VERIFIED else ''}"
+    own = "start" if not looks else "laser" if folder == VERIFIED else folder
+    scored = read_scored(place / own / f"held-out-{looks:03d}.parquet", tuple(ARMS))
+    return {one.prompt_id: one.quality for one in scored}
+
+
+def outcomes(args: Args) -> dict[str, Any]:
+    """Returns what each strategy came to: by seed, in all, and against the others."""
+    from panoply.measure.intervals import percentiles, resampled_sums
+
+    names = (*args.strategies, VERIFIED)
+    quality: dict[str, list[float]] = {name: [] for name in ("start", *names)}
+    prompts: list[str] = []
+    for seed in args.seeds:
+        start = by_prompt(args, seed, "start", 0)
+        prompts += start
+        quality["start"] += start.values()
+        for name in names:
+            after = by_prompt(args, seed, name, args.num_rounds)
+            quality[name] += [after[prompt] for prompt in start]
+    seeds = np.repeat(args.seeds, args.num_held_out)
+
+    def told(values: Sequence[float]) -> dict[str, Any]:
+        terms = np.column_stack([np.asarray(values), np.ones(len(values))])
+        sums = resampled_sums(terms, prompts)
+        return {
+            "value": float(np.mean(values)),
+            "ci95": percentiles(sums[:, 0] / sums[:, 1]),
+            "by_seed": [float(np.mean(np.asarray(values)[seeds == seed])) for seed in args.seeds],
+        }
+
+    def less(name: str, other: str) -> dict[str, Any]:
+        return told(np.subtract(quality[name], quality[other]).tolist())
+
+    return {
+        "quality": {name: told(values) for name, values in quality.items()},
+        "gain": {name: less(name, "start") for name in names},
+        "laser_less": {name: less("laser", name) for name in names if name != "laser"},
+        "verified_less": {name: less(VERIFIED, name) for name in names if name != VERIFIED},
+    }
+
+
+def known_of_arms(args: Args) -> dict[str, dict[str, float]]:
+    """Returns how well each arm orders right above wrong by domain, before any training."""
+    from panoply.choose.rewards import verified
+    from panoply.choose.scored import read_scored
+
+    values: dict[str, dict[str, list[float]]] = {a: {d: [] for d in DOMAINS} for a in ARMS}
+    for seed in args.seeds:
+        file = Path(args.folder) / f"seed-{seed}" / "start" / "held-out-000.parquet"
+        for one in read_scored(file, tuple(ARMS)):
+            for arm, score_n in zip(ARMS, one.score_Kn, strict=True):
+                values[arm][one.source].append(verified(score_n, one.verdict_n))
+    return {a: {d: float(np.nanmean(v)) for d, v in own.items()} for a, own in values.items()}
+
+
+def mean_shares(choices: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Returns each arm's share of the prompts of each domain, the mean over seeds."""
+    return {
+        domain: {
+            arm: float(np.mean([one["shares_by_source"][domain][arm] for one in choices]))
+            for arm in ARMS
+        }
+        for domain in DOMAINS
+    }
+
+
+def show(found: Mapping[str, Any]) -> None:
+    """Prints what came out."""
+    from rich.console import Console
+
+    from workflows.tables import add_row, empty_table, interval, number
+
+    console = Console()
+    table = empty_table("How well an arm orders right above wrong", "arm", DOMAINS)
+    for arm, own in found["arms"].items():
+        add_row(table, arm, *(number(own[domain], 2) for domain in DOMAINS))
+    console.print(table)
+    columns = ("right", "gain", "95 %", "by seed", "laser less this", "95 %")
+    table = empty_table("Held-out prompts after training", "strategy", columns)
+    add_row(table, "start", number(found["quality"]["start"]["value"]), *[""] * 5)
+    for name, gain in found["gain"].items():
+        less = found["laser_less"].get(name)
+        add_row(
+            table,
+            name,
+            number(found["quality"][name]["value"]),
+            number(gain["value"], signed=True),
+            interval(gain["ci95"], signed=True),
+            ", ".join(number(value, signed=True) for value in gain["by_seed"]),
+            number(less["value"], signed=True) if less else "",
+            interval(less["ci95"], signed=True) if less else "",
+        )
+    console.print(table)
+    for name, shares in found["shares"].items():
+        table = empty_table(f"Share of the prompts that got each arm: {name}", "domain", ARMS)
+        for domain, own in shares.items():
+            add_row(table, domain, *(number(own[arm], 2) for arm in ARMS))
+        console.print(table)
+
+
+def main() -> None:
+    """Runs what is not there, and prints and writes the figures."""
+    args = tyro.cli(Args, description=__doc__)
+    folder = Path(args.folder).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    for_arms, for_policy = write_prompts(folder)
+    arms = train_arms(sampled(for_arms, folder), folder)
+    runs = {seed: run_seed(args, seed, arms, for_policy) for seed in args.seeds}
+    choosers = ("laser", VERIFIED)
+    found: dict[str, Any] = outcomes(args) | {
+        "arms": known_of_arms(args),
+        "shares": {n: mean_shares([r["choices"][n] for r in runs.values()]) for n in choosers},
+        "runs": {str(seed): run for seed, run in runs.items()},
+    }
+    show(found)
+    if args.json:
+        Path(args.json).expanduser().write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
