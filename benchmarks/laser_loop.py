@@ -49,6 +49,8 @@ NUM_SAMPLES = 8
 """Of each prompt of the arms."""
 MOST_PAIRS = 4
 """Of a prompt of the arms."""
+ARMS_SEED = 3
+"""The first with which each part of each arm's pairs, which are of few prompts, has at least 8."""
 SAMPLING = SamplingConfig(max_tokens=80)
 RENDERING = Rendering(max_prompt_tokens=64, max_response_tokens=96)
 STRATEGIES = ("laser", "random", "mean")
@@ -129,9 +131,10 @@ def arm_config(file: Path, out: Path, store: Path) -> PreferenceConfig:
         PREFERENCE["pairs"][1],
         out=str(out),
         pairs=(str(file),),
-        trunk=TrunkConfig(trained="last", num_last=4, depth=0.6, rendering=RENDERING),
+        seed=ARMS_SEED,
+        trunk=TrunkConfig(trained="last", num_last=2, depth=0.6, rendering=RENDERING),
         schedule=ScheduleConfig(
-            pairs_per_step=16, num_epochs=6, lr=1e-4, head_lr=1e-3, keep_best=True
+            pairs_per_step=16, num_epochs=4, lr=2e-4, head_lr=1e-3, keep_best=True
         ),
         num_workers=0,
         store=str(store),
