@@ -243,6 +243,8 @@ def meaning(found: Mapping[str, Section], target: str, applied: str) -> str:
         return f"No signal can be held against {what}: it was not measured together with any."
     sides = {name: _side(own) for name, own in others.items()}
     told: list[str] = []
+    if applied == target:
+        told.append("This is what the bandit was rewarded with.")
     if applied in others:
         own = others[applied]
         outcome = {
@@ -256,7 +258,7 @@ def meaning(found: Mapping[str, Section], target: str, applied: str) -> str:
         names = [name for name, own in sides.items() if own == side and name != applied]
         if names:
             verb = words if len(names) == 1 else words.replace("goes", "go")
-            told.append(f"{' and '.join(names)} {verb} {'it' if told else what}.")
+            told.append(f"{' and '.join(names)} {verb} {'it' if applied in others else what}.")
     if "with" not in sides.values() and "against" not in sides.values():
         told.append("No signal can be told from chance: every interval holds 0.")
     return " ".join(told)

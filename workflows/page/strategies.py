@@ -67,7 +67,9 @@ def figures(metrics: Section) -> list[Figure]:
         note = f"right responses to held-out prompts with {name}; {number(found['before'])} before"
         shown.append(Figure("Held-out quality", number(found["after"]), note))
     most = max(own["num_scored"] for own in strategies.values())
-    note = f"responses that arms scored for {name}; the most that a strategy took is {count(most)}"
+    note = f"responses that arms scored for {name}"
+    if len(strategies) > 1:
+        note += f"; the most that a strategy took is {count(most)}"
     shown.append(Figure("Scores paid", count(found["num_scored"]), note))
     shares = given_shares(metrics.get("choices", {}).get(name, {}))
     if shares:
