@@ -15,7 +15,7 @@ from laser_runs import LONG, SHORT, laser_config
 from mlflow import MlflowClient
 from ray_head import ROOT
 
-from panoply.choose.config import SelectorConfig
+from panoply.choose.config import SelectorConfig, WatchConfig
 from panoply.choose.laser_config import ArmsConfig, BestOfNConfig, PromptsConfig
 from panoply.choose.log import Log
 from panoply.choose.watch import series
@@ -185,6 +185,27 @@ def test_an_arm_that_fails_is_sidelined_and_comes_back(cluster, tiny_policy_fold
     assert "flaky" in {row["arm"] for row in by_round[2] + by_round[3]}
     failures = metrics["choices"]["random"]["failures"]
     assert {(one["round"], one["arm"]) for one in failures} == {(0, "flaky")}
+
+
+def test_a_run_that_an_alarm_stopped_says_so_and_goes_on_when_the_watch_allows_it(
+    cluster, tiny_policy_folder, tmp_path
+):
+    out = tmp_path / "run"
+    watch = WatchConfig(window=2, max_kl=1e-9)
+    config = laser_config(tiny_policy_folder, out, watch=watch)
+    found = run_laser(config, Watch())["strategies"]["laser"]
+    assert found["rounds"] == 2
+    assert found["paused"].startswith("round 2: kl: KL")
+    html = (out / "report.html").read_text()
+    assert "laser stopped early: round 2: kl" in html
+    assert "the strategy stopped before round 2" in html
+    found = run_laser(replace(config, watch=replace(watch, kl="warn")), Watch())
+    assert found["strategies"]["laser"]["rounds"] == 4
+    assert found["strategies"]["laser"]["paused"] == ""
+    assert "stopped" not in (out / "report.html").read_text()
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    logged = client.get_metric_history((out / "mlflow_run").read_text(), "train.loss")
+    assert [one.step for one in logged] == [0, 1, 2, 3]
 
 
 def test_best_of_n_counts_what_each_picks_and_asks_the_bandit_of_a_run(calm, tmp_path):
