@@ -14,6 +14,7 @@ install: .venv/.installed
 
 demo: install
 	$(BIN)/python -m jobs.armorm embedded --out runs/embedded
+	$(BIN)/python -m jobs.laser demo --out runs/laser-demo
 
 serve: install
 	$(BIN)/python -m jobs.serve demo

@@ -22,7 +22,8 @@ def main() -> None:
     with exit_if_unusable(console):
         metrics = run_laser(config, Watch(console))
     print_summary(metrics, console)
-    console.print(f"results: {run_folder(config.out)}")
+    out = run_folder(config.out)
+    console.print(f"results: {out}, and as a page in {out}/report.html")
 
 
 if __name__ == "__main__":

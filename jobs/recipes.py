@@ -186,15 +186,33 @@ FUNCTIONS = ArmsConfig(
 )
 """Four tastes, each of which is right in some domains of the made prompts and wrong in others."""
 SPOKEN = SamplingConfig(max_tokens=80)
+LINUCB = SelectorConfig(
+    policy=Bandit(name="linucb", alpha=1.0), signal=SignalConfig(name="verifier")
+)
+POLICY = PolicyConfig(trunk=TrunkConfig(rendering=SHORT), lr=5e-5)
 LASER: dict[str, tuple[str, LaserConfig]] = {
     "embedded": (
         "SmolLM2-135M on prompts that can be checked, four tastes as arms: no data, no hub.",
         LaserConfig(
             arms=FUNCTIONS,
-            selector=SelectorConfig(
-                policy=Bandit(name="linucb", alpha=1.0), signal=SignalConfig(name="verifier")
-            ),
-            policy=PolicyConfig(trunk=TrunkConfig(rendering=SHORT), lr=5e-5),
+            selector=LINUCB,
+            policy=POLICY,
+            sampling=SPOKEN,
+        ),
+    ),
+    "demo": (
+        "What `make demo` trained (runs/embedded/model has to be there) and four tastes as arms, "
+        "three small rounds: minutes.",
+        LaserConfig(
+            out="runs/laser-demo",
+            arms=replace(FUNCTIONS, models=("armorm=runs/embedded/model", *FUNCTIONS.models)),
+            prompts=PromptsConfig(num_made=48, num_held_out=12),
+            n=4,
+            num_rounds=3,
+            prompts_per_round=8,
+            evaluate_every=3,
+            selector=LINUCB,
+            policy=POLICY,
             sampling=SPOKEN,
         ),
     ),

@@ -12,11 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from laser_runs import LONG, SHORT, laser_config
+from mlflow import MlflowClient
 from ray_head import ROOT
 
-from panoply.choose.config import SelectorConfig
+from panoply.choose.config import SelectorConfig, WatchConfig
 from panoply.choose.laser_config import ArmsConfig, BestOfNConfig, PromptsConfig
 from panoply.choose.log import Log
+from panoply.choose.watch import series
 from panoply.hub.policy import load_policy
 from workflows.best_of_n import run_best_of_n
 from workflows.laser import run_laser
@@ -61,8 +63,27 @@ def test_a_run_leaves_policies_choices_and_what_they_came_to(calm):
     num_pairs = metrics["strategies"]["laser"]["num_pairs"]
     assert record.rewards["loss"].null_count == 16 - num_pairs < 8
     load_policy(str(out / "model"))
-    for name in ("report.html", "held_out.png", "shares.png", "history.json"):
+    for name in ("held_out.png", "shares.png"):
         assert (out / name).exists()
+
+
+def test_what_the_log_shows_by_round_is_in_history_tracker_and_page(calm):
+    out, config, metrics = calm
+    history = json.loads((out / "history.json").read_text())
+    record = Log(str(out / "laser" / "log"), ARMS).read()
+    curves = series(record)
+    for name in ("uncertainty", "regret", "share/long", "kl"):
+        assert [row[name] for row in history["laser"]] == pytest.approx(curves[name].tolist())
+    assert "uncertainty" not in history["mean"][0]  # which has no log
+    client = MlflowClient(f"sqlite:///{out.parent / 'mlflow.db'}")
+    logged = client.get_metric_history((out / "mlflow_run").read_text(), "train.regret")
+    assert [one.step for one in logged] == [0, 1, 2, 3]
+    html = (out / "report.html").read_text()
+    for name in ("What the policies came to", "Which arms were chosen", "Regret", "No arm failed"):
+        assert name in html
+    assert f">{metrics['strategies']['laser']['after']:.3f}<" in html
+    for name in config.strategies[1:]:
+        assert f">laser -<wbr> {name}<" in html
 
 
 def test_strategies_share_prompts_and_first_samples_and_part_afterwards(calm):
@@ -166,6 +187,27 @@ def test_an_arm_that_fails_is_sidelined_and_comes_back(cluster, tiny_policy_fold
     assert {(one["round"], one["arm"]) for one in failures} == {(0, "flaky")}
 
 
+def test_a_run_that_an_alarm_stopped_says_so_and_goes_on_when_the_watch_allows_it(
+    cluster, tiny_policy_folder, tmp_path
+):
+    out = tmp_path / "run"
+    watch = WatchConfig(window=2, max_kl=1e-9)
+    config = laser_config(tiny_policy_folder, out, watch=watch)
+    found = run_laser(config, Watch())["strategies"]["laser"]
+    assert found["rounds"] == 2
+    assert found["paused"].startswith("round 2: kl: KL")
+    html = (out / "report.html").read_text()
+    assert "laser stopped early: round 2: kl" in html
+    assert "the strategy stopped before round 2" in html
+    found = run_laser(replace(config, watch=replace(watch, kl="warn")), Watch())
+    assert found["strategies"]["laser"]["rounds"] == 4
+    assert found["strategies"]["laser"]["paused"] == ""
+    assert "stopped" not in (out / "report.html").read_text()
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    logged = client.get_metric_history((out / "mlflow_run").read_text(), "train.loss")
+    assert [one.step for one in logged] == [0, 1, 2, 3]
+
+
 def test_best_of_n_counts_what_each_picks_and_asks_the_bandit_of_a_run(calm, tmp_path):
     out, run, _ = calm
     config = BestOfNConfig(
@@ -189,6 +231,7 @@ def test_best_of_n_counts_what_each_picks_and_asks_the_bandit_of_a_run(calm, tmp
     assert sum(metrics["arms_routed"].values()) == 10
     choices = pq.read_table(tmp_path / "best" / "choices.parquet")
     samples = pq.read_table(tmp_path / "best" / "samples.parquet").to_pylist()
+    assert "Right choices among 3 samples" in (tmp_path / "best" / "report.html").read_text()
     longest = {row["prompt_id"]: max(map(len, row["responses"])) for row in samples}
     for row in choices.to_pylist():
         if row["strategy"] == "long" and row["n"] == 3:

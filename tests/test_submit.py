@@ -1,11 +1,13 @@
 """`ray job submit`: what arrives on the cluster, what comes back, what a stopped job leaves."""
 
+import json
 import time
 import zipfile
 from pathlib import Path
 
 import httpx2
 import pytest
+from mlflow import MlflowClient
 from ray._private.runtime_env.packaging import create_package
 from ray_head import ROOT, eventually, free_ports, ray_head
 
@@ -74,6 +76,30 @@ def test_a_submitted_run_tells_its_progress_and_leaves_its_results(
     assert (out / "model" / "model.safetensors").exists()
     # The store of the head's environment is that of the run.
     assert list(Path(head.env["PANOPLY_STORE"]).rglob("texts-*.parquet"))
+
+
+def test_a_submitted_run_of_the_loop_leaves_its_results_and_registers_its_policy(
+    head, tiny_policy_folder, tmp_path
+):
+    out = tmp_path / "laser"
+    words = (
+        *("python", "-m", "jobs.laser", "embedded", "--out", str(out)),
+        *("--policy.trunk.model", str(tiny_policy_folder), "--policy.trunk.dtype", "float32"),
+        *("--policy.trunk.rendering.max-prompt-tokens", "96", "--sampling.max-tokens", "12"),
+        *("--prompts.num-made", "12", "--prompts.num-held-out", "3", "--n", "3"),
+        *("--num-rounds", "2", "--prompts-per-round", "4"),
+    )
+    done, job = submit(head, "loop", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for line in ("laser: round 1", "tracked: MLflow run", f"results: {out}", "'loop' succeeded"):
+        assert line in done.stdout
+    assert job()["driver_exit_code"] == 0
+    found = json.loads((out / "metrics.json").read_text())["strategies"]["laser"]
+    assert found["num_scored"] == 2 * 4 * 3
+    assert "What the policies came to" in (out / "report.html").read_text()
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (version,) = client.search_model_versions("name = 'policy'")
+    assert version.run_id == (out / "mlflow_run").read_text()
 
 
 def test_a_relative_folder_is_refused_with_one_sentence(head, tiny_model_folder):

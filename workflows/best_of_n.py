@@ -40,6 +40,7 @@ from panoply.measure.intervals import mean_interval
 from workflows.arms import asking
 from workflows.cluster import aborts_when_stopped, claim, connect, run_folder
 from workflows.laser import CONTEXTS, all_tasks, cpus_of, verifier_of
+from workflows.page.write import write_page
 from workflows.progress import Watch
 from workflows.rollouts import sampler_pool
 from workflows.samples import Rollouts
@@ -89,6 +90,7 @@ def run_best_of_n(config: BestOfNConfig, watch: Watch) -> dict[str, Any]:
         "git_commit": git_commit(),
     }
     write_json(out / "metrics.json", metrics)
+    write_page(out)
     tags = {"git_commit": metrics["git_commit"], "method": "best-of-n"}
     run_id = log_run(config.experiment, out, asdict(config), metrics, tags, "policy")
     watch.say(f"tracked: MLflow run {run_id}")

@@ -107,34 +107,41 @@ def finish(
 ) -> dict[str, Any]:
     """Writes metrics, history, plots, page and model of a run that is over; logs it to MLflow."""
     chief = next(iter(courses.values()))
+    records = {
+        name: Log(str(course.folder / "log"), course.arms).read()
+        for name, course in courses.items()
+        if config.selector_of(name) is not None
+    }
+    history = {name: history_of(course, records.get(name)) for name, course in courses.items()}
     metrics: dict[str, Any] = {
         "strategies": {name: strategy_metrics(course) for name, course in courses.items()},
         "differences": compared(courses),
-        "choices": {
-            name: choice_metrics(Log(str(course.folder / "log"), course.arms).read(), config)
-            for name, course in courses.items()
-            if config.selector_of(name) is not None
-        },
+        "choices": {name: choice_metrics(record, config) for name, record in records.items()},
         "num_prompts": len(train),
         "git_commit": git_commit(),
     }
     if chief.adapter and not (out / "model").exists():
         export_policy(config.policy.trunk.model, Path(chief.adapter), out / "model")
     write_json(out / "metrics.json", metrics)
-    write_json(out / "history.json", {name: course.rows for name, course in courses.items()})
-    draw_laser({name: course.rows for name, course in courses.items()}, metrics, out)
+    write_json(out / "history.json", history)
+    draw_laser(history, metrics, out)
     write_page(out)
     tags = {"git_commit": metrics["git_commit"], "method": "laser"}
-    run_id = log_run(
-        config.experiment, out, asdict(config), metrics, tags, "policy", history_of(chief)
-    )
+    steps = history[chief.strategy]
+    run_id = log_run(config.experiment, out, asdict(config), metrics, tags, "policy", steps)
     watch.say(f"tracked: MLflow run {run_id}")
     return metrics
 
 
-def history_of(course: Course) -> list[dict[str, Any]]:
-    """Returns the rounds that have a loss, as the tracker takes steps."""
-    return [row for row in course.rows if row["loss"] is not None]
+def history_of(course: Course, record: Record | None) -> list[dict[str, Any]]:
+    """Returns the rounds of a strategy, with what its log shows of each."""
+    if record is None:
+        return course.rows
+    curves = {name: values.tolist() for name, values in series(record).items() if name != "round"}
+    return [
+        {name: values[i] for name, values in curves.items()} | row
+        for i, row in enumerate(course.rows)
+    ]
 
 
 def strategy_metrics(course: Course) -> dict[str, Any]:
@@ -200,7 +207,6 @@ def choice_metrics(record: Record, config: LaserConfig) -> dict[str, Any]:
     rewards = record.rewards
     given = {name: column(rewards, f"signal_{name}") for name in SIGNALS}
     rounds = rewards["round"].to_numpy()
-    failed = rewards.filter(rewards["failure"].is_valid()).select(("round", "arm", "failure"))
     return {
         "shares": shares,
         "shares_by_source": {
@@ -211,12 +217,37 @@ def choice_metrics(record: Record, config: LaserConfig) -> dict[str, Any]:
         "regret": float(curves["regret"][-1]) if len(curves["regret"]) else None,
         "disagreement": _mean(curves["disagreement"]),
         "alarms": [asdict(alarm) for alarm in alarm_history(record, config)],
-        "failures": failed.to_pylist()[:20],
+        "failures": failures(record),
+        "sidelined": sidelined(record),
+        "applied": next(filter(None, rewards["signal"].to_pylist()), ""),
         "signals": {
             "verifier": correlations(given, column(rewards, "verifier"), rounds),
             "held_out": correlations(given, column(rewards, "held_out_gain"), rounds),
         },
     }
+
+
+def failures(record: Record) -> list[dict[str, Any]]:
+    """Returns by round and arm on how many prompts the arm gave no scores, and the reason."""
+    found: dict[tuple[int, str], dict[str, Any]] = {}
+    for row in record.rewards.filter(record.rewards["failure"].is_valid()).to_pylist():
+        told = {
+            "round": row["round"],
+            "arm": row["arm"],
+            "num_failed": 0,
+            "failure": row["failure"],
+        }
+        found.setdefault((row["round"], row["arm"]), told)["num_failed"] += row["num_failed"]
+    return list(found.values())
+
+
+def sidelined(record: Record) -> list[dict[str, Any]]:
+    """Returns the arms that could not be chosen: from `round`, why, and `until` they came back."""
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    for row in record.decisions.select(("round", "sidelined")).to_pylist():
+        for away in row["sidelined"]:
+            found.setdefault((away["arm"], away["until"]), {"round": row["round"]} | away)
+    return list(found.values())
 
 
 def alarm_history(record: Record, config: LaserConfig) -> list[Alarm]:

@@ -167,12 +167,12 @@ def _fill(
 
 def log_steps(client: MlflowClient, run_id: str, history: Sequence[Mapping[str, Any]]) -> None:
     """Logs the numbers of each training step as `train.NAME`, once however often a run goes on."""
-    if not history or client.get_metric_history(run_id, "train.loss"):
-        return
+    last = max((one.step for one in client.get_metric_history(run_id, "train.loss")), default=-1)
     now = int(time.time() * 1000)
     found = [
         Metric(_metric_name(f"train.{name}"), float(value), now, int(row["step"]))
         for row in history
+        if row["step"] > last
         for name, value in row.items()
         if name != "step" and isinstance(value, int | float) and math.isfinite(value)
     ]

@@ -1,6 +1,7 @@
 """Charts as rows of a table: positions in percent, which the template draws with CSS.
 
-Every chart stands in the table that holds its numbers, so that it needs no other text.
+A chart stands in the table that holds its numbers, so that it needs no other text; curves have
+theirs in a table that unfolds below.
 """
 
 from __future__ import annotations
@@ -8,12 +9,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
+
+from workflows.tables import number
 
 Point: TypeAlias = Literal["gate", "rival", "other", "before", "after", "held", "tick"]
-Line: TypeAlias = Literal["range", "link", "bar", "toward", "against"]
+Hue: TypeAlias = Literal["hue0", "hue1", "hue2", "hue3", "hue4", "hue5", "hue6", "hue7"]
+Line: TypeAlias = Literal["range", "link", "bar", "toward", "against"] | Hue
+POINTS: tuple[Point, ...] = get_args(Point)
+HUES: tuple[Hue, ...] = get_args(Hue)
+"""Colors of what has no order: strategies, arms."""
 STEPS = (1.0, 2.0, 5.0, 10.0)
 MOST_STEPS = 5
+MOST_PLACES = 7
+"""Ticks across a plot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +141,30 @@ class Curve:
     """Height at the left edge of the line of perfect calibration, which ends in a corner."""
 
 
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """A curve of a plot: points in percent from its lower left corner."""
+
+    name: str
+    hue: Hue
+    points: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """Curves over the same places, with their numbers."""
+
+    caption: str
+    measure: str
+    """What goes up."""
+    axis: Axis
+    """Of what goes up."""
+    places: tuple[tuple[float, str], ...]
+    """Position and text of the ticks across."""
+    traces: tuple[Trace, ...]
+    numbers: Grid
+
+
 def given(values: Iterable[float | None]) -> list[float]:
     """Returns the values that are defined."""
     return [value for value in values if value is not None and math.isfinite(value)]
@@ -151,6 +184,62 @@ def span(axis: Axis, kind: Line, first: float | None, second: float | None) -> t
     """Returns the line between two values, nothing where one is not defined."""
     at = sorted(map(axis.at, given([first, second])))
     return (Span(at[0], at[1] - at[0], kind),) if len(at) == 2 else ()
+
+
+def hue(k: int) -> Hue:
+    """Returns the color of the k-th of several."""
+    return HUES[k % len(HUES)]
+
+
+def plot(
+    caption: str,
+    first: str,
+    measure: str,
+    curves: Mapping[str, Mapping[int, float | None]],
+    *,
+    evenly: bool = False,
+    origin: float = 0.0,
+) -> Plot:
+    """Returns curves in one frame; one without a value that is defined is left out.
+
+    Args:
+        caption: what is shown.
+        first: what goes across, as rounds.
+        measure: what goes up.
+        curves: by name, values by where they stand across.
+        evenly: the places across stand at equal distances, whatever their numbers.
+        origin: where the dashed line stands.
+    """
+    shown = {name: found for name, found in curves.items() if given(found.values())}
+    across = sorted({place for found in shown.values() for place in found})
+    axis = Axis.over((value for found in shown.values() for value in found.values()), origin)
+    spots = [float(i if evenly else place) for i, place in enumerate(across)]
+    low, high = min(spots, default=0.0), max(spots, default=0.0)
+    at = {
+        place: 100 * (spot - low) / (high - low or 1.0)
+        for place, spot in zip(across, spots, strict=True)
+    }
+    traces = tuple(
+        Trace(
+            name,
+            hue(k),
+            tuple(
+                (at[place], axis.at(value))
+                for place, value in sorted(found.items())
+                if value is not None and math.isfinite(value)
+            ),
+        )
+        for k, (name, found) in enumerate(curves.items())
+        if name in shown
+    )
+    rows = [
+        (str(place), [Cell(number(found.get(place))) for found in shown.values()])
+        for place in across
+    ]
+    named = across[:: max(1, math.ceil(len(across) / MOST_PLACES))]
+    places = tuple((at[place], str(place)) for place in named)
+    numbers = Grid(f"{caption}: {measure}", first, list(shown), rows)
+    return Plot(caption, measure, axis, places, traces, numbers)
 
 
 def shaded(value: float | None, text: str, low: float, high: float) -> Cell:

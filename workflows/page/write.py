@@ -11,7 +11,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from scipy.special import expit
 
-from workflows.page import objectives, scorers, summary, training
+from workflows.page import choices, objectives, scorers, strategies, summary, training
+from workflows.page.charts import POINTS
 from workflows.tables import count, interval, number
 
 Section: TypeAlias = Mapping[str, Any]
@@ -26,14 +27,17 @@ def write_page(out: Path) -> Path:
     """Writes `OUT/report.html` from the files of a finished run and returns its path.
 
     Args:
-        out: folder with `metrics.json` and `config.json`, and `mistakes.json` where there is one.
+        out: folder with `metrics.json` and `config.json`, and `mistakes.json` and `history.json`
+            where there are.
     """
     file = out / "report.html"
     file.write_text(render(out.name, *map(_read, _files(out))), encoding="utf-8")
     return file
 
 
-def render(title: str, metrics: Section, config: Section, mistakes: Section) -> str:
+def render(
+    title: str, metrics: Section, config: Section, mistakes: Section, history: Section
+) -> str:
     """Returns the page of a run as HTML.
 
     Args:
@@ -41,6 +45,7 @@ def render(title: str, metrics: Section, config: Section, mistakes: Section) -> 
         metrics: `metrics.json`; sections that it lacks are left out.
         config: `config.json`.
         mistakes: `mistakes.json`; may be empty.
+        history: `history.json`; may be empty.
     """
     shown = mistakes.get("mistakes", [])
     return (
@@ -51,11 +56,15 @@ def render(title: str, metrics: Section, config: Section, mistakes: Section) -> 
             metrics=metrics,
             config=config,
             mistakes=mistakes,
+            history=history,
+            choices=choices,
+            strategies=strategies,
             drivers_axis=objectives.drivers_axis(shown),
             objectives=objectives,
             scorers=scorers,
             summary=summary,
             training=training,
+            points=POINTS,
             opening=OPENING,
         )
     )
@@ -84,7 +93,7 @@ def breakable(name: str) -> Markup:
 
 
 def _files(out: Path) -> list[Path]:
-    return [out / f"{name}.json" for name in ("metrics", "config", "mistakes")]
+    return [out / f"{name}.json" for name in ("metrics", "config", "mistakes", "history")]
 
 
 def _read(file: Path) -> Section:
