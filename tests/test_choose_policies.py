@@ -231,6 +231,12 @@ def test_the_router_has_the_direction_of_the_optimum_of_its_loss():
     best = minimize(loss, np.zeros(6), options={"gtol": 1e-8}).x.reshape(3, 2)
     unit = best / np.linalg.norm(best, axis=1, keepdims=True)
     assert np.allclose(fit_router(h, right, strength=0.1), unit, atol=1e-4)
+    # A smaller lead counts as often as it is smaller: half of it on a prompt that is there twice.
+    twice, half = np.concatenate([h, h]), np.concatenate([right, right]) / 2
+    assert np.allclose(fit_router(twice, half, strength=0.1), unit, atol=1e-4)
+    leads = np.where(np.arange(40)[:, None] < 20, right, right / 2)
+    weighed = np.concatenate([h[:20], h]), np.concatenate([right[:20], right])
+    assert np.allclose(fit_router(h, leads), fit_router(*weighed), atol=1e-4)
 
 
 def test_a_pair_has_one_context_whichever_response_comes_first():

@@ -117,6 +117,10 @@ def test_a_recording_answers_what_it_holds_and_nothing_else(tmp_path):
         ({"strategies": ("laser", "laser")}, "strategies"),
         ({"n": 1}, "`n` must be"),
         ({"strategies": ("oracle",), "prompts": PromptsConfig(verifier="")}, "verifier"),
+        ({"strategies": ("classifier",)}, "`num_labeled` must be positive with the strategies"),
+        ({"strategies": ("bayesian_router",)}, "`num_labeled` must be positive"),
+        ({"num_labeled": 4, "prompts": PromptsConfig(verifier="")}, "verifier"),
+        ({"num_labeled": -1}, "num_labeled"),
         ({"selector": SelectorConfig(signal=SignalConfig(name="agreement"))}, "score_all"),
         ({"selector": SelectorConfig(signal=SignalConfig(name="probe"))}, "trusted pairs"),
     ],
@@ -134,6 +138,9 @@ def test_each_strategy_has_its_selector():
     assert told["laser"] == config.selector
     assert told["random"].policy.name == "uniform"
     assert (told["fixed:b"].policy.name, told["fixed:b"].policy.arm) == ("fixed", 1)
+    both = (config.selector_of(name) for name in ("thompson", "bayesian_router"))
+    assert next(both) == next(both)
+    assert config.selector_of("classifier") is None
     assert told["mean"] is None
     assert told["oracle"] is None
     assert config.selector_of("sequential").policy.span == 3

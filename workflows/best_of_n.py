@@ -98,7 +98,7 @@ def run_best_of_n(config: BestOfNConfig, watch: Watch) -> dict[str, Any]:
 
 
 def tasks_for(config: BestOfNConfig) -> list[Task]:
-    """Returns the prompts, without those that the bandit was trained on.
+    """Returns the prompts, without those that the bandit learned from.
 
     Raises:
         ValueError: none is left, or there is no such run.
@@ -108,7 +108,8 @@ def tasks_for(config: BestOfNConfig) -> list[Task]:
         file = Path(config.laser).expanduser() / "data.json"
         if not file.is_file():
             raise ValueError(f"`laser` is {config.laser!r}, but there is no {str(file)!r}")
-        seen = set(json.loads(file.read_text())["train"])
+        parts = json.loads(file.read_text())
+        seen = {*parts["train"], *parts["labeled"]}
         tasks = [task for task in tasks if task.prompt_id not in seen]
     if not tasks:
         raise ValueError("all prompts were trained on by the run of `laser`: give others")

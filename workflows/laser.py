@@ -23,8 +23,8 @@ Where this differs from the paper and its code:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -36,7 +36,14 @@ from numpy.typing import NDArray
 from actors.contexts import prompt_states, unit_contexts
 from actors.policy_task import PolicyRound, PolicyTask, RankedPrompt
 from panoply.choose.ensembles import best_arms, chosen_scores
-from panoply.choose.laser_config import VERIFIER, LaserConfig, PromptsConfig
+from panoply.choose.laser_config import (
+    CLASSIFIER,
+    ROUTER,
+    TAUGHT,
+    VERIFIER,
+    LaserConfig,
+    PromptsConfig,
+)
 from panoply.choose.log import Log
 from panoply.choose.pairs import build_pairs
 from panoply.choose.rewards import agreement, disagreement, verified
@@ -44,12 +51,12 @@ from panoply.choose.rounds import Prompt
 from panoply.choose.scored import Scored
 from panoply.choose.signals import Outcome
 from panoply.choose.watch import Alarm, alarms, orders, pauses, series
-from panoply.data.schema import digest
 from panoply.data.tasks import Task, made_tasks, parted, read_tasks, rounds_of
 from panoply.hub.backbone import resolve
 from panoply.serve.config import ArmConfig
 from workflows.arms import asking
 from workflows.cluster import aborts_when_stopped, claim, connect, run_folder
+from workflows.labeled import Labeled, labeled_of
 from workflows.laser_results import Course, finish
 from workflows.policy import train_round
 from workflows.progress import Watch
@@ -77,6 +84,7 @@ class World:
     contexts: Mapping[str, Array]
     """By prompt id, of unit length."""
     rollouts: Rollouts
+    labeled: Labeled
     watch: Watch
 
     def rounds(self) -> list[list[Task]]:
@@ -96,17 +104,17 @@ def run_laser(config: LaserConfig, watch: Watch) -> dict[str, Any]:
     resolve(config.policy.trunk.model)
     arms = [pinned(arm) for arm in config.arms.arms()]
     judges = [*arms, *verifier_of(config.prompts)]
-    train, held_out = tasks_of(config.prompts, config.seed)
+    train, labeled, held_out = tasks_of(config)
     next(rounds_of(train, config.prompts_per_round, 1, config.seed))
     own = {name: value for name, value in asdict(config).items() if name not in FREE}
     claim(out, "config.json", own)
-    told = digest(*(task.prompt_id for task in (*train, *held_out)))
-    claim(out, "data.json", {"prompts": told, "train": [task.prompt_id for task in train]})
-    sources = sorted({task.source for task in train})
-    watch.say(f"prompts: {len(train):,} to train on, {len(held_out):,} held out, {sources}")
+    parts = {"train": train, "labeled": labeled, "held_out": held_out}
+    claim(out, "data.json", {n: [task.prompt_id for task in part] for n, part in parts.items()})
+    sizes = f"{len(train):,} to train on, {len(labeled):,} labeled, {len(held_out):,} held out"
+    watch.say(f"prompts: {sizes}, {sorted({task.source for task in train})}")
 
     connect(cpus_of(arms) + config.num_samplers + config.num_workers + 1)
-    contexts = contexts_of(config, [*train, *held_out], out / CONTEXTS)
+    contexts = contexts_of(config, [*train, *labeled, *held_out], out / CONTEXTS)
     with ExitStack() as stack:
         stack.enter_context(aborts_when_stopped())
         asked = stack.enter_context(asking(judges, config.arms.timeout, str(out)))
@@ -123,7 +131,17 @@ def run_laser(config: LaserConfig, watch: Watch) -> dict[str, Any]:
         )
         rows, verifies = config.sampling.rows, bool(config.prompts.verifier)
         rollouts = Rollouts(pool, rows, asked, config.arms.names, verifies, config.seed)
-        world = World(config, out, config.arms.names, train, held_out, contexts, rollouts, watch)
+        world = World(
+            config,
+            out,
+            config.arms.names,
+            train,
+            held_out,
+            contexts,
+            rollouts,
+            labeled_of(config, out, labeled, train, contexts, rollouts),
+            watch,
+        )
         courses = {name: run_strategy(name, world) for name in config.strategies}
     return finish(config, courses, world.train, out, watch)
 
@@ -133,15 +151,10 @@ def run_strategy(strategy: str, world: World) -> Course:
     config = world.config
     folder = world.out / strategy.replace(":", "-")
     course = Course(strategy, world.arms, folder)
-    selector = config.selector_of(strategy)
+    course.num_scored = world.labeled.num_scores if strategy in TAUGHT else 0
     adapter = reference = ""
     course.look(0, held_out(world, world.out / "start", 0, ""))
-    with ExitStack() as stack:
-        choose: Any = None
-        if selector is not None:
-            size, log = len(next(iter(world.contexts.values()))), str(folder / "log")
-            actor = stack.enter_context(selecting(selector, world.arms, size, log))
-            choose = Chooser(world, actor, Log(log, world.arms))
+    with choosing(strategy, world, folder) as choose:
         known = Known(world.arms)
         for round, tasks in enumerate(world.rounds()):
             if round % config.rounds_per_iteration == 0:
@@ -151,6 +164,8 @@ def run_strategy(strategy: str, world: World) -> Course:
                 world.watch.say(f"{strategy}: paused before {course.paused}")
                 break
             chosen = choose.begin(round, tasks) if choose is not None else {}
+            if strategy == CLASSIFIER:
+                chosen = {task.prompt_id: world.labeled.routes[task.prompt_id] for task in tasks}
             place = folder / f"{round:03d}"
             scored = world.rollouts.scored(
                 place / "samples.parquet",
@@ -162,20 +177,8 @@ def run_strategy(strategy: str, world: World) -> Course:
             )
             ranking = ranked(strategy, scored, chosen, known)
             prompts = paired(scored, ranking, tasks, config.num_pairs)
-            trained = None
-            if prompts:
-                task = PolicyTask(
-                    config=config.policy,
-                    prompts=tuple(prompts),
-                    seed=config.seed,
-                    round=round,
-                    start=adapter,
-                    reference=reference,
-                    folder=str(place),
-                    threads=1 if config.num_workers > 1 else 0,
-                )
-                trained = train_round(task, config.num_workers, config.gpus)
-                adapter = str(trained.adapter)
+            trained = train(world, place, round, prompts, adapter, reference) if prompts else None
+            adapter = str(trained.adapter) if trained else adapter
             last = round + 1 == config.num_rounds
             if last or (round + 1) % config.evaluate_every == 0:
                 course.look(round + 1, held_out(world, folder, round + 1, adapter, last=last))
@@ -188,9 +191,17 @@ def run_strategy(strategy: str, world: World) -> Course:
     return course
 
 
-def tasks_of(config: PromptsConfig, seed: int) -> tuple[list[Task], list[Task]]:
-    """Returns the prompts to train on and those held out."""
-    return parted(all_tasks(config, seed), config.num_held_out, seed)
+def tasks_of(config: LaserConfig) -> tuple[list[Task], list[Task], list[Task]]:
+    """Returns the prompts to train on, those that are labeled, and those held out.
+
+    Raises:
+        ValueError: nothing is left to train on.
+    """
+    tasks, num = all_tasks(config.prompts, config.seed), config.num_labeled
+    rest, held_out = parted(tasks, config.prompts.num_held_out, config.seed)
+    if num >= len(rest):
+        raise ValueError(f"`num_labeled` is {num}, but {len(rest)} prompts are not held out")
+    return rest[num:], rest[:num], held_out  # in the order of a hash
 
 
 def all_tasks(config: PromptsConfig, seed: int) -> list[Task]:
@@ -276,6 +287,19 @@ class Chooser:
         ray.get(self.actor.end_round.remote(round, outcomes))
 
 
+@contextmanager
+def choosing(strategy: str, world: World, folder: Path) -> Generator[Chooser | None]:
+    """Yields the bandit of a strategy, or None where it has none."""
+    selector = world.config.selector_of(strategy)
+    if selector is None:
+        yield None
+        return
+    size, log = len(next(iter(world.contexts.values()))), str(folder / "log")
+    prior_KD = world.labeled.prior_KD if strategy == ROUTER else None
+    with selecting(selector, world.arms, size, log, prior_KD) as actor:
+        yield Chooser(world, actor, Log(log, world.arms))
+
+
 @dataclass(slots=True)
 class Known:
     """What an oracle has been told of the arms: how well each ordered right above wrong so far."""
@@ -326,6 +350,29 @@ def paired(
             prompt = prompts[one.prompt_id]
             found.append(RankedPrompt(one.prompt_id, prompt, one.responses, one.ended, pairs))
     return found
+
+
+def train(
+    world: World,
+    place: Path,
+    round: int,
+    prompts: Sequence[RankedPrompt],
+    start: str,
+    reference: str,
+) -> PolicyRound:
+    """Returns what one pass over the pairs left, which starts from the adapters of `start`."""
+    config = world.config
+    task = PolicyTask(
+        config=config.policy,
+        prompts=tuple(prompts),
+        seed=config.seed,
+        round=round,
+        start=start,
+        reference=reference,
+        folder=str(place),
+        threads=1 if config.num_workers > 1 else 0,
+    )
+    return train_round(task, config.num_workers, config.gpus)
 
 
 def outcomes(

@@ -12,10 +12,14 @@ from panoply.train.policy_config import PolicyConfig, SamplingConfig
 
 VERIFIER = "verifier"
 """Name that no arm may have."""
-LASER, FIXED = "laser", "fixed:"
+LASER, FIXED, ROUTER, CLASSIFIER = "laser", "fixed:", "bayesian_router", "classifier"
+TAUGHT = (ROUTER, CLASSIFIER)
+"""Strategies that learn from every arm's scores of the labeled prompts."""
 STRATEGIES: dict[str, str] = {
     LASER: "the bandit of `selector`",
     "thompson": "Thompson sampling by prompt on advantages: BayesianRouter without its prior",
+    ROUTER: "the same with a prior from the labeled prompts: BayesianRouter (arXiv 2510.02850)",
+    CLASSIFIER: "a classifier from the prompt to the arm that did best on the labeled ones",
     "random": "one arm a prompt by chance",
     "sequential": "one arm after the other",
     "oracle": "the arm that the verifier finds best on the prompt's source: an upper bound",
@@ -109,8 +113,12 @@ class LaserConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     strategies: tuple[str, ...] = (LASER,)
     """Who chooses; each trains a policy of its own on the same prompts with the same updates. Of
-    'laser', 'fixed:ARM', 'random', 'sequential', 'thompson', 'mean', 'mean_raw', 'agreement' and
-    'oracle'; the policy of the first is exported and registered."""
+    'laser', 'fixed:ARM', 'random', 'sequential', 'thompson', 'bayesian_router', 'classifier',
+    'mean', 'mean_raw', 'agreement' and 'oracle'; the policy of the first is exported and
+    registered."""
+    num_labeled: int = 0
+    """Prompts that are not trained on: the start's samples of them are judged by the verifier and
+    scored by all arms, once. 'bayesian_router' and 'classifier' learn from them."""
     score_all: bool = False
     """Let every arm score every sample: gives `agreement` and `disagreement`, costs K times."""
     evaluate_every: int = 4
@@ -138,14 +146,16 @@ class LaserConfig:
         ):
             require(getattr(self, name) >= 1, name, getattr(self, name), ">= 1")
         require(self.n >= 2, "n", self.n, ">= 2, for a pair")
-        for name in ("seed", "num_workers", "gpus"):
+        for name in ("seed", "num_workers", "gpus", "num_labeled"):
             require(getattr(self, name) >= 0, name, getattr(self, name), ">= 0")
         inside = 0 < self.context_depth <= 1
         require(inside, "context_depth", self.context_depth, "a share of the layers in (0, 1]")
         check_strategies(self.strategies, self.arms.names)
-        verified = self.selector.signal.name != "verifier" and "oracle" not in self.strategies
-        told = verified or bool(self.prompts.verifier)
-        allowed = "given with the signal 'verifier' and the strategy 'oracle'"
+        taught = self.num_labeled > 0 or not set(self.strategies) & set(TAUGHT)
+        require(taught, "num_labeled", self.num_labeled, f"positive with the strategies {TAUGHT}")
+        judged = self.selector.signal.name == "verifier" or "oracle" in self.strategies
+        told = bool(self.prompts.verifier) or not (judged or self.num_labeled)
+        allowed = "given with the signal 'verifier', the strategy 'oracle' and `num_labeled`"
         require(told, "prompts.verifier", self.prompts.verifier, allowed)
         agrees = self.selector.signal.name != "agreement" or self.score_all
         require(agrees, "score_all", self.score_all, "True with the signal 'agreement'")
@@ -159,7 +169,7 @@ class LaserConfig:
         """Returns the selector of a strategy; None where all arms are needed."""
         if strategy == LASER:
             return self.selector
-        if strategy == "thompson":
+        if strategy in ("thompson", ROUTER):
             signal = replace(self.selector.signal, name="advantage")
             bandit = Bandit(name="thompson")
             return replace(self.selector, policy=bandit, signal=signal, level="prompt", costs=())
@@ -181,7 +191,7 @@ class BestOfNConfig:
 
     out: str = "runs/best-of-n"
     prompts: PromptsConfig = PromptsConfig(num_held_out=0)
-    """All of them are answered, but those that the run of `laser` trained on."""
+    """All of them are answered, but those that the run of `laser` learned from."""
     arms: ArmsConfig
     n: tuple[int, ...] = (1, 2, 4, 8, 16)
     """Numbers of samples among which is chosen; each set holds the smaller ones."""

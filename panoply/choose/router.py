@@ -29,14 +29,16 @@ def pair_contexts(first_BD: ArrayLike, second_BD: ArrayLike) -> Array:
 def fit_router(contexts_ND: ArrayLike, right_NK: ArrayLike, *, strength: float = 1e-3) -> Array:
     """Returns e_k `[K, D]` of unit length: the mean of Thompson's prior.
 
-        argmin_e  1/M sum_n sum_{i right, j wrong on n} log(1 + exp(-h_n . (e_i - e_j)))
+        argmin_e  1/M sum_n sum_{i, j: v_ni > v_nj} (v_ni - v_nj) log(1 + exp(-h_n . (e_i - e_j)))
                   + strength / 2 sum_k |e_k|^2
 
-    over the M such triples, e_k / |e_k| of the optimum (0 for an arm of which nothing is known).
+    M the sum of these differences: where v is 1 or 0, as in the paper, the number of triples with i
+    right and j wrong. e_k / |e_k| of the optimum (0 for an arm of which nothing is known).
 
     Args:
         contexts_ND: h_n.
-        right_NK: 1 where the arm was right, 0 where it was wrong, NaN where it is not known.
+        right_NK: v, 1 where the arm was right and 0 where it was wrong, or anything between, such
+            as `panoply.choose.rewards.verified`; NaN where it is not known.
         strength: of the penalty.
 
     Raises:
@@ -49,8 +51,8 @@ def fit_router(contexts_ND: ArrayLike, right_NK: ArrayLike, *, strength: float =
         )
     if not np.isfinite(h).all() or not strength > 0:
         raise ValueError(f"contexts must be finite and strength positive, got {strength!r}")
-    beats_NKK = (right[:, :, None] == 1) & (right[:, None, :] == 0)
-    weight = beats_NKK / max(int(beats_NKK.sum()), 1)
+    ahead_NKK = np.maximum(np.nan_to_num(right[:, :, None] - right[:, None, :]), 0)
+    weight = ahead_NKK / (float(ahead_NKK.sum()) or 1.0)
 
     def loss(flat: Array) -> tuple[float, Array]:
         e = flat.reshape(right.shape[1], h.shape[1])

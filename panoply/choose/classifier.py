@@ -1,0 +1,59 @@
+"""From a prompt to the arm that suits it: LASeR's "classifier selection" (arXiv 2410.01735).
+
+Shapes: N labeled prompts, B prompts, K arms, D size of a context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.linear_model import LogisticRegression
+
+Array: TypeAlias = NDArray[np.float64]
+Ints: TypeAlias = NDArray[np.int64]
+Classifier: TypeAlias = Callable[[ArrayLike], Ints]
+"""From contexts `[B, D]` to arms `[B]`."""
+
+
+def fit_classifier(
+    contexts_ND: ArrayLike, verified_NK: ArrayLike, *, strength: float = 1e-3
+) -> Classifier:
+    """Returns a logistic regression from a context to the arm that did best there.
+
+        argmin  mean_n CE(best arm of n, softmax(W h_n + b)) + strength / 2 |W|^2
+
+    Arms that did best together share a prompt evenly. A prompt on which all arms did alike says
+    nothing and is left out. An arm that is best nowhere is never chosen.
+
+    Args:
+        contexts_ND: h_n.
+        verified_NK: how well each arm did, as `panoply.choose.rewards.verified` says; NaN where it
+            is not known.
+        strength: of the penalty, as `panoply.choose.router.fit_router` has it.
+
+    Raises:
+        ValueError: shapes disagree, or no prompt tells two arms apart.
+    """
+    h, verified = np.asarray(contexts_ND, np.float64), np.asarray(verified_NK, np.float64)
+    if h.ndim != 2 or verified.ndim != 2 or len(h) != len(verified):
+        raise ValueError(
+            f"contexts {h.shape!r} and verdicts {verified.shape!r} must be [N, D], [N, K]"
+        )
+    known = np.where(np.isfinite(verified), verified, -np.inf)
+    best = known == known.max(1, keepdims=True)
+    told = np.isfinite(verified) & ~best
+    n, arms = np.nonzero(best & told.any(1, keepdims=True))
+    if not len(n):
+        raise ValueError(
+            f"none of {len(h)} labeled prompts tells two arms apart: label more, or draw more "
+            "samples of each"
+        )
+    if len(set(arms)) == 1:
+        return lambda contexts_BD: np.full(len(np.asarray(contexts_BD)), arms[0])
+    weight = 1 / best.sum(1)[n]
+    model: Any = LogisticRegression(C=1 / (strength * float(weight.sum())), max_iter=2000)
+    model.fit(h[n], arms, sample_weight=weight)
+    return lambda contexts_BD: np.asarray(model.predict(np.asarray(contexts_BD)), np.int64)
