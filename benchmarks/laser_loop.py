@@ -7,10 +7,8 @@
                same prompts with the same number of rounds, samples and steps
     figures <- share of right responses to held-out prompts, before and after
 
-The bandit is rewarded as in the paper, by the negative loss (`laser`), or by the verifier's word on
-the chosen arm of each training prompt (`laser, verifier`): a run of its own, since one run has one
-signal. No other strategy reads a verdict. A seed moves which prompts are held
-out, their order, the samples and every draw; the arms are the same.
+The bandit is rewarded as in the paper, by the negative loss; no strategy reads a verdict. A seed
+moves which prompts are held out, their order, the samples and every draw; the arms are the same.
 
 How well each arm orders right above wrong responses is measured on the held-out prompts before
 training. Everything stands in `--folder`, and what is there is not computed again.
@@ -30,7 +28,7 @@ import tyro
 
 from jobs.recipes import FUNCTIONS, PREFERENCE
 from panoply.choose.config import PolicyConfig as Bandit
-from panoply.choose.config import SelectorConfig, SignalConfig
+from panoply.choose.config import SelectorConfig
 from panoply.choose.laser_config import ArmsConfig, BestOfNConfig, LaserConfig, PromptsConfig
 from panoply.config import Rendering
 from panoply.data.verifiable import DOMAINS, verifiable_prompts
@@ -54,7 +52,6 @@ ARMS_SEED = 3
 SAMPLING = SamplingConfig(max_tokens=80)
 RENDERING = Rendering(max_prompt_tokens=64, max_response_tokens=96)
 STRATEGIES = ("laser", "random", "mean")
-VERIFIED = "laser, verifier"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,9 +60,9 @@ class Args:
 
     folder: str = "runs/laser-loop"
     seeds: tuple[int, ...] = (0, 1, 2)
-    num_rounds: int = 5
+    num_rounds: int = 4
     prompts_per_round: int = 12
-    n: int = 6
+    n: int = 4
     num_held_out: int = 36
     strategies: tuple[str, ...] = STRATEGIES
     json: str = ""
@@ -168,9 +165,11 @@ def loop_config(args: Args, seed: int, arms: ArmsConfig, prompts: Path) -> Laser
         num_pairs=1,
         num_rounds=args.num_rounds,
         prompts_per_round=args.prompts_per_round,
-        rounds_per_iteration=3,
+        rounds_per_iteration=2,
         evaluate_every=args.num_rounds,
-        selector=SelectorConfig(policy=Bandit(name="linucb", alpha=1.0), seed=seed),
+        selector=SelectorConfig(
+            policy=Bandit(name="linucb", alpha=1.0, max_features=16), seed=seed
+        ),
         policy=PolicyConfig(trunk=TrunkConfig(rendering=RENDERING), lr=2e-4, prompts_per_step=6),
         sampling=SAMPLING,
         strategies=args.strategies,
@@ -180,34 +179,12 @@ def loop_config(args: Args, seed: int, arms: ArmsConfig, prompts: Path) -> Laser
     )
 
 
-def verified_config(config: LaserConfig) -> LaserConfig:
-    """Returns the same run with the bandit rewarded by the verifier."""
-    signal = SignalConfig(name="verifier")
-    selector = replace(config.selector, signal=signal)
-    return replace(config, out=f"{config.out}-verifier", selector=selector, strategies=("laser",))
-
-
-def run_seed(args: Args, seed: int, arms: ArmsConfig, prompts: Path) -> dict[str, Any]:
-    """Runs all strategies of a seed; returns the sections of their `metrics.json` by strategy."""
-    from workflows.laser import run_laser
-    from workflows.progress import Watch
-
-    config = loop_config(args, seed, arms, prompts)
-    found = run_laser(config, Watch())
-    own = run_laser(verified_config(config), Watch())
-    return {
-        "strategies": found["strategies"] | {VERIFIED: own["strategies"]["laser"]},
-        "choices": found["choices"] | {VERIFIED: own["choices"]["laser"]},
-    }
-
-
-def by_prompt(args: Args, seed: int, folder: str, looks: int) -> dict[str, float]:
+def by_prompt(args: Args, seed: int, strategy: str, looks: int) -> dict[str, float]:
     """Returns the share of right responses to each held-out prompt after some rounds."""
     from panoply.choose.scored import read_scored
 
-    place = Path(args.folder) / f"seed-{seed}{'-verifier' if folder == VERIFIED else ''}"
-    own = "start" if not looks else "laser" if folder == VERIFIED else folder
-    scored = read_scored(place / own / f"held-out-{looks:03d}.parquet", tuple(ARMS))
+    place = Path(args.folder) / f"seed-{seed}" / strategy
+    scored = read_scored(place / f"held-out-{looks:03d}.parquet", tuple(ARMS))
     return {one.prompt_id: one.quality for one in scored}
 
 
@@ -215,7 +192,7 @@ def outcomes(args: Args) -> dict[str, Any]:
     """Returns what each strategy came to: by seed, in all, and against the others."""
     from panoply.measure.intervals import percentiles, resampled_sums
 
-    names = (*args.strategies, VERIFIED)
+    names = args.strategies
     quality: dict[str, list[float]] = {name: [] for name in ("start", *names)}
     prompts: list[str] = []
     for seed in args.seeds:
@@ -243,7 +220,6 @@ def outcomes(args: Args) -> dict[str, Any]:
         "quality": {name: told(values) for name, values in quality.items()},
         "gain": {name: less(name, "start") for name in names},
         "laser_less": {name: less("laser", name) for name in names if name != "laser"},
-        "verified_less": {name: less(VERIFIED, name) for name in names if name != VERIFIED},
     }
 
 
@@ -299,25 +275,28 @@ def show(found: Mapping[str, Any]) -> None:
             interval(less["ci95"], signed=True) if less else "",
         )
     console.print(table)
-    for name, shares in found["shares"].items():
-        table = empty_table(f"Share of the prompts that got each arm: {name}", "domain", ARMS)
-        for domain, own in shares.items():
-            add_row(table, domain, *(number(own[arm], 2) for arm in ARMS))
-        console.print(table)
+    table = empty_table("Share of the prompts that got each arm (laser)", "domain", ARMS)
+    for domain, own in found["shares"].items():
+        add_row(table, domain, *(number(own[arm], 2) for arm in ARMS))
+    console.print(table)
 
 
 def main() -> None:
     """Runs what is not there, and prints and writes the figures."""
+    from workflows.laser import run_laser
+    from workflows.progress import Watch
+
     args = tyro.cli(Args, description=__doc__)
     folder = Path(args.folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     for_arms, for_policy = write_prompts(folder)
     arms = train_arms(sampled(for_arms, folder), folder)
-    runs = {seed: run_seed(args, seed, arms, for_policy) for seed in args.seeds}
-    choosers = ("laser", VERIFIED)
+    runs = {
+        seed: run_laser(loop_config(args, seed, arms, for_policy), Watch()) for seed in args.seeds
+    }
     found: dict[str, Any] = outcomes(args) | {
         "arms": known_of_arms(args),
-        "shares": {n: mean_shares([r["choices"][n] for r in runs.values()]) for n in choosers},
+        "shares": mean_shares([run["choices"]["laser"] for run in runs.values()]),
         "runs": {str(seed): run for seed, run in runs.items()},
     }
     show(found)
