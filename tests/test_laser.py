@@ -204,8 +204,11 @@ def test_a_run_that_an_alarm_stopped_says_so_and_goes_on_when_the_watch_allows_i
     assert found["strategies"]["laser"]["paused"] == ""
     assert "stopped" not in (out / "report.html").read_text()
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    logged = client.get_metric_history((out / "mlflow_run").read_text(), "train.loss")
+    run_id = (out / "mlflow_run").read_text()
+    logged = client.get_metric_history(run_id, "train.loss")
     assert [one.step for one in logged] == [0, 1, 2, 3]
+    told = client.get_run(run_id).data
+    assert (told.params["watch.kl"], told.tags["later.watch.kl"]) == ("pause", "warn")
 
 
 def test_best_of_n_counts_what_each_picks_and_asks_the_bandit_of_a_run(calm, tmp_path):

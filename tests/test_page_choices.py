@@ -153,6 +153,19 @@ def test_what_a_run_did_not_measure_is_left_out(tmp_path):
         assert (f">{name}</h2>" in html) == (id in ("strategies", "record"))
 
 
+def test_a_run_without_a_verifier_claims_no_quality(tmp_path):
+    metrics, config, history = example_run()
+    nothing = dict.fromkeys(("before", "after", "gain"))
+    for found in metrics["strategies"].values():
+        found |= nothing | {"gain_ci95": [None, None], "held_out": {"0": None, "12": None}}
+        found["best_of_n"] = {who: {"before": None, "after": None} for who in ARMS}
+    html = page_of(tmp_path, metrics, config, history).read_text()
+    assert 'class="verdict"' not in html
+    assert "Held-out quality" not in html
+    assert "Right choices" not in html
+    assert "Scores paid" in html
+
+
 def test_a_page_of_best_of_n_shows_right_choices_by_n_with_intervals(tmp_path):
     metrics = {"best_of_n": best_of_n(), "num_prompts": 10, "arms_routed": {"long": 7, "short": 3}}
     html = page_of(tmp_path, metrics).read_text()

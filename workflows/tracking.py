@@ -153,7 +153,12 @@ def _fill(
     """Writes into the run that is begun, and its id into its folder."""
     (out / "mlflow_run").write_text(run_id)
     mlflow.set_tags(dict(tags))
-    mlflow.log_params({name: str(value)[:500] for name, value in flat(config)})
+    params = {name: str(value)[:500] for name, value in flat(config)}
+    # A run may be continued with other values of some settings, which MLflow does not let change.
+    known = MlflowClient().get_run(run_id).data.params
+    mlflow.log_params({name: value for name, value in params.items() if name not in known})
+    changed = {n: value for n, value in params.items() if known.get(n, value) != value}
+    mlflow.set_tags({f"later.{name}": value for name, value in changed.items()})
     numbers = {
         _metric_name(name): float(value)
         for name, value in flat(metrics)

@@ -33,7 +33,7 @@ QUALITY = "right responses"
 def verdict(metrics: Section) -> str:
     """Returns what the first strategy came to, beside the best other; '' if unknown."""
     strategies = metrics.get("strategies", {})
-    if not strategies or "gain" not in next(iter(strategies.values())):
+    if not any(given([own.get("gain")]) for own in list(strategies.values())[:1]):
         return ""
     name, found = next(iter(strategies.items()))
     changes = {"above": "rose", "below": "fell"}
@@ -63,7 +63,7 @@ def figures(metrics: Section) -> list[Figure]:
         return []
     name, found = next(iter(strategies.items()))
     shown: list[Figure] = []
-    if "after" in found:
+    if given([found.get("after")]):
         note = f"right responses to held-out prompts with {name}; {number(found['before'])} before"
         shown.append(Figure("Held-out quality", number(found["after"]), note))
     most = max(own["num_scored"] for own in strategies.values())
@@ -146,7 +146,8 @@ def differences(found: Mapping[str, Section]) -> Chart:
 def pickers(strategies: Mapping[str, Section]) -> Grid:
     """How often the best of a held-out prompt's samples is right, by who calls it the best."""
     picked = {name: own["best_of_n"] for name, own in strategies.items() if "best_of_n" in own}
-    first: Section = next(iter(picked.values()), {})
+    known = any(given(own.values()) for each in picked.values() for own in each.values())
+    first: Section = next(iter(picked.values())) if known else {}
     rows = [
         (
             who,
