@@ -3,7 +3,7 @@
 The steps are a function of (seed, round, step) and the ranked prompts, and what they compute is a
 sum over all workers, so their number changes nothing.
 
-Legend: `P` pairs, `2` the chosen and the rejected response.
+Legend: `P` pairs, `Q` those of the probe, `2` the chosen and the rejected response.
 """
 
 from __future__ import annotations
@@ -51,9 +51,10 @@ class PolicyLearner:
         self.net.head.requires_grad_(False)  # a policy has no score
         renderer = self.trainable.renderer
         self.comparisons = [comparison(renderer, ranked) for ranked in task.prompts]
-        self.bounds = np.cumsum([0, *(len(ranked.pairs) for ranked in task.prompts)])
+        self.probe = [comparison(renderer, ranked) for ranked in task.probe]
         self.weight_P = np.repeat(
-            [ranked.weight for ranked in task.prompts], np.diff(self.bounds)
+            [ranked.weight for ranked in task.prompts],
+            [len(ranked.pairs) for ranked in task.prompts],
         ).astype(np.float64)
         self.weights = Weights.of(
             self.net,
@@ -64,23 +65,13 @@ class PolicyLearner:
         )
         if task.start:
             self._start_from(Path(task.start))
-        self.before_P2, self.reference_P2, self.base_P2 = self._spoken_before()
+        self.before_P2, self.reference_P2, self.base_P2, self.probe_Q2 = self._spoken_before()
 
     @property
     def num_steps(self) -> int:
         """Steps of the round."""
         per_epoch = -(-len(self.task.prompts) // self.config.prompts_per_step)
         return per_epoch * self.config.num_epochs
-
-    @property
-    def tokens_P2(self) -> Array:
-        """Tokens that each side of each pair speaks, with the one that ends it."""
-        sizes = [
-            [spoken_tokens(item.tree.branches[i]) for i in pair]
-            for item in self.comparisons
-            for pair in zip(item.chosen, item.rejected, strict=True)
-        ]
-        return np.array(sizes, np.float64)
 
     def _start_from(self, folder: Path) -> None:
         """Takes adapters over, and what AdamW remembers where a round left it beside them."""
@@ -93,54 +84,50 @@ class PolicyLearner:
         else:
             self.weights.restore(trained)
 
-    def _spoken_before(self) -> tuple[Array, Array, Array]:
-        """Returns log-probabilities `[P, 2]` under the start, the reference, and no adapters.
+    def _spoken_before(self) -> list[Array]:
+        """Returns log-probabilities `[P, 2]`: of the start, the reference, and without adapters.
 
-        They are kept beside the checkpoints: a round that goes on has other weights.
+        The fourth are those `[Q, 2]` of the probe under the start. All are kept beside the
+        checkpoints: a round that goes on has other weights.
         """
         path = Path(self.task.folder) / SPOKEN
         known = path.exists()
         self.group.wait()
-        names = ("start", "reference", "base")
+        names = ("start", "reference", "base", "probe")
         if known:
             with np.load(path, allow_pickle=False) as found:
-                return found["start"], found["reference"], found["base"]
+                return [found[name] for name in names]
         start, reference = self.task.start, self.task.reference
-        by_adapter = {start: self.spoken()}
+        probe_Q2 = self.spoken(self.probe)
+        by_adapter = {start: self.spoken(self.comparisons)}
         if "" not in by_adapter:
             with self.trainable.adapters_off():
-                by_adapter[""] = self.spoken()
+                by_adapter[""] = self.spoken(self.comparisons)
         if reference not in by_adapter:
             own = self.weights.trained()
             self.weights.restore(read_adapter(self.trainable, Path(reference)))
-            by_adapter[reference] = self.spoken()
+            by_adapter[reference] = self.spoken(self.comparisons)
             self.weights.restore(own)
-        arrays = by_adapter[start], by_adapter[reference], by_adapter[""]
+        arrays = [by_adapter[start], by_adapter[reference], by_adapter[""], probe_Q2]
         if self.group.rank == 0:
             partial = path.with_suffix(".part.npz")
             np.savez(partial, **dict(zip(names, arrays, strict=True)))
             partial.rename(path)
         return arrays
 
-    def rows(self, prompts: Sequence[int]) -> list[int]:
-        """Returns the pairs of some prompts."""
-        return [row for i in prompts for row in range(self.bounds[i], self.bounds[i + 1])]
-
-    def spoken(self) -> Array:
+    def spoken(self, comparisons: Sequence[Comparison]) -> Array:
         """Returns log-probabilities `[P, 2]` of all pairs under the weights as they are."""
-        mine = self.group.mine(range(len(self.comparisons)))
+        if not comparisons:
+            return np.zeros((0, 2))
+        mine = self.group.mine(range(len(comparisons)))
         with self.trainable.autocast():
-            compared = margins(
-                self.net,
-                [self.comparisons[i] for i in mine],
-                self.config.token_budget,
-                policy=True,
-            )
+            own = [comparisons[i] for i in mine]
+            compared = margins(self.net, own, self.config.token_budget, policy=True)
         chosen_P, rejected_P = compared.chosen_log_prob_P, compared.rejected_log_prob_P
         assert chosen_P is not None
         assert rejected_P is not None
         both_P2 = torch.stack([chosen_P, rejected_P], dim=1).double().cpu().numpy()
-        return self.group.spread(self.rows(mine), both_P2, len(self.weight_P))
+        return self.group.spread(pairs_of(comparisons, mine), both_P2, len(tokens_of(comparisons)))
 
     def step(self, number: int) -> dict[str, Any]:
         """Takes a step and returns what is logged of it.
@@ -151,10 +138,10 @@ class PolicyLearner:
         began = time.perf_counter()
         key = (self.task.seed, self.task.round)
         prompts = step_ids(key, number, len(self.comparisons), self.config.prompts_per_step)
-        total = float(self.weight_P[self.rows(prompts)].sum())
+        total = float(self.weight_P[pairs_of(self.comparisons, prompts)].sum())
         mine = self.group.mine(prompts)
         comparisons = [self.comparisons[i] for i in mine]
-        rows = np.array(self.rows(mine), np.int64)
+        rows = np.array(pairs_of(self.comparisons, mine), np.int64)
         with self.trainable.autocast():
             done = compute_gradients(
                 self.net,
@@ -223,6 +210,22 @@ def comparison(renderer: Renderer, ranked: RankedPrompt) -> Comparison:
         chosen=tuple(place[i] for i, _ in ranked.pairs),
         rejected=tuple(place[j] for _, j in ranked.pairs),
     )
+
+
+def pairs_of(comparisons: Sequence[Comparison], prompts: Sequence[int]) -> list[int]:
+    """Returns the numbers of the pairs of some prompts, among those of all."""
+    bounds = np.cumsum([0, *(len(item.chosen) for item in comparisons)])
+    return [row for i in prompts for row in range(bounds[i], bounds[i + 1])]
+
+
+def tokens_of(comparisons: Sequence[Comparison]) -> Array:
+    """Returns `[P, 2]` the tokens that each side of each pair speaks, with the one that ends it."""
+    sizes = [
+        [spoken_tokens(item.tree.branches[i]) for i in pair]
+        for item in comparisons
+        for pair in zip(item.chosen, item.rejected, strict=True)
+    ]
+    return np.array(sizes, np.float64).reshape(-1, 2)
 
 
 def spoken_tokens(branch: Branch) -> int:

@@ -15,7 +15,7 @@ from panoply.data.schema import Prompt
 from panoply.train.policy_config import PolicyConfig
 
 DONE, STOPPED, PROGRESS = "done.json", "stopped.json", "progress.json"
-ADAPTER, PAIRS = "adapter", "pairs.parquet"
+ADAPTER, PAIRS, PROBE = "adapter", "pairs.parquet", "probe.parquet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,8 @@ class RankedPrompt:
     """Numbers of the chosen and the rejected response, as `panoply.choose.pairs` gives them."""
     weight: float = 1.0
     """Of each of the pairs in the loss."""
+    source: str = ""
+    """What the results on a probe are told by."""
 
     def __post_init__(self) -> None:
         if len(self.ended) != len(self.responses):
@@ -70,6 +72,9 @@ class PolicyTask:
     """Where checkpoints and results go, on storage that all workers share."""
     threads: int = 0
     """Of each worker; 0 leaves torch's own number."""
+    probe: tuple[RankedPrompt, ...] = ()
+    """Pairs that are trusted: not trained on, only looked at before the first and after the last
+    step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +87,9 @@ class PolicyRound:
     `loss` and its parts `dpo` and `nll`, `chosen_log_prob` and `rejected_log_prob`, before the
     first step, and the same with `_after`, after the last; `reference`, log-ratio of the reference;
     `kl` from the model without adapters (`panoply.train.policy_outcome`), before the first step."""
+    probe: pa.Table
+    """One row a trusted pair: `prompt_id`, `source`, and `margin` before the first and
+    `margin_after` after the last step (`panoply.train.policy_outcome.margin_per_token`)."""
     history: list[dict[str, Any]]
     """One entry a step: `step`, `loss`, `gradient_norm`, `tokens`, `seconds`."""
 
@@ -94,7 +102,21 @@ class PolicyRound:
     def read(cls, folder: Path) -> PolicyRound:
         """Reads a finished round."""
         history = json.loads((folder / DONE).read_text())["history"]
-        return cls(folder, pq.read_table(folder / PAIRS), history)
+        pairs, probe = (pq.read_table(folder / name) for name in (PAIRS, PROBE))
+        return cls(folder, pairs, probe, history)
+
+    def probe_gain(self, source: str | None = None) -> float:
+        """Returns by how much the mean margin on trusted pairs rose; NaN where there are none.
+
+        Args:
+            source: only its pairs count, where it has any; None: all count.
+        """
+        before, after, sources = (
+            np.array(self.probe[name].to_pylist()) for name in ("margin", "margin_after", "source")
+        )
+        own = sources == source
+        gain = (after - before)[own] if own.any() else after - before
+        return float(gain.mean()) if len(gain) else float("nan")
 
     def by_prompt(self, column: str) -> dict[str, float]:
         """Returns the mean of a column over the pairs of each prompt."""

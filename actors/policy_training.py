@@ -14,13 +14,13 @@ import torch
 
 from actors import checkpoints
 from actors.learner import NonFinite
-from actors.policy_learner import OPTIMIZER, PolicyLearner
-from actors.policy_task import ADAPTER, DONE, PAIRS, PROGRESS, STOPPED, PolicyTask
+from actors.policy_learner import OPTIMIZER, PolicyLearner, tokens_of
+from actors.policy_task import ADAPTER, DONE, PAIRS, PROBE, PROGRESS, STOPPED, PolicyTask
 from actors.training import TOLD_EVERY_SECONDS, worker_group
 from panoply.hub.adapters import save_adapter
 from panoply.hub.backbone import quiet
 from panoply.train.group import Group
-from panoply.train.policy_outcome import kl_per_token, pair_losses
+from panoply.train.policy_outcome import kl_per_token, margin_per_token, pair_losses
 
 
 def train_policy(config: Mapping[str, PolicyTask]) -> None:
@@ -72,13 +72,15 @@ def take_steps(learner: PolicyLearner, history: list[dict[str, Any]], folder: Pa
 
 
 def finish(learner: PolicyLearner, history: list[dict[str, Any]], folder: Path) -> None:
-    """Writes the adapters, and what became of the pairs."""
-    after_P2, state = learner.spoken(), learner.weights.state()
+    """Writes the adapters, and what became of the pairs and of the probe."""
+    after_P2, probe_Q2 = learner.spoken(learner.comparisons), learner.spoken(learner.probe)
+    state = learner.weights.state()
     if learner.group.rank == 0:
         adapter = folder / ADAPTER
         save_adapter(learner.trainable, state["trained"], learner.config.trunk.model, adapter)
         torch.save(state["optimizer"], adapter / OPTIMIZER)
         pq.write_table(outcome_table(learner, after_P2), folder / PAIRS)
+        pq.write_table(probe_table(learner, probe_Q2), folder / PROBE)
         checkpoints.write_json(folder / DONE, {"history": history})
         checkpoints.clear(folder)
     learner.group.wait()
@@ -87,7 +89,7 @@ def finish(learner: PolicyLearner, history: list[dict[str, Any]], folder: Path) 
 def outcome_table(learner: PolicyLearner, after_P2: Any) -> pa.Table:
     """Returns the table of `PolicyRound.pairs`."""
     prompts, config = learner.task.prompts, learner.config
-    tokens_P2, reference_P2 = learner.tokens_P2, learner.reference_P2
+    tokens_P2, reference_P2 = tokens_of(learner.comparisons), learner.reference_P2
     columns: dict[str, Any] = {
         "prompt_id": [ranked.prompt_id for ranked in prompts for _ in ranked.pairs],
         "chosen": [i for ranked in prompts for i, _ in ranked.pairs],
@@ -103,4 +105,17 @@ def outcome_table(learner: PolicyLearner, after_P2: Any) -> pa.Table:
         }
     columns["reference"] = reference_P2[:, 0] - reference_P2[:, 1]
     columns["kl"] = kl_per_token(learner.before_P2, learner.base_P2, tokens_P2)
+    return pa.table(columns)
+
+
+def probe_table(learner: PolicyLearner, after_Q2: Any) -> pa.Table:
+    """Returns the table of `PolicyRound.probe`."""
+    tokens_Q2 = tokens_of(learner.probe)
+    rows = [ranked for ranked in learner.task.probe for _ in ranked.pairs]
+    columns: dict[str, Any] = {
+        "prompt_id": pa.array([ranked.prompt_id for ranked in rows], pa.string()),
+        "source": pa.array([ranked.source for ranked in rows], pa.string()),
+        "margin": margin_per_token(learner.probe_Q2, tokens_Q2),
+        "margin_after": margin_per_token(after_Q2, tokens_Q2),
+    }
     return pa.table(columns)

@@ -122,7 +122,10 @@ def test_a_recording_answers_what_it_holds_and_nothing_else(tmp_path):
         ({"num_labeled": 4, "prompts": PromptsConfig(verifier="")}, "verifier"),
         ({"num_labeled": -1}, "num_labeled"),
         ({"selector": SelectorConfig(signal=SignalConfig(name="agreement"))}, "score_all"),
-        ({"selector": SelectorConfig(signal=SignalConfig(name="probe"))}, "trusted pairs"),
+        (
+            {"selector": SelectorConfig(signal=SignalConfig(name="probe"))},
+            "a file of trusted pairs",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_told_at_once(changes, message):

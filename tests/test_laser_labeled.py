@@ -1,7 +1,8 @@
-"""A run that labels some prompts first: strategies that learn from them."""
+"""A run that labels some prompts first: strategies that learn from them, and a probe."""
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,18 +12,19 @@ from laser_runs import laser_config
 from panoply.choose.bandit import project
 from panoply.choose.classifier import fit_classifier
 from panoply.choose.config import PolicyConfig as Bandit
-from panoply.choose.config import SelectorConfig
-from panoply.choose.laser_config import PromptsConfig
+from panoply.choose.config import SelectorConfig, SignalConfig, WatchConfig
+from panoply.choose.laser_config import ArmsConfig, PromptsConfig
 from panoply.choose.log import Log
 from panoply.choose.make import initial_state
 from panoply.choose.rewards import verified
 from panoply.choose.router import fit_router
 from panoply.choose.scored import read_scored
 from workflows.laser import run_laser, tasks_of
+from workflows.probe import judged_probe, read_probe
 from workflows.progress import Watch
 
 ARMS = ("long", "short")
-STRATEGIES = ("laser", "bayesian_router", "thompson", "classifier")
+STRATEGIES = ("laser", "bayesian_router", "classifier")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,9 @@ def taught(cluster, tiny_policy_folder, tmp_path_factory):
         num_labeled=8,
         num_rounds=3,
         strategies=STRATEGIES,
-        selector=SelectorConfig(policy=Bandit(name="linucb", max_features=8)),
+        selector=SelectorConfig(
+            policy=Bandit(name="linucb", max_features=8), signal=SignalConfig(name="probe")
+        ),
     )
     return root / "run", config, run_laser(config, Watch())
 
@@ -70,7 +74,6 @@ def test_labeled_prompts_are_scored_by_all_arms_and_not_trained_on(taught):
     assert cost == {
         "laser": own,
         "bayesian_router": own + extra,
-        "thompson": own,
         "classifier": own + extra,
     }
 
@@ -85,13 +88,10 @@ def test_a_router_starts_from_the_prior_of_the_labeled_prompts(taught):
     prior = fit_router(project(state, own), rows)
     assert np.allclose(json.loads((out / "prior.json").read_text()), prior, atol=1e-6)
     assert np.allclose(np.linalg.norm(prior, axis=1), 1)
-    logs = [Log(str(out / name / "log"), ARMS).read() for name in ("bayesian_router", "thompson")]
-    first = [
-        [row["probabilities"] for row in log.decisions.to_pylist() if row["round"] == 0]
-        for log in logs
-    ]
-    assert np.allclose(first[1], 0.5)  # nothing is known
-    assert np.abs(np.array(first[0]) - 0.5).max() > 0.05
+    decisions = Log(str(out / "bayesian_router" / "log"), ARMS).read().decisions
+    first = [row["probabilities"] for row in decisions.to_pylist() if row["round"] == 0]
+    # Without a prior nothing would be known, and both would be as likely.
+    assert np.abs(np.array(first) - 0.5).max() > 0.05
 
 
 def test_a_classifier_picks_the_arm_of_each_prompt_for_the_whole_run(taught):
@@ -119,3 +119,79 @@ def test_what_was_learned_is_read_again(taught):
     assert run_laser(config, Watch())["strategies"] == metrics["strategies"]
     assert json.loads((out / "routes.json").read_text()) == routes
     assert {name: (out / name).stat().st_mtime_ns for name in before} == before
+
+
+def test_a_probe_is_right_and_wrong_samples_of_labeled_prompts_and_rewards_the_bandit(taught):
+    out, config, _ = taught
+    found = {one.prompt_id: one for one in read_scored(out / "labeled.parquet", ARMS)}
+    rows = pq.read_table(out / "laser" / "000" / "probe.parquet").to_pylist()
+    assert rows
+    assert Counter(row["prompt_id"] for row in rows).most_common(1)[0][1] <= 2
+    for probe in judged_probe(config, tasks_of(config)[1], list(found.values())):
+        verdicts = [float(len(text) % 3 > 0) for text in probe.responses]
+        assert all(verdicts[i] > verdicts[j] for i, j in probe.pairs)
+        assert probe.source == found[probe.prompt_id].source
+    record = Log(str(out / "laser" / "log"), ARMS).read().rewards.to_pylist()
+    source_of = {task.prompt_id: task.source for task in tasks_of(config)[0]}
+    for row in record:
+        probed = pq.read_table(out / "laser" / f"{row['round']:03d}" / "probe.parquet").to_pylist()
+        own = [one for one in probed if one["source"] == source_of[row["decision_id"]]] or probed
+        gain = np.mean([one["margin_after"] - one["margin"] for one in own])
+        assert row["probe_gain"] == pytest.approx(gain)
+        assert row["reward"] == row["signal_probe"]
+    rewards = [row["reward"] for row in record if row["round"] > 1]
+    assert None not in rewards
+    assert len(set(rewards)) > 1
+    silent = [replace(one, verdict_n=np.ones(3)) for one in found.values()]
+    with pytest.raises(ValueError, match="none of 8 labeled prompts has a right and a wrong"):
+        judged_probe(config, tasks_of(config)[1], silent)
+
+
+def test_scores_that_rise_while_a_policy_learns_nothing_are_called_hacking_in_a_run(
+    cluster, tiny_policy_folder, tmp_path
+):
+    (tmp_path / "inflated.py").write_text(
+        "from pathlib import Path\n"
+        "def inflated(response):\n"
+        f"    rounds = len(list(Path({str(tmp_path)!r}).glob('run/*/*/samples.parquet')))\n"
+        "    return len(response) + 1000 * rounds\n"
+    )
+    pairs = [
+        {"prompt": f"say {i}", "chosen": f"yes {i}", "rejected": "no", "source": "mine"}
+        for i in range(4)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    config = laser_config(
+        tiny_policy_folder,
+        tmp_path / "run",
+        prompts=PromptsConfig(num_made=12, num_held_out=0),
+        arms=ArmsConfig(models=(f"inflated=function:{tmp_path}/inflated.py:inflated",)),
+        strategies=("fixed:inflated",),
+        probe=str(tmp_path / "pairs.jsonl"),
+        num_rounds=6,
+        rounds_per_iteration=6,
+        watch=WatchConfig(window=2, sigmas=2.0, hacking="pause"),
+    )
+    still = replace(config, policy=replace(config.policy, lr=1e-12))
+    metrics = run_laser(still, Watch())
+    found = metrics["strategies"]["fixed:inflated"]
+    assert found["paused"].startswith("round 4: hacking: scores rose by")
+    assert found["rounds"] == 4
+    (alarm,) = metrics["choices"]["fixed:inflated"]["alarms"]
+    assert (alarm["name"], alarm["round"]) == ("hacking", 3)
+    record = Log(str(tmp_path / "run" / "fixed-inflated" / "log"), ("inflated",)).read()
+    assert record.rewards["probe_gain"].null_count == 0
+
+
+def test_a_file_of_trusted_pairs_gives_up_prompts_that_are_used_elsewhere(tmp_path):
+    config = laser_config("embedded", tmp_path / "run", probe=str(tmp_path / "pairs.jsonl"))
+    train, _, held_out = tasks_of(config)
+    prompts = [train[0].prompt, held_out[0].prompt, [{"role": "user", "content": "say 1"}]]
+    rows = [{"prompt": p, "chosen": "yes", "rejected": "no", "source": "mine"} for p in prompts]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (kept,) = read_probe(config, tmp_path / "run", [*train, *held_out])
+    assert kept.prompt == prompts[2]
+    assert (kept.responses, kept.pairs, kept.source) == (("yes", "no"), ((0, 1),), "pairs")
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows[:2])))
+    with pytest.raises(ValueError, match="the prompts of all its pairs are trained on or held out"):
+        read_probe(config, tmp_path / "run", [*train, *held_out])

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from actors import checkpoints
-from actors.policy_learner import PolicyLearner, comparison
+from actors.policy_learner import PolicyLearner, comparison, pairs_of, tokens_of
 from actors.policy_task import DONE, STOPPED, PolicyRound
 from actors.policy_training import run_policy_task
 from actors.sampler import Question, Sampler
@@ -33,7 +33,12 @@ from panoply.train.policy_outcome import kl_per_token
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory, tiny_policy_folder):
-    return policy_task(tiny_policy_folder, tmp_path_factory.mktemp("policy") / "main")
+    probe = [
+        replace(ranked, source=f"source {i % 2}")
+        for i, ranked in enumerate(ranked_prompts(5, seed=3))
+    ]
+    folder = tmp_path_factory.mktemp("policy") / "main"
+    return policy_task(tiny_policy_folder, folder, probe=tuple(probe))
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +58,8 @@ def second(task, first):
     return PolicyRound.read(folder)
 
 
-def column(found, name):
-    return np.array(found.pairs[name].to_pylist())
+def column(found, name, table=None):
+    return np.array((found.pairs if table is None else table)[name].to_pylist())
 
 
 def adapters(found):
@@ -102,8 +107,8 @@ def test_a_round_reports_its_pairs_as_plain_forwards_see_them(task, first, tiny_
     after = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(tiny_policy_folder), first.adapter
     ).eval()
-    rows = learner.bounds[:-1]
-    for number, row in enumerate(rows):
+    first_rows = [pairs_of(learner.comparisons, [i])[0] for i in range(len(task.prompts))]
+    for number, row in enumerate(first_rows):
         for model, suffix in ((base, ""), (after, "_after")):
             wanted = spoken(model, learner, number)
             found = [
@@ -112,8 +117,57 @@ def test_a_round_reports_its_pairs_as_plain_forwards_see_them(task, first, tiny_
             assert found == pytest.approx(wanted, abs=1e-3)
             ratio = first.pairs["reference"][int(row)].as_py()
             loss = math.log1p(math.exp(-0.1 * (wanted[0] - wanted[1] - ratio)))
-            loss -= wanted[0] / learner.tokens_P2[row, 0]
+            loss -= wanted[0] / tokens_of(learner.comparisons)[row, 0]
             assert column(first, f"loss{suffix}")[row] == pytest.approx(loss, abs=1e-3)
+
+
+def test_the_margin_on_a_probe_is_that_of_plain_forwards_and_told_by_source(
+    task, first, second, tiny_policy_folder
+):
+    learner = PolicyLearner(task, Group())
+    before, after = (column(first, name, first.probe) for name in ("margin", "margin_after"))
+    base = AutoModelForCausalLM.from_pretrained(tiny_policy_folder).eval()
+    wanted = plain_margins(base, learner.probe)
+    trained = PeftModel.from_pretrained(base, first.adapter).eval()
+    assert before == pytest.approx(wanted, abs=1e-4)
+    assert after == pytest.approx(plain_margins(trained, learner.probe), abs=1e-4)
+    assert np.abs(after - before).min() > 1e-5
+    gains = [after[i] - before[i] for i in range(7)]
+    # Prompts 0 to 4 have 1, 2, 1, 2, 1 pairs; 0, 2 and 4 are of one source, 1 and 3 of the other.
+    assert first.probe["source"].to_pylist() == [f"source {i}" for i in (0, 1, 1, 0, 1, 1, 0)]
+    own = {"source 0": [0, 3, 6], "source 1": [1, 2, 4, 5]}
+    for source, rows in own.items():
+        assert first.probe_gain(source) == pytest.approx(np.mean([gains[row] for row in rows]))
+    assert first.probe_gain() == first.probe_gain("source 2") == pytest.approx(np.mean(gains))
+    # A round begins where the one before ended.
+    assert column(second, "margin", second.probe) == pytest.approx(after, abs=1e-5)
+
+
+def plain_margins(model, comparisons):
+    """Mean log-probability of a token of the chosen response less that of the rejected one."""
+    found = []
+    for item in comparisons:
+        for sides in zip(item.chosen, item.rejected, strict=True):
+            means = []
+            for place in sides:
+                branch, start = item.tree.branches[place], len(item.tree.shared)
+                ids = item.tree.shared + branch.tokens
+                with torch.no_grad():
+                    logits = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+                said = range(start + branch.start, min(start + branch.stop + 1, len(ids)))
+                means.append(np.mean([float(logits[t - 1, ids[t]]) for t in said]))
+            found.append(means[0] - means[1])
+    return found
+
+
+def test_a_probe_changes_nothing_and_a_round_without_one_has_no_gain(task, first, tmp_path):
+    alone = replace(task, probe=(), folder=str(tmp_path / "alone"))
+    run_policy_task(alone, Group())
+    found = PolicyRound.read(tmp_path / "alone")
+    assert found.pairs.equals(first.pairs)
+    assert all(torch.equal(a, adapters(first)[key]) for key, a in adapters(found).items())
+    assert found.probe.num_rows == 0
+    assert math.isnan(found.probe_gain())
 
 
 def test_a_step_is_adamw_on_the_weighted_mean_loss_of_its_prompts(task):
@@ -132,7 +186,7 @@ def test_a_step_is_adamw_on_the_weighted_mean_loss_of_its_prompts(task):
                 logits = lm_head(model(ids).last_hidden_state)[0, :-1].log_softmax(-1)
                 each = logits.gather(1, ids[0, 1:, None])[:, 0]
                 said.append(each[start + branch.start - 1 : start + branch.stop])
-            row = by_hand.bounds[i] + pair
+            row = pairs_of(by_hand.comparisons, [i])[pair]
             ratio = float(by_hand.reference_P2[row, 0] - by_hand.reference_P2[row, 1])
             apart = 0.1 * (said[0].sum() - said[1].sum() - ratio)
             loss = torch.nn.functional.softplus(-apart) - said[0].mean()
@@ -190,7 +244,9 @@ def test_the_next_round_goes_on_from_the_adapters_and_what_adamw_remembers(task,
     base = column(first, "chosen_log_prob") + column(first, "rejected_log_prob")
     now = column(second, "chosen_log_prob") + column(second, "rejected_log_prob")
     learner = PolicyLearner(task, Group())
-    assert column(second, "kl") == pytest.approx((now - base) / learner.tokens_P2.sum(1), abs=1e-5)
+    assert column(second, "kl") == pytest.approx(
+        (now - base) / tokens_of(learner.comparisons).sum(1), abs=1e-5
+    )
     fresh = Path(task.folder).with_name("forgetful")
     (fresh / "adapter").mkdir(parents=True)
     for name in (FILE, "adapter_config.json"):
@@ -237,6 +293,7 @@ def test_a_round_goes_on_from_a_checkpoint_as_if_nothing_had_happened(task, firs
     run_policy_task(cut, Group())
     found = PolicyRound.read(Path(cut.folder))
     assert found.pairs.equals(first.pairs)
+    assert found.probe.equals(first.probe)
     assert [s["loss"] for s in found.history] == [s["loss"] for s in first.history]
     assert all(torch.equal(a, adapters(first)[key]) for key, a in adapters(found).items())
     assert not list(Path(cut.folder).glob("step-*"))
@@ -262,6 +319,10 @@ def test_two_workers_end_where_one_does(task, first, second, tmp_path):
             assert found == pytest.approx([step[key] for step in alone.history], rel=1e-4)
         for key in ("loss", "loss_after", "reference", "kl"):
             assert column(both, key) == pytest.approx(column(alone, key), rel=1e-4, abs=1e-5)
+        for key in ("margin", "margin_after"):
+            wanted = column(alone, key, alone.probe)
+            assert column(both, key, both.probe) == pytest.approx(wanted, abs=1e-5)
+        assert both.probe["source"].equals(alone.probe["source"])
 
 
 def test_a_sampler_speaks_with_the_adapters_as_the_learner_hears_it(task, second, tmp_path):

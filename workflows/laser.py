@@ -59,6 +59,7 @@ from workflows.cluster import aborts_when_stopped, claim, connect, run_folder
 from workflows.labeled import Labeled, labeled_of
 from workflows.laser_results import Course, finish
 from workflows.policy import train_round
+from workflows.probe import judged_probe, read_probe
 from workflows.progress import Watch
 from workflows.rollouts import sampler_pool
 from workflows.samples import Rollouts
@@ -85,6 +86,7 @@ class World:
     """By prompt id, of unit length."""
     rollouts: Rollouts
     labeled: Labeled
+    probe: tuple[RankedPrompt, ...]
     watch: Watch
 
     def rounds(self) -> list[list[Task]]:
@@ -108,8 +110,9 @@ def run_laser(config: LaserConfig, watch: Watch) -> dict[str, Any]:
     next(rounds_of(train, config.prompts_per_round, 1, config.seed))
     own = {name: value for name, value in asdict(config).items() if name not in FREE}
     claim(out, "config.json", own)
-    parts = {"train": train, "labeled": labeled, "held_out": held_out}
-    claim(out, "data.json", {n: [task.prompt_id for task in part] for n, part in parts.items()})
+    probe = read_probe(config, out, [*train, *held_out]) if config.probe else ()
+    parts = {"train": train, "labeled": labeled, "held_out": held_out, "probe": probe}
+    claim(out, "data.json", {n: [one.prompt_id for one in part] for n, part in parts.items()})
     sizes = f"{len(train):,} to train on, {len(labeled):,} labeled, {len(held_out):,} held out"
     watch.say(f"prompts: {sizes}, {sorted({task.source for task in train})}")
 
@@ -131,17 +134,11 @@ def run_laser(config: LaserConfig, watch: Watch) -> dict[str, Any]:
         )
         rows, verifies = config.sampling.rows, bool(config.prompts.verifier)
         rollouts = Rollouts(pool, rows, asked, config.arms.names, verifies, config.seed)
-        world = World(
-            config,
-            out,
-            config.arms.names,
-            train,
-            held_out,
-            contexts,
-            rollouts,
-            labeled_of(config, out, labeled, train, contexts, rollouts),
-            watch,
-        )
+        taught = labeled_of(config, out, labeled, train, contexts, rollouts)
+        probe = probe or judged_probe(config, labeled, taught.scored)
+        watch.say(f"probe: {sum(len(one.pairs) for one in probe):,} trusted pairs")
+        arms = config.arms.names
+        world = World(config, out, arms, train, held_out, contexts, rollouts, taught, probe, watch)
         courses = {name: run_strategy(name, world) for name in config.strategies}
     return finish(config, courses, world.train, out, watch)
 
@@ -371,6 +368,7 @@ def train(
         reference=reference,
         folder=str(place),
         threads=1 if config.num_workers > 1 else 0,
+        probe=world.probe,
     )
     return train_round(task, config.num_workers, config.gpus)
 
@@ -397,6 +395,7 @@ def outcomes(
             Outcome(
                 prompt_id=name,
                 **alone,
+                probe_gain=trained.probe_gain(one.source) if trained else float("nan"),
                 held_out_gain=gain,
                 verifier=verified(score_n, one.verdict_n),
                 agreement=agreement(one.score_Kn, arm) if together else float("nan"),

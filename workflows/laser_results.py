@@ -77,6 +77,7 @@ class Course:
             "quality": quality(scored),
             "length": float(np.mean([len(text) for one in scored for text in one.responses])),
             "held_out": quality(self.looks[round + 1]) if round + 1 in self.looks else None,
+            "probe_gain": trained.probe_gain() if trained and trained.probe.num_rows else None,
         }
         count = Counter(chosen.values())
         if chosen:

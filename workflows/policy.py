@@ -25,9 +25,12 @@ def train_round(task: PolicyTask, num_workers: int, gpus: float = 0.0) -> Policy
         RuntimeError: a loss or gradient was not finite.
     """
     folder = Path(task.folder)
-    prompts = digest(json.dumps([asdict(ranked) for ranked in task.prompts]))
-    own = {"prompts": prompts, "config": asdict(task.config), "seed": task.seed}
-    claim(folder, "round.json", own | {"round": task.round})
+    own = {
+        name: digest(json.dumps([asdict(ranked) for ranked in given]))
+        for name, given in (("prompts", task.prompts), ("probe", task.probe))
+    }
+    trained = {"config": asdict(task.config), "seed": task.seed, "round": task.round}
+    claim(folder, "round.json", own | trained)
     (folder / STOPPED).unlink(missing_ok=True)
     run_train(train_policy, {"task": task}, num_workers, folder, "train", gpus=gpus)
     if (folder / STOPPED).exists():

@@ -119,6 +119,11 @@ class LaserConfig:
     num_labeled: int = 0
     """Prompts that are not trained on: the start's samples of them are judged by the verifier and
     scored by all arms, once. 'bayesian_router' and 'classifier' learn from them."""
+    probe: str = ""
+    """Trusted pairs, a file in any layout of pairs: how far a round raises the policy's margin on
+    them is the signal 'probe', and what the alarm `hacking` is measured against. Of each source a
+    few are drawn; pairs whose prompts are trained on or held out are left out. Empty: right and
+    wrong samples of the labeled prompts, where there are any."""
     score_all: bool = False
     """Let every arm score every sample: gives `agreement` and `disagreement`, costs K times."""
     evaluate_every: int = 4
@@ -161,9 +166,9 @@ class LaserConfig:
         require(agrees, "score_all", self.score_all, "True with the signal 'agreement'")
         looks = self.selector.signal.name != "held_out" or self.evaluate_every == 1
         require(looks, "evaluate_every", self.evaluate_every, "1 with the signal 'held_out'")
-        measured = self.selector.signal.name != "probe"
-        allowed = "any but 'probe': this loop has no trusted pairs"
-        require(measured, "selector.signal.name", self.selector.signal.name, allowed)
+        trusted = self.selector.signal.name != "probe" or bool(self.probe) or self.num_labeled > 0
+        allowed = "a file of trusted pairs with the signal 'probe', or `num_labeled` positive"
+        require(trusted, "probe", self.probe, allowed)
 
     def selector_of(self, strategy: str) -> SelectorConfig | None:
         """Returns the selector of a strategy; None where all arms are needed."""

@@ -46,3 +46,19 @@ def kl_per_token(spoken_P2: Array, base_P2: Array, tokens_P2: Array) -> Array:
         tokens_P2: tokens of each response.
     """
     return (spoken_P2 - base_P2).sum(1) / tokens_P2.sum(1)
+
+
+def margin_per_token(spoken_P2: Array, tokens_P2: Array) -> Array:
+    """Returns how far the policy prefers the first response of each pair, in nats for each token.
+
+        log pi(y+ | x) / |y+|  -  log pi(y- | x) / |y-|
+
+    Not the sum over tokens that DPO has: the NLL makes all that the policy says likelier, and the
+    sum would rise or fall with that wherever the longer response is the better or the worse one.
+
+    Args:
+        spoken_P2: log-probabilities of the responses, summed over their tokens.
+        tokens_P2: how many these are, the one that ends a response included.
+    """
+    each_P2 = spoken_P2 / tokens_P2
+    return each_P2[:, 0] - each_P2[:, 1]
