@@ -14,7 +14,8 @@ heads' start, the draw of items and their orders.
 
 What needs more than the rewards of chosen arms says so in its name: `told` knows each item's
 source, `hindsight` the items' labels, `labeled` is fitted on other items whose K verdicts are
-known, `costs_k` has all arms score each item. Intervals resample prompts with all their items.
+known, `other_half` on those and on half of the items, to choose on the rest, `costs_k` has all arms
+score each item. Intervals resample prompts with all their items.
 
 Shapes: P pairs, N items, K arms (arm k is trained on source k), H size of a context, R orders.
 """
@@ -22,7 +23,7 @@ Shapes: P pairs, N items, K arms (arm k is trained on source k), H size of a con
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -46,7 +47,6 @@ from panoply.choose.policies import MOSS, LinUCB, Policy, Sequential, Thompson, 
 from panoply.choose.router import fit_router
 from panoply.data.tables import Split
 from panoply.train.config import PreferenceConfig, ScheduleConfig
-from workflows.tracking import write_json
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -78,7 +78,7 @@ class Options:
     work: Path = Path("runs/benchmark-contextual")
     """Folder of features, arms and contexts; what is there is not computed again."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    orders: int = 20
+    orders: int = 10
     """Random orders of the items of a seed."""
     threads: int = 1
 
@@ -128,16 +128,19 @@ class Seed:
 def main(options: Options) -> None:
     """Trains the arms, lets all policies choose, writes the figures and prints tables."""
     from panoply.hub.backbone import quiet
+    from workflows.tracking import write_json
 
     quiet()
     torch.set_num_threads(options.threads)
     seeds: list[Seed] = []
+    sizes: list[dict[str, Any]] = []
     for seed in options.seeds:
-        labeled, items = draw(options, seed)
+        labeled, items, trained = draw(options, seed)
         seeds.append(compete(labeled, items, options.orders, seed))
+        told = {"seed": seed, "labeled": len(labeled.key_N), "items": len(items.key_N)}
+        sizes.append(told | {"pairs_trained_on": trained})
     figures = report(seeds)
-    sizes = {"items": [len(seed.wins_NK) for seed in seeds], "labeled": 2 * PER_CELL * len(FIVE)}
-    figures["setting"] = asdict(options) | sizes | {"json": None, "data": None, "work": None}
+    figures["setting"] = {"pairs": PAIRS, "orders": options.orders, "seeds": sizes}
     write_json(options.json, figures)
     print_tables(figures)
 
@@ -171,8 +174,12 @@ def thinned(options: Options) -> list[Path]:
     return found
 
 
-def draw(options: Options, seed: int) -> tuple[Items, Items]:
-    """Trains the arms of a seed; returns labeled items and those to choose on, both balanced."""
+def draw(options: Options, seed: int) -> tuple[Items, Items, dict[str, int]]:
+    """Trains the arms of a seed.
+
+    Returns:
+        labeled items and those to choose on, both balanced, and how many pairs trained each arm.
+    """
     config = PreferenceConfig(
         pairs=tuple(str(path) for path in thinned(options)),
         seed=seed,
@@ -200,7 +207,8 @@ def draw(options: Options, seed: int) -> tuple[Items, Items]:
     for part, most in (("labeled", PER_CELL), ("items", len(usable_P))):
         given = everything.take(rows[part][usable_P[rows[part]]])
         found.append(given.take(balanced(given.cell_N, rng, most, 2 * len(FIVE))))
-    return found[0], found[1]
+    trained = {source: int((table.source_P[train] == source).sum()) for source in FIVE}
+    return found[0], found[1], trained
 
 
 def contexts(options: Options, bench: Bench, known: Ints) -> Array:
@@ -265,22 +273,9 @@ def compete(labeled: Items, items: Items, orders: int, seed: int) -> Seed:
     data = recorded(items.margin_NK, rng)
     wins, known = arm_rewards(data), arm_rewards(recorded(labeled.margin_NK, rng))
     num_items, num_arms = wins.shape
-    guessed = classifier(labeled.contexts_NH, labeled.source_N).predict(items.contexts_NH)
-    chance = [
-        classifier(labeled.contexts_NH, right_N).predict_proba(items.contexts_NH)[:, 1]
-        for right_N in known.T
-    ]
-    hindsight = best_arms(items.source_N.astype(str).tolist(), wins)
-    still = {
-        "best_of_each_source_told_hindsight": np.array([hindsight[str(s)] for s in items.source_N]),
-        "own_source_told": items.source_N,
-        "source_classifier_labeled": guessed,
-        "arm_classifier_labeled": np.argmax(chance, axis=0),
-        "best_single_hindsight": np.full(num_items, wins.mean(0).argmax()),
-        "best_single_labeled": np.full(num_items, known.mean(0).argmax()),
-    }
-    at = np.arange(num_items)
-    rights = {name: wins[at, arm_N] for name, arm_N in still.items()} | ensembles(data)
+    still = fixed_choices(labeled, known, items, wins, rng)
+    rights = {name: wins[np.arange(num_items), arm_N] for name, arm_N in still.items()}
+    rights |= ensembles(data)
     # A pair's z-scores are -1 and 1, which is a vote; in units of the arm's own deviation they
     # are not. That takes scores of other items, without their labels.
     z_NC = (data.scores_NCK / labeled.margin_NK.std(0)).sum(2)
@@ -298,16 +293,48 @@ def compete(labeled: Items, items: Items, orders: int, seed: int) -> Seed:
     }
     orders_RN = np.stack([rng.permutation(num_items) for _ in range(orders)])
     walked, arms = walk(policies, wins, items.contexts_NH, orders_RN)
+    told_NK = np.eye(num_arms)[items.source_N]
+    told, told_arms = walk({"linucb_told": (LinUCB(), None)}, wins, told_NK, orders_RN)
     shares = {name: by_source(items.source_N, arm_N, num_arms) for name, arm_N in still.items()}
-    source_RN = items.source_N[orders_RN]
-    shares |= {name: by_source(source_RN, arms_RN, num_arms) for name, arms_RN in arms.items()}
+    for name, arms_RN in (arms | told_arms).items():
+        shares[name] = by_source(items.source_N[orders_RN], arms_RN, num_arms)
     twice = {name: np.stack([right_N, right_N], axis=1) for name, right_N in rights.items()}
-    return Seed(items, wins, twice | walked, shares, by_source(items.source_N, guessed, num_arms))
+    guessed = by_source(items.source_N, still["source_classifier_labeled"], num_arms)
+    return Seed(items, wins, twice | told | walked, shares, guessed)
+
+
+def fixed_choices(
+    labeled: Items, known_MK: Array, items: Items, wins_NK: Array, rng: np.random.Generator
+) -> dict[str, Ints]:
+    """Returns the arms `[N]` of choices that do not learn on the way."""
+    hindsight = best_arms(items.source_N.astype(str).tolist(), wins_NK)
+    half_N = np.isin(items.key_N, rng.permutation(np.unique(items.key_N))[::2])
+    other_half = np.empty(len(wins_NK), np.int64)
+    for half in (half_N, ~half_N):
+        seen = np.concatenate([labeled.contexts_NH, items.contexts_NH[~half]])
+        verdicts = np.concatenate([known_MK, wins_NK[~half]])
+        other_half[half] = likeliest(seen, verdicts, items.contexts_NH[half])
+    by_prompt = classifier(labeled.contexts_NH, labeled.source_N).predict(items.contexts_NH)
+    return {
+        "best_of_each_told_hindsight": np.array([hindsight[str(s)] for s in items.source_N]),
+        "own_source_told": items.source_N,
+        "source_classifier_labeled": by_prompt,
+        "arm_classifier_labeled": likeliest(labeled.contexts_NH, known_MK, items.contexts_NH),
+        "arm_classifier_other_half": other_half,
+        "best_single_hindsight": np.full(len(wins_NK), wins_NK.mean(0).argmax()),
+        "best_single_labeled": np.full(len(wins_NK), known_MK.mean(0).argmax()),
+    }
 
 
 def classifier(contexts_NH: Array, labels_N: Any) -> Any:
     """Returns a logistic regression on contexts."""
     return LogisticRegression(C=INVERSE_PENALTY, max_iter=2000).fit(contexts_NH, labels_N)
+
+
+def likeliest(contexts_NH: Array, verdicts_NK: Array, asked_MH: Array) -> Ints:
+    """Returns the arm `[M]` that is the most likely to be right, by a classifier of each arm."""
+    fitted = [classifier(contexts_NH, right_N) for right_N in verdicts_NK.T]
+    return np.argmax([one.predict_proba(asked_MH)[:, 1] for one in fitted], axis=0)
 
 
 def by_source(source: Ints, arms: Ints, num: int) -> Array:
@@ -360,7 +387,7 @@ def print_tables(figures: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console, sources = Console(width=180), figures["sources"]
+    console, sources = Console(width=200), figures["sources"]
     table = Table("policy", "accuracy", "seeds", "2nd half", "linucb minus", *sources)
     for name, found in figures["accuracy"].items():
         gain = figures["linucb_minus"].get(name)
@@ -377,6 +404,7 @@ def print_tables(figures: Mapping[str, Any]) -> None:
     for name, row in zip(sources, figures["arms"], strict=True):
         table.add_row(name, *(show(found) for found in row))
     console.print(table)
+    console.print(figures["setting"])
     given = {"prompts are taken for": figures["prompts_taken_for"]} | figures["shares"]
     for name in ("prompts are taken for", "linucb", "bayesian_router_labeled"):
         table = Table("source", *sources, title=name)
