@@ -23,6 +23,7 @@ Shapes: N items, C candidates, K arms, H size of a context, R orders.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from dataclasses import replace as changed
 from pathlib import Path
@@ -32,11 +33,11 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
+from benchmarks.preference_results import Ints, mean_interval
 from benchmarks.replay import TUNED_NOISE, Recorded, arm_rewards, ensembles
 from panoply.choose.policies import MOSS, LinUCB, Policy, Sequential, Thompson, Uniform
 from panoply.choose.replay import replay
 from panoply.choose.router import fit_router
-from panoply.measure.intervals import percentiles, resampled_sums
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -122,28 +123,56 @@ def right_of_policies(
         "thompson": (thompson, None),
         "bayesian_router": (thompson, prior),
     }
+    walked, arms = walk(policies, wins, contexts, orders_RN)
     shares: dict[str, Array] = {}
-    for name, (policy, told) in policies.items():
-        arms = replay(policy, wins, orders_RN, contexts_NH=contexts, prior_KD=told)
-        got = np.take_along_axis(wins[orders_RN], arms[..., None], 2)[..., 0]
-        late = got * (2 * (np.arange(num_items) >= num_items // 2))
-        sums = [np.bincount(orders_RN.ravel(), x.ravel(), num_items) for x in (got, late)]
-        found[name] = np.stack(sums, axis=1) / orders
-        later = arms[:, num_items // 2 :]
+    for name, arms_RN in arms.items():
+        later = arms_RN[:, num_items // 2 :]
         shares[name] = np.bincount(later.ravel(), minlength=num_arms) / later.size
-    return found, shares
+    return found | walked, shares
 
 
-def figure(of_seeds: list[Array]) -> dict[str, Any]:
-    """Returns the mean over all items with its interval, the second half, and seeds' extremes."""
+def walk(
+    policies: Mapping[str, tuple[Policy, Array | None]],
+    wins_NK: Array,
+    contexts_NH: Array,
+    orders_RN: Ints,
+) -> tuple[dict[str, Array], dict[str, Ints]]:
+    """Takes policies, with Thompson's prior where there is one, through the items in all orders.
+
+    Returns:
+        how often each was right `[N, 2]`, see `right_of_policies`, and the arms that it chose at
+        each step `[R, N]`.
+    """
+    orders, num_items = orders_RN.shape
+    late_N = 2 * (np.arange(num_items) >= num_items // 2)
+    found: dict[str, Array] = {}
+    chosen: dict[str, Ints] = {}
+    for name, (policy, told) in policies.items():
+        arms = replay(policy, wins_NK, orders_RN, contexts_NH=contexts_NH, prior_KD=told)
+        got = np.take_along_axis(wins_NK[orders_RN], arms[..., None], 2)[..., 0]
+        sums = [np.bincount(orders_RN.ravel(), x.ravel(), num_items) for x in (got, got * late_N)]
+        found[name], chosen[name] = np.stack(sums, axis=1) / orders, arms
+    return found, chosen
+
+
+def figure(
+    of_seeds: list[Array], cell_N: Any = None, key_N: Any = None
+) -> dict[str, float | list[float]]:
+    """Returns the mean over all items with its interval, the second half, and seeds' extremes.
+
+    Args:
+        of_seeds: `[N, 2]` as of `right_of_policies`.
+        cell_N: of the items of all seeds; the mean is that over cells. None: one cell.
+        key_N: items that are resampled together. None: each by itself.
+    """
     items = np.concatenate(of_seeds)
-    drawn = resampled_sums(items, np.arange(len(items))) / len(items)
+    cell = np.zeros(len(items)) if cell_N is None else cell_N
+    key = np.arange(len(items)) if key_N is None else key_N
+    whole, half = (mean_interval(column_N, cell, key) for column_N in items.T)
     means = [float(seed[:, 0].mean()) for seed in of_seeds]
-    return {
-        "value": float(items[:, 0].mean()),
-        "ci95": percentiles(drawn[:, 0]),
-        "second_half": float(items[:, 1].mean()),
-        "second_half_ci95": percentiles(drawn[:, 1]),
+    return whole | {
+        "second_half": half["value"],
+        "second_half_ci95": half["ci95"],
         "min": min(means),
         "max": max(means),
     }
@@ -215,7 +244,7 @@ def print_table(conflict: float, figures: dict[str, Any]) -> None:
     Console(width=160).print(f"conflict {conflict}", table)
 
 
-def show(found: dict[str, Any]) -> str:
+def show(found: Mapping[str, Any]) -> str:
     """Returns a figure with its interval."""
     low, high = found["ci95"]
     return f"{found['value']:.3f} [{low:.3f}, {high:.3f}]"

@@ -32,16 +32,20 @@ class Bench:
         self.found = read_pairs(config, folder / "data")
         self.tokens_path = folder / "data" / "tokens.parquet"
         tokens, _ = tokenize(config, self.found, self.tokens_path, Watch())
-        self.rows, self.sources, _ = training_rows(config, self.found, tokens)
+        rows, self.sources, _ = training_rows(config, self.found, tokens)
+        # *test* has pairs of its own.
+        split = self.found.table.split
+        scored = np.union1d(split.of("select"), split.of("calibrate"))
+        self.rows = replace(rows, scored=scored)
+        self.alike_P = tokens.alike()
+        """Pairs whose responses are the same once cut."""
         self.source_P = self.found.table.source_P
 
     def task(self, name: str, config: PreferenceConfig, sources: tuple[str, ...] = ()) -> Any:
         """Returns the task of training on some of the sources, by default on all."""
         from actors.task import TrainTask
 
-        # *test* has pairs of its own.
-        split = self.found.table.split
-        rows = replace(self.rows, scored=np.union1d(split.of("select"), split.of("calibrate")))
+        rows = self.rows
         if sources:
             train = rows.train[np.isin(self.source_P[rows.train], sources)]
             # Numbers of sources without a gap, those trained on first.
