@@ -136,7 +136,8 @@ def run_laser(config: LaserConfig, watch: Watch) -> dict[str, Any]:
         rollouts = Rollouts(pool, rows, asked, config.arms.names, verifies, config.seed)
         taught = labeled_of(config, out, labeled, train, contexts, rollouts)
         probe = probe or judged_probe(config, labeled, taught.scored)
-        watch.say(f"probe: {sum(len(one.pairs) for one in probe):,} trusted pairs")
+        if probe:
+            watch.say(f"probe: {sum(len(one.pairs) for one in probe):,} trusted pairs")
         arms = config.arms.names
         world = World(config, out, arms, train, held_out, contexts, rollouts, taught, probe, watch)
         courses = {name: run_strategy(name, world) for name in config.strategies}
