@@ -38,7 +38,19 @@ def prompt_states(
 def unit_contexts(
     states_ND: NDArray[np.float64], center_D: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Returns states about a center, of unit length: what they share says nothing."""
+    """Returns `[N, 1 + D]`, states about a center behind a constant, of unit length.
+
+        x = [1; (s - c) / |s - c|] / sqrt(2)
+
+    What all states share says nothing. Without the constant a linear bandit could not learn that an
+    arm is better or worse than others on all prompts.
+    """
     centered = states_ND - center_D
     length = np.linalg.norm(centered, axis=1, keepdims=True)
-    return np.divide(centered, length, out=np.zeros_like(centered), where=length > 0)
+    unit = np.divide(centered, length, out=np.zeros_like(centered), where=length > 0)
+    return with_constant(unit)
+
+
+def with_constant(unit_ND: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns features of unit length behind a constant, of unit length together."""
+    return np.concatenate([np.ones((len(unit_ND), 1)), unit_ND], axis=1) / np.sqrt(2)

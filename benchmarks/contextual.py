@@ -233,12 +233,7 @@ def contexts(options: Options, bench: Bench, known: Ints) -> Array:
     if not np.array_equal(kept["ids"], ids):
         raise ValueError(f"{file} has the states of other pairs: take another `--work`")
     states_PD = kept["states"][place_P]
-    return with_constant(unit_contexts(states_PD, states_PD[known].mean(0)))
-
-
-def with_constant(unit_ND: Array) -> Array:
-    """Returns features of unit length behind a constant, of unit length together."""
-    return np.concatenate([np.ones((len(unit_ND), 1)), unit_ND], axis=1) / np.sqrt(2)
+    return unit_contexts(states_PD, states_PD[known].mean(0))
 
 
 def balanced(cell_N: Ints, rng: np.random.Generator, most: int, num_cells: int) -> Ints:

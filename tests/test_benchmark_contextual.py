@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from actors.contexts import with_constant
 from benchmarks.contextual import (
     FIVE,
     Items,
@@ -14,7 +15,6 @@ from benchmarks.contextual import (
     divide,
     recorded,
     report,
-    with_constant,
 )
 from benchmarks.replay import arm_rewards
 from panoply.data.tables import Split
