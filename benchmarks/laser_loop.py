@@ -237,6 +237,19 @@ def known_of_arms(args: Args) -> dict[str, dict[str, float]]:
     return {a: {d: float(np.nanmean(v)) for d, v in own.items()} for a, own in values.items()}
 
 
+def order_of_chosen(args: Args) -> dict[str, list[float]]:
+    """Returns by seed how well the arms that were chosen order right above wrong in training."""
+    from panoply.choose.log import Log, column
+
+    found: dict[str, list[float]] = {}
+    for name in args.strategies:
+        logs = [Path(args.folder) / f"seed-{seed}" / name / "log" for seed in args.seeds]
+        if all(log.is_dir() for log in logs):  # an ensemble chooses no arm
+            records = [Log(str(log), tuple(ARMS)).read() for log in logs]
+            found[name] = [float(np.nanmean(column(r.rewards, "verifier"))) for r in records]
+    return found
+
+
 def mean_shares(choices: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     """Returns each arm's share of the prompts of each domain, the mean over seeds."""
     return {
@@ -275,6 +288,9 @@ def show(found: Mapping[str, Any]) -> None:
             interval(less["ci95"], signed=True) if less else "",
         )
     console.print(table)
+    for name, order in found["order_of_chosen"].items():
+        told = ", ".join(number(value) for value in order)
+        console.print(f"{name}: its chosen arms order right above wrong, by seed: {told}")
     table = empty_table("Share of the prompts that got each arm (laser)", "domain", ARMS)
     for domain, own in found["shares"].items():
         add_row(table, domain, *(number(own[arm], 2) for arm in ARMS))
@@ -296,6 +312,7 @@ def main() -> None:
     }
     found: dict[str, Any] = outcomes(args) | {
         "arms": known_of_arms(args),
+        "order_of_chosen": order_of_chosen(args),
         "shares": mean_shares([run["choices"]["laser"] for run in runs.values()]),
         "runs": {str(seed): run for seed, run in runs.items()},
     }
