@@ -7,8 +7,9 @@
                same prompts with the same number of rounds, samples and steps
     figures <- share of right responses to held-out prompts, before and after
 
-The bandit is rewarded as in the paper, by the negative loss; no strategy reads a verdict. A seed
-moves which prompts are held out, their order, the samples and every draw; the arms are the same.
+The bandit is rewarded as in the paper, by the negative loss; `laser_verified` is the same bandit
+rewarded by the verifier, and no other strategy reads a verdict. A seed moves which prompts are held
+out, their order, the samples and every draw; the arms are the same.
 
 How well each arm orders right above wrong responses is measured on the held-out prompts before
 training. Everything stands in `--folder`, and what is there is not computed again.
@@ -49,9 +50,9 @@ MOST_PAIRS = 4
 """Of a prompt of the arms."""
 ARMS_SEED = 3
 """The first with which each part of each arm's pairs, which are of few prompts, has at least 8."""
-SAMPLING = SamplingConfig(max_tokens=80)
+SAMPLING = SamplingConfig(max_tokens=80, rows=24)
 RENDERING = Rendering(max_prompt_tokens=64, max_response_tokens=96)
-STRATEGIES = ("laser", "random", "mean")
+STRATEGIES = ("laser", "laser_verified", "random", "mean")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +61,7 @@ class Args:
 
     folder: str = "runs/laser-loop"
     seeds: tuple[int, ...] = (0, 1, 2)
-    num_rounds: int = 4
+    num_rounds: int = 6
     prompts_per_round: int = 12
     n: int = 4
     num_held_out: int = 36

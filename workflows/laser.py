@@ -38,6 +38,7 @@ from actors.policy_task import PolicyRound, PolicyTask, RankedPrompt
 from panoply.choose.ensembles import best_arms, chosen_scores
 from panoply.choose.laser_config import (
     CLASSIFIER,
+    ORACLE,
     ROUTER,
     TAUGHT,
     VERIFIER,
@@ -69,8 +70,9 @@ from workflows.serve import pinned
 Array: TypeAlias = NDArray[np.float64]
 
 CONTEXTS = "contexts.npz"
-FREE = ("watch", "num_samplers", "num_workers", "gpus", "experiment")
-"""Settings that a run may be continued with other values of."""
+FREE = ("strategies", "watch", "num_samplers", "num_workers", "gpus", "experiment")
+"""Settings that a run may be continued with other values of; the first strategy is exported, and
+stays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,7 @@ def run_laser(config: LaserConfig, watch: Watch) -> dict[str, Any]:
     train, labeled, held_out = tasks_of(config)
     next(rounds_of(train, config.prompts_per_round, 1, config.seed))
     own = {name: value for name, value in asdict(config).items() if name not in FREE}
-    claim(out, "config.json", own)
+    claim(out, "config.json", own | {"first strategy": config.strategies[0]})
     probe = read_probe(config, out, [*train, *held_out]) if config.probe else ()
     parts = {"train": train, "labeled": labeled, "held_out": held_out, "probe": probe}
     claim(out, "data.json", {n: [one.prompt_id for one in part] for n, part in parts.items()})
@@ -327,7 +329,7 @@ def ranked(
     """Returns what each prompt's responses are ranked by."""
     if chosen:
         return {s.prompt_id: s.score_Kn[known.arms.index(chosen[s.prompt_id])] for s in scored}
-    if strategy == "oracle":
+    if strategy == ORACLE:
         best = known.best(scored)
         return {s.prompt_id: s.score_Kn[best[s.source]] for s in scored}
     return {s.prompt_id: chosen_scores(strategy, s.score_Kn) for s in scored}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import ray
@@ -49,12 +50,17 @@ def sampler_pool(
 
 
 def calls(questions: Sequence[Question], n: int, rows: int) -> list[list[Question]]:
-    """Returns prompts in calls of about `rows` samples, those of similar length together."""
-    size = max(1, rows // n)
+    """Returns prompts in calls of up to `rows` samples, those of similar length together.
+
+    Calls have the same size but for one prompt: with one as large as a sampler may take and one of
+    what is left, a sampler would be idle for most of the time.
+    """
     ordered = sorted(
         questions, key=lambda q: (sum(len(m["content"]) for m in q.prompt), q.prompt_id)
     )
-    return [ordered[i : i + size] for i in range(0, len(ordered), size)]
+    num = -(-len(ordered) // max(1, rows // n))
+    bounds = [len(ordered) * i // num for i in range(num + 1)]
+    return [ordered[i:j] for i, j in pairwise(bounds)]
 
 
 def rollouts(

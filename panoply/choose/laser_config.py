@@ -13,21 +13,25 @@ from panoply.train.policy_config import PolicyConfig, SamplingConfig
 VERIFIER = "verifier"
 """Name that no arm may have."""
 LASER, FIXED, ROUTER, CLASSIFIER = "laser", "fixed:", "bayesian_router", "classifier"
+LASER_VERIFIED, ORACLE = "laser_verified", "oracle"
 TAUGHT = (ROUTER, CLASSIFIER)
 """Strategies that learn from every arm's scores of the labeled prompts."""
 STRATEGIES: dict[str, str] = {
     LASER: "the bandit of `selector`",
+    LASER_VERIFIED: "the same bandit rewarded by the verifier: what a right reward would be worth",
     "thompson": "Thompson sampling by prompt on advantages: BayesianRouter without its prior",
     ROUTER: "the same with a prior from the labeled prompts: BayesianRouter (arXiv 2510.02850)",
     CLASSIFIER: "a classifier from the prompt to the arm that did best on the labeled ones",
     "random": "one arm a prompt by chance",
     "sequential": "one arm after the other",
-    "oracle": "the arm that the verifier finds best on the prompt's source: an upper bound",
+    ORACLE: "the arm that the verifier finds best on the prompt's source: an upper bound",
     "mean": "mean of all arms' scores, each in its own deviations within the prompt",
     "mean_raw": "mean of all arms' scores as they come",
     "agreement": "votes of all arms on each two responses",
 }
 """Who chooses, beside `fixed:ARM`. The last four need every arm's score of every response."""
+JUDGED = (LASER_VERIFIED, ORACLE)
+"""Strategies that read verdicts on prompts that are trained on: bounds, and no rivals."""
 ENSEMBLES = ("mean", "mean_raw", "agreement")
 """Strategies that are a score of their own."""
 SEQUENTIAL_ROUNDS = 3
@@ -113,9 +117,9 @@ class LaserConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     strategies: tuple[str, ...] = (LASER,)
     """Who chooses; each trains a policy of its own on the same prompts with the same updates. Of
-    'laser', 'fixed:ARM', 'random', 'sequential', 'thompson', 'bayesian_router', 'classifier',
-    'mean', 'mean_raw', 'agreement' and 'oracle'; the policy of the first is exported and
-    registered."""
+    'laser', 'laser_verified', 'fixed:ARM', 'random', 'sequential', 'thompson', 'bayesian_router',
+    'classifier', 'mean', 'mean_raw', 'agreement' and 'oracle'; the policy of the first is exported
+    and registered."""
     num_labeled: int = 0
     """Prompts that are not trained on: the start's samples of them are judged by the verifier and
     scored by all arms, once. 'bayesian_router' and 'classifier' learn from them."""
@@ -158,9 +162,9 @@ class LaserConfig:
         check_strategies(self.strategies, self.arms.names)
         taught = self.num_labeled > 0 or not set(self.strategies) & set(TAUGHT)
         require(taught, "num_labeled", self.num_labeled, f"positive with the strategies {TAUGHT}")
-        judged = self.selector.signal.name == "verifier" or "oracle" in self.strategies
+        judged = self.selector.signal.name == "verifier" or set(self.strategies) & set(JUDGED)
         told = bool(self.prompts.verifier) or not (judged or self.num_labeled)
-        allowed = "given with the signal 'verifier', the strategy 'oracle' and `num_labeled`"
+        allowed = f"given with the signal 'verifier', the strategies {JUDGED} and `num_labeled`"
         require(told, "prompts.verifier", self.prompts.verifier, allowed)
         agrees = self.selector.signal.name != "agreement" or self.score_all
         require(agrees, "score_all", self.score_all, "True with the signal 'agreement'")
@@ -174,6 +178,9 @@ class LaserConfig:
         """Returns the selector of a strategy; None where all arms are needed."""
         if strategy == LASER:
             return self.selector
+        if strategy == LASER_VERIFIED:
+            signal = replace(self.selector.signal, name="verifier")
+            return replace(self.selector, signal=signal)
         if strategy in ("thompson", ROUTER):
             signal = replace(self.selector.signal, name="advantage")
             bandit = Bandit(name="thompson")

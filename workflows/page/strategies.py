@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from itertools import chain
 from typing import Any, TypeAlias
 
+from panoply.choose.laser_config import JUDGED
 from workflows.page.charts import (
     Axis,
     Cell,
@@ -25,8 +26,6 @@ from workflows.tables import count, falling, interval, number
 
 Section: TypeAlias = Mapping[str, Any]
 
-BOUND = "oracle"
-"""The strategy that is told the truth, and so is no rival."""
 QUALITY = "right responses"
 
 
@@ -43,7 +42,7 @@ def verdict(metrics: Section) -> str:
         f"With {name} the share of right responses to held-out prompts {change}: "
         f"{number(found['before'])} before, {number(found['after'])} after, {gain}."
     )
-    rivals = [n for n in strategies if n not in (name, BOUND)]
+    rivals = [n for n in strategies if n not in (name, *JUDGED)]
     rivals.sort(key=lambda n: falling(strategies[n].get("after")))
     compared = metrics.get("differences", {})
     rival = next((n for n in rivals if f"{name} - {n}" in compared), None)
