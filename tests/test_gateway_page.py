@@ -1,20 +1,18 @@
 """The page that the gateway serves, in Chromium, against the payloads of `/v1/rewards`."""
 
-import contextlib
 import json
-import threading
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import quote
 
 import pytest
-import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from scipy.stats import kendalltau
 
 from panoply.wire.request import Driver, ModelAnswer, RequestError, ScoreAnswer, scored
+from tests.app_server import serving
 from tests.contrast import LOWEST_CONTRAST
 from tests.wire_scores import post_bytes, say
 
@@ -112,23 +110,10 @@ def gateway(key=""):
     return app
 
 
-@contextlib.contextmanager
-def serve(app):
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        thread.join(0.02)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join()
-
-
 @pytest.fixture(scope="module")
 def server():
     app = gateway()
-    with serve(app) as url:
+    with serving(app) as url:
         yield SimpleNamespace(url=url, state=app.state)
 
 
@@ -372,7 +357,7 @@ def test_weights_of_one_s_own_take_the_gate_s_place(visit, server):
 
 
 def test_a_key_is_asked_for_and_kept_in_memory_alone(visit):
-    with serve(gateway(KEY)) as url:
+    with serving(gateway(KEY)) as url:
         page = visit(url)
         page.locator("#locked").wait_for()
         assert page.evaluate("document.activeElement.id") == "key"
@@ -484,7 +469,7 @@ def test_a_refusal_is_said_in_the_server_s_words(visit, server):
 def test_it_works_under_a_route_prefix(visit):
     app = FastAPI()
     app.mount("/rewards", gateway())
-    with serve(app) as url:
+    with serving(app) as url:
         page = visit(f"{url}/rewards/")
         scores_of(page, "a #1", "b #2")
         assert all(f"{url}/rewards/" in asked for asked in page.asked if asked != "data:,")

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from actors.contexts import prompt_states, unit_contexts
+from actors.server_sampler import check_server
 from panoply.choose.bandit import choose, uniforms
 from panoply.choose.config import SelectorConfig
 from panoply.choose.ensembles import best_of, chosen_scores
@@ -51,7 +52,7 @@ Array: TypeAlias = NDArray[np.float64]
 
 BEST_POSSIBLE = "any right"
 """Whether any of the n responses is right: no choice among them can do better."""
-FREE = ("num_samplers", "gpus", "experiment")
+FREE = ("num_samplers", "server", "gpus", "experiment")
 
 
 def run_best_of_n(config: BestOfNConfig, watch: Watch) -> dict[str, Any]:
@@ -66,6 +67,7 @@ def run_best_of_n(config: BestOfNConfig, watch: Watch) -> dict[str, Any]:
     judges = [*arms, *verifier_of(config.prompts)]
     names = config.arms.names
     tasks = tasks_for(config)
+    check_server(config.server)
     claim(out, "config.json", {k: v for k, v in asdict(config).items() if k not in FREE})
     claim(out, "data.json", {"prompts": digest(*(task.prompt_id for task in tasks))})
     watch.say(f"prompts: {len(tasks):,}, {max(config.n)} samples each")
@@ -75,7 +77,9 @@ def run_best_of_n(config: BestOfNConfig, watch: Watch) -> dict[str, Any]:
         routed = routes(config, tasks) if config.laser else {}
         asked = stack.enter_context(asking(judges, config.arms.timeout, str(out)))
         given = (config.num_samplers, config.model, config.sampling, config.rendering)
-        pool = stack.enter_context(sampler_pool(*given, dtype=config.dtype, gpus=config.gpus))
+        pool = stack.enter_context(
+            sampler_pool(*given, dtype=config.dtype, gpus=config.gpus, server=config.server)
+        )
         verifies = bool(config.prompts.verifier)
         rollouts = Rollouts(pool, config.sampling.rows, asked, names, verifies, config.seed)
         scored = rollouts.scored(

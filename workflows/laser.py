@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 
 from actors.contexts import prompt_states, unit_contexts
 from actors.policy_task import PolicyRound, PolicyTask, RankedPrompt
+from actors.server_sampler import check_server
 from panoply.choose.ensembles import best_arms, chosen_scores
 from panoply.choose.laser_config import (
     CLASSIFIER,
@@ -70,7 +71,7 @@ from workflows.serve import pinned
 Array: TypeAlias = NDArray[np.float64]
 
 CONTEXTS = "contexts.npz"
-FREE = ("strategies", "watch", "num_samplers", "num_workers", "gpus", "experiment")
+FREE = ("strategies", "watch", "num_samplers", "server", "num_workers", "gpus", "experiment")
 """Settings that a run may be continued with other values of; the first strategy is exported, and
 stays."""
 
@@ -106,6 +107,7 @@ def run_laser(config: LaserConfig, watch: Watch) -> dict[str, Any]:
     """
     out = run_folder(config.out)
     resolve(config.policy.trunk.model)
+    check_server(config.server)
     arms = [pinned(arm) for arm in config.arms.arms()]
     judges = [*arms, *verifier_of(config.prompts)]
     train, labeled, held_out = tasks_of(config)
@@ -132,6 +134,7 @@ def run_laser(config: LaserConfig, watch: Watch) -> dict[str, Any]:
                 trunk.rendering,
                 dtype=trunk.dtype,
                 gpus=config.gpus,
+                server=config.server,
             )
         )
         rows, verifies = config.sampling.rows, bool(config.prompts.verifier)

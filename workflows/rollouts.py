@@ -14,8 +14,9 @@ from typing import Any
 import ray
 
 from actors.sampler import Question, Sampler, Samples
+from actors.server_sampler import ServerSampler
 from panoply.config import DType, Rendering
-from panoply.train.policy_config import SamplingConfig
+from panoply.train.policy_config import PolicyServerConfig, SamplingConfig
 
 
 @contextmanager
@@ -27,6 +28,7 @@ def sampler_pool(
     *,
     dtype: DType = "auto",
     gpus: float = 0.0,
+    server: PolicyServerConfig | None = None,
 ) -> Generator[list[Any]]:
     """Yields handles of samplers that live as long as the context.
 
@@ -37,11 +39,14 @@ def sampler_pool(
         rendering: limit of the prompt.
         dtype: of the forward.
         gpus: of each.
+        server: what draws the samples, where it is not the samplers.
     """
-    made: Any = ray.remote(Sampler).options(
-        num_cpus=1, num_gpus=gpus, max_restarts=-1, max_task_retries=-1
+    served = server is not None and bool(server.url)
+    made: Any = ray.remote(ServerSampler if served else Sampler).options(
+        num_cpus=1, num_gpus=0 if served else gpus, max_restarts=-1, max_task_retries=-1
     )
-    pool = [made.remote(model, config, rendering, dtype, threads=1) for _ in range(num)]
+    own: tuple[Any, ...] = (server,) if served else (dtype, 1)
+    pool = [made.remote(model, config, rendering, *own) for _ in range(num)]
     try:
         yield pool
     finally:

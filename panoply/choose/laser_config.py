@@ -8,7 +8,7 @@ from panoply.choose.config import PolicyConfig as Bandit
 from panoply.choose.config import SelectorConfig, WatchConfig
 from panoply.config import DType, Rendering, require
 from panoply.serve.config import ArmConfig, ScalingConfig, ServeConfig
-from panoply.train.policy_config import PolicyConfig, SamplingConfig
+from panoply.train.policy_config import PolicyConfig, PolicyServerConfig, SamplingConfig
 
 VERIFIER = "verifier"
 """Name that no arm may have."""
@@ -135,7 +135,9 @@ class LaserConfig:
     context_depth: float = 0.5
     """Share of the layers of the policy's start whose state at a prompt's end is its context."""
     num_samplers: int = 1
-    """Processes that sample, of one CPU each."""
+    """Processes that sample, of one CPU each; or that ask the server."""
+    server: PolicyServerConfig = field(default_factory=PolicyServerConfig)
+    """Draws the samples instead, where one is named."""
     num_workers: int = 0
     """Ray Train workers of the policy; 0 trains in the process of the run."""
     gpus: float = 0.0
@@ -218,6 +220,8 @@ class BestOfNConfig:
     """Folder of a run of `jobs.laser` with the same arms, whose bandit then picks the arm of each
     prompt; empty: no such row."""
     num_samplers: int = 1
+    server: PolicyServerConfig = field(default_factory=PolicyServerConfig)
+    """Draws the samples instead, where one is named."""
     gpus: float = 0.0
     """Of each sampler."""
     seed: int = 0

@@ -21,7 +21,7 @@ class Policy:
     def __init__(self, name: str, model: Any, renderer: Renderer) -> None:
         self.name, self.renderer = name, renderer
         self.model = model.eval().requires_grad_(False)
-        self.stops = stop_tokens(model, renderer)
+        self.stops = stop_tokens(model.generation_config, renderer)
         window = getattr(model.config, "sliding_window", None)
         self.longest = int(window or model.config.max_position_embeddings)
         """Most tokens of a prompt and its response."""
@@ -111,9 +111,32 @@ def load_policy(
     return Policy(name, model, renderer)
 
 
-def stop_tokens(model: Any, renderer: Renderer) -> frozenset[int]:
-    """Returns the tokens that end a response: the model's, the tokenizer's, and the template's."""
-    own = getattr(model.generation_config, "eos_token_id", None)
+def load_speaker(name: str, rendering: Rendering | None = None) -> tuple[Renderer, frozenset[int]]:
+    """Loads what asks a policy that is elsewhere: its renderer, and the tokens that end a response.
+
+    Raises:
+        FileNotFoundError: see `resolve`.
+        ValueError: the tokenizer cannot be used.
+    """
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+    folder = resolve(name)
+    renderer = Renderer(AutoTokenizer.from_pretrained(folder), rendering or Rendering())
+    try:
+        generation = GenerationConfig.from_pretrained(folder)
+    except OSError:  # a model without one
+        generation = GenerationConfig.from_model_config(AutoConfig.from_pretrained(folder))
+    return renderer, stop_tokens(generation, renderer)
+
+
+def stop_tokens(generation: Any, renderer: Renderer) -> frozenset[int]:
+    """Returns the tokens that end a response: the model's, the tokenizer's, and the template's.
+
+    Args:
+        generation: the model's generation config, or None.
+        renderer: of the model.
+    """
+    own = getattr(generation, "eos_token_id", None)
     named = own if isinstance(own, list) else [own, renderer.tokenizer.eos_token_id]
     return frozenset({token for token in named if token is not None} | set(renderer.closing[:1]))
 

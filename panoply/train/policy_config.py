@@ -29,6 +29,37 @@ class SamplingConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyServerConfig:
+    """A server that draws the samples: vLLM, alone or in Ray Serve LLM."""
+
+    url: str = ""
+    """`http://HOST:PORT#NAME`: where it is, and its name for the policy's start. Empty: none, and
+    samplers of the run draw with transformers."""
+    adapters: str = ""
+    """Ray Serve LLM's `dynamic_lora_loading_path`: a bucket's URI, to which a run writes its
+    adapters. Empty: vLLM's own call, with the run's folder, which the server then has to see."""
+    timeout: float = 600.0
+    """Seconds for one sample, with all attempts."""
+
+    def __post_init__(self) -> None:
+        shaped = self.url.startswith(("http://", "https://")) and bool(self.model)
+        require(not self.url or shaped, "server.url", self.url, "'http://HOST:PORT#NAME', or empty")
+        named = not self.adapters or bool(self.url and "://" in self.adapters)
+        require(named, "server.adapters", self.adapters, "a URI, with a `server.url`, or empty")
+        require(self.timeout > 0, "server.timeout", self.timeout, "positive")
+
+    @property
+    def address(self) -> str:
+        """Where the server is."""
+        return self.url.partition("#")[0].rstrip("/")
+
+    @property
+    def model(self) -> str:
+        """Its name for the policy's start."""
+        return self.url.partition("#")[2]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyConfig:
     """One round of policy training: DPO and NLL on pairs (LASeR, arXiv 2410.01735, section 3.1).
 

@@ -1,0 +1,208 @@
+"""Samples of a policy that a server holds: vLLM, alone or in Ray Serve LLM.
+
+    POST URL/v1/completions        one sample: the prompt as tokens, a seed of its own
+    POST URL/v1/load_lora_adapter  vLLM: takes a round's adapters from the run's folder
+    model "BASE:ADAPTER"           Ray Serve LLM: takes them from a bucket, by name
+
+Adapters are named by their bytes, so a name never means two policies, and loading twice is once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx2
+import ray
+from pyarrow.fs import FileSystem
+from pydantic import BaseModel, Field, JsonValue
+
+from actors.sampler import Question, Response, Samples
+from panoply.config import Rendering
+from panoply.hub.adapters import FILE
+from panoply.hub.backbone import quiet
+from panoply.hub.policy import load_speaker
+from panoply.model.sampling import stream
+from panoply.train.policy_config import PolicyServerConfig, SamplingConfig
+from panoply.wire.attempts import Attempts
+from panoply.wire.request import Payload
+
+ADAPTER_CONFIG = "adapter_config.json"
+ALREADY = "already been loaded"
+"""What vLLM answers, with status 400, where it has an adapter of that name."""
+
+
+class ServerSampler:
+    """Draws responses from a policy behind a server; asked as `Sampler`.
+
+    A sample's seed hangs on the run's, the round, the prompt and its number, but the server's
+    batches differ between runs, and so do last bits: a sample may come out otherwise when it is
+    drawn again. A run reads what it drew from its own files.
+
+    Args:
+        model: 'embedded', a Hugging Face folder, or a hub name: whose tokens the prompts are.
+        config: how responses are drawn; `rows` are asked for at the same time.
+        rendering: limit of the prompt.
+        server: where the policy is.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        config: SamplingConfig,
+        rendering: Rendering | None,
+        server: PolicyServerConfig,
+    ) -> None:
+        quiet()
+        self.config, self.server = config, server
+        self.renderer, self.stops = load_speaker(model, rendering)
+        self.http = httpx2.Client(limits=httpx2.Limits(max_connections=config.rows))
+        self.loaded = ("", server.model)
+        """The latest adapters, and the name that the server has them under."""
+
+    @ray.method
+    def sample(
+        self, questions: Sequence[Question], n: int, seed: int, round: int, adapter: str = ""
+    ) -> Iterator[Samples]:
+        """Yields the responses to each prompt as soon as the last of them is over.
+
+        Args:
+            questions: the prompts; the random numbers hang on their ids.
+            n: samples of each.
+            seed: of the run.
+            round: of the run; another one draws other samples.
+            adapter: folder of the policy's adapters; empty: the model as it is.
+
+        Raises:
+            ValueError: the server cannot take the adapters.
+            RewardServerError: it refuses a request.
+            TimeoutError: it gives no answer in time.
+        """
+        name = self._name_of(adapter)
+        found: dict[str, dict[int, Response]] = {q.prompt_id: {} for q in questions}
+        asked: dict[Future[Response], tuple[str, int]] = {}
+        threads = ThreadPoolExecutor(self.config.rows)
+        try:
+            for question in questions:
+                id, tokens = question.prompt_id, self.renderer.opening(question.prompt)
+                for number in range(n):
+                    request = self._request(name, tokens, stream(seed, round, id, number))
+                    asked[threads.submit(self._respond, request)] = id, number
+            for future in as_completed(asked):
+                id, number = asked[future]
+                found[id][number] = future.result()
+                if len(found[id]) == n:
+                    yield Samples(id, tuple(found[id][i] for i in range(n)))
+        finally:
+            threads.shutdown(cancel_futures=True)
+
+    def _request(self, name: str, tokens: Sequence[int], stream: int) -> Payload:
+        """Returns a request that a model's generation config changes nothing of."""
+        return {
+            "model": name,
+            "prompt": list(tokens),
+            "n": 1,
+            "max_tokens": self.config.max_tokens,
+            "temperature": self.config.temperature,
+            "top_p": self.config.top_p,
+            "top_k": 0,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+            "seed": stream >> 1,  # 63 bits, as the server takes
+            "stop_token_ids": sorted(self.stops),
+            "logprobs": 1,
+        }
+
+    def _respond(self, request: Payload) -> Response:
+        url = f"{self.server.address}/v1/completions"
+        return Attempts(url, lambda _: request, read_response, self.server.timeout).post(self.http)
+
+    def _name_of(self, adapter: str) -> str:
+        """Returns the name of adapters at the server, which has them then."""
+        if not adapter:
+            return self.server.model
+        if adapter != self.loaded[0]:
+            self.loaded = (adapter, self._load(Path(adapter).absolute()))
+        return self.loaded[1]
+
+    def _load(self, folder: Path) -> str:
+        with (folder / FILE).open("rb") as file:
+            name = f"panoply-{hashlib.file_digest(file, 'blake2b').hexdigest()[:16]}"
+        if self.server.adapters:
+            publish(folder, f"{self.server.adapters.rstrip('/')}/{name}")
+            return f"{self.server.model}:{name}"
+        given = {"lora_name": name, "lora_path": str(folder)}
+        url = f"{self.server.address}/v1/load_lora_adapter"
+        told = self.http.post(url, json=given, timeout=self.server.timeout)
+        if told.status_code != httpx2.codes.OK and ALREADY not in told.text:
+            raise ValueError(
+                f"{url} did not take the adapters in {str(folder)!r}: HTTP {told.status_code}: "
+                f"{told.text[:300]}. vLLM has to see that folder, and needs --enable-lora, "
+                "--max-lora-rank of the policy's rank or more, and "
+                "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1; Ray Serve LLM needs `server.adapters`"
+            )
+        return name
+
+
+class _LogProbs(BaseModel):
+    token_logprobs: list[float]
+
+
+class _Choice(BaseModel):
+    text: str
+    finish_reason: Literal["stop", "length"]
+    logprobs: _LogProbs | None = None
+
+
+class _Usage(BaseModel):
+    completion_tokens: int
+
+
+class _Completion(BaseModel):
+    choices: list[_Choice] = Field(min_length=1, max_length=1)
+    usage: _Usage
+
+
+def read_response(answer: JsonValue) -> Response:
+    """Returns what a completion says; its log-probability is NaN where the server tells none.
+
+    Raises:
+        ValueError: it is no completion, or ended neither by the policy nor by the limit.
+    """
+    found = _Completion.model_validate(answer)
+    choice = found.choices[0]
+    spoken = sum(choice.logprobs.token_logprobs) if choice.logprobs else float("nan")
+    ended = choice.finish_reason == "stop"
+    return Response(choice.text, found.usage.completion_tokens, spoken, ended)
+
+
+def publish(folder: Path, where: str) -> None:
+    """Copies adapters to a folder or bucket; the config comes last, as a sign of being whole."""
+    system, path = FileSystem.from_uri(where)
+    system.create_dir(path, recursive=True)
+    for name in (FILE, ADAPTER_CONFIG):
+        with system.open_output_stream(f"{path}/{name}") as out:
+            out.write((folder / name).read_bytes())
+
+
+def check_server(server: PolicyServerConfig) -> None:
+    """Asks a server, where one is named, whether it has the policy.
+
+    Raises:
+        ValueError: it cannot be reached, or has none of that name.
+    """
+    if not server.url:
+        return
+    url = f"{server.address}/v1/models"
+    try:
+        listed: Any = httpx2.get(url, timeout=min(server.timeout, 30)).raise_for_status().json()
+        names = [str(one["id"]) for one in listed["data"]]
+    except (httpx2.HTTPError, ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"`server.url` names {url}, which lists no models: {error!r}") from error
+    if server.model not in names:
+        raise ValueError(f"`server.url` names the model {server.model!r}; {url} has {names}")
