@@ -139,7 +139,7 @@ class ServerSampler:
         given = {"lora_name": name, "lora_path": str(folder)}
         url = f"{self.server.address}/v1/load_lora_adapter"
         told = self.http.post(url, json=given, timeout=self.server.timeout)
-        if told.status_code != httpx2.codes.OK and ALREADY not in told.text:
+        if told.is_error and ALREADY not in told.text:
             raise ValueError(
                 f"{url} did not take the adapters in {str(folder)!r}: HTTP {told.status_code}: "
                 f"{told.text[:300]}. vLLM has to see that folder, and needs --enable-lora, "
