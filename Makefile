@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo serve test check format
+.PHONY: install demo serve lint types test check format
 
 install: .venv/.installed
 
@@ -22,12 +22,15 @@ serve: install
 test: install
 	$(BIN)/python -m pytest -q
 
-check: install
+lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyright
 	$(BIN)/lint-imports
-	$(MAKE) test
+
+types: install
+	$(BIN)/pyright
+
+check: lint types test
 
 format: install
 	$(BIN)/ruff format .

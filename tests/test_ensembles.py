@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from dataclasses import replace
 from statistics import mean, pstdev
 
 import numpy as np
@@ -117,6 +118,7 @@ def test_a_recording_answers_what_it_holds_and_nothing_else(tmp_path):
         ({"strategies": ("laser", "laser")}, "strategies"),
         ({"n": 1}, "`n` must be"),
         ({"strategies": ("oracle",), "prompts": PromptsConfig(verifier="")}, "verifier"),
+        ({"strategies": ("laser_verified",), "prompts": PromptsConfig(verifier="")}, "verifier"),
         ({"strategies": ("classifier",)}, "`num_labeled` must be positive with the strategies"),
         ({"strategies": ("bayesian_router",)}, "`num_labeled` must be positive"),
         ({"num_labeled": 4, "prompts": PromptsConfig(verifier="")}, "verifier"),
@@ -139,6 +141,8 @@ def test_each_strategy_has_its_selector():
     config = LaserConfig(arms=ARMS, selector=SelectorConfig(level="batch"))
     told = {n: config.selector_of(n) for n in ("laser", "random", "fixed:b", "mean", "oracle")}
     assert told["laser"] == config.selector
+    verified = config.selector_of("laser_verified")
+    assert verified == replace(config.selector, signal=SignalConfig(name="verifier"))
     assert told["random"].policy.name == "uniform"
     assert (told["fixed:b"].policy.name, told["fixed:b"].policy.arm) == ("fixed", 1)
     both = (config.selector_of(name) for name in ("thompson", "bayesian_router"))

@@ -11,7 +11,7 @@ from workflows.tracking import write_json
 
 HOSTILE = "<script>document.title='taken'</script>"
 ARMS = ("long", "short", "lines", HOSTILE)
-STRATEGIES = ("laser", "fixed:short", "random", "mean", "oracle")
+STRATEGIES = ("laser", "fixed:short", "random", "mean", "laser_verified", "oracle")
 SECTIONS = {
     "strategies": "What the policies came to",
     "best-of-n": "Best of n",

@@ -12,6 +12,7 @@ from policy_server import BASE, policy_app
 from actors.policy_training import run_policy_task
 from actors.sampler import Question, Response
 from actors.server_sampler import ServerSampler, check_server, read_response
+from panoply.choose.log import Log
 from panoply.hub.policy import load_policy
 from panoply.model.sampling import stream
 from panoply.train.group import Group
@@ -157,11 +158,20 @@ def test_a_loop_samples_from_a_server_by_the_adapters_of_each_round(
     app = policy_app(tiny_policy_folder)
     with serving(app) as url:
         config = laser_config(tiny_policy_folder, tmp_path / "run", num_rounds=2)
-        run_laser(replace(config, server=PolicyServerConfig(url=f"{url}#{BASE}")), Watch())
+        first = run_laser(replace(config, server=PolicyServerConfig(url=f"{url}#{BASE}")), Watch())
         asked = [request.model for request in app.state.seen.asked]
     per_round, held_out = 4 * 3, 4 * 3
     names = list(dict.fromkeys(asked))
     assert names[0] == BASE
     assert [asked.count(name) for name in names] == [held_out + per_round, per_round, held_out]
-    # Where samples are drawn may change: a run that is over is only read.
-    assert run_laser(config, Watch())["strategies"]["laser"]["rounds"] == 2
+    # A run that is over is only read, so a strategy may be added without the server.
+    more = replace(config, strategies=("laser", "laser_verified"))
+    second = run_laser(more, Watch())
+    assert second["strategies"]["laser"] == first["strategies"]["laser"]
+    assert second["choices"]["laser_verified"]["applied"] == "verifier"
+    rewards = (
+        Log(str(tmp_path / "run" / "laser_verified" / "log"), ("long", "short")).read().rewards
+    )
+    assert rewards["reward"].equals(rewards["verifier"])
+    with pytest.raises(ValueError, match="other first strategy"):
+        run_laser(replace(more, strategies=more.strategies[::-1]), Watch())
