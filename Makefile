@@ -1,7 +1,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
+# Start nodes that come and go, and mostly wait for them: `make -j 2 test` does so beside the rest.
+NODES := tests/test_autoscale.py tests/test_lost_nodes.py
 
-.PHONY: install demo serve lint types test check format
+.PHONY: install demo serve lint types test test-here test-nodes check format
 
 install: .venv/.installed
 
@@ -19,8 +21,13 @@ demo: install
 serve: install
 	$(BIN)/python -m jobs.serve demo
 
-test: install
-	$(BIN)/python -m pytest -q
+test: test-here test-nodes
+
+test-here: install
+	$(BIN)/python -m pytest -q $(NODES:%=--ignore=%)
+
+test-nodes: install
+	$(BIN)/python -m pytest -q $(NODES)
 
 lint: install
 	$(BIN)/ruff format --check .
@@ -30,7 +37,7 @@ lint: install
 types: install
 	$(BIN)/pyright
 
-check: lint types test
+check: lint test types
 
 format: install
 	$(BIN)/ruff format .
