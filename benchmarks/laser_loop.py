@@ -12,7 +12,9 @@ rewarded by the verifier, and no other strategy reads a verdict. A seed moves wh
 out, their order, the samples and every draw; the arms are the same.
 
 How well each arm orders right above wrong responses is measured on the held-out prompts before
-training. Everything stands in `--folder`, and what is there is not computed again.
+training. `replayed` takes the loop's bandit through those prompts in many orders, with that as its
+reward: what it learns of these arms where nothing else is in the way. Everything stands in
+`--folder`, and what is there is not computed again.
 """
 
 from __future__ import annotations
@@ -21,11 +23,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow.parquet as pq
 import tyro
+from numpy.typing import NDArray
 
 from jobs.recipes import FUNCTIONS, PREFERENCE
 from panoply.choose.config import PolicyConfig as Bandit
@@ -35,6 +38,8 @@ from panoply.config import Rendering
 from panoply.data.verifiable import DOMAINS, verifiable_prompts
 from panoply.train.config import PreferenceConfig, ScheduleConfig, TrunkConfig
 from panoply.train.policy_config import PolicyConfig, SamplingConfig
+
+Array: TypeAlias = NDArray[np.float64]
 
 ARMS: dict[str, tuple[str, ...]] = {
     "terse": ("brief", "plain"),
@@ -50,6 +55,9 @@ MOST_PAIRS = 4
 """Of a prompt of the arms."""
 ARMS_SEED = 3
 """The first with which each part of each arm's pairs, which are of few prompts, has at least 8."""
+BANDIT = Bandit(name="linucb", alpha=1.0, max_features=16)
+NUM_ORDERS = 200
+"""Of the held-out prompts, in `replayed`."""
 SAMPLING = SamplingConfig(max_tokens=80, rows=24)
 RENDERING = Rendering(max_prompt_tokens=64, max_response_tokens=96)
 STRATEGIES = ("laser", "laser_verified", "random", "mean")
@@ -168,9 +176,7 @@ def loop_config(args: Args, seed: int, arms: ArmsConfig, prompts: Path) -> Laser
         prompts_per_round=args.prompts_per_round,
         rounds_per_iteration=2,
         evaluate_every=args.num_rounds,
-        selector=SelectorConfig(
-            policy=Bandit(name="linucb", alpha=1.0, max_features=16), seed=seed
-        ),
+        selector=SelectorConfig(policy=BANDIT, seed=seed),
         policy=PolicyConfig(trunk=TrunkConfig(rendering=RENDERING), lr=2e-4, prompts_per_step=6),
         sampling=SAMPLING,
         strategies=args.strategies,
@@ -224,18 +230,59 @@ def outcomes(args: Args) -> dict[str, Any]:
     }
 
 
-def known_of_arms(args: Args) -> dict[str, dict[str, float]]:
-    """Returns how well each arm orders right above wrong by domain, before any training."""
+class Known(NamedTuple):
+    """What is known of a held-out prompt before any training."""
+
+    prompt_id: str
+    domain: str
+    context_H: Array
+    order_K: list[float]
+    """How well each arm orders right above wrong responses; NaN where all are alike."""
+
+
+def known_of_arms(args: Args) -> list[Known]:
+    """Returns what is known of the held-out prompts of all seeds, whose samples differ."""
     from panoply.choose.rewards import verified
     from panoply.choose.scored import read_scored
+    from workflows.laser import CONTEXTS
 
-    values: dict[str, dict[str, list[float]]] = {a: {d: [] for d in DOMAINS} for a in ARMS}
+    found: list[Known] = []
     for seed in args.seeds:
-        file = Path(args.folder) / f"seed-{seed}" / "start" / "held-out-000.parquet"
-        for one in read_scored(file, tuple(ARMS)):
-            for arm, score_n in zip(ARMS, one.score_Kn, strict=True):
-                values[arm][one.source].append(verified(score_n, one.verdict_n))
-    return {a: {d: float(np.nanmean(v)) for d, v in own.items()} for a, own in values.items()}
+        run = Path(args.folder) / f"seed-{seed}"
+        parts = json.loads((run / "data.json").read_text())
+        ids = [id for part in ("train", "labeled", "held_out") for id in parts[part]]
+        contexts = dict(zip(ids, np.load(run / CONTEXTS)["contexts"], strict=True))
+        for one in read_scored(run / "start" / "held-out-000.parquet", tuple(ARMS)):
+            order = [verified(score_n, one.verdict_n) for score_n in one.score_Kn]
+            found.append(Known(one.prompt_id, one.source, contexts[one.prompt_id], order))
+    return found
+
+
+def by_domain(known: Sequence[Known]) -> dict[str, dict[str, float]]:
+    """Returns how well each arm orders in each domain."""
+    of = {d: np.nanmean([one.order_K for one in known if one.domain == d], 0) for d in DOMAINS}
+    return {arm: {d: float(of[d][k]) for d in DOMAINS} for k, arm in enumerate(ARMS)}
+
+
+def replayed(known: Sequence[Known]) -> dict[str, Any]:
+    """Returns how well the arms that bandits choose order, each prompt once, in many orders."""
+    from benchmarks.planted_arms import figure, walk
+    from panoply.choose.ensembles import best_arms
+    from panoply.choose.make import make_policy
+    from panoply.choose.policies import Uniform
+
+    told = [one for one in known if np.isfinite(one.order_K).all()]
+    order_NK, domains = np.array([one.order_K for one in told]), [one.domain for one in told]
+    rng = np.random.default_rng(0)
+    orders_RN = np.stack([rng.permutation(len(told)) for _ in range(NUM_ORDERS)])
+    policies = {"linucb": (make_policy(BANDIT), None), "uniform": (Uniform(), None)}
+    contexts_NH = np.stack([one.context_H for one in told])
+    walked, _ = walk(policies, order_NK, contexts_NH, orders_RN)
+    best = best_arms(domains, order_NK)
+    of_best_N = np.array([row[best[d]] for row, d in zip(order_NK, domains, strict=True)])
+    walked["best arm of the domain, in hindsight"] = np.stack([of_best_N, of_best_N], 1)
+    keys = [one.prompt_id for one in told]
+    return {name: figure([own_N2], key_N=keys) for name, own_N2 in walked.items()}
 
 
 def order_of_chosen(args: Args) -> dict[str, list[float]]:
@@ -292,10 +339,18 @@ def show(found: Mapping[str, Any]) -> None:
     for name, order in found["order_of_chosen"].items():
         told = ", ".join(number(value) for value in order)
         console.print(f"{name}: its chosen arms order right above wrong, by seed: {told}")
-    table = empty_table("Share of the prompts that got each arm (laser)", "domain", ARMS)
-    for domain, own in found["shares"].items():
-        add_row(table, domain, *(number(own[arm], 2) for arm in ARMS))
+    columns = ("order", "95 %", "second half", "95 %")
+    table = empty_table("Replayed with the order as the reward", "who chooses", columns)
+    for name, own in found["replayed"].items():
+        both = number(own["value"]), interval(own["ci95"])
+        late = number(own["second_half"]), interval(own["second_half_ci95"])
+        add_row(table, name, *both, *late)
     console.print(table)
+    for name, shares in found["shares"].items():
+        table = empty_table(f"Share of the prompts that got each arm ({name})", "domain", ARMS)
+        for domain, own in shares.items():
+            add_row(table, domain, *(number(own[arm], 2) for arm in ARMS))
+        console.print(table)
 
 
 def main() -> None:
@@ -311,10 +366,16 @@ def main() -> None:
     runs = {
         seed: run_laser(loop_config(args, seed, arms, for_policy), Watch()) for seed in args.seeds
     }
+    known = known_of_arms(args)
     found: dict[str, Any] = outcomes(args) | {
-        "arms": known_of_arms(args),
+        "arms": by_domain(known),
+        "replayed": replayed(known),
         "order_of_chosen": order_of_chosen(args),
-        "shares": mean_shares([run["choices"]["laser"] for run in runs.values()]),
+        "shares": {
+            name: mean_shares([run["choices"][name] for run in runs.values()])
+            for name in args.strategies
+            if all(name in run["choices"] for run in runs.values())
+        },
         "runs": {str(seed): run for seed, run in runs.items()},
     }
     show(found)
