@@ -198,7 +198,14 @@ def aborts_when_stopped() -> Generator[None]:
         yield
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+
+    def abort(*_: object) -> None:
+        if callable(signal.getsignal(signal.SIGINT)):  # Ray Train's own while it trains
+            signal.raise_signal(signal.SIGINT)
+        else:  # ignored, as in what a script starts in the background
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, abort)
     try:
         yield
     except SystemExit:  # Ray Train's, with 0, which would read as success
