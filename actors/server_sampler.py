@@ -138,7 +138,10 @@ class ServerSampler:
             return f"{self.server.model}:{name}"
         given = {"lora_name": name, "lora_path": str(folder)}
         url = f"{self.server.address}/v1/load_lora_adapter"
-        told = self.http.post(url, json=given, timeout=self.server.timeout)
+        try:
+            told = self.http.post(url, json=given, timeout=self.server.timeout)
+        except httpx2.RequestError as error:
+            raise ValueError(f"{url} cannot be asked to load adapters: {error!r}") from error
         if told.is_error and ALREADY not in told.text:
             raise ValueError(
                 f"{url} did not take the adapters in {str(folder)!r}: HTTP {told.status_code}: "

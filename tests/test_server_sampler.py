@@ -114,6 +114,8 @@ def test_what_a_server_refuses_is_told_with_what_to_do(tiny_policy_folder, adapt
                     QUESTIONS, 1, 0, 0
                 )
             )
+    with pytest.raises(ValueError, match="cannot be asked to load adapters: ConnectError"):
+        list(sampler_at(url, tiny_policy_folder).sample(QUESTIONS, 1, 0, 0, adapter))
     with pytest.raises(ValueError, match="lists no models"):
         check_server(PolicyServerConfig(url=f"{url}#{BASE}", timeout=2.0))
 
