@@ -67,14 +67,7 @@ class ServerSampler:
     def sample(
         self, questions: Sequence[Question], n: int, seed: int, round: int, adapter: str = ""
     ) -> Iterator[Samples]:
-        """Yields the responses to each prompt as soon as the last of them is over.
-
-        Args:
-            questions: the prompts; the random numbers hang on their ids.
-            n: samples of each.
-            seed: of the run.
-            round: of the run; another one draws other samples.
-            adapter: folder of the policy's adapters; empty: the model as it is.
+        """Yields the responses to each prompt, asked for as `Sampler.sample` is.
 
         Raises:
             ValueError: the server cannot take the adapters.
