@@ -133,6 +133,8 @@ class Score:
     details: Details = Details()
     num_tokens: int = 0
     """Tokens of the rendered conversation."""
+    num_cut: int = 0
+    """Tokens of the conversation that the model's limits cut away before it was scored."""
 
     def __post_init__(self) -> None:
         if (self.score is None) == (not self.error):
@@ -148,6 +150,7 @@ def scored(
     gate: Mapping[str, float] | None = None,
     drivers: Iterable[Driver] = (),
     num_tokens: int = 0,
+    num_cut: int = 0,
 ) -> Score:
     """Returns what a model computed: an error where the score is not finite.
 
@@ -160,7 +163,7 @@ def scored(
         gate=_finite(gate or {}),
         drivers=tuple(d for d in drivers if math.isfinite(d.value + d.contribution)),
     )
-    return Score(score=value, details=details, num_tokens=num_tokens)
+    return Score(score=value, details=details, num_tokens=num_tokens, num_cut=num_cut)
 
 
 def _finite(named: Mapping[str, float]) -> dict[str, float]:
