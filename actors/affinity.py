@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
-from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
+from ray.serve.request_router import FIFOMixin, PendingRequest, RequestRouter, RunningReplica
 
 from panoply.serve.calls import Call
 
@@ -31,11 +32,15 @@ def preference(replicas: Sequence[str], in_hand: Sequence[int], bucket: int) -> 
     return order
 
 
-class PromptAffinity(RequestRouter):
+class PromptAffinity(FIFOMixin, RequestRouter):
     """Sends calls of one bucket to one replica, where they share their prompt's computation.
 
     A replica that is full is passed over, and so is one far behind the others: a popular prompt
     may cost a second computation, but nobody waits in a queue while a replica idles.
+
+    `FIFOMixin` hands a replica without a matching call to the call that waits longest. Serve's own
+    rule matches calls by the id of their HTTP request, which all calls of one request share: it
+    finds the first of them alone, and the others wait for ever.
     """
 
     async def choose_replicas(
@@ -48,6 +53,20 @@ class PromptAffinity(RequestRouter):
         if not args or not isinstance(args[0], Call):
             return [candidate_replicas]
         ids = [replica.replica_id for replica in candidate_replicas]
-        in_hand = [self.replica_queue_len_cache.get(one) or 0 for one in ids]
-        order = preference([one.unique_id for one in ids], in_hand, args[0].bucket)
+        in_hand = [self.replica_queue_len_cache.get(replica_id) or 0 for replica_id in ids]
+        order = preference([replica_id.unique_id for replica_id in ids], in_hand, args[0].bucket)
         return [[candidate_replicas[place]] for place in order]
+
+    def _get_pending_request_matching_metadata(
+        self, request_metadata: Any = None
+    ) -> PendingRequest | None:
+        """Returns the very call that a replica was chosen for, while that call still waits.
+
+        Each call has a metadata object of its own, even where their ids are the same.
+        """
+        waiting = (
+            pending
+            for pending in self._pending_requests_to_fulfill
+            if pending.metadata is request_metadata and not pending.future.done()
+        )
+        return next(waiting, None)
