@@ -1,18 +1,20 @@
 """The reward server beside a plain one and beside no server: `python -m benchmarks.serve --json F`.
 
-Single-sample OpenRLHF requests, as its trainer sends them. The server's processes share one core,
-the clients have another; both servers get the same requests, one after the other, in one run.
+OpenRLHF requests of one sample, as its trainer sends them, and of 64. The server's processes share
+one core, the clients have another; both servers get the same requests, one after the other, in one
+run.
 
 `c64_pairs_vs_plain`: chosen and rejected of one dialogue. `c64_n16_vs_plain`: 16 summaries of one
 article. `c64_distinct_vs_plain`: no two requests share a prompt, so nothing can be gained by it.
-The ideal beside each is the ratio of tokens. `served_vs_in_process`: time of the n = 16 requests
+The ideal beside each is the ratio of tokens. `c8_batch_vs_plain`: requests of 64 texts with 64
+distinct prompts, 8 clients; `c8_batch_vs_singles`: the time of the same texts sent one at a time to
+our server, over that of the batches. `served_vs_in_process`: time of the n = 16 requests
 over that of the same scores without a server, on the same core. `soak`: full load for minutes.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
 import signal
 import statistics
@@ -29,6 +31,9 @@ import tyro
 
 Kind = Literal["panoply", "plain"]
 PORTS: dict[Kind, int] = {"panoply": 8711, "plain": 8712}
+BATCH_CLIENTS = 8
+BATCH = 64
+"""Texts of a batch request."""
 OF_EACH = 12
 """Requests of a client at most, so that few clients do not take for ever."""
 CLOSE = 1e-3
@@ -49,6 +54,8 @@ class Options:
     """Dialogues of the pairs' requests, and of the distinct ones."""
     articles: int = 12
     """Of the n = 16 requests."""
+    batches: int = 8
+    """Requests of 64 texts."""
     clients: tuple[int, ...] = (1, 8, 64)
     """At the same time; the ratios are those of the last."""
     repeats: int = 2
@@ -177,6 +184,8 @@ def make_loads(options: Options, folder: Path) -> dict[str, Load]:
         "n16": read_summaries(options.data, options.articles),
     }
     groups["distinct"] = [(prompt, texts[:1]) for prompt, texts in groups["pairs"]]
+    batches = read_pairs(options.data, options.batches * BATCH)
+    groups["batch"] = [(prompt, texts[:1]) for prompt, texts in batches]
     model.score(*groups["pairs"][0])  # calibrates
     found: dict[str, Load] = {}
     for name, prompts in groups.items():
@@ -264,30 +273,41 @@ def server(kind: Kind, folder: Path, options: Options) -> Generator[subprocess.P
 def measured(kind: Kind, loads: dict[str, Load], options: Options) -> dict[tuple[str, int], Passed]:
     """Returns what a server did with each load, by the number of clients."""
     asyncio.run(drive(kind, loads["distinct"].asks[:16], 8))  # warms it up
-    return {
+    passed = {
         (name, num): asyncio.run(drive(kind, load.asks[: OF_EACH * num], num))
         for name, load in loads.items()
         for num in options.clients
+        if name != "batch"
     }
+    asks = loads["batch"].asks
+    passed["batch", BATCH_CLIENTS] = asyncio.run(drive(kind, asks, BATCH_CLIENTS, BATCH))
+    if kind == "panoply":
+        passed["singles", BATCH_CLIENTS] = asyncio.run(drive(kind, asks, BATCH_CLIENTS))
+    return passed
 
 
-async def drive(kind: Kind, asks: Sequence[Ask], num_clients: int) -> Passed:
-    """Sends requests in order, as many at the same time as there are clients."""
+async def drive(kind: Kind, asks: Sequence[Ask], num_clients: int, size: int = 1) -> Passed:
+    """Sends requests of `size` texts in order, as many at once as there are clients."""
     import httpx2
 
-    left, latencies, worst = iter(asks), [], 0.0
+    left = iter([asks[start : start + size] for start in range(0, len(asks), size)])
+    latencies, worst = list[float](), 0.0
     url = f"http://127.0.0.1:{PORTS[kind]}/get_reward"
     limits = httpx2.Limits(max_connections=num_clients)
 
     async def client(http: httpx2.AsyncClient) -> None:
         nonlocal worst
-        for ask in left:
+        for batch in left:
             begun = time.monotonic()
-            body = {"query": [ask.query], "prompts": [ask.prompt], "labels": [None]}
+            body = {
+                "query": [ask.query for ask in batch],
+                "prompts": [ask.prompt for ask in batch],
+                "labels": [None] * len(batch),
+            }
             answer = await http.post(url, json=body)
             latencies.append(time.monotonic() - begun)
-            score = answer.json()["rewards"][0]
-            worst = max(worst, abs(score - ask.score) / max(1.0, abs(ask.score)))
+            for ask, score in zip(batch, answer.json()["rewards"], strict=True):
+                worst = max(worst, abs(score - ask.score) / max(1.0, abs(ask.score)))
 
     async with httpx2.AsyncClient(timeout=300, limits=limits) as http:
         begun = time.monotonic()
@@ -304,15 +324,22 @@ def ratios(
     most = options.clients[-1]
     found: dict[str, Any] = {}
     for name, load in loads.items():
-        theirs = [run[name, most].seconds for run in runs["plain"]]
-        ours = [run[name, most].seconds for run in runs["panoply"]]
+        num = BATCH_CLIENTS if name == "batch" else most
+        theirs = [run[name, num].seconds for run in runs["plain"]]
+        ours = [run[name, num].seconds for run in runs["panoply"]]
         each = [b / a for a, b in zip(ours, theirs, strict=True)]
-        found[f"c{most}_{name}_vs_plain"] = spread(each) | {"ideal": load.ideal}
+        found[f"c{num}_{name}_vs_plain"] = spread(each) | {"ideal": load.ideal}
+    batched = [
+        run["singles", BATCH_CLIENTS].seconds / run["batch", BATCH_CLIENTS].seconds
+        for run in runs["panoply"]
+    ]
+    found[f"c{BATCH_CLIENTS}_batch_vs_singles"] = spread(batched)
     served = [run["n16", most].seconds / loads["n16"].alone for run in runs["panoply"]]
     found["served_vs_in_process"] = spread(served)
     found["requests"] = {
-        f"{kind} {name} c{num}": runs[kind][-1][name, num].told()
-        for kind, name, num in itertools.product(runs, loads, options.clients)
+        f"{kind} {name} c{num}": passed.told()
+        for kind, times in runs.items()
+        for (name, num), passed in times[-1].items()
     }
     return found
 
