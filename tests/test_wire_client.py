@@ -202,7 +202,10 @@ def test_a_missing_score_is_none_for_trl_and_its_share_is_logged(kind):
             func, [[USER]] * 6, [*completions, call, tool, []], log_metric=logged.__setitem__
         )
     assert found == [None, 0, None, None, None, None]
-    assert logged == {"rewards/armorm/missing": pytest.approx(5 / 6)}
+    assert logged == {
+        "rewards/armorm/missing": pytest.approx(5 / 6),
+        "rewards/armorm/truncated": 0,
+    }
 
 
 @clients
@@ -248,7 +251,7 @@ def test_verl_gets_a_score_with_its_objectives(kind):
         func = kind(url).verl_compute_score("armorm")
         assert inspect.iscoroutinefunction(func) == (kind is AsyncClient)
         found = as_verl(func, "So #0.5", {"prompt": [USER]})
-        assert found == {"score": 0.5, "helpfulness": 0.25, "brevity": -0.5}
+        assert found == {"score": 0.5, "helpfulness": 0.25, "brevity": -0.5, "truncated": 0}
         assert as_verl(func, "So #0", {"prompt": "Why?"})["score"] == 0
     item = {"prompt": [USER], "responses": ["So #0.5"], "label": "gold"}
     assert seen[0][2]["items"] == [item]

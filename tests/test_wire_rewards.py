@@ -72,11 +72,10 @@ def test_empty_lists_are_answered_with_empty_lists():
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"item": []}, "`item`: Extra inputs"),
+        ({"item": []}, "`item`: not read by `/v1/rewards`"),
         ({"items": [ITEM | {"weight": 1}]}, "`items.0.weight`: Extra inputs"),
-        ({"items": [{"responses": []}]}, "either `prompt` (messages) or `rendered`"),
-        ({"items": [ITEM | {"rendered": "x"}]}, "either `prompt` (messages) or `rendered`"),
-        ({"items": [ITEM | {"prompt": "Why?"}]}, "`items.0.prompt`: Input should be a valid list"),
+        ({"items": [ITEM | {"rendered": "x"}]}, "name `prompt` (messages) or `rendered`"),
+        ({"items": [ITEM | {"prompt": "Why?"}]}, "`prompt`: Input should be a valid list"),
         ({"items": [ITEM | {"prompt": []}]}, "must end with a user or tool turn"),
         ({"items": [ITEM | {"responses": "So"}]}, "`items.0.responses`: Input should be a valid l"),
         ({"models": ["a", "a"]}, "names one twice"),
