@@ -34,6 +34,8 @@ class Model:
     reason: str = ""
     """Why it failed."""
     told: Mapping[str, JsonValue] = field(default_factory=dict[str, JsonValue])
+    created: int = field(default_factory=lambda: int(time.time()))
+    """Unix time since when the gateway has it."""
 
     @property
     def objectives(self) -> list[str] | None:
@@ -70,6 +72,7 @@ class Gateway:
             {
                 "id": name,
                 "object": "model",
+                "created": model.created,
                 "owned_by": "panoply",
                 "state": model.state,
                 "reason": model.reason,
@@ -86,13 +89,31 @@ class Gateway:
             RequestError: 404 for a name that no model has.
         """
         names = (path_name,) if path_name else request.models or (self.default,)
-        if unknown := [name for name in names if name not in self.models]:
+        for name in names:
+            self.check_name(name)
+        return replace(request, models=names)
+
+    def check_name(self, name: str) -> None:
+        """Checks that there is a model of this name.
+
+        Raises:
+            RequestError: 404, with those there are.
+        """
+        if name not in self.models:
             raise RequestError(
-                f"no model is called {unknown[0]!r}; there are {sorted(self.models)}. "
+                f"no model is called {name!r}; there are {sorted(self.models)}. "
                 "`/models/NAME` before a path names one where the payload cannot",
                 404,
             )
-        return replace(request, models=names)
+
+    def entry(self, name: str) -> dict[str, JsonValue]:
+        """Returns what clients may know of one model.
+
+        Raises:
+            RequestError: 404 for a name that no model has.
+        """
+        self.check_name(name)
+        return next(entry for entry in self.directory() if entry["id"] == name)
 
     async def score(self, request: ScoreRequest) -> ScoreAnswer:
         """Returns the scores of every model that the request names.

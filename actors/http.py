@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -18,18 +19,22 @@ from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic.json_schema import models_json_schema
 from ray.util.metrics import Counter, Histogram
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from actors.faults import fault
 from actors.gateway import Gateway
+from panoply.wire import tei, vllm
 from panoply.wire.endpoint import Limits, decode
 from panoply.wire.endpoints import ENDPOINTS, endpoint_at
-from panoply.wire.request import RequestError, ScoreRequest
+from panoply.wire.request import RequestError, ScoreRequest, num_truncated
 
 PAGE = Path(__file__).parent / "page"
 PREFIX = "/models/{name}"
 POLICY = "default-src 'self'; img-src 'self' data:; base-uri 'none'; frame-ancestors 'none'"
 SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120]
+TRUNCATED = "X-Truncated-Texts"
+"""Header of an answer: how many of its texts the models' limits cut; none where none was."""
 ABOUT = """Scores by several reward models, in the words of the client's own protocol.
 
 Every path of a protocol also stands behind `/models/NAME`, which names the model."""
@@ -63,24 +68,27 @@ def make_app(
             call = endpoint.parse(payload)
             asked = gateway.named(limits.check(call.request()), name)
             _check_keys(request, asked, keys)
-            status, body = 200, _json(call.render(await gateway.score(asked), asked))
+            answer = await gateway.score(asked)
+            status, body = 200, _json(call.render(answer, asked))
+            if cut := num_truncated(answer):
+                headers[TRUNCATED] = str(cut)
             meters.scored(asked, time.monotonic() - begun)
         except Exception as error:
             refused = error if isinstance(error, RequestError) else fault(path, error)
-            status, answer = endpoint.refuse(refused)
-            body = _json(answer)
+            status, refusal = endpoint.refuse(refused)
+            body = _json(refusal)
             if refused.retry_after is not None:
                 headers["Retry-After"] = str(max(1, round(refused.retry_after)))
         meters.answered(path, status, time.monotonic() - begun)
         return Response(body, status, headers, "application/json")
 
-    for path in dict.fromkeys(path for endpoint in ENDPOINTS for path in endpoint.paths):
+    for path in PATHS:
         for prefix in ("", PREFIX):
-            app.add_api_route(prefix + path, score, methods=["POST"], **_described(prefix, path))
+            described = _described(prefix, path)
+            app.add_api_route(_route(prefix, path), score, methods=["POST"], **described)
 
-    @app.get("/v1/models", summary="The models, with their state and objectives.")
-    def models() -> JSONResponse:
-        return JSONResponse({"object": "list", "data": gateway.directory()})
+    _add_models(app, gateway, limits)
+    _add_refusals(app)
 
     @app.get("/health", summary="200 while a model can answer.")
     def health() -> JSONResponse:
@@ -100,6 +108,49 @@ def make_app(
     app.mount("/page", StaticFiles(directory=PAGE), "page")
     app.openapi = lambda: _openapi(app)
     return app
+
+
+def _add_models(app: FastAPI, gateway: Gateway, limits: Limits) -> None:
+    """Adds what says which models there are."""
+
+    @app.get("/v1/models", summary="The models, with their state and objectives.")
+    def models() -> JSONResponse:
+        return JSONResponse({"object": "list", "data": gateway.directory()})
+
+    @app.get("/v1/models/{name}", summary="One model, with its state and objectives.")
+    def model(name: str) -> JSONResponse:
+        return JSONResponse(gateway.entry(name))
+
+    @app.get("/info", summary="The default model, as TEI's clients ask for it.")
+    @app.get(PREFIX + "/info", summary="A model, as TEI's clients ask for it.")
+    def info(name: str = "") -> JSONResponse:
+        return JSONResponse(tei.info(gateway.entry(name or gateway.default), limits))
+
+
+def _add_refusals(app: FastAPI) -> None:
+    """Adds what answers a name that no model has, and a path that is no endpoint."""
+
+    @app.exception_handler(RequestError)
+    def refuse(_: Request, error: RequestError) -> JSONResponse:
+        status, refusal = vllm.refuse(error)
+        return JSONResponse(refusal, status)
+
+    @app.exception_handler(HTTPException)
+    def no_endpoint(request: Request, error: HTTPException) -> JSONResponse:
+        status, refusal = vllm.refuse(RequestError(_directions(request), error.status_code))
+        return JSONResponse(refusal, status, error.headers)
+
+
+def _directions(request: Request) -> str:
+    """Returns what to ask in place of a path or method that is no endpoint."""
+    path = request.url.path
+    name = re.sub(r"^/models/[^/]+|/v[12](?=/)", "", path).strip("/")
+    elsewhere = f"{ELSEWHERE[name]}. " if name in ELSEWHERE else ""
+    return (
+        f"{request.method} {path[:100]} is no endpoint here. {elsewhere}Scores are asked with POST "
+        f"at {', '.join(PATHS)}, each also behind `/models/NAME`; `/docs` describes them, and GET "
+        "/v1/models lists the models"
+    )
 
 
 class Meters:
@@ -124,7 +175,12 @@ class Meters:
 
 def _path(request: Request) -> str:
     """Returns the dialect's path: the route's, without the prefix that names a model."""
-    return request.scope["route"].path.removeprefix(PREFIX)
+    return request.scope["route"].path.removeprefix(PREFIX) or "/"
+
+
+def _route(prefix: str, path: str) -> str:
+    """Returns where a dialect's path is; a bare `/` behind a prefix is the prefix itself."""
+    return prefix if prefix and path == "/" else prefix + path
 
 
 async def _body(request: Request, most: int) -> bytes:
@@ -172,6 +228,29 @@ async def _relayed(agents: Sequence[str]) -> str:
     lines = [line for text in texts for line in text.splitlines() if "panoply_" in line]
     return "\n".join(dict.fromkeys([*lines, ""]))
 
+
+PATHS = list(dict.fromkeys(path for endpoint in ENDPOINTS for path in endpoint.paths))
+"""Of all dialects."""
+
+NO_TEXT = (
+    "The models here score and write no text: ask `/v1/rewards`, or `/classify` with `messages`"
+)
+NO_TOKENS = (
+    "Texts are tokenized by the model that scores them: send text or messages, or tokenize with "
+    "the tokenizer in the model's folder"
+)
+NO_EMBEDDING = (
+    "A reward model has no embedding of a text: `/predict` and `/rerank` answer scores, and "
+    "`/v1/embeddings` a score as a vector of one"
+)
+ELSEWHERE: Mapping[str, str] = {
+    **dict.fromkeys(("chat/completions", "completions", "generate", "responses"), NO_TEXT),
+    **dict.fromkeys(("tokenize", "detokenize", "decode"), NO_TOKENS),
+    **dict.fromkeys(
+        ("embed", "embed_all", "embed_sparse", "embeddings", "similarity"), NO_EMBEDDING
+    ),
+}
+"""By a path of the other servers, without version: what to ask here."""
 
 REFUSALS: dict[int | str, str] = {
     400: "The body is wrong; the message names the key, its value and what is allowed.",

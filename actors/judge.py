@@ -139,6 +139,11 @@ class Judge(Generic[V]):
         if isinstance(item, Rendered) and self.rendered_by:
             item = as_chat(item, self.rendered_by)
         match item:
+            case Chat(prompt=()):
+                raise ValueError(
+                    f"{self.name!r} scores a reply to a prompt, and none was sent: send it with "
+                    "the response (verl: in `extra_info` of the data set, under `prompt`)"
+                )
             case Chat():
                 return reader.messages(item.prompt, item.responses)
             case Rendered():

@@ -109,6 +109,22 @@ def test_text_through_a_template_is_told_as_such_and_token_ids_are_an_error():
     assert "token ids have no text" in token.error
 
 
+def test_a_response_alone_has_an_empty_prompt_and_a_name_stays_in_its_message():
+    prompts = []
+
+    def reward(prompt, response):
+        prompts.append(prompt)
+        return len(response)
+
+    tool = {"role": "tool", "content": "5", "name": "add"}
+    items = Chat((), ("x", "xy")), Chat((USER, tool), ("z",))
+    assert [[s.score for s in item] for item in scores(reward, *items, max_concurrent=1)] == [
+        [1, 2],
+        [1],
+    ]
+    assert prompts == [[], [], [USER, tool]]
+
+
 @pytest.mark.parametrize("number", [1, True, np.float32(1), np.int64(1), np.ones(()), Fraction(1)])
 def test_any_kind_of_number_is_a_score(number):
     assert first(lambda response: number).score == 1

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 import httpx2
 import pytest
+from app_server import serving as serving_app
 from ray.exceptions import RayActorError
 from wire_scores import scores_of
 
@@ -308,6 +309,102 @@ def test_models_are_listed_with_what_they_are():
     assert "kind" not in b
 
 
+def test_one_model_is_retrieved_by_its_name_and_told_to_tei_s_clients():
+    app, gateway = serving(Formula("a"), Formula("b"))
+    asyncio.run(gateway.learn({"a": ("ready", ""), "b": ("ready", "")}))
+    gateway.models["b"].told = {
+        "kind": "scalar",
+        "provenance": {"weights": "w", "dtype": "float32"},
+    }
+    listed = get(app, "/v1/models").json()["data"]
+    assert get(app, "/v1/models/b").json() == listed[1]
+    assert (listed[1]["id"], listed[1]["object"]) == ("b", "model")
+    assert listed[1]["created"] > 1_700_000_000
+    answer = get(app, "/v1/models/c")
+    assert answer.status_code == 404
+    assert "no model is called 'c'; there are ['a', 'b']" in answer.json()["error"]["message"]
+    info = get(app, "/models/b/info").json()
+    assert (info["model_id"], info["model_sha"], info["model_dtype"]) == ("b", "w", "float32")
+    assert info["model_type"]["reranker"]["id2label"] == {"0": "LABEL_0"}
+    assert get(app, "/info").json()["model_id"] == "a"
+    assert get(app, "/models/c/info").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("/v1/chat/completions", "score and write no text"),
+        ("/generate", "score and write no text"),
+        ("/models/a/tokenize", "with the tokenizer in the model's folder"),
+        ("/embed", "a reward model has no embedding"),
+        ("/v1/judge", ""),
+        ("/", ""),
+    ],
+)
+def test_what_is_no_endpoint_is_told_with_those_there_are(path, told):
+    app, _ = serving(Formula("a"))
+    answer = get(app, "/classify") if path == "/" else post(app, path, {})
+    assert answer.status_code == (405 if path == "/" else 404)
+    message = answer.json()["error"]["message"]
+    assert told.lower() in message.lower()
+    for endpoint in ("/v1/rewards", "/get_reward", "/v1/score/evaluation", "/models/NAME"):
+        assert endpoint in message
+
+
+def test_tei_s_bare_path_scores_for_every_model_and_shows_the_page_to_browsers():
+    app, _ = serving(Formula("a"), Formula("b"))
+    raw = {"raw_scores": True}
+    assert post(app, "/", {"inputs": "x#1.5"} | raw).json() == [{"score": 1.5, "label": "LABEL_0"}]
+    ranks = post(app, "/models/b", {"query": "q", "texts": ["x#1", "y#2"]} | raw).json()
+    assert [rank["index"] for rank in ranks] == [1, 0]
+    assert post(app, "/models/z", {"inputs": "x#1.5"}).status_code == 404
+    assert get(app, "/").headers["content-type"].startswith("text/html")
+
+
+@pytest.mark.parametrize(
+    ("path", "payload", "num"),
+    [
+        ("/get_reward", {"query": ["[cut] #1", "b #2", "[cut] #3"]}, "2"),
+        ("/slime", {"prompt": "q", "response": "[cut] #1"}, "1"),
+        ("/v1/classify", {"input": ["a #1", "[cut] #2"]}, "1"),
+        ("/predict", {"inputs": "[cut] #1"}, "1"),
+        (
+            "/v1/rewards",
+            {
+                "models": ["a", "b"],
+                "items": [{"prompt": CHAT, "responses": ["[cut] #1", "b #2"]}, {"responses": []}],
+            },
+            "1",
+        ),
+        ("/v1/compare", {"pairs": [{"prompt": CHAT, "a": "[cut] #1", "b": "b #2"}]}, "1"),
+        ("/get_reward", {"query": ["a #1"]}, None),
+        ("/v1/rewards", {"items": []}, None),
+    ],
+)
+def test_a_header_says_how_many_texts_were_cut(path, payload, num):
+    app, _ = serving(Formula("a"), Formula("b"))
+    answer = post(app, path, payload)
+    assert answer.status_code == 200
+    assert answer.headers.get("x-truncated-texts") == num
+
+
+def test_a_prompt_that_cannot_be_read_costs_a_request_only_its_own_scores():
+    formula = Formula("a")
+    app, _ = serving(formula)
+    call = {"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}
+    items = [
+        {"prompt": [*CHAT, call, *CHAT], "responses": ["x#1", "x#2"]},
+        {"prompt": CHAT, "responses": ["x#3"]},
+        {"responses": ["x#4"]},
+    ]
+    bad, good, alone = post(app, "/v1/rewards", {"items": items}).json()["results"][0]["items"]
+    assert [score["score"] for score in bad] == [None, None]
+    assert "tool_calls" in bad[0]["error"]
+    assert (good[0]["score"], alone[0]["score"]) == (3.0, 4.0)
+    sent = {item.responses: item.prompt for call in formula.calls for item in call.items}
+    assert sent == {("x#3",): tuple(CHAT), ("x#4",): ()}
+
+
 def test_weights_go_to_the_models_that_have_the_objectives():
     a, b = Formula("a", objectives=("brevity",)), Formula("b")
     app, gateway = serving(a, b)
@@ -363,6 +460,22 @@ def test_no_origin_is_let_in_and_the_page_runs_nothing_of_others():
     assert page.status_code == 200
     assert "default-src 'self'" in page.headers["content-security-policy"]
     assert get(app, "/page/page.js").status_code == 200
+
+
+def test_huggingface_s_client_scores_and_asks_what_it_talks_to(monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)  # nothing but this machine is asked
+    app, _ = serving(Formula("a"), Formula("b"))
+    with serving_app(app) as url:
+        for address, model in ((url, "a"), (f"{url}/models/b", "b"), (f"{url}/predict", "a")):
+            client = hub.InferenceClient(address, provider="hf-inference")
+            first = client.text_classification("[cut] #1.5", function_to_apply="none", top_k=1)
+            assert (first.score, first.label) == (1.5, "LABEL_0")
+            squashed = client.text_classification("x#1.5").score
+            assert squashed == pytest.approx(1 / (1 + math.exp(-1.5)))
+            if address != f"{url}/predict":
+                assert client.get_endpoint_info()["model_id"] == model
+        assert hub.InferenceClient(url, provider="hf-inference").health_check()
 
 
 def test_openapi_describes_the_payloads_of_every_dialect():

@@ -277,3 +277,30 @@ def test_a_published_model_is_judged_as_it_scores(tmp_path):
     (told,) = answers(judge, [call(Chat(tuple(PROMPTS[0]), RESPONSES), details=ALL)])
     assert values(told)[0] == pytest.approx(model.score(PROMPTS[0], RESPONSES), rel=1e-4)
     assert told.provenance["kind"] == "linear"
+
+
+def test_a_response_without_its_prompt_is_refused_by_models_and_taken_by_functions(folders):
+    judge, model = judge_of(folders["scalar"])
+    prompt = tuple(PROMPTS[0])
+    (answer,) = answers(judge, [call(Chat((), ("No.", "Yes.")), Chat(prompt, ("No.",)))])
+    refused, scored = answer.items
+    for score in refused:
+        assert (score.score, score.transient) == (None, False)
+        assert "'m' scores a reply to a prompt, and none was sent" in score.error
+    assert scored[0].score == pytest.approx(float(model.score(prompt, ["No."])[0]), rel=1e-4)
+    length = ArmJudge(ArmConfig(name="n", where="function:panoply.serve.verifiers:length"))
+    assert values(answers(length, [call(Chat((), ("No.", "Yes.")))])[0]) == [[3, 4]]
+
+
+def test_a_name_in_a_turn_is_written_by_the_template_that_reads_it(folders):
+    judge, model = judge_of(folders["scalar"])
+    turn = {"role": "user", "content": "Why?"}
+    named = turn | {"name": "Ada"}
+    (answer,) = answers(judge, [call(Chat((turn,), ("No.",)), Chat((named,), ("No.",)))])
+    assert answer.items[0] == answer.items[1]  # this one does not
+    tokenizer = model.backbone.renderer.tokenizer
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "{{ m['content'] }}", "{{ m['name'] or '' }}{{ m['content'] }}"
+    )
+    (answer,) = answers(judge, [call(Chat((turn,), ("No.",)), Chat((named,), ("No.",)))])
+    assert answer.items[0] != answer.items[1]

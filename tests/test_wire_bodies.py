@@ -80,7 +80,7 @@ JSON = st.recursive(
     max_leaves=8,
 )
 CHAT = [USER, {"role": "assistant", "content": [{"type": "text", "text": "So."}]}]
-RERANK = {"query": "q", "documents": ["a"], "texts": ["a"], "top_n": 1, "return_text": True}
+RERANK = {"query": "q", "documents": ["a", {"text": "b"}], "top_n": 1, "return_documents": True}
 VALID = {
     "/v1/rewards": {
         "items": [
@@ -100,7 +100,10 @@ VALID = {
     "/score": {"text_1": ["q"], "text_2": ["a"], "activation": None},
     "/rerank": RERANK,
     "/v1/embeddings": {"input": ["a"], "encoding_format": "float"},
+    "/sglang/v1/rerank": {"query": "q", "documents": ["a"], "top_n": 1},
     "/predict": {"inputs": [["a"], ["a", "b"]], "raw_scores": True},
+    "/": {"query": "q", "texts": ["a"], "return_text": True, "truncate": False},
+    "/v1/score/evaluation": {"model": "model", "messages": ["a"], "max_length": None},
 }
 
 
@@ -201,7 +204,9 @@ def test_a_key_that_is_no_text_does_not_break_the_message():
     status, answer = post_bytes("/v1/rewards", body)
     assert status == 400
     assert "half a character" in answer["error"]
-    status, answer = post_bytes("/v1/rewards", body.replace(b'ud83d": 1', b'u0041": 1'))
+    status, answer = post_bytes("/v1/rewards", body.replace(b'ud83d": 1', b'ud83d\\ude00": 1'))
+    assert "`\\U0001f600`: not read by `/v1/rewards`" in answer["error"]
+    status, answer = post_bytes("/v1/rewards", body.replace(b', "\\ud83d": 1', b""))
     assert "`weights.\\U0001f600`: Input should be a valid number" in answer["error"]
     assert json.dumps(answer, ensure_ascii=False).encode()
 

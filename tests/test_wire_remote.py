@@ -132,6 +132,24 @@ def test_what_a_dialect_cannot_carry_is_refused(dialect, item, why):
     assert raised.value.status == 422
 
 
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("template", ["", "chatml"])
+def test_a_response_without_its_prompt_goes_to_our_own_servers_alone(dialect, template):
+    alone = Chat((), ("a #1.5", "b #-2"))
+    if dialect == "panoply":
+        (request,), scores = ask(dialect, alone, template)
+        assert request.items == (alone,)
+        assert [score.score for score in scores] == [1.5, -2]
+    else:
+        with pytest.raises(RequestError, match="takes no response without its prompt"):
+            DIALECTS[dialect].posts(alone, "", template)
+
+
+def test_our_own_server_says_of_a_remote_arm_s_texts_what_was_cut():
+    _, scores = ask("panoply", Chat((USER,), ("[cut] #1.5", "b #-2")))
+    assert [score.num_cut for score in scores] == [3, 0]
+
+
 def read(dialect, answer, item=ONE):
     return DIALECTS[dialect].posts(item, "", "chatml")[0].read(answer)
 

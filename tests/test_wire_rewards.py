@@ -72,11 +72,10 @@ def test_empty_lists_are_answered_with_empty_lists():
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"item": []}, "`item`: Extra inputs"),
+        ({"item": []}, "`item`: not read by `/v1/rewards`"),
         ({"items": [ITEM | {"weight": 1}]}, "`items.0.weight`: Extra inputs"),
-        ({"items": [{"responses": []}]}, "either `prompt` (messages) or `rendered`"),
-        ({"items": [ITEM | {"rendered": "x"}]}, "either `prompt` (messages) or `rendered`"),
-        ({"items": [ITEM | {"prompt": "Why?"}]}, "`items.0.prompt`: Input should be a valid list"),
+        ({"items": [ITEM | {"rendered": "x"}]}, "name `prompt` (messages) or `rendered`"),
+        ({"items": [ITEM | {"prompt": "Why?"}]}, "`prompt`: Input should be a valid list"),
         ({"items": [ITEM | {"prompt": []}]}, "must end with a user or tool turn"),
         ({"items": [ITEM | {"responses": "So"}]}, "`items.0.responses`: Input should be a valid l"),
         ({"models": ["a", "a"]}, "names one twice"),
@@ -92,13 +91,69 @@ def test_what_is_wrong_is_named(change, told):
     assert told in answer["error"]
 
 
+CALL = {"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}
+IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "why"),
+    [
+        ([USER, CALL, {"role": "tool", "content": "5"}], "`prompt.1.tool_calls`: Extra inputs"),
+        ([IMAGE], "`prompt.0.content"),
+        ([{"role": "narrator", "content": "x"}], "`prompt.0.role`: Input should be 'system'"),
+        ([USER, {"role": "assistant", "content": "So."}], "must end with a user or tool turn"),
+        ("Why?", "`prompt`: Input should be a valid list"),
+    ],
+)
+def test_a_prompt_that_cannot_be_read_costs_only_its_own_scores(prompt, why):
+    broken = {"prompt": prompt, "responses": ["a #1", "b #2"]}
+    nothing = {"prompt": prompt, "responses": []}
+    items = [broken, ITEM, nothing, ITEM]
+    status, answer = post("/v1/rewards", {"models": ["m", "n"], "items": items})
+    assert status == 200
+    for result in answer["results"]:
+        bad, good, none, last = result["items"]
+        assert [entry["score"] for entry in good] == [entry["score"] for entry in last] == [1.5, -2]
+        assert none == []
+        assert [entry["score"] for entry in bad] == [None, None]
+        assert all(why in entry["error"] and not entry["transient"] for entry in bad)
+    assert len(asked("/v1/rewards", {"items": items}).items) == 2
+    status, answer = post("/v1/rewards", {"items": [broken]})
+    assert status == 400
+    assert why in answer["error"]
+
+
+def test_a_pair_whose_prompt_cannot_be_read_fails_alone():
+    good, bad = ({"prompt": prompt, "a": "x #1", "b": "y #1"} for prompt in ([USER], [IMAGE]))
+    status, answer = post("/v1/compare", {"pairs": [bad, good]})
+    assert status == 200
+    assert answer["results"][0]["probability"] is None
+    assert "`prompt.0.content" in answer["results"][0]["error"]
+    assert answer["results"][1] == {"probability": 0.5}
+    assert post("/v1/compare", {"pairs": [bad]})[0] == 400
+
+
+def test_responses_alone_reach_the_models_without_a_prompt():
+    item = {"responses": ["good #1.5"], "label": "gold"}
+    assert asked("/v1/rewards", {"items": [item]}).items == (Chat((), ("good #1.5",), "gold"),)
+    assert payload_of(ScoreRequest(items=(Chat((), ("good #1.5",)),))) == {
+        "items": [{"responses": ("good #1.5",)}]
+    }
+
+
+def test_what_was_cut_is_told_beside_the_score_with_its_tokens():
+    item = {"prompt": [USER], "responses": ["[cut] #1", "a #2"]}
+    cut, whole = post("/v1/rewards", {"items": [item]})[1]["results"][0]["items"][0]
+    assert (cut["truncated"], cut["num_cut"]) == (True, 3)
+    assert not {"truncated", "num_cut"} & whole.keys()
+
+
 TEXT = st.text(max_size=8)
 LABEL = st.none() | TEXT | st.lists(st.integers(-9, 9), max_size=2)
-NUMBER = st.floats(-1e3, 1e3).map(lambda number: f"#{number!r}")
+NUMBER = st.builds("{}#{!r}".format, st.sampled_from(["", "[cut] "]), st.floats(-1e3, 1e3))
 RESPONSES = st.lists(NUMBER, max_size=3).map(tuple)
 PROMPT = st.lists(
     st.fixed_dictionaries({"role": st.sampled_from(["user", "tool"]), "content": TEXT}),
-    min_size=1,
     max_size=3,
 ).map(tuple)
 REQUESTS = st.builds(

@@ -1,7 +1,7 @@
 """A scorer of texts that say their own score, and the way of a payload through an endpoint.
 
-A response that ends with `#1.5` scores 1.5; `#nan` is a model's NaN, `#lost` a lost replica. Token
-ids score their sum over 10.
+A response that ends with `#1.5` scores 1.5; `#nan` is a model's NaN, `#lost` a lost replica. Of one
+that holds `[cut]` three tokens were cut. Token ids score their sum over 10.
 """
 
 import json
@@ -36,6 +36,7 @@ def say(text, details):
         gate={"helpfulness": 0.75, "brevity": 0.25} if "gate" in details else {},
         drivers=[Driver("helpfulness", value / 2, value)] if "drivers" in details else [],
         num_tokens=len(text),
+        num_cut=3 * ("[cut]" in text),
     )
 
 
@@ -44,7 +45,8 @@ def prefer(a, b):
     first, second = say(a, ()), say(b, ())
     if failed := first.error or second.error:
         return Score(error=failed, transient=first.transient or second.transient)
-    return scored(sigmoid(first.score - second.score))
+    num_cut = first.num_cut + second.num_cut
+    return scored(sigmoid(first.score - second.score), num_cut=num_cut)
 
 
 def scores_of(item, details, compares):

@@ -40,6 +40,8 @@ class Part:
 def bucket_of(item: Item) -> int:
     """Returns the bucket of an item's prompt: requests that share it meet in one replica."""
     match item:
+        case Chat(prompt=()):
+            text = (item.responses[0] if item.responses else "")[:KEY_CHARACTERS]
         case Chat():
             text = "\0".join(f"{turn['role']}\0{turn['content']}" for turn in item.prompt)
         case Rendered():

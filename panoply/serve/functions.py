@@ -13,7 +13,8 @@ None says that the function does not apply: no score, which is not 0. So do an e
 
 Of text that went through a template already, `prompt` is one message of the role `rendered`, or
 empty where the client sent the whole conversation as one text, which then is the response; a server
-that knows the template makes turns of it (`panoply.wire.templates`).
+that knows the template makes turns of it (`panoply.wire.templates`). It is empty too where a client
+sent a response alone. A message has a `name` where the client's had one.
 
 A plain function runs in a thread. One that is over its time is left to itself, for threads cannot
 be stopped; one that never lets go of the interpreter's lock (a match of `re` that backtracks, say)

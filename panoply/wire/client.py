@@ -8,30 +8,33 @@
 A request is asked again where that can help until its time is over (`panoply.wire.attempts`). What
 fails for good raises: a run without its reward model should stop, and not learn from made-up
 numbers. A single score that failed is None for TRL, which leaves it out.
+
+Clients and their functions can be pickled, copied and sent to other processes; a copy connects by
+itself. The pickle holds the API key, and `repr` does not.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import os
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
 import httpx2
-from pydantic import JsonValue
+from pydantic import SecretStr
 
 from panoply.wire import compare, rewards
 from panoply.wire.attempts import Attempts
 from panoply.wire.request import Chat, Message, Score, ScoreAnswer, ScoreRequest
-from panoply.wire.trainers import Text, trl_batch, verl_request, verl_score
+from panoply.wire.reward_functions import AsyncTrlReward, AsyncVerlScore, TrlReward, VerlScore
 
-Rewards: TypeAlias = list[float | None]
 Pair: TypeAlias = tuple[Sequence[Message], str, str]
 """A prompt, and two responses to it."""
 
 
 class _Settings:
-    """What both clients are made from."""
+    """What both clients are made from, and what of them goes to another process."""
 
     def __init__(self, url: str, *, timeout: float = 120.0, api_key: str | None = None) -> None:
         """Checks the settings; no connection is made.
@@ -47,7 +50,19 @@ class _Settings:
             raise ValueError(f"`timeout` must be positive, got {timeout!r}")
         self.url = url.rstrip("/")
         self.timeout = timeout
-        self.headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self.api_key = None if api_key is None else SecretStr(api_key)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.url!r}, timeout={self.timeout!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: vars(self)[name] for name in ("url", "timeout", "api_key")}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Sent with every request."""
+        key = self.api_key.get_secret_value() if self.api_key else ""
+        return {"Authorization": f"Bearer {key}"} if key else {}
 
     def attempts(self, request: ScoreRequest) -> Attempts[ScoreAnswer]:
         """Returns a request on its way. The server is told how long somebody still waits."""
@@ -63,11 +78,14 @@ class _Settings:
 
 
 class Client(_Settings):
-    """A client for plain functions. Threads may share it."""
+    """A client for plain functions. Threads may share it, and each process connects by itself."""
 
     def __init__(self, url: str, *, timeout: float = 120.0, api_key: str | None = None) -> None:
         super().__init__(url, timeout=timeout, api_key=api_key)
-        self._http = httpx2.Client(headers=self.headers)
+        self._http: dict[int, httpx2.Client] = {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _http={})
 
     def __enter__(self) -> Self:
         return self
@@ -78,7 +96,15 @@ class Client(_Settings):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._http.close()
+        if http := self._http.pop(os.getpid(), None):
+            http.close()
+
+    def _connections(self) -> httpx2.Client:
+        """Returns those of this process: a fork must not write into its parent's sockets."""
+        process = os.getpid()
+        if process not in self._http:
+            self._http.setdefault(process, httpx2.Client(headers=self.headers))
+        return self._http[process]
 
     def score(self, request: ScoreRequest) -> ScoreAnswer:
         """Returns the scores of a request.
@@ -87,7 +113,7 @@ class Client(_Settings):
             RewardServerError: the server refused it, or its answer cannot be read.
             TimeoutError: there was no answer in time.
         """
-        return self.attempts(request).post(self._http)
+        return self.attempts(request).post(self._connections())
 
     def compare(self, model: str, pairs: Sequence[Pair]) -> list[Score]:
         """Returns the probability that the first response is better, or the error, of each pair.
@@ -97,53 +123,35 @@ class Client(_Settings):
         """
         return _of_pairs(self.score(_comparison(model, pairs)))
 
-    def trl_reward_func(
-        self, model: str, *, label_column: str | None = None
-    ) -> Callable[..., Rewards]:
-        """Returns a reward function for TRL, which logs it under the model's name.
+    def trl_reward_func(self, model: str, *, label_column: str | None = None) -> TrlReward:
+        """Returns a reward function for TRL, which logs it under the model's name, and ms-swift.
 
         Args:
             model: name of the reward model.
             label_column: column of the data set that function arms compare with.
         """
+        return TrlReward(self, model, label_column)
 
-        def reward(prompts: Sequence[Text], completions: Sequence[Text], **columns: Any) -> Rewards:
-            batch = trl_batch(model, prompts, completions, columns, label_column)
-            return batch.rewards(self.score(batch.request), columns.get("log_metric"))
-
-        reward.__name__ = model
-        return reward
-
-    def verl_compute_score(
-        self, model: str, *, prompt_key: str = "prompt"
-    ) -> Callable[..., dict[str, float]]:
+    def verl_compute_score(self, model: str, *, prompt_key: str | None = None) -> VerlScore:
         """Returns verl's `compute_score`.
 
         Args:
             model: name of the reward model.
-            prompt_key: where the prompt stands in `extra_info`, as messages or as a user's text.
+            prompt_key: where the prompt stands in `extra_info`, as messages or as a user's text;
+                None: under "prompt", and a function that reads none does without.
         """
-
-        def compute_score(
-            data_source: Any,
-            solution_str: str,
-            ground_truth: JsonValue,
-            extra_info: Mapping[str, Any] | None = None,
-            **_: Any,
-        ) -> dict[str, float]:
-            request = verl_request(model, solution_str, ground_truth, extra_info, prompt_key)
-            return verl_score(self.score(request))
-
-        return compute_score
+        return VerlScore(self, model, prompt_key)
 
 
 class AsyncClient(_Settings):
-    """A client for coroutines; connections are kept for the event loop that it was last used in."""
+    """A client for coroutines. Event loops may share it, and each of them connects by itself."""
 
     def __init__(self, url: str, *, timeout: float = 120.0, api_key: str | None = None) -> None:
         super().__init__(url, timeout=timeout, api_key=api_key)
-        self._http = httpx2.AsyncClient(headers=self.headers)
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._http: dict[asyncio.AbstractEventLoop, httpx2.AsyncClient] = {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _http={})
 
     async def __aenter__(self) -> Self:
         return self
@@ -154,7 +162,18 @@ class AsyncClient(_Settings):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self._http.aclose()
+        if http := self._http.pop(asyncio.get_running_loop(), None):
+            await http.aclose()
+
+    def _connections(self) -> httpx2.AsyncClient:
+        """Returns those of the running event loop; they die with the loop they were made in."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._http:
+            for other in self._http.copy():  # threads run loops of their own beside this one
+                if other.is_closed():
+                    self._http.pop(other, None)
+            self._http[loop] = httpx2.AsyncClient(headers=self.headers)
+        return self._http[loop]
 
     async def score(self, request: ScoreRequest) -> ScoreAnswer:
         """Returns the scores of a request.
@@ -163,46 +182,19 @@ class AsyncClient(_Settings):
             RewardServerError: the server refused it, or its answer cannot be read.
             TimeoutError: there was no answer in time.
         """
-        loop = asyncio.get_running_loop()
-        if self._loop not in (None, loop):  # its connections died with the loop they were made in
-            self._http = httpx2.AsyncClient(headers=self.headers)
-        self._loop = loop
-        return await self.attempts(request).post_async(self._http)
+        return await self.attempts(request).post_async(self._connections())
 
     async def compare(self, model: str, pairs: Sequence[Pair]) -> list[Score]:
         """As `Client.compare`."""
         return _of_pairs(await self.score(_comparison(model, pairs)))
 
-    def trl_reward_func(
-        self, model: str, *, label_column: str | None = None
-    ) -> Callable[..., Awaitable[Rewards]]:
+    def trl_reward_func(self, model: str, *, label_column: str | None = None) -> AsyncTrlReward:
         """As `Client.trl_reward_func`, for trainers that await it beside others."""
+        return AsyncTrlReward(self, model, label_column)
 
-        async def reward(
-            prompts: Sequence[Text], completions: Sequence[Text], **columns: Any
-        ) -> Rewards:
-            batch = trl_batch(model, prompts, completions, columns, label_column)
-            return batch.rewards(await self.score(batch.request), columns.get("log_metric"))
-
-        reward.__name__ = model
-        return reward
-
-    def verl_compute_score(
-        self, model: str, *, prompt_key: str = "prompt"
-    ) -> Callable[..., Awaitable[dict[str, float]]]:
+    def verl_compute_score(self, model: str, *, prompt_key: str | None = None) -> AsyncVerlScore:
         """As `Client.verl_compute_score`, for the reward loop that awaits it."""
-
-        async def compute_score(
-            data_source: Any,
-            solution_str: str,
-            ground_truth: JsonValue,
-            extra_info: Mapping[str, Any] | None = None,
-            **_: Any,
-        ) -> dict[str, float]:
-            request = verl_request(model, solution_str, ground_truth, extra_info, prompt_key)
-            return verl_score(await self.score(request))
-
-        return compute_score
+        return AsyncVerlScore(self, model, prompt_key)
 
 
 def _comparison(model: str, pairs: Sequence[Pair]) -> ScoreRequest:

@@ -6,21 +6,23 @@
     {"id": "...", "created": 1700000000, "model": "pm", "results": [
         {"probability": 0.73}, {"probability": null, "error": "...", "transient": false}]}
 
-One result for each pair, in the order sent: P(a > b). A model with scores says by its temperature T
+One result for each pair, in the order sent: P(a > b). `truncated` and `num_cut` stand beside one of
+which the model's limits cut a text. A model with scores says by its temperature T
 
     P(a > b) = sigma( (s_a - s_b) / T )
 
 and a pairwise model the mean over both orders. Functions and other servers have no temperature, so
-they are refused. Unknown keys are refused too.
+they are refused. A prompt that cannot be read costs its own pair the result. Unknown keys are
+refused too.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from panoply.wire.endpoint import Call, Strict, explain
+from panoply.wire.endpoint import Call, explain
 from panoply.wire.request import (
     Chat,
     ModelAnswer,
@@ -29,11 +31,12 @@ from panoply.wire.request import (
     Score,
     ScoreAnswer,
     ScoreRequest,
+    cut_mark,
 )
-from panoply.wire.turns import Prompt, messages
+from panoply.wire.turns import Prompt, WithPrompt, check_readable, messages
 
 
-class Pair(Strict):
+class Pair(WithPrompt):
     """A prompt and two responses to it."""
 
     prompt: Prompt
@@ -41,7 +44,7 @@ class Pair(Strict):
     b: str
 
 
-class Compare(Call, extra="forbid"):
+class Compare(Call):
     """A call of `/v1/compare`."""
 
     pairs: Annotated[list[Pair], Field(fail_fast=True)]
@@ -49,10 +52,16 @@ class Compare(Call, extra="forbid"):
     timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Seconds."""
 
+    @model_validator(mode="after")
+    def _some_prompt(self) -> Self:
+        check_readable(self.pairs)
+        return self
+
     def request(self) -> ScoreRequest:
         """Returns what is asked."""
+        readable = [pair for pair in self.pairs if not pair.reason]
         return ScoreRequest(
-            items=tuple(Chat(messages(pair.prompt), (pair.a, pair.b)) for pair in self.pairs),
+            items=tuple(Chat(messages(pair.prompt), (pair.a, pair.b)) for pair in readable),
             models=(self.model,) if self.model else (),
             timeout=self.timeout,
             compares=True,
@@ -65,14 +74,20 @@ class Compare(Call, extra="forbid"):
             told = f"internal error: {len(request.items)} pairs were asked for, got {given}"
             raise RequestError(told, 500)
         (model,) = answer.models
-        results: list[Payload] = [
-            {"probability": None, "error": one.error, "transient": one.transient}
-            if one.error
-            else {"probability": one.score}
-            for (one,) in model.items
+        scores = iter(model.items)
+        results = [
+            _result(Score(error=pair.reason) if pair.reason else next(scores)[0])
+            for pair in self.pairs
         ]
         told = {"id": answer.id, "created": answer.created, "model": model.model}
         return {**told, "results": results}
+
+
+def _result(score: Score) -> Payload:
+    if score.error:
+        return {"probability": None, "error": score.error, "transient": score.transient}
+    cut = {"num_cut": score.num_cut} if score.num_cut else {}
+    return {"probability": score.score, **cut_mark(score), **cut}
 
 
 def payload_of(request: ScoreRequest) -> dict[str, Payload]:
@@ -98,6 +113,15 @@ class _Result(BaseModel):
     probability: Annotated[float, Field(ge=0, le=1)] | None
     error: str = ""
     transient: bool = False
+    num_cut: int = 0
+
+    def read(self) -> Score:
+        return Score(
+            score=self.probability,
+            error=self.error,
+            transient=self.transient,
+            num_cut=self.num_cut,
+        )
 
 
 class _Answer(BaseModel):
@@ -120,9 +144,5 @@ def read_answer(payload: Payload, request: ScoreRequest) -> ScoreAnswer:
     if len(found.results) != len(request.items):
         asked = len(request.items)
         raise ValueError(f"{found.model!r} answered {len(found.results)} of {asked} pairs")
-    items = tuple(
-        (Score(score=one.probability, error=one.error, transient=one.transient),)
-        for one in found.results
-    )
-    model = ModelAnswer(model=found.model, items=items)
+    model = ModelAnswer(model=found.model, items=tuple((r.read(),) for r in found.results))
     return ScoreAnswer(models=(model,), id=found.id, created=found.created)

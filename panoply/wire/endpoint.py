@@ -6,12 +6,13 @@ import json
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from reprlib import Repr
+from typing import ClassVar
 
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, JsonValue, ValidationError
 
 from panoply.wire.request import (
     Chat,
@@ -40,10 +41,26 @@ class Strict(BaseModel):
 class Call(BaseModel, ABC):
     """A payload of one dialect: what it asks, and how its client reads the answer.
 
-    Keys that a dialect's client may send and that change no score (user, priority) are ignored.
+    A key whose value is null is no key. A key that no field reads is refused unless it is known to
+    change no score: dropped without a word, it could change one.
     """
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    harmless: ClassVar[frozenset[str]] = frozenset()
+    """Keys that the dialect's clients send and that change no score."""
+    refused: ClassVar[Mapping[str, str]] = {}
+    """Keys that would change a score or the answer's shape here, with what to do instead. A value
+    that asks for nothing (false, 0, empty) passes."""
+
+    @classmethod
+    def keys(cls) -> frozenset[str]:
+        """Returns the keys that fields read, by all of their names."""
+        names: list[str] = []
+        for name, field in cls.model_fields.items():
+            alias = field.validation_alias
+            names += [str(a) for a in alias.choices] if isinstance(alias, AliasChoices) else [name]
+        return frozenset(names)
 
     @abstractmethod
     def request(self) -> ScoreRequest:
@@ -78,8 +95,18 @@ class Endpoint:
         """
         if not isinstance(payload, dict):
             raise RequestError(f"the body must be a JSON object, got {_SHORT.repr(payload)}")
+        call, keys = self.call, self.call.keys()
+        present = {key: value for key, value in payload.items() if value is not None}
+        if wrong := [key for key, value in present.items() if value and key in call.refused]:
+            raise RequestError(_all_of(f"`{key}`: {call.refused[key]}" for key in wrong))
+        if unread := sorted(present.keys() - keys - call.harmless - call.refused.keys()):
+            names = _all_of(f"`{_place([key])}`" for key in unread)
+            raise RequestError(
+                f"{names}: not read by `{self.paths[0]}`, and what is dropped without a word may "
+                f"change a score: leave it out. Keys that are read: {sorted(keys)}"
+            )
         try:
-            return self.call.model_validate(payload)
+            return call.model_validate({key: present[key] for key in present if key in keys})
         except ValidationError as error:
             raise RequestError(explain(error)) from error
 
@@ -172,12 +199,17 @@ def _size(item: Item) -> int:
 def explain(error: ValidationError) -> str:
     """Returns what is wrong with a payload: each key, why, and its value in short."""
     found = error.errors(include_url=False, include_context=False)
-    told = [
-        f"`{_place(one['loc'])}`: {one['msg']}, got {_SHORT.repr(one['input'])}"
-        for one in found[:5]
-    ]
-    more = [f"and {len(found) - 5} more"] if len(found) > 5 else []
-    return "; ".join([*told, *more])
+    return _all_of(
+        f"`{_place(wrong['loc'])}`: {wrong['msg']}, got {_SHORT.repr(wrong['input'])}"
+        for wrong in found
+    )
+
+
+def _all_of(reasons: Iterable[str]) -> str:
+    """Returns the first reasons in one line, and how many more there are."""
+    each = list(reasons)
+    more = [f"and {len(each) - 5} more"] if len(each) > 5 else []
+    return "; ".join([*each[:5], *more])
 
 
 def _place(keys: Sequence[int | str]) -> str:

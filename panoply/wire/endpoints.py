@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from pydantic import JsonValue
 
-from panoply.wire import compare, openrlhf, rewards, sglang, slime, tei, vllm
+from panoply.wire import compare, llamafactory, openrlhf, rewards, sglang, slime, tei, vllm
 from panoply.wire.endpoint import Endpoint
 
 ENDPOINTS: tuple[Endpoint, ...] = (
@@ -44,11 +44,29 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         vllm.refuse,
     ),
     Endpoint(
-        "sglang", ("/classify",), frozenset({"text", "input_ids"}), sglang.Classify, sglang.refuse
+        "sglang",
+        ("/classify", "/encode", "/sglang/classify", "/sglang/encode"),
+        frozenset({"text", "input_ids"}),
+        sglang.Classify,
+        sglang.refuse,
     ),
-    Endpoint("sglang", ("/v1/embeddings",), frozenset(), sglang.Embeddings, sglang.refuse_openai),
-    Endpoint("tei", ("/predict",), frozenset(), tei.Predict, tei.refuse),
-    Endpoint("tei", ("/rerank",), frozenset({"texts"}), tei.Rerank, tei.refuse),
+    Endpoint(
+        "sglang",
+        ("/v1/embeddings", "/sglang/v1/embeddings"),
+        frozenset(),
+        sglang.Embeddings,
+        sglang.refuse_openai,
+    ),
+    Endpoint("sglang", ("/sglang/v1/rerank",), frozenset(), sglang.Rerank, sglang.refuse_openai),
+    Endpoint("tei", ("/predict", "/"), frozenset(), tei.Predict, tei.refuse),
+    Endpoint("tei", ("/rerank", "/"), frozenset({"texts"}), tei.Rerank, tei.refuse),
+    Endpoint(
+        "llamafactory",
+        ("/v1/score/evaluation",),
+        frozenset(),
+        llamafactory.Evaluation,
+        llamafactory.refuse,
+    ),
 )
 """Where several share a path, the first takes what none of them knows by its keys."""
 

@@ -9,6 +9,7 @@ finds its own. Texts carry the policy's template, special tokens included. A cli
 URLs sends empty lists to all but the first and waits for them, so empty lists are answered.
 
 `scores` are the rewards, raw: set the client's range for dynamic filtering to the model's scale.
+Where the model's limits cut a text, `truncated` says of each whether it was.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from panoply.wire.request import (
     ScoreAnswer,
     ScoreRequest,
     sole,
+    truncated,
     value_of,
 )
 from panoply.wire.turns import Texts
@@ -62,7 +64,8 @@ class GetReward(Call):
         first = scores[0].details.objectives if scores else {}
         objectives = [name for name in first if all(name in s.details.objectives for s in scores)]
         logs = {name: [score.details.objectives[name] for score in scores] for name in objectives}
-        return {"rewards": rewards, "scores": rewards, "extra_logs": logs}
+        answered = {"rewards": rewards, "scores": rewards, "extra_logs": logs}
+        return answered | truncated(scores)
 
 
 def refuse(error: RequestError) -> tuple[int, Payload]:

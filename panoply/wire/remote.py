@@ -133,6 +133,7 @@ class _Detailed(_Answer):
 def _slime(item: Item, model: str, template: str) -> list[Post]:
     if isinstance(item, Tokens):
         raise _cannot("slime", "token ids")
+    _check_prompt("slime", item)
 
     def read(answer: JsonValue) -> tuple[Score, ...]:
         found = _read(_SAMPLE, answer)
@@ -168,6 +169,7 @@ def _vllm(item: Item, model: str, template: str) -> list[Post]:
 
         return read
 
+    _check_prompt("vllm", item)
     if isinstance(item, Chat) and not template:
         conversations = [
             [*item.prompt, {"role": "assistant", "content": response}]
@@ -202,6 +204,7 @@ class _Label(_Answer):
 
 
 def _tei(item: Item, model: str, template: str) -> list[Post]:
+    _check_prompt("tei", item)
     if isinstance(item, Chat) and not template:
         if len(item.prompt) != 1:
             raise _cannot("tei", "more than one turn before the response, unless `template` is set")
@@ -237,6 +240,7 @@ def _texts(
         start = item.prompt if has_bos else _without_bos(item.prompt)
         whole = [f"{item.prompt}{response}" for response in item.responses]
         return start or None, whole if has_bos else list(map(_without_bos, whole))
+    _check_prompt(dialect, item)
     if not template:
         raise _cannot(dialect, "messages, unless `template` says how they are written")
     form = TEMPLATES[template]
@@ -247,6 +251,12 @@ def _texts(
 
 def _without_bos(text: str) -> str:
     return text.removeprefix(next((bos for bos in BOS if text.startswith(bos)), ""))
+
+
+def _check_prompt(dialect: str, item: Item) -> None:
+    """Checks that a conversation has a prompt: other servers score a reply as if it had none."""
+    if isinstance(item, Chat) and not item.prompt:
+        raise _cannot(dialect, "response without its prompt")
 
 
 def _cannot(dialect: str, what: str) -> RequestError:

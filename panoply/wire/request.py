@@ -15,7 +15,7 @@ from pydantic import JsonValue
 
 Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
 Message: TypeAlias = Mapping[str, str]
-"""A turn: its `role` and its `content`."""
+"""A turn: its `role` and its `content`, and the speaker's `name` where it has one."""
 Payload: TypeAlias = "Mapping[str, Payload] | Sequence[Payload] | str | float | bool | None"
 """What becomes JSON."""
 FLOAT32_MAX = (2 - 2**-23) * 2.0**127
@@ -40,6 +40,8 @@ class Chat:
     """A prompt in turns, rendered by the reward model's own template, and responses to it."""
 
     prompt: tuple[Message, ...]
+    """Empty where the client sent none: a function may score a response by itself, a model may
+    not."""
     responses: tuple[str, ...]
     """May be empty, and is then answered with no score."""
     label: JsonValue = None
@@ -218,6 +220,45 @@ def sole(answer: ScoreAnswer, request: ScoreRequest) -> tuple[ModelAnswer, list[
             503 if any(scores[i].transient for i in failed) else 422,
         )
     return model, scores
+
+
+def num_truncated(answer: ScoreAnswer) -> int:
+    """Returns how many texts the limits of a model cut."""
+    by_model = [[score.num_cut > 0 for item in m.items for score in item] for m in answer.models]
+    return sum(map(any, zip(*by_model, strict=True)))
+
+
+def cut_mark(score: Score) -> dict[str, Payload]:
+    """Returns what stands beside a score whose text was cut, empty for a whole one."""
+    return {"truncated": True} if score.num_cut else {}
+
+
+def truncated(scores: Sequence[Score]) -> dict[str, Payload]:
+    """Returns which texts were cut, for answers without a place beside each; empty if none was."""
+    marks = [score.num_cut > 0 for score in scores]
+    return {"truncated": marks} if any(marks) else {}
+
+
+def check_limit(key: str, most: int | None, scores: Sequence[Score]) -> None:
+    """Checks that a client's own limit on tokens cuts no text: only the model's limits are applied.
+
+    Args:
+        key: that holds the limit, for the message.
+        most: tokens of a text; None, or below 0: no limit.
+        scores: of all texts.
+
+    Raises:
+        RequestError: 400, a text has more tokens.
+    """
+    if most is None or most < 0:
+        return
+    over = [i for i, score in enumerate(scores) if score.num_tokens > most]
+    if over:
+        raise RequestError(
+            f"`{key}`: {most} may cut text {over[0]}, which was scored with "
+            f"{scores[over[0]].num_tokens} tokens; texts are cut by the model's own limits alone. "
+            "Leave the key out, or shorten the texts before they are sent"
+        )
 
 
 def value_of(score: Score) -> float:

@@ -10,7 +10,11 @@
 Results stand in the order of `models`, items and responses in the order sent. Scores are raw;
 `"activation": "sigmoid"` squashes them. `weights` take the gate's place; an objective that is not
 named weighs 0. A prompt is messages, which the model's own template renders; text that went through
-a template already is `rendered` instead. Unknown keys are refused: no typo passes in silence.
+a template already is `rendered` instead. An item with neither is responses alone: functions score
+it, models refuse it. A prompt that cannot be read (an image, a tool's call) costs its own item the
+scores, and the request fails only where none can be read. A text that the model's limits cut has
+`truncated` and `num_cut`, the tokens that were cut, beside its score. Unknown keys are refused: no
+typo passes in silence.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, Field, FiniteFloat, JsonValue, ValidationError, model_validator
 
-from panoply.wire.endpoint import Call, Strict, explain
+from panoply.wire.endpoint import Call, explain
 from panoply.wire.request import (
     Chat,
     Detail,
@@ -33,12 +37,13 @@ from panoply.wire.request import (
     ScoreAnswer,
     ScoreRequest,
     Tokens,
+    cut_mark,
     sigmoid,
 )
-from panoply.wire.turns import Prompt, Texts, messages
+from panoply.wire.turns import Prompt, Texts, WithPrompt, check_readable, messages
 
 
-class RewardItem(Strict):
+class RewardItem(WithPrompt):
     """A prompt and responses to it."""
 
     prompt: Prompt | None = None
@@ -48,18 +53,20 @@ class RewardItem(Strict):
 
     @model_validator(mode="after")
     def _one_prompt(self) -> Self:
-        if (self.prompt is None) == (self.rendered is None):
-            raise ValueError("name either `prompt` (messages) or `rendered` (text in a template)")
+        if self.prompt is not None and self.rendered is not None:
+            raise ValueError(
+                "name `prompt` (messages) or `rendered` (text in a template), not both"
+            )
         return self
 
     def item(self) -> Item:
         """Returns it in our own words."""
-        if self.prompt is not None:
-            return Chat(messages(self.prompt), tuple(self.responses), self.label)
-        return Rendered(self.rendered or "", tuple(self.responses), self.label)
+        if self.rendered is None:
+            return Chat(messages(self.prompt or []), tuple(self.responses), self.label)
+        return Rendered(self.rendered, tuple(self.responses), self.label)
 
 
-class Rewards(Call, extra="forbid"):
+class Rewards(Call):
     """A call of `/v1/rewards`."""
 
     items: Annotated[list[RewardItem], Field(fail_fast=True)]
@@ -71,6 +78,11 @@ class Rewards(Call, extra="forbid"):
     """Seconds."""
 
     @model_validator(mode="after")
+    def _some_prompt(self) -> Self:
+        check_readable(self.items)
+        return self
+
+    @model_validator(mode="after")
     def _each_model_once(self) -> Self:
         if len(set(self.models)) != len(self.models):
             raise ValueError(f"`models` names one twice: {self.models!r}")
@@ -79,7 +91,7 @@ class Rewards(Call, extra="forbid"):
     def request(self) -> ScoreRequest:
         """Returns what is asked."""
         return ScoreRequest(
-            items=tuple(item.item() for item in self.items),
+            items=tuple(item.item() for item in self.items if not item.reason),
             models=tuple(self.models),
             weights=self.weights,
             details=frozenset(self.details),
@@ -91,7 +103,9 @@ class Rewards(Call, extra="forbid"):
         results: list[Payload] = []
         for model in answer.models:
             provenance = {"provenance": model.provenance} if model.provenance else {}
-            items = [[self._entry(s) for s in item] for item in model.items]
+            scores = iter(model.items)
+            by_item = [_unread(item) if item.reason else next(scores) for item in self.items]
+            items = [[self._entry(score) for score in of_item] for of_item in by_item]
             results.append({"model": model.model, "items": items, **provenance})
         return {"id": answer.id, "created": answer.created, "results": results}
 
@@ -114,8 +128,14 @@ class Rewards(Call, extra="forbid"):
             "gate": details.gate,
             "drivers": drivers,
             "num_tokens": score.num_tokens,
+            "num_cut": score.num_cut,
         }
-        return entry | {name: value for name, value in found.items() if value}
+        return entry | cut_mark(score) | {name: value for name, value in found.items() if value}
+
+
+def _unread(item: RewardItem) -> tuple[Score, ...]:
+    """Returns the errors of an item whose prompt cannot be read."""
+    return (Score(error=item.reason),) * len(item.responses)
 
 
 def payload_of(request: ScoreRequest) -> dict[str, Payload]:
@@ -137,9 +157,12 @@ def payload_of(request: ScoreRequest) -> dict[str, Payload]:
 def _item_payload(item: Item) -> dict[str, Payload]:
     if isinstance(item, Tokens):
         raise ValueError("`/v1/rewards` takes messages or text, no token ids")
-    name = "prompt" if isinstance(item, Chat) else "rendered"
     label = {} if item.label is None else {"label": item.label}
-    return {name: item.prompt, "responses": item.responses, **label}
+    if isinstance(item, Chat):
+        prompt = {"prompt": item.prompt} if item.prompt else {}
+    else:
+        prompt = {"rendered": item.prompt}
+    return {**prompt, "responses": item.responses, **label}
 
 
 class _Driver(BaseModel):
@@ -156,6 +179,7 @@ class _Score(BaseModel):
     gate: dict[str, FiniteFloat] = {}
     drivers: list[_Driver] = []
     num_tokens: int = 0
+    num_cut: int = 0
 
     def read(self) -> Score:
         drivers = tuple(Driver(d.objective, d.value, d.contribution) for d in self.drivers)
@@ -165,6 +189,7 @@ class _Score(BaseModel):
             transient=self.transient,
             details=Details(objectives=self.objectives, gate=self.gate, drivers=drivers),
             num_tokens=self.num_tokens,
+            num_cut=self.num_cut,
         )
 
 

@@ -4,7 +4,8 @@
     0.7
 
 Any JSON value is the reward. `/slime` answers with a number; `/slime/details` with an object, for
-`--reward-key score` and logs. A prompt that is text went through the policy's template already.
+`--reward-key score` and logs, and with `"truncated": true` where the model's limits cut the text. A
+prompt that is text went through the policy's template already.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from panoply.wire.request import (
     Rendered,
     ScoreAnswer,
     ScoreRequest,
+    cut_mark,
     sole,
     value_of,
 )
@@ -58,4 +60,5 @@ class DetailedSample(Sample):
         """Returns an object with the key `score`."""
         model, (score,) = sole(answer, request)
         objectives = score.details.objectives
-        return {"score": value_of(score), "model": model.model, "objectives": objectives}
+        entry = {"score": value_of(score), "model": model.model, "objectives": objectives}
+        return {**entry, **cut_mark(score)}

@@ -1,26 +1,35 @@
-"""Text Embeddings Inference: `/predict` and `/rerank`.
+"""Text Embeddings Inference: `/predict`, `/rerank`, either of them at `/`, and `/info`.
 
     {"inputs": "text", "raw_scores": true}             [{"score": 1.2, "label": "LABEL_0"}]
     {"inputs": ["a", "b"]}                             the same: a pair, not a batch
     {"inputs": [["text"], ["a", "b"]]}                 [[{...}], [{...}]]
     {"query": "q", "texts": ["a", "b"]}                [{"index": 1, "score": 0.9}], best first
 
-As there, scores go through a sigmoid unless `raw_scores` is true.
+As there, scores go through a sigmoid unless `raw_scores` is true. huggingface_hub's client sends
+`"parameters": {"function_to_apply": "none" | "sigmoid"}` instead, which is read too.
+
+A text that the model's limits cut has `"truncated": true` beside its score; where `truncate` is
+false the request is refused instead, as there.
 
 Where we differ:
 1. A single text is a rendered conversation; of a pair the first is a user's turn and the second the
    response to it, as are `query` and a text.
-2. `truncate` and `truncation_direction` are not read: the artefact's own limits hold.
+2. `truncation_direction` is not read: the artefact's own limits cut a prompt at its beginning and a
+   response at its end.
 3. Empty lists are answered with empty lists, where TEI refuses them.
+4. `model` and `top_n`, which some clients send, are not read, as there: `/models/NAME` before the
+   path names a model.
+5. Any other key that is not read is refused, where TEI drops it.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, TypeAlias
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import Field
 
-from panoply.wire.endpoint import Call
+from panoply.wire.endpoint import Call, Limits, Strict
 from panoply.wire.request import (
     Item,
     Payload,
@@ -29,6 +38,7 @@ from panoply.wire.request import (
     Score,
     ScoreAnswer,
     ScoreRequest,
+    cut_mark,
     sigmoid,
     sole,
     value_of,
@@ -41,13 +51,47 @@ OneOrTwo: TypeAlias = Annotated[list[str], Field(min_length=1, max_length=2)]
 
 
 class Switched(Call):
-    """What both payloads share: the switch of the activation."""
+    """What both payloads share: the switch of the activation, and whether texts may be cut."""
+
+    harmless: ClassVar[frozenset[str]] = frozenset({"model", "top_n"})
 
     raw_scores: bool = False
+    truncate: bool | None = None
+    """False: a text that the model's limits cut is an error."""
+    truncation_direction: Literal["left", "Left", "right", "Right"] = "right"
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether scores are said as the model gives them, and not through a sigmoid."""
+        return self.raw_scores
 
     def number(self, score: Score) -> float:
         """Returns a score as it is said: through the sigmoid unless raw ones are wanted."""
-        return value_of(score) if self.raw_scores else sigmoid(value_of(score))
+        return value_of(score) if self.is_raw else sigmoid(value_of(score))
+
+    def scores(self, answer: ScoreAnswer, request: ScoreRequest) -> list[Score]:
+        """Returns the scores of the one model.
+
+        Raises:
+            RequestError: as `sole`; 413, a text was cut that may not be.
+        """
+        _, scores = sole(answer, request)
+        cut = [i for i, score in enumerate(scores) if score.num_cut]
+        if cut and self.truncate is False:
+            raise RequestError(
+                f"`truncate` is false, and the model's limits cut {scores[cut[0]].num_cut} tokens "
+                f"of text {cut[0]}: shorten it, or leave `truncate` out",
+                413,
+            )
+        return scores
+
+
+class Parameters(Strict):
+    """What huggingface_hub's client sends beside the inputs."""
+
+    function_to_apply: Literal["sigmoid", "none"] | None = None
+    top_k: int | None = None
+    """Not read: there is one label."""
 
 
 class Predict(Switched):
@@ -58,6 +102,13 @@ class Predict(Switched):
         | Annotated[list[str], Field(max_length=2)]
         | Annotated[list[OneOrTwo], Field(fail_fast=True)]
     )
+    parameters: Parameters = Parameters()
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether scores are said as the model gives them, and not through a sigmoid."""
+        function = self.parameters.function_to_apply
+        return self.raw_scores if function is None else function == "none"
 
     def request(self) -> ScoreRequest:
         """Returns an item for each text or pair."""
@@ -65,8 +116,10 @@ class Predict(Switched):
 
     def render(self, answer: ScoreAnswer, request: ScoreRequest) -> Payload:
         """Returns one prediction with its only label, or a batch of them."""
-        _, scores = sole(answer, request)
-        predicted = [[{"score": self.number(score), "label": "LABEL_0"}] for score in scores]
+        predicted = [
+            [{"score": self.number(score), "label": "LABEL_0", **cut_mark(score)}]
+            for score in self.scores(answer, request)
+        ]
         return predicted[0] if self._is_one() else predicted
 
     def _is_one(self) -> bool:
@@ -94,16 +147,40 @@ class Rerank(Switched):
 
     def render(self, answer: ScoreAnswer, request: ScoreRequest) -> Payload:
         """Returns ranks, the best first; equal scores keep their order."""
-        _, scores = sole(answer, request)
+        scores = self.scores(answer, request)
         ranks: list[Payload] = []
         for i in best_first(scores):
             text = {"text": self.texts[i]} if self.return_text else {}
-            ranks.append({"index": i, **text, "score": self.number(scores[i])})
+            number = self.number(scores[i])
+            ranks.append({"index": i, **text, "score": number, **cut_mark(scores[i])})
         return ranks
 
 
 def _item(texts: list[str]) -> Item:
     return Rendered("", (texts[0],)) if len(texts) == 1 else ask(texts[0], [texts[1]])
+
+
+def info(model: Mapping[str, Any], limits: Limits) -> dict[str, Payload]:
+    """Returns what `/info` says of a model, as far as it is known here.
+
+    Limits on tokens are the model's own and are left out: they are two, of prompt and response.
+
+    Args:
+        model: its entry at `/v1/models`.
+        limits: of a request.
+    """
+    provenance = model.get("provenance", {})
+    labels = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+    return {
+        "model_id": model["id"],
+        "model_sha": provenance.get("weights"),
+        "model_dtype": provenance.get("dtype"),
+        "served_model_name": model["id"],
+        "model_type": {"reranker": labels},
+        "max_client_batch_size": limits.max_responses,
+        "auto_truncate": True,
+        "version": "panoply",
+    }
 
 
 def refuse(error: RequestError) -> tuple[int, Payload]:

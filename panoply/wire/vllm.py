@@ -7,31 +7,36 @@
     {"model": "m", "text_1": "q" | ["q"], "text_2": ["a", "b"]}
     {"data": [{"index": 0, "object": "score", "score": 0.9}], ...}
 
-    {"model": "m", "query": "q", "documents": ["a", "b"], "top_n": 0}
+    {"model": "m", "query": "q", "documents": ["a", {"text": "b"}] | "a", "top_n": 0}
     {"results": [{"index": 1, "document": {"text": "b"}, "relevance_score": 0.9}], ...}  best first
 
 As there, a score goes through a sigmoid unless `use_activation` is false (older names of the
 switch: `activation`, `softmax`).
 
+A text that the model's limits cut has `"truncated": true` in its entry.
+
 Where we differ:
 1. `add_special_tokens` is not read: BOS comes once, by the artefact's rule, whatever is received.
-2. `truncate_prompt_tokens` is not read: the artefact's own limits hold.
-3. A template of the client's (`chat_template`, `chat_template_kwargs`, `add_generation_prompt`,
-   `continue_final_message`) is refused: the model was trained on its own.
+2. Texts are cut by the artefact's own limits alone. A limit of the client's on tokens
+   (`truncate_prompt_tokens`, `max_tokens_per_query`, `max_tokens_per_doc`) is accepted where no
+   text has more, and is an error where it would cut one.
+3. A template of the client's (`chat_template`, `chat_template_kwargs`, `instruction`,
+   `add_generation_prompt`, `continue_final_message`) is refused: the model was trained on its own.
 4. `text_1` or `query` is a user's turn and `text_2` or a document the response to it.
-5. `/pooling` answers the task classify alone: a reward model has no embedding, nor token scores.
+5. `/pooling` answers the task classify alone: a reward model has no embedding, nor token scores. Of
+   its encodings it has no `bytes` and no fp8, which keeps two digits of a score.
 6. Empty lists are answered with empty lists, where vLLM refuses them.
+7. Any other key that is not read here is refused, where vLLM drops it.
 """
 
 from __future__ import annotations
 
-import base64
-import struct
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal, Self, TypeAlias
 
-from pydantic import AliasChoices, Field, JsonValue, model_validator
+from pydantic import AliasChoices, Field, model_validator
 
-from panoply.wire.endpoint import Call, status_name
+from panoply.wire.endpoint import Call, Strict, status_name
 from panoply.wire.request import (
     Chat,
     ModelAnswer,
@@ -40,20 +45,60 @@ from panoply.wire.request import (
     Score,
     ScoreAnswer,
     ScoreRequest,
+    check_limit,
+    cut_mark,
     sigmoid,
     sole,
     value_of,
 )
-from panoply.wire.turns import Conversation, TextOrTokens, Texts, chat, items_of
+from panoply.wire.turns import Conversation, TextOrTokens, TextPart, chat, items_of, joined
+from panoply.wire.vectors import Dtype, Encoding, Endianness, vector
+
+OWN_TEMPLATE = "the model renders by the chat template that it was trained on; leave it out"
+NO_INSTRUCTION = (
+    "a reward model's template has no place for an instruction; put it into the query, or send it "
+    "as a system turn of `messages` (`/classify`, `/v1/rewards`)"
+)
+TEXT_ALONE = "text alone is scored here; leave it out"
+
+Limit: TypeAlias = Annotated[int, Field(ge=0)]
+"""Tokens; 0 is no limit."""
 
 
 class Switched(Call):
-    """What all of vLLM's payloads share: a model's name and the switch of the activation."""
+    """What all of vLLM's payloads share: a model's name, the activation's switch, a limit."""
+
+    harmless: ClassVar[frozenset[str]] = frozenset(
+        {"add_special_tokens", "cache_salt", "priority", "request_id", "user"}
+    )
+    refused: ClassVar[Mapping[str, str]] = {
+        "chat_template": OWN_TEMPLATE,
+        "chat_template_kwargs": OWN_TEMPLATE,
+        "media_io_kwargs": TEXT_ALONE,
+        "mm_processor_kwargs": TEXT_ALONE,
+        "normalize": "was removed from vLLM too; `use_activation` false gives raw scores",
+        "raw_scores": "is another server's; `use_activation` false gives raw scores",
+    }
 
     model: str | None = None
     use_activation: bool | None = None
     activation: bool | None = None
     softmax: bool | None = None
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = None
+    """An error where a text has more tokens; -1: as many as the model takes."""
+    truncation_side: Literal["left", "right"] | None = None
+    """Not read: no text is cut by the client's limit."""
+    padding: Literal["do_not_pad"] | None = None
+
+    def scores(self, answer: ScoreAnswer, request: ScoreRequest) -> tuple[ModelAnswer, list[Score]]:
+        """Returns the one model of an answer and its scores, if the client's limits cut no text.
+
+        Raises:
+            RequestError: as `panoply.wire.request.sole` and `check_limit` do.
+        """
+        model, scores = sole(answer, request)
+        check_limit("truncate_prompt_tokens", self.truncate_prompt_tokens, scores)
+        return model, scores
 
     def models(self) -> tuple[str, ...]:
         """Returns the model's name, where there is one."""
@@ -69,12 +114,14 @@ class Switched(Call):
 class Conversations(Switched):
     """Whole conversations: rendered, tokenized, or one in messages."""
 
+    refused: ClassVar[Mapping[str, str]] = {
+        **Switched.refused,
+        "add_generation_prompt": "a conversation ends with the reply that is scored; leave it out",
+        "continue_final_message": "the reply that is scored has ended; leave it out",
+    }
+
     input: TextOrTokens | None = None
     messages: Conversation | None = None
-    add_generation_prompt: Literal[False] = False
-    continue_final_message: Literal[False] = False
-    chat_template: None = None
-    chat_template_kwargs: dict[str, JsonValue] | None = Field(default=None, max_length=0)
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
@@ -95,9 +142,15 @@ class Classify(Conversations):
 
     def render(self, answer: ScoreAnswer, request: ScoreRequest) -> Payload:
         """Returns one entry of `data` for each conversation."""
-        model, scores = sole(answer, request)
+        model, scores = self.scores(answer, request)
         data = [
-            {"index": i, "label": "LABEL_0", "probs": [self.number(score)], "num_classes": 1}
+            {
+                "index": i,
+                "label": "LABEL_0",
+                "probs": [self.number(score)],
+                "num_classes": 1,
+                **cut_mark(score),
+            }
             for i, score in enumerate(scores)
         ]
         return _listed("classify", answer, model, scores) | {"data": data}
@@ -106,28 +159,81 @@ class Classify(Conversations):
 class Pooling(Conversations):
     """`/pooling`: the score is the only number of `data[i].data`."""
 
+    refused: ClassVar[Mapping[str, str]] = {
+        **Conversations.refused,
+        "dimensions": "a score has one dimension; leave it out",
+    }
+
     task: Literal["classify"] | None = None
-    encoding_format: Literal["float", "base64"] = "float"
+    encoding_format: Encoding = "float"
+    embed_dtype: Dtype = "float32"
+    """Of base64; floats in JSON keep all of their digits."""
+    endianness: Endianness = "native"
+    """Of base64."""
 
     def render(self, answer: ScoreAnswer, request: ScoreRequest) -> Payload:
         """Returns one entry of `data` for each conversation."""
-        model, scores = sole(answer, request)
+        model, scores = self.scores(answer, request)
+        form = (self.encoding_format, self.embed_dtype, self.endianness)
         data = [
             {
                 "index": i,
                 "object": "pooling",
-                "data": vector(self.number(score), self.encoding_format),
+                "data": vector(self.number(score), *form),
+                **cut_mark(score),
             }
             for i, score in enumerate(scores)
         ]
         return _listed("pool", answer, model, scores) | {"data": data}
 
 
-class TextPairs(Switched):
+class ContentParts(Strict):
+    """A text in vLLM's parts; images are refused."""
+
+    content: list[TextPart]
+
+
+class TextObject(Strict):
+    """A text as an object, as Cohere and Jina have documents."""
+
+    text: str
+
+
+AnyText: TypeAlias = str | TextObject | ContentParts
+AnyTexts: TypeAlias = AnyText | Annotated[list[AnyText], Field(fail_fast=True)]
+
+
+class Paired(Switched):
+    """What `/score` and `/rerank` share: limits on each side of a pair, and no instruction."""
+
+    refused: ClassVar[Mapping[str, str]] = {
+        **Switched.refused,
+        "instruction": NO_INSTRUCTION,
+        "instruct": NO_INSTRUCTION,
+    }
+
+    max_tokens_per_query: Limit | None = None
+    """An error where a pair has more tokens, since its query may have."""
+    max_tokens_per_doc: Limit | None = None
+
+    def scores(self, answer: ScoreAnswer, request: ScoreRequest) -> tuple[ModelAnswer, list[Score]]:
+        """Returns the one model of an answer and its scores, if the client's limits cut no text."""
+        model, scores = super().scores(answer, request)
+        check_limit("max_tokens_per_query", self.max_tokens_per_query or None, scores)
+        check_limit("max_tokens_per_doc", self.max_tokens_per_doc or None, scores)
+        return model, scores
+
+
+class TextPairs(Paired):
     """`/score`: 1:1, 1:N or N:N texts."""
 
-    text_1: str | Texts = Field(validation_alias=AliasChoices("text_1", "queries", "data_1"))
-    text_2: str | Texts = Field(
+    refused: ClassVar[Mapping[str, str]] = {
+        **Paired.refused,
+        "query": "is SGLang's; `/v1/score` is vLLM's here, with `queries` and `documents`",
+    }
+
+    text_1: AnyTexts = Field(validation_alias=AliasChoices("text_1", "queries", "data_1"))
+    text_2: AnyTexts = Field(
         validation_alias=AliasChoices("text_2", "documents", "items", "data_2")
     )
 
@@ -149,34 +255,46 @@ class TextPairs(Switched):
 
     def render(self, answer: ScoreAnswer, request: ScoreRequest) -> Payload:
         """Returns one entry of `data` for each pair."""
-        model, scores = sole(answer, request)
+        model, scores = self.scores(answer, request)
         data = [
-            {"index": i, "object": "score", "score": self.number(score)}
+            {"index": i, "object": "score", "score": self.number(score), **cut_mark(score)}
             for i, score in enumerate(scores)
         ]
         return _listed("score", answer, model, scores) | {"data": data}
 
 
-class Rerank(Switched):
-    """`/rerank`: documents by falling score."""
+class Rerank(Paired):
+    """`/rerank`: documents by falling score; vLLM's payload, Jina's and Cohere's."""
 
-    query: str
-    documents: Texts
-    top_n: Annotated[int, Field(ge=0)] | None = None
+    refused: ClassVar[Mapping[str, str]] = {
+        **Paired.refused,
+        "max_chunks_per_doc": "no document is split into chunks here; leave it out",
+        "relevant_spans": "a reward model has a score and no spans; leave it out",
+    }
+
+    query: AnyText
+    documents: AnyTexts
+    top_n: Limit | None = None
     """None or 0: all of them."""
+    return_documents: bool = True
+    rank_fields: list[Literal["text"]] | None = None
+    """Documents have no other field."""
 
     def request(self) -> ScoreRequest:
         """Returns one item with a response for each document."""
-        return ScoreRequest(items=(ask(self.query, self.documents),), models=self.models())
+        texts = _listed_texts(self.documents)
+        return ScoreRequest(items=(ask(_text(self.query), texts),), models=self.models())
 
     def render(self, answer: ScoreAnswer, request: ScoreRequest) -> Payload:
         """Returns `results`, the best first; equal scores keep their order."""
-        model, scores = sole(answer, request)
+        model, scores = self.scores(answer, request)
+        texts = _listed_texts(self.documents)
         results = [
             {
                 "index": i,
-                "document": {"text": self.documents[i]},
+                **({"document": {"text": texts[i]}} if self.return_documents else {}),
                 "relevance_score": self.number(scores[i]),
+                **cut_mark(scores[i]),
             }
             for i in best_first(scores)[: self.top_n or None]
         ]
@@ -199,15 +317,18 @@ def best_first(scores: list[Score]) -> list[int]:
     return sorted(range(len(scores)), key=lambda i: -value_of(scores[i]))
 
 
-def vector(number: float, encoding: Literal["float", "base64"]) -> Payload:
-    """Returns a number as the only one of a vector: a list, or its little-endian float32."""
-    if encoding == "float":
-        return [number]
-    return base64.b64encode(struct.pack("<f", number)).decode()
+def _text(text: AnyText) -> str:
+    match text:
+        case str():
+            return text
+        case TextObject():
+            return text.text
+        case ContentParts():
+            return joined(text.content)
 
 
-def _listed_texts(texts: str | list[str]) -> list[str]:
-    return [texts] if isinstance(texts, str) else texts
+def _listed_texts(texts: AnyTexts) -> list[str]:
+    return list(map(_text, texts)) if isinstance(texts, list) else [_text(texts)]
 
 
 def _listed(

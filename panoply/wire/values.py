@@ -1,0 +1,105 @@
+"""Values as data sets hold them, as JSON.
+
+Arrays, scalars and rows of numpy, pandas, pyarrow and torch are read by what they offer (`tolist`,
+`as_py`), so that none of these has to be there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from decimal import Decimal
+from enum import Enum
+from fractions import Fraction
+from typing import Any, cast
+
+from pydantic import JsonValue
+
+
+def json_value(value: Any, what: str) -> JsonValue:
+    """Returns a value of a data set as JSON.
+
+    What is missing there (NaN, NaT, NA) is null. Dates are text as ISO 8601 has them, decimals and
+    fractions are text with all of their digits, and sets are sorted lists.
+
+    Args:
+        value: of a data set.
+        what: it is, for the message.
+
+    Raises:
+        TypeError: it is, or holds, something that is no JSON value.
+        ValueError: it holds an infinite number.
+    """
+    if _is_missing(value):
+        return None
+    match value:
+        case Enum():
+            return json_value(value.value, what)
+        case bool():
+            return value
+        case int():
+            return int(value)
+        case float():
+            return _finite(value, what)
+        case str() | Decimal() | Fraction():
+            return str(value)
+        case Mapping():
+            pairs = cast(Mapping[Any, Any], value).items()
+            return {_key(key, what): json_value(inner, what) for key, inner in pairs}
+        case list() | tuple():
+            return [json_value(inner, what) for inner in cast(list[Any], value)]
+        case AbstractSet():
+            members = [json_value(inner, what) for inner in cast(AbstractSet[Any], value)]
+            return sorted(members, key=json.dumps)
+        case _:
+            return json_value(_plain(value, what), what)
+
+
+def _finite(value: float, what: str) -> float:
+    if math.isinf(value):
+        raise ValueError(f"{what} holds {value}, and JSON has no infinite number")
+    return float(value)
+
+
+def _is_missing(value: Any) -> bool:
+    """Returns whether a value is None, NaN, or what pandas and numpy have in their place."""
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+        return True
+    compares = isinstance(value, float | Decimal) or _is_numpy_time(value)
+    return compares and bool(value != value)
+
+
+def _is_numpy_time(value: Any) -> bool:
+    """Returns whether a value is a time or a span of numpy; its `tolist` may be a bare number."""
+    kind = getattr(getattr(value, "dtype", None), "kind", "")
+    return kind in ("m", "M") and value.ndim == 0
+
+
+def _plain(value: Any, what: str) -> Any:
+    """Returns a value of another library as Python has it.
+
+    Raises:
+        TypeError: it offers no such thing.
+    """
+    if _is_numpy_time(value):
+        return str(value)
+    kind = type(value)
+    if getattr(getattr(value, "dtype", None), "kind", "") in ("m", "M"):
+        return list(value)
+    for method in ("as_py", "tolist", "to_pylist", "isoformat"):
+        if callable(convert := getattr(value, method, None)):
+            plain = convert()
+            if not isinstance(plain, kind):  # or it would be asked for ever
+                return plain
+    raise TypeError(
+        f"{what} holds a {kind.__module__}.{kind.__qualname__}, which is no JSON value: make it "
+        "text, a number, true or false, null, or lists and dictionaries of these"
+    )
+
+
+def _key(key: Any, what: str) -> str:
+    if isinstance(key, str | int):
+        return str(key)
+    raise TypeError(f"{what} has the key {key!r}; keys of JSON are text")
