@@ -1,7 +1,6 @@
 """MLflow takes a run, is spoken to before anything is trained, and loses no finished run."""
 
 import json
-import multiprocessing
 import os
 import re
 import shutil
@@ -15,8 +14,11 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 from mlflow_server import Door, free_port, mlflow_server
+from preference_runs import small_config, write_pairs
+from ray_head import ROOT
 
 from workflows.mlflow_calls import TrackerError
+from workflows.preference import run_preference
 from workflows.progress import Watch
 from workflows.tracking import open_tracker, track
 
@@ -129,21 +131,20 @@ def test_two_runs_at_once_share_one_experiment_and_one_registered_model(server, 
 
 
 def test_runs_that_start_at_once_make_one_database(tmp_path):
-    fork = multiprocessing.get_context("fork")
-    start = fork.Barrier(4)
-    open_tracker("race", tmp_path / "elsewhere" / "run")  # which imports all that it needs
-
-    def begin(out):
-        start.wait()
-        open_tracker("race", out)
-
-    each = [fork.Process(target=begin, args=(tmp_path / name,)) for name in "abcd"]
-    for process in each:
-        process.start()
-    for process in each:
-        process.join()
-    assert [process.exitcode for process in each] == [0] * 4
-    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (tmp_path / "runs").mkdir()
+    together = """
+import sys, time
+from pathlib import Path
+import mlflow.store.tracking.sqlalchemy_store
+from workflows.tracking import open_tracker
+out = Path(sys.argv[1])
+out.mkdir()
+while len(list(out.parent.iterdir())) < 2:
+    time.sleep(0.01)
+open_tracker("race", out)
+"""
+    at_once(together, [tmp_path / "runs" / name for name in "ab"], dict(os.environ))
+    client = MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
     assert client.get_experiment_by_name("race").lifecycle_stage == "active"
 
 
@@ -175,7 +176,7 @@ def test_names_and_numbers_of_all_kinds_are_taken(tmp_path):
     names = ["a:b", "x//y", "../up", "/etc/passwd", "trailing/", "", "é" * 300, "owner/name"]
     many = {f"m{i}": i for i in range(1200)}
     (out / "metrics.json").write_text(json.dumps(many | dict.fromkeys(names, 1.0)))
-    rows = [{"step": i} | {f"share/{name}": i for name in names} for i in range(200)]
+    rows = [{"step": i} | {f"share/{name}": i for name in names} for i in range(40)]
     (out / "history.json").write_text(json.dumps({"score": rows}))
     ear = Ear()
     with run(out, ear, config={f"p{i}": i for i in range(120)} | {"k" * 300: "v"}):
@@ -190,25 +191,17 @@ def test_names_and_numbers_of_all_kinds_are_taken(tmp_path):
 
 
 def test_neither_an_active_run_nor_the_environment_redirects_a_run(tmp_path, monkeypatch):
-    before = mlflow.get_tracking_uri()
-    # A stranger's database in this process.
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'other.db'}")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    try:
-        with mlflow.start_run() as active:
-            for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
-                monkeypatch.setenv(name, "0" * 32)
-            out = finished_run(tmp_path / "runs" / "run")
-            with run(out):
-                pass
-            assert mlflow.active_run().info.run_id == active.info.run_id
-            assert os.environ["MLFLOW_RUN_ID"] == "0" * 32
-        assert not mlflow.get_run(active.info.run_id).data.metrics
-        assert mlflow.get_tracking_uri() == f"sqlite:///{tmp_path / 'other.db'}"
-    finally:
-        mlflow.set_tracking_uri(before)
-        os.environ.pop("MLFLOW_TRACKING_URI", None)
-    client = MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
+    out, uri = finished_run(tmp_path / "runs" / "run"), f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with mlflow.start_run() as active:
+        for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
+            monkeypatch.setenv(name, "0" * 32)
+        with run(out):
+            pass
+        assert mlflow.active_run().info.run_id == active.info.run_id
+        assert os.environ["MLFLOW_RUN_ID"] == "0" * 32
+    client = MlflowClient(uri)
+    assert not client.get_run(active.info.run_id).data.metrics
     logged = assert_tracked(client, out)
     assert client.get_experiment(logged.info.experiment_id).name == "race"
 
@@ -401,3 +394,61 @@ def test_a_folder_without_a_finished_run_is_told(tmp_path):
             track(tmp_path)
         (tmp_path / "tracking.json").write_text("{}")
         (tmp_path / "config.json").write_text("{}")
+
+
+def preference(model, folder):
+    """Words of a run that trains for some seconds in its own process."""
+    return [
+        *(sys.executable, "-m", "jobs.preference", "pairs"),
+        *("--pairs", *write_pairs(folder, (60, 60)), "--out", str(folder / "run")),
+        *("--trunk.model", str(model), "--trunk.trained", "full", "--trunk.dtype", "float32"),
+        *("--trunk.rendering.max-prompt-tokens", "48", "--schedule.num-epochs", "8"),
+        *("--num-workers", "0", "--store", str(folder / "store")),
+    ]
+
+
+def test_a_server_that_goes_while_a_job_trains_takes_the_run_from_the_printed_command(
+    door, server, tiny_model_folder, tmp_path
+):
+    out, env = tmp_path / "run", os.environ | {"MLFLOW_RUN_ID": "0" * 32}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    job = subprocess.Popen(preference(tiny_model_folder, tmp_path), cwd=ROOT, env=env, **pipes)
+    while not (out / "train").exists():
+        assert job.poll() is None, job.communicate()
+        time.sleep(0.02)
+    client = MlflowClient(server)
+    run_id = (out / "mlflow_run").read_text()
+    assert client.get_run(run_id).info.status == "RUNNING"
+    door.shut()
+    stdout, stderr = job.communicate(timeout=200)
+    assert job.returncode == 0, stdout + stderr
+    assert "Traceback" not in stdout + stderr
+    (line,) = [line for line in stdout.splitlines() if "not tracked" in line]
+    for name in ("report.html", "metrics.json", "model/model.safetensors"):
+        assert (out / name).stat().st_size
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+    door.open()
+    command = line.partition("Track them later: ")[2].replace("python", sys.executable, 1)
+    again = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert f"tracked: MLflow run {run_id}" in again.stdout
+    assert before == {path: path.read_bytes() for path in before}
+    logged = client.get_run(run_id)
+    assert logged.info.status == "FINISHED"
+    steps = len(json.loads((out / "history.json").read_text())["score"])
+    assert len(client.get_metric_history(run_id, "train.loss")) == steps
+    (version,) = client.search_model_versions(f"run_id = '{run_id}'")
+    files = {file.path for file in client.list_artifacts(run_id, "model")}
+    assert "model/model.safetensors" in files
+    assert version.name == "preference"
+
+
+def test_a_job_whose_experiment_was_deleted_trains_nothing(tiny_model_folder, tmp_path):
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    client.delete_experiment(client.create_experiment("preference"))
+    pairs, out = write_pairs(tmp_path, (60,)), tmp_path / "run"
+    config = small_config(tiny_model_folder, pairs, out=str(out), store=str(tmp_path / "store"))
+    with pytest.raises(TrackerError, match=r"experiment .preference.*was deleted"):
+        run_preference(config, Watch())
+    assert not out.exists()
