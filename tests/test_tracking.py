@@ -42,7 +42,7 @@ with open_tracker("race", Path(sys.argv[1])).run({"seed": 1}, {}, Watch(), model
 
 
 class Ear(Watch):
-    """Keeps what it is told."""
+    """Keeps the lines that a run prints."""
 
     def __init__(self):
         super().__init__()
@@ -241,11 +241,11 @@ def broken_databases(folder):
 def test_what_is_wrong_with_mlflow_is_a_sentence_before_anything_is_trained(tmp_path, monkeypatch):
     for uri, reason in broken_databases(tmp_path).items():
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        with pytest.raises(TrackerError, match=reason) as told:
+        with pytest.raises(TrackerError, match=reason) as raised:
             open_tracker("race", tmp_path / "run")
-        assert "\n" not in str(told.value)
-        assert "secret" not in str(told.value)
-        assert "set MLFLOW_TRACKING_URI to another server" in str(told.value)
+        assert "\n" not in str(raised.value)
+        assert "secret" not in str(raised.value)
+        assert "set MLFLOW_TRACKING_URI to another server" in str(raised.value)
 
 
 def test_a_deleted_experiment_is_told_with_what_restores_it(tmp_path):
@@ -289,11 +289,11 @@ def test_a_server_that_is_gone_is_told_within_its_timeout(door, tmp_path, monkey
     name, *status = way.split()
     getattr(door, name)(*map(int, status))
     begun = time.monotonic()
-    with pytest.raises(TrackerError, match=f"MLflow at {door.uri} failed") as told:
+    with pytest.raises(TrackerError, match=f"MLflow at {door.uri} failed") as raised:
         open_tracker("race", tmp_path / "run")
     assert time.monotonic() - begun < 6
-    assert "\n" not in str(told.value)
-    assert len(str(told.value)) < 600
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 600
 
 
 @pytest.mark.parametrize("way", ["shut", "hang", "refuse 401", "refuse 500", "refuse 413 PUT"])
@@ -383,9 +383,9 @@ def test_a_full_or_broken_store_at_the_end_loses_no_run(tmp_path):
 def test_a_password_in_the_address_is_not_printed(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:pass@word@127.0.0.1:{free_port()}")
-    with pytest.raises(TrackerError) as told:
+    with pytest.raises(TrackerError) as raised:
         open_tracker("race", tmp_path / "run")
-    assert not re.search("pass|word", str(told.value))
+    assert not re.search("pass|word", str(raised.value))
 
 
 def test_a_folder_without_a_finished_run_is_told(tmp_path):
