@@ -2,28 +2,28 @@
 
 import json
 
-import mlflow
 import pytest
 from mlflow import MlflowClient
 
 from panoply.serve.config import ArmConfig
+from workflows.progress import Watch
 from workflows.serve import pinned
-from workflows.tracking import log_run
+from workflows.tracking import open_tracker
 
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory):
     """Two versions of a model in a SQLite registry, as two runs leave them."""
-    root, before = tmp_path_factory.mktemp("registry"), mlflow.get_tracking_uri()
-    # `set_tracking_uri` below leaves its address in the environment of every later test.
+    root = tmp_path_factory.mktemp("registry")
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")
     for name in ("first", "second"):
         (root / name / "model").mkdir(parents=True)
+        (root / name / "config.json").write_text("{}")
         (root / name / "model" / "panoply.json").write_text(json.dumps({"run": name}))
-        log_run("serving", root / name, {}, {}, {}, "armorm")
+        with open_tracker("serving", root / name).run({}, {}, Watch(), model="armorm"):
+            pass
     yield MlflowClient()
-    mlflow.set_tracking_uri(before)
     monkeypatch.undo()
 
 

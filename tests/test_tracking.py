@@ -1,76 +1,454 @@
-"""A real MLflow server takes two runs at once, and goes on with a run that is logged again."""
+"""MLflow takes a run, is spoken to before anything is trained, and loses no finished run."""
 
 import json
 import os
-import socket
+import re
+import shutil
+import sqlite3
 import subprocess
 import sys
 import time
-from urllib.error import URLError
-from urllib.request import urlopen
+from contextlib import closing
 
+import mlflow
 import pytest
 from mlflow import MlflowClient
+from mlflow_server import Door, free_port, mlflow_server
+from preference_runs import small_config, write_pairs
+from ray_head import ROOT
 
-LOG = """
+from workflows.mlflow_calls import TrackerError
+from workflows.preference import run_preference
+from workflows.progress import Watch
+from workflows.tracking import open_tracker, track
+
+METRICS = {"pairs": {"gate": {"accuracy": 0.5, "undefined": None}}}
+HISTORY = {"score": [{"step": i, "loss": 1 / (1 + i), "weights": [1.0]} for i in range(4)]}
+TRIALS = {
+    "trials": [
+        {"search": "tpe", "number": i, "state": "finished", "point": {"momentum": 0.1 * i}}
+        | {"select_loss": 0.7, "losses": [0.8, 0.7]}
+        for i in range(3)
+    ]
+}
+RUN = """
 import sys
 from pathlib import Path
-from workflows.tracking import log_run
-out = Path(sys.argv[1])
-print(log_run("race", out, {"seed": 1}, {"pairs": {"gate": {"accuracy": 0.5}}}, {}, "armorm"))
+from workflows.progress import Watch
+from workflows.tracking import open_tracker
+with open_tracker("race", Path(sys.argv[1])).run({"seed": 1}, {}, Watch(), model="armorm"):
+    pass
 """
+
+
+class Ear(Watch):
+    """Keeps the lines that a run prints."""
+
+    def __init__(self):
+        super().__init__()
+        self.lines = []
+
+    def say(self, text):
+        """Keeps a line."""
+        self.lines.append(text)
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch):
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("mlflow")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        uri = f"http://127.0.0.1:{free.getsockname()[1]}"
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--workers", "1"]
-    command += ["--port", uri.rsplit(":", 1)[1], "--artifacts-destination", str(folder / "files")]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
-    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL)
-    for _ in range(600):
-        try:
-            urlopen(f"{uri}/health", timeout=1)
-            break
-        except (URLError, TimeoutError):
-            assert process.poll() is None
-            time.sleep(0.2)
-    yield uri
-    process.terminate()
-    process.wait()
+    with mlflow_server(tmp_path_factory.mktemp("mlflow")) as uri:
+        yield uri
+
+
+@pytest.fixture
+def door(server, monkeypatch):
+    """A server that can be shut, as the environment names it; one retry, after half a second."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0")
+    before = Door(server)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", before.uri)
+    yield before
+    before.shut()
 
 
 def finished_run(folder):
+    """A folder as a workflow leaves it."""
     (folder / "model").mkdir(parents=True)
-    for name in ("config.json", "metrics.json", "model/panoply.json"):
+    for name in ("config.json", "model/panoply.json"):
         (folder / name).write_text(json.dumps({"name": name}))
+    (folder / "metrics.json").write_text(json.dumps(METRICS))
+    (folder / "history.json").write_text(json.dumps(HISTORY))
     return folder
 
 
-def log(server, *outs):
-    env = os.environ | {"MLFLOW_TRACKING_URI": server, "MLFLOW_DISABLE_TELEMETRY": "true"}
-    each = [
-        subprocess.Popen([sys.executable, "-c", LOG, str(out)], env=env, stdout=subprocess.PIPE)
-        for out in outs
-    ]
-    told = [process.communicate(timeout=300)[0].decode().split() for process in each]
-    assert [process.returncode for process in each] == [0] * len(outs)
-    return [next(word for word in words if len(word) == 32) for words in told]
+def run(out, ear=None, config=None, experiment="race"):
+    """A run that has only to be tracked."""
+    ear = ear or Ear()
+    tracker = open_tracker(experiment, out)
+    return tracker.run(config or {"seed": 1}, {}, ear, model="armorm", steps="score")
+
+
+def assert_tracked(client, out):
+    """All of a run is in MLflow, once; returns the MLflow run."""
+    run_id = (out / "mlflow_run").read_text()
+    logged = client.get_run(run_id)
+    assert logged.info.status == "FINISHED"
+    assert logged.data.metrics["pairs.gate.accuracy"] == 0.5
+    assert logged.data.params["seed"] == "1"
+    assert [m.step for m in client.get_metric_history(run_id, "train.loss")] == [0, 1, 2, 3]
+    files = {file.path for file in client.list_artifacts(run_id)}
+    assert files == {"config.json", "history.json", "metrics.json", "model"}
+    assert len(client.search_model_versions(f"run_id = '{run_id}'")) == 1
+    return logged
+
+
+def at_once(code, outs, env):
+    each = [subprocess.Popen([sys.executable, "-c", code, str(out)], env=env) for out in outs]
+    assert [process.wait(300) for process in each] == [0] * len(outs)
 
 
 def test_two_runs_at_once_share_one_experiment_and_one_registered_model(server, tmp_path):
     outs = [finished_run(tmp_path / name) for name in ("a", "b")]
-    first, second = log(server, *outs)
+    env = os.environ | {"MLFLOW_TRACKING_URI": server}
+    at_once(RUN, outs, env)
+    first, second = [(out / "mlflow_run").read_text() for out in outs]
     client = MlflowClient(server)
     runs = [client.get_run(name) for name in (first, second)]
     assert len({run.info.experiment_id for run in runs}) == 1
     assert [run.data.metrics["pairs.gate.accuracy"] for run in runs] == [0.5, 0.5]
     versions = client.search_model_versions("name = 'armorm'")
     assert {version.run_id for version in versions} == {first, second}
-    assert log(server, outs[0]) == [first]
+    at_once(RUN, outs[:1], env)
+    assert (outs[0] / "mlflow_run").read_text() == first
     assert len(client.search_model_versions("name = 'armorm'")) == 2
     files = {file.path for file in client.list_artifacts(first)}
-    assert files == {"config.json", "metrics.json", "model"}
+    assert files == {"config.json", "history.json", "metrics.json", "model"}
+
+
+def test_runs_that_start_at_once_make_one_database(tmp_path):
+    (tmp_path / "runs").mkdir()
+    together = """
+import sys, time
+from pathlib import Path
+import mlflow.store.tracking.sqlalchemy_store
+from workflows.tracking import open_tracker
+out = Path(sys.argv[1])
+out.mkdir()
+while len(list(out.parent.iterdir())) < 2:
+    time.sleep(0.01)
+open_tracker("race", out)
+"""
+    at_once(together, [tmp_path / "runs" / name for name in "ab"], dict(os.environ))
+    client = MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
+    assert client.get_experiment_by_name("race").lifecycle_stage == "active"
+
+
+def test_a_run_goes_on_with_its_mlflow_run_and_logs_nothing_twice(tmp_path):
+    out = finished_run(tmp_path / "run")
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    with run(out):
+        pass
+    first = assert_tracked(client, out)
+    assert first.info.run_name == "run"
+    assert first.data.tags["mlflow.source.type"] == "LOCAL"
+    with run(out, config={"seed": 1, "later": "a" * 9000}):
+        assert client.get_run(first.info.run_id).info.status == "RUNNING"
+    with run(out, config={"seed": 2}):
+        pass
+    again = assert_tracked(client, out)
+    assert again.info.run_id == first.info.run_id
+    assert again.data.tags["later.seed"] == "2"
+    assert len(client.get_metric_history(first.info.run_id, "pairs.gate.accuracy")) == 1
+    changed = {"pairs": {"gate": {"accuracy": 0.75}}}
+    (out / "metrics.json").write_text(json.dumps(changed))
+    track(out)
+    run_id = first.info.run_id
+    assert client.get_run(run_id).data.metrics["pairs.gate.accuracy"] == 0.75
+
+
+def test_names_and_numbers_of_all_kinds_are_taken(tmp_path):
+    out = finished_run(tmp_path / "run")
+    names = ["a:b", "x//y", "../up", "/etc/passwd", "trailing/", "", "é" * 300, "owner/name"]
+    many = {f"m{i}": i for i in range(1200)}
+    (out / "metrics.json").write_text(json.dumps(many | dict.fromkeys(names, 1.0)))
+    rows = [{"step": i} | {f"share/{name}": i for name in names} for i in range(40)]
+    (out / "history.json").write_text(json.dumps({"score": rows}))
+    ear = Ear()
+    with run(out, ear, config={f"p{i}": i for i in range(120)} | {"k" * 300: "v"}):
+        pass
+    (line,) = ear.lines
+    assert line.startswith("tracked: MLflow run ")
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    data = client.get_run((out / "mlflow_run").read_text()).data
+    assert many.items() <= data.metrics.items()
+    assert data.metrics["owner/name"] == data.metrics["x__y"] == data.metrics["a_b"] == 1
+    assert len(data.params) == 121
+
+
+def test_neither_an_active_run_nor_the_environment_redirects_a_run(tmp_path, monkeypatch):
+    out, uri = finished_run(tmp_path / "runs" / "run"), f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with mlflow.start_run() as active:
+        for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
+            monkeypatch.setenv(name, "0" * 32)
+        with run(out):
+            pass
+        assert mlflow.active_run().info.run_id == active.info.run_id
+        assert os.environ["MLFLOW_RUN_ID"] == "0" * 32
+    client = MlflowClient(uri)
+    assert not client.get_run(active.info.run_id).data.metrics
+    logged = assert_tracked(client, out)
+    assert client.get_experiment(logged.info.experiment_id).name == "race"
+
+
+def test_an_interrupted_run_is_not_shown_as_running(tmp_path):
+    out = finished_run(tmp_path / "run")
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    for error, status in ((RuntimeError("loss"), "FAILED"), (KeyboardInterrupt(), "KILLED")):
+        ear = Ear()
+        with pytest.raises(type(error)), run(out, ear):
+            raise error
+        assert client.get_run((out / "mlflow_run").read_text()).info.status == status
+        assert ear.lines == []
+    with run(out):
+        pass
+    assert_tracked(client, out)
+
+
+def broken_databases(folder):
+    """By kind, a database that MLflow cannot use, and what is said of it."""
+    (folder / "text.db").write_text("no database" * 100)
+    open_tracker("race", folder / "run")
+    shutil.copy(folder / "mlflow.db", folder / "newer.db")
+    with closing(sqlite3.connect(folder / "newer.db")) as newer:
+        newer.execute("update alembic_version set version_num = 'ffff00000000'")
+        newer.commit()
+    return {
+        f"sqlite:///{folder / 'text.db'}": "not a database",
+        f"sqlite:///{folder / 'newer.db'}": "found version ffff00000000",
+        f"sqlite:///{folder}": "unable to open database file",
+        str(folder / "mlruns"): "maintenance mode",
+        "carrier-pigeon://x": "unsupported URI",
+        "postgresql://me:secret@localhost/runs": "No module named",
+    }
+
+
+def test_what_is_wrong_with_mlflow_is_a_sentence_before_anything_is_trained(tmp_path, monkeypatch):
+    for uri, reason in broken_databases(tmp_path).items():
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        with pytest.raises(TrackerError, match=reason) as raised:
+            open_tracker("race", tmp_path / "run")
+        assert "\n" not in str(raised.value)
+        assert "secret" not in str(raised.value)
+        assert "set MLFLOW_TRACKING_URI to another server" in str(raised.value)
+
+
+def test_a_deleted_experiment_is_told_with_what_restores_it(tmp_path):
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    number = client.create_experiment("race")
+    client.delete_experiment(number)
+    command = f"mlflow experiments restore --experiment-id {number}"
+    with pytest.raises(TrackerError, match=command):
+        open_tracker("race", tmp_path / "run")
+    client.restore_experiment(number)
+    with run(finished_run(tmp_path / "run")):
+        pass
+
+
+def test_artifacts_that_cannot_be_written_are_told_before_anything_is_trained(tmp_path):
+    out = finished_run(tmp_path / "run")
+    (tmp_path / "mlartifacts").write_text("no folder")
+    with pytest.raises(TrackerError, match="mlartifacts"), run(out):
+        raise AssertionError("it was trained")
+
+
+def test_a_registry_that_cannot_be_used_is_told_before_anything_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "carrier-pigeon://x")
+    out = finished_run(tmp_path / "run")
+    way_out = "carrier-pigeon.*name another in MLFLOW_REGISTRY_URI"
+    with pytest.raises(TrackerError, match=way_out), run(out):
+        raise AssertionError("it was trained")
+
+
+def test_a_locked_database_is_told(tmp_path):
+    open_tracker("race", tmp_path / "run")
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        database.execute("begin exclusive")
+        with pytest.raises(TrackerError, match="database is locked"):
+            open_tracker("race", tmp_path / "run")
+
+
+@pytest.mark.parametrize("way", ["shut", "hang", "refuse 401", "refuse 500"])
+def test_a_server_that_is_gone_is_told_within_its_timeout(door, tmp_path, monkeypatch, way):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    name, *status = way.split()
+    getattr(door, name)(*map(int, status))
+    begun = time.monotonic()
+    with pytest.raises(TrackerError, match=f"MLflow at {door.uri} failed") as raised:
+        open_tracker("race", tmp_path / "run")
+    assert time.monotonic() - begun < 6
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 600
+
+
+@pytest.mark.parametrize("way", ["shut", "hang", "refuse 401", "refuse 500", "refuse 413 PUT"])
+def test_a_server_that_goes_loses_no_run_and_takes_it_later(
+    door, server, tmp_path, monkeypatch, capfd, way
+):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+    out, ear = finished_run(tmp_path / "run"), Ear()
+    (out / "trials.json").write_text(json.dumps(TRIALS))
+    name, *words = way.split()
+    with run(out, ear):
+        getattr(door, name)(*(int(word) if word.isdigit() else word for word in words))
+    (line,) = ear.lines
+    assert line.startswith(f"not tracked: MLflow at {door.uri} failed (")
+    assert "\n" not in line
+    command = f"MLFLOW_TRACKING_URI={door.uri} python -m jobs.track {out}"
+    assert line.endswith(f"the results are complete. Track them later: {command}")
+    assert capfd.readouterr() == ("", "")
+    door.shut()
+    door.open()
+    assert track(out).endswith((out / "mlflow_run").read_text())
+    (out / "trials.json").unlink()
+    children(MlflowClient(server), out)
+
+
+def children(client, out):
+    run_id = (out / "mlflow_run").read_text()
+    parent = client.get_run(run_id)
+    assert parent.info.status == "FINISHED"
+    assert [m.step for m in client.get_metric_history(run_id, "train.loss")] == [0, 1, 2, 3]
+    assert len(client.search_model_versions(f"run_id = '{run_id}'")) == 1
+    where = f"tags.`mlflow.parentRunId` = '{run_id}'"
+    runs = client.search_runs([parent.info.experiment_id], where)
+    assert {child.info.run_name for child in runs} == {"tpe 000", "tpe 001", "tpe 002"}
+    for child in runs:
+        assert child.info.status == "FINISHED"
+        looks = client.get_metric_history(child.info.run_id, "look_loss")
+        assert [(m.step, m.value) for m in looks] == [(1, 0.8), (2, 0.7)]
+
+
+def test_steps_that_were_logged_in_part_are_completed(tmp_path):
+    out = finished_run(tmp_path / "run")
+    rows = [{"step": i, "loss": float(i), "tokens": 8 * i} for i in range(4)]
+    (out / "history.json").write_text(json.dumps({"score": rows}))
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    with run(out):
+        run_id = (out / "mlflow_run").read_text()
+        for step in (0, 1, 2):
+            client.log_metric(run_id, "train.loss", float(step), step=step)
+        client.log_metric(run_id, "train.tokens", 0.0, step=0)
+    for name, values in (("train.loss", [0, 1, 2, 3]), ("train.tokens", [0, 8, 16, 24])):
+        logged = client.get_metric_history(run_id, name)
+        assert sorted((m.step, m.value) for m in logged) == list(enumerate(values))
+
+
+def test_what_is_deleted_while_a_run_trains_ends_in_one_line(tmp_path):
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    out, ear = finished_run(tmp_path / "run"), Ear()
+    with run(out, ear):
+        client.delete_run((out / "mlflow_run").read_text())
+    assert "must be in the 'active' state" in ear.lines[0]
+    assert ear.lines[0].endswith(f"Track them later: python -m jobs.track {out}")
+    track(out)
+    logged = assert_tracked(client, out)
+    with run(out, ear):
+        client.delete_experiment(logged.info.experiment_id)
+    assert len(ear.lines) == 2
+    with pytest.raises(TrackerError, match="was deleted: restore it"):
+        track(out)
+    track(out, "other")
+    elsewhere = assert_tracked(client, out)
+    assert client.get_experiment(elsewhere.info.experiment_id).name == "other"
+
+
+def test_a_full_or_broken_store_at_the_end_loses_no_run(tmp_path):
+    out, ear = finished_run(tmp_path / "run"), Ear()
+    with run(out, ear):
+        os.rename(tmp_path / "mlartifacts", tmp_path / "away")
+        (tmp_path / "mlartifacts").write_text("no folder")
+    (line,) = ear.lines
+    assert "mlartifacts" in line
+    (tmp_path / "mlartifacts").unlink()
+    track(out)
+    assert_tracked(MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}"), out)
+
+
+def test_a_password_in_the_address_is_not_printed(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:pass@word@127.0.0.1:{free_port()}")
+    with pytest.raises(TrackerError) as raised:
+        open_tracker("race", tmp_path / "run")
+    assert not re.search("pass|word", str(raised.value))
+
+
+def test_a_folder_without_a_finished_run_is_told(tmp_path):
+    for name in ("tracking.json", "metrics.json"):
+        with pytest.raises(FileNotFoundError, match=f"has no {name}"):
+            track(tmp_path)
+        (tmp_path / "tracking.json").write_text("{}")
+        (tmp_path / "config.json").write_text("{}")
+
+
+def preference(model, folder):
+    """Words of a run that trains for some seconds in its own process."""
+    return [
+        *(sys.executable, "-m", "jobs.preference", "pairs"),
+        *("--pairs", *write_pairs(folder, (60, 60)), "--out", str(folder / "run")),
+        *("--trunk.model", str(model), "--trunk.trained", "full", "--trunk.dtype", "float32"),
+        *("--trunk.rendering.max-prompt-tokens", "48", "--schedule.num-epochs", "8"),
+        *("--num-workers", "0", "--store", str(folder / "store")),
+    ]
+
+
+def test_a_server_that_goes_while_a_job_trains_takes_the_run_from_the_printed_command(
+    door, server, tiny_model_folder, tmp_path
+):
+    out, env = tmp_path / "run", os.environ | {"MLFLOW_RUN_ID": "0" * 32}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    job = subprocess.Popen(preference(tiny_model_folder, tmp_path), cwd=ROOT, env=env, **pipes)
+    while not (out / "train").exists():
+        assert job.poll() is None, job.communicate()
+        time.sleep(0.02)
+    client = MlflowClient(server)
+    run_id = (out / "mlflow_run").read_text()
+    assert client.get_run(run_id).info.status == "RUNNING"
+    door.shut()
+    stdout, stderr = job.communicate(timeout=200)
+    assert job.returncode == 0, stdout + stderr
+    assert "Traceback" not in stdout + stderr
+    (line,) = [line for line in stdout.splitlines() if "not tracked" in line]
+    for name in ("report.html", "metrics.json", "model/model.safetensors"):
+        assert (out / name).stat().st_size
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+    door.open()
+    command = line.partition("Track them later: ")[2].replace("python", sys.executable, 1)
+    again = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert f"tracked: MLflow run {run_id}" in again.stdout
+    assert before == {path: path.read_bytes() for path in before}
+    logged = client.get_run(run_id)
+    assert logged.info.status == "FINISHED"
+    steps = len(json.loads((out / "history.json").read_text())["score"])
+    assert len(client.get_metric_history(run_id, "train.loss")) == steps
+    (version,) = client.search_model_versions(f"run_id = '{run_id}'")
+    files = {file.path for file in client.list_artifacts(run_id, "model")}
+    assert "model/model.safetensors" in files
+    assert version.name == "preference"
+
+
+def test_a_job_whose_experiment_was_deleted_trains_nothing(tiny_model_folder, tmp_path):
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    client.delete_experiment(client.create_experiment("preference"))
+    pairs, out = write_pairs(tmp_path, (60,)), tmp_path / "run"
+    config = small_config(tiny_model_folder, pairs, out=str(out), store=str(tmp_path / "store"))
+    with pytest.raises(TrackerError, match=r"experiment .preference.*was deleted"):
+        run_preference(config, Watch())
+    assert not out.exists()

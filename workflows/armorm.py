@@ -71,7 +71,7 @@ from workflows.stage2 import (
     preference_heads,
     with_preferences,
 )
-from workflows.tracking import git_commit, log_run, write_json
+from workflows.tracking import git_commit, open_tracker, write_json
 
 Array: TypeAlias = NDArray[np.float64]
 COMPARED = (
@@ -96,10 +96,18 @@ def run_armorm(config: ArmoRMConfig, watch: Watch) -> dict[str, Any]:
     """
     out = run_folder(config.out)
     resolve(config.backbone.model)
+    tracker = open_tracker(config.experiment, out)
     claim(out, "config.json", asdict(config))
     data = ingest(config, out / "data")
     claim(out, "data.json", {name: found["id"] for name, found in data.summary.items()})
     watch.say(f"data: {len(data.ratings.text_N):,} ratings, {len(data.pairs.gap_P):,} pairs")
+    tags = {f"data.{name}": str(found["id"]) for name, found in data.summary.items()}
+    with tracker.run(asdict(config), {"method": "armorm", **tags}, watch, model="armorm"):
+        return train_and_measure(config, data, out, watch)
+
+
+def train_and_measure(config: ArmoRMConfig, data: Data, out: Path, watch: Watch) -> dict[str, Any]:
+    """Fits the model to data that are read; leaves all of the run in its folder."""
     connect(config.num_workers)
 
     stage1, embedding, tried = fit_objectives(config, data, out, watch)
@@ -133,11 +141,6 @@ def run_armorm(config: ArmoRMConfig, watch: Watch) -> dict[str, Any]:
     write_card(out / "model")
     write_plots(metrics, out)
     write_page(out)
-    tags = {"git_commit": metrics["git_commit"], "method": "armorm"} | {
-        f"data.{name}": str(found["id"]) for name, found in data.summary.items()
-    }
-    run_id = log_run(config.experiment, out, asdict(config), metrics, tags, "armorm")
-    watch.say(f"tracked: MLflow run {run_id}")
     return metrics
 
 

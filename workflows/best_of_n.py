@@ -46,7 +46,7 @@ from workflows.progress import Watch
 from workflows.rollouts import sampler_pool
 from workflows.samples import Rollouts
 from workflows.serve import pinned
-from workflows.tracking import git_commit, log_run, write_json
+from workflows.tracking import git_commit, open_tracker, write_json
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -63,6 +63,7 @@ def run_best_of_n(config: BestOfNConfig, watch: Watch) -> dict[str, Any]:
     """
     out = run_folder(config.out)
     resolve(config.model)
+    tracker = open_tracker(config.experiment, out)
     arms = [pinned(arm) for arm in config.arms.arms()]
     judges = [*arms, *verifier_of(config.prompts)]
     names = config.arms.names
@@ -71,33 +72,32 @@ def run_best_of_n(config: BestOfNConfig, watch: Watch) -> dict[str, Any]:
     claim(out, "config.json", {k: v for k, v in asdict(config).items() if k not in FREE})
     claim(out, "data.json", {"prompts": digest(*(task.prompt_id for task in tasks))})
     watch.say(f"prompts: {len(tasks):,}, {max(config.n)} samples each")
-    connect(cpus_of(arms) + config.num_samplers)
-    with ExitStack() as stack:
-        stack.enter_context(aborts_when_stopped())
-        routed = routes(config, tasks) if config.laser else {}
-        asked = stack.enter_context(asking(judges, config.arms.timeout, str(out)))
-        given = (config.num_samplers, config.model, config.sampling, config.rendering)
-        pool = stack.enter_context(
-            sampler_pool(*given, dtype=config.dtype, gpus=config.gpus, server=config.server)
-        )
-        verifies = bool(config.prompts.verifier)
-        rollouts = Rollouts(pool, config.sampling.rows, asked, names, verifies, config.seed)
-        scored = rollouts.scored(
-            out / "samples.parquet", tasks, max(config.n), lambda _: names, 0, config.adapter
-        )
-    choices = chosen(scored, names, config.n, routed)
-    pq.write_table(table_of(choices, scored), out / "choices.parquet")
-    metrics: dict[str, Any] = {
-        "best_of_n": measured(choices, scored, config.n),
-        "num_prompts": len(scored),
-        "arms_routed": {arm: list(routed.values()).count(arm) for arm in names} if routed else {},
-        "git_commit": git_commit(),
-    }
-    write_json(out / "metrics.json", metrics)
-    write_page(out)
-    tags = {"git_commit": metrics["git_commit"], "method": "best-of-n"}
-    run_id = log_run(config.experiment, out, asdict(config), metrics, tags, "policy")
-    watch.say(f"tracked: MLflow run {run_id}")
+    with tracker.run(asdict(config), {"method": "best-of-n"}, watch):
+        connect(cpus_of(arms) + config.num_samplers)
+        with ExitStack() as stack:
+            stack.enter_context(aborts_when_stopped())
+            routed = routes(config, tasks) if config.laser else {}
+            asked = stack.enter_context(asking(judges, config.arms.timeout, str(out)))
+            given = (config.num_samplers, config.model, config.sampling, config.rendering)
+            pool = stack.enter_context(
+                sampler_pool(*given, dtype=config.dtype, gpus=config.gpus, server=config.server)
+            )
+            verifies = bool(config.prompts.verifier)
+            rollouts = Rollouts(pool, config.sampling.rows, asked, names, verifies, config.seed)
+            scored = rollouts.scored(
+                out / "samples.parquet", tasks, max(config.n), lambda _: names, 0, config.adapter
+            )
+        choices = chosen(scored, names, config.n, routed)
+        pq.write_table(table_of(choices, scored), out / "choices.parquet")
+        routes_taken = list(routed.values())
+        metrics: dict[str, Any] = {
+            "best_of_n": measured(choices, scored, config.n),
+            "num_prompts": len(scored),
+            "arms_routed": {arm: routes_taken.count(arm) for arm in names if routes_taken},
+            "git_commit": git_commit(),
+        }
+        write_json(out / "metrics.json", metrics)
+        write_page(out)
     return metrics
 
 

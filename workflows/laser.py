@@ -67,6 +67,7 @@ from workflows.rollouts import sampler_pool
 from workflows.samples import Rollouts
 from workflows.selector import selecting
 from workflows.serve import pinned
+from workflows.tracking import open_tracker
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -108,6 +109,7 @@ def run_laser(config: LaserConfig, watch: Watch) -> dict[str, Any]:
     out = run_folder(config.out)
     resolve(config.policy.trunk.model)
     check_server(config.server)
+    tracker = open_tracker(config.experiment, out)
     arms = [pinned(arm) for arm in config.arms.arms()]
     judges = [*arms, *verifier_of(config.prompts)]
     train, labeled, held_out = tasks_of(config)
@@ -119,34 +121,37 @@ def run_laser(config: LaserConfig, watch: Watch) -> dict[str, Any]:
     claim(out, "data.json", {n: [one.prompt_id for one in part] for n, part in parts.items()})
     sizes = f"{len(train):,} to train on, {len(labeled):,} labeled, {len(held_out):,} held out"
     watch.say(f"prompts: {sizes}, {sorted({task.source for task in train})}")
-
-    connect(cpus_of(arms) + config.num_samplers + config.num_workers + 1)
-    contexts = contexts_of(config, [*train, *labeled, *held_out], out / CONTEXTS)
-    with ExitStack() as stack:
-        stack.enter_context(aborts_when_stopped())
-        asked = stack.enter_context(asking(judges, config.arms.timeout, str(out)))
-        trunk = config.policy.trunk
-        pool = stack.enter_context(
-            sampler_pool(
-                config.num_samplers,
-                trunk.model,
-                config.sampling,
-                trunk.rendering,
-                dtype=trunk.dtype,
-                gpus=config.gpus,
-                server=config.server,
+    strategy = config.strategies[0]
+    with tracker.run(asdict(config), {"method": "laser"}, watch, model="policy", steps=strategy):
+        connect(cpus_of(arms) + config.num_samplers + config.num_workers + 1)
+        contexts = contexts_of(config, [*train, *labeled, *held_out], out / CONTEXTS)
+        with ExitStack() as stack:
+            stack.enter_context(aborts_when_stopped())
+            asked = stack.enter_context(asking(judges, config.arms.timeout, str(out)))
+            trunk = config.policy.trunk
+            pool = stack.enter_context(
+                sampler_pool(
+                    config.num_samplers,
+                    trunk.model,
+                    config.sampling,
+                    trunk.rendering,
+                    dtype=trunk.dtype,
+                    gpus=config.gpus,
+                    server=config.server,
+                )
             )
-        )
-        rows, verifies = config.sampling.rows, bool(config.prompts.verifier)
-        rollouts = Rollouts(pool, rows, asked, config.arms.names, verifies, config.seed)
-        taught = labeled_of(config, out, labeled, train, contexts, rollouts)
-        probe = probe or judged_probe(config, labeled, taught.scored)
-        if probe:
-            watch.say(f"probe: {sum(len(one.pairs) for one in probe):,} trusted pairs")
-        arms = config.arms.names
-        world = World(config, out, arms, train, held_out, contexts, rollouts, taught, probe, watch)
-        courses = {name: run_strategy(name, world) for name in config.strategies}
-    return finish(config, courses, world.train, out, watch)
+            rows, verifies = config.sampling.rows, bool(config.prompts.verifier)
+            rollouts = Rollouts(pool, rows, asked, config.arms.names, verifies, config.seed)
+            taught = labeled_of(config, out, labeled, train, contexts, rollouts)
+            probe = probe or judged_probe(config, labeled, taught.scored)
+            if probe:
+                watch.say(f"probe: {sum(len(one.pairs) for one in probe):,} trusted pairs")
+            arms = config.arms.names
+            world = World(
+                config, out, arms, train, held_out, contexts, rollouts, taught, probe, watch
+            )
+            courses = {name: run_strategy(name, world) for name in config.strategies}
+        return finish(config, courses, world.train, out)
 
 
 def run_strategy(strategy: str, world: World) -> Course:

@@ -24,9 +24,8 @@ from panoply.hub.policy_export import export_policy
 from panoply.measure.intervals import mean_interval
 from workflows.laser_plots import draw_laser
 from workflows.page.write import write_page
-from workflows.progress import Watch
 from workflows.tables import number
-from workflows.tracking import git_commit, log_run, write_json
+from workflows.tracking import git_commit, write_json
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -104,9 +103,8 @@ def finish(
     courses: Mapping[str, Course],
     train: Sequence[Task],
     out: Path,
-    watch: Watch,
 ) -> dict[str, Any]:
-    """Writes metrics, history, plots, page and model of a run that is over; logs it to MLflow."""
+    """Writes metrics, history, plots, page and model of a run that is over."""
     chief = next(iter(courses.values()))
     records = {
         name: Log(str(course.folder / "log"), course.arms).read()
@@ -127,10 +125,6 @@ def finish(
     write_json(out / "history.json", history)
     draw_laser(history, metrics, out)
     write_page(out)
-    tags = {"git_commit": metrics["git_commit"], "method": "laser"}
-    steps = history[chief.strategy]
-    run_id = log_run(config.experiment, out, asdict(config), metrics, tags, "policy", steps)
-    watch.say(f"tracked: MLflow run {run_id}")
     return metrics
 
 

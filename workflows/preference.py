@@ -45,7 +45,7 @@ from workflows.progress import Watch
 from workflows.report import write_plots
 from workflows.scorers import report_pairs
 from workflows.tables import RAW
-from workflows.tracking import git_commit, log_run, write_json
+from workflows.tracking import git_commit, open_tracker, write_json
 from workflows.training_plots import draw_training
 
 OWN, PLAIN = "score", "mixed"
@@ -89,9 +89,24 @@ def run_preference(config: PreferenceConfig, watch: Watch) -> dict[str, Any]:
     """
     out = run_folder(config.out)
     resolve(config.trunk.model)
+    tracker = open_tracker(config.experiment, out)
     claim(out, "config.json", asdict(config))
     found = read_pairs(config, out / "data")
     claim(out, "data.json", {"pairs": found.summary["id"]})
+    tags = {"method": "preference", "data.pairs": str(found.summary["id"])}
+    with tracker.run(asdict(config), tags, watch, model="preference", steps=OWN):
+        return train_and_measure(config, found, out, watch)
+
+
+def train_and_measure(
+    config: PreferenceConfig, found: Preferences, out: Path, watch: Watch
+) -> dict[str, Any]:
+    """Trains the models on pairs that are read; leaves all of the run in its folder.
+
+    Raises:
+        ValueError: no pair is left to train on.
+        RuntimeError: a loss or gradient was not finite; the batch is saved.
+    """
     tokens, cut = tokenize(config, found, out / "data" / "tokens.parquet", watch)
     rows, sources, told = training_rows(config, found, tokens)
     watch.say(f"data: {len(rows.train):,} of {len(rows.source_P):,} pairs to train on, {sources}")
@@ -119,12 +134,6 @@ def run_preference(config: PreferenceConfig, watch: Watch) -> dict[str, Any]:
     write_plots(metrics, out)
     draw_training(history, sources, out)
     write_page(out)
-    tags = {"git_commit": metrics["git_commit"], "method": "preference"}
-    tags |= {"data.pairs": str(found.summary["id"])}
-    run_id = log_run(
-        config.experiment, out, asdict(config), metrics, tags, "preference", history[OWN]
-    )
-    watch.say(f"tracked: MLflow run {run_id}")
     return metrics
 
 

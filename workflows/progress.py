@@ -23,8 +23,9 @@ class Watch:
         self.console = console or Console(quiet=True)
 
     def say(self, text: str) -> None:
-        """Prints a line with the time."""
-        self.console.log(text)
+        """Prints a line with the time; its text is data, and a command in it stays whole."""
+        line = f"{time.strftime('[%X]')} {text}"
+        self.console.print(line, markup=False, emoji=False, soft_wrap=True)
 
     @contextmanager
     def bar(self, what: str, total: int) -> Generator[Advance]:

@@ -1,7 +1,13 @@
 """MLflow: one run with its configuration, data ids, metrics, plots, page and registered model.
 
-Only the driver talks to MLflow. `MLFLOW_TRACKING_URI` names a server; without it a SQLite file
-beside the run folder is used, which is for one machine.
+The tracker is opened before anything is trained, so that what is wrong with it costs nothing. What
+it takes at the end is read from the run folder, so it can be sent again (`jobs.track`), and a run
+that is finished stays finished where that fails.
+
+Only the driver talks to MLflow, through a client with run ids of its own: an active run of the
+process, MLFLOW_RUN_ID, MLFLOW_EXPERIMENT_ID and MLFLOW_EXPERIMENT_NAME are neither read nor
+changed. `MLFLOW_TRACKING_URI` names a server; without it a SQLite file beside the run folder is
+used, which is for one machine.
 """
 
 from __future__ import annotations
@@ -9,25 +15,33 @@ from __future__ import annotations
 import json
 import math
 import os
+import posixpath
+import shlex
 import shutil
 import subprocess
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Metric
+from mlflow.entities import LifecycleStage, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
+from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from workflows.trials import Trial
+from workflows.mlflow_calls import MODEL_SECONDS, TrackerError, alone, reaching, readable
+from workflows.progress import Watch
 
-MOST_METRICS = 1000
-"""What MLflow takes in one call."""
+RUN_FILE = "mlflow_run"
+"""Holds the id of the MLflow run, with which the same command and `jobs.track` go on."""
+ENTRY_FILE = "tracking.json"
+NO_SUCH_RUN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+"""What MLflow answers to the id of a run that it does not hold, and to what is no id."""
+
+OTHER_REGISTRY = ". Models are registered there: mend it, or name another in MLFLOW_REGISTRY_URI"
 
 
 def git_commit() -> str:
@@ -65,134 +79,307 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield f"{prefix}{name}", value
 
 
-def log_run(
-    experiment: str,
-    out: Path,
-    config: Mapping[str, Any],
-    metrics: Mapping[str, Any],
-    tags: Mapping[str, str],
-    model_name: str,
-    history: Sequence[Mapping[str, Any]] = (),
-) -> str:
-    """Logs a finished run and registers its model; returns the run id.
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What MLflow takes of a run beside its results; it stands in `OUT/tracking.json`."""
 
-    The id stands in `OUT/mlflow_run`, so the same command again goes on with the same MLflow run.
-    Other runs may do the same at the same time. `history` holds the numbers of each training step,
-    under its `step`. A run without a model registers none.
+    experiment: str
+    params: Mapping[str, str]
+    tags: Mapping[str, str]
+    model: str
+    """Name under which `OUT/model` is registered; empty for none."""
+    steps: str
+    """Whose steps of `history.json` are logged; empty for none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tracker:
+    """An MLflow experiment, and the folder of one run that it tracks."""
+
+    client: MlflowClient
+    experiment: str
+    experiment_id: str
+    out: Path
+
+    @contextmanager
+    def run(
+        self,
+        config: Mapping[str, Any],
+        tags: Mapping[str, str],
+        watch: Watch,
+        *,
+        model: str = "",
+        steps: str = "",
+    ) -> Generator[None]:
+        """Begins an MLflow run, or goes on with that of an earlier try, and fills it at the end.
+
+        What fails at the end is told, with the command that tracks later, and not raised.
+
+        Args:
+            config: logged as parameters.
+            tags: of the run, beside the commit.
+            watch: is told the MLflow run, or why there is none.
+            model: name under which `OUT/model` is registered; empty for none.
+            steps: whose steps of `history.json` are logged; empty for none.
+
+        Raises:
+            TrackerError: MLflow cannot be used, before anything was trained.
+        """
+        params = {name: str(value) for name, value in flat(config)}
+        entry = Entry(self.experiment, params, {"git_commit": git_commit(), **tags}, model, steps)
+        write_json(self.out / ENTRY_FILE, asdict(entry))
+        run_id = self.begin(entry)
+        try:
+            yield
+        except BaseException as error:
+            status = "FAILED" if isinstance(error, Exception) else "KILLED"
+            with suppress(TrackerError), reaching(self.client.tracking_uri):
+                self.client.set_terminated(run_id, status)
+            raise
+        try:
+            self.fill(entry, run_id)
+        except TrackerError as error:
+            watch.say(f"not tracked: {error}; the results are complete. {self._later()}")
+        else:
+            watch.say(f"tracked: {self.place(run_id)}")
+
+    def begin(self, entry: Entry) -> str:
+        """Returns the id of a run with its parameters and tags, which `OUT/mlflow_run` keeps.
+
+        Raises:
+            TrackerError: MLflow, its registry or its store of artifacts refused something.
+        """
+        client, file = self.client, self.out / RUN_FILE
+        if entry.model:
+            with reaching(_registry_uri(client), OTHER_REGISTRY):
+                client.search_registered_models(max_results=1)
+        with reaching(client.tracking_uri, _way_out()):
+            run = self._earlier(file)
+            if run is None:
+                run = client.create_run(self.experiment_id, None, resolve_tags(), self.out.name)
+                file.write_text(run.info.run_id)
+            else:
+                client.update_run(run.info.run_id, "RUNNING")
+            # A run may be continued with other values of some settings, which MLflow does not let
+            # change.
+            params = {_name(name): value[:500] for name, value in entry.params.items()}
+            first = run.data.params
+            later = {n: value for n, value in params.items() if first.get(n, value) != value}
+            tags = {**entry.tags, **{f"later.{name}": value for name, value in later.items()}}
+            client.log_batch(
+                run.info.run_id,
+                params=[Param(n, value) for n, value in params.items() if n not in first],
+                tags=[RunTag(name, value) for name, value in tags.items()],
+            )
+            client.log_artifact(run.info.run_id, str(self.out / "config.json"))
+        return run.info.run_id
+
+    def fill(self, entry: Entry, run_id: str) -> None:
+        """Logs what a finished run left in its folder, and registers its model.
+
+        What an earlier try logged already is not logged twice.
+
+        Raises:
+            TrackerError: MLflow, its registry or its store of artifacts refused something.
+        """
+        client, uri, model = self.client, self.client.tracking_uri, self.out / "model"
+        metrics = _numbers(_read_json(self.out / "metrics.json"))
+        history = _read_json(self.out / "history.json").get(entry.steps, [])
+        trials = _read_json(self.out / "trials.json").get("trials", [])
+        files = [p for kind in ("png", "html", "json") for p in sorted(self.out.glob(f"*.{kind}"))]
+        with reaching(uri):
+            run = client.get_run(run_id)
+            log_numbers(client, run, metrics)
+            log_steps(client, run, history)
+            self._log_trials(run_id, trials)
+            for path in files:
+                if path.name != ENTRY_FILE:
+                    client.log_artifact(run_id, str(path))
+        if entry.model and model.is_dir():
+            with reaching(uri, timeout=MODEL_SECONDS):
+                client.log_artifacts(run_id, str(model), "model")
+            with reaching(_registry_uri(client)):
+                with _unless_there():
+                    client.create_registered_model(entry.model)
+                if not client.search_model_versions(f"run_id = '{run_id}'"):
+                    source = f"{run.info.artifact_uri}/model"
+                    client.create_model_version(entry.model, source, run_id)
+        with reaching(uri):
+            client.set_terminated(run_id)
+
+    def place(self, run_id: str) -> str:
+        """Returns the name of an MLflow run, with its page where a server shows one."""
+        uri = readable(self.client.tracking_uri).rstrip("/")
+        page = f", {uri}/#/experiments/{self.experiment_id}/runs/{run_id}"
+        return f"MLflow run {run_id}{page if uri.startswith('http') else ''}"
+
+    def _later(self) -> str:
+        """Returns the command that tracks the finished run."""
+        command = shlex.join(["python", "-m", "jobs.track", str(self.out)])
+        uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+        if uri != readable(uri):  # a password, which is no text for a log
+            return f"Track them later, with the same MLFLOW_TRACKING_URI: {command}"
+        return f"Track them later: {uri and f'MLFLOW_TRACKING_URI={shlex.quote(uri)} '}{command}"
+
+    def _earlier(self, file: Path) -> Run | None:
+        """Returns the run that an earlier try began, where it still stands in this experiment."""
+        if not file.exists():
+            return None
+        try:
+            run = self.client.get_run(file.read_text())
+        except MlflowException as error:
+            if error.error_code in NO_SUCH_RUN:
+                return None
+            raise
+        stands = run.info.lifecycle_stage == LifecycleStage.ACTIVE
+        return run if stands and run.info.experiment_id == self.experiment_id else None
+
+    def _log_trials(self, run_id: str, trials: Sequence[Mapping[str, Any]]) -> None:
+        """Logs each trial of a search as a child of its run."""
+        if not trials:
+            return
+        client, parent = self.client, {MLFLOW_PARENT_RUN_ID: run_id}
+        where = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{run_id}'"
+        runs = client.search_runs([self.experiment_id], where, max_results=50_000)
+        children = {child.info.run_name: child for child in runs}
+        for trial in trials:
+            name = f"{trial['search']} {trial['number']:03d}"
+            child = children.get(name) or client.create_run(
+                self.experiment_id, None, resolve_tags(parent), name
+            )
+            point = {n: str(v) for n, v in trial["point"].items() if n not in child.data.params}
+            client.log_batch(
+                child.info.run_id,
+                params=[Param(n, value) for n, value in point.items()],
+                tags=[RunTag(n, trial[n]) for n in ("search", "state")],
+            )
+            losses = [{"step": i, "look_loss": loss} for i, loss in enumerate(trial["losses"], 1)]
+            log_steps(client, child, losses, prefix="")
+            log_numbers(client, child, _numbers({"select_loss": trial["select_loss"]}))
+            client.set_terminated(child.info.run_id)
+
+
+def open_tracker(experiment: str, out: Path) -> Tracker:
+    """Returns the tracker of a run folder: MLflow answers, and has the experiment.
+
+    Raises:
+        TrackerError: MLflow cannot be used, or the experiment was deleted.
     """
-    client = _open(experiment, out)
-    with mlflow.start_run(run_id=_begun(client, out / "mlflow_run"), run_name=out.name) as run:
-        run_id = run.info.run_id
-        _fill(run_id, out, config, metrics, tags)
-        log_steps(client, run_id, history)
-        if not (out / "model").is_dir():
-            return run_id
-        with _unless_there():
-            client.create_registered_model(model_name)
-        mlflow.log_artifacts(str(out / "model"), artifact_path="model")
-        if not client.search_model_versions(f"run_id = '{run_id}'"):
-            source = f"{run.info.artifact_uri}/model"
-            client.create_model_version(model_name, source=source, run_id=run_id)
-    return run_id
+    uri = _tracking_uri(out)
+    with reaching(uri, _way_out()), alone(uri):
+        client = MlflowClient(uri)
+        stored = client.get_experiment_by_name(experiment)
+        if stored is None:
+            # Without a location, artifacts would go to a folder of the current directory.
+            where = (out.parent / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
+            with _unless_there():
+                client.create_experiment(experiment, where)
+            stored = client.get_experiment_by_name(experiment)
+        if stored is None or stored.lifecycle_stage != LifecycleStage.ACTIVE:
+            number = stored.experiment_id if stored else "ID"
+            restore = shlex.join(["mlflow", "experiments", "restore", "--experiment-id", number])
+            raise TrackerError(
+                f"the experiment {experiment!r} of MLflow at {readable(uri)} was deleted: restore "
+                f"it (`{restore}`, with that address in MLFLOW_TRACKING_URI), or name another with "
+                "`--experiment`"
+            )
+        return Tracker(client, experiment, stored.experiment_id, out)
 
 
-def log_search(
-    experiment: str,
-    out: Path,
-    config: Mapping[str, Any],
-    metrics: Mapping[str, Any],
-    tags: Mapping[str, str],
-    trials: Mapping[str, Trial],
-) -> str:
-    """Logs a finished search as a run, and each trial by its name as a child; returns the run id.
+def track(out: Path, experiment: str = "") -> str:
+    """Tracks a finished run from what stands in its folder; returns the MLflow run.
 
-    As with `log_run`, the same command again goes on with the same runs.
+    Args:
+        out: the run folder.
+        experiment: another experiment than that of the run; empty for the same.
+
+    Raises:
+        FileNotFoundError: the folder holds no finished run.
+        TrackerError: MLflow cannot be used.
     """
-    client = _open(experiment, out)
-    with mlflow.start_run(run_id=_begun(client, out / "mlflow_run"), run_name=out.name) as run:
-        _fill(run.info.run_id, out, config, metrics, tags)
-        where = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{run.info.run_id}'"
-        found = client.search_runs([run.info.experiment_id], where, max_results=50_000)
-        known = {child.info.run_name: child.info.run_id for child in found}
-        for name, trial in trials.items():
-            with mlflow.start_run(run_id=known.get(name), run_name=name, nested=True):
-                mlflow.set_tags({"search": trial.search, "state": trial.state})
-                mlflow.log_params(dict(trial.point))
-                for look, loss in enumerate(trial.losses, 1):
-                    mlflow.log_metric("look_loss", loss, step=look)
-                if trial.select_loss is not None:
-                    mlflow.log_metric("select_loss", trial.select_loss)
-    return run.info.run_id
+    for name in (ENTRY_FILE, "config.json", "metrics.json"):
+        if not (out / name).is_file():
+            raise FileNotFoundError(
+                f"{str(out)!r} has no {name}: name the `--out` of a run that is finished, or give "
+                "the command of that run again"
+            )
+    entry = Entry(**_read_json(out / ENTRY_FILE))
+    entry = replace(entry, experiment=experiment or entry.experiment)
+    tracker = open_tracker(entry.experiment, out)
+    run_id = tracker.begin(entry)
+    tracker.fill(entry, run_id)
+    return tracker.place(run_id)
 
 
-def _open(experiment: str, out: Path) -> MlflowClient:
-    """Returns the tracker of a run folder, with its experiment made and set."""
-    named = os.environ.get("MLFLOW_TRACKING_URI")
-    uri = named or f"sqlite:///{out.parent / 'mlflow.db'}"
-    mlflow.set_tracking_uri(uri)
-    if (
-        not named
-    ):  # MLflow has set it, and the next run of this process would take it for the user's
-        os.environ.pop("MLFLOW_TRACKING_URI", None)
-    client = MlflowClient(uri)
-    # Without a location, artifacts would go to a folder of the current directory.
-    where = (out.parent / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
-    with _unless_there():
-        client.create_experiment(experiment, artifact_location=where)
-    mlflow.set_experiment(experiment)
-    return client
+def log_numbers(client: MlflowClient, run: Run, numbers: Mapping[str, float]) -> None:
+    """Logs the numbers that a run does not hold with the same value."""
+    now, before = _now(), run.data.metrics
+    changed = {name: value for name, value in numbers.items() if before.get(name) != value}
+    metrics = [Metric(name, value, now, 0) for name, value in changed.items()]
+    client.log_batch(run.info.run_id, metrics)
 
 
-def _fill(
-    run_id: str,
-    out: Path,
-    config: Mapping[str, Any],
-    metrics: Mapping[str, Any],
-    tags: Mapping[str, str],
+def log_steps(
+    client: MlflowClient, run: Run, history: Sequence[Mapping[str, Any]], prefix: str = "train."
 ) -> None:
-    """Writes into the run that is begun, and its id into its folder."""
-    (out / "mlflow_run").write_text(run_id)
-    mlflow.set_tags(dict(tags))
-    params = {name: str(value)[:500] for name, value in flat(config)}
-    # A run may be continued with other values of some settings, which MLflow does not let change.
-    known = MlflowClient().get_run(run_id).data.params
-    mlflow.log_params({name: value for name, value in params.items() if name not in known})
-    changed = {n: value for n, value in params.items() if known.get(n, value) != value}
-    mlflow.set_tags({f"later.{name}": value for name, value in changed.items()})
-    numbers = {
-        _metric_name(name): float(value)
-        for name, value in flat(metrics)
+    """Logs the numbers of each step under a prefix, once however often a run goes on."""
+    run_id, now = run.info.run_id, _now()
+    names = {_name(prefix + name) for row in history for name in row} & run.data.metrics.keys()
+    logged = {
+        (name, metric.step) for name in names for metric in client.get_metric_history(run_id, name)
+    }
+    metrics = [
+        Metric(name, value, now, int(row["step"]))
+        for row in history
+        for name, value in _numbers(row, prefix).items()
+        if name != f"{prefix}step" and (name, row["step"]) not in logged
+    ]
+    client.log_batch(run_id, metrics)
+
+
+def _numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Returns the finite numbers among nested values, by names that MLflow takes."""
+    return {
+        _name(name): float(value)
+        for name, value in flat(values, prefix)
         if isinstance(value, int | float) and math.isfinite(value)
     }
-    mlflow.log_metrics(numbers)
-    for pattern in ("*.png", "*.html", "*.json"):
-        for path in sorted(out.glob(pattern)):
-            mlflow.log_artifact(str(path))
 
 
-def log_steps(client: MlflowClient, run_id: str, history: Sequence[Mapping[str, Any]]) -> None:
-    """Logs the numbers of each training step as `train.NAME`, once however often a run goes on."""
-    last = max((one.step for one in client.get_metric_history(run_id, "train.loss")), default=-1)
-    now = int(time.time() * 1000)
-    found = [
-        Metric(_metric_name(f"train.{name}"), float(value), now, int(row["step"]))
-        for row in history
-        if row["step"] > last
-        for name, value in row.items()
-        if name != "step" and isinstance(value, int | float) and math.isfinite(value)
-    ]
-    for start in range(0, len(found), MOST_METRICS):
-        client.log_batch(run_id, found[start : start + MOST_METRICS])
+def _name(name: str) -> str:
+    """Replaces what MLflow does not allow in a name: some characters, and what reads as a path."""
+    plain = "".join(c if c.isalnum() or c in "_-./ " else "_" for c in name)[:250]
+    is_path = posixpath.normpath(plain) != plain or plain.startswith((".", "/"))
+    return plain.replace("/", "_").strip(".") or "_" if is_path else plain
 
 
-def _begun(client: MlflowClient, file: Path) -> str | None:
-    """Returns the run that an earlier try began, if this server knows it."""
-    if not file.exists():
-        return None
-    try:
-        return client.get_run(file.read_text()).info.run_id
-    except MlflowException:
-        return None
+def _read_json(file: Path) -> dict[str, Any]:
+    """Returns what stands in a file; nothing where there is none."""
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
+
+
+def _tracking_uri(out: Path) -> str:
+    """Returns the address of MLflow for a run folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{out.parent / 'mlflow.db'}"
+
+
+def _registry_uri(client: MlflowClient) -> str:
+    """Returns the address of the registry of models."""
+    return os.environ.get("MLFLOW_REGISTRY_URI") or client.tracking_uri
+
+
+def _way_out() -> str:
+    """Returns what to do where MLflow cannot be used."""
+    if os.environ.get("MLFLOW_TRACKING_URI"):
+        return (
+            ". Start or mend that, or set MLFLOW_TRACKING_URI to another server; without that "
+            "variable, runs are tracked in a SQLite file beside their folder"
+        )
+    return ". Mend or move that file, or name a server in MLFLOW_TRACKING_URI"
 
 
 @contextmanager
@@ -201,10 +388,5 @@ def _unless_there() -> Generator[None]:
     try:
         yield
     except MlflowException as error:
-        if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-
-
-def _metric_name(name: str) -> str:
-    """Replaces what MLflow does not allow in a metric's name."""
-    return "".join(c if c.isalnum() or c in "_-./ " else "_" for c in name)[:250]

@@ -50,7 +50,7 @@ from workflows.cluster import await_workers, claim, connect, run_folder, store_r
 from workflows.comparisons import Preferences, read_pairs, tokenize, training_rows
 from workflows.preference import Trained, calibrate, measure
 from workflows.progress import Watch
-from workflows.tracking import git_commit, log_search, write_json
+from workflows.tracking import git_commit, open_tracker, write_json
 from workflows.trials import Trial, best, cost, draw_trials
 
 SEARCHES = ("tpe", "random")
@@ -92,8 +92,27 @@ def run_tune_more(config: TuneConfig, recipe: PreferenceConfig, watch: Watch) ->
     """
     out = run_folder(config.out)
     resolve(config.preference.trunk.model)
+    tracker = open_tracker(config.experiment, out)
     claim(out, "config.json", asdict(config))
     base, found = prepare(config, out, watch)
+    tags = {"method": "more", "data": str(found.summary["id"])}
+    with tracker.run(asdict(config), tags, watch):
+        return search_and_measure(config, recipe, base, found, out, watch)
+
+
+def search_and_measure(
+    config: TuneConfig,
+    recipe: PreferenceConfig,
+    base: TrainTask,
+    found: Preferences,
+    out: Path,
+    watch: Watch,
+) -> Searched:
+    """Runs both searches on pairs that are read; leaves all of them in the run folder.
+
+    Raises:
+        RuntimeError: no trial of a search came to its end.
+    """
     num_sources = int(base.pairs.source_P[base.pairs.train].max()) + 1
     defaults = paper_point(config, num_sources, len(base.pairs.train))
     connect(math.ceil(config.max_concurrent * config.cpus))
@@ -139,10 +158,6 @@ def run_tune_more(config: TuneConfig, recipe: PreferenceConfig, watch: Watch) ->
         },
     )
     draw_trials(trials, metrics["select_loss"][DEFAULTS]).savefig(out / "search.png")
-    tags = {"git_commit": metrics["git_commit"], "method": "more", "data": found.summary["id"]}
-    children = {f"{t.search} {t.number:03d}": t for t in trials}
-    run_id = log_search(config.experiment, out, asdict(config), metrics, tags, children)
-    watch.say(f"tracked: MLflow run {run_id}, with a child of each trial")
     return Searched(metrics, trials, told)
 
 

@@ -201,7 +201,10 @@ def _open_hub(name: str, split: str, origin: Input) -> Opened:
         from datasets import load_dataset  # heavy, and not needed for local files
         from datasets.exceptions import DatasetsError
     except ImportError as error:
-        raise ValueError(f"hub name {name!r} needs `pip install panoply[hf]`") from error
+        raise ValueError(
+            f"hub name {name!r} needs the package `datasets`: run `pip install '.[hf]'` in a clone "
+            "of Panoply, or name a local file"
+        ) from error
     try:
         loaded = cast("Any", load_dataset(name, split=split))
     except (OSError, ValueError, DatasetsError) as error:

@@ -1,0 +1,34 @@
+"""Track a finished run in MLflow: `python -m jobs.track OUT`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import tyro
+
+
+def main(out: Annotated[str, tyro.conf.Positional], /, experiment: str = "") -> None:
+    """Sends the results of a finished run to MLflow, where the run itself could not.
+
+    It trains nothing and needs no cluster. What MLflow has of the run already is not sent twice.
+
+    Args:
+        out: folder of the run, as its `--out` named it.
+        experiment: MLflow experiment to track it in; empty for that of the run.
+    """
+    # MLflow loads only now, after the arguments are known to be right.
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from workflows.progress import Watch, exit_if_unusable
+    from workflows.tracking import track
+
+    console = Console(log_path=False)
+    with exit_if_unusable(console):
+        place = track(Path(out).expanduser().absolute(), experiment)
+    Watch(console).say(f"tracked: {place}")
+
+
+if __name__ == "__main__":
+    tyro.cli(main, prog="python -m jobs.track")
