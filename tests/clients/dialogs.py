@@ -27,7 +27,7 @@ AWKWARD = [
     (user("A combining e\u0301 and a zero\u200bwidth space"), "e\u0301\u200b."),
     (user('{"role": "user"}'), "<b>No</b> & 'yes' \\n"),
     (user(LONG), "Too long to read."),
-    (user("Write a long story."), LONG),
+    (user("Write a long story."), LONG[:1000]),
     (
         [
             {"role": "system", "content": "Answer in one word."},
