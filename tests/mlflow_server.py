@@ -44,6 +44,15 @@ def mlflow_server(folder):
         process.wait()
 
 
+class Quiet(ThreadingHTTPServer):
+    """Prints no traceback where a client gave up."""
+
+    daemon_threads = True
+
+    def handle_error(self, *_):
+        """Does nothing."""
+
+
 class Door:
     """An address that hands requests on to a server until it is shut, in one of several ways."""
 
@@ -58,8 +67,7 @@ class Door:
         self.refuses = self.refuses_method = ""
         self.answers = threading.Event()
         self.answers.set()
-        self.server = ThreadingHTTPServer(("127.0.0.1", self.port), handler(self))
-        self.server.daemon_threads = True
+        self.server = Quiet(("127.0.0.1", self.port), handler(self))
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
 
     def shut(self) -> None:
@@ -84,7 +92,9 @@ def handler(door: Door) -> type[BaseHTTPRequestHandler]:
 
         def handle_any(self):
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            door.answers.wait(60)
+            if not door.answers.is_set():
+                door.answers.wait(60)
+                return
             if door.refuses and door.refuses_method in ("", self.command):
                 self.send_error(int(door.refuses), "refused")
                 return

@@ -202,6 +202,13 @@ def test_a_round_goes_by_keyboard_alone_and_focus_is_seen(visit, server):
     assert stops[-3:] == ["score", "link", ""]
 
 
+def test_a_text_that_was_cut_says_so_beside_its_score(visit, server):
+    page = visit(server.url)
+    scores_of(page, "a [cut] #1", "b #2", models=("said",))
+    rows = cells(page, "Raw scores; the best of each model is marked")
+    assert [row[1] for row in rows[1:3]] == ["1.000\nrank 2, 3 tokens cut off", "2.000\nbest"]
+
+
 def test_results_have_captions_headers_names_and_are_announced(visit, server):
     page = visit(server.url)
     scores_of(page, "a #1", "b #2", models=("gated", "said"))

@@ -96,5 +96,7 @@ def readable(address: str) -> str:
 def _reason(error: Exception) -> str:
     """Returns the first line of an error, or the cause that an HTTP client puts at its end."""
     text = str(error).strip() or type(error).__name__
-    cause = text.rpartition("(Caused by ")[2]
-    return readable(cause.splitlines()[0][:MOST_CHARACTERS])
+    if cause := re.search(r"""\(Caused by \w+\(["']?(.*?)["']?\)\)+$""", text):
+        return readable(cause[1])
+    line = re.split(r"\.? Response \w+: .?<", text.splitlines()[0])[0]  # a page of HTML
+    return readable(line[:MOST_CHARACTERS])

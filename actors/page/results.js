@@ -94,18 +94,19 @@ function scoreTable(columns, responses) {
 }
 
 function scoreCell({ scores, raw }, i) {
-  const { score, error, transient } = scores[i];
+  const { score, error, transient, num_cut: numCut } = scores[i];
   if (score === null) {
     const why = element("small", {}, error + (transient ? "; trying again may help" : ""));
     return element("td", { className: "missing" }, element("b", {}, "no score"), why);
   }
   const rank = ranks(raw)[i];
   const tied = raw.filter((other) => other === score).length > 1 ? ", tied" : "";
+  const cut = numCut ? `, ${plural(numCut, "token")} cut off` : "";
   return element(
     "td",
     { className: rank === 1 ? "best" : "" },
     element("b", {}, score.toFixed(scoreDecimals(raw.filter((other) => other !== null)))),
-    element("small", {}, (rank === 1 ? "best" : `rank ${rank}`) + tied),
+    element("small", {}, (rank === 1 ? "best" : `rank ${rank}`) + tied + cut),
   );
 }
 

@@ -102,9 +102,8 @@ class Client(_Settings):
     def _connections(self) -> httpx2.Client:
         """Returns those of this process: a fork must not write into its parent's sockets."""
         process = os.getpid()
-        if process not in self._http:
-            self._http.setdefault(process, httpx2.Client(headers=self.headers))
-        return self._http[process]
+        http = self._http.get(process)
+        return http or self._http.setdefault(process, httpx2.Client(headers=self.headers))
 
     def score(self, request: ScoreRequest) -> ScoreAnswer:
         """Returns the scores of a request.

@@ -24,8 +24,8 @@ Rewards: TypeAlias = list[float | None]
 class _Coroutine:
     """Marks objects with an async `__call__` as coroutine functions.
 
-    verl and ms-swift ask `inspect.iscoroutinefunction` of the object itself, which takes for a
-    function what has a function's attributes.
+    verl asks `inspect.iscoroutinefunction` of the object itself, which takes for a function what
+    has a function's attributes.
     """
 
     __code__: ClassVar[CodeType]
