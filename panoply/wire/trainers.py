@@ -15,6 +15,7 @@ from typing import Any, TypeAlias, cast
 
 from pydantic import JsonValue
 
+from panoply.wire.families import ENDS, without_end
 from panoply.wire.request import Chat, Message, Rendered, ScoreAnswer, ScoreRequest
 
 Text: TypeAlias = str | Sequence[Mapping[str, Any]]
@@ -107,7 +108,8 @@ def verl_request(
     """Returns one response to the prompt that stands in `extra_info[key]`.
 
     A prompt that is text is a user's turn here: what stands in `extra_info` went through no
-    template.
+    template. The solution loses the token that ended it, which verl leaves where the policy's
+    tokenizer does not take it for a special one.
 
     Raises:
         KeyError: there is none; verl itself does not pass the prompt.
@@ -121,7 +123,7 @@ def verl_request(
     turns = [{"role": "user", "content": found}] if isinstance(found, str) else found
     prompt = tuple(_message(cast(Mapping[str, Any], turn)) for turn in turns)
     return ScoreRequest(
-        items=(Chat(prompt, (solution,), label),),
+        items=(Chat(prompt, (without_end(solution, ENDS),), label),),
         models=(model,),
         details=frozenset({"objectives"}),
     )
