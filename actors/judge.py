@@ -172,7 +172,7 @@ class Judge(Generic[V]):
             if isinstance(one, Score):
                 return one
             said = next(heard)
-            return _failed(said) or self.voice.say(cast(V, said), call, len(one.tokens))
+            return _failed(said) or self.voice.say(cast(V, said), call, one)
 
         return tuple(map(score, read))
 
@@ -185,8 +185,13 @@ class Judge(Generic[V]):
         said = [next(heard) for _ in read]
         if failed := next(filter(None, map(_failed, said)), None):
             return (failed,)
-        num_tokens = sum(len(one.tokens) for one in read if isinstance(one, Tokenized))
-        return (scored(self.voice.prefer(*cast(list[V], said)), num_tokens=num_tokens),)
+        pair = [one for one in read if isinstance(one, Tokenized)]
+        score = scored(
+            self.voice.prefer(*cast(list[V], said)),
+            num_tokens=sum(len(one.tokens) for one in pair),
+            num_cut=sum(one.num_cut for one in pair),
+        )
+        return (score,)
 
 
 def _failed(said: object) -> Score | None:

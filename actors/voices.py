@@ -54,8 +54,8 @@ class Voice(Protocol, Generic[V]):
         """Returns what the model says of every response, tree by tree."""
         ...
 
-    def say(self, said: V, call: Call, num_tokens: int) -> Score:
-        """Returns it as the score that was asked for."""
+    def say(self, said: V, call: Call, conversation: Tokenized) -> Score:
+        """Returns what it says of a conversation as the score that was asked for."""
         ...
 
     def pair(self, prompt: Prompt, a: str, b: str) -> Sequence[Tokenized]:
@@ -81,7 +81,7 @@ class Gated:
         """Returns what the head says of each response, a batch of one each."""
         return self.model.score_trees(trees).rows()
 
-    def say(self, said: Scored, call: Call, num_tokens: int) -> Score:
+    def say(self, said: Scored, call: Call, conversation: Tokenized) -> Score:
         """Returns the gate's score, or the one by the weights of the call."""
         if call.weights:
             weights_O = [call.weights.get(name, 0.0) for name in self.objectives]
@@ -96,7 +96,8 @@ class Gated:
         if "gate" in call.details:
             weights_O = (said.weights_BO[0] / said.weights_BO[0].sum()).tolist()
             told["gate"] = dict(zip(self.objectives, weights_O, strict=True))
-        return scored(float(said.score_B), num_tokens=num_tokens, **told)
+        size, cut = len(conversation.tokens), conversation.num_cut
+        return scored(float(said.score_B), num_tokens=size, num_cut=cut, **told)
 
     def pair(self, prompt: Prompt, a: str, b: str) -> list[Tokenized]:
         """Returns each response behind the prompt."""
@@ -127,11 +128,12 @@ class Scalar:
             return list(zip(*(x.tolist() for x in both), strict=True))
         return [(score,) for score in self.model.score_trees(trees).tolist()]
 
-    def say(self, said: tuple[float, ...], call: Call, num_tokens: int) -> Score:
+    def say(self, said: tuple[float, ...], call: Call, conversation: Tokenized) -> Score:
         """Returns the score."""
         wanted = self.ensemble and "objectives" in call.details
         bound = {LOWER_BOUND: said[1]} if wanted else None
-        return scored(said[0], objectives=bound, num_tokens=num_tokens)
+        size, cut = len(conversation.tokens), conversation.num_cut
+        return scored(said[0], objectives=bound, num_tokens=size, num_cut=cut)
 
     def pair(self, prompt: Prompt, a: str, b: str) -> list[Tokenized]:
         """Returns each response behind the prompt."""
@@ -156,15 +158,16 @@ class Pairwise:
         """Returns the probability of the response shown first, for each order."""
         return self.model.shown_first(trees).tolist()
 
-    def say(self, said: float, call: Call, num_tokens: int) -> Score:
+    def say(self, said: float, call: Call, conversation: Tokenized) -> Score:
         """Raises ValueError: there is no score of a single response."""
         self.model.score_trees([])
 
     def pair(self, prompt: Prompt, a: str, b: str) -> list[Tokenized]:
         """Returns both orders. All pairs of a prompt can share it, for nothing hangs on a gate."""
-        tree = self.model.render(prompt, a, b).tree
-        size, rows = len(tree.shared), [tree.shared + branch.tokens for branch in tree.branches]
-        return [Tokenized(row, 0, size, len(row)) for row in rows]
+        made = self.model.render(prompt, a, b)
+        size, cuts = len(made.tree.shared), (made.prompt_tokens_cut, made.response_tokens_cut)
+        rows = [made.tree.shared + branch.tokens for branch in made.tree.branches]
+        return [Tokenized(row, 0, size, len(row), *cuts) for row in rows]
 
     def prefer(self, first: float, second: float) -> float:
         """Returns the mean over both orders."""

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from panoply.model.gather import Tokenized, apart, gather
+from panoply.model.gather import Tokenized, gather
 from panoply.model.tree import Branch, TokenTree
 
 
@@ -66,9 +66,9 @@ def test_a_response_that_begins_as_its_prompt_ends_shares_no_token_of_the_respon
     }
 
 
-def test_apart_and_gather_are_inverse():
+def test_the_conversations_of_a_tree_gather_to_that_tree():
     tree = TokenTree((1, 2, 3), (Branch((4, 5, 9), 0, 2), Branch((6, 9), 0, 1)), gate=2)
-    gathered = gather(apart(tree))
+    gathered = gather([Tokenized((1, 2, 3, 4, 5, 9), 2, 3, 5), Tokenized((1, 2, 3, 6, 9), 2, 3, 4)])
     assert gathered.trees == [tree]
     assert gathered.places == [0, 1]
     assert gathered.num_tokens == tree.num_tokens

@@ -34,6 +34,7 @@ from panoply.hub.scalar import ScalarModel, load_scalar_model
 from panoply.hub.scoring import ScoringModel, provenance_of
 from panoply.model.forward import Features
 from panoply.model.gate import make_gate
+from panoply.model.gather import gather
 from panoply.model.reward_model import GatedHead, Scored
 from panoply.model.tree import TokenTree
 
@@ -89,9 +90,13 @@ class RewardModel(ScoringModel):
         return self.head(pooled(features, self.card.pooling), features.gate_GLD[gate_rows, 0])
 
     def score(self, prompt: Prompt, responses: Sequence[str]) -> NDArray[np.float32]:
-        """Returns the score of each response to a prompt, `[R]` float32."""
-        tree = self.backbone.renderer.render(prompt, responses).tree
-        return self.score_trees([tree]).score_B.numpy()
+        """Returns the score of each response to a prompt, `[R]` float32.
+
+        It is the score of that response alone: where a response moves the gate's position, since
+        its first characters merge with the prompt's last ones, the others keep theirs.
+        """
+        gathered = gather(self.backbone.renderer.conversations(prompt, responses))
+        return self.score_trees(gathered.trees).score_B[gathered.places].numpy()
 
     def explain(self, prompt: Prompt, response: str) -> Explanation:
         """Returns the score of a response with what drove it."""

@@ -22,10 +22,12 @@ from panoply.config import DType, Rendering
 from panoply.data.schema import Message, Prompt
 from panoply.hub.attention import attend_by_trees
 from panoply.hub.embedded import NAME, embedded_model
+from panoply.hub.turns import Turns, splitting_token
 from panoply.model.budget import calibrate, within_memory
 from panoply.model.decoder import Decoder, find_layers
 from panoply.model.forward import Features, encode, encode_plain, takes_tree_masks
-from panoply.model.tree import Branch, TokenTree, common_prefix
+from panoply.model.gather import Tokenized
+from panoply.model.tree import TokenTree, common_prefix
 
 PLAIN_TEMPLATE = (
     "{% for m in messages %}{{ m['role'] | capitalize }}: {{ m['content'] }}\n\n{% endfor %}"
@@ -46,6 +48,20 @@ class Rendered:
     tree: TokenTree
     prompt_tokens_cut: int
     num_responses_cut: int
+    response_tokens_cut: int
+    """Of all responses together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """Where the parts of a prompt end that opens the assistant's turn, in tokens."""
+
+    body: int
+    """Tokens of the prompt without the assistant's header."""
+    header: int
+    """Index of the header's first token."""
+    size: int
+    """Tokens of the prompt with the header."""
 
 
 def reads_clock(template: str) -> bool:
@@ -54,7 +70,7 @@ def reads_clock(template: str) -> bool:
 
 
 class Renderer:
-    """Turns a prompt and its responses into a token tree."""
+    """Turns a prompt and its responses into tokens."""
 
     def __init__(self, tokenizer: Any, rendering: Rendering) -> None:
         self.tokenizer = tokenizer
@@ -63,6 +79,8 @@ class Renderer:
             tokenizer.chat_template = PLAIN_TEMPLATE
         if reads_clock(tokenizer.chat_template):
             tokenizer.chat_template = FIXED_CLOCK + tokenizer.chat_template
+        self.turns = Turns(tokenizer, self.text)
+        self.mark = splitting_token(tokenizer, self.turns.header)
         start = tokenizer("")["input_ids"]
         self.bos = list(start[:1]) if start and start[0] == tokenizer.bos_token_id else []
         a, b = self.ids([self._text("a", "a"), self._text("a", "b")])
@@ -88,27 +106,51 @@ class Renderer:
                 f"was trained with {wanted}: restore the tokenizer files it came with"
             )
 
+    def text(self, turns: Sequence[Mapping[str, str]], opens: bool) -> str:
+        """Returns turns as the template writes them.
+
+        Args:
+            turns: role and content of each.
+            opens: whether the assistant's header is to stand behind them.
+
+        Raises:
+            Exception: whatever the template raises, which means that it refuses the turns.
+        """
+        return self.tokenizer.apply_chat_template(
+            list(turns), tokenize=False, add_generation_prompt=opens
+        )
+
     def _text(self, prompt: str | Prompt, response: str | None, header: bool = True) -> str:
         opening = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         closing: list[Message] = []
         if response is not None:
-            closing = [{"role": "assistant", "content": response}]
+            content = self.turns.without_end(response)
+            closing = [{"role": "assistant", "content": content}]
         turns = [*map(dict, opening), *closing]
         asks = response is None and header
         try:
-            return self.tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=asks
-            )
+            return self.text(turns, asks)
         except Exception as error:  # whatever a template raises means: not renderable
             roles = [turn["role"] for turn in opening]
             raise ValueError(f"the chat template refuses roles {roles!r}: {error}") from error
 
-    def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Returns the tokens of rendered texts, BOS once."""
-        ids = cast(
-            list[list[int]], self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    def ids(self, texts: Sequence[str], head: str = "") -> list[list[int]]:
+        """Returns the tokens of rendered texts, BOS once.
+
+        Args:
+            texts: whole conversations, or beginnings of them.
+            head: beginning of most of them, up to an assistant's header. It is tokenized once
+                where the header's first token splits texts.
+        """
+        splits = bool(self.mark and head)
+        shares = [splits and (t == head or t.startswith(head + self.mark)) for t in texts]
+        rest = [t[len(head) :] if share else t for t, share in zip(texts, shares, strict=True)]
+        pieces = [head if splits else "", *rest]
+        first, *rows = cast(
+            list[list[int]], self.tokenizer(pieces, add_special_tokens=False)["input_ids"]
         )
-        return [self.with_bos(row) for row in ids]
+        whole = [first + row if share else row for row, share in zip(rows, shares, strict=True)]
+        return [self.with_bos(row) for row in whole]
 
     def with_bos(self, ids: list[int]) -> list[int]:
         """Returns tokens with BOS in front once: many templates already write it."""
@@ -121,7 +163,7 @@ class Renderer:
             ValueError: the template refuses the conversation.
         """
         ids = self.ids([self._text(prompt, None)])[0]
-        return self._shortened(ids, max(0, len(ids) - self.rendering.max_prompt_tokens))
+        return self.shortened(ids, max(0, len(ids) - self.rendering.max_prompt_tokens))
 
     def render(self, prompt: Prompt, responses: Sequence[str]) -> Rendered:
         """Returns the token tree of a prompt and its responses.
@@ -130,50 +172,99 @@ class Renderer:
             ValueError: no response, or the template refuses the conversation (for example a
                 system turn where the model knows none).
         """
+        conversations = self.conversations(prompt, responses)
+        shared = min(one.start for one in conversations)
+        tree = TokenTree(
+            shared=conversations[0].tokens[:shared],
+            branches=tuple(one.branch(shared) for one in conversations),
+            gate=min(one.gate for one in conversations),
+        )
+        cut = [one.response_tokens_cut for one in conversations]
+        return Rendered(
+            tree, conversations[0].prompt_tokens_cut, sum(size > 0 for size in cut), sum(cut)
+        )
+
+    def conversations(self, prompt: Prompt, responses: Sequence[str]) -> list[Tokenized]:
+        """Returns each response behind its prompt, as it would be alone.
+
+        A response may bring the token that ends it, as a policy's text does: it comes once.
+
+        Raises:
+            ValueError: see `render`.
+        """
         if not responses:
             raise ValueError("a token tree needs at least one response")
-        texts = [self._text(prompt, None, header=False), self._text(prompt, None)]
-        texts += [self._text(prompt, response) for response in responses]
-        body, opening, *full = self.ids(texts)
-        # An empty response may leave no token of its own: the last one stands for it.
-        starts = [min(common_prefix(opening, ids), len(ids) - 1) for ids in full]
-        shared = min(starts)
-        # Counted on what the prompt alone gives, so that siblings do not move the cut.
-        dropped = min(max(0, len(opening) - self.rendering.max_prompt_tokens), shared - 1)
-        gate = self._gate(body, opening, shared)
-        branches = [self._branch(ids, s, shared) for ids, s in zip(full, starts, strict=True)]
-        tree = TokenTree(
-            shared=tuple(self._shortened(full[0][:shared], dropped)),
-            branches=tuple(branch for branch, _ in branches),
-            gate=max(0, gate - dropped),
-        )
-        return Rendered(tree, dropped, sum(was_cut for _, was_cut in branches))
+        body, opening = self._text(prompt, None, header=False), self._text(prompt, None)
+        return self.read(body, opening, [self._text(prompt, response) for response in responses])
 
-    def _shortened(self, ids: list[int], dropped: int) -> list[int]:
+    def read(self, body: str, opening: str, wholes: Sequence[str]) -> list[Tokenized]:
+        """Returns rendered conversations with the same prompt as tokens, cut to the limits.
+
+        Args:
+            body: the prompt alone.
+            opening: the prompt and the assistant's header.
+            wholes: the conversations, with a reply that is closed.
+        """
+        body_ids, opening_ids, *rows = self.ids([body, opening, *wholes], head=body)
+        starts = [common_prefix(opening_ids, ids) for ids in rows]
+        header = common_prefix(body_ids, opening_ids)
+        prompt = Opening(len(body_ids), header, len(opening_ids))
+        return self.cut(prompt, list(zip(rows, starts, strict=True)))
+
+    def cut(
+        self, prompt: Opening, rows: Sequence[tuple[list[int], int]], *, is_closed: bool = True
+    ) -> list[Tokenized]:
+        """Returns conversations that share a prompt, cut to the limits.
+
+        Args:
+            prompt: its parts.
+            rows: tokens of each conversation, and where its reply begins.
+            is_closed: whether the template's closing tokens stand behind the replies.
+        """
+        num_closing = self.num_closing if is_closed else 0
+        # An empty response may leave no token of its own: the last one stands for it.
+        starts = [min(start, len(ids) - 1) for ids, start in rows]
+        # Counted on what the prompt alone gives, so that siblings do not move the cut.
+        surplus = max(0, prompt.size - self.rendering.max_prompt_tokens)
+        dropped = max(0, min(surplus, min(starts) - 1))
+        return [
+            self._cut_one(ids, start, self._gate(prompt, start), dropped, num_closing)
+            for (ids, _), start in zip(rows, starts, strict=True)
+        ]
+
+    def _cut_one(
+        self, ids: list[int], start: int, gate: int, dropped: int, num_closing: int
+    ) -> Tokenized:
+        stop = max(start + 1, len(ids) - num_closing)
+        kept = min(stop, start + self.rendering.max_response_tokens)
+        tokens = self.shortened(ids[:kept], dropped) + ids[stop:]
+        return Tokenized(
+            tokens=tuple(tokens),
+            gate=max(0, gate - dropped),
+            start=start - dropped,
+            stop=kept - dropped,
+            prompt_tokens_cut=dropped,
+            response_tokens_cut=stop - kept,
+        )
+
+    def shortened(self, ids: list[int], dropped: int) -> list[int]:
         """Returns a prompt without its beginning, but for BOS: models lean on it."""
         kept = ids[dropped:]
         if dropped:
             kept[: len(self.bos)] = self.bos
         return kept
 
-    def _gate(self, body: list[int], opening: list[int], shared: int) -> int:
+    def _gate(self, prompt: Opening, start: int) -> int:
         """Returns the position that conditions the gate, by construction and not by a pattern.
 
         Where a template closes a turn with no token of its own, `turn_end` is the header's first.
         """
-        header = common_prefix(body, opening)
         wanted = {
-            "turn_end": min(header, len(body) - self.num_turn_closing),
-            "header_first": header,
-            "prompt_last": shared - 1,
+            "turn_end": min(prompt.header, prompt.body - self.num_turn_closing),
+            "header_first": prompt.header,
+            "prompt_last": start - 1,
         }
-        return min(max(0, wanted[self.rendering.gate]), shared - 1)
-
-    def _branch(self, ids: list[int], start: int, shared: int) -> tuple[Branch, bool]:
-        stop = max(start + 1, len(ids) - self.num_closing)
-        most = start + self.rendering.max_response_tokens
-        kept = ids[shared : min(stop, most)] + ids[stop:]
-        return Branch(tuple(kept), start - shared, min(stop, most) - shared), stop > most
+        return min(max(0, wanted[self.rendering.gate]), start - 1)
 
 
 class Backbone:

@@ -94,7 +94,7 @@ class PairwiseModel:
         shared = min(common_prefix(*rows), *(len(row) - 1 for row in rows))
         branches = (Branch(tuple(row[shared:]), 0, len(row) - shared) for row in rows)
         tree = TokenTree(tuple(rows[0][:shared]), tuple(branches), gate=shared - 1)
-        return Rendered(tree, cut, (cut_a > 0) + (cut_b > 0))
+        return Rendered(tree, cut, (cut_a > 0) + (cut_b > 0), cut_a + cut_b)
 
     def _cut(self, text: str, most: int) -> tuple[str, int]:
         """Returns at most `most` tokens of a text, its last ones if negative, and what was cut."""

@@ -1,17 +1,19 @@
 """What clients send -> tokens: messages, text that went through a template, token ids.
 
-Text in the model's own template becomes what messages would have become: BOS stands once, the
-template's closing tokens are completed, limits cut prompt and response as in training. The turns
-are found by the token ids of the assistant's header, which every chat template writes.
+Text in the model's own template becomes what messages would have become: the last reply is found
+by the assistant's header, prompt and reply are tokenized as messages are, BOS stands once, the
+reply is closed, limits cut prompt and reply as in training. Token ids are kept as they stand.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 
 from panoply.data.schema import Prompt
-from panoply.hub.backbone import Renderer
-from panoply.model.gather import Tokenized, apart
+from panoply.hub.backbone import Opening, Renderer
+from panoply.hub.turns import Place, Turns
+from panoply.model.gather import Tokenized
 from panoply.model.tree import common_prefix
 
 
@@ -28,17 +30,18 @@ class Reader:
         self.renderer = renderer
         self.vocabulary = vocabulary
         self.needs_turns = needs_turns
-        asked = [{"role": "user", "content": "a"}]
-        render = renderer.tokenizer.apply_chat_template
-        body, opening, full = renderer.ids(
-            [
-                render(asked, tokenize=False, add_generation_prompt=False),
-                render(asked, tokenize=False, add_generation_prompt=True),
-                render([*asked, {"role": "assistant", "content": "b"}], tokenize=False),
-            ]
-        )
-        self.header = opening[common_prefix(body, opening) :]
-        self.closing = full[len(full) - renderer.num_closing :]
+        self.turns = renderer.turns
+        self.decoded = Turns(renderer.tokenizer, self._write_decoded)
+        """The template's turns as their tokens decode, for some tokenizers give back another text
+        than they read."""
+        convert = renderer.tokenizer.convert_tokens_to_ids
+        self.mark: int | None = convert(renderer.mark) if renderer.mark else None
+        """Token that the assistant's header begins with, where it splits texts."""
+        self.ends = frozenset(map(convert, self.turns.ends))
+        """Tokens that end a reply."""
+        opened = self.turns.header + self.turns.prefix
+        self.header: list[int] = renderer.tokenizer(opened, add_special_tokens=False)["input_ids"]
+        """What the template puts behind a prompt so that a policy replies."""
 
     def messages(self, prompt: Prompt, responses: Sequence[str]) -> list[Tokenized]:
         """Reads a prompt in turns with responses to it.
@@ -46,19 +49,29 @@ class Reader:
         Raises:
             ValueError: the template refuses the conversation.
         """
-        return apart(self.renderer.render(prompt, responses).tree) if responses else []
+        return self.renderer.conversations(prompt, responses) if responses else []
 
     def text(self, prompt: str, responses: Sequence[str]) -> list[Tokenized]:
         """Reads rendered text; an empty prompt means that the text is not known to have one.
 
         Raises:
-            ValueError: there is no text, or its turns are needed and not found.
+            ValueError: there is no text, or it cannot be told where its last reply begins, and the
+                model needs to know.
         """
-        if not responses:
-            return []
-        given, *full = self.renderer.ids([prompt, *(prompt + response for response in responses)])
-        known = [common_prefix(given, ids) if prompt else 0 for ids in full]
-        return [self._read(ids, start) for ids, start in zip(full, known, strict=True)]
+        read: dict[int, Tokenized] = {}
+        by_prompt: dict[tuple[str, str], dict[int, str]] = {}
+        for i, response in enumerate(responses):
+            text, prompt_size = self._begun(prompt, response)
+            place = self._place(self.turns, text, prompt_size)
+            if place is None:
+                read[i] = self._text_without_place(text, prompt_size)
+                continue
+            opening = text[: place.header], text[: place.reply] + self.turns.prefix
+            by_prompt.setdefault(opening, {})[i] = self.turns.closed(text, place.reply)
+        for opening, texts in by_prompt.items():
+            conversations = self.renderer.read(*opening, list(texts.values()))
+            read |= zip(texts, conversations, strict=True)
+        return [read[i] for i in range(len(responses))]
 
     def ids(self, tokens: Sequence[int]) -> Tokenized:
         """Reads a whole conversation in token ids.
@@ -71,65 +84,137 @@ class Reader:
                 f"token id {unknown[0]} is not among the model's {self.vocabulary}: send ids of "
                 "its own tokenizer, or text"
             )
-        return self._read(self.renderer.with_bos(list(tokens)), 0)
+        ids = self.renderer.with_bos(list(tokens))
+        text = self._decode(ids)
+        if self.decoded.lacks_bos(text):
+            ids = [self.renderer.tokenizer.bos_token_id, *ids]
+            text = self._decode(ids)
+        self._check_size(ids)
+        place = self._place(self.decoded, text, 0)
+        if place is not None and self.mark is None:
+            return self._ids_without_mark(ids, text, place)
+        at = None if place is None else self._mark_at(ids, len(text) - place.header)
+        if at is None:
+            in_template = bool(self.decoded.header) and self.decoded.header in text
+            return self._without_place(self._closed(ids, 0) if in_template else ids, 0, in_template)
+        # The header's last token may have merged with the first one of the reply.
+        start = at + common_prefix(self.header, ids[at:])
+        prompt = Opening(body=at, header=at, size=at + len(self.header))
+        return self.renderer.cut(prompt, [(self._closed(ids, start), start)])[0]
 
-    def _read(self, ids: list[int], start: int) -> Tokenized:
-        """Returns one conversation, cut to the limits.
+    def _begun(self, prompt: str, response: str) -> tuple[str, int]:
+        """Returns prompt and response with the template's first token, and the prompt's size."""
+        text = prompt + response
+        lost = self.turns.bos if self.turns.lacks_bos(text) else ""
+        return lost + text, len(lost + prompt) if prompt else 0
 
-        Args:
-            ids: its tokens, BOS included.
-            start: where the response begins, as far as the client said; 0: nothing is known.
+    def _place(self, turns: Turns, text: str, prompt_size: int) -> Place | None:
+        """Returns where the reply is; None where that is not known and moves no score.
+
+        Raises:
+            ValueError: it is not known and moves scores.
         """
-        if len(ids) - len(self.renderer.bos) < 2:
-            raise ValueError(f"{len(ids)} tokens are no conversation: send prompt and response")
-        header = self._header_before(ids, start)
-        if header >= 0:  # the model's own template
-            start = header + len(self.header)
-            ids = ids + self.closing[_begun(ids[start:], self.closing) :]
-        elif self.needs_turns:
+        try:
+            return turns.place(text, prompt_size)
+        except ValueError as error:
+            return self._unplaced(str(error))
+
+    def _unplaced(self, why: str) -> None:
+        if self.needs_turns:
             raise ValueError(
-                "the text has no assistant header of the model's template "
-                f"({self.renderer.tokenizer.decode(self.header)!r}), and the model needs to know "
-                "where the response begins: send messages (`/v1/rewards`), or serve the model with "
+                f"{why}, and the model needs to know where the response begins: send messages "
+                "(`/v1/rewards`), send the prompt beside its responses, or serve the model with "
                 "`rendered_by` set to the template that wrote the text"
             )
-        start = min(start, len(ids) - 1)
-        limits = self.renderer.rendering
-        if not start:
-            return self._unknown(ids, limits.max_prompt_tokens + limits.max_response_tokens)
-        stop = max(start + 1, len(ids) - (len(self.closing) if header >= 0 else 0))
-        cut = min(stop, start + limits.max_response_tokens)
-        dropped = max(0, start - limits.max_prompt_tokens)
-        kept = ids[dropped:cut] + ids[stop:]
-        if dropped:
-            kept[: len(self.renderer.bos)] = self.renderer.bos
-        gate = start - 1
-        if header >= 0 and limits.gate != "prompt_last":
-            gate = header - (self.renderer.num_turn_closing if limits.gate == "turn_end" else 0)
-        gate, start = max(0, gate - dropped), start - dropped
-        return Tokenized(tuple(kept), min(gate, start - 1), start, cut - dropped)
 
-    def _unknown(self, ids: list[int], most: int) -> Tokenized:
-        """Returns a text without known turns: its end is what is scored, so its end is kept."""
-        dropped = max(0, len(ids) - most)
-        kept = ids[dropped:]
-        if dropped:
-            kept[: len(self.renderer.bos)] = self.renderer.bos
-        return Tokenized(tuple(kept), 0, len(kept) - 1, len(kept))
+    def _text_without_place(self, text: str, prompt_size: int) -> Tokenized:
+        in_template = bool(self.turns.header) and self.turns.header in text
+        text = self.turns.closed(text, prompt_size) if in_template else text
+        opening, ids = self.renderer.ids([text[:prompt_size], text])
+        self._check_size(ids)
+        start = common_prefix(opening, ids) if prompt_size else 0
+        return self._without_place(ids, start, in_template)
 
-    def _header_before(self, ids: list[int], start: int) -> int:
-        """Returns where the last header before the response begins, -1 if there is none.
+    def _without_place(self, ids: list[int], start: int, in_template: bool) -> Tokenized:
+        """Returns a conversation for a model that scores its last token, wherever the reply begins.
 
-        Without a known start that is the last one of all.
+        Args:
+            ids: its tokens.
+            start: where the response begins by what the client said; 0: it said nothing.
+            in_template: whether the model's own template wrote it, so that it is closed.
+
+        Raises:
+            ValueError: it is to be cut, and what of it is the reply is not known.
         """
-        size = len(self.header)
-        if not size:
-            return -1
-        places = range(min(start or len(ids), len(ids) - size), -1, -1)
-        return next((i for i in places if ids[i : i + size] == self.header), -1)
+        if start:
+            prompt = Opening(body=start, header=start, size=start)
+            return self.renderer.cut(prompt, [(ids, start)], is_closed=in_template)[0]
+        limits = self.renderer.rendering
+        surplus = len(ids) - limits.max_prompt_tokens - limits.max_response_tokens
+        if surplus <= 0:
+            return Tokenized(tuple(ids), 0, len(ids) - 1, len(ids))
+        if in_template:
+            raise ValueError(
+                f"a text of {len(ids)} tokens is {surplus} longer than the model's limits, and "
+                "what to cut depends on where its last reply begins, which cannot be told: send "
+                "messages (`/v1/rewards`), or the prompt beside its responses"
+            )
+        kept = self.renderer.shortened(ids, surplus)  # the end is what is scored
+        return Tokenized(tuple(kept), 0, len(kept) - 1, len(kept), prompt_tokens_cut=surplus)
 
+    def _ids_without_mark(self, ids: list[int], text: str, place: Place) -> Tokenized:
+        """Returns token ids in a template whose header may merge with what stands before it."""
+        if self.renderer.ids([text]) == [ids]:
+            return self.text("", [text])[0]
+        prefix = common_prefix(self.decoded.prefix, text[place.reply :])
+        places = place.header, place.reply + prefix
+        header, start = (self._token_at(ids, character) for character in places)
+        closing = list(self.renderer.closing)
+        merged = (
+            text.endswith(self.decoded.closing, place.reply) and ids[-len(closing) :] != closing
+        )
+        prompt = Opening(body=header, header=header, size=start)
+        return self.renderer.cut(prompt, [(ids if merged else self._closed(ids, start), start)])[0]
 
-def _begun(ids: Sequence[int], closing: Sequence[int]) -> int:
-    """Returns how many of the closing tokens stand at the end of a response already."""
-    sizes = range(min(len(ids), len(closing)), 0, -1)
-    return next((k for k in sizes if list(ids[-k:]) == list(closing[:k])), 0)
+    def _mark_at(self, ids: list[int], num_characters: int) -> int | None:
+        """Returns where the header begins that has so many characters from its begin to the end."""
+        for at in reversed(range(len(ids))):
+            if ids[at] == self.mark and (size := len(self._decode(ids[at:]))) >= num_characters:
+                if size == num_characters:
+                    return at
+                break
+        return self._unplaced(
+            f"the last assistant header ({self.turns.shown!r}) is spelled in tokens of plain text"
+        )
+
+    def _token_at(self, ids: list[int], character: int) -> int:
+        """Returns the index of the token that holds a character of the decoded text."""
+        return bisect_right(
+            range(len(ids)), character, key=lambda i: len(self._decode(ids[: i + 1]))
+        )
+
+    def _closed(self, ids: list[int], start: int) -> list[int]:
+        """Returns token ids whose reply begins at `start`, closed as the template closes it."""
+        closing = list(self.renderer.closing)
+        end = len(ids)
+        if closing and ids[start:][-len(closing) :] == closing:
+            end -= len(closing)
+        while True:
+            behind = end
+            while behind > start and self._decode(ids[behind - 1 : behind]).isspace():
+                behind -= 1
+            if behind == start or ids[behind - 1] not in self.ends:
+                return ids[:end] + closing
+            end = behind - 1
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return self.renderer.tokenizer.decode(
+            list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+
+    def _write_decoded(self, turns: Sequence[Mapping[str, str]], opens: bool) -> str:
+        return self._decode(self.renderer.ids([self.renderer.text(turns, opens)])[0])
+
+    def _check_size(self, ids: Sequence[int]) -> None:
+        if len(ids) - len(self.renderer.bos) < 2:
+            raise ValueError(f"{len(ids)} tokens are no conversation: send prompt and response")

@@ -24,6 +24,10 @@ class Tokenized:
     """Index of the response's first own token."""
     stop: int
     """Index after the response's last own token."""
+    prompt_tokens_cut: int = 0
+    """Tokens that a limit cut away in front of what is left of the prompt."""
+    response_tokens_cut: int = 0
+    """Tokens that a limit cut away behind what is left of the response."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.gate < self.start < self.stop <= len(self.tokens):
@@ -32,18 +36,14 @@ class Tokenized:
                 f"start={self.start!r}, stop={self.stop!r} in {len(self.tokens)} tokens"
             )
 
+    @property
+    def num_cut(self) -> int:
+        """Tokens of the conversation that limits cut away."""
+        return self.prompt_tokens_cut + self.response_tokens_cut
+
     def branch(self, shared: int) -> Branch:
         """Returns what follows the first `shared` tokens."""
         return Branch(self.tokens[shared:], self.start - shared, self.stop - shared)
-
-
-def apart(tree: TokenTree) -> list[Tokenized]:
-    """Returns each response of a tree by itself."""
-    size = len(tree.shared)
-    return [
-        Tokenized(tree.shared + b.tokens, tree.gate, size + b.start, size + b.stop)
-        for b in tree.branches
-    ]
 
 
 @dataclass(frozen=True, slots=True)

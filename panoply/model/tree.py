@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress, count
+from operator import ne
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,10 +128,9 @@ def _alike(tokens: list[tuple[int, ...]], chosen: list[int], depth: int) -> list
     return list(groups.values())
 
 
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """Returns how many tokens two sequences have in common at their beginning."""
-    size = min(len(a), len(b))
-    return next((i for i in range(size) if a[i] != b[i]), size)
+def common_prefix(a: Sequence[object], b: Sequence[object]) -> int:
+    """Returns how many tokens (or characters) two sequences have in common at their beginning."""
+    return next(compress(count(), map(ne, a, b)), min(len(a), len(b)))
 
 
 @dataclass(frozen=True, slots=True)

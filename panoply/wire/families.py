@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 BOS = ("<|begin_of_text|>", "<|startoftext|>", "<bos>", "<s>")
@@ -50,19 +50,8 @@ class Template:
         return inside[: len(inside) - len(max(found, key=len))] if found else None
 
     def without_end(self, reply: str) -> str:
-        """Returns a policy's turn without the tokens that ended it, of which it may have several.
-
-        White space behind such a token goes with it.
-        """
-        end = len(reply)
-        while True:
-            behind = end
-            while behind and reply[behind - 1].isspace():
-                behind -= 1
-            last = next((mark for mark in self.ends if reply.endswith(mark, 0, behind)), None)
-            if last is None:
-                return reply[:end]
-            end = behind - len(last)
+        """Returns a policy's turn without the tokens that ended it; see `without_end`."""
+        return without_end(reply, self.ends)
 
     def content(self, text: str) -> str:
         """Returns the content of a turn as the template was told it.
@@ -74,6 +63,22 @@ class Template:
         if held:
             raise ValueError(f"holds {held[0]!r}, so that where it ends cannot be told")
         return text.strip() if self.trims else text
+
+
+def without_end(reply: str, ends: Collection[str]) -> str:
+    """Returns a reply without the tokens that ended it, of which it may have several.
+
+    White space behind such a token goes with it.
+    """
+    end = len(reply)
+    while True:
+        behind = end
+        while behind and reply[behind - 1].isspace():
+            behind -= 1
+        last = next((mark for mark in ends if reply.endswith(mark, 0, behind)), None)
+        if last is None:
+            return reply[:end]
+        end = behind - len(last)
 
 
 def _tagged(end: str, *others: str) -> Template:
@@ -163,3 +168,6 @@ TEMPLATES: Mapping[str, Template] = {
 chatml: Qwen, SmolLM, Hermes, Yi. llama3: Llama 3 to 3.3. gemma: Gemma 1 to 3. zephyr: Zephyr.
 phi3: Phi-3. tulu: Tulu 2 and 3, OLMo. mistral: Mistral Instruct. vicuna: Vicuna 1.1 and later.
 """
+
+ENDS = tuple({end: None for form in TEMPLATES.values() for end in form.ends})
+"""What policies of all these families end their turns with."""

@@ -6,6 +6,9 @@
 Any JSON value is the reward. `/slime` answers with a number; `/slime/details` with an object, for
 `--reward-key score` and logs, and with `"truncated": true` where the model's limits cut the text. A
 prompt that is text went through the policy's template already.
+
+The response is what the policy's tokens decode to, special ones included, so that it brings the
+token that ended it. Behind messages that token is no content, and is taken off.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 from pydantic import JsonValue
 
 from panoply.wire.endpoint import Call
+from panoply.wire.families import ENDS, without_end
 from panoply.wire.request import (
     Chat,
     Item,
@@ -40,7 +44,8 @@ class Sample(Call):
         if isinstance(self.prompt, str):
             item = Rendered(self.prompt, (self.response,), self.label)
         else:
-            item = Chat(messages(self.prompt), (self.response,), self.label)
+            reply = without_end(self.response, ENDS)
+            item = Chat(messages(self.prompt), (reply,), self.label)
         return ScoreRequest(items=(item,))
 
     def render(self, answer: ScoreAnswer, request: ScoreRequest) -> Payload:

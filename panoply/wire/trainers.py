@@ -22,6 +22,7 @@ from typing import Any, TypeAlias, cast
 from pydantic import TypeAdapter, ValidationError
 
 from panoply.wire.endpoint import explain
+from panoply.wire.families import ENDS, without_end
 from panoply.wire.request import Chat, Message, Rendered, Score, ScoreAnswer, ScoreRequest
 from panoply.wire.turns import Conversation, Prompt, messages
 from panoply.wire.values import json_value
@@ -192,7 +193,8 @@ def verl_request(
     """Returns one response to the prompt that stands in `extra_info`.
 
     A prompt that is text is a user's turn here: what stands in `extra_info` went through no
-    template.
+    template. The solution loses the token that ended it, which verl leaves where the policy's
+    tokenizer does not take it for a special one.
 
     Args:
         model: name of the reward model.
@@ -221,7 +223,7 @@ def verl_request(
         turns = stored if isinstance(stored, list) else [stored]
         prompt = _read(_PROMPT, turns)
     return ScoreRequest(
-        items=(Chat(prompt, (solution,), json_value(label, "`ground_truth`")),),
+        items=(Chat(prompt, (without_end(solution, ENDS),), json_value(label, "`ground_truth`")),),
         models=(model,),
         details=frozenset({"objectives"}),
     )
