@@ -21,7 +21,7 @@ def test_help_lists_the_recipes_and_loads_neither_torch_nor_ray():
         "except SystemExit: pass\n"
         "print(sorted({{'torch', 'ray'}} & set(sys.modules)))"
     )
-    for job in ("armorm", "average", "doctor", "evaluate", "export", "serve"):
+    for job in ("armorm", "average", "doctor", "evaluate", "export", "serve", "track"):
         done = subprocess.run(
             [sys.executable, "-c", code.format(job)], capture_output=True, text=True, check=True
         )

@@ -226,7 +226,7 @@ class Tracker:
         if not file.exists():
             return None
         try:
-            run = self.client.get_run(file.read_text())
+            run = self.client.get_run(file.read_text().strip())
         except MlflowException as error:
             if error.error_code in NO_SUCH_RUN:
                 return None
