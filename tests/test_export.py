@@ -55,14 +55,14 @@ def small_model(family="llama", dtype=torch.float32):
     return AutoModel.from_config(config, dtype=dtype)
 
 
-def small_backbone(tokenizer, family="llama", dtype="float32"):
+def small_backbone(tokenizer, family="llama", dtype="float32", **rendering):
     model = small_model(family, getattr(torch, dtype))
-    return Backbone("a/b", model, Renderer(tokenizer, Rendering()), [DEPTH])
+    return Backbone("a/b", model, Renderer(tokenizer, Rendering(**rendering)), [DEPTH])
 
 
-def make_run(out, tokenizer, *, family="llama", pooling="last", dtype="float32"):
+def make_run(out, tokenizer, *, family="llama", pooling="last", dtype="float32", **rendering):
     """A run's OUT/model around a random backbone cut to two layers; returns it with its head."""
-    backbone = small_backbone(tokenizer, family, dtype)
+    backbone = small_backbone(tokenizer, family, dtype, **rendering)
     renderer = backbone.renderer
     names = ("editors-concise", "preference|east")
     card = Card(

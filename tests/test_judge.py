@@ -8,6 +8,7 @@ from test_backbone import TURNS, byte_tokenizer
 from test_export import make_run
 from test_pairwise import judge as make_pairwise
 from test_published import publish
+from test_reading import MERGES, WHITE
 from test_scalar import save_small
 from transformers import AutoTokenizer
 
@@ -18,6 +19,8 @@ from panoply.hub.artefact import load_reward_model
 from panoply.serve.calls import Call
 from panoply.serve.config import ArmConfig, BatchConfig
 from panoply.wire.request import Chat, Rendered, RequestError, Tokens
+from panoply.wire.slime import Sample
+from panoply.wire.trainers import verl_request
 
 PROMPTS = [
     [{"role": "user", "content": text}] for text in ("How do I boil an egg?", "Why?", "Well" * 9)
@@ -108,6 +111,104 @@ def test_messages_text_and_token_ids_of_one_conversation_score_alike(folders):
     )
     found = [score for item in values(told) for score in item]
     assert found == pytest.approx([found[0]] * 4, rel=1e-5)
+
+
+DIALOGUES = [
+    [{"role": "user", "content": "Why? \n"}],
+    [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "\nWhy?"},
+        {"role": "assistant", "content": "\n\nNo."},
+        {"role": "user", "content": "Well?"},
+    ],
+]
+
+
+@pytest.fixture(scope="module")
+def merging(tmp_path_factory):
+    """Models whose tokenizer merges the white space between header and reply."""
+    tokenizer = byte_tokenizer(TURNS, adds_bos=True, merges=MERGES)
+    root = tmp_path_factory.mktemp("merging")
+    save_small(root / "scalar", tokenizer)
+    kinds = {
+        "header_first": {"gate": "header_first", "pooling": "last"},
+        "turn_end": {"gate": "turn_end", "pooling": "mean_response"},
+        "prompt_last": {"gate": "prompt_last", "pooling": "mean_response"},
+    }
+    for name, changes in kinds.items():
+        make_run(root / name, tokenizer, **changes)
+    return {"scalar": root / "scalar"} | {name: root / name / "model" for name in kinds}
+
+
+@pytest.mark.parametrize("kind", ["scalar", "header_first", "turn_end", "prompt_last"])
+def test_a_reply_scores_alike_in_all_forms_whatever_white_space_it_begins_with(merging, kind):
+    judge, model = judge_of(merging[kind], max_tokens=4000)
+    tokenizer = model.backbone.renderer.tokenizer
+    render = tokenizer.apply_chat_template
+    items, wanted = [], []
+    for dialogue in DIALOGUES:
+        prompt = render(dialogue, tokenize=False, add_generation_prompt=True)
+        for response in WHITE:
+            turns = [*dialogue, {"role": "assistant", "content": response}]
+            whole = render(turns, tokenize=False)
+            ids = tokenizer(whole, add_special_tokens=False)["input_ids"]
+            asked = [
+                Chat(tuple(dialogue), (response,)),
+                Rendered(prompt, (whole.removeprefix(prompt),)),
+                Rendered(prompt, (response,)),
+                Rendered("", (whole,)),
+                Tokens((tuple(ids),)),
+                *Sample(prompt=dialogue, response=f"{response}<|end|>").request().items,
+                *Sample(prompt=prompt, response=f"{response}<|end|>").request().items,
+            ]
+            items += asked
+            wanted += [float(model.score(dialogue, [response])[0])] * len(asked)
+        items.append(Chat(tuple(dialogue), tuple(WHITE)))
+        wanted += model.score(dialogue, WHITE).tolist()
+    (told,) = answers(judge, [call(*items)])
+    found = [score for item in values(told) for score in item]
+    assert found == pytest.approx(wanted, rel=1e-4, abs=1e-5)
+    # And in company: no response moves the gate of another.
+    alone = [float(model.score(DIALOGUES[0], [response])[0]) for response in WHITE]
+    assert model.score(DIALOGUES[0], WHITE).tolist() == pytest.approx(alone, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("end", ["<|im_end|>", "<|eot_id|>", "</s>", "<end_of_turn>\n", "<|end|>"])
+def test_the_token_that_ended_a_policys_reply_is_no_content_behind_messages(folders, end):
+    judge, model = judge_of(folders["gated"])
+    wanted = model.score(PROMPTS[0], ["No."])
+    slime = Sample(prompt=PROMPTS[0], response="No." + end).request()
+    verl = verl_request("m", "No." + end, None, {"prompt": PROMPTS[0]}, "prompt")
+    (told,) = answers(judge, [call(*slime.items, *verl.items)])
+    assert values(told) == [[pytest.approx(float(wanted[0]), rel=1e-4)]] * 2
+
+
+def test_a_score_says_how_many_tokens_limits_cut_away(folders, pairwise):
+    long, short = "x" * 300, "y" * 400
+    prompt = ({"role": "user", "content": long},)
+    for kind in ("gated", "scalar", "ensemble"):
+        judge, model = judge_of(folders[kind])
+        renderer = model.backbone.renderer
+        limits = renderer.rendering
+        text = renderer.tokenizer.apply_chat_template(
+            list(prompt), tokenize=False, add_generation_prompt=True
+        )
+        opening = renderer.ids([text])[0]
+        cut = len(opening) - limits.max_prompt_tokens, 400 - limits.max_response_tokens
+        ids = tuple(renderer.ids([text + short])[0])
+        asked = call(Chat(prompt, (short, "No.")), Rendered(text, (short,)), Tokens((ids,)))
+        compared = call(Chat(prompt, (short, "No.")), compares=True)
+        told, pair = answers(judge, [asked, compared])
+        assert [score.num_cut for item in told.items for score in item] == [
+            *(sum(cut), cut[0]),
+            *(sum(cut), sum(cut)),
+        ]
+        assert pair.items[0][0].num_cut == sum(cut) + cut[0]
+    judge, model = judge_of(pairwise)
+    made = model.render(list(prompt), short * 20, "No.")
+    (told,) = answers(judge, [call(Chat(prompt, (short * 20, "No.")), compares=True)])
+    assert made.response_tokens_cut > 0
+    assert told.items[0][0].num_cut == 2 * (made.prompt_tokens_cut + made.response_tokens_cut)
 
 
 def test_text_of_the_policys_template_is_rendered_again_in_the_models_own(folders):
