@@ -1,4 +1,4 @@
-"""SGLang's reward endpoints: native `/classify`, and `/v1/embeddings`, which verl reads.
+"""SGLang's reward endpoints: native `/classify`, and `/v1/embeddings`.
 
     {"model": "m", "text": "..." | ["..."]}  or  {"input_ids": [ids] | [[ids]]}
     [{"embedding": [7.8], "meta_info": {"id": "...", "prompt_tokens": 42}}]
