@@ -24,9 +24,16 @@ CLOSED = TURNS.replace("<|end|>\n", "<|end|>")
 """A turn ends with its last token, and no text follows it."""
 
 
-def well_kept(template=CLOSED, **changes):
-    """A tokenizer whose pad token is its own and whose template marks the beginning."""
-    tokenizer = byte_tokenizer("<s>" + template, **changes)
+def well_kept(template=CLOSED):
+    """A tokenizer whose pad token is its own, and that knows of no BOS."""
+    tokenizer = marked("<s>" + template)
+    tokenizer.bos_token = None
+    return tokenizer
+
+
+def marked(template, **changes):
+    """A tokenizer whose pad token is its own, and that has a BOS."""
+    tokenizer = byte_tokenizer(template, **changes)
     tokenizer.add_special_tokens({"pad_token": "<pad>"})
     return tokenizer
 
@@ -66,7 +73,7 @@ def test_our_own_models_and_pairwise_ones_are_examined_too(tmp_path):
     # bfloat16 moves a head with random weights by more than a trained one.
     assert {f.check for f in findings if f.verdict != "ok"} <= {"bfloat16"}
     assert "parity" in told(findings)
-    findings = examine(judge(tmp_path / "pairs", well_kept(adds_bos=True)))
+    findings = examine(judge(tmp_path / "pairs", marked("<s>" + CLOSED, adds_bos=True)))
     assert [f.check for f in findings if f.verdict == "fail"] == []
     assert told(findings)["BOS"].values["here"] == 0
     assert told(findings)["batch drift"].verdict == "ok"
@@ -112,19 +119,28 @@ def test_a_missing_template_is_flagged_in_a_model_of_ours(tmp_path):
 
 
 def test_a_second_beginning_is_flagged_where_others_would_write_it_and_fails_here(tmp_path):
-    findings = examine(healthy(tmp_path / "a", well_kept(adds_bos=True)))
+    findings = examine(healthy(tmp_path / "a", marked("<s>" + CLOSED, adds_bos=True)))
     assert_flagged(findings, "BOS", "warning", "1 here, 1 by the template, 2 by template and")
-    findings = examine(healthy(tmp_path / "b", well_kept("<s>" + CLOSED)))
+    findings = examine(healthy(tmp_path / "b", marked("<s><s>" + CLOSED)))
     assert_flagged(findings, "BOS", "fail", "2 here")
 
 
 def test_a_beginning_that_only_the_tokenizer_marks_is_flagged(tmp_path):
-    tokenizer = byte_tokenizer(CLOSED, adds_bos=True)
-    tokenizer.add_special_tokens({"pad_token": "<pad>"})
-    findings = examine(healthy(tmp_path, tokenizer))
+    findings = examine(healthy(tmp_path, marked(CLOSED, adds_bos=True)))
     assert_flagged(findings, "BOS", "warning", "1 here, 0 by the template")
     # What others read differs, and so do their scores.
     assert_flagged(findings, "parity", "fail", "from other tokens")
+
+
+@pytest.mark.parametrize(("bos", "template"), [("<s>", "<s>" + CLOSED), ("<|start|>", CLOSED)])
+def test_a_first_token_that_clients_take_off_as_bos_is_flagged(bos, template, tmp_path):
+    tokenizer = marked(template)
+    tokenizer.bos_token = bos
+    findings = examine(healthy(tmp_path, tokenizer))
+    words = f"1 by template and tokenizer; verl takes the template's first token, {bos!r}, off"
+    assert_flagged(findings, "BOS", "warning", words)
+    flagged = {name for name, found in told(findings).items() if found.verdict != "ok"}
+    assert flagged - {"bfloat16"} == {"BOS"}
 
 
 def test_pad_tokens_that_end_a_turn_lack_or_disagree_are_flagged(tmp_path):

@@ -91,8 +91,9 @@ def template(model: AnyModel) -> Finding:
 
 
 def beginning(model: AnyModel) -> Finding:
-    """How often the beginning of the sequence is marked, here and by the usual two calls."""
-    tokenizer = model.backbone.renderer.tokenizer
+    """How often the beginning of the sequence is marked, here, by the usual two calls, by verl."""
+    renderer = model.backbone.renderer
+    tokenizer = renderer.tokenizer
     bos = tokenizer.bos_token_id
     tree = probe_trees(model)[0]
     here = marks(tree.shared + tree.branches[0].tokens, bos)
@@ -116,6 +117,13 @@ def beginning(model: AnyModel) -> Finding:
     if once != here:
         advice = (
             "elsewhere apply_chat_template(tokenize=True) leaves it out: write it in the template"
+        )
+        return Finding("BOS", text, "warning", advice, values)
+    if renderer.turns.bos and not renderer.bos:
+        text = f"{text}; verl takes the template's first token, {tokenizer.bos_token!r}, off as BOS"
+        advice = (
+            "elsewhere no tokenizer puts it back: leave bos_token out of tokenizer_config.json, "
+            "or call verl's custom function"
         )
         return Finding("BOS", text, "warning", advice, values)
     return Finding("BOS", text, "ok", values=values)

@@ -1,4 +1,4 @@
-"""vLLM's pooling endpoints: `/classify`, `/pooling`, `/score`, `/rerank`, and verl's reward loop.
+"""vLLM's pooling endpoints: `/classify`, `/pooling`, `/score`, `/rerank`.
 
     {"model": "m", "input": "text" | ["a"] | [ids] | [[ids]], "use_activation": false}
     {"model": "m", "messages": [..., {"role": "assistant", "content": "..."}]}
