@@ -315,7 +315,8 @@ ORDINARY = [
     ("/rerank", RANKED | {"model": "m", "top_n": None, "return_documents": True}),
     ("/v1/rerank", RANKED | {"rank_fields": ["text"], "max_chunks_per_doc": None}),
     ("/v2/rerank", RANKED | {"model": "m", "max_tokens_per_doc": 4096, "priority": 0}),
-    ("/rerank", RANKED | {"model": "m", "truncate_prompt_tokens": -1}),
+    ("/rerank", RANKED | {"model": "m", "truncate_prompt_tokens": -1, "top_n": -1}),
+    ("/rerank", RANKED | {"documents": [{"id": 7, "title": "t", "text": "a #1"}]}),
     # infinity's client
     ("/rerank", RANKED | {"return_documents": False, "raw_scores": False}),
     # SGLang's own clients
@@ -327,8 +328,9 @@ ORDINARY = [
     # OpenAI's, langchain's and litellm's
     ("/v1/embeddings", CLASSIFY | {"encoding_format": None, "dimensions": None, "user": "u"}),
     ("/v1/embeddings", CLASSIFY | {"encoding_format": "base64", "dimensions": 1}),
+    ("/v1/embeddings", CLASSIFY | {"mm_processor_kwargs": {}, "padding": "do_not_pad"}),
     # huggingface_hub's, rerankers', haystack's, litellm's and continue.dev's
-    ("/", {"inputs": "a #1", "parameters": {}}),
+    ("/", {"inputs": "a #1", "parameters": {}, "options": {"wait_for_model": True}}),
     ("/", {"inputs": "a #1", "parameters": {"top_k": 1, "function_to_apply": None}}),
     ("/rerank", TEI_RANKED | {"model": "bge", "top_n": 1, "return_text": True}),
     ("/rerank", TEI_RANKED | {"raw_scores": False, "truncation_direction": "Right"}),

@@ -34,7 +34,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, Self, TypeAlias
 
-from pydantic import AliasChoices, Field, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 from panoply.wire.endpoint import Call, Strict, status_name
 from panoply.wire.request import (
@@ -193,8 +193,10 @@ class ContentParts(Strict):
     content: list[TextPart]
 
 
-class TextObject(Strict):
-    """A text as an object, as Cohere and Jina have documents."""
+class TextObject(BaseModel):
+    """A text as an object, as Cohere and Jina have documents: its other keys are not ranked."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
 
     text: str
 
@@ -274,8 +276,8 @@ class Rerank(Paired):
 
     query: AnyText
     documents: AnyTexts
-    top_n: Limit | None = None
-    """None or 0: all of them."""
+    top_n: int = 0
+    """0 or less: all of them."""
     return_documents: bool = True
     rank_fields: list[Literal["text"]] | None = None
     """Documents have no other field."""
@@ -296,7 +298,7 @@ class Rerank(Paired):
                 "relevance_score": self.number(scores[i]),
                 **cut_mark(scores[i]),
             }
-            for i in best_first(scores)[: self.top_n or None]
+            for i in best_first(scores)[: self.top_n if self.top_n > 0 else None]
         ]
         usage = _usage(scores)
         return {
