@@ -506,6 +506,19 @@ def test_ms_swift_s_call_is_scored_on_its_messages(kind):
 
 
 @clients
+def test_a_row_of_ms_swift_without_messages_goes_alone_beside_the_others(kind):
+    rows = {"messages": [[], None, [USER]]}
+    with serving() as (url, seen):
+        func = kind(url).trl_reward_func("armorm")
+        rewards = func(["x #1", "x #2", "x #3"], **rows)
+        assert (asyncio.run(rewards) if inspect.iscoroutine(rewards) else rewards) == [1, 2, 3]
+    assert seen[0][2]["items"] == [
+        {"responses": ["x #1", "x #2"]},
+        {"prompt": [USER], "responses": ["x #3"]},
+    ]
+
+
+@clients
 def test_completions_without_prompts_go_alone_and_a_column_of_prompts_is_no_conversation(kind):
     with serving() as (url, seen):
         func = kind(url).trl_reward_func("armorm")

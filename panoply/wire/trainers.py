@@ -129,9 +129,9 @@ def _opened(columns: Mapping[str, Any], completions: Sequence[Text]) -> Sequence
         return [()] * len(completions)
     opened: list[Text] = []
     for turns, completion in zip(columns["messages"], completions, strict=True):
-        *before, last = turns
+        last = turns[-1] if turns else {}
         is_completion = last.get("role") == "assistant" and last.get("content") == completion
-        opened.append(before if is_completion else turns)
+        opened.append(turns[:-1] if is_completion else turns or ())
     return opened
 
 
