@@ -518,6 +518,7 @@ def test_llama_factory_reads_scores_and_names_no_model_by_model():
     assert answer["object"] == "score.evaluation"
     assert answer["id"].startswith("scoreval-")
     assert answer["scores"] == [1.5, -2]
+    assert post("/", payload)[1]["scores"] == [1.5, -2]
     assert asked("/v1/score/evaluation", payload).models == ()
     assert asked("/v1/score/evaluation", payload | {"model": "a"}).models == ("a",)
     status, answer = post("/v1/score/evaluation", {"messages": "a #1"})
