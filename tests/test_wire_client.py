@@ -237,6 +237,19 @@ def test_copies_of_functions_and_clients_connect_by_themselves():
     assert all(headers["authorization"] == "Bearer secret" for _, headers, _, _ in seen)
 
 
+class Shifted(Client):
+    """A user's own client, with a setting of its own."""
+
+    def __init__(self, url, shift):
+        super().__init__(url)
+        self.shift = shift
+
+
+def test_a_copy_of_a_user_s_own_client_has_all_of_its_settings():
+    copied = pickle.loads(pickle.dumps(Shifted("http://a", shift=2)))
+    assert (copied.url, copied.shift) == ("http://a", 2)
+
+
 @pytest.mark.parametrize("start", ["spawn", "fork"])
 def test_functions_work_in_pools_of_processes(start):
     with serving() as (url, _):
