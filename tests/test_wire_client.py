@@ -287,6 +287,14 @@ def test_trainers_take_the_async_ones_for_coroutine_functions_and_the_others_not
             assert check(function.__call__) == is_async
 
 
+def test_frameworks_that_read_signatures_see_the_call_s_own():
+    for function in functions_of("http://a"):
+        expected = inspect.signature(function.__call__)
+        for there in (function, pickle.loads(pickle.dumps(function)), copy.deepcopy(function)):
+            assert inspect.signature(there) == expected
+        assert "self" not in expected.parameters
+
+
 def test_trl_names_them_by_their_model_and_awaits_the_async_ones():
     utils = pytest.importorskip("trl.trainer.utils")
     for function in functions_of("http://h"):
