@@ -386,6 +386,9 @@ UNREADABLE = [
         {"role": "assistant", "content": "x #1"},
     ],
     ["no turn"],
+    None,
+    float("nan"),
+    3,
     [{"role": "assistant"}],
     [{"role": "assistant", "content": "x #1", "audio": np.ones(3)}],
     [],
@@ -417,6 +420,16 @@ def test_a_prompt_that_cannot_be_read_costs_only_its_own_completions(kind):
         func = kind(url).trl_reward_func("armorm")
         assert as_trl(func, [image, [USER], [], image], [reply] * 4) == [None, 2, None, None]
         assert as_trl(func, [image], [reply]) == [None]
+
+
+@clients
+def test_turns_may_stand_in_arrays(kind):
+    turns = [USER, {"role": "assistant", "content": "So."}, USER]
+    reply = {"role": "assistant", "content": "x #2"}
+    with serving() as (url, seen):
+        func = kind(url).trl_reward_func("armorm")
+        assert as_trl(func, [np.array(turns)] * 2, [np.array([reply]), "x #3"]) == [2, 3]
+    assert seen[0][2]["items"] == [{"prompt": turns, "responses": ["x #2", "x #3"]}]
 
 
 @clients
