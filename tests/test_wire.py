@@ -305,6 +305,16 @@ def test_a_key_that_may_change_the_number_is_refused_by_name_with_what_to_do(
         assert post(path, payload | nothing)[0] == 200
 
 
+RENDERED_AS_USUAL = {
+    "add_generation_prompt": False,
+    "continue_final_message": False,
+    "add_special_tokens": False,
+    "chat_template": None,
+    "chat_template_kwargs": None,
+    "media_io_kwargs": None,
+    "request_id": "1f",
+    "priority": 0,
+}
 ORDINARY = [
     ("/classify", CLASSIFY | {"user": "u", "request_id": "r", "priority": -1, "cache_salt": "s"}),
     ("/classify", CLASSIFY | {"add_special_tokens": True, "chat_template_kwargs": {}}),
@@ -329,6 +339,17 @@ ORDINARY = [
     ("/v1/embeddings", CLASSIFY | {"encoding_format": None, "dimensions": None, "user": "u"}),
     ("/v1/embeddings", CLASSIFY | {"encoding_format": "base64", "dimensions": 1}),
     ("/v1/embeddings", CLASSIFY | {"mm_processor_kwargs": {}, "padding": "do_not_pad"}),
+    # vLLM's requests with every field at its default
+    *(
+        (path, payload | RENDERED_AS_USUAL)
+        for path, payload in (
+            ("/classify", CLASSIFY),
+            ("/pooling", CLASSIFY),
+            ("/score", PAIRS),
+            ("/rerank", RANKED),
+            ("/v1/embeddings", CLASSIFY),
+        )
+    ),
     # huggingface_hub's, rerankers', haystack's, litellm's and continue.dev's
     ("/", {"inputs": "a #1", "parameters": {}, "options": {"wait_for_model": True}}),
     ("/", {"inputs": "a #1", "parameters": {"top_k": 1, "function_to_apply": None}}),

@@ -43,7 +43,7 @@ from panoply.wire.request import (
 )
 from panoply.wire.turns import ManyTokenIds, TextOrTokens, Texts, TokenIds, items_of
 from panoply.wire.vectors import Dtype, Encoding, Endianness, vector
-from panoply.wire.vllm import NO_INSTRUCTION, OWN_TEMPLATE, TEXT_ALONE, ask, best_first
+from panoply.wire.vllm import NO_INSTRUCTION, RENDERING, TEXT_ALONE, ask, best_first
 
 OWN_WEIGHTS = "a model answers with its own weights; serve the adapted one as a model of its own"
 OWN_POOLING = "the model pools where it was trained to; leave it out"
@@ -121,12 +121,10 @@ class Embeddings(Call):
         {"add_special_tokens", "cache_salt", "priority", "request_id", "rid", "user"}
     )
     refused: ClassVar[Mapping[str, str]] = {
-        "chat_template": OWN_TEMPLATE,
-        "chat_template_kwargs": OWN_TEMPLATE,
+        **RENDERING,
         "embed_overrides": TEXT_ALONE,
         "embed_override_token_id": TEXT_ALONE,
         "lora_path": OWN_WEIGHTS,
-        "mm_processor_kwargs": TEXT_ALONE,
         "messages": "conversations in messages are scored at `/classify` and `/v1/rewards`",
         "normalize": "a score of length 1 says nothing; leave it out",
         "use_activation": "scores are raw here; `/classify` applies a sigmoid",

@@ -61,6 +61,16 @@ NO_INSTRUCTION = (
 )
 TEXT_ALONE = "text alone is scored here; leave it out"
 
+RENDERING: Mapping[str, str] = {
+    "add_generation_prompt": "a conversation ends with the reply that is scored; leave it out",
+    "chat_template": OWN_TEMPLATE,
+    "chat_template_kwargs": OWN_TEMPLATE,
+    "continue_final_message": "the reply that is scored has ended; leave it out",
+    "media_io_kwargs": TEXT_ALONE,
+    "mm_processor_kwargs": TEXT_ALONE,
+}
+"""Keys that say how a conversation is rendered, with why they are refused."""
+
 Limit: TypeAlias = Annotated[int, Field(ge=0)]
 """Tokens; 0 is no limit."""
 
@@ -72,10 +82,7 @@ class Switched(Call):
         {"add_special_tokens", "cache_salt", "priority", "request_id", "user"}
     )
     refused: ClassVar[Mapping[str, str]] = {
-        "chat_template": OWN_TEMPLATE,
-        "chat_template_kwargs": OWN_TEMPLATE,
-        "media_io_kwargs": TEXT_ALONE,
-        "mm_processor_kwargs": TEXT_ALONE,
+        **RENDERING,
         "normalize": "was removed from vLLM too; `use_activation` false gives raw scores",
         "raw_scores": "is another server's; `use_activation` false gives raw scores",
     }
@@ -113,12 +120,6 @@ class Switched(Call):
 
 class Conversations(Switched):
     """Whole conversations: rendered, tokenized, or one in messages."""
-
-    refused: ClassVar[Mapping[str, str]] = {
-        **Switched.refused,
-        "add_generation_prompt": "a conversation ends with the reply that is scored; leave it out",
-        "continue_final_message": "the reply that is scored has ended; leave it out",
-    }
 
     input: TextOrTokens | None = None
     messages: Conversation | None = None
