@@ -305,6 +305,16 @@ def test_a_key_that_may_change_the_number_is_refused_by_name_with_what_to_do(
         assert post(path, payload | nothing)[0] == 200
 
 
+RENDERED_AS_USUAL = {
+    "add_generation_prompt": False,
+    "continue_final_message": False,
+    "add_special_tokens": False,
+    "chat_template": None,
+    "chat_template_kwargs": None,
+    "media_io_kwargs": None,
+    "request_id": "1f",
+    "priority": 0,
+}
 ORDINARY = [
     ("/classify", CLASSIFY | {"user": "u", "request_id": "r", "priority": -1, "cache_salt": "s"}),
     ("/classify", CLASSIFY | {"add_special_tokens": True, "chat_template_kwargs": {}}),
@@ -315,7 +325,8 @@ ORDINARY = [
     ("/rerank", RANKED | {"model": "m", "top_n": None, "return_documents": True}),
     ("/v1/rerank", RANKED | {"rank_fields": ["text"], "max_chunks_per_doc": None}),
     ("/v2/rerank", RANKED | {"model": "m", "max_tokens_per_doc": 4096, "priority": 0}),
-    ("/rerank", RANKED | {"model": "m", "truncate_prompt_tokens": -1}),
+    ("/rerank", RANKED | {"model": "m", "truncate_prompt_tokens": -1, "top_n": -1}),
+    ("/rerank", RANKED | {"documents": [{"id": 7, "title": "t", "text": "a #1"}]}),
     # infinity's client
     ("/rerank", RANKED | {"return_documents": False, "raw_scores": False}),
     # SGLang's own clients
@@ -327,8 +338,20 @@ ORDINARY = [
     # OpenAI's, langchain's and litellm's
     ("/v1/embeddings", CLASSIFY | {"encoding_format": None, "dimensions": None, "user": "u"}),
     ("/v1/embeddings", CLASSIFY | {"encoding_format": "base64", "dimensions": 1}),
+    ("/v1/embeddings", CLASSIFY | {"mm_processor_kwargs": {}, "padding": "do_not_pad"}),
+    # vLLM's requests with every field at its default
+    *(
+        (path, payload | RENDERED_AS_USUAL)
+        for path, payload in (
+            ("/classify", CLASSIFY),
+            ("/pooling", CLASSIFY),
+            ("/score", PAIRS),
+            ("/rerank", RANKED),
+            ("/v1/embeddings", CLASSIFY),
+        )
+    ),
     # huggingface_hub's, rerankers', haystack's, litellm's and continue.dev's
-    ("/", {"inputs": "a #1", "parameters": {}}),
+    ("/", {"inputs": "a #1", "parameters": {}, "options": {"wait_for_model": True}}),
     ("/", {"inputs": "a #1", "parameters": {"top_k": 1, "function_to_apply": None}}),
     ("/rerank", TEI_RANKED | {"model": "bge", "top_n": 1, "return_text": True}),
     ("/rerank", TEI_RANKED | {"raw_scores": False, "truncation_direction": "Right"}),
@@ -516,6 +539,7 @@ def test_llama_factory_reads_scores_and_names_no_model_by_model():
     assert answer["object"] == "score.evaluation"
     assert answer["id"].startswith("scoreval-")
     assert answer["scores"] == [1.5, -2]
+    assert post("/", payload)[1]["scores"] == [1.5, -2]
     assert asked("/v1/score/evaluation", payload).models == ()
     assert asked("/v1/score/evaluation", payload | {"model": "a"}).models == ("a",)
     status, answer = post("/v1/score/evaluation", {"messages": "a #1"})

@@ -237,6 +237,19 @@ def test_copies_of_functions_and_clients_connect_by_themselves():
     assert all(headers["authorization"] == "Bearer secret" for _, headers, _, _ in seen)
 
 
+class Shifted(Client):
+    """A user's own client, with a setting of its own."""
+
+    def __init__(self, url, shift):
+        super().__init__(url)
+        self.shift = shift
+
+
+def test_a_copy_of_a_user_s_own_client_has_all_of_its_settings():
+    copied = pickle.loads(pickle.dumps(Shifted("http://a", shift=2)))
+    assert (copied.url, copied.shift) == ("http://a", 2)
+
+
 @pytest.mark.parametrize("start", ["spawn", "fork"])
 def test_functions_work_in_pools_of_processes(start):
     with serving() as (url, _):
@@ -272,6 +285,14 @@ def test_trainers_take_the_async_ones_for_coroutine_functions_and_the_others_not
             assert check(function) == is_async
             assert check(functools.partial(function)) == is_async
             assert check(function.__call__) == is_async
+
+
+def test_frameworks_that_read_signatures_see_the_call_s_own():
+    for function in functions_of("http://a"):
+        expected = inspect.signature(function.__call__)
+        for there in (function, pickle.loads(pickle.dumps(function)), copy.deepcopy(function)):
+            assert inspect.signature(there) == expected
+        assert "self" not in expected.parameters
 
 
 def test_trl_names_them_by_their_model_and_awaits_the_async_ones():
@@ -365,6 +386,9 @@ UNREADABLE = [
         {"role": "assistant", "content": "x #1"},
     ],
     ["no turn"],
+    None,
+    float("nan"),
+    3,
     [{"role": "assistant"}],
     [{"role": "assistant", "content": "x #1", "audio": np.ones(3)}],
     [],
@@ -396,6 +420,16 @@ def test_a_prompt_that_cannot_be_read_costs_only_its_own_completions(kind):
         func = kind(url).trl_reward_func("armorm")
         assert as_trl(func, [image, [USER], [], image], [reply] * 4) == [None, 2, None, None]
         assert as_trl(func, [image], [reply]) == [None]
+
+
+@clients
+def test_turns_may_stand_in_arrays(kind):
+    turns = [USER, {"role": "assistant", "content": "So."}, USER]
+    reply = {"role": "assistant", "content": "x #2"}
+    with serving() as (url, seen):
+        func = kind(url).trl_reward_func("armorm")
+        assert as_trl(func, [np.array(turns)] * 2, [np.array([reply]), "x #3"]) == [2, 3]
+    assert seen[0][2]["items"] == [{"prompt": turns, "responses": ["x #2", "x #3"]}]
 
 
 @clients
@@ -502,6 +536,19 @@ def test_ms_swift_s_call_is_scored_on_its_messages(kind):
     assert seen[0][2]["items"] == [
         {"prompt": [USER], "responses": ["x #1", "x #2"], "label": "4"},
         {"prompt": asked_twice[:3], "responses": ["x #3"], "label": "5"},
+    ]
+
+
+@clients
+def test_a_row_of_ms_swift_without_messages_goes_alone_beside_the_others(kind):
+    rows = {"messages": [[], None, [USER]]}
+    with serving() as (url, seen):
+        func = kind(url).trl_reward_func("armorm")
+        rewards = func(["x #1", "x #2", "x #3"], **rows)
+        assert (asyncio.run(rewards) if inspect.iscoroutine(rewards) else rewards) == [1, 2, 3]
+    assert seen[0][2]["items"] == [
+        {"responses": ["x #1", "x #2"]},
+        {"prompt": [USER], "responses": ["x #3"]},
     ]
 
 

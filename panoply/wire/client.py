@@ -56,7 +56,7 @@ class _Settings:
         return f"{type(self).__name__}({self.url!r}, timeout={self.timeout!r})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: vars(self)[name] for name in ("url", "timeout", "api_key")}
+        return {name: value for name, value in vars(self).items() if name != "_http"}
 
     @property
     def headers(self) -> dict[str, str]:

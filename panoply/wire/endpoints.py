@@ -62,8 +62,8 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint("tei", ("/rerank", "/"), frozenset({"texts"}), tei.Rerank, tei.refuse),
     Endpoint(
         "llamafactory",
-        ("/v1/score/evaluation",),
-        frozenset(),
+        ("/v1/score/evaluation", "/"),
+        frozenset({"messages"}),
         llamafactory.Evaluation,
         llamafactory.refuse,
     ),

@@ -1,4 +1,4 @@
-"""LLaMA-Factory's reward server, `reward_model_type: api`, at `/v1/score/evaluation`.
+"""LLaMA-Factory's reward server, `reward_model_type: api`, at `/v1/score/evaluation` or `/`.
 
     {"model": "model", "messages": ["rendered conversation", ...], "max_length": null}
     {"id": "scoreval-...", "object": "score.evaluation", "model": "armorm", "scores": [0.3]}

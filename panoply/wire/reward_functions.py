@@ -25,12 +25,13 @@ class _Coroutine:
     """Marks objects with an async `__call__` as coroutine functions.
 
     verl asks `inspect.iscoroutinefunction` of the object itself, which takes for a function what
-    has a function's attributes.
+    has a function's attributes. Its signature is that of the call, without `self`.
     """
 
     __code__: ClassVar[CodeType]
     __defaults__: ClassVar[tuple[Any, ...] | None]
     __kwdefaults__: ClassVar[dict[str, Any] | None]
+    __signature__: inspect.Signature
 
     def __init_subclass__(cls) -> None:
         call: Any = inspect.getattr_static(cls, "__call__")
@@ -75,6 +76,7 @@ class AsyncTrlReward(_Coroutine):
 
     def __post_init__(self) -> None:
         self.__name__ = self.model
+        self.__signature__ = inspect.signature(self.__call__)
 
     async def __call__(
         self,
@@ -127,6 +129,7 @@ class AsyncVerlScore(_Coroutine):
 
     def __post_init__(self) -> None:
         self.__name__ = self.model
+        self.__signature__ = inspect.signature(self.__call__)
 
     async def __call__(
         self,

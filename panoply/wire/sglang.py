@@ -43,7 +43,7 @@ from panoply.wire.request import (
 )
 from panoply.wire.turns import ManyTokenIds, TextOrTokens, Texts, TokenIds, items_of
 from panoply.wire.vectors import Dtype, Encoding, Endianness, vector
-from panoply.wire.vllm import NO_INSTRUCTION, TEXT_ALONE, ask, best_first
+from panoply.wire.vllm import NO_INSTRUCTION, RENDERING, TEXT_ALONE, ask, best_first
 
 OWN_WEIGHTS = "a model answers with its own weights; serve the adapted one as a model of its own"
 OWN_POOLING = "the model pools where it was trained to; leave it out"
@@ -121,6 +121,7 @@ class Embeddings(Call):
         {"add_special_tokens", "cache_salt", "priority", "request_id", "rid", "user"}
     )
     refused: ClassVar[Mapping[str, str]] = {
+        **RENDERING,
         "embed_overrides": TEXT_ALONE,
         "embed_override_token_id": TEXT_ALONE,
         "lora_path": OWN_WEIGHTS,
@@ -141,6 +142,7 @@ class Embeddings(Call):
     """An error where a text has more tokens; -1: as many as the model takes."""
     truncation_side: Literal["left", "right"] | None = None
     """Not read: no text is cut by the client's limit."""
+    padding: Literal["do_not_pad"] | None = None
 
     def request(self) -> ScoreRequest:
         """Returns an item for each conversation."""

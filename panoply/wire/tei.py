@@ -17,8 +17,8 @@ Where we differ:
 2. `truncation_direction` is not read: the artefact's own limits cut a prompt at its beginning and a
    response at its end.
 3. Empty lists are answered with empty lists, where TEI refuses them.
-4. `model` and `top_n`, which some clients send, are not read, as there: `/models/NAME` before the
-   path names a model.
+4. `model`, `top_n` and `options` (how the hub waits), which some clients send, are not read, as
+   there: `/models/NAME` before the path names a model.
 5. Any other key that is not read is refused, where TEI drops it.
 """
 
@@ -53,7 +53,7 @@ OneOrTwo: TypeAlias = Annotated[list[str], Field(min_length=1, max_length=2)]
 class Switched(Call):
     """What both payloads share: the switch of the activation, and whether texts may be cut."""
 
-    harmless: ClassVar[frozenset[str]] = frozenset({"model", "top_n"})
+    harmless: ClassVar[frozenset[str]] = frozenset({"model", "options", "top_n"})
 
     raw_scores: bool = False
     truncate: bool | None = None

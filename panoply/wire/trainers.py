@@ -130,9 +130,9 @@ def _opened(columns: Mapping[str, Any], completions: Sequence[Text]) -> Sequence
         return [()] * len(completions)
     opened: list[Text] = []
     for turns, completion in zip(columns["messages"], completions, strict=True):
-        *before, last = turns
+        last = turns[-1] if turns else {}
         is_completion = last.get("role") == "assistant" and last.get("content") == completion
-        opened.append(before if is_completion else turns)
+        opened.append(turns[:-1] if is_completion else turns or ())
     return opened
 
 
@@ -143,21 +143,35 @@ def _split(prompt: Text, completion: Text) -> tuple[Chat | Rendered, str]:
         TypeError: the prompt is text and the completion messages.
         ValueError: there is nothing to score, or it cannot be read.
     """
-    if isinstance(completion, str):
-        if isinstance(prompt, str):
-            return Rendered(prompt, ()), completion
-        if not prompt:
-            return Chat((), ()), completion
-        completion = [{"role": "assistant", "content": completion}]
+    if isinstance(prompt, str) and isinstance(completion, str):
+        return Rendered(prompt, ()), completion
+    replied = _listed("completion", completion)
+    if not replied:
+        raise ValueError("the completion has no turn")
     if isinstance(prompt, str):
         raise TypeError(
             "prompt and completion must both be text or both messages, got "
             f"{type(prompt).__name__} and {type(completion).__name__}"
         )
-    if not completion:
-        raise ValueError("the completion has no turn")
-    *before, reply = _read(_CONVERSATION, [*prompt, *completion])
+    opened = _listed("prompt", prompt)
+    if not opened and isinstance(completion, str):
+        return Chat((), ()), completion
+    *before, reply = _read(_CONVERSATION, [*opened, *replied])
     return Chat(tuple(before), ()), reply["content"]
+
+
+def _listed(what: str, turns: Any) -> list[Any]:
+    """Returns turns, of which text is one and None is none.
+
+    Raises:
+        ValueError: they are neither text nor messages.
+    """
+    if isinstance(turns, str):
+        return [{"role": "assistant", "content": turns}]
+    try:
+        return [] if turns is None else list(turns)
+    except TypeError as error:
+        raise ValueError(f"a {what} is text or messages, got {turns!r:.100}") from error
 
 
 def _read(kind: TypeAdapter[Any], turns: Sequence[Any]) -> tuple[Message, ...]:

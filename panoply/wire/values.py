@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
+from datetime import timedelta
 from decimal import Decimal
 from enum import Enum
 from fractions import Fraction
@@ -21,8 +22,9 @@ from pydantic import JsonValue
 def json_value(value: Any, what: str) -> JsonValue:
     """Returns a value of a data set as JSON.
 
-    What is missing there (NaN, NaT, NA) is null. Dates are text as ISO 8601 has them, decimals and
-    fractions are text with all of their digits, and sets are sorted lists.
+    What is missing there (NaN, NaT, NA) is null. Dates are text as ISO 8601 has them, spans of time
+    text as their library writes them, decimals and fractions text with all of their digits, and
+    sets are sorted lists. Keys that are numbers, true or false become text, as JSON has them.
 
     Args:
         value: of a data set.
@@ -43,9 +45,9 @@ def json_value(value: Any, what: str) -> JsonValue:
             return int(value)
         case float():
             return _finite(value, what)
-        case str() | Decimal() | Fraction():
+        case str() | Decimal() | Fraction() | timedelta():
             return str(value)
-        case Mapping():
+        case Mapping() if not hasattr(value, "as_py"):  # a map of pyarrow has no `items`
             pairs = cast(Mapping[Any, Any], value).items()
             return {_key(key, what): json_value(inner, what) for key, inner in pairs}
         case list() | tuple():
@@ -100,6 +102,7 @@ def _plain(value: Any, what: str) -> Any:
 
 
 def _key(key: Any, what: str) -> str:
-    if isinstance(key, str | int):
-        return str(key)
-    raise TypeError(f"{what} has the key {key!r}; keys of JSON are text")
+    plain = json_value(key, what)
+    if isinstance(plain, list | dict) or plain is None:
+        raise TypeError(f"{what} has the key {key!r}; keys of JSON are text")
+    return plain if isinstance(plain, str) else json.dumps(plain)

@@ -34,7 +34,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, Self, TypeAlias
 
-from pydantic import AliasChoices, Field, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 from panoply.wire.endpoint import Call, Strict, status_name
 from panoply.wire.request import (
@@ -61,6 +61,16 @@ NO_INSTRUCTION = (
 )
 TEXT_ALONE = "text alone is scored here; leave it out"
 
+RENDERING: Mapping[str, str] = {
+    "add_generation_prompt": "a conversation ends with the reply that is scored; leave it out",
+    "chat_template": OWN_TEMPLATE,
+    "chat_template_kwargs": OWN_TEMPLATE,
+    "continue_final_message": "the reply that is scored has ended; leave it out",
+    "media_io_kwargs": TEXT_ALONE,
+    "mm_processor_kwargs": TEXT_ALONE,
+}
+"""Keys that say how a conversation is rendered, with why they are refused."""
+
 Limit: TypeAlias = Annotated[int, Field(ge=0)]
 """Tokens; 0 is no limit."""
 
@@ -72,10 +82,7 @@ class Switched(Call):
         {"add_special_tokens", "cache_salt", "priority", "request_id", "user"}
     )
     refused: ClassVar[Mapping[str, str]] = {
-        "chat_template": OWN_TEMPLATE,
-        "chat_template_kwargs": OWN_TEMPLATE,
-        "media_io_kwargs": TEXT_ALONE,
-        "mm_processor_kwargs": TEXT_ALONE,
+        **RENDERING,
         "normalize": "was removed from vLLM too; `use_activation` false gives raw scores",
         "raw_scores": "is another server's; `use_activation` false gives raw scores",
     }
@@ -113,12 +120,6 @@ class Switched(Call):
 
 class Conversations(Switched):
     """Whole conversations: rendered, tokenized, or one in messages."""
-
-    refused: ClassVar[Mapping[str, str]] = {
-        **Switched.refused,
-        "add_generation_prompt": "a conversation ends with the reply that is scored; leave it out",
-        "continue_final_message": "the reply that is scored has ended; leave it out",
-    }
 
     input: TextOrTokens | None = None
     messages: Conversation | None = None
@@ -193,8 +194,10 @@ class ContentParts(Strict):
     content: list[TextPart]
 
 
-class TextObject(Strict):
-    """A text as an object, as Cohere and Jina have documents."""
+class TextObject(BaseModel):
+    """A text as an object, as Cohere and Jina have documents: its other keys are not ranked."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
 
     text: str
 
@@ -274,8 +277,8 @@ class Rerank(Paired):
 
     query: AnyText
     documents: AnyTexts
-    top_n: Limit | None = None
-    """None or 0: all of them."""
+    top_n: int = 0
+    """0 or less: all of them."""
     return_documents: bool = True
     rank_fields: list[Literal["text"]] | None = None
     """Documents have no other field."""
@@ -296,7 +299,7 @@ class Rerank(Paired):
                 "relevance_score": self.number(scores[i]),
                 **cut_mark(scores[i]),
             }
-            for i in best_first(scores)[: self.top_n or None]
+            for i in best_first(scores)[: self.top_n if self.top_n > 0 else None]
         ]
         usage = _usage(scores)
         return {
