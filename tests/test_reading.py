@@ -231,11 +231,20 @@ def test_a_header_that_may_be_a_response_of_the_policy_is_refused_where_turns_ma
         short.text("", [prompt + sly])
 
 
+@pytest.mark.parametrize("name", ["turns", "headed", "words"])
+def test_a_response_that_begins_with_a_header_begins_where_the_prompt_ends(name):
+    template, options, ends = CASES[name]
+    read = reader(template, **options)
+    for response in (read.turns.header, read.turns.header + "Fine."):
+        wanted = read.messages(PROMPT, [response])
+        assert read.text(rendered(read), [response + ends[0]]) == wanted
+
+
 def test_a_text_that_does_not_end_with_the_assistants_turn_is_not_scored_at_an_earlier_one():
     read = reader()
     asked = rendered(read).removesuffix(HEADER)
-    for prompt, response in (("", asked), ("", asked + "Fine."), (asked, "Fine.")):
-        with pytest.raises(ValueError, match=r"does not (open the last turn|end where)"):
+    for prompt, response in (("", asked), ("", asked + "Fine."), (asked, "Fine."), (asked, "")):
+        with pytest.raises(ValueError, match=r"does not open the last turn|no assistant header"):
             read.text(prompt, [response])
     with pytest.raises(ValueError, match="does not open the last turn"):
         read.ids(tokens_of(read, asked))
@@ -299,7 +308,13 @@ def test_tokens_that_limits_cut_away_are_counted_in_every_form():
     assert scalar.text("x" * 50, ["y" * 15])[0].num_cut == 40 + 5
 
 
-def legacy_tokenizer(template, ends):
+def test_a_template_that_knows_one_pair_of_turns_is_read_too():
+    template = "{% if messages | length > 2 %}{{ raise_exception('too long') }}{% endif %}" + TURNS
+    read = reader(template)
+    assert_read_as_messages(read, PROMPT[:1], "\nFine.", ends=["<|end|>\n", ""])
+
+
+def legacy_tokenizer(template, ends, *, first_only):
     """As Llama 2's and Phi 3's: the text of a piece begins with a space, tags take what follows."""
     letters = "".join(map(chr, range(33, 127)))
     vocab = {f"<0x{i:02X}>": i for i in range(256)}
@@ -308,7 +323,10 @@ def legacy_tokenizer(template, ends):
     merges = [("\u2581", "a"), ("\u2581", "\u2581")]
     inner = Tokenizer(models.BPE(vocab=vocab, merges=merges, byte_fallback=True))
     spaces = [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
-    inner.normalizer = normalizers.Sequence(spaces)
+    if first_only:  # as Llama 2's without `legacy`
+        inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    else:
+        inner.normalizer = normalizers.Sequence(spaces)
     inner.decoder = decoders.Sequence(
         [
             decoders.Replace("\u2581", " "),
@@ -331,6 +349,7 @@ TAGGED = TURNS.replace("<|start|>{{ m['role'] }}", "<|{{ m['role'] }}|>").replac
 )
 
 
+@pytest.mark.parametrize("first_only", [False, True])
 @pytest.mark.parametrize(
     ("template", "added"),
     [
@@ -338,16 +357,22 @@ TAGGED = TURNS.replace("<|start|>{{ m['role'] }}", "<|{{ m['role'] }}|>").replac
         (TAGGED, ("<|user|>", "<|assistant|>", "<|end|>")),
     ],
 )
-def test_tokens_that_decode_to_another_text_are_read_as_messages_are(template, added):
-    read = reads(legacy_tokenizer(template, added))
+def test_tokens_that_decode_to_another_text_are_read_as_messages_are(template, added, first_only):
+    read = reads(legacy_tokenizer(template, added, first_only=first_only))
     text = rendered(read)
-    assert read.renderer.tokenizer.decode(tokens_of(read, text)) != text
+    assert first_only or read.renderer.tokenizer.decode(tokens_of(read, text)) != text
     for response in ("Fine.", "\nFine.", "", "\n", " ", "  a", " a\n", "🙂", "\n\n a"):
         wanted = read.messages(PROMPT, [response])
         prompt, whole = rendered(read), rendered(read, response)
         assert read.text(prompt, [whole.removeprefix(prompt)]) == wanted
         assert read.text("", [whole]) == wanted
         assert [read.ids(tokens_of(read, whole))] == wanted
+        # OpenRLHF sends what the tokens of prompt and response decode to.
+        decoded = read.renderer.tokenizer.decode(tokens_of(read, whole))
+        found = read.text("", [decoded])[0]
+        assert read.renderer.tokenizer.decode(found.tokens[found.start :]).lstrip(" ") == (
+            read.renderer.tokenizer.decode(wanted[0].tokens[wanted[0].start :]).lstrip(" ")
+        )
 
 
 def test_the_embedded_models_own_tokenizer_reads_all_forms_alike():

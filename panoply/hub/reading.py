@@ -8,7 +8,7 @@ reply is closed, limits cut prompt and reply as in training. Token ids are kept 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from panoply.data.schema import Prompt
 from panoply.hub.backbone import Opening, Renderer
@@ -62,7 +62,7 @@ class Reader:
         by_prompt: dict[tuple[str, str], dict[int, str]] = {}
         for i, response in enumerate(responses):
             text, prompt_size = self._begun(prompt, response)
-            place = self._place(self.turns, text, prompt_size)
+            place = self._place((self.turns, self.decoded), text, prompt_size)
             if place is None:
                 read[i] = self._text_without_place(text, prompt_size)
                 continue
@@ -90,7 +90,7 @@ class Reader:
             ids = [self.renderer.tokenizer.bos_token_id, *ids]
             text = self._decode(ids)
         self._check_size(ids)
-        place = self._place(self.decoded, text, 0)
+        place = self._place((self.decoded,), text, 0)
         if place is not None and self.mark is None:
             return self._ids_without_mark(ids, text, place)
         at = None if place is None else self._mark_at(ids, len(text) - place.header)
@@ -108,16 +108,24 @@ class Reader:
         lost = self.turns.bos if self.turns.lacks_bos(text) else ""
         return lost + text, len(lost + prompt) if prompt else 0
 
-    def _place(self, turns: Turns, text: str, prompt_size: int) -> Place | None:
+    def _place(self, forms: Iterable[Turns], text: str, prompt_size: int) -> Place | None:
         """Returns where the reply is; None where that is not known and moves no score.
+
+        Args:
+            forms: of the template's turns, in one of which the text may be.
+            text: the conversation.
+            prompt_size: see `Turns.place`.
 
         Raises:
             ValueError: it is not known and moves scores.
         """
-        try:
-            return turns.place(text, prompt_size)
-        except ValueError as error:
-            return self._unplaced(str(error))
+        errors: list[str] = []
+        for turns in forms:
+            try:
+                return turns.place(text, prompt_size)
+            except ValueError as error:
+                errors.append(str(error))
+        return self._unplaced(errors[0])
 
     def _unplaced(self, why: str) -> None:
         if self.needs_turns:

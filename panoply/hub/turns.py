@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from panoply.model.tree import common_prefix
 from panoply.wire.families import without_end
 
-Conversation = Sequence[Mapping[str, str]]
+Conversation: TypeAlias = Sequence[Mapping[str, str]]
+Third: TypeAlias = Literal["user", "tool"]
+"""Role of a conversation's third turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,19 +73,17 @@ class Turns:
         Raises:
             ValueError: there is no header, or the last one may be content.
         """
-        at = self._last_header(text, prompt_size or len(text))
+        at = self._last_header(text[: prompt_size or None])
+        if prompt_size and (at is None or self._holds_turns(text[at.reply : prompt_size])):
+            at = self._header_across(text, prompt_size)
         if at is None:
             raise ValueError(
-                f"the text has no assistant header of the model's template ({self.shown!r})"
+                f"the {'prompt' if prompt_size else 'text'} has no assistant header of the model's "
+                f"template ({self.shown!r}){' that opens its last turn' if prompt_size else ''}"
             )
-        header = f"the text's last assistant header ({self.shown!r})"
         if prompt_size:
-            if self._holds_turns(text[at.reply : prompt_size]):
-                raise ValueError(
-                    "the prompt does not end where the assistant's turn opens, with the header "
-                    f"{self.shown!r} of the model's template"
-                )
             return at
+        header = f"the text's last assistant header ({self.shown!r})"
         if not text.endswith(self._headed, 0, at.reply):
             raise ValueError(f"{header} is not behind the end of a turn, and may be content")
         before = self._last_headed(text[: at.reply - 1])
@@ -113,9 +113,7 @@ class Turns:
         """
         return bool(self.bos) and text.startswith(self._starts) and self.shown in text
 
-    def _write(
-        self, *contents: str, third: Literal["user", "tool"] = "user", opens: bool = False
-    ) -> str:
+    def _write(self, *contents: str, third: Third = "user", opens: bool = False) -> str:
         roles = ("user", "assistant", third, "assistant")
         turns = [{"role": r, "content": c} for r, c in zip(roles, contents, strict=False)]
         return self._render(turns, opens)
@@ -127,8 +125,8 @@ class Turns:
             tail: what stands behind the header where the reply is "b".
         """
         pairs = [(self._write("a", "b"), self._write("c", "b"))]
-        pairs += self._with_tool(("a", "b", "c", "b"), ("a", "b", "d", "b"))
-        same = [_common_end(*pair) for pair in pairs if pair[0] != pair[1]]
+        pairs += self._all("tool", ("a", "b", "c", "b"), ("a", "b", "d", "b"))
+        same = [_common_end(first, other) for first, other in pairs if first != other]
         headed = [one.removesuffix(tail) for one in same if one.endswith(self.header + tail)]
         # What closes a reply too says nothing of the turn before one.
         return tuple(text for text in dict.fromkeys(headed) if text not in self.closing)
@@ -136,19 +134,18 @@ class Turns:
     def _after_replies(self) -> tuple[str, ...]:
         """Returns what may stand between a reply and the content of the next turn."""
         texts = ("a", "b", "c"), ("a", "b", "d"), ("a", "e", "c")
-        written = [tuple(self._write(*contents) for contents in texts), *self._with_tool(*texts)]
         changes: list[str] = []
-        for first, other, moved in written:
+        for first, other, moved in (*self._all("user", *texts), *self._all("tool", *texts)):
             rest = first[common_prefix(first, other) :]
             same = _common_end(first, moved)
             if rest and same.endswith(rest):
                 changes.append(same.removesuffix(rest))
         return tuple(text for text in dict.fromkeys(changes) if text)
 
-    def _with_tool(self, *conversations: Sequence[str]) -> list[tuple[str, ...]]:
-        """Returns conversations whose third turn is a tool's, all of them or none."""
+    def _all(self, third: Third, *conversations: Sequence[str]) -> list[tuple[str, ...]]:
+        """Returns conversations as the template writes them, all of them or none."""
         try:
-            return [tuple(self._write(*contents, third="tool") for contents in conversations)]
+            return [tuple(self._write(*contents, third=third) for contents in conversations)]
         except Exception:  # whatever a template raises means that it knows no such turn
             return []
 
@@ -167,13 +164,19 @@ class Turns:
             return "", ()
         return bos, tuple(start.removeprefix(bos) for start in starts if start != bos)
 
-    def _last_header(self, text: str, most: int) -> Place | None:
-        """Returns the last header that begins within the first `most` characters."""
+    def _last_header(self, text: str) -> Place | None:
+        """Returns the last header of a text."""
         if not self.header:
-            end = self._last_headed(text[:most])
+            end = self._last_headed(text)
             return Place(end, end) if end >= 0 else None
-        at = text.rfind(self.header, 0, most + len(self.header))
+        at = text.rfind(self.header)
         return Place(at, at + len(self.header)) if at >= 0 else None
+
+    def _header_across(self, text: str, border: int) -> Place | None:
+        """Returns the header that ends behind a border and begins there at the latest."""
+        size = len(self.header)
+        at = text.rfind(self.header, max(0, border - size + 1), border + size) if size else -1
+        return Place(at, at + size) if at >= 0 else None
 
     def _last_headed(self, text: str) -> int:
         """Returns where the last header behind the end of a turn ends, -1 if there is none."""
