@@ -46,6 +46,7 @@ def make_app(
     keys: Mapping[str, str],
     agents: Callable[[], Awaitable[Sequence[str]]],
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]],
+    run: str = "",
 ) -> FastAPI:
     """Returns the HTTP application.
 
@@ -55,6 +56,7 @@ def make_app(
         keys: API key of each model that asks for one.
         agents: returns the URLs at which the nodes tell their metrics.
         lifespan: what runs beside it.
+        run: id of this start of the server, told at `/health`.
     """
     app = FastAPI(title="Panoply", description=ABOUT, version="1", lifespan=lifespan)
     meters = Meters()
@@ -94,7 +96,7 @@ def make_app(
     def health() -> JSONResponse:
         states = {entry["id"]: entry["state"] for entry in gateway.directory()}
         well = any(state != "failed" for state in states.values())
-        told = {"status": "ok" if well else "no model works", "models": states}
+        told = {"status": "ok" if well else "no model works", "models": states, "run": run}
         return JSONResponse(told, 200 if well else 503)
 
     @app.get("/metrics", summary="Prometheus metrics of all nodes.")

@@ -24,14 +24,12 @@ def main(
     # Torch loads only now, after the arguments are known to be right.
     from pathlib import Path
 
-    from rich.console import Console
-
     from panoply.hub.average import average_models
     from panoply.hub.backbone import quiet
     from workflows.cluster import run_folder
-    from workflows.progress import exit_if_unusable
+    from workflows.progress import Terminal, exit_if_unusable
 
-    console = Console(log_path=False)
+    console = Terminal()
     quiet()
     with exit_if_unusable(console):
         folder = run_folder(out)

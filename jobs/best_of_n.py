@@ -11,14 +11,13 @@ def main() -> None:
     """Parses a recipe and its flags, then runs it."""
     config = tyro.extras.overridable_config_cli(BEST_OF_N, prog="python -m jobs.best_of_n")
     # Ray and torch load only now, after the arguments are known to be right.
-    from rich.console import Console
 
     from workflows.best_of_n import run_best_of_n
     from workflows.cluster import run_folder
-    from workflows.progress import Watch, exit_if_unusable
+    from workflows.progress import Terminal, Watch, exit_if_unusable
     from workflows.report import print_summary
 
-    console = Console(log_path=False)
+    console = Terminal()
     with exit_if_unusable(console):
         metrics = run_best_of_n(config, Watch(console))
     print_summary(metrics, console)

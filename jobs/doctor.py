@@ -26,13 +26,12 @@ def main(
         trust_remote_code: run the model's own code where its layout is unknown.
     """
     # Torch loads only now, after the arguments are known to be right.
-    from rich.console import Console
 
     from panoply.hub.backbone import quiet
     from workflows.doctor import findings_table, run_doctor
-    from workflows.progress import exit_if_unusable
+    from workflows.progress import Terminal, exit_if_unusable
 
-    console = Console(log_path=False)
+    console = Terminal()
     quiet()
     with exit_if_unusable(console):
         findings = run_doctor(model, json, trust_remote_code=trust_remote_code)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
 from panoply.config import Board, EvaluateConfig, MatrixConfig
-from workflows.progress import Watch, exit_if_unusable
+from workflows.progress import Terminal, Watch, exit_if_unusable
 
 
 def main(
@@ -32,7 +31,7 @@ def main(
         board: public board that the files are of. rmbench: hard, normal and easy by domain.
         matrix: every model on every source, on prompts that none of them was trained on.
     """
-    console = Console(log_path=False)
+    console = Terminal()
     with exit_if_unusable(console):
         if matrix:
             if board != "none":
@@ -67,7 +66,7 @@ def main(
     console.print(f"results: {out}, and as a page in {out}/report.html")
 
 
-def _print_matrix(config: MatrixConfig, console: Console) -> None:
+def _print_matrix(config: MatrixConfig, console: Terminal) -> None:
     from workflows.matrix import run_matrix
     from workflows.tables import matrix_table
 

@@ -21,14 +21,12 @@ def main(model: Annotated[str, tyro.conf.Positional], /, out: str) -> None:
     # Torch loads only now, after the arguments are known to be right.
     from pathlib import Path
 
-    from rich.console import Console
-
     from panoply.hub.backbone import quiet
     from panoply.hub.export import export_scalar
     from workflows.cluster import run_folder
-    from workflows.progress import exit_if_unusable
+    from workflows.progress import Terminal, exit_if_unusable
 
-    console = Console(log_path=False)
+    console = Terminal()
     quiet()
     with exit_if_unusable(console):
         done = export_scalar(Path(model).expanduser(), run_folder(out))

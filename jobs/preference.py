@@ -11,14 +11,13 @@ def main() -> None:
     """Parses a recipe and its flags, then runs it."""
     config = tyro.extras.overridable_config_cli(PREFERENCE, prog="python -m jobs.preference")
     # Ray and torch load only now, after the arguments are known to be right.
-    from rich.console import Console
 
     from workflows.cluster import run_folder
     from workflows.preference import run_preference
-    from workflows.progress import Watch, exit_if_unusable
+    from workflows.progress import Terminal, Watch, exit_if_unusable
     from workflows.report import print_summary
 
-    console = Console(log_path=False)
+    console = Terminal()
     with exit_if_unusable(console):
         metrics = run_preference(config, Watch(console))
     print_summary(metrics, console)

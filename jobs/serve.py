@@ -11,12 +11,11 @@ def main() -> None:
     """Parses a recipe and its flags, then serves until it is stopped."""
     config = tyro.extras.overridable_config_cli(SERVE, prog="python -m jobs.serve")
     # Ray and torch load only now, after the arguments are known to be right.
-    from rich.console import Console
 
-    from workflows.progress import Watch, exit_if_unusable
+    from workflows.progress import Terminal, Watch, exit_if_unusable
     from workflows.serve import run_serve
 
-    console = Console(log_path=False)
+    console = Terminal()
     with exit_if_unusable(console):
         run_serve(config, Watch(console))
 

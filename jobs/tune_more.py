@@ -13,14 +13,13 @@ def main() -> None:
     """Parses a recipe and its flags, then runs it."""
     config = tyro.extras.overridable_config_cli(TUNE_MORE, prog="python -m jobs.tune_more")
     # Ray and torch load only now, after the arguments are known to be right.
-    from rich.console import Console
 
     from workflows.cluster import run_folder
-    from workflows.progress import Watch, exit_if_unusable
+    from workflows.progress import Terminal, Watch, exit_if_unusable
     from workflows.trials import search_table, trials_table
     from workflows.tune_more import run_tune_more
 
-    console = Console(log_path=False)
+    console = Terminal()
     recipe = "more" if config.preference.planted is None else "embedded"
     with exit_if_unusable(console):
         found = run_tune_more(config, PREFERENCE[recipe][1], Watch(console))

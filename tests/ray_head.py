@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from workflows import ALONE, LOOPBACK_ONLY, TOKENS
+
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parent.parent
 TOKEN = "0123456789abcdef" * 4
@@ -78,7 +80,8 @@ def ray_head(*flags, port=None, **settings):
     # Socket paths must be short, so pytest's own folders do not do.
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
         (token := Path(folder) / "token").write_text(TOKEN)
-        env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {
+        alone = ("RAY_ADDRESS", *LOOPBACK_ONLY, *ALONE, *TOKENS)
+        env = {name: value for name, value in os.environ.items() if name not in alone} | {
             "PATH": f"{BIN}:{os.environ['PATH']}",
             "RAY_TMPDIR": folder,
             "RAY_AUTH_MODE": "token",

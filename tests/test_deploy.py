@@ -68,12 +68,12 @@ def test_the_file_has_no_key_that_ray_would_drop_and_builds_what_the_job_builds(
     assert (
         list(built)
         == [name for name, _, _ in wanted]
-        == ["model-a", "model-b", "model-c", "gateway"]
+        == ["panoply.model.a", "panoply.model.b", "panoply.model.c", "panoply.gateway"]
     )
     for name, path, args in wanted[:-1]:
         assert path == "workflows.models:model_app"
         assert same(built[name], model_app(args))
-    assert not same(built["model-a"], built["model-b"])
+    assert not same(built["panoply.model.a"], built["panoply.model.b"])
     assert read.applications[-1].args["keys"] == {"b": "KEY"}
     assert "secret" not in Path(config.write).read_text()
 
@@ -107,7 +107,7 @@ def test_the_rayservice_serves_what_can_be_built_where_its_clients_ask():
         assert unknown_keys(own, type(app)) == []
         built = import_attr(app.import_path)(app.args)._bound_deployment
         gpus[app.name] = built.ray_actor_options.get("num_gpus")
-    assert gpus == {"model-armorm": 1, "model-length": 0, "gateway": None}
+    assert gpus == {"panoply.model.armorm": 1, "panoply.model.length": 0, "panoply.gateway": None}
     models = [app.args for app in read.applications[:-1]]
     assert [one["name"] for one in models] == read.applications[-1].args["models"]
     (mount,) = pod["volumeMounts"]
@@ -174,20 +174,20 @@ def pids(app):
 def test_an_idle_model_comes_when_it_is_asked_and_goes_again(live):
     wait_until(lambda: state("stays") == "ready")
     wait_until(lambda: state("goes") == "idle")
-    assert pids("model-goes") == set()
+    assert pids("panoply.model.goes") == set()
     assert score("goes") == 4.0
-    assert len(pids("model-goes")) == 1
-    wait_until(lambda: not pids("model-goes"))
+    assert len(pids("panoply.model.goes")) == 1
+    wait_until(lambda: not pids("panoply.model.goes"))
     wait_until(lambda: state("goes") == "idle", 10)
 
 
 def test_another_setting_of_one_model_leaves_the_replicas_of_the_others(live):
     wait_until(lambda: state("stays") == "ready")
-    before = {app: pids(app) for app in ("model-stays", "gateway")}
+    before = {app: pids(app) for app in ("panoply.model.stays", "panoply.gateway")}
     assert all(len(own) == 1 for own in before.values())
     changed = [
         app | {"args": app["args"] | {"where": "function:panoply.serve.verifiers:exact"}}
-        if app["name"] == "model-goes"
+        if app["name"] == "panoply.model.goes"
         else app
         for app in live["applications"]
     ]

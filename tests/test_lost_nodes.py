@@ -70,7 +70,6 @@ class Run:
     def __init__(self, nodes, model, out, store, *more):
         own = {
             "RAY_ADDRESS": nodes.cluster.address,
-            "RAY_AUTH_MODE": "disabled",
             "PANOPLY_STORE": str(store),
             "MLFLOW_TRACKING_URI": f"sqlite:///{out}.db",
         }

@@ -10,6 +10,7 @@ import pytest
 from mlflow import MlflowClient
 from ray._private.runtime_env.packaging import create_package
 from ray_head import ROOT, eventually, free_ports, ray_head
+from servers import models_at, score, servers
 
 PACKAGES = ("actors", "jobs", "panoply", "workflows")
 RAYS_OWN = {
@@ -172,3 +173,31 @@ def test_a_submitted_server_answers_and_leaves_nothing_when_it_is_stopped(head):
     assert_nothing_is_left(head, driver)
     with pytest.raises(httpx2.TransportError):
         httpx2.get(f"{url}/health")
+
+
+def test_servers_on_one_cluster_outlive_each_other_in_any_order(head, tmp_path):
+    # The last test of this head: the first server started Ray Serve, and the last one leaves it.
+    env = head.env | {"RAY_ADDRESS": head.address}
+    with servers(tmp_path, env) as start:
+        outlive_each_other(start)
+
+
+def outlive_each_other(start):
+    a = start("--port", 0, model="a")
+    root = a.address()
+    port = httpx2.URL(root).port
+    b, c = (start("--port", port, "--name", name, model=name) for name in "bc")
+    same = start("--port", port, model="b")
+    below = b.address(), c.address()
+    assert below == tuple(f"http://127.0.0.1:{port}/servers/{name}/" for name in "bc")
+    for address, model in zip((root, *below), "abc", strict=True):
+        eventually(lambda a=address, m=model: models_at(a) == [m], 20, f"{model} is ready")
+    assert "'server-panoply' runs on this cluster already: take another `--name`" in same.refusal()
+
+    b.stop()
+    assert (score(root, "four"), score(below[1], "three")) == (4.0, 5.0)
+    assert httpx2.get(f"{below[0]}health").json().get("run") is None
+    a.stop()  # it started Ray Serve, and another is there by now
+    assert a.process.returncode == 0
+    assert score(below[1], "four") == 4.0
+    assert httpx2.get(f"{root}health").status_code == 404

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import threading
 import time
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from ray import serve
@@ -28,8 +30,9 @@ from panoply.data.schema import digest
 from panoply.serve.calls import Call, bucket_of
 from panoply.serve.config import ArmConfig
 from panoply.wire.request import Chat, ModelAnswer, RequestError
-from workflows.gateway import JUDGE, cause
-from workflows.serve import model_app
+from workflows.gateway import JUDGE, cause, model_name
+from workflows.models import model_app
+from workflows.tenancy import holding, serve_details, take_down
 
 AGAIN_SECONDS = 1.0
 """Pause before an arm that is busy or was lost is asked again."""
@@ -126,7 +129,8 @@ def asking(arms: Sequence[ArmConfig], timeout: float, run: str) -> Generator[Arm
     """
     models = [arm for arm in arms if arm.kind == "model"]
     asks: dict[str, Ask] = {a.name: ArmJudge(a).answer for a in arms if a.kind != "model"}
-    with _applications(models, f"laser-{digest(run)[:8]}-") as handles:
+    folder = re.sub(r"[^\w-]", "-", Path(run).name)
+    with _applications(models, f"laser-{folder}-{digest(run)[:8]}") as handles:
         asked = Arms(asks | {n: handle.answer.remote for n, handle in handles.items()}, timeout)
         try:
             yield asked
@@ -135,31 +139,31 @@ def asking(arms: Sequence[ArmConfig], timeout: float, run: str) -> Generator[Arm
 
 
 @contextmanager
-def _applications(models: Sequence[ArmConfig], prefix: str) -> Generator[dict[str, Any]]:
+def _applications(models: Sequence[ArmConfig], run: str) -> Generator[dict[str, Any]]:
     """Yields a handle of each model's application, which no HTTP leads to."""
     if not models:
         yield {}
         return
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    names = {arm.name: prefix + arm.name for arm in models}
-    serve.start(proxy_location="Disabled")
-    try:
-        targets = [
-            serve.RunTarget(model_app(asdict(arm)), names[arm.name], route_prefix=None)
-            for arm in models
-        ]
+    names = {arm.name: model_name(run, arm.name) for arm in models}
+    with holding(run, "wait until it is over, or take another `--out`"):
+        started = serve_details() is None
+        serve.start(proxy_location="Disabled")
         try:
-            serve.run_many(targets)
-        except RuntimeError as error:
-            raise ValueError(f"an arm could not be started: {reasons(names)}") from error
-        yield {
-            arm: serve.get_deployment_handle(JUDGE, app_name=name) for arm, name in names.items()
-        }
-    finally:
-        for name in names.values():
-            serve.delete(name)
-        if not serve.status().applications:
-            serve.shutdown()
+            targets = [
+                serve.RunTarget(model_app(asdict(arm)), names[arm.name], route_prefix=None)
+                for arm in models
+            ]
+            try:
+                serve.run_many(targets)
+            except RuntimeError as error:
+                raise ValueError(f"an arm could not be started: {reasons(names)}") from error
+            yield {
+                arm: serve.get_deployment_handle(JUDGE, app_name=name)
+                for arm, name in names.items()
+            }
+        finally:
+            take_down(names.values(), started=started)
 
 
 def reasons(names: Mapping[str, str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import logging
 import os
@@ -18,11 +19,13 @@ import ray
 import ray.data
 import ray.train
 from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.placement_group import placement_group, remove_placement_group
 
+from actors.rendezvous import FileTorchConfig
 from panoply.hub.backbone import quiet
 from panoply.hub.embedded import cache_root
+from workflows import LOOPBACK_ONLY, starts_cluster
 from workflows.progress import Watch
 
 MAX_FAILURES = 8
@@ -35,20 +38,34 @@ INTERRUPTED = 130
 
 
 def connect(num_workers: int) -> None:
-    """Joins the cluster named by `RAY_ADDRESS`, else starts one in this machine."""
+    """Joins the cluster named by `RAY_ADDRESS`, else starts one that this machine alone reaches.
+
+    Raises:
+        RuntimeError: Ray was imported before it could be told to listen on loopback alone.
+    """
     quiet()
     for name in (ray.data.__name__, ray.train.__name__):
         logging.getLogger(name).setLevel(logging.ERROR)
     if ray.is_initialized():
         return
-    joins = bool(os.environ.get("RAY_ADDRESS"))
+    alone = starts_cluster()
+    if alone and LOOPBACK_ONLY.items() - os.environ.items():
+        raise RuntimeError(
+            "Ray was imported before `workflows`, so its ports would be open to the network: "
+            "import `workflows` first"
+        )
     ray.init(
-        address=None if joins else "local",
-        num_cpus=None if joins else max(os.cpu_count() or 1, num_workers),
-        include_dashboard=None if joins else False,
+        address="local" if alone else None,
+        num_cpus=max(os.cpu_count() or 1, num_workers) if alone else None,
+        include_dashboard=False if alone else None,
         log_to_driver=False,
         logging_level=logging.ERROR,
     )
+
+
+def is_on_loopback() -> bool:
+    """Whether the cluster is this machine alone, reached by nobody else."""
+    return ipaddress.ip_address(ray.util.get_node_ip_address()).is_loopback
 
 
 def store_root(named: str) -> str:
@@ -165,6 +182,7 @@ def run_train(
     trainer = TorchTrainer(
         loop,
         train_loop_config=dict(config),
+        torch_config=FileTorchConfig() if is_on_loopback() else TorchConfig(),
         scaling_config=ScalingConfig(
             num_workers=(1, num_workers) if num_workers > 1 else num_workers,
             use_gpu=gpus > 0,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -24,13 +24,24 @@ from actors.http import make_app
 from panoply.serve.config import GatewayArgs
 from panoply.wire.endpoint import Limits
 
-PREFIX = "model-"
-"""Of the names of the models' applications."""
 JUDGE = "Judge"
 """Name of their deployment."""
 MOST_CALLS = 1024
 """Calls that a replica has in hand; its own queue is what turns requests away."""
 POLL_SECONDS = 1.0
+TRIES = 2
+"""Loading what failed fails again, mostly."""
+GONE = "its application is not there"
+
+
+def gateway_name(server: str) -> str:
+    """Returns the name of the gateway's application, which carries that of its server."""
+    return f"{server}.gateway"
+
+
+def model_name(server: str, model: str) -> str:
+    """Returns the name of a model's application, which carries that of its server."""
+    return f"{server}.model.{model}"
 
 
 def gateway_app(args: Mapping[str, Any]) -> Application:
@@ -40,6 +51,7 @@ def gateway_app(args: Mapping[str, Any]) -> Application:
         name="Gateway",
         num_replicas=config.replicas,
         max_ongoing_requests=4 * MOST_CALLS,
+        max_constructor_retry_count=TRIES,
         health_check_period_s=2.0,
         ray_actor_options={"num_cpus": 0},
         logging_config={"enable_access_log": False},
@@ -53,10 +65,11 @@ def gateway_app(args: Mapping[str, Any]) -> Application:
 
 def http_gateway(config: GatewayArgs) -> FastAPI:
     """Returns the HTTP application that runs in a gateway's replica."""
+    apps = {name: model_name(config.name, name) for name in config.models}
     models: dict[str, Model] = {}
-    for name in config.models:
+    for name, app in apps.items():
         # Not `get_deployment_handle`: `serve deploy` may start this application before the models'.
-        handle: DeploymentHandle[Any] = DeploymentHandle(JUDGE, PREFIX + name)
+        handle: DeploymentHandle[Any] = DeploymentHandle(JUDGE, app)
         models[name] = Model(ask=handle.answer.remote, about=handle.about.remote)
     gateway = Gateway(models, config.default or config.models[0], config.timeout)
 
@@ -64,7 +77,7 @@ def http_gateway(config: GatewayArgs) -> FastAPI:
     async def watching(_: FastAPI) -> AsyncGenerator[None]:
         async def watch() -> None:
             while True:
-                await gateway.learn(await asyncio.to_thread(states, config.models))
+                await gateway.learn(await asyncio.to_thread(states, apps))
                 await asyncio.sleep(POLL_SECONDS)
 
         task = asyncio.create_task(watch())
@@ -73,7 +86,8 @@ def http_gateway(config: GatewayArgs) -> FastAPI:
 
     limits = Limits(max_bytes=config.max_bytes, max_responses=config.max_responses)
     keys = {name: secret(variable) for name, variable in config.keys.items()}
-    return make_app(gateway, limits, keys, partial(asyncio.to_thread, agents), watching)
+    agents_of = partial(asyncio.to_thread, agents)
+    return make_app(gateway, limits, keys, agents_of, watching, run=config.run)
 
 
 def secret(variable: str) -> str:
@@ -87,16 +101,20 @@ def secret(variable: str) -> str:
     return os.environ[variable]
 
 
-def states(names: Sequence[str]) -> dict[str, tuple[State, str]]:
-    """Returns how the models are doing, and why those that failed did."""
+def states(apps: Mapping[str, str]) -> dict[str, tuple[State, str]]:
+    """Returns how applications are doing, and why those that failed did.
+
+    Args:
+        apps: their names, by what they are called in the answer.
+    """
     known = serve.status().applications
     found: dict[str, tuple[State, str]] = {}
-    for name in names:
-        app = known.get(PREFIX + name)
+    for name, app_name in apps.items():
+        app = known.get(app_name)
         if app is None:
-            found[name] = ("failed", "its application was deleted")
+            found[name] = ("failed", GONE)
             continue
-        status, replicas = app.status, app.deployments.get(JUDGE)
+        status, replicas = app.status, next(iter(app.deployments.values()), None)
         by_state = replicas.replica_states if replicas else {}
         running = sum(count for state, count in by_state.items() if state == "RUNNING")
         if status == "DEPLOY_FAILED" or (status == "UNHEALTHY" and not running):

@@ -12,15 +12,22 @@ from ray.serve.config import RequestRouterConfig
 
 from actors.arm_judge import ArmJudge
 from panoply.serve.config import ArmConfig
-from workflows.gateway import JUDGE, MOST_CALLS
+from workflows.gateway import JUDGE, MOST_CALLS, TRIES
 
 ROUTER = "actors.affinity.PromptAffinity"
-TRIES = 2
-"""Loading a model that failed fails again, mostly."""
 
 
 def model_app(args: Mapping[str, Any]) -> Application:
-    """Returns the application of one model, from the fields of an `ArmConfig`."""
+    """Returns the application of one model, from the fields of an `ArmConfig`.
+
+    Raises:
+        ValueError: a setting that there is not, or one that is wrong.
+    """
+    if "key_variable" in args:
+        raise ValueError(
+            "`key_variable` of a model protects nothing: clients come by the gateway. Name the key "
+            f"in its `keys` instead: {{{args.get('name')}: {args['key_variable']}}}"
+        )
     arm = TypeAdapter(ArmConfig).validate_python(args)
     scaling = arm.scaling
     fixed = scaling.min_replicas == scaling.max_replicas

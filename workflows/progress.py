@@ -2,18 +2,54 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.text import Text
 
 Advance = Callable[[int], None]
+UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Control characters, which a terminal obeys, and surrogates, which no file takes."""
 QUIET_SECONDS = 60.0
 """Where no bar can be drawn (a log file), a line appears this often."""
+
+
+def visible(text: str) -> str:
+    """Returns a text with its control characters spelled out."""
+    return UNSEEN.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+class Terminal(Console):
+    """Prints text as text: its brackets are no markup, and its control characters no commands.
+
+    What is printed comes from models, data and other servers as well. A reader who goes away does
+    not end the run.
+    """
+
+    def __init__(self) -> None:
+        if isinstance(sys.stdout, TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")
+        super().__init__(log_path=False, markup=False, emoji=False)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Yields what is printed, piece by piece."""
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else visible(text), style, control)
+
+    def on_broken_pipe(self) -> None:
+        """Goes on in silence."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Watch:
@@ -23,9 +59,10 @@ class Watch:
         self.console = console or Console(quiet=True)
 
     def say(self, text: str) -> None:
-        """Prints a line with the time; its text is data, and a command in it stays whole."""
-        line = f"{time.strftime('[%X]')} {text}"
-        self.console.print(line, markup=False, emoji=False, soft_wrap=True)
+        """Prints a line with the time; a command in it stays whole, and no error ends the run."""
+        line = f"{time.strftime('[%X]')} {visible(text)}"
+        with suppress(OSError):
+            self.console.print(line, markup=False, emoji=False, soft_wrap=True)
 
     @contextmanager
     def bar(self, what: str, total: int) -> Generator[Advance]:
@@ -33,7 +70,11 @@ class Watch:
         if not self.console.is_terminal:
             yield self._lines(what, total)
             return
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+        )
         with Progress(*columns, TimeRemainingColumn(), console=self.console) as progress:
             task = progress.add_task(what, total=total)
             yield lambda done: progress.advance(task, done)
@@ -60,5 +101,5 @@ def exit_if_unusable(console: Console) -> Generator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        console.print(Text.assemble(("error: ", "bold red"), str(error)))
+        console.print(Text.assemble(("error: ", "bold red"), visible(str(error))))
         sys.exit(2)

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from rich.console import Console
 
 from workflows import laser_tables, plots, tables
+from workflows.progress import Terminal
 
 
-def print_summary(metrics: Mapping[str, Any], console: Console) -> None:
+def print_summary(metrics: Mapping[str, Any], console: Terminal) -> None:
     """Prints the tables of a run, each followed by an empty line."""
     pairs = metrics.get("pairs", {})
     sections = (

@@ -1,22 +1,24 @@
 """Serving: a set of reward models, each a Serve application, behind one gateway.
 
-    models ─ pinned and checked here ─┬─ model-A: judges (one queue and one model each)
-                                      ├─ model-B: judges
-                                      └─ gateway: every client's dialect, the page, metrics
+    models ─ pinned and checked here ─┬─ NAME.model.A: judges (one queue and one model each)
+                                      ├─ NAME.model.B: judges
+                                      └─ NAME.gateway: every client's dialect, the page, metrics
 
-Applications of their own let a model fail, change and go without the others.
+Applications of their own let a model fail, change and go without the others. All carry the server's
+name: on a cluster with other servers, it neither replaces nor removes what it did not make.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import secrets
 import shutil
 import signal
 import threading
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +32,48 @@ from actors.arm_judge import arm_of
 from actors.gateway import State
 from panoply.hub.foreign import is_hub_name
 from panoply.serve.config import ArmConfig, ServeConfig
+from workflows import starts_cluster
+from workflows.address import answering, reserved, url
 from workflows.cluster import connect, store_root
-from workflows.gateway import POLL_SECONDS, PREFIX, gateway_app, states
+from workflows.gateway import (
+    GONE,
+    POLL_SECONDS,
+    gateway_app,
+    gateway_name,
+    model_name,
+    secret,
+    states,
+)
 from workflows.models import model_app
 from workflows.progress import Watch
+from workflows.tenancy import holding, serve_details, take_down
 
-GATEWAY = "gateway"
+THE_GATEWAY = "the gateway"
+"""What it is called in a log, which no model can be."""
+EVERYWHERE = ("0.0.0.0", "::")
 REGISTRY = "models:/"
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """What was deployed, and where it answers."""
+
+    apps: Mapping[str, str]
+    """Names of the models' applications, by those of the models."""
+    gateway: str
+    """Name of the gateway's application."""
+    urls: tuple[str, ...]
+    """Addresses at which it should answer."""
+    run: str
+    """Id of this start, which tells its answers from those of others."""
 
 
 def run_serve(config: ServeConfig, watch: Watch) -> None:
     """Serves models until it is stopped, then takes them down.
 
     Raises:
-        ValueError, OSError: a model cannot be served; nothing was started.
+        ValueError, OSError: a model cannot be served, or something else has the port or the name;
+            nothing was started. Or the gateway was taken down by somebody else.
         RuntimeError: no model could be started.
     """
     arms = tuple(pinned(arm) for arm in config.arms())
@@ -51,18 +81,44 @@ def run_serve(config: ServeConfig, watch: Watch) -> None:
         Path(config.write).write_text(yaml.safe_dump(serve_file(arms, config), sort_keys=False))
         watch.say(f"wrote {config.write}; next: serve deploy {config.write}")
         return
-    connect(math.ceil(sum(arm.scaling.cpus * arm.scaling.max_replicas for arm in arms)))
-    with stop_signals() as stopped, deployed(arms, config):
-        known: dict[str, tuple[State, str]] = {}
-        while not stopped.wait(POLL_SECONDS):
-            before, known = known, states([arm.name for arm in arms])
-            for name, (state, reason) in known.items():
-                if before.get(name) != (state, reason):
-                    watch.say(f"{name}: {state}{': ' * bool(reason)}{reason}")
-            if all(state == "failed" for state, _ in known.values()):
-                raise RuntimeError("no model could be started: see above")
-            if before and not is_settled(before) and is_settled(known):
-                watch.say(f"http://{config.host}:{config.port}/ has the page, /docs the endpoints")
+    with ExitStack() as stack:
+        if starts_cluster():
+            for variable in config.key_variables().values():
+                secret(variable)
+            config = replace(config, port=stack.enter_context(reserved(config.host, config.port)))
+        connect(math.ceil(sum(arm.scaling.cpus * arm.scaling.max_replicas for arm in arms)))
+        stopped = stack.enter_context(stop_signals())
+        follow(stack.enter_context(deployed(arms, config)), stopped, watch)
+
+
+def follow(server: Server, stopped: threading.Event, watch: Watch) -> None:
+    """Tells how models and gateway are doing, until it is stopped.
+
+    Raises:
+        ConnectionError: the gateway is not there, or somebody else answers in its place.
+        RuntimeError: no model could be started.
+    """
+    known: dict[str, tuple[State, str]] = {}
+    apps = {**server.apps, THE_GATEWAY: server.gateway}
+    was_up = False
+    while not stopped.wait(POLL_SECONDS):
+        before, known = known, states(apps)
+        for name, (state, reason) in known.items():
+            if before.get(name) != (state, reason):
+                watch.say(f"{name}: {state}{': ' * bool(reason)}{reason}")
+        state, reason = known[THE_GATEWAY]
+        if state == "failed" and (reason == GONE or not was_up):
+            raise ConnectionError(
+                f"the gateway is gone: {reason}. Somebody else took {server.gateway!r} down"
+                if was_up
+                else f"the gateway could not be started: {reason}"
+            )
+        was_up = was_up or state == "ready"
+        if all(known[name][0] == "failed" for name in server.apps):
+            raise RuntimeError("no model could be started: see above")
+        if before and state == "ready" and not is_settled(before) and is_settled(known):
+            address = answering(server.urls, server.run)
+            watch.say(f"{address} has the page, {address}docs the endpoints")
 
 
 def is_settled(known: Mapping[str, tuple[State, str]]) -> bool:
@@ -135,22 +191,32 @@ def registered(uri: str) -> str:
     return str(folder)
 
 
-def targets(arms: Sequence[ArmConfig], config: ServeConfig) -> list[tuple[str, str, Any]]:
-    """Returns name, import path and arguments of every application."""
-    models = [(PREFIX + arm.name, "workflows.models:model_app", asdict(arm)) for arm in arms]
-    keys = {arm.name: arm.key_variable for arm in arms if arm.key_variable}
-    asked = asdict(config.gateway) | {"models": [arm.name for arm in arms], "keys": keys}
-    return [*models, (GATEWAY, "workflows.gateway:gateway_app", asked)]
+def targets(
+    arms: Sequence[ArmConfig], config: ServeConfig, run: str = ""
+) -> list[tuple[str, str, Any]]:
+    """Returns name, import path and arguments of every application, the gateway's last."""
+    models = [
+        (model_name(config.name, arm.name), "workflows.models:model_app", asdict(arm))
+        for arm in arms
+    ]
+    args = asdict(config.gateway) | {
+        "name": config.name,
+        "models": [arm.name for arm in arms],
+        "keys": config.key_variables(),
+    }
+    args |= {"run": run} if run else {}
+    return [*models, (gateway_name(config.name), "workflows.gateway:gateway_app", args)]
 
 
 def serve_file(arms: Sequence[ArmConfig], config: ServeConfig) -> dict[str, Any]:
     """Returns what `serve deploy` reads: every setting of every model, to be changed there."""
+    gateway = gateway_name(config.name)
     return {
         "http_options": {"host": config.host, "port": config.port},
         "applications": [
             {
                 "name": name,
-                "route_prefix": "/" if name == GATEWAY else None,
+                "route_prefix": config.route if name == gateway else None,
                 "import_path": path,
                 "args": args,
             }
@@ -160,31 +226,90 @@ def serve_file(arms: Sequence[ArmConfig], config: ServeConfig) -> dict[str, Any]
 
 
 @contextmanager
-def deployed(arms: Sequence[ArmConfig], config: ServeConfig) -> Generator[None]:
-    """Starts the applications; takes them down at the end, and Serve too if it was not there."""
+def deployed(arms: Sequence[ArmConfig], config: ServeConfig) -> Generator[Server]:
+    """Starts the applications; takes down what it started at the end.
+
+    Raises:
+        ValueError, OSError: somebody else has the name, the path or the port; nothing was deployed.
+    """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    was_there = bool(serve.status().proxies)
-    serve.start(http_options={"host": config.host, "port": config.port})
-    apps = targets(arms, config)
-    built = {GATEWAY: gateway_app}
-    try:
-        serve.run_many(
-            [
-                serve.RunTarget(
-                    built.get(name, model_app)(args), name, "/" if name == GATEWAY else None
-                )
-                for name, _, args in apps
-            ],
-            wait_for_ingress_deployment_creation=False,
-            wait_for_applications_running=False,
+    run = secrets.token_hex(8)
+    with holding(f"server-{config.name}", "take another `--name`"):
+        started = serve_details() is None
+        if started:
+            if not starts_cluster():  # else it is reserved since before the cluster was started
+                with reserved(config.host, config.port) as port:
+                    config = replace(config, port=port)
+            serve.start(http_options={"host": config.host, "port": config.port})
+        details = serve_details() or {}
+        config = admitted(config, details)
+        for name in leftovers(config.name, details):
+            serve.delete(name)
+        apps = targets(arms, config, run)
+        gateway = gateway_name(config.name)
+        try:
+            serve.run_many(
+                [
+                    serve.RunTarget(gateway_app(args), name, config.route)
+                    if name == gateway
+                    else serve.RunTarget(model_app(args), name, None)
+                    for name, _, args in apps
+                ],
+                wait_for_ingress_deployment_creation=False,
+                wait_for_applications_running=False,
+            )
+            models = {arm.name: model_name(config.name, arm.name) for arm in arms}
+            yield Server(models, gateway, urls(config, details), run)
+        finally:
+            take_down([name for name, _, _ in apps], started=started)
+
+
+def admitted(config: ServeConfig, details: Mapping[str, Any]) -> ServeConfig:
+    """Returns the configuration with the port of Ray Serve, which has one for all applications.
+
+    Args:
+        config: with port 0 where any will do.
+        details: what Ray Serve says of itself.
+
+    Raises:
+        ValueError: its applications or its port are in the way.
+    """
+    if details["proxy_location"] == "Disabled":
+        raise ValueError(
+            "Ray Serve runs on this cluster without HTTP, as a run of jobs.laser starts it: serve "
+            "when that is over, or start the server first"
         )
-        yield
-    finally:
-        if was_there:
-            for name, _, _ in apps:
-                serve.delete(name)
-        else:
-            serve.shutdown()
+    http = details["http_options"]
+    host, port = http["host"], http["port"]
+    if (config.host, config.port or port) != (host, port):
+        raise ValueError(
+            f"Ray Serve listens at {host}:{port} of this cluster, for all its applications: "
+            f"{config.host}:{config.port} cannot be had. Add `--host {host} --port {port}`"
+        )
+    for name, app in details["applications"].items():
+        if name.startswith(f"{config.name}.") and app["source"] == "declarative":
+            raise ValueError(
+                f"{name!r} was deployed on this cluster from a file: take another `--name`, or "
+                "change that file"
+            )
+        if app["route_prefix"] == config.route and not name.startswith(f"{config.name}."):
+            raise ValueError(
+                f"{name!r} answers at {config.route} of this cluster: take another `--name`, "
+                "which gives the server a path of its own"
+            )
+    return replace(config, port=port)
+
+
+def leftovers(server: str, details: Mapping[str, Any]) -> list[str]:
+    """Returns the applications of a server of this name whose driver was killed."""
+    return [name for name in details["applications"] if name.startswith(f"{server}.")]
+
+
+def urls(config: ServeConfig, details: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the addresses at which the server should answer."""
+    nodes = [proxy["node_ip"] for proxy in details["proxies"].values()]
+    hosts = nodes if config.host in EVERYWHERE else [config.host]
+    return tuple(url(host, config.port, config.route) for host in hosts)
 
 
 @contextmanager

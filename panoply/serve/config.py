@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -12,7 +12,9 @@ from panoply.config import require
 Kind: TypeAlias = Literal["model", "function", "remote", "replay"]
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
 FUNCTION, REPLAY = "function:", "replay:"
+SERVER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 OWN = "panoply"
+DEFAULT_SERVER = "panoply"
 STRICT = {"extra": "forbid"}
 """Read by pydantic, where these are made from a file: a misspelled setting is an error."""
 
@@ -98,9 +100,6 @@ class ArmConfig:
     """Run the Python code that a model on the hub brings."""
     remote_template: str = ""
     """Of a remote arm whose protocol carries text alone: template family that writes it."""
-    key_variable: str = ""
-    """Environment variable of the node that holds the API key which clients must send for this
-    model; empty: none."""
     remote_key_variable: str = ""
     """Of a remote arm: environment variable of the node that holds the key it asks for."""
     scaling: ScalingConfig = ScalingConfig()
@@ -166,10 +165,48 @@ class GatewayConfig:
 class GatewayArgs(GatewayConfig):
     """What the gateway's application is made from: its settings, and the models behind it."""
 
+    name: str = DEFAULT_SERVER
+    """Of the server; the applications of its models are called NAME.model.MODEL."""
+    run: str = ""
+    """Id of this start of the server, told at `/health`; empty where it is deployed from a file."""
     models: tuple[str, ...]
     """Their names."""
     keys: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Of the models that ask for an API key: the environment variable that holds it."""
+    """Of the models that ask for an API key: the environment variable that holds it. Nothing else
+    protects a model."""
+
+    def __post_init__(self) -> None:
+        # Not `super()`: a dataclass with slots is another class than the one it was written as.
+        GatewayConfig.__post_init__(self)
+        check_server(self.name)
+        require(bool(self.models), "models", self.models, "one name or more")
+        distinct = len(set(self.models)) == len(self.models)
+        require(distinct, "models", self.models, "different names")
+        check_names(self.models, self.default, self.keys)
+
+
+def check_server(name: str) -> None:
+    """Checks the name of a server.
+
+    Raises:
+        ValueError: its characters, or too many of them.
+    """
+    allowed = "letters, digits, '_' and '-', at most 64"
+    require(SERVER.fullmatch(name) is not None, "name", name, allowed)
+
+
+def check_names(names: Sequence[str], default: str, keys: Mapping[str, str]) -> None:
+    """Checks that what is asked for some models is asked for models that there are.
+
+    Raises:
+        ValueError: the default or a key names no model, or a key has no variable.
+    """
+    known = not default or default in names
+    require(known, "gateway.default", default, f"one of {list(names)}, or empty")
+    unknown = sorted(set(keys) - set(names))
+    require(not unknown, "keys", unknown, f"names among {list(names)}")
+    for name, variable in keys.items():
+        require(bool(variable), f"keys[{name!r}]", variable, "an environment variable's name")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,6 +220,10 @@ class ServeConfig:
     host: str = "127.0.0.1"
     """Address that the server listens at; 0.0.0.0 opens it to the network."""
     port: int = 8000
+    """0 takes any that is free."""
+    name: str = DEFAULT_SERVER
+    """Of the server. Another one beside it on the same cluster takes another name, and answers
+    below `/servers/NAME/` at the same port."""
     scaling: ScalingConfig = ScalingConfig()
     """Of every model; differing ones are named in the file that `--write` leaves."""
     batch: BatchConfig = BatchConfig()
@@ -199,6 +240,12 @@ class ServeConfig:
     def __post_init__(self) -> None:
         require(bool(self.models), "models", self.models, "one NAME=WHERE or more")
         require(0 <= self.port < 65536, "port", self.port, "a port, 0 to 65535")
+        check_server(self.name)
+
+    @property
+    def route(self) -> str:
+        """Path below which the server answers."""
+        return "/" if self.name == DEFAULT_SERVER else f"/servers/{self.name}"
 
     def arms(self) -> tuple[ArmConfig, ...]:
         """Returns the models with their settings.
@@ -209,30 +256,33 @@ class ServeConfig:
         named = list(map(_named, self.models))
         names = [name for name, _ in named]
         require(len(set(names)) == len(names), "models", names, "models of different names")
-        default = self.gateway.default
-        known = not default or default in names
-        require(known, "gateway.default", default, f"one of {names}, or empty")
-        keys = self._keys()
-        for setting, told in (("keys", keys), ("trust_remote_code", self.trust_remote_code)):
-            unknown = sorted(set(told) - set(names))
-            require(not unknown, setting, unknown, f"names among {names}")
+        check_names(names, self.gateway.default, self.key_variables())
+        unknown = sorted(set(self.trust_remote_code) - set(names))
+        require(not unknown, "trust_remote_code", unknown, f"names among {names}")
         return tuple(
             ArmConfig(
                 name=name,
                 where=where,
                 rendered_by=self.rendered_by,
                 trust_remote_code=name in self.trust_remote_code,
-                key_variable=keys.get(name, ""),
                 scaling=self.scaling,
                 batch=self.batch,
             )
             for name, where in named
         )
 
-    def _keys(self) -> dict[str, str]:
-        for pair in self.keys:
-            require("=" in pair, "keys", pair, "NAME=VARIABLE")
-        return dict(pair.split("=", 1) for pair in self.keys)
+    def key_variables(self) -> dict[str, str]:
+        """Returns the variable that holds a model's key, by the model's name.
+
+        Raises:
+            ValueError: a pair has no `=`, or a model has two.
+        """
+        pairs = [pair.partition("=") for pair in self.keys]
+        for pair, (_, equals, _) in zip(self.keys, pairs, strict=True):
+            require(bool(equals), "keys", pair, "NAME=VARIABLE")
+        found = {name: variable for name, _, variable in pairs}
+        require(len(found) == len(pairs), "keys", self.keys, "one of each model")
+        return found
 
 
 def _named(model: str) -> tuple[str, str]:

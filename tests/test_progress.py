@@ -1,0 +1,88 @@
+"""What a run tells: text as text, whoever wrote it, and never the end of what it tells of."""
+
+import io
+import os
+import subprocess
+import sys
+
+import pytest
+from rich.console import Console
+
+from workflows.progress import Watch
+
+OUTSIDE = "[/INST] [bold]x[/] :smile: \x1b[2J\ud800 é"
+AS_TEXT = "[/INST] [bold]x[/] :smile: \\x1b[2J\\ud800 é"
+"""What models, data and other servers may say, and how it is printed."""
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_line_and_a_bar_print_text_as_text(terminal):
+    file = io.StringIO()
+    watch = Watch(Console(file=file, force_terminal=terminal, width=200, color_system=None))
+    watch.say(OUTSIDE)
+    with watch.bar("scoring with [/INST] [bold]", 2) as advance:
+        advance(2)
+    assert AS_TEXT in file.getvalue()
+    assert not terminal or "scoring with [/INST] [bold]" in file.getvalue()
+
+
+def run(code, stdout=subprocess.PIPE, **settings):
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | settings,
+    )
+
+
+PRINTS = """
+from workflows.progress import Terminal, Watch, exit_if_unusable
+from workflows.tables import add_row, empty_table
+outside = {outside!r}
+console = Terminal()
+console.print(f"results: {{outside}}")
+table = empty_table("title [/t]", "first [/f]", ["second"])
+add_row(table, outside, "b[/b]")
+table.add_row(outside, "b")  # as text that no `Text` was made of
+console.print(table)
+Watch(console).say(outside)
+with exit_if_unusable(console):
+    raise ValueError(outside)
+"""
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_what_a_command_prints_is_text_in_lines_tables_and_errors(encoding):
+    code = PRINTS.format(outside=OUTSIDE)
+    process = run(code, PYTHONIOENCODING=encoding, COLUMNS="200")
+    told, errors = process.communicate(timeout=60)
+    assert process.returncode == 2, errors
+    expected = AS_TEXT if encoding == "utf-8" else AS_TEXT.replace("é", "\\xe9")
+    assert told.count(expected) == 3, told  # the table is as wide as the text was before
+    assert told.count(expected[:30]) == 5, told
+    assert "title [/t]" in told
+    assert "first [/f]" in told
+    assert "\x1b" not in told
+
+
+def test_a_reader_who_goes_away_and_a_full_disk_end_no_run():
+    goes_on = """
+import sys, time
+from workflows.progress import Terminal, Watch
+watch = Watch(Terminal())
+for second in range(20):
+    watch.say("many words " * 200)
+    with watch.bar("b", 2) as advance:
+        advance(1)
+print("to the end", file=sys.stderr)
+"""
+    process = run(goes_on)
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(60) == 0
+    assert "to the end" in process.stderr.read()
+    with open("/dev/full", "w") as full:
+        process = run(goes_on, full)
+        process.wait(60)
+        assert "to the end" in process.stderr.read()

@@ -1,0 +1,200 @@
+"""What a command opens: nothing but loopback, or doors that ask for the secret of this very run."""
+
+import ipaddress
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import grpc
+import psutil
+import pytest
+from ray_head import ROOT, free_ports
+from servers import models_at, score, servers
+
+from workflows import LOOPBACK_ONLY
+from workflows.address import answering, reserved
+
+STRANGER = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+"""Environment of a user who was told nothing."""
+JOIN = """
+import sys, ray
+ray.init(address=sys.argv[1], log_to_driver=False)
+print("joined")
+"""
+
+
+def listening(pid):
+    """Returns address, port and program of every socket of a process and its children."""
+    titles = {}
+    for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
+        with suppress(psutil.Error):  # it ends while we look
+            titles[process.pid] = " ".join(process.cmdline())
+    return {
+        (one.laddr.ip.removeprefix("::ffff:"), one.laddr.port, titles[one.pid])
+        for one in psutil.net_connections("inet")
+        if one.pid in titles and (one.status == psutil.CONN_LISTEN or one.type == socket.SOCK_DGRAM)
+    }
+
+
+def is_open(ip):
+    """Whether other machines reach an address."""
+    return not ipaddress.ip_address(ip).is_loopback
+
+
+def asks_for_a_secret(port):
+    """Whether a call as Ray Serve makes them is refused for want of the token."""
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        call = channel.unary_unary("/ray.serve.ASGIService/HandleRequest")
+        try:
+            call(b"", timeout=20)
+        except grpc.RpcError as error:
+            return error.code() == grpc.StatusCode.UNAUTHENTICATED
+    return False
+
+
+def joins(address, **settings):
+    """Whether a stranger becomes part of a cluster."""
+    done = subprocess.run(
+        [sys.executable, "-c", JOIN, address],
+        env=STRANGER | LOOPBACK_ONLY | {"RAY_NUM_REDIS_GET_RETRIES": "1"} | settings,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "joined" in done.stdout or "Unauthenticated" in done.stdout + done.stderr, done
+    return "joined" in done.stdout
+
+
+def test_of_two_servers_started_at_one_port_one_answers_and_no_stranger_joins_it(tmp_path):
+    [port] = free_ports(1)
+    with servers(tmp_path) as start:
+        both = [start("--port", port, model=name) for name in ("a", "b")]
+        while all(one.process.poll() is None for one in both):
+            time.sleep(0.1)
+        loser, winner = sorted(both, key=lambda one: one.process.poll() is None)
+        assert f"cannot listen at 127.0.0.1:{port}: Address already in use" in loser.refusal()
+        assert winner.address() == f"http://127.0.0.1:{port}/"
+        assert models_at(winner.address()) == ["ab"[both.index(winner)]]
+        assert score(winner.address(), "four") == 4.0
+
+        sockets = listening(winner.process.pid)
+        assert ("127.0.0.1", port) in {(ip, port) for ip, port, _ in sockets}
+        assert len(sockets) > 8, sockets
+        opened = {one for one in sockets if is_open(one[0])}
+        assert all(asks_for_a_secret(port) for _, port, _ in opened), opened
+        [gcs] = [port for _, port, title in sockets if "gcs_server" in title]
+        for settings in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token"}):
+            assert not joins(f"127.0.0.1:{gcs}", RAY_AUTH_TOKEN="0" * 64, **settings)
+
+
+def test_a_run_that_samples_and_trains_opens_nothing_to_strangers(tmp_path, tiny_policy_folder):
+    command = (
+        *(sys.executable, "-m", "jobs.laser", "embedded", "--out", str(tmp_path / "run")),
+        *("--policy.trunk.model", str(tiny_policy_folder), "--policy.trunk.dtype", "float32"),
+        *("--policy.trunk.rendering.max-prompt-tokens", "96", "--sampling.max-tokens", "8"),
+        *("--prompts.num-made", "8", "--prompts.num-held-out", "2", "--n", "2"),
+        *("--num-rounds", "1", "--prompts-per-round", "4", "--num-workers", "1"),
+    )
+    log = (tmp_path / "log").open("w")
+    run = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+    seen = set()
+    try:
+        while run.poll() is None:
+            seen |= listening(run.pid)
+            time.sleep(0.3)
+    finally:
+        if run.poll() is None:
+            run.send_signal(signal.SIGINT)
+            run.wait(60)
+        log.close()
+    assert run.returncode == 0, (tmp_path / "log").read_text()
+    assert "RayTrainWorker" in " ".join(title for _, _, title in seen)
+    assert not [one for one in seen if is_open(one[0])]
+
+
+class Named(HTTPServer):
+    """A server that shares its port, and tells an id as ours do."""
+
+    allow_reuse_port = True
+
+    def __init__(self, port, body):
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_):
+                pass
+
+        super().__init__(("127.0.0.1", port), Handler)
+
+
+@contextmanager
+def answered_by(*bodies):
+    """Yields a port at which several servers listen."""
+    [port] = free_ports(1)
+    running = [Named(port, body) for body in bodies]
+    threads = [threading.Thread(target=one.serve_forever, args=(0.05,)) for one in running]
+    for thread in threads:
+        thread.start()
+    try:
+        yield port
+    finally:
+        for one, thread in zip(running, threads, strict=True):
+            one.shutdown()
+            thread.join()
+            one.server_close()
+
+
+def test_an_address_is_told_only_if_all_its_answers_are_of_this_run():
+    with answered_by(b'{"run": "mine"}') as port:
+        url = f"http://127.0.0.1:{port}/"
+        assert answering(["http://127.0.0.1:9/", url], "mine") == url
+    for other in (b'{"run": "another"}', b'{"models": {}}', b"<html>"):
+        with (
+            answered_by(b'{"run": "mine"}', other) as port,
+            pytest.raises(ConnectionError, match="is answered by another server as well"),
+        ):
+            answering([f"http://127.0.0.1:{port}/"], "mine")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_a_port_is_reserved_by_one_and_open_to_his_own_server(host):
+    with reserved(host, 0) as port:
+        assert port > 0
+        for other in ("127.0.0.1", "0.0.0.0"):
+            with (
+                pytest.raises(OSError, match=rf"cannot listen at {other}:{port}"),
+                reserved(other, port),
+            ):
+                pass
+        with Named(port, b""):
+            pass
+    # Its last connections are still closing, as after a restart.
+    with answered_by(b"{}") as port, socket.create_connection(("127.0.0.1", port)) as client:
+        client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        while client.recv(100):
+            pass
+    with reserved(host, port) as again:
+        assert again == port
+
+
+def test_a_port_that_any_other_program_shares_is_refused():
+    with (
+        answered_by(b"{}") as port,
+        pytest.raises(OSError, match="Stop the program that listens there, or take another"),
+        reserved("127.0.0.1", port),
+    ):
+        pass
+    with (
+        pytest.raises(OSError, match=r"192\.0\.2\.77:0: Cannot assign"),
+        reserved("192.0.2.77", 0),
+    ):
+        pass

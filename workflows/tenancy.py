@@ -1,0 +1,76 @@
+"""A cluster shared with others: names that are held, what Ray Serve runs, and what is taken down.
+
+Ray Serve is one per cluster, with one HTTP port. Whatever a run deploys carries the run's name.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Generator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray import serve
+
+from actors.holder import Holder
+
+NAMESPACE = "panoply"
+GIVEN_FREE_SECONDS = 5.0
+"""Within which Ray gives a name free whose driver has ended."""
+
+
+@contextmanager
+def holding(name: str, way_out: str) -> Generator[None]:
+    """Holds a name on the cluster, which nobody else has until this process ends.
+
+    Args:
+        name: of what a run puts onto the cluster.
+        way_out: what to do where somebody else holds it.
+
+    Raises:
+        ValueError: somebody else holds it.
+    """
+    actor = ray.remote(Holder).options(
+        name=f"holds-{name}", namespace=NAMESPACE, num_cpus=0, max_restarts=-1
+    )
+    holder: Any
+    until = time.monotonic() + GIVEN_FREE_SECONDS
+    while True:
+        try:
+            holder = actor.remote()
+            break
+        except ValueError as error:
+            if time.monotonic() > until:
+                raise ValueError(f"{name!r} runs on this cluster already: {way_out}") from error
+            time.sleep(0.2)
+    try:
+        yield
+    finally:
+        ray.kill(holder)
+
+
+def serve_details() -> dict[str, Any] | None:
+    """Returns what Ray Serve says of itself, as its REST API does; None where it does not run."""
+    try:
+        controller = ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
+    except ValueError:
+        return None
+    details: Any = ray.get(controller.get_serve_instance_details.remote())
+    return details
+
+
+def take_down(apps: Collection[str], *, started: bool) -> None:
+    """Deletes applications; ends Ray Serve too if this run started it and nobody else is there.
+
+    Args:
+        apps: names of the run's own.
+        started: whether this run started Ray Serve.
+    """
+    there = serve.status().applications
+    if started and not set(there) - set(apps):
+        serve.shutdown()
+        return
+    for name in apps:
+        if name in there:
+            serve.delete(name)
