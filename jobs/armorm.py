@@ -11,7 +11,6 @@ def main() -> None:
     """Parses a recipe and its flags, then runs it."""
     config = tyro.extras.overridable_config_cli(ARMORM, prog="python -m jobs.armorm")
     # Ray and torch load only now, after the arguments are known to be right.
-
     from workflows.armorm import run_armorm
     from workflows.cluster import run_folder
     from workflows.progress import Terminal, Watch, exit_if_unusable

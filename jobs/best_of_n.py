@@ -11,7 +11,6 @@ def main() -> None:
     """Parses a recipe and its flags, then runs it."""
     config = tyro.extras.overridable_config_cli(BEST_OF_N, prog="python -m jobs.best_of_n")
     # Ray and torch load only now, after the arguments are known to be right.
-
     from workflows.best_of_n import run_best_of_n
     from workflows.cluster import run_folder
     from workflows.progress import Terminal, Watch, exit_if_unusable

@@ -11,7 +11,6 @@ def main() -> None:
     """Parses a recipe and its flags, then runs it."""
     config = tyro.extras.overridable_config_cli(LASER, prog="python -m jobs.laser")
     # Ray and torch load only now, after the arguments are known to be right.
-
     from workflows.cluster import run_folder
     from workflows.laser import run_laser
     from workflows.progress import Terminal, Watch, exit_if_unusable

@@ -19,12 +19,10 @@ def main(out: Annotated[str, tyro.conf.Positional], /, experiment: str = "") -> 
     # MLflow loads only now, after the arguments are known to be right.
     from pathlib import Path
 
-    from rich.console import Console
-
-    from workflows.progress import Watch, exit_if_unusable
+    from workflows.progress import Terminal, Watch, exit_if_unusable
     from workflows.tracking import track
 
-    console = Console(log_path=False)
+    console = Terminal()
     with exit_if_unusable(console):
         place = track(Path(out).expanduser().absolute(), experiment)
     Watch(console).say(f"tracked: {place}")

@@ -13,7 +13,6 @@ def main() -> None:
     """Parses a recipe and its flags, then runs it."""
     config = tyro.extras.overridable_config_cli(TUNE_MORE, prog="python -m jobs.tune_more")
     # Ray and torch load only now, after the arguments are known to be right.
-
     from workflows.cluster import run_folder
     from workflows.progress import Terminal, Watch, exit_if_unusable
     from workflows.trials import search_table, trials_table
