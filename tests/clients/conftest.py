@@ -19,7 +19,6 @@ from tests.clients.dialogs import DIALOGS
 
 MERGES = [("Ċ", "Ċ"), ("ĊĊ", "Ċ"), ("Ġ", "Ġ"), ("t", "Ċ"), ("Ġ", "t"), (".", "Ċ")]
 """Of a tokenizer that, as most do, merges the white space at the two ends of a template's parts."""
-MODELS = ("gated", "scalar", "classifier")
 
 
 @dataclass(frozen=True)
@@ -37,13 +36,13 @@ class Served:
         return f"{self.url}/models/{model}"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def tokenizer():
     """A tokenizer of 265 tokens with a template of named turns."""
     return byte_tokenizer(TURNS, merges=MERGES)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def classifier(tokenizer, tmp_path_factory):
     """What TRL's own `RewardTrainer` leaves after two steps."""
     import torch
@@ -98,7 +97,7 @@ def classifier(tokenizer, tmp_path_factory):
     return folder / "saved"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def served(tokenizer, classifier, tmp_path_factory):
     """The server: a gated model, a scalar one, TRL's classifier and a function."""
     root = tmp_path_factory.mktemp("clients")
@@ -156,7 +155,7 @@ def wait_until_ready(url, process, log):
         time.sleep(0.5)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def scalar_model(served):
     """The served scalar model, in this process."""
     return load_reward_model(served.folders["scalar"])

@@ -2,6 +2,8 @@
 
 import random
 
+MODELS = ("gated", "scalar", "classifier")
+"""Models of the server; it also serves a function."""
 LONG = "word " * 4000
 """20,000 characters, which a tokenizer of one token a byte makes 20,000 tokens."""
 

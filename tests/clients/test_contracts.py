@@ -13,8 +13,7 @@ import aiohttp
 import pytest
 import requests
 
-from tests.clients.conftest import MODELS
-from tests.clients.dialogs import DIALOGS, DISTINCT, opening, whole
+from tests.clients.dialogs import DIALOGS, DISTINCT, MODELS, opening, whole
 
 END = "<|end|>"
 SLOW = 180

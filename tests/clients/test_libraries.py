@@ -8,8 +8,7 @@ import sys
 
 import pytest
 
-from tests.clients.conftest import MODELS
-from tests.clients.dialogs import DIALOGS, DISTINCT, whole
+from tests.clients.dialogs import DIALOGS, DISTINCT, MODELS, whole
 
 QUERY = "How do I fix a tap?"
 DOCUMENTS = [reply for _, reply in DISTINCT if reply.strip()]
