@@ -240,7 +240,10 @@ def server(kind: Kind, folder: Path, options: Options) -> Generator[subprocess.P
 
     port = str(PORTS[kind])
     command = {
-        "panoply": ["jobs.serve", "models", "--models", f"m={folder}", "--port", port],
+        "panoply": [
+            *("jobs.serve", "models", "--models", f"m={folder}", "--port", port),
+            *("--gateway.timeout", "600"),  # a batch waits for all before it, on one slow core
+        ],
         "plain": ["benchmarks.plain_server", str(folder), port],
     }[kind]
     log = (options.work / f"{kind}.log").open("wb")
@@ -305,11 +308,12 @@ async def drive(kind: Kind, asks: Sequence[Ask], num_clients: int, size: int = 1
                 "labels": [None] * len(batch),
             }
             answer = await http.post(url, json=body)
+            assert answer.status_code == 200, answer.text
             latencies.append(time.monotonic() - begun)
             for ask, score in zip(batch, answer.json()["rewards"], strict=True):
                 worst = max(worst, abs(score - ask.score) / max(1.0, abs(ask.score)))
 
-    async with httpx2.AsyncClient(timeout=300, limits=limits) as http:
+    async with httpx2.AsyncClient(timeout=600, limits=limits) as http:
         begun = time.monotonic()
         await asyncio.gather(*(client(http) for _ in range(num_clients)))
         seconds = time.monotonic() - begun
