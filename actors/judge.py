@@ -185,11 +185,11 @@ class Judge(Generic[V]):
         said = [next(heard) for _ in read]
         if failed := next(filter(None, map(_failed, said)), None):
             return (failed,)
-        pair = [one for one in read if isinstance(one, Tokenized)]
+        pair = [conversation for conversation in read if isinstance(conversation, Tokenized)]
         score = scored(
             self.voice.prefer(*cast(list[V], said)),
-            num_tokens=sum(len(one.tokens) for one in pair),
-            num_cut=sum(one.num_cut for one in pair),
+            num_tokens=sum(len(conversation.tokens) for conversation in pair),
+            num_cut=sum(conversation.num_cut for conversation in pair),
         )
         return (score,)
 

@@ -145,14 +145,14 @@ def test_a_reply_scores_alike_in_all_forms_whatever_white_space_it_begins_with(m
     judge, model = judge_of(merging[kind], max_tokens=4000)
     tokenizer = model.backbone.renderer.tokenizer
     render = tokenizer.apply_chat_template
-    items, wanted = [], []
+    items, expected = [], []
     for dialogue in DIALOGUES:
         prompt = render(dialogue, tokenize=False, add_generation_prompt=True)
         for response in WHITE:
             turns = [*dialogue, {"role": "assistant", "content": response}]
             whole = render(turns, tokenize=False)
             ids = tokenizer(whole, add_special_tokens=False)["input_ids"]
-            asked = [
+            forms = [
                 Chat(tuple(dialogue), (response,)),
                 Rendered(prompt, (whole.removeprefix(prompt),)),
                 Rendered(prompt, (response,)),
@@ -161,13 +161,13 @@ def test_a_reply_scores_alike_in_all_forms_whatever_white_space_it_begins_with(m
                 *Sample(prompt=dialogue, response=f"{response}<|end|>").request().items,
                 *Sample(prompt=prompt, response=f"{response}<|end|>").request().items,
             ]
-            items += asked
-            wanted += [float(model.score(dialogue, [response])[0])] * len(asked)
+            items += forms
+            expected += [float(model.score(dialogue, [response])[0])] * len(forms)
         items.append(Chat(tuple(dialogue), tuple(WHITE)))
-        wanted += model.score(dialogue, WHITE).tolist()
-    (told,) = answers(judge, [call(*items)])
-    found = [score for item in values(told) for score in item]
-    assert found == pytest.approx(wanted, rel=1e-4, abs=1e-5)
+        expected += model.score(dialogue, WHITE).tolist()
+    (answer,) = answers(judge, [call(*items)])
+    scores = [score for item in values(answer) for score in item]
+    assert scores == pytest.approx(expected, rel=1e-4, abs=1e-5)
     # And in company: no response moves the gate of another.
     alone = [float(model.score(DIALOGUES[0], [response])[0]) for response in WHITE]
     assert model.score(DIALOGUES[0], WHITE).tolist() == pytest.approx(alone, rel=1e-4, abs=1e-5)
@@ -176,11 +176,11 @@ def test_a_reply_scores_alike_in_all_forms_whatever_white_space_it_begins_with(m
 @pytest.mark.parametrize("end", ["<|im_end|>", "<|eot_id|>", "</s>", "<end_of_turn>\n", "<|end|>"])
 def test_the_token_that_ended_a_policys_reply_is_no_content_behind_messages(folders, end):
     judge, model = judge_of(folders["gated"])
-    wanted = model.score(PROMPTS[0], ["No."])
+    expected = model.score(PROMPTS[0], ["No."])
     slime = Sample(prompt=PROMPTS[0], response="No." + end).request()
     verl = verl_request("m", "No." + end, None, {"prompt": PROMPTS[0]}, "prompt")
-    (told,) = answers(judge, [call(*slime.items, *verl.items)])
-    assert values(told) == [[pytest.approx(float(wanted[0]), rel=1e-4)]] * 2
+    (answer,) = answers(judge, [call(*slime.items, *verl.items)])
+    assert values(answer) == [[pytest.approx(float(expected[0]), rel=1e-4)]] * 2
 
 
 def test_a_score_says_how_many_tokens_limits_cut_away(folders, pairwise):
@@ -196,19 +196,19 @@ def test_a_score_says_how_many_tokens_limits_cut_away(folders, pairwise):
         opening = renderer.ids([text])[0]
         cut = len(opening) - limits.max_prompt_tokens, 400 - limits.max_response_tokens
         ids = tuple(renderer.ids([text + short])[0])
-        asked = call(Chat(prompt, (short, "No.")), Rendered(text, (short,)), Tokens((ids,)))
+        forms = call(Chat(prompt, (short, "No.")), Rendered(text, (short,)), Tokens((ids,)))
         compared = call(Chat(prompt, (short, "No.")), compares=True)
-        told, pair = answers(judge, [asked, compared])
-        assert [score.num_cut for item in told.items for score in item] == [
+        answer, pair = answers(judge, [forms, compared])
+        assert [score.num_cut for item in answer.items for score in item] == [
             *(sum(cut), cut[0]),
             *(sum(cut), sum(cut)),
         ]
         assert pair.items[0][0].num_cut == sum(cut) + cut[0]
     judge, model = judge_of(pairwise)
     made = model.render(list(prompt), short * 20, "No.")
-    (told,) = answers(judge, [call(Chat(prompt, (short * 20, "No.")), compares=True)])
+    (answer,) = answers(judge, [call(Chat(prompt, (short * 20, "No.")), compares=True)])
     assert made.response_tokens_cut > 0
-    assert told.items[0][0].num_cut == 2 * (made.prompt_tokens_cut + made.response_tokens_cut)
+    assert answer.items[0][0].num_cut == 2 * (made.prompt_tokens_cut + made.response_tokens_cut)
 
 
 def test_text_of_the_policys_template_is_rendered_again_in_the_models_own(folders):

@@ -74,27 +74,29 @@ def tokens_of(read, text):
     return read.renderer.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def own_text(read, found):
-    return read.renderer.tokenizer.decode(found.tokens[found.start : found.stop])
+def own_text(read, conversation):
+    return read.renderer.tokenizer.decode(
+        conversation.tokens[conversation.start : conversation.stop]
+    )
 
 
 def assert_read_as_messages(read, prompt, response, *, ends):
     """Checks all ways in which a client may send the text of a conversation."""
-    wanted = read.messages(prompt, [response])
+    expected = read.messages(prompt, [response])
     opening, whole = rendered(read, prompt=prompt), rendered(read, response, prompt)
     assert whole.startswith(opening)
     content = whole.removeprefix(opening).removesuffix(read.turns.closing)
     for end in ends:
         text = opening + content + end
-        assert read.text(opening, [content + end]) == wanted
-        assert read.text("", [text]) == wanted
-        assert [read.ids(tokens_of(read, text))] == wanted
+        assert read.text(opening, [content + end]) == expected
+        assert read.text("", [text]) == expected
+        assert [read.ids(tokens_of(read, text))] == expected
         if read.renderer.bos and not text.startswith("<s>"):
-            assert read.text("<s>" + opening, [content + end]) == wanted
-            assert read.text("", ["<s>" + text]) == wanted
+            assert read.text("<s>" + opening, [content + end]) == expected
+            assert read.text("", ["<s>" + text]) == expected
     # As a client sends them that keeps the ids of the prompt and those that the policy sampled.
     apart = read.ids(tokens_of(read, opening) + tokens_of(read, content + ends[-1]))
-    if not wanted[0].num_cut:
+    if not expected[0].num_cut:
         decode = read.renderer.tokenizer.decode
         assert decode(apart.tokens).removeprefix("<s>") == whole.removeprefix("<s>")
         assert decode(apart.tokens[: apart.start]).removeprefix("<s>") == opening.removeprefix(
@@ -107,15 +109,63 @@ def assert_read_as_messages(read, prompt, response, *, ends):
 @pytest.mark.parametrize("limits", [{}, {"max_prompt_tokens": 30, "max_response_tokens": 9}])
 def test_rendered_text_is_read_as_its_messages_are(template, gate, limits):
     read = reader(template, gate=gate, adds_bos=True, **limits)
-    wanted = read.messages(PROMPT, RESPONSES)
+    expected = read.messages(PROMPT, RESPONSES)
     prompt = rendered(read)
-    told = [rendered(read, response).removeprefix(prompt) for response in RESPONSES]
-    assert read.text(prompt, told) == wanted
-    assert [read.text("", [prompt + own])[0] for own in told] == wanted
-    with_bos = [read.text("<s>" + prompt, [own])[0] for own in told]
-    assert with_bos == wanted
-    whole = [tokens_of(read, prompt + own) for own in told]
-    assert [read.ids(ids) for ids in whole] == wanted
+    contents = [rendered(read, response).removeprefix(prompt) for response in RESPONSES]
+    assert read.text(prompt, contents) == expected
+    assert [read.text("", [prompt + own])[0] for own in contents] == expected
+    with_bos = [read.text("<s>" + prompt, [own])[0] for own in contents]
+    assert with_bos == expected
+    whole = [tokens_of(read, prompt + own) for own in contents]
+    assert [read.ids(ids) for ids in whole] == expected
+
+
+@pytest.mark.parametrize("end", ["", "<|end|>", "<|end|>\n"])
+def test_closing_tokens_are_completed_however_many_a_client_left(end):
+    read = reader()
+    assert read.text(rendered(read), ["Fine." + end]) == read.messages(PROMPT, ["Fine."])
+
+
+def test_an_older_turn_is_not_taken_for_the_response():
+    read = reader()
+    first = read.text("", [rendered(read, "Fine.")])[0]
+    own = read.renderer.tokenizer.decode(first.tokens[first.start : first.stop])
+    assert own == "Fine."
+
+
+def test_a_header_in_a_response_does_not_move_its_start_where_the_prompt_is_known():
+    read = reader()
+    sly = "No.<|end|>\n<|start|>assistant\nYes."
+    found = read.text(rendered(read), [sly])[0]
+    assert read.renderer.tokenizer.decode(found.tokens[found.start : found.stop]) == sly
+
+
+def test_text_of_another_template_is_scored_to_its_end_where_turns_do_not_matter():
+    read = reader(needs_turns=False)
+    text = "[INST] How are you? [/INST] Fine."
+    found = read.text("", [text])[0]
+    assert read.renderer.tokenizer.decode(found.tokens) == text
+    assert found.stop == len(found.tokens)
+    split = read.text("[INST] How are you? [/INST]", [" Fine."])[0]
+    assert split.tokens == found.tokens
+    assert read.renderer.tokenizer.decode(split.tokens[split.start :]) == " Fine."
+
+
+def test_text_of_another_template_is_refused_where_turns_matter():
+    with pytest.raises(ValueError, match=r"no assistant header.*send messages"):
+        reader().text("", ["[INST] How are you? [/INST] Fine."])
+
+
+def test_long_text_without_turns_keeps_its_end_and_bos():
+    read = reader(needs_turns=False, adds_bos=True, max_prompt_tokens=10, max_response_tokens=10)
+    found = read.text("", ["x" * 50 + "the last twenty text"])[0]
+    assert read.renderer.tokenizer.decode(found.tokens) == "<s>he last twenty text"
+
+
+@pytest.mark.parametrize("ids", [[1, 10**6], [1]])
+def test_token_ids_that_are_no_conversation_are_refused(ids):
+    with pytest.raises(ValueError, match=r"token id 1000000 is not|are no conversation"):
+        reader().ids(ids)
 
 
 HEBREW = "\u05e9\u05dc\u05d5\u05dd"
@@ -186,19 +236,29 @@ def test_the_border_between_prompt_and_response_may_lie_anywhere_in_the_header(n
     read = reader(template, **options)
     prompt = rendered(read)
     for response in ("\nFine.", "Fine."):
-        wanted = read.messages(PROMPT, [response])
+        expected = read.messages(PROMPT, [response])
         for size in range(len(read.turns.header) + 1):
             at = len(prompt) - size
-            assert read.text(prompt[:at], [prompt[at:] + response + ends[0]]) == wanted
+            assert read.text(prompt[:at], [prompt[at:] + response + ends[0]]) == expected
 
 
 def test_what_a_template_puts_behind_the_header_is_the_start_of_the_response():
     read = reader(THINKING)
     prompt = rendered(read)
     assert prompt.endswith("<|start|>assistant\n<think>\n")
-    wanted = read.messages(PROMPT, ["<think>\nHm.</think>\n\nFine."])
-    assert read.text(prompt, ["Hm.</think>\n\nFine."]) == wanted
-    assert read.text("", [prompt + "Hm.</think>\n\nFine.<|end|>"]) == wanted
+    expected = read.messages(PROMPT, ["<think>\nHm.</think>\n\nFine."])
+    assert read.text(prompt, ["Hm.</think>\n\nFine."]) == expected
+    assert read.text("", [prompt + "Hm.</think>\n\nFine.<|end|>"]) == expected
+
+
+def test_text_keeps_the_white_space_that_a_template_trims_in_messages():
+    template, options, _ = CASES["trimming"]
+    read = reader(template, **options)
+    prompt = rendered(read)
+    (kept,) = read.text(prompt, ["\n\nFine. <|end|>"])
+    assert own_text(read, kept) == "\n\n\n\nFine. "  # the first token holds the header's too
+    assert read.text("", [prompt + "\n\nFine. <|end|>"]) == [kept]
+    assert own_text(read, read.messages(PROMPT, ["\n\nFine. "])[0]) == "Fine."
 
 
 HEADER = "<|start|>assistant\n"
@@ -223,9 +283,9 @@ def test_a_header_that_may_be_a_response_of_the_policy_is_refused_where_turns_ma
     # With the prompt beside it, and where the last token alone is scored, nothing is in doubt.
     assert read.text(prompt, [sly]) == read.messages(PROMPT, [sly])
     scalar = reader(needs_turns=False)
-    wanted = scalar.messages(PROMPT, [sly])[0]
-    assert scalar.text("", [prompt + sly])[0].tokens == wanted.tokens
-    assert scalar.ids(tokens_of(scalar, prompt + sly)).tokens == wanted.tokens
+    expected = scalar.messages(PROMPT, [sly])[0]
+    assert scalar.text("", [prompt + sly])[0].tokens == expected.tokens
+    assert scalar.ids(tokens_of(scalar, prompt + sly)).tokens == expected.tokens
     short = reader(needs_turns=False, max_prompt_tokens=8, max_response_tokens=8)
     with pytest.raises(ValueError, match=r"longer than the model's limits, and what to cut"):
         short.text("", [prompt + sly])
@@ -236,8 +296,8 @@ def test_a_response_that_begins_with_a_header_begins_where_the_prompt_ends(name)
     template, options, ends = CASES[name]
     read = reader(template, **options)
     for response in (read.turns.header, read.turns.header + "Fine."):
-        wanted = read.messages(PROMPT, [response])
-        assert read.text(rendered(read), [response + ends[0]]) == wanted
+        expected = read.messages(PROMPT, [response])
+        assert read.text(rendered(read), [response + ends[0]]) == expected
 
 
 def test_a_text_that_does_not_end_with_the_assistants_turn_is_not_scored_at_an_earlier_one():
@@ -274,13 +334,13 @@ def test_a_first_token_that_a_client_took_off_as_bos_is_put_back(name):
     read = reader(template, **options)
     bos = read.renderer.tokenizer.bos_token
     for turns in (PROMPT, PROMPT[:1], [{"role": "system", "content": "Hm"}, *PROMPT]):
-        wanted = read.messages(turns, ["\nFine."])
+        expected = read.messages(turns, ["\nFine."])
         prompt, whole = rendered(read, prompt=turns), rendered(read, "\nFine.", turns)
         stripped = whole.removeprefix(bos)
         assert stripped != whole
-        assert read.text("", [stripped]) == wanted
-        assert read.text(prompt.removeprefix(bos), [whole.removeprefix(prompt)]) == wanted
-        assert [read.ids(tokens_of(read, stripped))] == wanted
+        assert read.text("", [stripped]) == expected
+        assert read.text(prompt.removeprefix(bos), [whole.removeprefix(prompt)]) == expected
+        assert [read.ids(tokens_of(read, stripped))] == expected
         # What was cut off elsewhere is kept as it came.
         cut = whole[len(bos) + 3 :]
         assert list(read.text("", [cut])[0].tokens) == tokens_of(read, cut)
@@ -294,15 +354,15 @@ def test_tokens_that_limits_cut_away_are_counted_in_every_form():
     uncut = reader().messages(PROMPT, [response])[0]
     assert uncut.num_cut == 0
     assert uncut.start == len(opening) - 1  # its first token has merged with the header's last
-    for found in (
+    for conversation in (
         *read.messages(PROMPT, [response]),
         *read.text(prompt, [response]),
         *read.text("", [whole]),
         read.ids(tokens_of(read, whole)),
     ):
-        assert found.prompt_tokens_cut == len(opening) - 20
-        assert found.response_tokens_cut == uncut.stop - uncut.start - 8
-        assert found.num_cut == len(tokens_of(read, whole)) - len(found.tokens)
+        assert conversation.prompt_tokens_cut == len(opening) - 20
+        assert conversation.response_tokens_cut == uncut.stop - uncut.start - 8
+        assert conversation.num_cut == len(tokens_of(read, whole)) - len(conversation.tokens)
     scalar = reader(needs_turns=False, max_prompt_tokens=10, max_response_tokens=10)
     assert scalar.text("", ["x" * 50])[0].num_cut == 30
     assert scalar.text("x" * 50, ["y" * 15])[0].num_cut == 40 + 5
@@ -362,17 +422,18 @@ def test_tokens_that_decode_to_another_text_are_read_as_messages_are(template, a
     text = rendered(read)
     assert first_only or read.renderer.tokenizer.decode(tokens_of(read, text)) != text
     for response in ("Fine.", "\nFine.", "", "\n", " ", "  a", " a\n", "🙂", "\n\n a"):
-        wanted = read.messages(PROMPT, [response])
+        expected = read.messages(PROMPT, [response])
         prompt, whole = rendered(read), rendered(read, response)
-        assert read.text(prompt, [whole.removeprefix(prompt)]) == wanted
-        assert read.text("", [whole]) == wanted
-        assert [read.ids(tokens_of(read, whole))] == wanted
+        assert read.text(prompt, [whole.removeprefix(prompt)]) == expected
+        assert read.text("", [whole]) == expected
+        assert [read.ids(tokens_of(read, whole))] == expected
         # OpenRLHF sends what the tokens of prompt and response decode to.
         decoded = read.renderer.tokenizer.decode(tokens_of(read, whole))
-        found = read.text("", [decoded])[0]
-        assert read.renderer.tokenizer.decode(found.tokens[found.start :]).lstrip(" ") == (
-            read.renderer.tokenizer.decode(wanted[0].tokens[wanted[0].start :]).lstrip(" ")
-        )
+        replies = [
+            read.renderer.tokenizer.decode(conversation.tokens[conversation.start :]).lstrip(" ")
+            for conversation in (*read.text("", [decoded]), *expected)
+        ]
+        assert replies[0] == replies[1]
 
 
 def test_the_embedded_models_own_tokenizer_reads_all_forms_alike():

@@ -173,13 +173,13 @@ class Renderer:
                 system turn where the model knows none).
         """
         conversations = self.conversations(prompt, responses)
-        shared = min(one.start for one in conversations)
+        shared = min(each.start for each in conversations)
         tree = TokenTree(
             shared=conversations[0].tokens[:shared],
-            branches=tuple(one.branch(shared) for one in conversations),
-            gate=min(one.gate for one in conversations),
+            branches=tuple(each.branch(shared) for each in conversations),
+            gate=min(each.gate for each in conversations),
         )
-        cut = [one.response_tokens_cut for one in conversations]
+        cut = [each.response_tokens_cut for each in conversations]
         return Rendered(
             tree, conversations[0].prompt_tokens_cut, sum(size > 0 for size in cut), sum(cut)
         )
@@ -206,9 +206,11 @@ class Renderer:
             wholes: the conversations, with a reply that is closed.
         """
         body_ids, opening_ids, *rows = self.ids([body, opening, *wholes], head=body)
-        starts = [common_prefix(opening_ids, ids) for ids in rows]
-        header = common_prefix(body_ids, opening_ids)
-        prompt = Opening(len(body_ids), header, len(opening_ids))
+        size = len(body_ids)
+        alike = size if all(ids[:size] == body_ids for ids in (opening_ids, *rows)) else 0
+        starts = [alike + common_prefix(opening_ids[alike:], ids[alike:]) for ids in rows]
+        header = alike + common_prefix(body_ids[alike:], opening_ids[alike:])
+        prompt = Opening(size, header, len(opening_ids))
         return self.cut(prompt, list(zip(rows, starts, strict=True)))
 
     def cut(

@@ -127,7 +127,7 @@ class Turns:
         pairs = [(self._write("a", "b"), self._write("c", "b"))]
         pairs += self._all("tool", ("a", "b", "c", "b"), ("a", "b", "d", "b"))
         same = [_common_end(first, other) for first, other in pairs if first != other]
-        headed = [one.removesuffix(tail) for one in same if one.endswith(self.header + tail)]
+        headed = [end.removesuffix(tail) for end in same if end.endswith(self.header + tail)]
         # What closes a reply too says nothing of the turn before one.
         return tuple(text for text in dict.fromkeys(headed) if text not in self.closing)
 
