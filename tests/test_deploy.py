@@ -1,26 +1,28 @@
 """`serve deploy`: the file that `--write` leaves, Ray's reading of it, and what it changes live."""
 
+import io
+import threading
 import time
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import httpx2
 import psutil
 import pytest
 import yaml
-from pydantic import ValidationError
 from ray import serve
 from ray._common.utils import import_attr
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 from ray_head import ROOT
+from rich.console import Console
 
 from jobs.recipes import SERVE
 from panoply.serve.config import ScalingConfig, ServeConfig
 from workflows.models import model_app
 from workflows.progress import Watch
-from workflows.serve import pinned, run_serve, serve_file, targets
+from workflows.serve import admitted, deployed, follow, pinned, run_serve, serve_file, targets
 
 LENGTH = "function:panoply.serve.verifiers:length"
 PORT = 8432
@@ -85,13 +87,52 @@ def test_a_misspelled_setting_in_the_file_is_an_error(tmp_path):
         (app["args"], model_app),
         (gateway["args"], import_attr(gateway["import_path"])),
     ):
-        with pytest.raises(ValidationError, match="scalling"):
+        with pytest.raises(ValueError, match=r"^scalling: Unexpected keyword argument$"):
             build(args | {"scalling": {}})
     scaling = app["args"]["scaling"] | {"max_replica": 2}
-    with pytest.raises(ValidationError, match="max_replica"):
+    with pytest.raises(ValueError, match=r"^scaling\.max_replica: Unexpected keyword argument$"):
         model_app(app["args"] | {"scaling": scaling})
     with pytest.raises(ValueError, match="min_replicas"):
         model_app(app["args"] | {"scaling": {"min_replicas": 2, "max_replicas": 1}})
+
+
+def gateway_args(**changes):
+    return {"models": ["a", "b"], "keys": {"b": "KEY"}} | changes
+
+
+def test_a_protection_that_nothing_would_enforce_stops_the_server(tmp_path, monkeypatch):
+    _, file = written(tmp_path, f"a={LENGTH}", f"b={LENGTH}", keys=("b=KEY",))
+    model, _, gateway = (app["args"] for app in file["applications"])
+    assert gateway["keys"] == {"b": "KEY"}
+    build = import_attr("workflows.gateway:gateway_app")
+    build(gateway_args())
+    told = r"name the key in its `keys` instead: \{a: KEY\}"
+    with pytest.raises(ValueError, match=f"(?i){told}"):
+        model_app(model | {"key_variable": "KEY"})
+    for changes, told in (
+        ({"keys": {"A": "KEY"}}, r"`keys` must be names among \['a', 'b'\], got \['A'\]"),
+        ({"keys": {"a": ""}}, r"`keys\['a'\]` must be an environment variable's name, got ''"),
+        (
+            {"default": "nobody"},
+            r"`gateway.default` must be one of \['a', 'b'\], or empty, got 'nobody'",
+        ),
+        ({"models": []}, "`models` must be"),
+        ({"models": ["a", "a"]}, "`models` must be different"),
+        ({"name": "a.model"}, "`name` must be letters, digits"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            build(gateway_args(**changes))
+    for keys, told in (
+        (("c=KEY",), r"`keys` must be names among \['a', 'b'\], got \['c'\]"),
+        (("b=",), r"`keys\['b'\]` must be an environment variable's name"),
+        (("b=KEY", "b=OTHER"), "`keys` must be one of each model"),
+        (("b",), "`keys` must be NAME=VARIABLE, got 'b'"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            written(tmp_path, f"a={LENGTH}", f"b={LENGTH}", keys=keys)
+    monkeypatch.delenv("KEY", raising=False)
+    with pytest.raises(ValueError, match="environment variable 'KEY' holds no API key"):
+        run_serve(ServeConfig(models=(f"a={LENGTH}",), keys=("a=KEY",), port=0), Watch())
 
 
 def test_the_rayservice_serves_what_can_be_built_where_its_clients_ask():
@@ -194,3 +235,54 @@ def test_another_setting_of_one_model_leaves_the_replicas_of_the_others(live):
     deploy(live | {"applications": changed})
     wait_until(lambda: score("stays") == 4.0 and score("goes", "four", "four") == 1.0)
     assert {app: pids(app) for app in before} == before
+
+
+def beside(**settings):
+    """A server of another name on the cluster of the file."""
+    config = ServeConfig(models=(f"mine={LENGTH}",), **{"port": PORT, "name": "own"} | settings)
+    return deployed(config.arms(), config)
+
+
+def test_a_server_that_would_replace_what_others_deployed_is_refused(live):
+    before = set(serve.status().applications)
+    taken = model_app(asdict(ServeConfig(models=(f"x={LENGTH}",)).arms()[0]))
+    serve.run(taken, name="foreign", route_prefix="/servers/taken")
+    for settings, told in (
+        ({"name": "panoply"}, "'panoply[.a-z]*' was deployed on this cluster from a file: take an"),
+        ({"name": "taken"}, "'foreign' answers at /servers/taken of this cluster: take another"),
+        ({"port": PORT + 1}, f"listens at 127.0.0.1:{PORT} .* Add `--host 127.0.0.1 --port {PORT}"),
+        ({"host": "0.0.0.0"}, f"listens at 127.0.0.1:{PORT} .* Add `--host 127.0.0.1"),
+    ):
+        with pytest.raises(ValueError, match=told), beside(**settings):
+            pass
+    serve.delete("foreign")
+    assert set(serve.status().applications) == before
+
+
+def test_a_server_takes_the_place_of_a_killed_one_and_ends_when_its_gateway_is_taken_down(live):
+    before = set(serve.status().applications)
+    left = model_app(asdict(ServeConfig(models=(f"old={LENGTH}",)).arms()[0]))
+    serve.run(left, name="own.model.old", route_prefix=None)
+    watch = Watch(Console(file=io.StringIO(), width=300))
+
+    def strike():
+        wait_until(lambda: "has the page" in watch.console.file.getvalue())
+        serve.delete("own.gateway")
+
+    with beside(port=0) as server:
+        names = {"own.gateway", "own.model.mine"}
+        assert set(serve.status().applications) - before == names
+        threading.Thread(target=strike).start()
+        told = "the gateway is gone: .* Somebody else took 'own.gateway' down"
+        with pytest.raises(ConnectionError, match=told):
+            follow(server, threading.Event(), watch)
+        lines = watch.console.file.getvalue()
+        assert f"{URL}/servers/own/ has the page" in lines
+        assert "the gateway: ready" in lines
+    assert set(serve.status().applications) == before
+
+
+def test_what_serves_without_http_admits_no_server():
+    config = ServeConfig(models=(f"a={LENGTH}",))
+    with pytest.raises(ValueError, match="runs on this cluster without HTTP, as a run of"):
+        admitted(config, {"proxy_location": "Disabled"})

@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ import psutil
 import pytest
 from ray_head import ROOT, free_ports
 from servers import models_at, score, servers
+from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from workflows import LOOPBACK_ONLY
 from workflows.address import answering, reserved
@@ -71,15 +73,35 @@ def joins(address, **settings):
     return "joined" in done.stdout
 
 
-def test_of_two_servers_started_at_one_port_one_answers_and_no_stranger_joins_it(tmp_path):
+@pytest.fixture
+def broken(tmp_path, tiny_tokenizer):
+    """A classifier whose template refuses every prompt, in words that look like markup."""
+    config = LlamaConfig(
+        vocab_size=300,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_labels=1,
+    )
+    folder = tmp_path / "broken"
+    LlamaForSequenceClassification(config).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    template = "{{ raise_exception('turns must be closed with [/INST]') }}"
+    (folder / "chat_template.jinja").write_text(template)
+    return folder
+
+
+def test_of_two_servers_started_at_one_port_one_answers_and_no_stranger_joins_it(tmp_path, broken):
     [port] = free_ports(1)
     with servers(tmp_path) as start:
-        both = [start("--port", port, model=name) for name in ("a", "b")]
+        both = [start("--port", port, model=name, more=[f"broken={broken}"]) for name in "ab"]
         while all(one.process.poll() is None for one in both):
             time.sleep(0.1)
         loser, winner = sorted(both, key=lambda one: one.process.poll() is None)
         assert f"cannot listen at 127.0.0.1:{port}: Address already in use" in loser.refusal()
         assert winner.address() == f"http://127.0.0.1:{port}/"
+        assert re.search(r"broken: failed: .*must be closed with \[/INST\]", winner.told())
         assert models_at(winner.address()) == ["ab"[both.index(winner)]]
         assert score(winner.address(), "four") == 4.0
 

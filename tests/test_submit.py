@@ -192,6 +192,9 @@ def outlive_each_other(start):
     assert below == tuple(f"http://127.0.0.1:{port}/servers/{name}/" for name in "bc")
     for address, model in zip((root, *below), "abc", strict=True):
         eventually(lambda a=address, m=model: models_at(a) == [m], 20, f"{model} is ready")
+    page = httpx2.get(below[0].rstrip("/"), follow_redirects=True)
+    assert (page.url, "<title>Score responses" in page.text) == (below[0], True)
+    assert httpx2.get(f"{below[0]}page/page.js").status_code == 200
     assert "'server-panoply' runs on this cluster already: take another `--name`" in same.refusal()
 
     b.stop()

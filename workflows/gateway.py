@@ -10,11 +10,11 @@ import os
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from fastapi import FastAPI
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from ray import serve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
@@ -24,6 +24,7 @@ from actors.http import make_app
 from panoply.serve.config import GatewayArgs
 from panoply.wire.endpoint import Limits
 
+T = TypeVar("T")
 JUDGE = "Judge"
 """Name of their deployment."""
 MOST_CALLS = 1024
@@ -44,9 +45,28 @@ def model_name(server: str, model: str) -> str:
     return f"{server}.model.{model}"
 
 
+def read_args(kind: type[T], args: Mapping[str, Any]) -> T:
+    """Returns what an application is made from.
+
+    Raises:
+        ValueError: a setting that there is not, or one that is wrong; in one line, since Serve's
+            message of a failed application ends with a traceback.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(args)
+    except ValidationError as error:
+        faults = ((".".join(map(str, one["loc"])), one["msg"]) for one in error.errors())
+        told = "; ".join(f"{name}: {fault}" if name else fault for name, fault in faults)
+        raise ValueError(told) from None
+
+
 def gateway_app(args: Mapping[str, Any]) -> Application:
-    """Returns the application of the gateway, from the fields of a `GatewayArgs`."""
-    config = TypeAdapter(GatewayArgs).validate_python(args)
+    """Returns the application of the gateway, from the fields of a `GatewayArgs`.
+
+    Raises:
+        ValueError: a setting is wrong: a key or the default is for a model that there is not.
+    """
+    config = read_args(GatewayArgs, args)
     deployment = serve.deployment(
         name="Gateway",
         num_replicas=config.replicas,

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import TypeAdapter
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 
 from actors.arm_judge import ArmJudge
 from panoply.serve.config import ArmConfig
-from workflows.gateway import JUDGE, MOST_CALLS, TRIES
+from workflows.gateway import JUDGE, MOST_CALLS, TRIES, read_args
 
 ROUTER = "actors.affinity.PromptAffinity"
 
@@ -28,7 +27,7 @@ def model_app(args: Mapping[str, Any]) -> Application:
             "`key_variable` of a model protects nothing: clients come by the gateway. Name the key "
             f"in its `keys` instead: {{{args.get('name')}: {args['key_variable']}}}"
         )
-    arm = TypeAdapter(ArmConfig).validate_python(args)
+    arm = read_args(ArmConfig, args)
     scaling = arm.scaling
     fixed = scaling.min_replicas == scaling.max_replicas
     replicas: dict[str, Any] = {"num_replicas": scaling.max_replicas}
