@@ -22,11 +22,11 @@ from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from actors.rendezvous import FileTorchConfig
 from panoply.hub.backbone import quiet
 from panoply.hub.embedded import cache_root
 from workflows import LOOPBACK_ONLY, starts_cluster
 from workflows.progress import Watch
+from workflows.rendezvous import FileTorchConfig
 
 MAX_FAILURES = 8
 """Nodes or workers that one stage may lose; what it has finished by then is never lost."""
