@@ -70,12 +70,12 @@ def test_the_file_has_no_key_that_ray_would_drop_and_builds_what_the_job_builds(
     assert (
         list(built)
         == [name for name, _, _ in wanted]
-        == ["panoply.model.a", "panoply.model.b", "panoply.model.c", "panoply.gateway"]
+        == ["panoply-model-a", "panoply-model-b", "panoply-model-c", "panoply-gateway"]
     )
     for name, path, args in wanted[:-1]:
         assert path == "workflows.models:model_app"
         assert same(built[name], model_app(args))
-    assert not same(built["panoply.model.a"], built["panoply.model.b"])
+    assert not same(built["panoply-model-a"], built["panoply-model-b"])
     assert read.applications[-1].args["keys"] == {"b": "KEY"}
     assert "secret" not in Path(config.write).read_text()
 
@@ -118,7 +118,7 @@ def test_a_protection_that_nothing_would_enforce_stops_the_server(tmp_path, monk
         ),
         ({"models": []}, "`models` must be"),
         ({"models": ["a", "a"]}, "`models` must be different"),
-        ({"name": "a.model"}, "`name` must be letters, digits"),
+        ({"name": "a-model"}, "`name` must be letters, digits"),
     ):
         with pytest.raises(ValueError, match=told):
             build(gateway_args(**changes))
@@ -148,7 +148,7 @@ def test_the_rayservice_serves_what_can_be_built_where_its_clients_ask():
         assert unknown_keys(own, type(app)) == []
         built = import_attr(app.import_path)(app.args)._bound_deployment
         gpus[app.name] = built.ray_actor_options.get("num_gpus")
-    assert gpus == {"panoply.model.armorm": 1, "panoply.model.length": 0, "panoply.gateway": None}
+    assert gpus == {"panoply-model-armorm": 1, "panoply-model-length": 0, "panoply-gateway": None}
     models = [app.args for app in read.applications[:-1]]
     assert [one["name"] for one in models] == read.applications[-1].args["models"]
     (mount,) = pod["volumeMounts"]
@@ -215,20 +215,20 @@ def pids(app):
 def test_an_idle_model_comes_when_it_is_asked_and_goes_again(live):
     wait_until(lambda: state("stays") == "ready")
     wait_until(lambda: state("goes") == "idle")
-    assert pids("panoply.model.goes") == set()
+    assert pids("panoply-model-goes") == set()
     assert score("goes") == 4.0
-    assert len(pids("panoply.model.goes")) == 1
-    wait_until(lambda: not pids("panoply.model.goes"))
+    assert len(pids("panoply-model-goes")) == 1
+    wait_until(lambda: not pids("panoply-model-goes"))
     wait_until(lambda: state("goes") == "idle", 10)
 
 
 def test_another_setting_of_one_model_leaves_the_replicas_of_the_others(live):
     wait_until(lambda: state("stays") == "ready")
-    before = {app: pids(app) for app in ("panoply.model.stays", "panoply.gateway")}
+    before = {app: pids(app) for app in ("panoply-model-stays", "panoply-gateway")}
     assert all(len(own) == 1 for own in before.values())
     changed = [
         app | {"args": app["args"] | {"where": "function:panoply.serve.verifiers:exact"}}
-        if app["name"] == "panoply.model.goes"
+        if app["name"] == "panoply-model-goes"
         else app
         for app in live["applications"]
     ]
@@ -248,7 +248,7 @@ def test_a_server_that_would_replace_what_others_deployed_is_refused(live):
     taken = model_app(asdict(ServeConfig(models=(f"x={LENGTH}",)).arms()[0]))
     serve.run(taken, name="foreign", route_prefix="/servers/taken")
     for settings, told in (
-        ({"name": "panoply"}, "'panoply[.a-z]*' was deployed on this cluster from a file: take an"),
+        ({"name": "panoply"}, "'panoply[-a-z]*' was deployed on this cluster from a file: take an"),
         ({"name": "taken"}, "'foreign' answers at /servers/taken of this cluster: take another"),
         ({"port": PORT + 1}, f"listens at 127.0.0.1:{PORT} .* Add `--host 127.0.0.1 --port {PORT}"),
         ({"host": "0.0.0.0"}, f"listens at 127.0.0.1:{PORT} .* Add `--host 127.0.0.1"),
@@ -262,18 +262,18 @@ def test_a_server_that_would_replace_what_others_deployed_is_refused(live):
 def test_a_server_takes_the_place_of_a_killed_one_and_ends_when_its_gateway_is_taken_down(live):
     before = set(serve.status().applications)
     left = model_app(asdict(ServeConfig(models=(f"old={LENGTH}",)).arms()[0]))
-    serve.run(left, name="own.model.old", route_prefix=None)
+    serve.run(left, name="own-model-old", route_prefix=None)
     watch = Watch(Console(file=io.StringIO(), width=300))
 
     def strike():
         wait_until(lambda: "has the page" in watch.console.file.getvalue())
-        serve.delete("own.gateway")
+        serve.delete("own-gateway")
 
     with beside(port=0) as server:
-        names = {"own.gateway", "own.model.mine"}
+        names = {"own-gateway", "own-model-mine"}
         assert set(serve.status().applications) - before == names
         threading.Thread(target=strike).start()
-        told = "the gateway is gone: .* Somebody else took 'own.gateway' down"
+        told = "the gateway is gone: .* Somebody else took 'own-gateway' down"
         with pytest.raises(ConnectionError, match=told):
             follow(server, threading.Event(), watch)
         lines = watch.console.file.getvalue()

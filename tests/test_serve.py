@@ -167,16 +167,16 @@ def kill(app, name):
 
 
 def test_a_judge_that_is_killed_under_load_costs_no_answer(served, record_property):
-    num, pause = under_load(served, lambda: kill("panoply.model.scalar", "Judge"))
+    num, pause = under_load(served, lambda: kill("panoply-model-scalar", "Judge"))
     record_property("seconds_to_recover", pause)
     assert num > 50
     wait_until(
-        lambda: states({"scalar": "panoply.model.scalar"})["scalar"][0] == "ready", seconds=60
+        lambda: states({"scalar": "panoply-model-scalar"})["scalar"][0] == "ready", seconds=60
     )
 
 
 def test_a_gateway_that_is_killed_under_load_costs_no_answer(served, record_property):
-    num, pause = under_load(served, lambda: kill("panoply.gateway", "Gateway"), seconds=40)
+    num, pause = under_load(served, lambda: kill("panoply-gateway", "Gateway"), seconds=40)
     record_property("seconds_to_recover", pause)
     assert num > 50
 

@@ -129,8 +129,8 @@ def asking(arms: Sequence[ArmConfig], timeout: float, run: str) -> Generator[Arm
     """
     models = [arm for arm in arms if arm.kind == "model"]
     asks: dict[str, Ask] = {a.name: ArmJudge(a).answer for a in arms if a.kind != "model"}
-    folder = re.sub(r"[^\w-]", "-", Path(run).name)
-    with _applications(models, f"laser-{folder}-{digest(run)[:8]}") as handles:
+    folder = re.sub(r"\W", "_", Path(run).name, flags=re.ASCII)
+    with _applications(models, f"laser_{folder}_{digest(run)[:8]}") as handles:
         asked = Arms(asks | {n: handle.answer.remote for n, handle in handles.items()}, timeout)
         try:
             yield asked

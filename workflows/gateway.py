@@ -37,12 +37,12 @@ GONE = "its application is not there"
 
 def gateway_name(server: str) -> str:
     """Returns the name of the gateway's application, which carries that of its server."""
-    return f"{server}.gateway"
+    return f"{server}-gateway"
 
 
 def model_name(server: str, model: str) -> str:
     """Returns the name of a model's application, which carries that of its server."""
-    return f"{server}.model.{model}"
+    return f"{server}-model-{model}"
 
 
 def read_args(kind: type[T], args: Mapping[str, Any]) -> T:

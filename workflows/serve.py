@@ -1,8 +1,8 @@
 """Serving: a set of reward models, each a Serve application, behind one gateway.
 
-    models ─ pinned and checked here ─┬─ NAME.model.A: judges (one queue and one model each)
-                                      ├─ NAME.model.B: judges
-                                      └─ NAME.gateway: every client's dialect, the page, metrics
+    models ─ pinned and checked here ─┬─ NAME-model-A: judges (one queue and one model each)
+                                      ├─ NAME-model-B: judges
+                                      └─ NAME-gateway: every client's dialect, the page, metrics
 
 Applications of their own let a model fail, change and go without the others. All carry the server's
 name: on a cluster with other servers, it neither replaces nor removes what it did not make.
@@ -16,7 +16,7 @@ import secrets
 import shutil
 import signal
 import threading
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -243,8 +243,8 @@ def deployed(arms: Sequence[ArmConfig], config: ServeConfig) -> Generator[Server
             serve.start(http_options={"host": config.host, "port": config.port})
         details = serve_details() or {}
         config = admitted(config, details)
-        for name in leftovers(config.name, details):
-            serve.delete(name)
+        for name in named_after(config.name, details["applications"]):
+            serve.delete(name)  # of a driver that was killed: nobody holds its name
         apps = targets(arms, config, run)
         gateway = gateway_name(config.name)
         try:
@@ -286,13 +286,15 @@ def admitted(config: ServeConfig, details: Mapping[str, Any]) -> ServeConfig:
             f"Ray Serve listens at {host}:{port} of this cluster, for all its applications: "
             f"{config.host}:{config.port} cannot be had. Add `--host {host} --port {port}`"
         )
-    for name, app in details["applications"].items():
-        if name.startswith(f"{config.name}.") and app["source"] == "declarative":
+    apps = details["applications"]
+    for name in named_after(config.name, apps):
+        if apps[name]["source"] == "declarative":
             raise ValueError(
                 f"{name!r} was deployed on this cluster from a file: take another `--name`, or "
                 "change that file"
             )
-        if app["route_prefix"] == config.route and not name.startswith(f"{config.name}."):
+    for name in set(apps) - set(named_after(config.name, apps)):
+        if apps[name]["route_prefix"] == config.route:
             raise ValueError(
                 f"{name!r} answers at {config.route} of this cluster: take another `--name`, "
                 "which gives the server a path of its own"
@@ -300,9 +302,10 @@ def admitted(config: ServeConfig, details: Mapping[str, Any]) -> ServeConfig:
     return replace(config, port=port)
 
 
-def leftovers(server: str, details: Mapping[str, Any]) -> list[str]:
-    """Returns the applications of a server of this name whose driver was killed."""
-    return [name for name in details["applications"] if name.startswith(f"{server}.")]
+def named_after(server: str, apps: Iterable[str]) -> list[str]:
+    """Returns those of some applications that belong to a server."""
+    models, gateway = model_name(server, ""), gateway_name(server)
+    return [name for name in apps if name == gateway or name.startswith(models)]
 
 
 def urls(config: ServeConfig, details: Mapping[str, Any]) -> tuple[str, ...]:

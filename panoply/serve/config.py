@@ -12,7 +12,8 @@ from panoply.config import require
 Kind: TypeAlias = Literal["model", "function", "remote", "replay"]
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
 FUNCTION, REPLAY = "function:", "replay:"
-SERVER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+SERVER = re.compile(r"[A-Za-z0-9]\w{0,63}", re.ASCII)
+"""Without a hyphen, which ends it in the names of its applications."""
 OWN = "panoply"
 DEFAULT_SERVER = "panoply"
 STRICT = {"extra": "forbid"}
@@ -166,7 +167,7 @@ class GatewayArgs(GatewayConfig):
     """What the gateway's application is made from: its settings, and the models behind it."""
 
     name: str = DEFAULT_SERVER
-    """Of the server; the applications of its models are called NAME.model.MODEL."""
+    """Of the server; the applications of its models are called NAME-model-MODEL."""
     run: str = ""
     """Id of this start of the server, told at `/health`; empty where it is deployed from a file."""
     models: tuple[str, ...]
@@ -191,7 +192,7 @@ def check_server(name: str) -> None:
     Raises:
         ValueError: its characters, or too many of them.
     """
-    allowed = "letters, digits, '_' and '-', at most 64"
+    allowed = "letters, digits and '_', at most 64"
     require(SERVER.fullmatch(name) is not None, "name", name, allowed)
 
 
