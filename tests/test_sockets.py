@@ -1,6 +1,7 @@
 """What a command opens: nothing but loopback, or doors that ask for the secret of this very run."""
 
 import ipaddress
+import json
 import os
 import re
 import signal
@@ -19,10 +20,10 @@ from ray_head import ROOT, free_ports
 from servers import models_at, score, servers
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from workflows import LOOPBACK_ONLY
+from workflows import ALONE, LOOPBACK_ONLY, TOKENS
 from workflows.address import answering, reserved
 
-STRANGER = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+STRANGER = {name: value for name, value in os.environ.items() if "RAY_" not in name}
 """Environment of a user who was told nothing."""
 JOIN = """
 import sys, ray
@@ -71,6 +72,35 @@ def joins(address, **settings):
     )
     assert "joined" in done.stdout or "Unauthenticated" in done.stdout + done.stderr, done
     return "joined" in done.stdout
+
+
+SETTINGS = """
+import json, os, workflows
+print(json.dumps({name: os.environ.get(name) for name in sorted(os.environ) if "RAY_" in name}))
+"""
+
+
+def settings(code=SETTINGS, **env):
+    """Returns what a command makes of the environment that it is started in."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=STRANGER | env, capture_output=True, text=True, timeout=60
+    )
+    return json.loads(done.stdout) if done.returncode == 0 else done.stderr
+
+
+def test_a_token_is_made_for_each_run_and_nothing_is_changed_where_a_cluster_is_joined():
+    first, second = settings(), settings(RAY_ADDRESS="local", RAY_AUTH_TOKEN="")
+    for made in (first, second):
+        assert re.fullmatch("[0-9a-f]{64}", made["RAY_AUTH_TOKEN"])
+        assert made["RAY_AUTH_MODE"] == "token"
+        assert LOOPBACK_ONLY.items() <= made.items()
+    assert first["RAY_AUTH_TOKEN"] != second["RAY_AUTH_TOKEN"]
+    given = settings(RAY_AUTH_TOKEN_PATH="/somewhere")
+    assert "RAY_AUTH_TOKEN" not in given
+    joined = settings(RAY_ADDRESS="192.0.2.1:6379")
+    assert not set(joined) & {*ALONE, *LOOPBACK_ONLY, *TOKENS}
+    late = settings("import ray; from workflows.cluster import connect; connect(1)")
+    assert "Ray was imported before `workflows`, so its ports would be open" in late
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from ray import serve
+from ray.exceptions import RayActorError
 
 from actors.arm_judge import arm_of
 from actors.gateway import State
@@ -102,7 +103,10 @@ def follow(server: Server, stopped: threading.Event, watch: Watch) -> None:
     apps = {**server.apps, THE_GATEWAY: server.gateway}
     was_up = False
     while not stopped.wait(POLL_SECONDS):
-        before, known = known, states(apps)
+        try:
+            before, known = known, states(apps)
+        except RayActorError:  # Serve's controller is about to come back, or to be gone
+            continue
         for name, (state, reason) in known.items():
             if before.get(name) != (state, reason):
                 watch.say(f"{name}: {state}{': ' * bool(reason)}{reason}")
