@@ -61,31 +61,31 @@ def answering(urls: Sequence[str], run: str) -> str:
         ConnectionError: somebody else answers there as well, or nobody does.
     """
     until = time.monotonic() + ANSWER_SECONDS
-    while True:
-        for address in urls:
-            if _run_at(address) == run:
-                if {_run_at(address) for _ in range(NUM_ASKED)} - {run, None}:
-                    raise ConnectionError(
-                        f"{address} is answered by another server as well: stop that one, or take "
-                        "another `--port`"
-                    )
-                return address
-        if time.monotonic() > until:
-            raise ConnectionError(
-                f"no answer of this server at {' or '.join(urls)}: another one listens there, or "
-                "this machine does not reach the nodes that serve (`--host 0.0.0.0` opens them)"
-            )
-        time.sleep(0.2)
+    headers = {"Connection": "close"}
+    with httpx2.Client(headers=headers, trust_env=False, timeout=5.0) as client:
+        while time.monotonic() < until:
+            for address in urls:
+                if _run_at(address, client) == run:
+                    if {_run_at(address, client) for _ in range(NUM_ASKED)} - {run, None}:
+                        raise ConnectionError(
+                            f"{address} is answered by another server as well: stop that one, or "
+                            "take another `--port`"
+                        )
+                    return address
+            time.sleep(0.2)
+    raise ConnectionError(
+        f"no answer of this server at {' or '.join(urls)}: another one listens there, or this "
+        "machine does not reach the nodes that serve (`--host 0.0.0.0` opens them)"
+    )
 
 
-def _run_at(address: str) -> str | None:
-    """Returns the id of the run that answers on a new connection.
+def _run_at(address: str, client: httpx2.Client) -> str | None:
+    """Returns the id of the run that answers.
 
     It is empty where what answers has none, and None where nothing does.
     """
     try:
-        with httpx2.Client(trust_env=False, timeout=5.0) as client:
-            return str(client.get(f"{address}health").json()["run"])
+        return str(client.get(f"{address}health").json()["run"])
     except httpx2.HTTPError:
         return None
     except (ValueError, KeyError, TypeError):

@@ -32,7 +32,7 @@ from panoply.serve.config import ArmConfig
 from panoply.wire.request import Chat, ModelAnswer, RequestError
 from workflows.gateway import JUDGE, cause, model_name
 from workflows.models import model_app
-from workflows.tenancy import holding, serve_details, take_down
+from workflows.tenancy import holding, serve_controller, take_down
 
 AGAIN_SECONDS = 1.0
 """Pause before an arm that is busy or was lost is asked again."""
@@ -147,7 +147,7 @@ def _applications(models: Sequence[ArmConfig], run: str) -> Generator[dict[str, 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     names = {arm.name: model_name(run, arm.name) for arm in models}
     with holding(run, "wait until it is over, or take another `--out`"):
-        started = serve_details() is None
+        started = serve_controller() is None
         serve.start(proxy_location="Disabled")
         try:
             targets = [

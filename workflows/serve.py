@@ -47,7 +47,7 @@ from workflows.gateway import (
 )
 from workflows.models import model_app
 from workflows.progress import Watch
-from workflows.tenancy import holding, serve_details, take_down
+from workflows.tenancy import holding, serve_controller, serve_details, take_down
 
 THE_GATEWAY = "the gateway"
 """What it is called in a log, which no model can be."""
@@ -96,7 +96,7 @@ def follow(server: Server, stopped: threading.Event, watch: Watch) -> None:
     """Tells how models and gateway are doing, until it is stopped.
 
     Raises:
-        ConnectionError: the gateway is not there, or somebody else answers in its place.
+        ConnectionError: the gateway or Ray Serve is gone, or somebody else answers in its place.
         RuntimeError: no model could be started.
     """
     known: dict[str, tuple[State, str]] = {}
@@ -105,8 +105,10 @@ def follow(server: Server, stopped: threading.Event, watch: Watch) -> None:
     while not stopped.wait(POLL_SECONDS):
         try:
             before, known = known, states(apps)
-        except RayActorError:  # Serve's controller is about to come back, or to be gone
-            continue
+        except RayActorError as error:
+            if serve_controller() is not None:  # it is about to come back
+                continue
+            raise ConnectionError("somebody else shut Ray Serve down on this cluster") from error
         for name, (state, reason) in known.items():
             if before.get(name) != (state, reason):
                 watch.say(f"{name}: {state}{': ' * bool(reason)}{reason}")
@@ -239,13 +241,13 @@ def deployed(arms: Sequence[ArmConfig], config: ServeConfig) -> Generator[Server
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     run = secrets.token_hex(8)
     with holding(f"server-{config.name}", "take another `--name`"):
-        started = serve_details() is None
+        started = serve_controller() is None
         if started:
             if not starts_cluster():  # else it is reserved since before the cluster was started
                 with reserved(config.host, config.port) as port:
                     config = replace(config, port=port)
             serve.start(http_options={"host": config.host, "port": config.port})
-        details = serve_details() or {}
+        details = serve_details()
         config = admitted(config, details)
         for name in named_after(config.name, details["applications"]):
             serve.delete(name)  # of a driver that was killed: nobody holds its name

@@ -50,13 +50,17 @@ def holding(name: str, way_out: str) -> Generator[None]:
         ray.kill(holder)
 
 
-def serve_details() -> dict[str, Any] | None:
-    """Returns what Ray Serve says of itself, as its REST API does; None where it does not run."""
+def serve_controller() -> Any:
+    """Returns the actor of Ray Serve that all others obey; None where it does not run."""
     try:
-        controller = ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
+        return ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
     except ValueError:
         return None
-    details: Any = ray.get(controller.get_serve_instance_details.remote())
+
+
+def serve_details() -> dict[str, Any]:
+    """Returns what Ray Serve, which has to run, says of itself, as its REST API does."""
+    details: Any = ray.get(serve_controller().get_serve_instance_details.remote())
     return details
 
 
@@ -67,6 +71,8 @@ def take_down(apps: Collection[str], *, started: bool) -> None:
         apps: names of the run's own.
         started: whether this run started Ray Serve.
     """
+    if serve_controller() is None:  # somebody else was faster
+        return
     there = serve.status().applications
     if started and not set(there) - set(apps):
         serve.shutdown()
