@@ -101,7 +101,7 @@ def follow(server: Server, stopped: threading.Event, watch: Watch) -> None:
     """
     known: dict[str, tuple[State, str]] = {}
     apps = {**server.apps, THE_GATEWAY: server.gateway}
-    was_up = False
+    was_up, address = False, ""
     while not stopped.wait(POLL_SECONDS):
         try:
             before, known = known, states(apps)
@@ -122,7 +122,7 @@ def follow(server: Server, stopped: threading.Event, watch: Watch) -> None:
         was_up = was_up or state == "ready"
         if all(known[name][0] == "failed" for name in server.apps):
             raise RuntimeError("no model could be started: see above")
-        if before and state == "ready" and not is_settled(before) and is_settled(known):
+        if not address and state == "ready" and is_settled(known):
             address = answering(server.urls, server.run)
             watch.say(f"{address} has the page, {address}docs the endpoints")
 
