@@ -54,5 +54,7 @@ class FileBackend(_TorchBackend):
 
     def on_shutdown(self, worker_group: Any, backend_config: BackendConfig) -> None:
         """Ends the process group, and removes its file."""
-        super().on_shutdown(worker_group, backend_config)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        try:
+            super().on_shutdown(worker_group, backend_config)
+        finally:  # a worker that crashed makes the above raise
+            shutil.rmtree(self.folder, ignore_errors=True)
