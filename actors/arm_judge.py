@@ -8,8 +8,8 @@ from typing import Protocol
 from pydantic import JsonValue
 
 from actors.faults import fault
+from panoply.config.serve import ArmConfig
 from panoply.serve.calls import Call, each_alone
-from panoply.serve.config import ArmConfig
 from panoply.serve.functions import load_function
 from panoply.serve.remote import RemoteArm
 from panoply.serve.replay import ReplayArm

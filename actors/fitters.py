@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from panoply.config import GateConfig
+from panoply.config.armorm import GateConfig
 from panoply.data.features import FeatureStore, Found
 from panoply.model.gate import Dropout, Gate, ScalarHead, make_gate
 from panoply.train.losses import bradley_terry

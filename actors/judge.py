@@ -14,12 +14,12 @@ from ray.util.metrics import Counter, Gauge, Histogram
 
 from actors.faults import fault
 from actors.voices import Voice, voice_of
+from panoply.config.serve import ArmConfig, BatchConfig
 from panoply.hub.artefact import load_reward_model
 from panoply.hub.backbone import quiet
 from panoply.model.gather import Tokenized, gather
 from panoply.serve.batching import Batcher, BatchStats, Overloaded
 from panoply.serve.calls import Call, each_alone
-from panoply.serve.config import ArmConfig, BatchConfig
 from panoply.wire.request import (
     Chat,
     Item,

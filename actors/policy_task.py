@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from panoply.config.policy import PolicyConfig
 from panoply.data.schema import Prompt
-from panoply.train.policy_config import PolicyConfig
 
 DONE, STOPPED, PROGRESS = "done.json", "stopped.json", "progress.json"
 ADAPTER, PAIRS, PROBE = "adapter", "pairs.parquet", "probe.parquet"

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import ray
 import torch
 
-from panoply.config import DType, Rendering
+from panoply.config.armorm import DType, Rendering
+from panoply.config.policy import SamplingConfig
 from panoply.data.schema import Prompt
 from panoply.hub.backbone import quiet
 from panoply.hub.decoding import Sampled
 from panoply.hub.policy import Policy, load_policy
 from panoply.model.sampling import stream
-from panoply.train.policy_config import SamplingConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,6 @@ import ray
 from numpy.typing import NDArray
 
 from panoply.choose.bandit import update
-from panoply.choose.config import SelectorConfig
 from panoply.choose.log import Log, LogDiffers, Record, column, replay, state_version, to_choice
 from panoply.choose.make import initial_state
 from panoply.choose.rounds import (
@@ -36,6 +35,7 @@ from panoply.choose.rounds import (
 )
 from panoply.choose.signals import MEASURES, Carry, Outcome, signals
 from panoply.choose.state import State
+from panoply.config.bandit import SelectorConfig
 
 Array: TypeAlias = NDArray[np.float64]
 

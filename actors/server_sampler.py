@@ -21,12 +21,12 @@ from pyarrow.fs import FileSystem
 from pydantic import BaseModel, Field, JsonValue
 
 from actors.sampler import Question, Response, Samples
-from panoply.config import Rendering
+from panoply.config.armorm import Rendering
+from panoply.config.policy import PolicyServerConfig, SamplingConfig
 from panoply.hub.adapters import FILE
 from panoply.hub.backbone import quiet
 from panoply.hub.policy import load_speaker
 from panoply.model.sampling import stream
-from panoply.train.policy_config import PolicyServerConfig, SamplingConfig
 from panoply.wire.attempts import Attempts
 from panoply.wire.request import Payload
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from panoply.config.preference import PreferenceConfig
 from panoply.data.tables import Ints
-from panoply.train.config import PreferenceConfig
 from panoply.train.min_norm import Array
 
 

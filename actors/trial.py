@@ -20,13 +20,13 @@ from ray import tune
 from actors.learner import Learner
 from actors.task import TrainTask
 from actors.training import DONE, STOPPED, Run, complete, run_task
+from panoply.config.tune import Point, TuneConfig, at_point, num_steps
 from panoply.data.schema import digest
 from panoply.data.tokens import TokenPairs
 from panoply.hub.backbone import quiet
 from panoply.hub.inputs import InputStore
 from panoply.hub.trainable import load_trainable
 from panoply.train.group import Group
-from panoply.train.search import Point, TuneConfig, at_point, num_steps
 
 
 def train_trial(point: Point, task: TrainTask, search: TuneConfig) -> None:

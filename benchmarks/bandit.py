@@ -30,10 +30,10 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from panoply.choose.bandit import Choice, choose, init, uniforms, update
-from panoply.choose.config import SelectorConfig
 from panoply.choose.policies import LinUCB
 from panoply.choose.rounds import Prompt
 from panoply.choose.signals import Outcome
+from panoply.config.bandit import SelectorConfig
 
 Array: TypeAlias = NDArray[np.float64]
 ALPHA = 0.1

@@ -42,11 +42,11 @@ from benchmarks.preference_results import Ints, mean_interval
 from benchmarks.replay import TUNED_NOISE, Recorded, arm_rewards, ensembles, right
 from panoply.choose.bandit import projection
 from panoply.choose.ensembles import best_arms
-from panoply.choose.laser_config import LaserConfig
 from panoply.choose.policies import MOSS, LinUCB, Policy, Sequential, Thompson, Uniform
 from panoply.choose.router import fit_router
+from panoply.config.laser import LaserConfig
+from panoply.config.preference import PreferenceConfig, ScheduleConfig
 from panoply.data.tables import Split
-from panoply.train.config import PreferenceConfig, ScheduleConfig
 
 Array: TypeAlias = NDArray[np.float64]
 

@@ -29,7 +29,7 @@ from benchmarks.tree_baselines import (
     side_by_side,
     sorted_batches,
 )
-from panoply.config import ArmoRMConfig, BackboneConfig, ObjectivesConfig
+from panoply.config.armorm import ArmoRMConfig, BackboneConfig, ObjectivesConfig
 
 TIMES = 3
 """How many times the rows of the smaller size the larger one has."""

@@ -32,9 +32,9 @@ import tyro
 
 from benchmarks.serve import saved_model
 from jobs.recipes import LASER, SHORT, SPOKEN
-from panoply.choose.laser_config import ArmsConfig, LaserConfig, PromptsConfig
+from panoply.config.laser import ArmsConfig, LaserConfig, PromptsConfig
+from panoply.config.serve import ScalingConfig
 from panoply.data.verifiable import verifiable_prompts
-from panoply.serve.config import ScalingConfig
 from panoply.wire.request import Chat
 from workflows.progress import Watch
 

@@ -31,13 +31,13 @@ import tyro
 from numpy.typing import NDArray
 
 from jobs.recipes import FUNCTIONS, PREFERENCE
-from panoply.choose.config import PolicyConfig as Bandit
-from panoply.choose.config import SelectorConfig
-from panoply.choose.laser_config import ArmsConfig, BestOfNConfig, LaserConfig, PromptsConfig
-from panoply.config import Rendering
+from panoply.config.armorm import Rendering
+from panoply.config.bandit import PolicyConfig as Bandit
+from panoply.config.bandit import SelectorConfig
+from panoply.config.laser import ArmsConfig, BestOfNConfig, LaserConfig, PromptsConfig
+from panoply.config.policy import PolicyConfig, SamplingConfig
+from panoply.config.preference import PreferenceConfig, ScheduleConfig, TrunkConfig
 from panoply.data.verifiable import DOMAINS, verifiable_prompts
-from panoply.train.config import PreferenceConfig, ScheduleConfig, TrunkConfig
-from panoply.train.policy_config import PolicyConfig, SamplingConfig
 
 Array: TypeAlias = NDArray[np.float64]
 

@@ -20,8 +20,8 @@ import torch
 import tyro
 
 from benchmarks.preference import FIVE
-from panoply.config import Planted, Rendering
-from panoply.train.config import PreferenceConfig, ScheduleConfig, TrunkConfig, WeightingConfig
+from panoply.config.armorm import Planted, Rendering
+from panoply.config.preference import PreferenceConfig, ScheduleConfig, TrunkConfig, WeightingConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from typing import Any
 import tyro
 
 from jobs.recipes import ARMORM
-from panoply.config import ArmoRMConfig
+from panoply.config.armorm import ArmoRMConfig
 
 NAMES = ("oracle", "best_fixed", "gate", "recovered", "weight_correlation")
 

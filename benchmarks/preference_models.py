@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
+from panoply.config.preference import PreferenceConfig
 from panoply.data.schema import digest
-from panoply.train.config import PreferenceConfig
 
 
 class Bench:

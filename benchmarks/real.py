@@ -19,7 +19,7 @@ from typing import Any
 
 import tyro
 
-from panoply.config import ArmoRMConfig, BackboneConfig
+from panoply.config.armorm import ArmoRMConfig, BackboneConfig
 
 PAIRS = (
     "hh_helpful",

@@ -21,9 +21,9 @@ import torch
 import transformers
 import tyro
 
+from panoply.config.policy import SamplingConfig
 from panoply.hub.policy import Policy, load_policy
 from panoply.model.sampling import stream
-from panoply.train.policy_config import SamplingConfig
 
 TOPICS = ("the sea", "bread", "a bicycle", "winter", "chess", "a lighthouse", "bees", "rain")
 PADDING = "Keep in mind that the reader is a busy person who knows nothing about it. "

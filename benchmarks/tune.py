@@ -23,9 +23,9 @@ from typing import Any, cast
 
 import tyro
 
-from panoply.config import Planted, Rendering
-from panoply.train.config import PreferenceConfig, TrunkConfig, WeightingConfig
-from panoply.train.search import Point, TuneConfig, paper_point
+from panoply.config.armorm import Planted, Rendering
+from panoply.config.preference import PreferenceConfig, TrunkConfig, WeightingConfig
+from panoply.config.tune import Point, TuneConfig, paper_point
 
 SOURCES = ("hh_helpful", "hh_harmless", "alpacaeval_gpt4", "ukp_convarg", "truthfulqa")
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from panoply.config import Board, EvaluateConfig, MatrixConfig
+from panoply.config.armorm import Board, EvaluateConfig, MatrixConfig
 from workflows.progress import Terminal, Watch, exit_if_unusable
 
 

@@ -6,20 +6,20 @@ from dataclasses import replace
 
 import tyro
 
-from panoply.choose.config import PolicyConfig as Bandit
-from panoply.choose.config import SelectorConfig, SignalConfig
-from panoply.choose.laser_config import ArmsConfig, BestOfNConfig, LaserConfig, PromptsConfig
-from panoply.config import ArmoRMConfig, BackboneConfig, GateConfig, Planted, Rendering
-from panoply.serve.config import ServeConfig
-from panoply.train.config import (
+from panoply.config.armorm import ArmoRMConfig, BackboneConfig, GateConfig, Planted, Rendering
+from panoply.config.bandit import PolicyConfig as Bandit
+from panoply.config.bandit import SelectorConfig, SignalConfig
+from panoply.config.laser import ArmsConfig, BestOfNConfig, LaserConfig, PromptsConfig
+from panoply.config.policy import PolicyConfig, SamplingConfig
+from panoply.config.preference import (
     LossConfig,
     PreferenceConfig,
     ScheduleConfig,
     TrunkConfig,
     WeightingConfig,
 )
-from panoply.train.policy_config import PolicyConfig, SamplingConfig
-from panoply.train.search import TuneConfig
+from panoply.config.serve import ServeConfig
+from panoply.config.tune import TuneConfig
 
 ARMORM: dict[str, tuple[str, ArmoRMConfig]] = {
     "embedded": (

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from panoply.choose.config import PolicyConfig as Bandit
-from panoply.choose.config import SelectorConfig, SignalConfig
-from panoply.choose.laser_config import ArmsConfig, LaserConfig, PromptsConfig
-from panoply.config import Rendering
-from panoply.train.config import TrunkConfig
-from panoply.train.policy_config import PolicyConfig, SamplingConfig
+from panoply.config.armorm import Rendering
+from panoply.config.bandit import PolicyConfig as Bandit
+from panoply.config.bandit import SelectorConfig, SignalConfig
+from panoply.config.laser import ArmsConfig, LaserConfig, PromptsConfig
+from panoply.config.policy import PolicyConfig, SamplingConfig
+from panoply.config.preference import TrunkConfig
 
 LONG = "function:panoply.serve.verifiers:length"
 SHORT = "function:panoply.serve.verifiers:brevity"

@@ -9,9 +9,9 @@ import numpy as np
 from preference_runs import WORDS
 
 from actors.policy_task import PolicyTask, RankedPrompt
-from panoply.config import Rendering
-from panoply.train.config import TrunkConfig
-from panoply.train.policy_config import PolicyConfig
+from panoply.config.armorm import Rendering
+from panoply.config.policy import PolicyConfig
+from panoply.config.preference import TrunkConfig
 
 
 def ranked_prompts(count=10, seed=0) -> tuple[RankedPrompt, ...]:

@@ -8,8 +8,8 @@ from fastapi import FastAPI, HTTPException
 from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, ConfigDict
 
+from panoply.config.policy import SamplingConfig
 from panoply.hub.policy import load_policy
-from panoply.train.policy_config import SamplingConfig
 
 BASE = "base"
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from actors.learner import Learner
 from actors.task import TrainTask
-from panoply.config import Rendering
-from panoply.train.config import PreferenceConfig, ScheduleConfig, TrunkConfig
+from panoply.config.armorm import Rendering
+from panoply.config.preference import PreferenceConfig, ScheduleConfig, TrunkConfig
 from panoply.train.group import Group
 
 WORDS = [

@@ -5,10 +5,10 @@ import math
 import numpy as np
 
 from actors.selector import Selector
-from panoply.choose.config import SelectorConfig, SignalConfig
 from panoply.choose.log import Log, state_version
 from panoply.choose.rounds import Prompt
 from panoply.choose.signals import Outcome
+from panoply.config.bandit import SelectorConfig, SignalConfig
 
 ARMS = ("ann", "bob", "cy")
 CONFIG = SelectorConfig(signal=SignalConfig(name="verifier"), seed=3)

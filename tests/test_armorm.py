@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
-from panoply.config import (
+from panoply.config.armorm import (
     ArmoRMConfig,
     BackboneConfig,
     EvaluateConfig,

@@ -5,9 +5,9 @@ import time
 
 import pytest
 
+from panoply.config.serve import BatchConfig
 from panoply.model.gather import Tokenized
 from panoply.serve.batching import Batcher, Overloaded
-from panoply.serve.config import BatchConfig
 
 
 def talk(prompt, response, size=4):

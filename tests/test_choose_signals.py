@@ -6,7 +6,11 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from panoply.choose.config import (
+from panoply.choose.make import POLICIES, initial_state, make_policy
+from panoply.choose.policies import MOSS, LinUCB, Thompson
+from panoply.choose.rewards import quantile_rewards
+from panoply.choose.signals import MEASURES, Carry, signals
+from panoply.config.bandit import (
     SETTINGS,
     SIGNALS,
     PolicyConfig,
@@ -14,10 +18,6 @@ from panoply.choose.config import (
     SignalConfig,
     WatchConfig,
 )
-from panoply.choose.make import POLICIES, initial_state, make_policy
-from panoply.choose.policies import MOSS, LinUCB, Thompson
-from panoply.choose.rewards import quantile_rewards
-from panoply.choose.signals import MEASURES, Carry, signals
 
 CONFIG = SignalConfig(wait=2, window=3)
 

@@ -9,9 +9,9 @@ import pytest
 from preference_runs import WORDS, make_task, other, small_config, steps_of, write_pairs
 from transformers import AutoTokenizer, LlamaConfig, LlamaModel
 
+from panoply.config.preference import LossConfig, PreferenceConfig, TrunkConfig, WeightingConfig
 from panoply.data.tokens import TokenPairs
 from panoply.hub.backbone import Renderer
-from panoply.train.config import LossConfig, PreferenceConfig, TrunkConfig, WeightingConfig
 from workflows.comparisons import read_pairs, tokenize, training_rows
 from workflows.preference import calibrate, measure
 from workflows.progress import Watch

@@ -19,7 +19,7 @@ from ray_head import ROOT
 from rich.console import Console
 
 from jobs.recipes import SERVE
-from panoply.serve.config import ScalingConfig, ServeConfig
+from panoply.config.serve import ScalingConfig, ServeConfig
 from workflows.models import model_app
 from workflows.progress import Watch
 from workflows.serve import admitted, deployed, follow, pinned, run_serve, serve_file, targets

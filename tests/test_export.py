@@ -11,7 +11,7 @@ from transformers import (
     AutoTokenizer,
 )
 
-from panoply.config import GateConfig, Rendering
+from panoply.config.armorm import GateConfig, Rendering
 from panoply.hub.artefact import Card, RewardModel, load_reward_model, pooled, save_reward_model
 from panoply.hub.backbone import Backbone, Renderer
 from panoply.hub.card import write_card

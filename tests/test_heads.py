@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from actors.fitters import HeadTask, load_head
-from panoply.config import GateConfig
+from panoply.config.armorm import GateConfig
 from panoply.model.gate import make_gate
 from panoply.train.mixtures import fit_simplex
 from workflows.scorers import train_heads

@@ -15,9 +15,9 @@ from transformers import AutoTokenizer
 from actors.arm_judge import ArmJudge
 from actors.judge import MOST_FAILURES, Judge
 from actors.voices import voice_of
+from panoply.config.serve import ArmConfig, BatchConfig
 from panoply.hub.artefact import load_reward_model
 from panoply.serve.calls import Call
-from panoply.serve.config import ArmConfig, BatchConfig
 from panoply.wire.request import Chat, Rendered, RequestError, Tokens
 from panoply.wire.slime import Sample
 from panoply.wire.trainers import verl_request

@@ -15,10 +15,10 @@ from laser_runs import LONG, SHORT, laser_config
 from mlflow import MlflowClient
 from ray_head import ROOT
 
-from panoply.choose.config import SelectorConfig, WatchConfig
-from panoply.choose.laser_config import ArmsConfig, BestOfNConfig, PromptsConfig
 from panoply.choose.log import Log
 from panoply.choose.watch import series
+from panoply.config.bandit import SelectorConfig, WatchConfig
+from panoply.config.laser import ArmsConfig, BestOfNConfig, PromptsConfig
 from panoply.hub.policy import load_policy
 from workflows.best_of_n import run_best_of_n
 from workflows.laser import run_laser
@@ -28,7 +28,7 @@ ARMS = ("long", "short")
 DRIVER = """
 import json, sys
 from pydantic import TypeAdapter
-from panoply.choose.laser_config import LaserConfig
+from panoply.config.laser import LaserConfig
 from workflows.laser import run_laser
 from workflows.progress import Watch
 run_laser(TypeAdapter(LaserConfig).validate_python(json.load(sys.stdin)), Watch())

@@ -14,14 +14,14 @@ from laser_runs import SHORT, laser_config
 from test_scalar import save_small
 from transformers import AutoTokenizer
 
-from panoply.choose.config import PolicyConfig as Bandit
-from panoply.choose.config import SelectorConfig
-from panoply.choose.laser_config import ArmsConfig, PromptsConfig
 from panoply.choose.log import Log
 from panoply.choose.scored import read_scored
+from panoply.config.bandit import PolicyConfig as Bandit
+from panoply.config.bandit import SelectorConfig
+from panoply.config.laser import ArmsConfig, PromptsConfig
+from panoply.config.policy import SamplingConfig
+from panoply.config.serve import ScalingConfig
 from panoply.hub.artefact import load_reward_model
-from panoply.serve.config import ScalingConfig
-from panoply.train.policy_config import SamplingConfig
 from workflows.laser import run_laser, tasks_of
 from workflows.progress import Watch
 

@@ -11,14 +11,14 @@ from laser_runs import laser_config
 
 from panoply.choose.bandit import project
 from panoply.choose.classifier import fit_classifier
-from panoply.choose.config import PolicyConfig as Bandit
-from panoply.choose.config import SelectorConfig, SignalConfig, WatchConfig
-from panoply.choose.laser_config import ArmsConfig, PromptsConfig
 from panoply.choose.log import Log
 from panoply.choose.make import initial_state
 from panoply.choose.rewards import verified
 from panoply.choose.router import fit_router
 from panoply.choose.scored import read_scored
+from panoply.config.bandit import PolicyConfig as Bandit
+from panoply.config.bandit import SelectorConfig, SignalConfig, WatchConfig
+from panoply.config.laser import ArmsConfig, PromptsConfig
 from workflows.laser import run_laser, tasks_of
 from workflows.probe import judged_probe, read_probe
 from workflows.progress import Watch

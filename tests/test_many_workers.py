@@ -12,7 +12,7 @@ from distributed_runs import work
 from preference_runs import make_task, other, small_config, write_pairs
 
 from actors.training import DONE, run_task
-from panoply.train.config import LossConfig, WeightingConfig
+from panoply.config.preference import LossConfig, WeightingConfig
 from panoply.train.group import Group
 
 

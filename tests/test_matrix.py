@@ -12,7 +12,7 @@ from test_export import make_run
 from test_scalar import save_small, small_decoder
 from transformers import AutoTokenizer
 
-from panoply.config import EvaluateConfig, MatrixConfig
+from panoply.config.armorm import EvaluateConfig, MatrixConfig
 from panoply.data.planted import plant
 from panoply.data.schema import split_key
 from panoply.data.tables import PairTable, Split

@@ -20,14 +20,14 @@ from actors.policy_learner import PolicyLearner, comparison, pairs_of, tokens_of
 from actors.policy_task import DONE, STOPPED, PolicyRound
 from actors.policy_training import run_policy_task
 from actors.sampler import Question, Sampler
+from panoply.config.policy import PolicyConfig, SamplingConfig
+from panoply.config.preference import TrunkConfig
 from panoply.hub.adapters import FILE
 from panoply.hub.policy import load_policy
 from panoply.model.tree import Branch, TokenTree
-from panoply.train.config import TrunkConfig
 from panoply.train.group import Group
 from panoply.train.losses import dpo_nll
 from panoply.train.plan import step_ids
-from panoply.train.policy_config import PolicyConfig, SamplingConfig
 from panoply.train.policy_outcome import kl_per_token
 
 

@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from actors.policy_task import PolicyRound
 from actors.policy_training import run_policy_task
 from actors.sampler import Question, Sampler
-from panoply.config import Rendering
+from panoply.config.armorm import Rendering
+from panoply.config.policy import SamplingConfig
 from panoply.hub.adapters import FILE
 from panoply.train.group import Group
-from panoply.train.policy_config import SamplingConfig
 from workflows.policy import train_round
 from workflows.rollouts import calls, rollouts, sampler_pool
 

@@ -16,8 +16,8 @@ import torch
 from preference_runs import small_config, write_pairs
 
 from actors import training
+from panoply.config.preference import LossConfig, WeightingConfig
 from panoply.hub.artefact import load_reward_model
-from panoply.train.config import LossConfig, WeightingConfig
 from workflows.preference import OWN, PLAIN, run_preference
 from workflows.progress import Watch
 from workflows.tables import RAW

@@ -5,7 +5,7 @@ import pytest
 import torch
 from reference import dpo_loss, log_sigmoid, sigmoid, soft_label_loss
 
-from panoply.train.config import LossConfig
+from panoply.config.preference import LossConfig
 from panoply.train.losses import (
     bradley_terry,
     centering,

@@ -5,7 +5,7 @@ import json
 import pytest
 from mlflow import MlflowClient
 
-from panoply.serve.config import ArmConfig
+from panoply.config.serve import ArmConfig
 from workflows.progress import Watch
 from workflows.serve import pinned
 from workflows.tracking import open_tracker

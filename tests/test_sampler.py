@@ -5,11 +5,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.sampler import Question, Sampler
-from panoply.config import Rendering
+from panoply.config.armorm import Rendering
+from panoply.config.policy import SamplingConfig
 from panoply.hub.backbone import Renderer
 from panoply.hub.policy import Policy, load_policy
 from panoply.model.shared_prefix import Layer, attend_after_prefix
-from panoply.train.policy_config import SamplingConfig
 
 SHORT = SamplingConfig(max_tokens=24, rows=12, temperature=3.0)
 TEXTS = ("say a", "say something longer than that", "b", "what now, and then, and after that?")

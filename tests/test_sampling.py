@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from panoply.config.policy import SamplingConfig
 from panoply.model.sampling import choose_tokens, exponentials, nucleus, stream
-from panoply.train.policy_config import SamplingConfig
 
 CPU = torch.device("cpu")
 

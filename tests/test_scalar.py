@@ -10,7 +10,7 @@ from test_backbone import TURNS, byte_tokenizer
 from test_export import scores_by_transformers
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
-from panoply.config import Rendering
+from panoply.config.armorm import Rendering
 from panoply.data.schema import split_key
 from panoply.hub.artefact import load_reward_model
 from panoply.hub.attention import attend_by_trees

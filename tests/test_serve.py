@@ -16,8 +16,8 @@ from test_export import make_run
 from test_scalar import save_small
 from transformers import AutoTokenizer
 
+from panoply.config.serve import ScalingConfig, ServeConfig
 from panoply.hub.artefact import load_reward_model
-from panoply.serve.config import ScalingConfig, ServeConfig
 from panoply.wire.client import Client
 from panoply.wire.request import Chat, ScoreRequest
 from workflows.gateway import states

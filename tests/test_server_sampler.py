@@ -13,10 +13,10 @@ from actors.policy_training import run_policy_task
 from actors.sampler import Question, Response
 from actors.server_sampler import ServerSampler, check_server, read_response
 from panoply.choose.log import Log
+from panoply.config.policy import PolicyServerConfig, SamplingConfig
 from panoply.hub.policy import load_policy
 from panoply.model.sampling import stream
 from panoply.train.group import Group
-from panoply.train.policy_config import PolicyServerConfig, SamplingConfig
 from panoply.wire.attempts import RewardServerError
 from workflows.laser import run_laser
 from workflows.progress import Watch

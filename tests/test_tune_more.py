@@ -18,9 +18,8 @@ from preference_runs import small_config, write_pairs
 from actors.training import DONE, run_task
 from actors.trial import looks, trial_task
 from jobs.recipes import PREFERENCE, TUNE_MORE
-from panoply.train.config import WeightingConfig
-from panoply.train.group import Group
-from panoply.train.search import (
+from panoply.config.preference import WeightingConfig
+from panoply.config.tune import (
     LEAST_STEPS,
     SpaceConfig,
     TuneConfig,
@@ -29,6 +28,7 @@ from panoply.train.search import (
     num_steps,
     paper_point,
 )
+from panoply.train.group import Group
 from workflows.progress import Watch
 from workflows.trials import Trial, best, draw_trials, search_table, trials_table
 from workflows.tune_more import prepare, run_tune_more, sampler, space

@@ -8,11 +8,11 @@ import pyarrow as pa
 import pytest
 
 from actors.selector import Selector
-from panoply.choose.config import PolicyConfig, SelectorConfig, SignalConfig, WatchConfig
 from panoply.choose.log import DECISIONS, REWARDS, Log, Record
 from panoply.choose.rounds import Prompt
 from panoply.choose.signals import Outcome, correlations
 from panoply.choose.watch import alarms, arm_values, orders, pauses, regret, rise, series
+from panoply.config.bandit import PolicyConfig, SelectorConfig, SignalConfig, WatchConfig
 
 ARMS = ("org/ann", "bob")
 

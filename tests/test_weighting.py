@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from reference import squared_norm
 
-from panoply.train.config import WeightingConfig
+from panoply.config.preference import WeightingConfig
 from panoply.train.min_norm import closest, exact, frank_wolfe, min_norm
 from panoply.train.plan import Plan
 from panoply.train.weighting import Weighting, normalized, weigh

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.embedder import Probed
-from panoply.config import ArmoRMConfig
+from panoply.config.armorm import ArmoRMConfig
 from panoply.hub.backbone import resolve
 from panoply.hub.card import write_card
 from panoply.measure.calibration import reliability

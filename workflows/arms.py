@@ -26,9 +26,9 @@ from ray.serve.exceptions import BackPressureError
 from actors.arm_judge import ArmJudge
 from actors.faults import fault
 from actors.gateway import Ask
+from panoply.config.serve import ArmConfig
 from panoply.data.schema import digest
 from panoply.serve.calls import Call, bucket_of
-from panoply.serve.config import ArmConfig
 from panoply.wire.request import Chat, ModelAnswer, RequestError
 from workflows.gateway import JUDGE, cause, model_name
 from workflows.models import model_app

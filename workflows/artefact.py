@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from panoply.config import ArmoRMConfig
+from panoply.config.armorm import ArmoRMConfig
 from panoply.hub.artefact import Card, RewardModel, load_gated_model, save_reward_model
 from panoply.hub.backbone import load_backbone
 from panoply.model.reward_model import GatedHead

@@ -27,13 +27,13 @@ from pydantic import TypeAdapter
 from actors.contexts import prompt_states, unit_contexts
 from actors.server_sampler import check_server
 from panoply.choose.bandit import choose, uniforms
-from panoply.choose.config import SelectorConfig
 from panoply.choose.ensembles import best_of, chosen_scores
-from panoply.choose.laser_config import ENSEMBLES, LASER, BestOfNConfig
 from panoply.choose.log import Log, replay
 from panoply.choose.make import initial_state, make_policy
 from panoply.choose.scored import Scored
-from panoply.config import Rendering
+from panoply.config.armorm import Rendering
+from panoply.config.bandit import SelectorConfig
+from panoply.config.laser import ENSEMBLES, LASER, BestOfNConfig
 from panoply.data.schema import digest
 from panoply.data.tasks import Task
 from panoply.hub.backbone import resolve

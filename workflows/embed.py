@@ -31,7 +31,7 @@ from ray.exceptions import (
 )
 
 from actors.embedder import DRIFT_PROMPTS, Embedder, Probed, probe
-from panoply.config import BackboneConfig
+from panoply.config.armorm import BackboneConfig
 from panoply.data.features import FeatureStore
 from workflows.cluster import MAX_FAILURES
 from workflows.progress import Watch

@@ -21,7 +21,7 @@ from ray.serve.handle import DeploymentHandle
 
 from actors.gateway import Gateway, Model, State
 from actors.http import make_app
-from panoply.serve.config import GatewayArgs
+from panoply.config.serve import GatewayArgs
 from panoply.wire.endpoint import Limits
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from panoply.config import ArmoRMConfig
+from panoply.config.armorm import ArmoRMConfig
 from panoply.data.ingest import Ingested, Limits, ingest_pairs, ingest_ratings
 from panoply.data.objectives import check_objectives
 from panoply.data.planted import Truth, plant

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from actors.checkpoints import write_json
 from panoply.choose.bandit import project
 from panoply.choose.classifier import fit_classifier
-from panoply.choose.laser_config import CLASSIFIER, ROUTER, LaserConfig
 from panoply.choose.make import initial_state
 from panoply.choose.rewards import verified
 from panoply.choose.router import fit_router
 from panoply.choose.scored import Scored
+from panoply.config.laser import CLASSIFIER, ROUTER, LaserConfig
 from panoply.data.tasks import Task
 from workflows.samples import Rollouts
 

@@ -37,7 +37,14 @@ from actors.contexts import prompt_states, unit_contexts
 from actors.policy_task import PolicyRound, PolicyTask, RankedPrompt
 from actors.server_sampler import check_server
 from panoply.choose.ensembles import best_arms, chosen_scores
-from panoply.choose.laser_config import (
+from panoply.choose.log import Log
+from panoply.choose.pairs import build_pairs
+from panoply.choose.rewards import agreement, disagreement, verified
+from panoply.choose.rounds import Prompt
+from panoply.choose.scored import Scored
+from panoply.choose.signals import Outcome
+from panoply.choose.watch import Alarm, alarms, orders, pauses, series
+from panoply.config.laser import (
     CLASSIFIER,
     ORACLE,
     ROUTER,
@@ -46,16 +53,9 @@ from panoply.choose.laser_config import (
     LaserConfig,
     PromptsConfig,
 )
-from panoply.choose.log import Log
-from panoply.choose.pairs import build_pairs
-from panoply.choose.rewards import agreement, disagreement, verified
-from panoply.choose.rounds import Prompt
-from panoply.choose.scored import Scored
-from panoply.choose.signals import Outcome
-from panoply.choose.watch import Alarm, alarms, orders, pauses, series
+from panoply.config.serve import ArmConfig
 from panoply.data.tasks import Task, made_tasks, parted, read_tasks, rounds_of
 from panoply.hub.backbone import resolve
-from panoply.serve.config import ArmConfig
 from workflows.arms import asking
 from workflows.cluster import aborts_when_stopped, claim, connect, run_folder
 from workflows.labeled import Labeled, labeled_of

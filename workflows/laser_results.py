@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.policy_task import PolicyRound, RankedPrompt
-from panoply.choose.config import SIGNALS
 from panoply.choose.ensembles import best_of, chosen_scores
-from panoply.choose.laser_config import ENSEMBLES, LaserConfig
 from panoply.choose.log import Log, Record, column
 from panoply.choose.scored import Scored
 from panoply.choose.signals import correlations
 from panoply.choose.watch import Alarm, alarms, series
+from panoply.config.bandit import SIGNALS
+from panoply.config.laser import ENSEMBLES, LaserConfig
 from panoply.data.tasks import Task
 from panoply.hub.policy_export import export_policy
 from panoply.measure.intervals import mean_interval

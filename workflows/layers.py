@@ -8,7 +8,7 @@ from itertools import product
 
 import numpy as np
 
-from panoply.config import ObjectivesConfig, Pooling
+from panoply.config.armorm import ObjectivesConfig, Pooling
 from panoply.data.features import FeatureStore
 from panoply.data.schema import uniform
 from panoply.data.tables import Ints, RatingTable

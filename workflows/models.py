@@ -10,7 +10,7 @@ from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 
 from actors.arm_judge import ArmJudge
-from panoply.serve.config import ArmConfig
+from panoply.config.serve import ArmConfig
 from workflows.gateway import JUDGE, MOST_CALLS, TRIES, read_args
 
 ROUTER = "actors.affinity.PromptAffinity"

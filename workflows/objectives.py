@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from actors.embedder import Probed
 from actors.fitters import Block, SumsTask, accumulate
-from panoply.config import ObjectivesConfig
+from panoply.config.armorm import ObjectivesConfig
 from panoply.data.features import FeatureStore, Floats, Found
 from panoply.data.schema import digest
 from panoply.data.tables import Ints, PairTable, RatingTable

@@ -29,13 +29,13 @@ import torch
 
 from actors.task import PairRows, TrainTask
 from actors.training import DONE, PROGRESS, STOPPED, train_models
+from panoply.config.preference import PreferenceConfig
 from panoply.hub.backbone import resolve
 from panoply.hub.card import write_card
 from panoply.hub.record import ScalarCard
 from panoply.hub.scalar import load_scalar_model, save_scalar_model
 from panoply.hub.trainable import load_trainable
 from panoply.measure.calibration import fit_scale, reliability
-from panoply.train.config import PreferenceConfig
 from panoply.train.min_norm import Array
 from workflows.cluster import await_workers, claim, connect, run_folder, run_train, store_root
 from workflows.comparisons import Preferences, read_pairs, tokenize, training_rows

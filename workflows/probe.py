@@ -12,8 +12,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from actors.policy_task import RankedPrompt
-from panoply.choose.laser_config import LaserConfig
 from panoply.choose.scored import Scored
+from panoply.config.laser import LaserConfig
 from panoply.data.ingest import Limits, ingest_pairs
 from panoply.data.read import Input
 from panoply.data.schema import split_key

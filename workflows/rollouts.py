@@ -15,8 +15,8 @@ import ray
 
 from actors.sampler import Question, Sampler, Samples
 from actors.server_sampler import ServerSampler
-from panoply.config import DType, Rendering
-from panoply.train.policy_config import PolicyServerConfig, SamplingConfig
+from panoply.config.armorm import DType, Rendering
+from panoply.config.policy import PolicyServerConfig, SamplingConfig
 
 
 @contextmanager

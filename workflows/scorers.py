@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from actors.fitters import HeadTask, fit_heads, load_head
-from panoply.config import GateConfig
+from panoply.config.armorm import GateConfig
 from panoply.data.tables import Ints, PairTable, Strings
 from panoply.measure.calibration import ece, ece_floor, fit_scale, log_loss
 from panoply.measure.intervals import macro_interval, paired_interval

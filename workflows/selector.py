@@ -21,7 +21,7 @@ from ray.actor import ActorProxy
 from ray.exceptions import RayActorError
 
 from actors.selector import Selector
-from panoply.choose.config import SelectorConfig
+from panoply.config.bandit import SelectorConfig
 from panoply.data.schema import digest
 
 Array: TypeAlias = NDArray[np.float64]

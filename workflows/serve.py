@@ -31,8 +31,8 @@ from ray.exceptions import RayActorError
 
 from actors.arm_judge import arm_of
 from actors.gateway import State
+from panoply.config.serve import ArmConfig, ServeConfig
 from panoply.hub.foreign import is_hub_name
-from panoply.serve.config import ArmConfig, ServeConfig
 from workflows import starts_cluster
 from workflows.address import answering, reserved, url
 from workflows.cluster import connect, store_root

@@ -14,7 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from panoply.train.search import Point
+from panoply.config.tune import Point
 from workflows.tables import RAW, number
 
 State: TypeAlias = Literal["finished", "stopped", "diverged", "failed"]

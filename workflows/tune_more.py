@@ -8,7 +8,7 @@ What a reader of MORE (arXiv 2312.07401) or of Ray Tune may not expect:
 1. A trial trains inside its own process. A trial that started a `TorchTrainer` would hold one
    placement group more, which stays reserved when ASHA stops the trial on a cluster without
    dashboard, and later trials starve. Trials are many and small: they are the parallel part.
-2. The first trial of both searches is the defaults (`panoply.train.search.paper_point`). Random
+2. The first trial of both searches is the defaults (`panoply.config.tune.paper_point`). Random
    search has the same seed, the same scheduler and as many trials; a point that both choose is
    trained once. Only trials that went all the way can win.
 3. *select* chooses: the least of many losses there is too good to be true. *test* decides, where
@@ -43,9 +43,9 @@ from ray.tune.search.optuna import OptunaSearch
 
 from actors.task import TrainTask
 from actors.trial import fill_store, finish_trial, looks, train_trial, trial_task
+from panoply.config.preference import PreferenceConfig
+from panoply.config.tune import Point, TuneConfig, flags, paper_point
 from panoply.hub.backbone import resolve
-from panoply.train.config import PreferenceConfig
-from panoply.train.search import Point, TuneConfig, flags, paper_point
 from workflows.cluster import await_workers, claim, connect, run_folder, store_root
 from workflows.comparisons import Preferences, read_pairs, tokenize, training_rows
 from workflows.preference import Trained, calibrate, measure

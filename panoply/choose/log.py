@@ -27,9 +27,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from panoply.choose.bandit import Choice, update
-from panoply.choose.config import SIGNALS
 from panoply.choose.signals import MEASURES
 from panoply.choose.state import State
+from panoply.config.bandit import SIGNALS
 from panoply.data.features import open_store
 
 Array: TypeAlias = NDArray[np.float64]

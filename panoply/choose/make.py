@@ -7,7 +7,6 @@ from collections.abc import Callable
 from numpy.typing import ArrayLike
 
 from panoply.choose.bandit import init
-from panoply.choose.config import PolicyConfig, PolicyName, SelectorConfig
 from panoply.choose.policies import (
     MOSS,
     UCB1,
@@ -21,6 +20,7 @@ from panoply.choose.policies import (
     Uniform,
 )
 from panoply.choose.state import State
+from panoply.config.bandit import PolicyConfig, PolicyName, SelectorConfig
 
 POLICIES: dict[PolicyName, Callable[..., Policy]] = {
     "linucb": LinUCB,

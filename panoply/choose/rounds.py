@@ -21,11 +21,11 @@ import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from panoply.choose.bandit import choose, uniforms
-from panoply.choose.config import Level, SelectorConfig, SignalConfig
 from panoply.choose.log import DECISIONS, REWARDS, nullable, state_version
 from panoply.choose.make import make_policy
 from panoply.choose.signals import MEASURES, Carry, Outcome, finite, signals
 from panoply.choose.state import State
+from panoply.config.bandit import Level, SelectorConfig, SignalConfig
 
 Array: TypeAlias = NDArray[np.float64]
 

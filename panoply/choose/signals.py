@@ -19,8 +19,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from panoply.choose.config import Signal, SignalConfig
 from panoply.choose.rewards import advantages, gains, quantile_rewards
+from panoply.config.bandit import Signal, SignalConfig
 from panoply.measure.intervals import percentiles, resampled_spearman
 from panoply.measure.metrics import spearman
 

@@ -20,8 +20,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
-from panoply.choose.config import Action, WatchConfig
 from panoply.choose.log import Record, column, matrix
+from panoply.config.bandit import Action, WatchConfig
 
 Array: TypeAlias = NDArray[np.float64]
 Series: TypeAlias = dict[str, Array]

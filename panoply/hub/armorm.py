@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from panoply.config import GateConfig, Rendering
+from panoply.config.armorm import GateConfig, Rendering
 from panoply.data.adapters import HELPSTEER, HELPSTEER_SCALES
 from panoply.hub.backbone import Backbone, Renderer, choose_dtype
 from panoply.hub.checkpoint import Checkpoint, Shape, few, stored_dtype

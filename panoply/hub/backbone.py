@@ -18,7 +18,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from panoply.config import DType, Rendering
+from panoply.config.armorm import DType, Rendering
 from panoply.data.schema import Message, Prompt
 from panoply.hub.attention import attend_by_trees
 from panoply.hub.embedded import NAME, embedded_model

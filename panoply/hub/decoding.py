@@ -14,10 +14,10 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.masking_utils import sdpa_mask
 
+from panoply.config.policy import SamplingConfig
 from panoply.hub.attention import tree_attention_forward
 from panoply.model.sampling import choose_tokens
 from panoply.model.shared_prefix import Layer, Prefix, attend_after_prefix
-from panoply.train.policy_config import SamplingConfig
 
 NAME = "panoply_prefix"
 

@@ -16,11 +16,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from panoply.config.preference import TrunkConfig
 from panoply.data.schema import digest
 from panoply.data.tokens import TokenPairs
 from panoply.hub.backbone import hash_weights
 from panoply.hub.trainable import Trainable
-from panoply.train.config import TrunkConfig
 from panoply.train.group import Group
 
 ROWS = 128

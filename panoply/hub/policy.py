@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from panoply.config import DType, Rendering
+from panoply.config.armorm import DType, Rendering
+from panoply.config.policy import SamplingConfig
 from panoply.hub.backbone import Renderer, check_vocabulary, choose_dtype, resolve
 from panoply.hub.decoding import Decoding, Sampled, decode_after_prefixes
-from panoply.train.policy_config import SamplingConfig
 
 CHECKED = SamplingConfig(max_tokens=4)
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from panoply.config import GateConfig, Pooling, Rendering
+from panoply.config.armorm import GateConfig, Pooling, Rendering
 
 FORMAT = 1
 

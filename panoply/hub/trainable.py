@@ -15,13 +15,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from panoply.config.preference import TrunkConfig
 from panoply.hub.attention import attend_by_trees
 from panoply.hub.backbone import Renderer, choose_dtype, resolve
 from panoply.model.decoder import Decoder, cut, with_layers
 from panoply.model.forward import probe, row_states, takes_tree_masks
 from panoply.model.reward_net import RewardNet
 from panoply.model.tree import TokenTree
-from panoply.train.config import TrunkConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from panoply.config import GateConfig
+from panoply.config.armorm import GateConfig
 
 
 def spread_of(features_BD: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Generic, TypeAlias, TypeVar
 
+from panoply.config.serve import BatchConfig
 from panoply.model.gather import Tokenized
-from panoply.serve.config import BatchConfig
 
 T = TypeVar("T")
 KEY_TOKENS = 64

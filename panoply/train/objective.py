@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from panoply.train.config import LossConfig
+from panoply.config.preference import LossConfig
 from panoply.train.losses import centering, dpo, sft, smoothed, soft_label
 from panoply.train.step import Compared
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from panoply.train.config import Normalizer, WeightingConfig
+from panoply.config.preference import Normalizer, WeightingConfig
 from panoply.train.min_norm import Array, min_norm
 
 

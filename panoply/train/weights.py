@@ -21,8 +21,8 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
+from panoply.config.preference import Parallel
 from panoply.model.reward_net import RewardNet
-from panoply.train.config import Parallel
 from panoply.train.group import Group
 
 WHOLE = StateDictOptions(

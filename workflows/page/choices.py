@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from panoply.choose.laser_config import FIXED
+from panoply.config.laser import FIXED
 from workflows.page.charts import (
     Axis,
     Cell,

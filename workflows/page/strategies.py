@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from itertools import chain
 from typing import Any, TypeAlias
 
-from panoply.choose.laser_config import JUDGED
+from panoply.config.laser import JUDGED
 from workflows.page.charts import (
     Axis,
     Cell,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from panoply.choose.config import PolicyConfig as Bandit
-from panoply.choose.config import SelectorConfig, WatchConfig
-from panoply.config import DType, Rendering, require
-from panoply.serve.config import ArmConfig, ScalingConfig, ServeConfig
-from panoply.train.policy_config import PolicyConfig, PolicyServerConfig, SamplingConfig
+from panoply.config.armorm import DType, Rendering, require
+from panoply.config.bandit import PolicyConfig as Bandit
+from panoply.config.bandit import SelectorConfig, WatchConfig
+from panoply.config.policy import PolicyConfig, PolicyServerConfig, SamplingConfig
+from panoply.config.serve import ArmConfig, ScalingConfig, ServeConfig
 
 VERIFIER = "verifier"
 """Name that no arm may have."""

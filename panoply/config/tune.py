@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NotRequired, TypedDict
 
-from panoply.config import require
-from panoply.train.config import Normalizer, PreferenceConfig, one_of
+from panoply.config.armorm import require
+from panoply.config.preference import Normalizer, PreferenceConfig, one_of
 
 PAPER_PAIRS = 16
 """Pairs of a source in a step of the paper."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from panoply.config import require
-from panoply.train.config import TrunkConfig
+from panoply.config.armorm import require
+from panoply.config.preference import TrunkConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,1 @@
+"""Dataclasses of every run's settings, on the standard library alone."""
