@@ -34,7 +34,7 @@ from benchmarks.serve import saved_model
 from jobs.recipes import LASER, SHORT, SPOKEN
 from panoply.config.laser import ArmsConfig, LaserConfig, PromptsConfig
 from panoply.config.serve import ScalingConfig
-from panoply.data.verifiable import verifiable_prompts
+from panoply.synthetic.verifiable import verifiable_prompts
 from panoply.wire.request import Chat
 from workflows.progress import Watch
 

@@ -37,7 +37,7 @@ from panoply.config.bandit import SelectorConfig
 from panoply.config.laser import ArmsConfig, BestOfNConfig, LaserConfig, PromptsConfig
 from panoply.config.policy import PolicyConfig, SamplingConfig
 from panoply.config.preference import PreferenceConfig, ScheduleConfig, TrunkConfig
-from panoply.data.verifiable import DOMAINS, verifiable_prompts
+from panoply.synthetic.verifiable import DOMAINS, verifiable_prompts
 
 Array: TypeAlias = NDArray[np.float64]
 

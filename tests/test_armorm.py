@@ -17,8 +17,8 @@ from panoply.config.armorm import (
     ObjectivesConfig,
     Planted,
 )
-from panoply.data.planted import plant
 from panoply.hub.artefact import load_reward_model
+from panoply.synthetic.planted import plant
 from workflows.progress import Watch
 
 SCORERS = [

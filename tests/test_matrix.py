@@ -13,10 +13,10 @@ from test_scalar import save_small, small_decoder
 from transformers import AutoTokenizer
 
 from panoply.config.armorm import EvaluateConfig, MatrixConfig
-from panoply.data.planted import plant
 from panoply.data.schema import split_key
 from panoply.data.tables import PairTable, Split
 from panoply.hub.record import read_card
+from panoply.synthetic.planted import plant
 from workflows.matrix import Row, ensemble, labels, report_row, trained_sources, unseen_rows
 from workflows.plots import matrix
 from workflows.progress import Watch

@@ -14,9 +14,9 @@ from scipy.stats import spearmanr
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import Ridge
 
-from panoply.data.planted import World, plant
-from panoply.data.raters import MISSING_SHARE, RATING_SOURCES
 from panoply.data.schema import PROMPT, prompt_id, split_key, text_id
+from panoply.synthetic.planted import World, plant
+from panoply.synthetic.raters import MISSING_SHARE, RATING_SOURCES
 
 Array = npt.NDArray[np.float64]
 

@@ -58,7 +58,7 @@ def test_the_package_of_the_working_folder_holds_every_module_and_no_environment
     create_package(str(ROOT), target := tmp_path / "package.zip", include_gitignore=True)
     packed = set(zipfile.ZipFile(target).namelist())
     modules = {str(p.relative_to(ROOT)) for name in PACKAGES for p in (ROOT / name).rglob("*.py")}
-    assert "panoply/data/planted.py" in modules
+    assert "panoply/synthetic/planted.py" in modules
     assert modules <= packed
     assert not [name for name in packed if name.startswith((".venv", "runs", "mlruns"))]
     assert target.stat().st_size < 10 << 20

@@ -2,8 +2,8 @@
 
 import pytest
 
-from panoply.data.verifiable import DOMAINS, RULES, obeys, verifiable_prompts
 from panoply.serve.functions import load_function
+from panoply.synthetic.verifiable import DOMAINS, RULES, obeys, verifiable_prompts
 
 GOOD = {
     "brief": "A wide road of water that runs to the sea.",
@@ -71,7 +71,7 @@ def test_without_a_label_there_is_no_verdict_and_a_strange_one_is_refused():
 
 
 def test_it_can_be_served_as_a_function_arm():
-    assert load_function("panoply.data.verifiable:obeys") is not None
+    assert load_function("panoply.synthetic.verifiable:obeys") is not None
 
 
 def test_more_prompts_than_there_are_is_refused():

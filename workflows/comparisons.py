@@ -17,7 +17,6 @@ from transformers import AutoConfig, AutoTokenizer
 from actors.task import PairRows
 from panoply.config.preference import PreferenceConfig
 from panoply.data.ingest import Limits, ingest_pairs
-from panoply.data.planted import plant
 from panoply.data.read import Input
 from panoply.data.schema import digest, uniform
 from panoply.data.split import check_parts
@@ -25,6 +24,7 @@ from panoply.data.tables import Bools, Ints, PairTable, load_pairs
 from panoply.data.tokens import TokenPairs, write_tokens
 from panoply.hub.backbone import Renderer, resolve
 from panoply.model.tree import TokenTree
+from panoply.synthetic.planted import plant
 from panoply.train.plan import Plan
 from workflows.progress import Watch
 

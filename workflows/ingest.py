@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 from panoply.config.armorm import ArmoRMConfig
 from panoply.data.ingest import Ingested, Limits, ingest_pairs, ingest_ratings
 from panoply.data.objectives import check_objectives
-from panoply.data.planted import Truth, plant
 from panoply.data.ratings import RatingMap
 from panoply.data.read import Input
 from panoply.data.schema import digest
@@ -24,6 +23,7 @@ from panoply.data.tables import (
     load_pairs,
     load_ratings,
 )
+from panoply.synthetic.planted import Truth, plant
 from workflows.embed import Texts
 
 

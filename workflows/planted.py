@@ -7,8 +7,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from panoply.data.planted import Truth
 from panoply.data.tables import Strings
+from panoply.synthetic.planted import Truth
 
 Array: TypeAlias = NDArray[np.float64]
 

@@ -44,12 +44,12 @@ class PromptsConfig:
 
     file: str = ""
     """Parquet or JSON lines with `prompt`, and `label` or `answer`, and `source` where there are.
-    Empty: the prompts of `panoply.data.verifiable`."""
+    Empty: the prompts of `panoply.synthetic.verifiable`."""
     num_made: int = 120
     """Prompts made where no file is named, those held out among them."""
     num_held_out: int = 24
     """Prompts that are only evaluated on, by a hash of their text."""
-    verifier: str = "function:panoply.data.verifiable:obeys"
+    verifier: str = "function:panoply.synthetic.verifiable:obeys"
     """Function arm that tells right (1) from wrong (0) by the label; empty: none, and then there is
     neither a held-out score nor the signal 'verifier'."""
 

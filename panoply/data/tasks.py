@@ -10,7 +10,7 @@ from pydantic import JsonValue
 
 from panoply.data.read import Input, Row, Unreadable, open_input
 from panoply.data.schema import Prompt, prompt_id, split_key, uniform
-from panoply.data.verifiable import verifiable_prompts
+from panoply.synthetic.verifiable import verifiable_prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Task:
 
 
 def made_tasks(num: int, seed: int) -> list[Task]:
-    """Returns prompts of `panoply.data.verifiable`, whose domains are their sources."""
+    """Returns prompts of `panoply.synthetic.verifiable`, whose domains are their sources."""
     made = verifiable_prompts(num, seed)
     return [Task(one.prompt_id, one.prompt, one.label, one.domain) for one in made]
 

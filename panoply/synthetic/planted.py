@@ -1,6 +1,6 @@
 """A planted preference world: ratings, pairs and scorers in natural language, with their truth.
 
-Every response is put together from wordings (`panoply.data.phrases`) of attribute levels that are
+Every response is put together from wordings (`panoply.synthetic.phrases`) of attribute levels that are
 drawn first, so the attributes a(x, y) in [0, 1]^A are known by construction and, being words, can
 be read by a linear probe on mean-pooled features. A prompt belongs to one of D domains, and the
 reward is r(x, y) = w_d(x) · a(x, y) with planted weights w_d on the simplex. Domains want opposite
@@ -25,9 +25,9 @@ import pyarrow as pa
 from scipy.optimize import root_scalar
 from scipy.special import expit
 
-from panoply.data.phrases import AXES, DOMAINS, respond
-from panoply.data.raters import RATING_SOURCES, rate, rated_objectives
 from panoply.data.schema import PROMPT, text_id
+from panoply.synthetic.phrases import AXES, DOMAINS, respond
+from panoply.synthetic.raters import RATING_SOURCES, rate, rated_objectives
 
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]

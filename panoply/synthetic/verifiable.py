@@ -9,7 +9,7 @@ domain) there obeyed: brief .49, long .62, list .30, words .50, plain .40, quest
 prompts, 54 had samples that did and samples that did not.
 
 A prompt's label says what is asked; `obeys` checks it, and can be served as a function arm by the
-place `panoply.data.verifiable:obeys`.
+place `panoply.synthetic.verifiable:obeys`.
 """
 
 from __future__ import annotations

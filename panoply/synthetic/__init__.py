@@ -1,0 +1,1 @@
+"""Data made by rule: a planted world, raters, and prompts with verifiable answers."""
