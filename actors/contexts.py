@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from panoply.config.armorm import DType, Rendering
 from panoply.data.schema import Prompt
-from panoply.hub.backbone import count_layers, load_backbone, quiet
+from panoply.hub.backbone.backbone import count_layers, load_backbone, quiet
 
 
 @torch.inference_mode()

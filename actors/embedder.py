@@ -12,7 +12,7 @@ import torch
 
 from panoply.config.armorm import BackboneConfig, DType
 from panoply.data.features import FeatureStore
-from panoply.hub.backbone import Backbone, count_layers, load_backbone, quiet
+from panoply.hub.backbone.backbone import Backbone, count_layers, load_backbone, quiet
 from panoply.measure.metrics import largest_relative_error
 from panoply.model.budget import calibrate
 from panoply.model.tree import TokenTree

@@ -15,8 +15,8 @@ from ray.util.metrics import Counter, Gauge, Histogram
 from actors.faults import fault
 from actors.voices import Voice, voice_of
 from panoply.config.serve import ArmConfig, BatchConfig
-from panoply.hub.artefact import load_reward_model
-from panoply.hub.backbone import quiet
+from panoply.hub.artefact.load import load_reward_model
+from panoply.hub.backbone.backbone import quiet
 from panoply.model.gather import Tokenized, gather
 from panoply.serve.batching import Batcher, BatchStats, Overloaded
 from panoply.serve.calls import Call, each_alone

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from actors.task import TrainTask
 from panoply.data.tokens import TokenPairs
-from panoply.hub.inputs import InputStore
-from panoply.hub.trainable import Trainable, load_trainable
+from panoply.hub.policy.activation_cache import InputStore
+from panoply.hub.policy.trainable import Trainable, load_trainable
 from panoply.train.group import Group
 from panoply.train.losses import updated_labels
 from panoply.train.min_norm import Array

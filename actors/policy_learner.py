@@ -22,9 +22,9 @@ from torch import Tensor
 
 from actors.learner import NonFinite
 from actors.policy_task import PolicyTask, RankedPrompt
-from panoply.hub.adapters import read_adapter
-from panoply.hub.backbone import Renderer
-from panoply.hub.trainable import Trainable, load_trainable
+from panoply.hub.backbone.backbone import Renderer
+from panoply.hub.policy.lora import read_adapter
+from panoply.hub.policy.trainable import Trainable, load_trainable
 from panoply.model.tree import Branch, Ints, TokenTree
 from panoply.train.group import Group
 from panoply.train.losses import dpo_nll

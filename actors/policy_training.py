@@ -17,8 +17,8 @@ from actors.learner import NonFinite
 from actors.policy_learner import OPTIMIZER, PolicyLearner, tokens_of
 from actors.policy_task import ADAPTER, DONE, PAIRS, PROBE, PROGRESS, STOPPED, PolicyTask
 from actors.training import TOLD_EVERY_SECONDS, worker_group
-from panoply.hub.adapters import save_adapter
-from panoply.hub.backbone import quiet
+from panoply.hub.backbone.backbone import quiet
+from panoply.hub.policy.lora import save_adapter
 from panoply.train.group import Group
 from panoply.train.policy_outcome import kl_per_token, margin_per_token, pair_losses
 

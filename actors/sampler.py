@@ -11,9 +11,9 @@ import torch
 from panoply.config.armorm import DType, Rendering
 from panoply.config.policy import SamplingConfig
 from panoply.data.schema import Prompt
-from panoply.hub.backbone import quiet
-from panoply.hub.decoding import Sampled
-from panoply.hub.policy import Policy, load_policy
+from panoply.hub.backbone.backbone import quiet
+from panoply.hub.policy.policy import Policy, load_policy
+from panoply.hub.policy.prefix_decoding import Sampled
 from panoply.model.sampling import stream
 
 

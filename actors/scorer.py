@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from panoply.hub.artefact import RewardModel, load_reward_model, pooled
-from panoply.hub.backbone import quiet
-from panoply.hub.scalar import ScalarModel
+from panoply.hub.artefact.load import RewardModel, load_reward_model, pooled
+from panoply.hub.artefact.scalar import ScalarModel
+from panoply.hub.backbone.backbone import quiet
 from panoply.model.gate import ScalarHead
 from panoply.model.tree import TokenTree
 

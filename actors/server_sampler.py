@@ -23,9 +23,9 @@ from pydantic import BaseModel, Field, JsonValue
 from actors.sampler import Question, Response, Samples
 from panoply.config.armorm import Rendering
 from panoply.config.policy import PolicyServerConfig, SamplingConfig
-from panoply.hub.adapters import FILE
-from panoply.hub.backbone import quiet
-from panoply.hub.policy import load_speaker
+from panoply.hub.backbone.backbone import quiet
+from panoply.hub.policy.lora import FILE
+from panoply.hub.policy.policy import load_speaker
 from panoply.model.sampling import stream
 from panoply.wire.attempts import Attempts
 from panoply.wire.request import Payload

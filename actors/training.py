@@ -16,7 +16,7 @@ import torch
 from actors import checkpoints
 from actors.learner import Learner, NonFinite
 from actors.task import TrainTask
-from panoply.hub.backbone import quiet
+from panoply.hub.backbone.backbone import quiet
 from panoply.train.group import Group
 from panoply.train.weighting import Weighting
 

@@ -23,9 +23,9 @@ from actors.training import DONE, STOPPED, Run, complete, run_task
 from panoply.config.tune import Point, TuneConfig, at_point, num_steps
 from panoply.data.schema import digest
 from panoply.data.tokens import TokenPairs
-from panoply.hub.backbone import quiet
-from panoply.hub.inputs import InputStore
-from panoply.hub.trainable import load_trainable
+from panoply.hub.backbone.backbone import quiet
+from panoply.hub.policy.activation_cache import InputStore
+from panoply.hub.policy.trainable import load_trainable
 from panoply.train.group import Group
 
 

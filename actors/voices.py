@@ -8,12 +8,12 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 
 from panoply.data.ratings import RatingMap
 from panoply.data.schema import Prompt
-from panoply.hub.artefact import AnyModel, RewardModel
-from panoply.hub.backbone import Backbone
-from panoply.hub.head_model import HeadModel
-from panoply.hub.pairwise import PairwiseModel
-from panoply.hub.reading import Reader
-from panoply.hub.scalar import ScalarModel
+from panoply.hub.artefact.load import AnyModel, RewardModel
+from panoply.hub.artefact.scalar import ScalarModel
+from panoply.hub.backbone.backbone import Backbone
+from panoply.hub.backbone.request_tokens import Reader
+from panoply.hub.published.head_model import HeadModel
+from panoply.hub.published.pairwise import PairwiseModel
 from panoply.model.gather import Tokenized
 from panoply.model.reward_model import Scored
 from panoply.model.tree import TokenTree

@@ -127,7 +127,7 @@ class Seed:
 
 def main(options: Options) -> None:
     """Trains the arms, lets all policies choose, writes the figures and prints tables."""
-    from panoply.hub.backbone import quiet
+    from panoply.hub.backbone.backbone import quiet
     from workflows.tracking import write_json
 
     quiet()

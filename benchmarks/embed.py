@@ -62,7 +62,7 @@ def main(options: Options) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from panoply.hub.backbone import quiet
+    from panoply.hub.backbone.backbone import quiet
     from workflows.tracking import write_json
 
     quiet()
@@ -83,7 +83,7 @@ def forwards(options: Options) -> dict[str, Any]:
     """Returns the figures of one worker's forward."""
     import json
 
-    from panoply.hub.backbone import load_backbone, resolve
+    from panoply.hub.backbone.backbone import load_backbone, resolve
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:

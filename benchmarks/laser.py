@@ -59,7 +59,7 @@ class Args:
 
 def sampled(args: Args) -> list[Chat]:
     """Returns prompts with samples of the embedded model."""
-    from panoply.hub.policy import load_policy
+    from panoply.hub.policy.policy import load_policy
     from panoply.model.sampling import stream
 
     policy = load_policy("embedded", rendering=SHORT)

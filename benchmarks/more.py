@@ -45,7 +45,7 @@ def main(options: Options) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from panoply.hub.backbone import quiet
+    from panoply.hub.backbone.backbone import quiet
     from workflows.tracking import write_json
 
     quiet()

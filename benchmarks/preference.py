@@ -75,7 +75,7 @@ class Options:
 
 def main(options: Options) -> None:
     """Runs an experiment and writes its figures after every seed."""
-    from panoply.hub.backbone import quiet
+    from panoply.hub.backbone.backbone import quiet
     from workflows.tracking import write_json
 
     quiet()
@@ -280,7 +280,7 @@ def setting(options: Options) -> dict[str, Any]:
     """Returns versions and sizes."""
     import transformers
 
-    from panoply.hub.backbone import choose_dtype
+    from panoply.hub.backbone.backbone import choose_dtype
 
     return {
         "versions": {m.__name__: str(m.__version__) for m in (torch, transformers)},

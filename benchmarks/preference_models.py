@@ -159,7 +159,7 @@ class Test:
     @cached_property
     def trainable(self) -> Any:
         """The network that weights are loaded into."""
-        from panoply.hub.trainable import load_trainable
+        from panoply.hub.policy.trainable import load_trainable
 
         return load_trainable(self.config.trunk, policy=self.policy)
 

@@ -22,7 +22,7 @@ import transformers
 import tyro
 
 from panoply.config.policy import SamplingConfig
-from panoply.hub.policy import Policy, load_policy
+from panoply.hub.policy.policy import Policy, load_policy
 from panoply.model.sampling import stream
 
 TOPICS = ("the sea", "bread", "a bicycle", "winter", "chess", "a lighthouse", "bees", "rain")

@@ -137,9 +137,9 @@ def saved_model(work: Path, num_heads: int = 1) -> Path:
     import torch
 
     from panoply.config.armorm import Rendering
-    from panoply.hub.backbone import load_backbone
-    from panoply.hub.record import ScalarCard
-    from panoply.hub.scalar import save_scalar_model
+    from panoply.hub.artefact.manifest import ScalarCard
+    from panoply.hub.artefact.scalar import save_scalar_model
+    from panoply.hub.backbone.backbone import load_backbone
 
     folder = (work / ("model" if num_heads == 1 else f"model-{num_heads}-heads")).absolute()
     if folder.exists():
@@ -173,7 +173,7 @@ def make_loads(options: Options, folder: Path) -> dict[str, Load]:
     """Returns the loads, scored in-process on the server's core."""
     import torch
 
-    from panoply.hub.scalar import load_scalar_model
+    from panoply.hub.artefact.scalar import load_scalar_model
 
     torch.set_num_threads(1)
     os.sched_setaffinity(0, {options.server_core})

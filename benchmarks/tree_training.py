@@ -129,7 +129,7 @@ def load_classifier(job: Job) -> Any:
 
 def train_with_panoply(job: Job) -> tuple[Callable[[], float], nn.Module]:
     """Returns our epoch and the model."""
-    from panoply.hub.attention import attend_by_trees
+    from panoply.hub.backbone.attention import attend_by_trees
     from panoply.model.decoder import Decoder
     from panoply.model.reward_net import RewardNet
     from panoply.train.plan import step_ids

@@ -34,7 +34,7 @@ from benchmarks.tree_baselines import (
     where_time_goes,
 )
 from benchmarks.tree_training import compare_training
-from panoply.hub.backbone import Backbone, Renderer, load_backbone, quiet, resolve
+from panoply.hub.backbone.backbone import Backbone, Renderer, load_backbone, quiet, resolve
 from panoply.model.tree import TokenTree
 
 Part = Literal["pairs", "samples", "growth", "training"]

@@ -53,7 +53,7 @@ def main(options: Options) -> None:
     """
     import torch
 
-    from panoply.hub.backbone import quiet
+    from panoply.hub.backbone.backbone import quiet
     from workflows.tracking import write_json
 
     quiet()
@@ -138,7 +138,7 @@ def setting(options: Options) -> dict[str, Any]:
     import optuna
     import torch
 
-    from panoply.hub.backbone import choose_dtype
+    from panoply.hub.backbone.backbone import choose_dtype
 
     return {
         "versions": {m.__name__: str(m.__version__) for m in (torch, optuna)},

@@ -24,8 +24,8 @@ def main(
     # Torch loads only now, after the arguments are known to be right.
     from pathlib import Path
 
-    from panoply.hub.average import average_models
-    from panoply.hub.backbone import quiet
+    from panoply.hub.artefact.average import average_models
+    from panoply.hub.backbone.backbone import quiet
     from workflows.cluster import run_folder
     from workflows.progress import Terminal, exit_if_unusable
 

@@ -26,7 +26,7 @@ def main(
         trust_remote_code: run the model's own code where its layout is unknown.
     """
     # Torch loads only now, after the arguments are known to be right.
-    from panoply.hub.backbone import quiet
+    from panoply.hub.backbone.backbone import quiet
     from workflows.doctor import findings_table, run_doctor
     from workflows.progress import Terminal, exit_if_unusable
 

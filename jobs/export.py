@@ -21,8 +21,8 @@ def main(model: Annotated[str, tyro.conf.Positional], /, out: str) -> None:
     # Torch loads only now, after the arguments are known to be right.
     from pathlib import Path
 
-    from panoply.hub.backbone import quiet
-    from panoply.hub.export import export_scalar
+    from panoply.hub.artefact.export import export_scalar
+    from panoply.hub.backbone.backbone import quiet
     from workflows.cluster import run_folder
     from workflows.progress import Terminal, exit_if_unusable
 

@@ -9,7 +9,7 @@ from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, ConfigDict
 
 from panoply.config.policy import SamplingConfig
-from panoply.hub.policy import load_policy
+from panoply.hub.policy.policy import load_policy
 
 BASE = "base"
 

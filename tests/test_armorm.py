@@ -17,7 +17,7 @@ from panoply.config.armorm import (
     ObjectivesConfig,
     Planted,
 )
-from panoply.hub.artefact import load_reward_model
+from panoply.hub.artefact.load import load_reward_model
 from panoply.synthetic.planted import plant
 from workflows.progress import Watch
 

@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaModel
 
 from panoply.config.armorm import Rendering
-from panoply.hub.armorm import PUBLISHED
-from panoply.hub.artefact import load_reward_model
-from panoply.hub.backbone import Renderer
+from panoply.hub.artefact.load import load_reward_model
+from panoply.hub.backbone.backbone import Renderer
+from panoply.hub.published.armorm import PUBLISHED
 
 NUM, SIZE, HIDDEN, LAYERS = 19, 32, 24, 3
 PROMPT = [

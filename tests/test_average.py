@@ -11,8 +11,8 @@ from transformers import AutoTokenizer
 
 from panoply.config.armorm import Rendering
 from panoply.data.schema import digest
-from panoply.hub.average import average_models
-from panoply.hub.scalar import load_scalar_model
+from panoply.hub.artefact.average import average_models
+from panoply.hub.artefact.scalar import load_scalar_model
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 
 from panoply.config.armorm import BackboneConfig, Rendering
-from panoply.hub.backbone import (
+from panoply.hub.backbone.backbone import (
     PLAIN_TEMPLATE,
     Backbone,
     Renderer,
@@ -14,7 +14,7 @@ from panoply.hub.backbone import (
     load_backbone,
     resolve,
 )
-from panoply.hub.embedded import SHA256, cache_root
+from panoply.hub.backbone.smollm2 import SHA256, cache_root
 from panoply.model.decoder import Decoder
 from panoply.model.forward import encode, encode_plain
 

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaModel
 
 from panoply.config.preference import LossConfig, PreferenceConfig, TrunkConfig, WeightingConfig
 from panoply.data.tokens import TokenPairs
-from panoply.hub.backbone import Renderer
+from panoply.hub.backbone.backbone import Renderer
 from workflows.comparisons import read_pairs, tokenize, training_rows
 from workflows.preference import calibrate, measure
 from workflows.progress import Watch

@@ -15,8 +15,8 @@ from test_published import SIZE, publish, small_classifier
 from test_scalar import save_small, small_decoder
 
 from panoply.config.armorm import Rendering
-from panoply.hub.artefact import load_reward_model
-from panoply.hub.doctor import examine, examine_loaded
+from panoply.hub.artefact.load import load_reward_model
+from panoply.hub.doctor.checks import examine, examine_loaded
 from panoply.measure import conformance
 from panoply.measure.conformance import drift, flips
 

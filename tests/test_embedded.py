@@ -5,7 +5,7 @@ import zipfile
 
 import pytest
 
-from panoply.hub.embedded import embedded_model
+from panoply.hub.backbone.smollm2 import embedded_model
 
 
 @pytest.fixture

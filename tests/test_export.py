@@ -12,10 +12,16 @@ from transformers import (
 )
 
 from panoply.config.armorm import GateConfig, Rendering
-from panoply.hub.artefact import Card, RewardModel, load_reward_model, pooled, save_reward_model
-from panoply.hub.backbone import Backbone, Renderer
-from panoply.hub.card import write_card
-from panoply.hub.export import export_scalar
+from panoply.hub.artefact.export import export_scalar
+from panoply.hub.artefact.load import (
+    Card,
+    RewardModel,
+    load_reward_model,
+    pooled,
+    save_reward_model,
+)
+from panoply.hub.artefact.model_card import write_card
+from panoply.hub.backbone.backbone import Backbone, Renderer
 from panoply.model.gate import make_gate
 from panoply.model.reward_model import GatedHead
 

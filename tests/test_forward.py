@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 
-from panoply.hub.attention import attend_by_trees
+from panoply.hub.backbone.attention import attend_by_trees
 from panoply.model.decoder import Decoder
 from panoply.model.forward import encode, encode_plain, takes_tree_masks
 from panoply.model.tree import Branch, TokenTree

@@ -16,7 +16,7 @@ from actors.arm_judge import ArmJudge
 from actors.judge import MOST_FAILURES, Judge
 from actors.voices import voice_of
 from panoply.config.serve import ArmConfig, BatchConfig
-from panoply.hub.artefact import load_reward_model
+from panoply.hub.artefact.load import load_reward_model
 from panoply.serve.calls import Call
 from panoply.wire.request import Chat, Rendered, RequestError, Tokens
 from panoply.wire.slime import Sample

@@ -19,7 +19,7 @@ from panoply.choose.log import Log
 from panoply.choose.watch import series
 from panoply.config.bandit import SelectorConfig, WatchConfig
 from panoply.config.laser import ArmsConfig, BestOfNConfig, PromptsConfig
-from panoply.hub.policy import load_policy
+from panoply.hub.policy.policy import load_policy
 from workflows.best_of_n import run_best_of_n
 from workflows.laser import run_laser
 from workflows.progress import Watch

@@ -21,7 +21,7 @@ from panoply.config.bandit import SelectorConfig
 from panoply.config.laser import ArmsConfig, PromptsConfig
 from panoply.config.policy import SamplingConfig
 from panoply.config.serve import ScalingConfig
-from panoply.hub.artefact import load_reward_model
+from panoply.hub.artefact.load import load_reward_model
 from workflows.laser import run_laser, tasks_of
 from workflows.progress import Watch
 

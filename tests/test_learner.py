@@ -13,7 +13,7 @@ from torch.nn.functional import logsigmoid
 from actors.learner import Learner, NonFinite
 from actors.training import DONE, STOPPED, Run, run_task
 from panoply.config.preference import LossConfig, TrunkConfig, WeightingConfig
-from panoply.hub.trainable import load_trainable
+from panoply.hub.policy.trainable import load_trainable
 from panoply.train.group import Group
 from panoply.train.losses import updated_labels
 from panoply.train.min_norm import exact

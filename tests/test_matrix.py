@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from panoply.config.armorm import EvaluateConfig, MatrixConfig
 from panoply.data.schema import split_key
 from panoply.data.tables import PairTable, Split
-from panoply.hub.record import read_card
+from panoply.hub.artefact.manifest import read_card
 from panoply.synthetic.planted import plant
 from workflows.matrix import Row, ensemble, labels, report_row, trained_sources, unseen_rows
 from workflows.plots import matrix
@@ -162,7 +162,7 @@ def test_every_model_is_judged_on_every_source(cluster, models, tmp_path):
 
 
 def test_one_scalar_model_is_evaluated_with_its_page_and_plots(cluster, models, tmp_path):
-    from panoply.hub.scalar import load_scalar_model
+    from panoply.hub.artefact.scalar import load_scalar_model
     from workflows.evaluate import run_evaluate
 
     (_, folder), _ = models

@@ -7,8 +7,8 @@ import torch
 from test_backbone import TURNS, byte_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from panoply.hub.artefact import load_reward_model
-from panoply.hub.pairwise import PairwiseModel, context
+from panoply.hub.artefact.load import load_reward_model
+from panoply.hub.published.pairwise import PairwiseModel, context
 
 PROMPT = [
     {"role": "user", "content": "Name a prime."},

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.policy_task import PolicyRound
 from actors.policy_training import run_policy_task
-from panoply.hub.policy_export import export_policy
+from panoply.hub.policy.export import export_policy
 from panoply.train.group import Group
 
 

@@ -22,8 +22,8 @@ from actors.policy_training import run_policy_task
 from actors.sampler import Question, Sampler
 from panoply.config.policy import PolicyConfig, SamplingConfig
 from panoply.config.preference import TrunkConfig
-from panoply.hub.adapters import FILE
-from panoply.hub.policy import load_policy
+from panoply.hub.policy.lora import FILE
+from panoply.hub.policy.policy import load_policy
 from panoply.model.tree import Branch, TokenTree
 from panoply.train.group import Group
 from panoply.train.losses import dpo_nll

@@ -16,7 +16,7 @@ from actors.policy_training import run_policy_task
 from actors.sampler import Question, Sampler
 from panoply.config.armorm import Rendering
 from panoply.config.policy import SamplingConfig
-from panoply.hub.adapters import FILE
+from panoply.hub.policy.lora import FILE
 from panoply.train.group import Group
 from workflows.policy import train_round
 from workflows.rollouts import calls, rollouts, sampler_pool

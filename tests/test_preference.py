@@ -17,7 +17,7 @@ from preference_runs import small_config, write_pairs
 
 from actors import training
 from panoply.config.preference import LossConfig, WeightingConfig
-from panoply.hub.artefact import load_reward_model
+from panoply.hub.artefact.load import load_reward_model
 from workflows.preference import OWN, PLAIN, run_preference
 from workflows.progress import Watch
 from workflows.tables import RAW

@@ -13,9 +13,9 @@ from test_export import make_run
 from test_scalar import PROMPT, RESPONSES, save_small
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
-from panoply.hub.artefact import load_reward_model
-from panoply.hub.backbone import DATE, FIXED_CLOCK
-from panoply.hub.head_model import HeadModel
+from panoply.hub.artefact.load import load_reward_model
+from panoply.hub.backbone.backbone import DATE, FIXED_CLOCK
+from panoply.hub.published.head_model import HeadModel
 
 SIZE = 32
 CHATS = [[*PROMPT, {"role": "assistant", "content": response}] for response in RESPONSES]

@@ -8,9 +8,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from panoply.config.armorm import Rendering
-from panoply.hub.backbone import PLAIN_TEMPLATE, Renderer
-from panoply.hub.embedded import SHA256, cache_root
-from panoply.hub.reading import Reader
+from panoply.hub.backbone.backbone import PLAIN_TEMPLATE, Renderer
+from panoply.hub.backbone.request_tokens import Reader
+from panoply.hub.backbone.smollm2 import SHA256, cache_root
 
 PROMPT = [
     {"role": "user", "content": "How are you?"},

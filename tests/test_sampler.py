@@ -7,8 +7,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from actors.sampler import Question, Sampler
 from panoply.config.armorm import Rendering
 from panoply.config.policy import SamplingConfig
-from panoply.hub.backbone import Renderer
-from panoply.hub.policy import Policy, load_policy
+from panoply.hub.backbone.backbone import Renderer
+from panoply.hub.policy.policy import Policy, load_policy
 from panoply.model.shared_prefix import Layer, attend_after_prefix
 
 SHORT = SamplingConfig(max_tokens=24, rows=12, temperature=3.0)

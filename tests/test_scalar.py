@@ -12,13 +12,13 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 
 from panoply.config.armorm import Rendering
 from panoply.data.schema import split_key
-from panoply.hub.artefact import load_reward_model
-from panoply.hub.attention import attend_by_trees
-from panoply.hub.backbone import Renderer, check_vocabulary
-from panoply.hub.card import write_card
-from panoply.hub.export import export_scalar
-from panoply.hub.record import ScalarCard
-from panoply.hub.scalar import ScalarModel, load_scalar_model, save_scalar_model
+from panoply.hub.artefact.export import export_scalar
+from panoply.hub.artefact.load import load_reward_model
+from panoply.hub.artefact.manifest import ScalarCard
+from panoply.hub.artefact.model_card import write_card
+from panoply.hub.artefact.scalar import ScalarModel, load_scalar_model, save_scalar_model
+from panoply.hub.backbone.attention import attend_by_trees
+from panoply.hub.backbone.backbone import Renderer, check_vocabulary
 from panoply.model.decoder import Decoder
 
 SIZE, DEPTH = 32, 2

@@ -17,7 +17,7 @@ from test_scalar import save_small
 from transformers import AutoTokenizer
 
 from panoply.config.serve import ScalingConfig, ServeConfig
-from panoply.hub.artefact import load_reward_model
+from panoply.hub.artefact.load import load_reward_model
 from panoply.wire.client import Client
 from panoply.wire.request import Chat, ScoreRequest
 from workflows.gateway import states

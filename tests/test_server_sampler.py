@@ -14,7 +14,7 @@ from actors.sampler import Question, Response
 from actors.server_sampler import ServerSampler, check_server, read_response
 from panoply.choose.log import Log
 from panoply.config.policy import PolicyServerConfig, SamplingConfig
-from panoply.hub.policy import load_policy
+from panoply.hub.policy.policy import load_policy
 from panoply.model.sampling import stream
 from panoply.train.group import Group
 from panoply.wire.attempts import RewardServerError

@@ -8,7 +8,7 @@ import torch
 from test_forward import FAMILIES, alike_trees, make, random_trees, relative
 from torch import nn
 
-from panoply.hub.attention import attend_by_trees
+from panoply.hub.backbone.attention import attend_by_trees
 from panoply.model.budget import LEAST, calibrate, within_memory
 from panoply.model.decoder import Decoder
 from panoply.model.forward import encode, encode_plain

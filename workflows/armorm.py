@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 
 from actors.embedder import Probed
 from panoply.config.armorm import ArmoRMConfig
-from panoply.hub.backbone import resolve
-from panoply.hub.card import write_card
+from panoply.hub.artefact.model_card import write_card
+from panoply.hub.backbone.backbone import resolve
 from panoply.measure.calibration import reliability
 from panoply.train.debias import Penalties
 from workflows.artefact import LinearParts, save_artefact

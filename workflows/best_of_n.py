@@ -36,7 +36,7 @@ from panoply.config.bandit import SelectorConfig
 from panoply.config.laser import ENSEMBLES, LASER, BestOfNConfig
 from panoply.data.schema import digest
 from panoply.data.tasks import Task
-from panoply.hub.backbone import resolve
+from panoply.hub.backbone.backbone import resolve
 from panoply.measure.intervals import mean_interval
 from workflows.arms import asking
 from workflows.cluster import aborts_when_stopped, claim, connect, run_folder

@@ -22,8 +22,8 @@ from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from panoply.hub.backbone import quiet
-from panoply.hub.embedded import cache_root
+from panoply.hub.backbone.backbone import quiet
+from panoply.hub.backbone.smollm2 import cache_root
 from workflows import LOOPBACK_ONLY, starts_cluster
 from workflows.progress import Watch
 from workflows.rendezvous import FileTorchConfig

@@ -22,7 +22,7 @@ from panoply.data.schema import digest, uniform
 from panoply.data.split import check_parts
 from panoply.data.tables import Bools, Ints, PairTable, load_pairs
 from panoply.data.tokens import TokenPairs, write_tokens
-from panoply.hub.backbone import Renderer, resolve
+from panoply.hub.backbone.backbone import Renderer, resolve
 from panoply.model.tree import TokenTree
 from panoply.synthetic.planted import plant
 from panoply.train.plan import Plan

@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from panoply.hub.doctor import examine
+from panoply.hub.doctor.checks import examine
 from panoply.measure.conformance import Finding
 from workflows.tracking import write_json
 

@@ -19,7 +19,7 @@ from panoply.data.boards import StyledPairs, read_styles
 from panoply.data.ingest import Limits, ingest_pairs
 from panoply.data.read import Input
 from panoply.data.tables import PairTable, load_pairs
-from panoply.hub.record import Card, ScalarCard, read_card
+from panoply.hub.artefact.manifest import Card, ScalarCard, read_card
 from panoply.measure.boards import rmbench
 from panoply.measure.calibration import reliability
 from workflows.cluster import connect, run_folder

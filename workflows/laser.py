@@ -55,7 +55,7 @@ from panoply.config.laser import (
 )
 from panoply.config.serve import ArmConfig
 from panoply.data.tasks import Task, made_tasks, parted, read_tasks, rounds_of
-from panoply.hub.backbone import resolve
+from panoply.hub.backbone.backbone import resolve
 from workflows.arms import asking
 from workflows.cluster import aborts_when_stopped, claim, connect, run_folder
 from workflows.labeled import Labeled, labeled_of

@@ -20,7 +20,7 @@ from panoply.choose.watch import Alarm, alarms, series
 from panoply.config.bandit import SIGNALS
 from panoply.config.laser import ENSEMBLES, LaserConfig
 from panoply.data.tasks import Task
-from panoply.hub.policy_export import export_policy
+from panoply.hub.policy.export import export_policy
 from panoply.measure.intervals import mean_interval
 from workflows.laser_plots import draw_laser
 from workflows.page.write import write_page

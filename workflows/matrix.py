@@ -26,7 +26,7 @@ from panoply.config.armorm import MatrixConfig
 from panoply.data.ingest import Limits, ingest_pairs
 from panoply.data.read import Input
 from panoply.data.tables import Bools, Ints, PairTable, load_pairs
-from panoply.hub.record import Card, ScalarCard, read_card
+from panoply.hub.artefact.manifest import Card, ScalarCard, read_card
 from panoply.measure.intervals import macro_interval
 from panoply.measure.metrics import macro
 from workflows import plots

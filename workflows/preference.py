@@ -30,11 +30,11 @@ import torch
 from actors.task import PairRows, TrainTask
 from actors.training import DONE, PROGRESS, STOPPED, train_models
 from panoply.config.preference import PreferenceConfig
-from panoply.hub.backbone import resolve
-from panoply.hub.card import write_card
-from panoply.hub.record import ScalarCard
-from panoply.hub.scalar import load_scalar_model, save_scalar_model
-from panoply.hub.trainable import load_trainable
+from panoply.hub.artefact.manifest import ScalarCard
+from panoply.hub.artefact.model_card import write_card
+from panoply.hub.artefact.scalar import load_scalar_model, save_scalar_model
+from panoply.hub.backbone.backbone import resolve
+from panoply.hub.policy.trainable import load_trainable
 from panoply.measure.calibration import fit_scale, reliability
 from panoply.train.min_norm import Array
 from workflows.cluster import await_workers, claim, connect, run_folder, run_train, store_root

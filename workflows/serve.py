@@ -32,7 +32,7 @@ from ray.exceptions import RayActorError
 from actors.arm_judge import arm_of
 from actors.gateway import State
 from panoply.config.serve import ArmConfig, ServeConfig
-from panoply.hub.foreign import is_hub_name
+from panoply.hub.published.loading import is_hub_name
 from workflows import starts_cluster
 from workflows.address import answering, reserved, url
 from workflows.cluster import connect, store_root

@@ -45,7 +45,7 @@ from actors.task import TrainTask
 from actors.trial import fill_store, finish_trial, looks, train_trial, trial_task
 from panoply.config.preference import PreferenceConfig
 from panoply.config.tune import Point, TuneConfig, flags, paper_point
-from panoply.hub.backbone import resolve
+from panoply.hub.backbone.backbone import resolve
 from workflows.cluster import await_workers, claim, connect, run_folder, store_root
 from workflows.comparisons import Preferences, read_pairs, tokenize, training_rows
 from workflows.preference import Trained, calibrate, measure

@@ -14,7 +14,7 @@ from test_backbone import TURNS, byte_tokenizer
 from test_export import make_run
 from test_scalar import save_small
 
-from panoply.hub.artefact import load_reward_model
+from panoply.hub.artefact.load import load_reward_model
 from tests.clients.dialogs import DIALOGS
 
 MERGES = [("Ċ", "Ċ"), ("ĊĊ", "Ċ"), ("Ġ", "Ġ"), ("t", "Ċ"), ("Ġ", "t"), (".", "Ċ")]

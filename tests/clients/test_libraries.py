@@ -18,7 +18,7 @@ DOCUMENTS = [reply for _, reply in DISTINCT if reply.strip()]
 @pytest.fixture(scope="module")
 def ranked(served):
     """Raw in-process scores of the documents as replies to the query, by model."""
-    from panoply.hub.artefact import load_reward_model
+    from panoply.hub.artefact.load import load_reward_model
 
     prompt = [{"role": "user", "content": QUERY}]
     return {

@@ -30,8 +30,8 @@ import torch
 
 from panoply.config.armorm import GateConfig, Rendering
 from panoply.data.adapters import HELPSTEER, HELPSTEER_SCALES
-from panoply.hub.backbone import Backbone, Renderer, choose_dtype
-from panoply.hub.checkpoint import Checkpoint, Shape, few, stored_dtype
+from panoply.hub.backbone.backbone import Backbone, Renderer, choose_dtype
+from panoply.hub.published.checkpoint import Checkpoint, Shape, few, stored_dtype
 from panoply.model.gate import make_gate
 from panoply.model.reward_model import TransformedHead
 

@@ -6,7 +6,7 @@
               = w . z,   w = 1/K sum_k w_k / d_k
 
 with m_k and d_k the mean and deviation of head k on training responses. Either way the score is one
-linear head, so the folder is a sequence classifier (`panoply.hub.classifier`) whose logits are the
+linear head, so the folder is a sequence classifier (`panoply.hub.artefact.classifier`) whose logits are the
 scores. `heads.safetensors` holds the w_k, `panoply.json` what else scoring depends on, and
 `seen.npy` hashes of the split keys that training used.
 
@@ -30,17 +30,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from panoply.data.schema import Prompt
-from panoply.hub.backbone import Backbone, Renderer
-from panoply.hub.card import write_card
-from panoply.hub.classifier import (
+from panoply.hub.artefact.classifier import (
     built_beside,
     check_vacant,
     compare,
     probe_trees,
     write_classifier,
 )
-from panoply.hub.record import ScalarCard, hash_keys, read_card
-from panoply.hub.scoring import ScoringModel, provenance_of
+from panoply.hub.artefact.manifest import ScalarCard, hash_keys, read_card
+from panoply.hub.artefact.model_card import write_card
+from panoply.hub.backbone.backbone import Backbone, Renderer
+from panoply.hub.backbone.scoring_model import ScoringModel, provenance_of
 from panoply.model.tree import TokenTree
 
 
@@ -168,7 +168,7 @@ def load_scalar_model(folder: Path) -> ScalarModel:
     if not isinstance(card, ScalarCard):
         raise ValueError(
             f"{str(folder)!r} is a gated reward model, not a scalar one: load it with "
-            "panoply.hub.artefact.load_reward_model"
+            "panoply.hub.artefact.load.load_reward_model"
         )
     classifier = cast(Any, AutoModelForSequenceClassification.from_pretrained(folder))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

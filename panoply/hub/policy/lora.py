@@ -14,8 +14,8 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from panoply.hub.backbone import resolve
-from panoply.hub.trainable import Trainable
+from panoply.hub.backbone.backbone import resolve
+from panoply.hub.policy.trainable import Trainable
 
 FILE = "adapter_model.safetensors"
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from panoply.hub.backbone import Renderer, resolve
-from panoply.hub.classifier import PROBES, UNCUT, built_beside, check_vacant
+from panoply.hub.artefact.classifier import PROBES, UNCUT, built_beside, check_vacant
+from panoply.hub.backbone.backbone import Renderer, resolve
 
 TOLERANCE = 1e-3
 """Most that a log-probability of a merged policy may differ from the adapted one's."""
@@ -29,7 +29,7 @@ def export_policy(name: str, adapter: Path, out: Path) -> float:
         The largest difference between a log-probability of the saved and the adapted policy.
 
     Raises:
-        FileNotFoundError: see `panoply.hub.backbone.resolve`; or there are no adapters.
+        FileNotFoundError: see `panoply.hub.backbone.backbone.resolve`; or there are no adapters.
         ValueError: `out` holds something, or the adapters are not of this model.
         RuntimeError: the saved model speaks differently.
     """

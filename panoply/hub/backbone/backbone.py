@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from panoply.config.armorm import DType, Rendering
 from panoply.data.schema import Message, Prompt
-from panoply.hub.attention import attend_by_trees
-from panoply.hub.embedded import NAME, embedded_model
-from panoply.hub.turns import Turns, splitting_token
+from panoply.hub.backbone.attention import attend_by_trees
+from panoply.hub.backbone.smollm2 import NAME, embedded_model
+from panoply.hub.backbone.turns import Turns, splitting_token
 from panoply.model.budget import calibrate, within_memory
 from panoply.model.decoder import Decoder, find_layers
 from panoply.model.forward import Features, encode, encode_plain, takes_tree_masks

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from panoply.data.schema import Prompt
-from panoply.hub.backbone import Backbone
-from panoply.hub.scoring import ScoringModel, provenance_of
+from panoply.hub.backbone.backbone import Backbone
+from panoply.hub.backbone.scoring_model import ScoringModel, provenance_of
 from panoply.model.tree import TokenTree
 
 

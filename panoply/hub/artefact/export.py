@@ -11,9 +11,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from panoply.hub.artefact import load_gated_model, pooled
-from panoply.hub.card import Scalar, model_card, read_metrics
-from panoply.hub.classifier import (
+from panoply.hub.artefact.classifier import (
     PROBES,
     built_beside,
     check_vacant,
@@ -21,7 +19,9 @@ from panoply.hub.classifier import (
     probe_trees,
     write_classifier,
 )
-from panoply.hub.record import ScalarCard, read_card
+from panoply.hub.artefact.load import load_gated_model, pooled
+from panoply.hub.artefact.manifest import ScalarCard, read_card
+from panoply.hub.artefact.model_card import Scalar, model_card, read_metrics
 
 SCORER = "linear_bt"
 

@@ -11,8 +11,8 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 
 from panoply.data.schema import Prompt
-from panoply.hub.backbone import Opening, Renderer
-from panoply.hub.turns import Place, Turns
+from panoply.hub.backbone.backbone import Opening, Renderer
+from panoply.hub.backbone.turns import Place, Turns
 from panoply.model.gather import Tokenized
 from panoply.model.tree import common_prefix
 

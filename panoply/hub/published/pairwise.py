@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from panoply.data.schema import Prompt
-from panoply.hub.backbone import Backbone, Rendered
-from panoply.hub.checkpoint import Checkpoint
-from panoply.hub.classifier import PROBES
-from panoply.hub.foreign import device, load_tokenizer, load_whole, make_backbone
-from panoply.hub.scoring import provenance_of
+from panoply.hub.artefact.classifier import PROBES
+from panoply.hub.backbone.backbone import Backbone, Rendered
+from panoply.hub.backbone.scoring_model import provenance_of
+from panoply.hub.published.checkpoint import Checkpoint
+from panoply.hub.published.loading import device, load_tokenizer, load_whole, make_backbone
 from panoply.model.tree import Branch, TokenTree, common_prefix
 
 LABELS = ("A", "B")

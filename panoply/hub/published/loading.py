@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from panoply.config.armorm import Rendering
-from panoply.hub.backbone import Backbone, Renderer, check_vocabulary, choose_dtype
-from panoply.hub.checkpoint import few, stored_dtype
+from panoply.hub.backbone.backbone import Backbone, Renderer, check_vocabulary, choose_dtype
+from panoply.hub.published.checkpoint import few, stored_dtype
 from panoply.model.decoder import find_layers
 
 FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from panoply.hub.classifier import check_vacant
-from panoply.hub.record import ScalarCard, read_card
-from panoply.hub.scalar import ScalarModel, load_scalar_model, save_scalar_model
+from panoply.hub.artefact.classifier import check_vacant
+from panoply.hub.artefact.manifest import ScalarCard, read_card
+from panoply.hub.artefact.scalar import ScalarModel, load_scalar_model, save_scalar_model
 
 
 def average_models(folders: Sequence[Path], out: Path) -> float:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from panoply.config.preference import TrunkConfig
-from panoply.hub.attention import attend_by_trees
-from panoply.hub.backbone import Renderer, choose_dtype, resolve
+from panoply.hub.backbone.attention import attend_by_trees
+from panoply.hub.backbone.backbone import Renderer, choose_dtype, resolve
 from panoply.model.decoder import Decoder, cut, with_layers
 from panoply.model.forward import probe, row_states, takes_tree_masks
 from panoply.model.reward_net import RewardNet
@@ -95,7 +95,7 @@ def load_trainable(
         uniform: holds frozen weights in float32 too, as sharding asks for one kind of number.
 
     Raises:
-        FileNotFoundError: see `panoply.hub.backbone.resolve`.
+        FileNotFoundError: see `panoply.hub.backbone.backbone.resolve`.
         ValueError: a model that cannot be trained through token trees, split at the layer, or
             whose log-probabilities are not those of its head on its last states.
     """

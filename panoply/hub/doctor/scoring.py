@@ -10,10 +10,10 @@ from typing import Any, cast
 
 import torch
 
-from panoply.hub.artefact import AnyModel, RewardModel
-from panoply.hub.backbone import Backbone, Rendered
-from panoply.hub.classifier import PROBES
-from panoply.hub.pairwise import PairwiseModel
+from panoply.hub.artefact.classifier import PROBES
+from panoply.hub.artefact.load import AnyModel, RewardModel
+from panoply.hub.backbone.backbone import Backbone, Rendered
+from panoply.hub.published.pairwise import PairwiseModel
 from panoply.measure.conformance import Array
 from panoply.model.tree import TokenTree
 

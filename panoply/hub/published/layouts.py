@@ -21,11 +21,11 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from panoply.hub.checkpoint import Checkpoint, few
-from panoply.hub.classifier import probe_trees
-from panoply.hub.foreign import device, load_tokenizer, load_whole, make_backbone
-from panoply.hub.head_model import HeadModel
-from panoply.hub.pairwise import PairwiseModel, load_pairwise
+from panoply.hub.artefact.classifier import probe_trees
+from panoply.hub.published.checkpoint import Checkpoint, few
+from panoply.hub.published.head_model import HeadModel
+from panoply.hub.published.loading import device, load_tokenizer, load_whole, make_backbone
+from panoply.hub.published.pairwise import PairwiseModel, load_pairwise
 
 CLASSIFIER = "ForSequenceClassification"
 OPENRLHF = "RewardModel"

@@ -9,8 +9,8 @@ import torch
 
 from panoply.config.armorm import DType, Rendering
 from panoply.config.policy import SamplingConfig
-from panoply.hub.backbone import Renderer, check_vocabulary, choose_dtype, resolve
-from panoply.hub.decoding import Decoding, Sampled, decode_after_prefixes
+from panoply.hub.backbone.backbone import Renderer, check_vocabulary, choose_dtype, resolve
+from panoply.hub.policy.prefix_decoding import Decoding, Sampled, decode_after_prefixes
 
 CHECKED = SamplingConfig(max_tokens=4)
 
@@ -86,7 +86,7 @@ def load_policy(
 
     Args:
         name: 'embedded', a Hugging Face folder, or a hub name.
-        adapter: folder of LoRA adapters, as `panoply.hub.adapters` and peft write them; empty:
+        adapter: folder of LoRA adapters, as `panoply.hub.policy.lora` and peft write them; empty:
             none. In float32 they are merged; bfloat16 would round them away.
         rendering: limit of the prompt.
         dtype: 'auto' takes bfloat16 where it is fast.

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from panoply.data.schema import Prompt, digest
-from panoply.hub.backbone import PAD_RULE, Backbone, hash_tensors
+from panoply.hub.backbone.backbone import PAD_RULE, Backbone, hash_tensors
 
 
 class ScoringModel(ABC):

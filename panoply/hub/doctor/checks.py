@@ -14,12 +14,12 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from panoply.hub.artefact import AnyModel, load_reward_model
-from panoply.hub.backbone import DATE, FIXED_CLOCK, PLAIN_TEMPLATE
-from panoply.hub.classifier import PROBES, chat_ids
-from panoply.hub.foreign import device, fetch
-from panoply.hub.pairwise import PairwiseModel
-from panoply.hub.probing import apart, in_dtype, plain, probe_trees, read, render
+from panoply.hub.artefact.classifier import PROBES, chat_ids
+from panoply.hub.artefact.load import AnyModel, load_reward_model
+from panoply.hub.backbone.backbone import DATE, FIXED_CLOCK, PLAIN_TEMPLATE
+from panoply.hub.doctor.scoring import apart, in_dtype, plain, probe_trees, read, render
+from panoply.hub.published.loading import device, fetch
+from panoply.hub.published.pairwise import PairwiseModel
 from panoply.measure.conformance import BOUNDS, Finding, Verdict, drift, flips, judge
 
 BFLOAT16 = (0.05, 0.5)

@@ -3,7 +3,7 @@
 `config.json` and `model.safetensors` (the cut backbone and the head), the tokenizer, and
 `panoply.json` with what else scoring depends on. `baselines.safetensors` holds the fixed scorers
 that the gate was compared with, `seen.npy` hashes of the split keys that training used. Scalar
-models are those of `panoply.hub.scalar`.
+models are those of `panoply.hub.artefact.scalar`.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from safetensors.torch import load_file, save_file
 from panoply.config.armorm import DType, Pooling
 from panoply.data.ratings import RatingMap
 from panoply.data.schema import Prompt
-from panoply.hub.adapted_classifier import load_adapter
-from panoply.hub.armorm import Parts, is_armorm, load_armorm
-from panoply.hub.backbone import Backbone, Renderer, choose_dtype
-from panoply.hub.checkpoint import Checkpoint
-from panoply.hub.foreign import fetch
-from panoply.hub.head_model import HeadModel
-from panoply.hub.pairwise import PairwiseModel
-from panoply.hub.published import load_published
-from panoply.hub.record import Card, ScalarCard, hash_keys, read_card
-from panoply.hub.scalar import ScalarModel, load_scalar_model
-from panoply.hub.scoring import ScoringModel, provenance_of
+from panoply.hub.artefact.manifest import Card, ScalarCard, hash_keys, read_card
+from panoply.hub.artefact.scalar import ScalarModel, load_scalar_model
+from panoply.hub.backbone.backbone import Backbone, Renderer, choose_dtype
+from panoply.hub.backbone.scoring_model import ScoringModel, provenance_of
+from panoply.hub.published.armorm import Parts, is_armorm, load_armorm
+from panoply.hub.published.checkpoint import Checkpoint
+from panoply.hub.published.head_model import HeadModel
+from panoply.hub.published.layouts import load_published
+from panoply.hub.published.loading import fetch
+from panoply.hub.published.lora_classifier import load_adapter
+from panoply.hub.published.pairwise import PairwiseModel
 from panoply.model.forward import Features
 from panoply.model.gate import make_gate
 from panoply.model.gather import gather
@@ -156,7 +156,7 @@ def save_reward_model(
 def load_reward_model(name: str | Path, *, trust_remote_code: bool = False) -> AnyModel:
     """Loads a reward model: a folder of ours, or one that others published.
 
-    `panoply.hub.published` lists the layouts that load, and what is refused.
+    `panoply.hub.published.layouts` lists the layouts that load, and what is refused.
 
     Args:
         name: a folder, or a hub name 'owner/name'.

@@ -15,7 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.masking_utils import sdpa_mask
 
 from panoply.config.policy import SamplingConfig
-from panoply.hub.attention import tree_attention_forward
+from panoply.hub.backbone.attention import tree_attention_forward
 from panoply.model.sampling import choose_tokens
 from panoply.model.shared_prefix import Layer, Prefix, attend_after_prefix
 

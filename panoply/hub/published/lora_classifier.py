@@ -7,10 +7,10 @@ import re
 from pathlib import Path
 from typing import Any, cast
 
-from panoply.hub.backbone import choose_dtype
-from panoply.hub.checkpoint import Checkpoint, stored_dtype
-from panoply.hub.foreign import device, fetch, load_tokenizer, make_backbone
-from panoply.hub.head_model import HeadModel
+from panoply.hub.backbone.backbone import choose_dtype
+from panoply.hub.published.checkpoint import Checkpoint, stored_dtype
+from panoply.hub.published.head_model import HeadModel
+from panoply.hub.published.loading import device, fetch, load_tokenizer, make_backbone
 
 HEAD = re.compile(r"base_model\.model\.score\.(modules_to_save\.(default\.)?)?weight")
 """The head inside an adapter, as peft's `modules_to_save` writes it."""

@@ -19,8 +19,8 @@ from torch import Tensor
 from panoply.config.preference import TrunkConfig
 from panoply.data.schema import digest
 from panoply.data.tokens import TokenPairs
-from panoply.hub.backbone import hash_weights
-from panoply.hub.trainable import Trainable
+from panoply.hub.backbone.backbone import hash_weights
+from panoply.hub.policy.trainable import Trainable
 from panoply.train.group import Group
 
 ROWS = 128

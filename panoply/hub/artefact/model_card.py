@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from panoply.data.ratings import RatingMap
-from panoply.hub.embedded import NAME
-from panoply.hub.record import Card, ScalarCard, read_card
+from panoply.hub.artefact.manifest import Card, ScalarCard, read_card
+from panoply.hub.backbone.smollm2 import NAME
 
 Section: TypeAlias = Mapping[str, Any]
 
 GATED_USE = """```python
-from panoply.hub.artefact import load_reward_model
+from panoply.hub.artefact.load import load_reward_model
 
 model = load_reward_model("FOLDER")
 prompt = [{"role": "user", "content": "How do I boil an egg?"}]
@@ -39,7 +39,7 @@ second beginning-of-sequence token."""
 SCALAR_MORE = """A lower bound of the score, which falls where the heads disagree:
 
 ```python
-from panoply.hub.artefact import load_reward_model
+from panoply.hub.artefact.load import load_reward_model
 
 model = load_reward_model("FOLDER")
 prompt = [{"role": "user", "content": "How do I boil an egg?"}]

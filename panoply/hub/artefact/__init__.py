@@ -1,0 +1,1 @@
+"""Reward models as folders: saving, loading, exporting and averaging them."""

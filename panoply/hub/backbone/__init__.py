@@ -1,0 +1,1 @@
+"""Language models as backbones: rendering, tokens, features."""

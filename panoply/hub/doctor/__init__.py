@@ -1,0 +1,1 @@
+"""Checks of a reward model before it is used."""

@@ -1,0 +1,1 @@
+"""Policies: sampling with a shared prefix, LoRA adapters, trainable backbones."""

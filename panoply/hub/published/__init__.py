@@ -1,0 +1,1 @@
+"""Reward models that others published, in their own layouts."""
