@@ -141,10 +141,10 @@ def config_of(options: Options, rows_per_source: int) -> ArmoRMConfig:
 
 def embedding_on_ray(options: Options) -> dict[str, Any]:
     """Returns how embedding grows with workers and rows."""
+    from panoply.report.progress import Watch
     from workflows.cluster import connect
     from workflows.embed import Pool, Source, embed
     from workflows.ingest import ingest
-    from workflows.progress import Watch
 
     connect(2)
 

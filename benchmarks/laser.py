@@ -34,9 +34,9 @@ from benchmarks.serve import saved_model
 from jobs.recipes import LASER, SHORT, SPOKEN
 from panoply.config.laser import ArmsConfig, LaserConfig, PromptsConfig
 from panoply.config.serve import ScalingConfig
+from panoply.report.progress import Watch
 from panoply.synthetic.verifiable import verifiable_prompts
 from panoply.wire.request import Chat
-from workflows.progress import Watch
 
 BAR_OVER_SHARE = 0.15
 """The bar is 1 / K and this."""
@@ -192,8 +192,8 @@ def main() -> None:
     """Runs the benchmark, prints a table and writes the figures."""
     from rich.console import Console
 
+    from panoply.report.tables import add_row, empty_table, number
     from workflows.cluster import connect
-    from workflows.tables import add_row, empty_table, number
     from workflows.tracking import write_json
 
     args = tyro.cli(Args, description=__doc__)

@@ -91,8 +91,8 @@ def write_prompts(folder: Path) -> tuple[Path, Path]:
 
 def sampled(prompts: Path, folder: Path) -> list[dict[str, Any]]:
     """Returns samples of the start policy with the verifier's word, a row a prompt."""
+    from panoply.report.progress import Watch
     from workflows.best_of_n import run_best_of_n
-    from workflows.progress import Watch
 
     out = folder / "samples"
     config = BestOfNConfig(
@@ -150,8 +150,8 @@ def arm_config(file: Path, out: Path, store: Path) -> PreferenceConfig:
 
 def train_arms(rows: Sequence[Mapping[str, Any]], folder: Path) -> ArmsConfig:
     """Trains the arms, and returns where they are."""
+    from panoply.report.progress import Watch
     from workflows.preference import run_preference
-    from workflows.progress import Watch
 
     places: list[str] = []
     for name, domains in ARMS.items():
@@ -313,7 +313,7 @@ def show(found: Mapping[str, Any]) -> None:
     """Prints what came out."""
     from rich.console import Console
 
-    from workflows.tables import add_row, empty_table, interval, number
+    from panoply.report.tables import add_row, empty_table, interval, number
 
     console = Console()
     table = empty_table("How well an arm orders right above wrong", "arm", DOMAINS)
@@ -355,8 +355,8 @@ def show(found: Mapping[str, Any]) -> None:
 
 def main() -> None:
     """Runs what is not there, and prints and writes the figures."""
+    from panoply.report.progress import Watch
     from workflows.laser import run_laser
-    from workflows.progress import Watch
 
     args = tyro.cli(Args, description=__doc__)
     folder = Path(args.folder).expanduser()

@@ -39,8 +39,8 @@ def main(json: Path, seeds: tuple[int, ...] = (0, 1, 2, 3, 4), num_workers: int 
     from rich.console import Console
     from rich.table import Table
 
+    from panoply.report.progress import Watch
     from workflows.armorm import run_armorm
-    from workflows.progress import Watch
     from workflows.tracking import write_json
 
     console = Console(log_path=False)

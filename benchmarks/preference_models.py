@@ -25,8 +25,8 @@ class Bench:
     """The pairs of one seed, and the models that are trained on them."""
 
     def __init__(self, config: PreferenceConfig, folder: Path) -> None:
+        from panoply.report.progress import Watch
         from workflows.comparisons import read_pairs, tokenize, training_rows
-        from workflows.progress import Watch
 
         self.config, self.folder = config, folder
         self.found = read_pairs(config, folder / "data")

@@ -55,8 +55,8 @@ def main(
     """
     from rich.console import Console
 
+    from panoply.report.progress import Watch
     from workflows.armorm import run_armorm
-    from workflows.progress import Watch
     from workflows.tracking import write_json
 
     console = Console(log_path=False)

@@ -11,10 +11,10 @@ def main() -> None:
     """Parses a recipe and its flags, then runs it."""
     config = tyro.extras.overridable_config_cli(BEST_OF_N, prog="python -m jobs.best_of_n")
     # Ray and torch load only now, after the arguments are known to be right.
+    from panoply.report.progress import Terminal, Watch, exit_if_unusable
+    from panoply.report.report import print_summary
     from workflows.best_of_n import run_best_of_n
     from workflows.cluster import run_folder
-    from workflows.progress import Terminal, Watch, exit_if_unusable
-    from workflows.report import print_summary
 
     console = Terminal()
     with exit_if_unusable(console):

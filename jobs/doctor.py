@@ -27,8 +27,8 @@ def main(
     """
     # Torch loads only now, after the arguments are known to be right.
     from panoply.hub.backbone.backbone import quiet
+    from panoply.report.progress import Terminal, exit_if_unusable
     from workflows.doctor import findings_table, run_doctor
-    from workflows.progress import Terminal, exit_if_unusable
 
     console = Terminal()
     quiet()

@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from panoply.config.armorm import Board, EvaluateConfig, MatrixConfig
-from workflows.progress import Terminal, Watch, exit_if_unusable
+from panoply.report.progress import Terminal, Watch, exit_if_unusable
 
 
 def main(
@@ -58,8 +58,8 @@ def main(
             board=board,
         )
         # Ray and torch load only now, after the arguments are known to be right.
+        from panoply.report.report import print_summary
         from workflows.evaluate import run_evaluate
-        from workflows.report import print_summary
 
         metrics = run_evaluate(config, Watch(console))
     print_summary(metrics, console)
@@ -67,8 +67,8 @@ def main(
 
 
 def _print_matrix(config: MatrixConfig, console: Terminal) -> None:
+    from panoply.report.tables import matrix_table
     from workflows.matrix import run_matrix
-    from workflows.tables import matrix_table
 
     console.print(matrix_table(run_matrix(config, Watch(console))))
     console.print(f"results: {config.out}/matrix.json, drawn in {config.out}/matrix.png")

@@ -11,10 +11,10 @@ def main() -> None:
     """Parses a recipe and its flags, then runs it."""
     config = tyro.extras.overridable_config_cli(LASER, prog="python -m jobs.laser")
     # Ray and torch load only now, after the arguments are known to be right.
+    from panoply.report.progress import Terminal, Watch, exit_if_unusable
+    from panoply.report.report import print_summary
     from workflows.cluster import run_folder
     from workflows.laser import run_laser
-    from workflows.progress import Terminal, Watch, exit_if_unusable
-    from workflows.report import print_summary
 
     console = Terminal()
     with exit_if_unusable(console):

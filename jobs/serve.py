@@ -11,7 +11,7 @@ def main() -> None:
     """Parses a recipe and its flags, then serves until it is stopped."""
     config = tyro.extras.overridable_config_cli(SERVE, prog="python -m jobs.serve")
     # Ray and torch load only now, after the arguments are known to be right.
-    from workflows.progress import Terminal, Watch, exit_if_unusable
+    from panoply.report.progress import Terminal, Watch, exit_if_unusable
     from workflows.serve import run_serve
 
     console = Terminal()

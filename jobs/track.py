@@ -19,7 +19,7 @@ def main(out: Annotated[str, tyro.conf.Positional], /, experiment: str = "") -> 
     # MLflow loads only now, after the arguments are known to be right.
     from pathlib import Path
 
-    from workflows.progress import Terminal, Watch, exit_if_unusable
+    from panoply.report.progress import Terminal, Watch, exit_if_unusable
     from workflows.tracking import track
 
     console = Terminal()

@@ -13,9 +13,9 @@ def main() -> None:
     """Parses a recipe and its flags, then runs it."""
     config = tyro.extras.overridable_config_cli(TUNE_MORE, prog="python -m jobs.tune_more")
     # Ray and torch load only now, after the arguments are known to be right.
+    from panoply.report.progress import Terminal, Watch, exit_if_unusable
+    from panoply.report.trials import search_table, trials_table
     from workflows.cluster import run_folder
-    from workflows.progress import Terminal, Watch, exit_if_unusable
-    from workflows.trials import search_table, trials_table
     from workflows.tune_more import run_tune_more
 
     console = Terminal()

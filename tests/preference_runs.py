@@ -70,8 +70,8 @@ def small_config(model, pairs, trunk=None, schedule=None, **changes) -> Preferen
 
 
 def make_task(config: PreferenceConfig, folder: Path, name="main") -> TrainTask:
+    from panoply.report.progress import Watch
     from workflows.comparisons import read_pairs, tokenize, training_rows
-    from workflows.progress import Watch
 
     found = read_pairs(config, folder / "data")
     path = folder / "data" / "tokens.parquet"

@@ -18,8 +18,8 @@ from panoply.config.armorm import (
     Planted,
 )
 from panoply.hub.artefact.load import load_reward_model
+from panoply.report.progress import Watch
 from panoply.synthetic.planted import plant
-from workflows.progress import Watch
 
 SCORERS = [
     "gate",

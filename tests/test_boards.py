@@ -13,7 +13,7 @@ from panoply.data.boards import read_styles
 from panoply.data.read import Input
 from panoply.data.schema import text_id
 from panoply.measure.boards import levels, rmbench, style_matrix
-from workflows.tables import rmbench_table
+from panoply.report.tables import rmbench_table
 
 NAN = float("nan")
 

@@ -12,10 +12,10 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaModel
 from panoply.config.preference import LossConfig, PreferenceConfig, TrunkConfig, WeightingConfig
 from panoply.data.tokens import TokenPairs
 from panoply.hub.backbone.backbone import Renderer
+from panoply.report.progress import Watch
+from panoply.report.tables import RAW
 from workflows.comparisons import read_pairs, tokenize, training_rows
 from workflows.preference import calibrate, measure
-from workflows.progress import Watch
-from workflows.tables import RAW
 
 
 def prepare(config, folder):

@@ -20,8 +20,8 @@ from rich.console import Console
 
 from jobs.recipes import SERVE
 from panoply.config.serve import ScalingConfig, ServeConfig
+from panoply.report.progress import Watch
 from workflows.models import model_app
-from workflows.progress import Watch
 from workflows.serve import admitted, deployed, follow, pinned, run_serve, serve_file, targets
 
 LENGTH = "function:panoply.serve.verifiers:length"

@@ -20,9 +20,9 @@ from panoply.choose.watch import series
 from panoply.config.bandit import SelectorConfig, WatchConfig
 from panoply.config.laser import ArmsConfig, BestOfNConfig, PromptsConfig
 from panoply.hub.policy.policy import load_policy
+from panoply.report.progress import Watch
 from workflows.best_of_n import run_best_of_n
 from workflows.laser import run_laser
-from workflows.progress import Watch
 
 ARMS = ("long", "short")
 DRIVER = """
@@ -30,7 +30,7 @@ import json, sys
 from pydantic import TypeAdapter
 from panoply.config.laser import LaserConfig
 from workflows.laser import run_laser
-from workflows.progress import Watch
+from panoply.report.progress import Watch
 run_laser(TypeAdapter(LaserConfig).validate_python(json.load(sys.stdin)), Watch())
 """
 

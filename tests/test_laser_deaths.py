@@ -22,8 +22,8 @@ from panoply.config.laser import ArmsConfig, PromptsConfig
 from panoply.config.policy import SamplingConfig
 from panoply.config.serve import ScalingConfig
 from panoply.hub.artefact.load import load_reward_model
+from panoply.report.progress import Watch
 from workflows.laser import run_laser, tasks_of
-from workflows.progress import Watch
 
 ARMS = ("scalar", "short")
 DEATHS = {

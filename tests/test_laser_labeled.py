@@ -19,9 +19,9 @@ from panoply.choose.scored import read_scored
 from panoply.config.bandit import PolicyConfig as Bandit
 from panoply.config.bandit import SelectorConfig, SignalConfig, WatchConfig
 from panoply.config.laser import ArmsConfig, PromptsConfig
+from panoply.report.progress import Watch
 from workflows.laser import run_laser, tasks_of
 from workflows.probe import judged_probe, read_probe
-from workflows.progress import Watch
 
 ARMS = ("long", "short")
 STRATEGIES = ("laser", "bayesian_router", "classifier")

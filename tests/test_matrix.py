@@ -16,11 +16,11 @@ from panoply.config.armorm import EvaluateConfig, MatrixConfig
 from panoply.data.schema import split_key
 from panoply.data.tables import PairTable, Split
 from panoply.hub.artefact.manifest import read_card
+from panoply.report.plots import matrix
+from panoply.report.progress import Watch
+from panoply.report.tables import matrix_table
 from panoply.synthetic.planted import plant
 from workflows.matrix import Row, ensemble, labels, report_row, trained_sources, unseen_rows
-from workflows.plots import matrix
-from workflows.progress import Watch
-from workflows.tables import matrix_table
 
 
 def example_pairs(num=400, seed=0):

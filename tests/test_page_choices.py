@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from panoply.report.page import choices, strategies
+from panoply.report.page.charts import plot
+from panoply.report.page.write import write_page
 from tests.contrast import LOWEST_CONTRAST
-from workflows.page import choices, strategies
-from workflows.page.charts import plot
-from workflows.page.write import write_page
 from workflows.tracking import write_json
 
 HOSTILE = "<script>document.title='taken'</script>"

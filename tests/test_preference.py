@@ -18,9 +18,9 @@ from preference_runs import small_config, write_pairs
 from actors import training
 from panoply.config.preference import LossConfig, WeightingConfig
 from panoply.hub.artefact.load import load_reward_model
+from panoply.report.progress import Watch
+from panoply.report.tables import RAW
 from workflows.preference import OWN, PLAIN, run_preference
-from workflows.progress import Watch
-from workflows.tables import RAW
 
 MORE = WeightingConfig(sources="more")
 

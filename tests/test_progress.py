@@ -8,7 +8,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from workflows.progress import Watch
+from panoply.report.progress import Watch
 
 OUTSIDE = "[/INST] [bold]x[/] :smile: \x1b[2J\ud800 é"
 AS_TEXT = "[/INST] [bold]x[/] :smile: \\x1b[2J\\ud800 é"
@@ -37,8 +37,8 @@ def run(code, stdout=subprocess.PIPE, **settings):
 
 
 PRINTS = """
-from workflows.progress import Terminal, Watch, exit_if_unusable
-from workflows.tables import add_row, empty_table
+from panoply.report.progress import Terminal, Watch, exit_if_unusable
+from panoply.report.tables import add_row, empty_table
 outside = {outside!r}
 console = Terminal()
 console.print(f"results: {{outside}}")
@@ -69,7 +69,7 @@ def test_what_a_command_prints_is_text_in_lines_tables_and_errors(encoding):
 def test_a_reader_who_goes_away_and_a_full_disk_end_no_run():
     goes_on = """
 import sys, time
-from workflows.progress import Terminal, Watch
+from panoply.report.progress import Terminal, Watch
 watch = Watch(Terminal())
 for second in range(20):
     watch.say("many words " * 200)

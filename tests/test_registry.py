@@ -6,7 +6,7 @@ import pytest
 from mlflow import MlflowClient
 
 from panoply.config.serve import ArmConfig
-from workflows.progress import Watch
+from panoply.report.progress import Watch
 from workflows.serve import pinned
 from workflows.tracking import open_tracker
 

@@ -8,9 +8,9 @@ import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
-from workflows.plots import gate_weights
-from workflows.report import print_summary, write_plots
-from workflows.tables import BY_SOURCE
+from panoply.report.plots import gate_weights
+from panoply.report.report import print_summary, write_plots
+from panoply.report.tables import BY_SOURCE
 
 SCORERS = {
     "gate": 0.642,

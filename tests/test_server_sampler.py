@@ -16,10 +16,10 @@ from panoply.choose.log import Log
 from panoply.config.policy import PolicyServerConfig, SamplingConfig
 from panoply.hub.policy.policy import load_policy
 from panoply.model.sampling import stream
+from panoply.report.progress import Watch
 from panoply.train.group import Group
 from panoply.wire.attempts import RewardServerError
 from workflows.laser import run_laser
-from workflows.progress import Watch
 
 SHORT = SamplingConfig(max_tokens=20, rows=4, temperature=2.0, top_p=0.98)
 QUESTIONS = [Question(f"q{i}", [{"role": "user", "content": "say " + "a" * i}]) for i in range(3)]

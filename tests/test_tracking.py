@@ -17,9 +17,9 @@ from mlflow_server import Door, free_port, mlflow_server
 from preference_runs import small_config, write_pairs
 from ray_head import ROOT
 
+from panoply.report.progress import Watch
 from workflows.mlflow_calls import TrackerError
 from workflows.preference import run_preference
-from workflows.progress import Watch
 from workflows.tracking import open_tracker, track
 
 METRICS = {"pairs": {"gate": {"accuracy": 0.5, "undefined": None}}}
@@ -34,7 +34,7 @@ TRIALS = {
 RUN = """
 import sys
 from pathlib import Path
-from workflows.progress import Watch
+from panoply.report.progress import Watch
 from workflows.tracking import open_tracker
 with open_tracker("race", Path(sys.argv[1])).run({"seed": 1}, {}, Watch(), model="armorm"):
     pass

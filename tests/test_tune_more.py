@@ -28,9 +28,9 @@ from panoply.config.tune import (
     num_steps,
     paper_point,
 )
+from panoply.report.progress import Watch
+from panoply.report.trials import Trial, best, draw_trials, search_table, trials_table
 from panoply.train.group import Group
-from workflows.progress import Watch
-from workflows.trials import Trial, best, draw_trials, search_table, trials_table
 from workflows.tune_more import prepare, run_tune_more, sampler, space
 
 EMBEDDED = TUNE_MORE["embedded"][1]
@@ -301,7 +301,7 @@ def test_a_killed_search_goes_on_and_ends_as_an_undisturbed_one(searched, tmp_pa
     cut = replace(config, out=str(tmp_path / "cut"))
     code = (
         "import sys, pickle; from workflows.tune_more import run_tune_more\n"
-        "from workflows.progress import Watch\n"
+        "from panoply.report.progress import Watch\n"
         "run_tune_more(*pickle.loads(bytes.fromhex(sys.argv[1])), Watch())"
     )
     given = pickle.dumps((cut, PREFERENCE["more"][1])).hex()

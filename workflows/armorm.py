@@ -32,6 +32,9 @@ from panoply.config.armorm import ArmoRMConfig
 from panoply.hub.artefact.model_card import write_card
 from panoply.hub.backbone.backbone import resolve
 from panoply.measure.calibration import reliability
+from panoply.report.page.write import write_page
+from panoply.report.progress import Watch
+from panoply.report.report import write_plots
 from panoply.train.debias import Penalties
 from workflows.artefact import LinearParts, save_artefact
 from workflows.cluster import await_workers, claim, connect, run_folder, store_root
@@ -41,10 +44,7 @@ from workflows.ingest import Data, ingest
 from workflows.layers import Place, choose_place
 from workflows.mistakes import report_mistakes
 from workflows.objectives import Stage1, report_objectives, run_sums, solve, sums_tasks
-from workflows.page.write import write_page
 from workflows.planted import oracle_weights, report_planted, weight_correlation
-from workflows.progress import Watch
-from workflows.report import write_plots
 from workflows.scorers import (
     BIASED,
     Fixed,

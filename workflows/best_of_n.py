@@ -38,11 +38,11 @@ from panoply.data.schema import digest
 from panoply.data.tasks import Task
 from panoply.hub.backbone.backbone import resolve
 from panoply.measure.intervals import mean_interval
+from panoply.report.page.write import write_page
+from panoply.report.progress import Watch
 from workflows.arms import asking
 from workflows.cluster import aborts_when_stopped, claim, connect, run_folder
 from workflows.laser import CONTEXTS, all_tasks, cpus_of, verifier_of
-from workflows.page.write import write_page
-from workflows.progress import Watch
 from workflows.rollouts import sampler_pool
 from workflows.samples import Rollouts
 from workflows.serve import pinned

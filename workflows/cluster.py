@@ -24,8 +24,8 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from panoply.hub.backbone.backbone import quiet
 from panoply.hub.backbone.smollm2 import cache_root
+from panoply.report.progress import Watch
 from workflows import LOOPBACK_ONLY, starts_cluster
-from workflows.progress import Watch
 from workflows.rendezvous import FileTorchConfig
 
 MAX_FAILURES = 8

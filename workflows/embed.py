@@ -33,8 +33,8 @@ from ray.exceptions import (
 from actors.embedder import DRIFT_PROMPTS, Embedder, Probed, probe
 from panoply.config.armorm import BackboneConfig
 from panoply.data.features import FeatureStore
+from panoply.report.progress import Watch
 from workflows.cluster import MAX_FAILURES
-from workflows.progress import Watch
 
 SHARD_PROMPTS = 64
 LOST = (NodeDiedError, ObjectLostError, RayActorError, WorkerCrashedError, ExecutionTimeoutError)

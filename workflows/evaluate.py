@@ -22,11 +22,11 @@ from panoply.data.tables import PairTable, load_pairs
 from panoply.hub.artefact.manifest import Card, ScalarCard, read_card
 from panoply.measure.boards import rmbench
 from panoply.measure.calibration import reliability
+from panoply.report.page.write import write_page
+from panoply.report.progress import Watch
+from panoply.report.report import write_plots
 from workflows.cluster import connect, run_folder
 from workflows.embed import Texts
-from workflows.page.write import write_page
-from workflows.progress import Watch
-from workflows.report import write_plots
 from workflows.scorers import compare, report_pairs, weights_by_domain
 from workflows.scoring import Shards, TextScores, is_seen, score_texts
 from workflows.tracking import git_commit, write_json

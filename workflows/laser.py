@@ -56,13 +56,13 @@ from panoply.config.laser import (
 from panoply.config.serve import ArmConfig
 from panoply.data.tasks import Task, made_tasks, parted, read_tasks, rounds_of
 from panoply.hub.backbone.backbone import resolve
+from panoply.report.progress import Watch
 from workflows.arms import asking
 from workflows.cluster import aborts_when_stopped, claim, connect, run_folder
 from workflows.labeled import Labeled, labeled_of
 from workflows.laser_results import Course, finish
 from workflows.policy import train_round
 from workflows.probe import judged_probe, read_probe
-from workflows.progress import Watch
 from workflows.rollouts import sampler_pool
 from workflows.samples import Rollouts
 from workflows.selector import selecting

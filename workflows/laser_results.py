@@ -22,9 +22,9 @@ from panoply.config.laser import ENSEMBLES, LaserConfig
 from panoply.data.tasks import Task
 from panoply.hub.policy.export import export_policy
 from panoply.measure.intervals import mean_interval
-from workflows.laser_plots import draw_laser
-from workflows.page.write import write_page
-from workflows.tables import number
+from panoply.report.laser_plots import draw_laser
+from panoply.report.page.write import write_page
+from panoply.report.tables import number
 from workflows.tracking import git_commit, write_json
 
 Array: TypeAlias = NDArray[np.float64]

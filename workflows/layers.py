@@ -13,9 +13,9 @@ from panoply.data.features import FeatureStore
 from panoply.data.schema import uniform
 from panoply.data.tables import Ints, RatingTable
 from panoply.measure.metrics import spearman
+from panoply.report.progress import Watch
 from panoply.train.objectives import choose, fit_ridge, moments_by_pattern, squared_error
 from workflows.embed import Source, Texts, embed
-from workflows.progress import Watch
 
 MIN_LABELS = 8
 

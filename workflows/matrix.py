@@ -29,13 +29,13 @@ from panoply.data.tables import Bools, Ints, PairTable, load_pairs
 from panoply.hub.artefact.manifest import Card, ScalarCard, read_card
 from panoply.measure.intervals import macro_interval
 from panoply.measure.metrics import macro
-from workflows import plots
+from panoply.report import plots
+from panoply.report.progress import Watch
+from panoply.report.tables import lead
 from workflows.cluster import connect, run_folder
 from workflows.embed import Texts
-from workflows.progress import Watch
 from workflows.scorers import scaled_metrics
 from workflows.scoring import Shards, is_seen, score_texts
-from workflows.tables import lead
 from workflows.tracking import git_commit, write_json
 
 Array: TypeAlias = NDArray[np.float64]

@@ -33,6 +33,7 @@ from actors.arm_judge import arm_of
 from actors.gateway import State
 from panoply.config.serve import ArmConfig, ServeConfig
 from panoply.hub.published.loading import is_hub_name
+from panoply.report.progress import Watch
 from workflows import starts_cluster
 from workflows.address import answering, reserved, url
 from workflows.cluster import connect, store_root
@@ -46,7 +47,6 @@ from workflows.gateway import (
     states,
 )
 from workflows.models import model_app
-from workflows.progress import Watch
 from workflows.tenancy import holding, serve_controller, serve_details, take_down
 
 THE_GATEWAY = "the gateway"

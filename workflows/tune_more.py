@@ -46,12 +46,12 @@ from actors.trial import fill_store, finish_trial, looks, train_trial, trial_tas
 from panoply.config.preference import PreferenceConfig
 from panoply.config.tune import Point, TuneConfig, flags, paper_point
 from panoply.hub.backbone.backbone import resolve
+from panoply.report.progress import Watch
+from panoply.report.trials import Trial, best, cost, draw_trials
 from workflows.cluster import await_workers, claim, connect, run_folder, store_root
 from workflows.comparisons import Preferences, read_pairs, tokenize, training_rows
 from workflows.preference import Trained, calibrate, measure
-from workflows.progress import Watch
 from workflows.tracking import git_commit, open_tracker, write_json
-from workflows.trials import Trial, best, cost, draw_trials
 
 SEARCHES = ("tpe", "random")
 DEFAULTS = "defaults"

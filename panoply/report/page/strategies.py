@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Any, TypeAlias
 
 from panoply.config.laser import JUDGED
-from workflows.page.charts import (
+from panoply.report.page.charts import (
     Axis,
     Cell,
     Chart,
@@ -21,8 +21,8 @@ from workflows.page.charts import (
     shaded,
     span,
 )
-from workflows.page.summary import Figure
-from workflows.tables import count, falling, interval, number
+from panoply.report.page.summary import Figure
+from panoply.report.tables import count, falling, interval, number
 
 Section: TypeAlias = Mapping[str, Any]
 

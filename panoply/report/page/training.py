@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-from workflows.page.charts import Cell, Grid, shaded
-from workflows.page.summary import words
-from workflows.tables import count, number
+from panoply.report.page.charts import Cell, Grid, shaded
+from panoply.report.page.summary import words
+from panoply.report.tables import count, number
 
 Section: TypeAlias = Mapping[str, Any]
 

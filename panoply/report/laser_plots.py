@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from matplotlib.figure import Figure
 
-from workflows.plots import GRAY, readable
-from workflows.training_plots import COLORS
+from panoply.report.plots import GRAY, readable
+from panoply.report.training_plots import COLORS
 
 Rows: TypeAlias = Sequence[Mapping[str, Any]]
 SHARE = "share/"

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from matplotlib.figure import Figure
 
-from workflows.plots import BLUE, GRAY, GREEN, ORANGE, readable
+from panoply.report.plots import BLUE, GRAY, GREEN, ORANGE, readable
 
 History: TypeAlias = Sequence[Mapping[str, Any]]
 COLORS = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00", "#F0E442", GRAY)

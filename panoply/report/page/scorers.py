@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any, TypeAlias
 
 from panoply.measure.boards import LEVELS, STYLES
-from workflows.page.charts import (
+from panoply.report.page.charts import (
     Axis,
     Cell,
     Chart,
@@ -24,8 +24,8 @@ from workflows.page.charts import (
     shaded,
     span,
 )
-from workflows.page.summary import words
-from workflows.tables import (
+from panoply.report.page.summary import words
+from panoply.report.tables import (
     BALANCED,
     BY_SOURCE,
     INTERVAL,

@@ -6,9 +6,20 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any, TypeAlias
 
-from workflows.page.charts import Axis, Cell, Chart, Grid, Row, ends, given, marks, shaded, span
-from workflows.page.summary import words
-from workflows.tables import count, falling, number
+from panoply.report.page.charts import (
+    Axis,
+    Cell,
+    Chart,
+    Grid,
+    Row,
+    ends,
+    given,
+    marks,
+    shaded,
+    span,
+)
+from panoply.report.page.summary import words
+from panoply.report.tables import count, falling, number
 
 Section: TypeAlias = Mapping[str, Any]
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from panoply.config.tune import Point
-from workflows.tables import RAW, number
+from panoply.report.tables import RAW, number
 
 State: TypeAlias = Literal["finished", "stopped", "diverged", "failed"]
 COLORS = {"tpe": "#0072B2", "random": "#D55E00"}

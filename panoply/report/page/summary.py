@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
 
-from workflows.page.charts import given
-from workflows.tables import BALANCED, INTERVAL, LEADS, interval, lead, number, ranked
+from panoply.report.page.charts import given
+from panoply.report.tables import BALANCED, INTERVAL, LEADS, interval, lead, number, ranked
 
 Section: TypeAlias = Mapping[str, Any]
 

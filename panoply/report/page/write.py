@@ -11,9 +11,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from scipy.special import expit
 
-from workflows.page import choices, objectives, scorers, strategies, summary, training
-from workflows.page.charts import POINTS
-from workflows.tables import count, interval, number
+from panoply.report.page import choices, objectives, scorers, strategies, summary, training
+from panoply.report.page.charts import POINTS
+from panoply.report.tables import count, interval, number
 
 Section: TypeAlias = Mapping[str, Any]
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
-from workflows.tables import number
+from panoply.report.tables import number
 
 Point: TypeAlias = Literal["gate", "rival", "other", "before", "after", "held", "tick"]
 Hue: TypeAlias = Literal["hue0", "hue1", "hue2", "hue3", "hue4", "hue5", "hue6", "hue7"]

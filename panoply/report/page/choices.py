@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from panoply.config.laser import FIXED
-from workflows.page.charts import (
+from panoply.report.page.charts import (
     Axis,
     Cell,
     Chart,
@@ -23,7 +23,7 @@ from workflows.page.charts import (
     shaded,
     span,
 )
-from workflows.tables import count, falling, interval, number
+from panoply.report.tables import count, falling, interval, number
 
 Section: TypeAlias = Mapping[str, Any]
 Rounds: TypeAlias = Sequence[Section]

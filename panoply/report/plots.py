@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from workflows.tables import LEADS
+from panoply.report.tables import LEADS
 
 Array: TypeAlias = NDArray[np.float64]
 Section: TypeAlias = Mapping[str, Any]

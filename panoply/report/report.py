@@ -11,8 +11,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from workflows import laser_tables, plots, tables
-from workflows.progress import Terminal
+from panoply.report import laser_tables, plots, tables
+from panoply.report.progress import Terminal
 
 
 def print_summary(metrics: Mapping[str, Any], console: Terminal) -> None:

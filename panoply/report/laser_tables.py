@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 from rich.table import Table
 
-from workflows.tables import add_row, count, empty_table, interval, number
+from panoply.report.tables import add_row, count, empty_table, interval, number
 
 Section: TypeAlias = Mapping[str, Any]
 
