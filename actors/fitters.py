@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from panoply.armorm.mixtures import fit_simplex
+from panoply.armorm.ridge import Moments, merge, moments, save
 from panoply.config.armorm import GateConfig
 from panoply.data.features import FeatureStore, Found
 from panoply.model.gate import Dropout, Gate, ScalarHead, make_gate
-from panoply.train.losses import bradley_terry
-from panoply.train.mixtures import fit_simplex
-from panoply.train.objectives import Moments, merge, moments, save
+from panoply.preference.losses import bradley_terry
 
 Pattern: TypeAlias = tuple[int, ...]
 

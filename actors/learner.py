@@ -26,12 +26,13 @@ from actors.task import TrainTask
 from panoply.data.tokens import TokenPairs
 from panoply.hub.policy.activation_cache import InputStore
 from panoply.hub.policy.trainable import Trainable, load_trainable
-from panoply.train.group import Group
-from panoply.train.losses import updated_labels
-from panoply.train.min_norm import Array
-from panoply.train.objective import Targets, pair_loss
-from panoply.train.plan import Plan
-from panoply.train.step import (
+from panoply.preference.batch_sampler import Plan
+from panoply.preference.distributed import Group
+from panoply.preference.losses import updated_labels
+from panoply.preference.min_norm import Array
+from panoply.preference.more import Weighting, weigh
+from panoply.preference.pair_loss import Targets, pair_loss
+from panoply.preference.step import (
     Compared,
     Comparison,
     SourceSums,
@@ -40,8 +41,7 @@ from panoply.train.step import (
     compute_gradients,
     margins,
 )
-from panoply.train.weighting import Weighting, weigh
-from panoply.train.weights import Weights
+from panoply.preference.train_state import Weights
 
 BLOCK = 512
 """Pairs whose forwards are planned together."""

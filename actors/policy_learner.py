@@ -26,12 +26,12 @@ from panoply.hub.backbone.backbone import Renderer
 from panoply.hub.policy.lora import read_adapter
 from panoply.hub.policy.trainable import Trainable, load_trainable
 from panoply.model.tree import Branch, Ints, TokenTree
-from panoply.train.group import Group
-from panoply.train.losses import dpo_nll
-from panoply.train.min_norm import Array
-from panoply.train.plan import step_ids
-from panoply.train.step import Compared, Comparison, compute_gradients, margins
-from panoply.train.weights import Weights
+from panoply.preference.batch_sampler import step_ids
+from panoply.preference.distributed import Group
+from panoply.preference.losses import dpo_nll
+from panoply.preference.min_norm import Array
+from panoply.preference.step import Compared, Comparison, compute_gradients, margins
+from panoply.preference.train_state import Weights
 
 SPOKEN, OPTIMIZER = "spoken.npz", "optimizer.pt"
 

@@ -31,7 +31,7 @@ class RankedPrompt:
     ended: tuple[bool, ...]
     """Whether the policy ended each response. One that a limit cut off has no end to be learned."""
     pairs: tuple[tuple[int, int], ...]
-    """Numbers of the chosen and the rejected response, as `panoply.choose.pairs` gives them."""
+    """Numbers of the chosen and the rejected response, as `panoply.laser.pairs` gives them."""
     weight: float = 1.0
     """Of each of the pairs in the loss."""
     source: str = ""
@@ -86,10 +86,10 @@ class PolicyRound:
     """One row a pair: `prompt_id`; `chosen` and `rejected`, numbers of the responses; `weight`;
     `loss` and its parts `dpo` and `nll`, `chosen_log_prob` and `rejected_log_prob`, before the
     first step, and the same with `_after`, after the last; `reference`, log-ratio of the reference;
-    `kl` from the model without adapters (`panoply.train.policy_outcome`), before the first step."""
+    `kl` from the model without adapters (`panoply.preference.policy_outcome`), before the first step."""
     probe: pa.Table
     """One row a trusted pair: `prompt_id`, `source`, and `margin` before the first and
-    `margin_after` after the last step (`panoply.train.policy_outcome.margin_per_token`)."""
+    `margin_after` after the last step (`panoply.preference.policy_outcome.margin_per_token`)."""
     history: list[dict[str, Any]]
     """One entry a step: `step`, `loss`, `gradient_norm`, `tokens`, `seconds`."""
 

@@ -19,8 +19,8 @@ from actors.policy_task import ADAPTER, DONE, PAIRS, PROBE, PROGRESS, STOPPED, P
 from actors.training import TOLD_EVERY_SECONDS, worker_group
 from panoply.hub.backbone.backbone import quiet
 from panoply.hub.policy.lora import save_adapter
-from panoply.train.group import Group
-from panoply.train.policy_outcome import kl_per_token, margin_per_token, pair_losses
+from panoply.preference.distributed import Group
+from panoply.preference.policy_outcome import kl_per_token, margin_per_token, pair_losses
 
 
 def train_policy(config: Mapping[str, PolicyTask]) -> None:

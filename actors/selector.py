@@ -16,10 +16,12 @@ import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 
-from panoply.choose.bandit import update
-from panoply.choose.log import Log, LogDiffers, Record, column, replay, state_version, to_choice
-from panoply.choose.make import initial_state
-from panoply.choose.rounds import (
+from panoply.bandit.make import initial_state
+from panoply.bandit.state import State
+from panoply.bandit.update import update
+from panoply.config.bandit import SelectorConfig
+from panoply.laser.log import Log, LogDiffers, Record, column, replay, state_version, to_choice
+from panoply.laser.rounds import (
     ASKED,
     TOLD,
     Asked,
@@ -33,9 +35,7 @@ from panoply.choose.rounds import (
     sidelined_by,
     sidelined_in,
 )
-from panoply.choose.signals import MEASURES, Carry, Outcome, signals
-from panoply.choose.state import State
-from panoply.config.bandit import SelectorConfig
+from panoply.laser.signals import MEASURES, Carry, Outcome, signals
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -66,7 +66,7 @@ class Selector:
         arms: names of the reward models.
         num_features: numbers in a context; 0 where the policy looks at nothing.
         uri: folder of the log, on storage that outlives the machine.
-        prior_KD: mean of Thompson's prior (`panoply.choose.router`), or None.
+        prior_KD: mean of Thompson's prior (`panoply.bandit.router`), or None.
 
     Raises:
         ValueError: the arms, or what belongs to them, do not fit.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from panoply.config.preference import PreferenceConfig
 from panoply.data.tables import Ints
-from panoply.train.min_norm import Array
+from panoply.preference.min_norm import Array
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,8 @@ from actors import checkpoints
 from actors.learner import Learner, NonFinite
 from actors.task import TrainTask
 from panoply.hub.backbone.backbone import quiet
-from panoply.train.group import Group
-from panoply.train.weighting import Weighting
+from panoply.preference.distributed import Group
+from panoply.preference.more import Weighting
 
 TOLD_EVERY_SECONDS = 1.0
 DONE, STOPPED, PROGRESS = "done.json", "stopped.json", "progress.json"

@@ -26,7 +26,7 @@ from panoply.data.tokens import TokenPairs
 from panoply.hub.backbone.backbone import quiet
 from panoply.hub.policy.activation_cache import InputStore
 from panoply.hub.policy.trainable import load_trainable
-from panoply.train.group import Group
+from panoply.preference.distributed import Group
 
 
 def train_trial(point: Point, task: TrainTask, search: TuneConfig) -> None:

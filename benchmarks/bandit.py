@@ -29,11 +29,11 @@ import tyro
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from panoply.choose.bandit import Choice, choose, init, uniforms, update
-from panoply.choose.policies import LinUCB
-from panoply.choose.rounds import Prompt
-from panoply.choose.signals import Outcome
+from panoply.bandit.bandits import LinUCB
+from panoply.bandit.update import Choice, choose, init, uniforms, update
 from panoply.config.bandit import SelectorConfig
+from panoply.laser.rounds import Prompt
+from panoply.laser.signals import Outcome
 
 Array: TypeAlias = NDArray[np.float64]
 ALPHA = 0.1

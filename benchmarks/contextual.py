@@ -40,13 +40,13 @@ from benchmarks.preference import FIVE, HEAD
 from benchmarks.preference_models import Bench
 from benchmarks.preference_results import Ints, mean_interval
 from benchmarks.replay import TUNED_NOISE, Recorded, arm_rewards, ensembles, right
-from panoply.choose.bandit import projection
-from panoply.choose.ensembles import best_arms
-from panoply.choose.policies import MOSS, LinUCB, Policy, Sequential, Thompson, Uniform
-from panoply.choose.router import fit_router
+from panoply.bandit.bandits import MOSS, LinUCB, Policy, Sequential, Thompson, Uniform
+from panoply.bandit.router import fit_router
+from panoply.bandit.update import projection
 from panoply.config.laser import LaserConfig
 from panoply.config.preference import PreferenceConfig, ScheduleConfig
 from panoply.data.tables import Split
+from panoply.laser.ensembles import best_arms
 
 Array: TypeAlias = NDArray[np.float64]
 

@@ -188,7 +188,7 @@ def loop_config(args: Args, seed: int, arms: ArmsConfig, prompts: Path) -> Laser
 
 def by_prompt(args: Args, seed: int, strategy: str, looks: int) -> dict[str, float]:
     """Returns the share of right responses to each held-out prompt after some rounds."""
-    from panoply.choose.scored import read_scored
+    from panoply.laser.scored import read_scored
 
     place = Path(args.folder) / f"seed-{seed}" / strategy
     scored = read_scored(place / f"held-out-{looks:03d}.parquet", tuple(ARMS))
@@ -242,8 +242,8 @@ class Known(NamedTuple):
 
 def known_of_arms(args: Args) -> list[Known]:
     """Returns what is known of the held-out prompts of all seeds, whose samples differ."""
-    from panoply.choose.rewards import verified
-    from panoply.choose.scored import read_scored
+    from panoply.laser.rewards import verified
+    from panoply.laser.scored import read_scored
     from workflows.laser import CONTEXTS
 
     found: list[Known] = []
@@ -267,9 +267,9 @@ def by_domain(known: Sequence[Known]) -> dict[str, dict[str, float]]:
 def replayed(known: Sequence[Known]) -> dict[str, Any]:
     """Returns how well the arms that bandits choose order, each prompt once, in many orders."""
     from benchmarks.planted_arms import figure, walk
-    from panoply.choose.ensembles import best_arms
-    from panoply.choose.make import make_policy
-    from panoply.choose.policies import Uniform
+    from panoply.bandit.bandits import Uniform
+    from panoply.bandit.make import make_policy
+    from panoply.laser.ensembles import best_arms
 
     told = [one for one in known if np.isfinite(one.order_K).all()]
     order_NK, domains = np.array([one.order_K for one in told]), [one.domain for one in told]
@@ -287,7 +287,7 @@ def replayed(known: Sequence[Known]) -> dict[str, Any]:
 
 def order_of_chosen(args: Args) -> dict[str, list[float]]:
     """Returns by seed how well the arms that were chosen order right above wrong in training."""
-    from panoply.choose.log import Log, column
+    from panoply.laser.log import Log, column
 
     found: dict[str, list[float]] = {}
     for name in args.strategies:

@@ -66,8 +66,8 @@ def compare(options: Options, token_budget: int) -> dict[str, Any]:
     """Returns the ratio of both steps' times: the median of the turns, with the extremes."""
     from actors.learner import Learner
     from actors.task import TrainTask
+    from panoply.preference.distributed import Group
     from panoply.report.progress import Watch
-    from panoply.train.group import Group
     from workflows.comparisons import read_pairs, tokenize, training_rows
 
     pairs = tuple(str(options.data / "pairs" / f"{source}.parquet") for source in FIVE)

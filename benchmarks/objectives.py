@@ -32,8 +32,7 @@ import tyro
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from panoply.measure.metrics import largest_relative_error
-from panoply.train.objectives import (
+from panoply.armorm.ridge import (
     Moments,
     Pattern,
     Ridge,
@@ -44,6 +43,7 @@ from panoply.train.objectives import (
     refit_ridge,
     squared_error,
 )
+from panoply.measure.metrics import largest_relative_error
 
 Array: TypeAlias = NDArray[np.float64]
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3, 1e4)

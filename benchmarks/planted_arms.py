@@ -35,9 +35,9 @@ from numpy.typing import NDArray
 
 from benchmarks.preference_results import Ints, mean_interval
 from benchmarks.replay import TUNED_NOISE, Recorded, arm_rewards, ensembles
-from panoply.choose.policies import MOSS, LinUCB, Policy, Sequential, Thompson, Uniform
-from panoply.choose.replay import replay
-from panoply.choose.router import fit_router
+from panoply.bandit.bandits import MOSS, LinUCB, Policy, Sequential, Thompson, Uniform
+from panoply.bandit.replay import replay
+from panoply.bandit.router import fit_router
 
 Array: TypeAlias = NDArray[np.float64]
 

@@ -81,7 +81,7 @@ class Bench:
             ValueError: the folder holds a model of another configuration.
         """
         from actors.training import DONE, run_task
-        from panoply.train.group import Group
+        from panoply.preference.distributed import Group
         from workflows.cluster import claim
         from workflows.preference import Trained
 
@@ -144,7 +144,7 @@ class Test:
         return np.load(path, allow_pickle=False)
 
     def _margins(self, state: Mapping[str, torch.Tensor], beta: float) -> Any:
-        from panoply.train.step import margins
+        from panoply.preference.step import margins
 
         # Before the first weights are loaded: those of the reference.
         reference_P = self.reference_P if self.policy else 0.0
@@ -166,7 +166,7 @@ class Test:
     @cached_property
     def comparisons(self) -> list[Any]:
         """The pairs' trees with what goes into the trained part, float32."""
-        from panoply.train.step import Comparison
+        from panoply.preference.step import Comparison
 
         table = pq.read_table(self.path, columns=["prompt", "chosen", "rejected"])
         found: list[Any] = []
@@ -183,7 +183,7 @@ class Test:
 
     def _log_ratio(self) -> Any:
         from actors.learner import log_ratio
-        from panoply.train.step import margins
+        from panoply.preference.step import margins
 
         budget = self.config.schedule.token_budget
         with self.trainable.autocast():

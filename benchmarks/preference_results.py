@@ -15,7 +15,7 @@ from scipy.special import expit
 from panoply.data.tables import PairTable
 from panoply.measure.calibration import NUM_BINS
 from panoply.measure.intervals import paired_interval, percentiles, resampled_sums
-from panoply.train.min_norm import Array
+from panoply.preference.min_norm import Array
 
 OUTLYING = 3.0
 """Margins beyond it are counted: over-rewarded pairs, in MORE's words."""

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 import tyro
 from numpy.typing import NDArray
 
-from panoply.choose.policies import (
+from panoply.bandit.bandits import (
     MOSS,
     UCB1,
     EpsilonGreedy,
@@ -39,7 +39,7 @@ from panoply.choose.policies import (
     Thompson,
     Uniform,
 )
-from panoply.choose.replay import replay
+from panoply.bandit.replay import replay
 from panoply.measure.intervals import percentiles, resampled_sums
 
 Array: TypeAlias = NDArray[np.float64]

@@ -9,7 +9,7 @@ all weak or all strong, near each other or far apart, and right on the same easy
 those in `SIZES`. A policy's figure is the part of the way from uniform choice to the best arm of
 the table that it makes, over the pass and in its second half. The constants of a policy are those
 of its best mean over the pass, and of the second half where these are equal to .01;
-`benchmarks.replay` and the defaults of `panoply.choose.policies` have them for every table alike.
+`benchmarks.replay` and the defaults of `panoply.bandit.bandits` have them for every table alike.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import tyro
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from panoply.choose.policies import (
+from panoply.bandit.bandits import (
     MOSS,
     UCB1,
     EpsilonGreedy,
@@ -31,7 +31,7 @@ from panoply.choose.policies import (
     Policy,
     Thompson,
 )
-from panoply.choose.replay import replay
+from panoply.bandit.replay import replay
 
 SIZES = ((250, 3), (500, 6), (500, 12), (1500, 8))
 """Items and arms of the tables."""

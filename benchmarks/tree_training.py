@@ -132,8 +132,8 @@ def train_with_panoply(job: Job) -> tuple[Callable[[], float], nn.Module]:
     from panoply.hub.backbone.attention import attend_by_trees
     from panoply.model.decoder import Decoder
     from panoply.model.reward_net import RewardNet
-    from panoply.train.plan import step_ids
-    from panoply.train.step import Comparison, compute_gradients
+    from panoply.preference.batch_sampler import step_ids
+    from panoply.preference.step import Comparison, compute_gradients
 
     model = load_classifier(job).train()
     decoder = Decoder(model.base_model, [len(model.base_model.layers)], trainable=True)

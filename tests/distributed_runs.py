@@ -13,7 +13,7 @@ from preference_runs import steps_of
 from actors.learner import Learner
 from actors.policy_training import run_policy_task
 from actors.training import Run, run_task
-from panoply.train.group import Group
+from panoply.preference.distributed import Group
 
 
 def join(rank, world, folder):

@@ -12,7 +12,7 @@ from actors.learner import Learner
 from actors.task import TrainTask
 from panoply.config.armorm import Rendering
 from panoply.config.preference import PreferenceConfig, ScheduleConfig, TrunkConfig
-from panoply.train.group import Group
+from panoply.preference.distributed import Group
 
 WORDS = [
     "apple",

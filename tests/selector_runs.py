@@ -5,10 +5,10 @@ import math
 import numpy as np
 
 from actors.selector import Selector
-from panoply.choose.log import Log, state_version
-from panoply.choose.rounds import Prompt
-from panoply.choose.signals import Outcome
 from panoply.config.bandit import SelectorConfig, SignalConfig
+from panoply.laser.log import Log, state_version
+from panoply.laser.rounds import Prompt
+from panoply.laser.signals import Outcome
 
 ARMS = ("ann", "bob", "cy")
 CONFIG = SelectorConfig(signal=SignalConfig(name="verifier"), seed=3)

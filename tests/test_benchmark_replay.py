@@ -21,8 +21,8 @@ from benchmarks.replay import (
     replay_all,
 )
 from benchmarks.synthetic_arms import draw_tables, way_to_the_best
-from panoply.choose.policies import Fixed
-from panoply.choose.replay import replay
+from panoply.bandit.bandits import Fixed
+from panoply.bandit.replay import replay
 
 RECORDED = Path(__file__).parents[1] / "../shared/data/arms/rewardmath_scores.parquet"
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from panoply.choose.bandit import Choice, choose, init, project, projection, uniforms, update
-from panoply.choose.policies import (
+from panoply.bandit.bandits import (
     MOSS,
     UCB1,
     EpsilonGreedy,
@@ -18,7 +17,8 @@ from panoply.choose.policies import (
     Thompson,
     Uniform,
 )
-from panoply.choose.state import State
+from panoply.bandit.state import State
+from panoply.bandit.update import Choice, choose, init, project, projection, uniforms, update
 
 LEARNING = [
     LinUCB(),

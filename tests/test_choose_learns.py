@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from panoply.choose.bandit import choose, init, uniforms, update
-from panoply.choose.policies import (
+from panoply.bandit.bandits import (
     MOSS,
     UCB1,
     EpsilonGreedy,
@@ -15,8 +14,9 @@ from panoply.choose.policies import (
     Thompson,
     Uniform,
 )
-from panoply.choose.replay import replay
-from panoply.choose.rewards import advantages
+from panoply.bandit.replay import replay
+from panoply.bandit.update import choose, init, uniforms, update
+from panoply.laser.rewards import advantages
 
 
 def name(policy):

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from panoply.choose.bandit import Choice, choose, init, uniforms, update
-from panoply.choose.policies import (
+from panoply.bandit.bandits import (
     MOSS,
     UCB1,
     EpsilonGreedy,
@@ -18,7 +17,8 @@ from panoply.choose.policies import (
     best_probabilities,
     linear_posterior,
 )
-from panoply.choose.router import fit_router, pair_contexts
+from panoply.bandit.router import fit_router, pair_contexts
+from panoply.bandit.update import Choice, choose, init, uniforms, update
 
 
 def history(num=400, num_arms=3, size=5, seed=0):

@@ -6,7 +6,7 @@ from statistics import quantiles
 import numpy as np
 import pytest
 
-from panoply.choose.rewards import (
+from panoply.laser.rewards import (
     advantages,
     agreement,
     disagreement,

@@ -6,10 +6,8 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from panoply.choose.make import POLICIES, initial_state, make_policy
-from panoply.choose.policies import MOSS, LinUCB, Thompson
-from panoply.choose.rewards import quantile_rewards
-from panoply.choose.signals import MEASURES, Carry, signals
+from panoply.bandit.bandits import MOSS, LinUCB, Thompson
+from panoply.bandit.make import POLICIES, initial_state, make_policy
 from panoply.config.bandit import (
     SETTINGS,
     SIGNALS,
@@ -18,6 +16,8 @@ from panoply.config.bandit import (
     SignalConfig,
     WatchConfig,
 )
+from panoply.laser.rewards import quantile_rewards
+from panoply.laser.signals import MEASURES, Carry, signals
 
 CONFIG = SignalConfig(wait=2, window=3)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from panoply.choose.classifier import fit_classifier
+from panoply.bandit.classifier import fit_classifier
 
 NAN = np.nan
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from actors.contexts import unit_contexts
-from panoply.choose.bandit import choose, init, uniforms, update
-from panoply.choose.policies import LinUCB
+from panoply.bandit.bandits import LinUCB
+from panoply.bandit.update import choose, init, uniforms, update
 
 
 def test_a_context_is_a_constant_and_the_centered_state_of_unit_length_together():

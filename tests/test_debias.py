@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from reference import spearman
 
-from panoply.train.debias import (
+from panoply.armorm.debias import (
     difference_spearman,
     length_penalties,
     length_spearman,

@@ -5,7 +5,7 @@ import math
 import torch
 
 from panoply.model.gate import Dropout, Gate, ScalarHead
-from panoply.train.losses import bradley_terry
+from panoply.preference.losses import bradley_terry
 
 
 def make(num_objectives=4, dropout=0.0):

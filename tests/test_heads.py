@@ -6,9 +6,9 @@ import torch
 from safetensors.torch import load_file
 
 from actors.fitters import HeadTask, load_head
+from panoply.armorm.mixtures import fit_simplex
 from panoply.config.armorm import GateConfig
 from panoply.model.gate import make_gate
-from panoply.train.mixtures import fit_simplex
 from workflows.scorers import train_heads
 
 SIZE, OBJECTIVES = 12, 3

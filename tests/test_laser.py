@@ -15,11 +15,11 @@ from laser_runs import LONG, SHORT, laser_config
 from mlflow import MlflowClient
 from ray_head import ROOT
 
-from panoply.choose.log import Log
-from panoply.choose.watch import series
 from panoply.config.bandit import SelectorConfig, WatchConfig
 from panoply.config.laser import ArmsConfig, BestOfNConfig, PromptsConfig
 from panoply.hub.policy.policy import load_policy
+from panoply.laser.log import Log
+from panoply.laser.monitor import series
 from panoply.report.progress import Watch
 from workflows.best_of_n import run_best_of_n
 from workflows.laser import run_laser

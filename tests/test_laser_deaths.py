@@ -14,14 +14,14 @@ from laser_runs import SHORT, laser_config
 from test_scalar import save_small
 from transformers import AutoTokenizer
 
-from panoply.choose.log import Log
-from panoply.choose.scored import read_scored
 from panoply.config.bandit import PolicyConfig as Bandit
 from panoply.config.bandit import SelectorConfig
 from panoply.config.laser import ArmsConfig, PromptsConfig
 from panoply.config.policy import SamplingConfig
 from panoply.config.serve import ScalingConfig
 from panoply.hub.artefact.load import load_reward_model
+from panoply.laser.log import Log
+from panoply.laser.scored import read_scored
 from panoply.report.progress import Watch
 from workflows.laser import run_laser, tasks_of
 

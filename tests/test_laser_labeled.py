@@ -9,16 +9,16 @@ import pyarrow.parquet as pq
 import pytest
 from laser_runs import laser_config
 
-from panoply.choose.bandit import project
-from panoply.choose.classifier import fit_classifier
-from panoply.choose.log import Log
-from panoply.choose.make import initial_state
-from panoply.choose.rewards import verified
-from panoply.choose.router import fit_router
-from panoply.choose.scored import read_scored
+from panoply.bandit.classifier import fit_classifier
+from panoply.bandit.make import initial_state
+from panoply.bandit.router import fit_router
+from panoply.bandit.update import project
 from panoply.config.bandit import PolicyConfig as Bandit
 from panoply.config.bandit import SelectorConfig, SignalConfig, WatchConfig
 from panoply.config.laser import ArmsConfig, PromptsConfig
+from panoply.laser.log import Log
+from panoply.laser.rewards import verified
+from panoply.laser.scored import read_scored
 from panoply.report.progress import Watch
 from workflows.laser import run_laser, tasks_of
 from workflows.probe import judged_probe, read_probe

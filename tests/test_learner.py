@@ -14,10 +14,10 @@ from actors.learner import Learner, NonFinite
 from actors.training import DONE, STOPPED, Run, run_task
 from panoply.config.preference import LossConfig, TrunkConfig, WeightingConfig
 from panoply.hub.policy.trainable import load_trainable
-from panoply.train.group import Group
-from panoply.train.losses import updated_labels
-from panoply.train.min_norm import exact
-from panoply.train.plan import Plan
+from panoply.preference.batch_sampler import Plan
+from panoply.preference.distributed import Group
+from panoply.preference.losses import updated_labels
+from panoply.preference.min_norm import exact
 
 MORE = WeightingConfig(sources="more", momentum=1.0)
 

@@ -13,7 +13,7 @@ from preference_runs import make_task, other, small_config, write_pairs
 
 from actors.training import DONE, run_task
 from panoply.config.preference import LossConfig, WeightingConfig
-from panoply.train.group import Group
+from panoply.preference.distributed import Group
 
 
 @pytest.fixture(scope="module")

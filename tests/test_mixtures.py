@@ -7,7 +7,7 @@ import pytest
 from reference import bradley_terry_loss
 from sklearn.linear_model import LogisticRegression
 
-from panoply.train.mixtures import best_single, fit_linear, fit_simplex
+from panoply.armorm.mixtures import best_single, fit_linear, fit_simplex
 
 
 def differences(true, num_pairs=2000, seed=0):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
-from panoply.train.objectives import (
+from panoply.armorm.ridge import (
     Moments,
     choose,
     fit_ridge,

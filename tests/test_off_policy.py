@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from panoply.choose.bandit import choose, init, uniforms, update
-from panoply.choose.off_policy import (
+from panoply.bandit.bandits import EpsilonGreedy, Exp3, LinUCB, Thompson
+from panoply.bandit.off_policy import (
     Logged,
     NoSupport,
     doubly_robust,
@@ -14,7 +14,7 @@ from panoply.choose.off_policy import (
     predictions,
     snips,
 )
-from panoply.choose.policies import EpsilonGreedy, Exp3, LinUCB, Thompson
+from panoply.bandit.update import choose, init, uniforms, update
 
 SMALL = Logged(
     arms_N=np.array([0, 1, 1, 0]),

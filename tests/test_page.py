@@ -9,13 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 from test_report import example_metrics
 
+from panoply.armorm.confident_errors import MOST, confident_mistakes, report_mistakes
 from panoply.data.tables import PairTable, Split
 from panoply.measure.boards import LEVELS, STYLES, rmbench
 from panoply.report.page.charts import Axis
 from panoply.report.page.summary import verdict
 from panoply.report.page.write import write_page
 from tests.contrast import LOWEST_CONTRAST
-from workflows.mistakes import MOST, confident_mistakes, report_mistakes
 from workflows.tracking import write_json
 
 HOSTILE = "<script>document.title='taken'</script>"

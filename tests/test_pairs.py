@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from panoply.choose.pairs import build_pairs
+from panoply.laser.pairs import build_pairs
 
 
 def test_one_pair_is_best_against_worst():

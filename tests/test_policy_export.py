@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from actors.policy_task import PolicyRound
 from actors.policy_training import run_policy_task
 from panoply.hub.policy.export import export_policy
-from panoply.train.group import Group
+from panoply.preference.distributed import Group
 
 
 @pytest.fixture(scope="module")

@@ -25,10 +25,10 @@ from panoply.config.preference import TrunkConfig
 from panoply.hub.policy.lora import FILE
 from panoply.hub.policy.policy import load_policy
 from panoply.model.tree import Branch, TokenTree
-from panoply.train.group import Group
-from panoply.train.losses import dpo_nll
-from panoply.train.plan import step_ids
-from panoply.train.policy_outcome import kl_per_token
+from panoply.preference.batch_sampler import step_ids
+from panoply.preference.distributed import Group
+from panoply.preference.losses import dpo_nll
+from panoply.preference.policy_outcome import kl_per_token
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from actors.sampler import Question, Sampler
 from panoply.config.armorm import Rendering
 from panoply.config.policy import SamplingConfig
 from panoply.hub.policy.lora import FILE
-from panoply.train.group import Group
+from panoply.preference.distributed import Group
 from workflows.policy import train_round
 from workflows.rollouts import calls, rollouts, sampler_pool
 

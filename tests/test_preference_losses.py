@@ -6,7 +6,7 @@ import torch
 from reference import dpo_loss, log_sigmoid, sigmoid, soft_label_loss
 
 from panoply.config.preference import LossConfig
-from panoply.train.losses import (
+from panoply.preference.losses import (
     bradley_terry,
     centering,
     dpo,
@@ -15,8 +15,8 @@ from panoply.train.losses import (
     soft_label,
     updated_labels,
 )
-from panoply.train.objective import Targets, pair_loss
-from panoply.train.step import Compared
+from panoply.preference.pair_loss import Targets, pair_loss
+from panoply.preference.step import Compared
 
 MARGINS = [-7.0, -0.4, 0.0, 0.3, 2.0, 9.0]
 

@@ -8,11 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 from selector_runs import ARMS, CONFIG, make, outcomes_of, prompts_of, run, same_log, same_state
 
-from panoply.choose.log import Log, LogDiffers, column, replay, state_version
-from panoply.choose.make import initial_state
-from panoply.choose.rounds import Prompt
-from panoply.choose.signals import Outcome
+from panoply.bandit.make import initial_state
 from panoply.config.bandit import PolicyConfig, SignalConfig
+from panoply.laser.log import Log, LogDiffers, column, replay, state_version
+from panoply.laser.rounds import Prompt
+from panoply.laser.signals import Outcome
 
 POLICIES = [
     PolicyConfig(),

@@ -10,7 +10,7 @@ import pytest
 import ray
 from selector_runs import ARMS, CONFIG, outcomes_of, prompts_of, run, same_log
 
-from panoply.choose.log import Log, LogDiffers, state_version
+from panoply.laser.log import Log, LogDiffers, state_version
 from workflows.selector import NAMESPACE, selecting
 
 

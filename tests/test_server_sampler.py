@@ -12,12 +12,12 @@ from policy_server import BASE, policy_app
 from actors.policy_training import run_policy_task
 from actors.sampler import Question, Response
 from actors.server_sampler import ServerSampler, check_server, read_response
-from panoply.choose.log import Log
 from panoply.config.policy import PolicyServerConfig, SamplingConfig
 from panoply.hub.policy.policy import load_policy
+from panoply.laser.log import Log
 from panoply.model.sampling import stream
+from panoply.preference.distributed import Group
 from panoply.report.progress import Watch
-from panoply.train.group import Group
 from panoply.wire.attempts import RewardServerError
 from workflows.laser import run_laser
 

@@ -14,9 +14,9 @@ from panoply.model.decoder import Decoder
 from panoply.model.forward import encode, encode_plain
 from panoply.model.heads import LinearHead, StackedHeads
 from panoply.model.reward_net import RewardNet
-from panoply.train.plan import step_ids
-from panoply.train.step import Comparison, micro_batches
-from panoply.train.step import compute_gradients as step_gradients
+from panoply.preference.batch_sampler import step_ids
+from panoply.preference.step import Comparison, micro_batches
+from panoply.preference.step import compute_gradients as step_gradients
 
 
 def comparisons(seed, num_trees=5):

@@ -28,9 +28,9 @@ from panoply.config.tune import (
     num_steps,
     paper_point,
 )
+from panoply.preference.distributed import Group
 from panoply.report.progress import Watch
 from panoply.report.trials import Trial, best, draw_trials, search_table, trials_table
-from panoply.train.group import Group
 from workflows.tune_more import prepare, run_tune_more, sampler, space
 
 EMBEDDED = TUNE_MORE["embedded"][1]

@@ -8,11 +8,11 @@ import pyarrow as pa
 import pytest
 
 from actors.selector import Selector
-from panoply.choose.log import DECISIONS, REWARDS, Log, Record
-from panoply.choose.rounds import Prompt
-from panoply.choose.signals import Outcome, correlations
-from panoply.choose.watch import alarms, arm_values, orders, pauses, regret, rise, series
 from panoply.config.bandit import PolicyConfig, SelectorConfig, SignalConfig, WatchConfig
+from panoply.laser.log import DECISIONS, REWARDS, Log, Record
+from panoply.laser.monitor import alarms, arm_values, orders, pauses, regret, rise, series
+from panoply.laser.rounds import Prompt
+from panoply.laser.signals import Outcome, correlations
 
 ARMS = ("org/ann", "bob")
 

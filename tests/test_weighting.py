@@ -5,9 +5,9 @@ import pytest
 from reference import squared_norm
 
 from panoply.config.preference import WeightingConfig
-from panoply.train.min_norm import closest, exact, frank_wolfe, min_norm
-from panoply.train.plan import Plan
-from panoply.train.weighting import Weighting, normalized, weigh
+from panoply.preference.batch_sampler import Plan
+from panoply.preference.min_norm import closest, exact, frank_wolfe, min_norm
+from panoply.preference.more import Weighting, normalized, weigh
 
 
 def random_gradients(seed, size, dim=6):

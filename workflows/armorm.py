@@ -28,6 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.embedder import Probed
+from panoply.armorm.confident_errors import report_mistakes
+from panoply.armorm.debias import Penalties
 from panoply.config.armorm import ArmoRMConfig
 from panoply.hub.artefact.model_card import write_card
 from panoply.hub.backbone.backbone import resolve
@@ -35,14 +37,12 @@ from panoply.measure.calibration import reliability
 from panoply.report.page.write import write_page
 from panoply.report.progress import Watch
 from panoply.report.report import write_plots
-from panoply.train.debias import Penalties
 from workflows.artefact import LinearParts, save_artefact
 from workflows.cluster import await_workers, claim, connect, run_folder, store_root
 from workflows.debias import PairValues, fit_penalties, report_debias
 from workflows.embed import Pool, Source, embed
 from workflows.ingest import Data, ingest
 from workflows.layers import Place, choose_place
-from workflows.mistakes import report_mistakes
 from workflows.objectives import Stage1, report_objectives, run_sums, solve, sums_tasks
 from workflows.planted import oracle_weights, report_planted, weight_correlation
 from workflows.scorers import (

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
+from panoply.armorm.debias import Penalties
 from panoply.config.armorm import ArmoRMConfig
 from panoply.hub.artefact.load import Card, RewardModel, load_gated_model, save_reward_model
 from panoply.hub.backbone.backbone import load_backbone
 from panoply.model.reward_model import GatedHead
-from panoply.train.debias import Penalties
 from workflows.debias import PairValues
 from workflows.ingest import Data
 from workflows.objectives import Stage1

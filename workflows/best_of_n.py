@@ -26,17 +26,17 @@ from pydantic import TypeAdapter
 
 from actors.contexts import prompt_states, unit_contexts
 from actors.server_sampler import check_server
-from panoply.choose.bandit import choose, uniforms
-from panoply.choose.ensembles import best_of, chosen_scores
-from panoply.choose.log import Log, replay
-from panoply.choose.make import initial_state, make_policy
-from panoply.choose.scored import Scored
+from panoply.bandit.make import initial_state, make_policy
+from panoply.bandit.update import choose, uniforms
 from panoply.config.armorm import Rendering
 from panoply.config.bandit import SelectorConfig
 from panoply.config.laser import ENSEMBLES, LASER, BestOfNConfig
 from panoply.data.schema import digest
 from panoply.data.tasks import Task
 from panoply.hub.backbone.backbone import resolve
+from panoply.laser.ensembles import best_of, chosen_scores
+from panoply.laser.log import Log, replay
+from panoply.laser.scored import Scored
 from panoply.measure.intervals import mean_interval
 from panoply.report.page.write import write_page
 from panoply.report.progress import Watch

@@ -24,9 +24,9 @@ from panoply.data.tables import Bools, Ints, PairTable, load_pairs
 from panoply.data.tokens import TokenPairs, write_tokens
 from panoply.hub.backbone.backbone import Renderer, resolve
 from panoply.model.tree import TokenTree
+from panoply.preference.batch_sampler import Plan
 from panoply.report.progress import Watch
 from panoply.synthetic.planted import plant
-from panoply.train.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,17 +11,17 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from panoply.data.tables import Ints, PairTable
-from panoply.measure.intervals import percentiles, resampled_spearman
-from panoply.measure.metrics import pair_metrics, spearman
-from panoply.train.debias import (
+from panoply.armorm.debias import (
     Penalties,
     difference_spearman,
     length_penalties,
     length_spearman,
     remove_length,
 )
-from panoply.train.mixtures import fit_simplex
+from panoply.armorm.mixtures import fit_simplex
+from panoply.data.tables import Ints, PairTable
+from panoply.measure.intervals import percentiles, resampled_spearman
+from panoply.measure.metrics import pair_metrics, spearman
 
 Array: TypeAlias = NDArray[np.float64]
 DRAWS = 200

@@ -17,14 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.checkpoints import write_json
-from panoply.choose.bandit import project
-from panoply.choose.classifier import fit_classifier
-from panoply.choose.make import initial_state
-from panoply.choose.rewards import verified
-from panoply.choose.router import fit_router
-from panoply.choose.scored import Scored
+from panoply.bandit.classifier import fit_classifier
+from panoply.bandit.make import initial_state
+from panoply.bandit.router import fit_router
+from panoply.bandit.update import project
 from panoply.config.laser import CLASSIFIER, ROUTER, LaserConfig
 from panoply.data.tasks import Task
+from panoply.laser.rewards import verified
+from panoply.laser.scored import Scored
 from workflows.samples import Rollouts
 
 Array: TypeAlias = NDArray[np.float64]

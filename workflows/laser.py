@@ -36,14 +36,6 @@ from numpy.typing import NDArray
 from actors.contexts import prompt_states, unit_contexts
 from actors.policy_task import PolicyRound, PolicyTask, RankedPrompt
 from actors.server_sampler import check_server
-from panoply.choose.ensembles import best_arms, chosen_scores
-from panoply.choose.log import Log
-from panoply.choose.pairs import build_pairs
-from panoply.choose.rewards import agreement, disagreement, verified
-from panoply.choose.rounds import Prompt
-from panoply.choose.scored import Scored
-from panoply.choose.signals import Outcome
-from panoply.choose.watch import Alarm, alarms, orders, pauses, series
 from panoply.config.laser import (
     CLASSIFIER,
     ORACLE,
@@ -56,6 +48,14 @@ from panoply.config.laser import (
 from panoply.config.serve import ArmConfig
 from panoply.data.tasks import Task, made_tasks, parted, read_tasks, rounds_of
 from panoply.hub.backbone.backbone import resolve
+from panoply.laser.ensembles import best_arms, chosen_scores
+from panoply.laser.log import Log
+from panoply.laser.monitor import Alarm, alarms, orders, pauses, series
+from panoply.laser.pairs import build_pairs
+from panoply.laser.rewards import agreement, disagreement, verified
+from panoply.laser.rounds import Prompt
+from panoply.laser.scored import Scored
+from panoply.laser.signals import Outcome
 from panoply.report.progress import Watch
 from workflows.arms import asking
 from workflows.cluster import aborts_when_stopped, claim, connect, run_folder

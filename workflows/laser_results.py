@@ -12,15 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.policy_task import PolicyRound, RankedPrompt
-from panoply.choose.ensembles import best_of, chosen_scores
-from panoply.choose.log import Log, Record, column
-from panoply.choose.scored import Scored
-from panoply.choose.signals import correlations
-from panoply.choose.watch import Alarm, alarms, series
 from panoply.config.bandit import SIGNALS
 from panoply.config.laser import ENSEMBLES, LaserConfig
 from panoply.data.tasks import Task
 from panoply.hub.policy.export import export_policy
+from panoply.laser.ensembles import best_of, chosen_scores
+from panoply.laser.log import Log, Record, column
+from panoply.laser.monitor import Alarm, alarms, series
+from panoply.laser.scored import Scored
+from panoply.laser.signals import correlations
 from panoply.measure.intervals import mean_interval
 from panoply.report.laser_plots import draw_laser
 from panoply.report.page.write import write_page

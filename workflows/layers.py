@@ -8,13 +8,13 @@ from itertools import product
 
 import numpy as np
 
+from panoply.armorm.ridge import choose, fit_ridge, moments_by_pattern, squared_error
 from panoply.config.armorm import ObjectivesConfig, Pooling
 from panoply.data.features import FeatureStore
 from panoply.data.schema import uniform
 from panoply.data.tables import Ints, RatingTable
 from panoply.measure.metrics import spearman
 from panoply.report.progress import Watch
-from panoply.train.objectives import choose, fit_ridge, moments_by_pattern, squared_error
 from workflows.embed import Source, Texts, embed
 
 MIN_LABELS = 8

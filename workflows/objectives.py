@@ -16,12 +16,7 @@ from numpy.typing import NDArray
 
 from actors.embedder import Probed
 from actors.fitters import Block, SumsTask, accumulate
-from panoply.config.armorm import ObjectivesConfig
-from panoply.data.features import FeatureStore, Floats, Found
-from panoply.data.schema import digest
-from panoply.data.tables import Ints, PairTable, RatingTable
-from panoply.measure.metrics import regression_metrics, spearman
-from panoply.train.objectives import (
+from panoply.armorm.ridge import (
     Moments,
     Ridge,
     choose,
@@ -32,6 +27,11 @@ from panoply.train.objectives import (
     squared_error,
     without,
 )
+from panoply.config.armorm import ObjectivesConfig
+from panoply.data.features import FeatureStore, Floats, Found
+from panoply.data.schema import digest
+from panoply.data.tables import Ints, PairTable, RatingTable
+from panoply.measure.metrics import regression_metrics, spearman
 from workflows.cluster import run_train
 from workflows.layers import Place
 

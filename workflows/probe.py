@@ -12,12 +12,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from actors.policy_task import RankedPrompt
-from panoply.choose.scored import Scored
 from panoply.config.laser import LaserConfig
 from panoply.data.ingest import Limits, ingest_pairs
 from panoply.data.read import Input
 from panoply.data.schema import split_key
 from panoply.data.tasks import Task
+from panoply.laser.scored import Scored
 
 PAIRS_PER_SOURCE = 64
 """Drawn from a file; the policy's forwards on all of them are what a probe costs a round."""

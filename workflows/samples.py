@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from actors.sampler import Question, Samples
-from panoply.choose.scored import Scored, read_scored, write_scored
 from panoply.config.laser import VERIFIER
 from panoply.data.tasks import Task
+from panoply.laser.scored import Scored, read_scored, write_scored
 from panoply.wire.request import Chat
 from workflows.arms import Arms, Said
 from workflows.rollouts import calls, rollouts

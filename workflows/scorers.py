@@ -17,13 +17,13 @@ import torch
 from numpy.typing import NDArray
 
 from actors.fitters import HeadTask, fit_heads, load_head
+from panoply.armorm.mixtures import best_single, fit_linear, fit_simplex
 from panoply.config.armorm import GateConfig
 from panoply.data.tables import Ints, PairTable, Strings
 from panoply.measure.calibration import ece, ece_floor, fit_scale, log_loss
 from panoply.measure.intervals import macro_interval, paired_interval
 from panoply.measure.metrics import Metrics, macro, pair_metrics
 from panoply.model.gate import Gate, ScalarHead, make_gate
-from panoply.train.mixtures import best_single, fit_linear, fit_simplex
 from workflows.cluster import run_train
 
 Array: TypeAlias = NDArray[np.float64]

@@ -8,10 +8,10 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from panoply.armorm.debias import Penalties
+from panoply.armorm.mixtures import fit_linear
 from panoply.data.features import FeatureStore
 from panoply.data.tables import Ints, PairTable
-from panoply.train.debias import Penalties
-from panoply.train.mixtures import fit_linear
 from workflows.debias import PairValues
 from workflows.objectives import Objectives, as_matrix
 from workflows.scorers import STRENGTHS, FeatureDifference, PairArrays

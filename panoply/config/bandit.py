@@ -31,7 +31,7 @@ Level: TypeAlias = Literal["prompt", "batch"]
 Action: TypeAlias = Literal["warn", "sideline", "pause"]
 
 SIGNALS: tuple[Signal, ...] = get_args(Signal)
-"""What the bandit can be rewarded with (`panoply.choose.signals`)."""
+"""What the bandit can be rewarded with (`panoply.laser.signals`)."""
 SETTINGS: dict[PolicyName, tuple[str, ...]] = {
     "linucb": ("alpha", "ridge", "max_features", "first_pulls"),
     "thompson": ("noise", "strength", "max_features", "first_pulls"),
@@ -43,7 +43,7 @@ SETTINGS: dict[PolicyName, tuple[str, ...]] = {
     "fixed": ("arm",),
     "sequential": ("span",),
 }
-"""What each policy of `panoply.choose.policies` can be told."""
+"""What each policy of `panoply.bandit.bandits` can be told."""
 REQUIRED: dict[PolicyName, str] = {"moss": "horizon", "fixed": "arm"}
 
 
@@ -155,7 +155,7 @@ class SelectorConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatchConfig:
-    """When a run is called suspect, and what follows (`panoply.choose.watch`).
+    """When a run is called suspect, and what follows (`panoply.laser.monitor`).
 
     'pause' and 'sideline' are what the loop is asked to do; 'sideline' names the arm that was
     chosen most in the window.

@@ -21,7 +21,7 @@ from panoply.data.schema import digest
 from panoply.data.tokens import TokenPairs
 from panoply.hub.backbone.backbone import hash_weights
 from panoply.hub.policy.trainable import Trainable
-from panoply.train.group import Group
+from panoply.preference.distributed import Group
 
 ROWS = 128
 """Pairs of a block."""

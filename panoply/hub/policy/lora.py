@@ -27,7 +27,7 @@ def save_adapter(
 
     Args:
         trainable: the network whose adapters they are.
-        trained: `panoply.train.weights.Weights.trained`.
+        trained: `panoply.preference.train_state.Weights.trained`.
         name: of the model below.
         folder: where they go.
     """

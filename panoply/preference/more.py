@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from panoply.config.preference import Normalizer, WeightingConfig
-from panoply.train.min_norm import Array, min_norm
+from panoply.preference.min_norm import Array, min_norm
 
 
 @dataclass(frozen=True, slots=True)

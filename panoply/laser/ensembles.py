@@ -67,7 +67,7 @@ def best_arms(sources_B: Sequence[str], verified_BK: ArrayLike) -> dict[str, int
 
     Args:
         sources_B: source of each prompt.
-        verified_BK: `panoply.choose.rewards.verified` of each arm, NaN where it says nothing. A
+        verified_BK: `panoply.laser.rewards.verified` of each arm, NaN where it says nothing. A
             source of which nothing is known gets the arm that is best overall.
     """
     verified, names = np.asarray(verified_BK, np.float64), np.asarray(sources_B)

@@ -38,7 +38,7 @@ def fit_router(contexts_ND: ArrayLike, right_NK: ArrayLike, *, strength: float =
     Args:
         contexts_ND: h_n.
         right_NK: v, 1 where the arm was right and 0 where it was wrong, or anything between, such
-            as `panoply.choose.rewards.verified`; NaN where it is not known.
+            as `panoply.laser.rewards.verified`; NaN where it is not known.
         strength: of the penalty.
 
     Raises:

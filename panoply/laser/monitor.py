@@ -20,8 +20,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
-from panoply.choose.log import Record, column, matrix
 from panoply.config.bandit import Action, WatchConfig
+from panoply.laser.log import Record, column, matrix
 
 Array: TypeAlias = NDArray[np.float64]
 Series: TypeAlias = dict[str, Array]
@@ -86,7 +86,7 @@ def arm_values(arms_N: ArrayLike, rewards_N: ArrayLike, num_arms: int) -> Array:
     """Returns the mean reward of each arm where it was chosen, NaN where it never had one.
 
     Under a policy that looks at the context this is not what the arm would get if it were always
-    chosen; `panoply.choose.off_policy` estimates that where the log supports it.
+    chosen; `panoply.bandit.off_policy` estimates that where the log supports it.
     """
     arms, rewards = np.asarray(arms_N, np.int64), np.asarray(rewards_N, np.float64)
     usable = np.isfinite(rewards)

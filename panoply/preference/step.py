@@ -21,8 +21,8 @@ from torch import Tensor
 from panoply.model.budget import within_memory
 from panoply.model.reward_net import Outcome, RewardNet, score
 from panoply.model.tree import Branch, Ints, TokenTree, first_fit
-from panoply.train.losses import bradley_terry
-from panoply.train.min_norm import Array
+from panoply.preference.losses import bradley_terry
+from panoply.preference.min_norm import Array
 
 
 @dataclass(frozen=True, slots=True)

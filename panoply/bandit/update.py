@@ -4,7 +4,7 @@
     choice = choose(policy, state, contexts_BH, uniforms(seed, round, ids))
     state = update(state, choice, rewards_B)        # later, in any batches, in order
 
-A policy (`panoply.choose.policies`) is one pure function from a state and contexts to the
+A policy (`panoply.bandit.bandits`) is one pure function from a state and contexts to the
 *probability* of every arm; the arm is then drawn from these probabilities. So the propensities
 that are returned are exactly those that the arm was drawn with, ties are split evenly whatever the
 arms' order, and the only randomness is one number per decision, keyed by (seed, round, decision),
@@ -29,8 +29,8 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from panoply.choose.policies import LinUCB, Policy, Thompson
-from panoply.choose.state import State
+from panoply.bandit.bandits import LinUCB, Policy, Thompson
+from panoply.bandit.state import State
 
 Array: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
@@ -85,7 +85,7 @@ def init(
             `max_features` they are projected by a fixed matrix of random signs over sqrt(D), which
             keeps lengths and products in expectation (Achlioptas, 2003).
         costs_K: cost of a decision for each arm, in units of the reward, in [0, 1].
-        prior_KD: mean of Thompson's prior, e_k of BayesianRouter (`panoply.choose.router`), on
+        prior_KD: mean of Thompson's prior, e_k of BayesianRouter (`panoply.bandit.router`), on
             features as `project` returns them; 0 where not given.
         num_runs: B for a state of B independent runs.
 

@@ -10,8 +10,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from panoply.choose.bandit import choose, init, uniforms, update
-from panoply.choose.policies import Policy
+from panoply.bandit.bandits import Policy
+from panoply.bandit.update import choose, init, uniforms, update
 
 Ints: TypeAlias = NDArray[np.int64]
 

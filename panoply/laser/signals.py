@@ -19,8 +19,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from panoply.choose.rewards import advantages, gains, quantile_rewards
 from panoply.config.bandit import Signal, SignalConfig
+from panoply.laser.rewards import advantages, gains, quantile_rewards
 from panoply.measure.intervals import percentiles, resampled_spearman
 from panoply.measure.metrics import spearman
 
@@ -47,9 +47,9 @@ class Outcome:
     held_out_gain: float = NAN
     """By how much the step raised quality on held-out data: the same for all prompts."""
     verifier: float = NAN
-    """`panoply.choose.rewards.verified`, or any verdict on the arm's choice in [0, 1]."""
+    """`panoply.laser.rewards.verified`, or any verdict on the arm's choice in [0, 1]."""
     agreement: float = NAN
-    """`panoply.choose.rewards.agreement`."""
+    """`panoply.laser.rewards.agreement`."""
     proxy: float = NAN
     """Mean of the arm's scores of the policy's responses, on the arm's own fixed scale."""
     length: float = NAN
@@ -59,7 +59,7 @@ class Outcome:
     kl: float = NAN
     """KL of the policy from its start on the responses, in nats for each token."""
     disagreement: float = NAN
-    """`panoply.choose.rewards.disagreement`, where all arms scored."""
+    """`panoply.laser.rewards.disagreement`, where all arms scored."""
     failure: str = ""
     """Why the arm gave no scores; empty where it did."""
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from panoply.config.preference import LossConfig
-from panoply.train.losses import centering, dpo, sft, smoothed, soft_label
-from panoply.train.step import Compared
+from panoply.preference.losses import centering, dpo, sft, smoothed, soft_label
+from panoply.preference.step import Compared
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,9 +23,9 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from panoply.choose.bandit import Choice, init, update
-from panoply.choose.log import Record
-from panoply.choose.policies import LinUCB, linear_posterior
+from panoply.bandit.bandits import LinUCB, linear_posterior
+from panoply.bandit.update import Choice, init, update
+from panoply.laser.log import Record
 
 Array: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]

@@ -26,11 +26,11 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from panoply.choose.bandit import Choice, update
-from panoply.choose.signals import MEASURES
-from panoply.choose.state import State
+from panoply.bandit.state import State
+from panoply.bandit.update import Choice, update
 from panoply.config.bandit import SIGNALS
 from panoply.data.features import open_store
+from panoply.laser.signals import MEASURES
 
 Array: TypeAlias = NDArray[np.float64]
 Kind: TypeAlias = Literal["decisions", "rewards"]
@@ -74,7 +74,7 @@ REWARDS = pa.schema(
         ("failure", pa.string()),
     ]
 )
-"""What came of a decision: what was measured (`panoply.choose.signals.Outcome`, means over its
+"""What came of a decision: what was measured (`panoply.laser.signals.Outcome`, means over its
 prompts), every signal, the one that was applied, and how many of its prompts the arm failed on."""
 SCHEMAS: dict[Kind, pa.Schema] = {"decisions": DECISIONS, "rewards": REWARDS}
 READERS = 16
@@ -231,7 +231,7 @@ def replay(record: Record, initial: State) -> State:
     Args:
         record: the log. Its contexts and propensities are the ones that were used, so no policy
             is needed.
-        initial: the state before the first reward (`panoply.choose.make.initial_state`).
+        initial: the state before the first reward (`panoply.bandit.make.initial_state`).
 
     Raises:
         ValueError: the log is damaged, or of other arms or contexts.

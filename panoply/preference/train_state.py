@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 
 from panoply.config.preference import Parallel
 from panoply.model.reward_net import RewardNet
-from panoply.train.group import Group
+from panoply.preference.distributed import Group
 
 WHOLE = StateDictOptions(
     full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False

@@ -20,12 +20,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
-from panoply.choose.bandit import choose, uniforms
-from panoply.choose.log import DECISIONS, REWARDS, nullable, state_version
-from panoply.choose.make import make_policy
-from panoply.choose.signals import MEASURES, Carry, Outcome, finite, signals
-from panoply.choose.state import State
+from panoply.bandit.make import make_policy
+from panoply.bandit.state import State
+from panoply.bandit.update import choose, uniforms
 from panoply.config.bandit import Level, SelectorConfig, SignalConfig
+from panoply.laser.log import DECISIONS, REWARDS, nullable, state_version
+from panoply.laser.signals import MEASURES, Carry, Outcome, finite, signals
 
 Array: TypeAlias = NDArray[np.float64]
 

@@ -30,9 +30,9 @@ def fit_classifier(
 
     Args:
         contexts_ND: h_n.
-        verified_NK: how well each arm did, as `panoply.choose.rewards.verified` says; NaN where it
+        verified_NK: how well each arm did, as `panoply.laser.rewards.verified` says; NaN where it
             is not known.
-        strength: of the penalty, as `panoply.choose.router.fit_router` has it.
+        strength: of the penalty, as `panoply.bandit.router.fit_router` has it.
 
     Raises:
         ValueError: shapes disagree, or no prompt tells two arms apart.

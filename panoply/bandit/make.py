@@ -6,8 +6,7 @@ from collections.abc import Callable
 
 from numpy.typing import ArrayLike
 
-from panoply.choose.bandit import init
-from panoply.choose.policies import (
+from panoply.bandit.bandits import (
     MOSS,
     UCB1,
     EpsilonGreedy,
@@ -19,7 +18,8 @@ from panoply.choose.policies import (
     Thompson,
     Uniform,
 )
-from panoply.choose.state import State
+from panoply.bandit.state import State
+from panoply.bandit.update import init
 from panoply.config.bandit import PolicyConfig, PolicyName, SelectorConfig
 
 POLICIES: dict[PolicyName, Callable[..., Policy]] = {
@@ -47,7 +47,7 @@ def make_policy(config: PolicyConfig) -> Policy:
 def initial_state(
     config: SelectorConfig, num_arms: int, num_features: int, prior_KD: ArrayLike | None = None
 ) -> State:
-    """Returns the state before the first reward, as `panoply.choose.bandit.init` makes it.
+    """Returns the state before the first reward, as `panoply.bandit.update.init` makes it.
 
     Raises:
         ValueError: costs, prior, contexts or a fixed arm that do not fit the arms.

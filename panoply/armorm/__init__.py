@@ -1,0 +1,1 @@
+"""ArmoRM's mathematics: ridge regression, length debiasing, gate baselines."""

@@ -1,0 +1,1 @@
+"""Bandits over reward models: init, choose, update."""

@@ -1,0 +1,1 @@
+"""LASeR's rounds: decisions, signals, rewards, the log and its alarms."""

@@ -1,0 +1,1 @@
+"""Preference training: losses, one step, MORE's weighting, HaF-RM."""
