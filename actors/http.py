@@ -29,7 +29,7 @@ from panoply.wire.endpoint import Limits, decode
 from panoply.wire.endpoints import ENDPOINTS, endpoint_at
 from panoply.wire.request import RequestError, ScoreRequest, num_truncated
 
-PAGE = Path(__file__).parent / "page"
+PAGE = Path(__file__).parents[1] / "web"
 PREFIX = "/models/{name}"
 POLICY = "default-src 'self'; img-src 'self' data:; base-uri 'none'; frame-ancestors 'none'"
 SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120]

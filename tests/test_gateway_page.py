@@ -16,7 +16,7 @@ from tests.app_server import serving
 from tests.contrast import LOWEST_CONTRAST
 from tests.wire_scores import post_bytes, say
 
-PAGE = Path(__file__).parents[1] / "actors" / "page"
+PAGE = Path(__file__).parents[1] / "web"
 HOSTILE = "<img src=x onerror=\"document.title='taken'\">"
 KEY = "open sesame"
 OBJECTIVES = [f"source-objective_{i}" for i in range(10)]
