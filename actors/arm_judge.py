@@ -9,10 +9,10 @@ from pydantic import JsonValue
 
 from actors.faults import fault
 from panoply.config.serve import ArmConfig
+from panoply.scorers.endpoint import RemoteArm
+from panoply.scorers.function import load_function
+from panoply.scorers.recorded import ReplayArm
 from panoply.serve.calls import Call, each_alone
-from panoply.serve.functions import load_function
-from panoply.serve.remote import RemoteArm
-from panoply.serve.replay import ReplayArm
 from panoply.wire.request import Item, ModelAnswer, Rendered, RequestError, Score
 from panoply.wire.templates import as_chat
 

@@ -14,7 +14,7 @@ from panoply.config.bandit import SelectorConfig, SignalConfig
 from panoply.config.laser import ArmsConfig, LaserConfig, PromptsConfig
 from panoply.data.tasks import made_tasks, parted, read_tasks, rounds_of
 from panoply.laser.ensembles import best_arms, best_of, chosen_scores
-from panoply.serve.replay import ReplayArm
+from panoply.scorers.recorded import ReplayArm
 from panoply.wire.request import Chat
 
 NAN = math.nan

@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from panoply.serve.functions import FunctionArm, load_function
+from panoply.scorers.function import FunctionArm, load_function
 from panoply.wire.request import Chat, Details, Rendered, Tokens
 
 USER = {"role": "user", "content": "What is 6 times 7?"}
@@ -274,7 +274,7 @@ def test_calls_that_hang_do_not_hold_up_new_ones_until_there_are_too_many():
 def test_a_call_that_hangs_does_not_keep_the_process():
     code = """if True:
         import asyncio, time
-        from panoply.serve.functions import FunctionArm
+        from panoply.scorers.function import FunctionArm
         from panoply.wire.request import Chat
         arm = FunctionArm(lambda response: time.sleep(60), timeout=0.1)
         print(asyncio.run(arm.score([Chat((), ("x",))]))[0][0].error)
@@ -371,6 +371,6 @@ def len_of(response):
 
 
 def test_function_arms_load_neither_torch_nor_ray():
-    code = "import sys, panoply.serve.functions, panoply.serve.verifiers; print(*sys.modules)"
+    code = "import sys, panoply.scorers.function, panoply.serve.verifiers; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "ray", "numpy", "transformers"} & set(done.stdout.split())

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from panoply.serve.remote import RemoteArm
+from panoply.scorers.endpoint import RemoteArm
 from panoply.wire.remote import DIALECTS
 from panoply.wire.request import Chat, Rendered, Tokens
 from tests.wire_server import serving

@@ -2,7 +2,7 @@
 
 import pytest
 
-from panoply.serve.functions import load_function
+from panoply.scorers.function import load_function
 from panoply.synthetic.verifiable import DOMAINS, RULES, obeys, verifiable_prompts
 
 GOOD = {

@@ -1,0 +1,1 @@
+"""Scorers that are no local model: functions, other servers, recorded scores."""
