@@ -25,9 +25,9 @@ from starlette.requests import ClientDisconnect
 from actors.faults import fault
 from actors.gateway import Gateway
 from panoply.wire import tei, vllm
-from panoply.wire.endpoint import Limits, decode
-from panoply.wire.endpoints import ENDPOINTS, endpoint_at
+from panoply.wire.dialect import Limits, decode
 from panoply.wire.request import RequestError, ScoreRequest, num_truncated
+from panoply.wire.routes import ENDPOINTS, endpoint_at
 
 PAGE = Path(__file__).parents[1] / "web"
 PREFIX = "/models/{name}"

@@ -27,8 +27,8 @@ from panoply.hub.backbone.backbone import quiet
 from panoply.hub.policy.lora import FILE
 from panoply.hub.policy.policy import load_speaker
 from panoply.model.sampling import stream
-from panoply.wire.attempts import Attempts
 from panoply.wire.request import Payload
+from panoply.wire.retry import Attempts
 
 ADAPTER_CONFIG = "adapter_config.json"
 ALREADY = "already been loaded"

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from panoply.data.adapters import (
+from panoply.data.layouts import (
     HELPSTEER,
     ULTRAFEEDBACK,
     RawPair,

@@ -15,7 +15,7 @@ from wire_scores import scores_of
 from actors.gateway import Gateway, Model
 from actors.http import make_app
 from panoply.serve.calls import NUM_BUCKETS, bucket_of, parts
-from panoply.wire.endpoint import Limits
+from panoply.wire.dialect import Limits
 from panoply.wire.request import (
     Chat,
     ModelAnswer,

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from panoply.scorers.endpoint import RemoteArm
-from panoply.wire.remote import DIALECTS
+from panoply.wire.outbound import DIALECTS
 from panoply.wire.request import Chat, Rendered, Tokens
 from tests.wire_server import serving
 

@@ -18,7 +18,7 @@ from panoply.laser.log import Log
 from panoply.model.sampling import stream
 from panoply.preference.distributed import Group
 from panoply.report.progress import Watch
-from panoply.wire.attempts import RewardServerError
+from panoply.wire.retry import RewardServerError
 from workflows.laser import run_laser
 
 SHORT = SamplingConfig(max_tokens=20, rows=4, temperature=2.0, top_p=0.98)

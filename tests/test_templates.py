@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from panoply.wire.families import BOS, TEMPLATES
+from panoply.wire.chat_templates import BOS, TEMPLATES
 from panoply.wire.request import Chat, Rendered, RequestError
 from panoply.wire.templates import as_chat, detect, parse, render
 

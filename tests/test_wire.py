@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from panoply.data.schema import ROLES
-from panoply.wire.endpoints import ENDPOINTS, endpoint_at
 from panoply.wire.request import Chat, Rendered, Role, Tokens, sigmoid
+from panoply.wire.routes import ENDPOINTS, endpoint_at
 from tests.wire_scores import asked, post
 
 USER = {"role": "user", "content": "Why?"}
@@ -669,6 +669,6 @@ def test_roles_are_those_of_the_data():
 
 
 def test_a_client_loads_neither_torch_nor_ray_nor_arrow():
-    code = "import sys, panoply.wire.client, panoply.wire.endpoints; print(*sys.modules)"
+    code = "import sys, panoply.wire.client, panoply.wire.routes; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "ray", "numpy", "pyarrow", "transformers"} & set(done.stdout.split())

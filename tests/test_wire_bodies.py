@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from panoply.wire.endpoint import Limits, decode
-from panoply.wire.endpoints import ENDPOINTS
+from panoply.wire.dialect import Limits, decode
 from panoply.wire.request import (
     Chat,
     Details,
@@ -24,6 +23,7 @@ from panoply.wire.request import (
     scored,
     sole,
 )
+from panoply.wire.routes import ENDPOINTS
 from tests.wire_scores import LIMITS, asked, post, post_bytes
 
 PATHS = sorted({path for endpoint in ENDPOINTS for path in endpoint.paths})

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 import ray.cloudpickle
 
-from panoply.wire.attempts import RewardServerError
 from panoply.wire.client import AsyncClient, Client
 from panoply.wire.request import Chat, ScoreRequest
+from panoply.wire.retry import RewardServerError
 from tests.wire_server import serving
 
 USER = {"role": "user", "content": "Why?"}

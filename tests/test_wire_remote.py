@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from panoply.wire.endpoint import Limits
-from panoply.wire.endpoints import endpoint_at
-from panoply.wire.remote import DIALECTS
+from panoply.wire.dialect import Limits
+from panoply.wire.outbound import DIALECTS
 from panoply.wire.request import Chat, Rendered, RequestError, Tokens
+from panoply.wire.routes import endpoint_at
 from panoply.wire.templates import as_chat
 from tests.wire_scores import answer_to, say
 

@@ -7,8 +7,7 @@ that holds `[cut]` three tokens were cut. Token ids score their sum over 10.
 import json
 import re
 
-from panoply.wire.endpoint import Limits, decode
-from panoply.wire.endpoints import endpoint_at
+from panoply.wire.dialect import Limits, decode
 from panoply.wire.request import (
     Driver,
     ModelAnswer,
@@ -18,6 +17,7 @@ from panoply.wire.request import (
     scored,
     sigmoid,
 )
+from panoply.wire.routes import endpoint_at
 
 LIMITS = Limits()
 

@@ -22,7 +22,7 @@ from ray.serve.handle import DeploymentHandle
 from actors.gateway import Gateway, Model, State
 from actors.http import make_app
 from panoply.config.serve import GatewayArgs
-from panoply.wire.endpoint import Limits
+from panoply.wire.dialect import Limits
 
 T = TypeVar("T")
 JUDGE = "Judge"

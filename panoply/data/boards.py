@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from panoply.data.adapters import Row, pair_layout
+from panoply.data.layouts import Row, pair_layout
 from panoply.data.parse import BadRow
 from panoply.data.read import Input, Opened, Unreadable, open_input
 from panoply.data.tables import Ints, Strings

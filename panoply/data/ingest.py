@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from panoply.data.adapters import Layout, RawPair, RawRating, Row, pair_layout, rating_layout
+from panoply.data.layouts import Layout, RawPair, RawRating, Row, pair_layout, rating_layout
 from panoply.data.objectives import (
     Observed,
     complete_maps,

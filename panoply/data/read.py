@@ -19,7 +19,7 @@ from typing import IO, Any, TypeAlias, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from panoply.data.adapters import Row
+from panoply.data.layouts import Row
 from panoply.data.ratings import RatingMap
 
 BATCH_ROWS = 1024

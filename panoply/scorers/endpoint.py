@@ -10,10 +10,10 @@ from dataclasses import replace
 
 import httpx2
 
-from panoply.wire.attempts import Attempts, RewardServerError
-from panoply.wire.families import TEMPLATES
-from panoply.wire.remote import DIALECTS, Post
+from panoply.wire.chat_templates import TEMPLATES
+from panoply.wire.outbound import DIALECTS, Post
 from panoply.wire.request import Item, RequestError, Score
+from panoply.wire.retry import Attempts, RewardServerError
 
 AT_FAULT = (400, 413, 422, 424)
 """Statuses that say that the text is at fault, and not the server or how it is asked."""
@@ -37,7 +37,7 @@ class RemoteArm:
 
         Args:
             url: of the endpoint; of a server, without a path, it is where the dialect has it.
-            dialect: one of `panoply.wire.remote.DIALECTS`.
+            dialect: one of `panoply.wire.outbound.DIALECTS`.
             model: its name there; empty where the server has one.
             template: family that messages are written in, where the dialect carries text alone
                 (`panoply.wire.templates`).

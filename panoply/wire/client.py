@@ -5,7 +5,7 @@
 
     compute_score = AsyncClient("http://HOST:8000").verl_compute_score("armorm")  # in verl's file
 
-A request is asked again where that can help until its time is over (`panoply.wire.attempts`). What
+A request is asked again where that can help until its time is over (`panoply.wire.retry`). What
 fails for good raises: a run without its reward model should stop, and not learn from made-up
 numbers. A single score that failed is None for TRL, which leaves it out.
 
@@ -25,8 +25,8 @@ import httpx2
 from pydantic import SecretStr
 
 from panoply.wire import compare, rewards
-from panoply.wire.attempts import Attempts
 from panoply.wire.request import Chat, Message, Score, ScoreAnswer, ScoreRequest
+from panoply.wire.retry import Attempts
 from panoply.wire.reward_functions import AsyncTrlReward, AsyncVerlScore, TrlReward, VerlScore
 
 Pair: TypeAlias = tuple[Sequence[Message], str, str]

@@ -22,7 +22,8 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from panoply.wire.endpoint import Call, explain
+from panoply.wire.dialect import Call, explain
+from panoply.wire.messages import Prompt, WithPrompt, check_readable, messages
 from panoply.wire.request import (
     Chat,
     ModelAnswer,
@@ -33,7 +34,6 @@ from panoply.wire.request import (
     ScoreRequest,
     cut_mark,
 )
-from panoply.wire.turns import Prompt, WithPrompt, check_readable, messages
 
 
 class Pair(WithPrompt):

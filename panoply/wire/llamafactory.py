@@ -15,7 +15,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from panoply.wire.endpoint import Call
+from panoply.wire.dialect import Call
+from panoply.wire.messages import Texts, items_of
 from panoply.wire.request import (
     Payload,
     RequestError,
@@ -26,7 +27,6 @@ from panoply.wire.request import (
     truncated,
     value_of,
 )
-from panoply.wire.turns import Texts, items_of
 
 UNNAMED = "model"
 

@@ -18,7 +18,8 @@ from typing import Annotated, Self
 
 from pydantic import Field, JsonValue, model_validator
 
-from panoply.wire.endpoint import Call
+from panoply.wire.dialect import Call
+from panoply.wire.messages import Texts
 from panoply.wire.request import (
     Payload,
     Rendered,
@@ -29,7 +30,6 @@ from panoply.wire.request import (
     truncated,
     value_of,
 )
-from panoply.wire.turns import Texts
 
 
 class GetReward(Call):

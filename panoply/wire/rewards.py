@@ -23,7 +23,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, Field, FiniteFloat, JsonValue, ValidationError, model_validator
 
-from panoply.wire.endpoint import Call, explain
+from panoply.wire.dialect import Call, explain
+from panoply.wire.messages import Prompt, Texts, WithPrompt, check_readable, messages
 from panoply.wire.request import (
     Chat,
     Detail,
@@ -40,7 +41,6 @@ from panoply.wire.request import (
     cut_mark,
     sigmoid,
 )
-from panoply.wire.turns import Prompt, Texts, WithPrompt, check_readable, messages
 
 
 class RewardItem(WithPrompt):

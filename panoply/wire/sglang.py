@@ -29,7 +29,8 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from panoply.wire.endpoint import Call, status_name
+from panoply.wire.dialect import Call, status_name
+from panoply.wire.messages import ManyTokenIds, TextOrTokens, Texts, TokenIds, items_of
 from panoply.wire.request import (
     Payload,
     RequestError,
@@ -41,7 +42,6 @@ from panoply.wire.request import (
     sole,
     value_of,
 )
-from panoply.wire.turns import ManyTokenIds, TextOrTokens, Texts, TokenIds, items_of
 from panoply.wire.vectors import Dtype, Encoding, Endianness, vector
 from panoply.wire.vllm import NO_INSTRUCTION, RENDERING, TEXT_ALONE, ask, best_first
 

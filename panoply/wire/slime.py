@@ -15,8 +15,9 @@ from __future__ import annotations
 
 from pydantic import JsonValue
 
-from panoply.wire.endpoint import Call
-from panoply.wire.families import ENDS, without_end
+from panoply.wire.chat_templates import ENDS, without_end
+from panoply.wire.dialect import Call
+from panoply.wire.messages import Prompt, messages
 from panoply.wire.request import (
     Chat,
     Item,
@@ -28,7 +29,6 @@ from panoply.wire.request import (
     sole,
     value_of,
 )
-from panoply.wire.turns import Prompt, messages
 
 
 class Sample(Call):

@@ -29,7 +29,8 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import Field
 
-from panoply.wire.endpoint import Call, Limits, Strict
+from panoply.wire.dialect import Call, Limits, Strict
+from panoply.wire.messages import Texts
 from panoply.wire.request import (
     Item,
     Payload,
@@ -43,7 +44,6 @@ from panoply.wire.request import (
     sole,
     value_of,
 )
-from panoply.wire.turns import Texts
 from panoply.wire.vllm import ask, best_first
 
 OneOrTwo: TypeAlias = Annotated[list[str], Field(min_length=1, max_length=2)]

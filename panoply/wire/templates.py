@@ -21,7 +21,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-from panoply.wire.families import BOS, TEMPLATES, Template
+from panoply.wire.chat_templates import BOS, TEMPLATES, Template
 from panoply.wire.request import Chat, Message, Rendered, RequestError
 
 

@@ -21,10 +21,10 @@ from typing import Any, TypeAlias, cast
 
 from pydantic import TypeAdapter, ValidationError
 
-from panoply.wire.endpoint import explain
-from panoply.wire.families import ENDS, without_end
+from panoply.wire.chat_templates import ENDS, without_end
+from panoply.wire.dialect import explain
+from panoply.wire.messages import Conversation, Prompt, messages
 from panoply.wire.request import Chat, Message, Rendered, Score, ScoreAnswer, ScoreRequest
-from panoply.wire.turns import Conversation, Prompt, messages
 from panoply.wire.values import json_value
 
 LOG = logging.getLogger(__name__)

@@ -36,7 +36,8 @@ from typing import Annotated, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
-from panoply.wire.endpoint import Call, Strict, status_name
+from panoply.wire.dialect import Call, Strict, status_name
+from panoply.wire.messages import Conversation, TextOrTokens, TextPart, chat, items_of, joined
 from panoply.wire.request import (
     Chat,
     ModelAnswer,
@@ -51,7 +52,6 @@ from panoply.wire.request import (
     sole,
     value_of,
 )
-from panoply.wire.turns import Conversation, TextOrTokens, TextPart, chat, items_of, joined
 from panoply.wire.vectors import Dtype, Encoding, Endianness, vector
 
 OWN_TEMPLATE = "the model renders by the chat template that it was trained on; leave it out"

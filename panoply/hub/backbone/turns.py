@@ -12,7 +12,7 @@ from functools import reduce
 from typing import Any, Literal, TypeAlias
 
 from panoply.model.tree import common_prefix
-from panoply.wire.families import without_end
+from panoply.wire.chat_templates import without_end
 
 Conversation: TypeAlias = Sequence[Mapping[str, str]]
 Third: TypeAlias = Literal["user", "tool"]

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 
 from panoply.config.armorm import GateConfig, Rendering
-from panoply.data.adapters import HELPSTEER, HELPSTEER_SCALES
+from panoply.data.layouts import HELPSTEER, HELPSTEER_SCALES
 from panoply.hub.backbone.backbone import Backbone, Renderer, choose_dtype
 from panoply.hub.published.checkpoint import Checkpoint, Shape, few, stored_dtype
 from panoply.model.gate import make_gate

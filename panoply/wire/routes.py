@@ -19,7 +19,7 @@ from __future__ import annotations
 from pydantic import JsonValue
 
 from panoply.wire import compare, llamafactory, openrlhf, rewards, sglang, slime, tei, vllm
-from panoply.wire.endpoint import Endpoint
+from panoply.wire.dialect import Endpoint
 
 ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint("panoply", ("/v1/rewards",), frozenset(), rewards.Rewards, openrlhf.refuse),

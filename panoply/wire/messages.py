@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from panoply.wire.endpoint import Strict, explain
+from panoply.wire.dialect import Strict, explain
 from panoply.wire.request import Chat, Item, Message, Rendered, Role, Tokens
 
 

@@ -25,8 +25,8 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
-from panoply.wire.endpoint import explain
-from panoply.wire.families import BOS, TEMPLATES
+from panoply.wire.chat_templates import BOS, TEMPLATES
+from panoply.wire.dialect import explain
 from panoply.wire.request import (
     Chat,
     Item,
