@@ -13,7 +13,7 @@ from pydantic import JsonValue
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 
-from actors.faults import fault
+from actors.internal_error import fault
 from panoply.serve.calls import Call, Part, parts
 from panoply.wire.request import ModelAnswer, RequestError, Score, ScoreAnswer, ScoreRequest
 

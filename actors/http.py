@@ -22,8 +22,8 @@ from ray.util.metrics import Counter, Histogram
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from actors.faults import fault
 from actors.gateway import Gateway
+from actors.internal_error import fault
 from panoply.wire import tei, vllm
 from panoply.wire.dialect import Limits, decode
 from panoply.wire.request import RequestError, ScoreRequest, num_truncated

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from ray import tune
 
-from actors.learner import Learner
-from actors.task import TrainTask
-from actors.training import DONE, STOPPED, Run, complete, run_task
+from actors.reward_task import TrainTask
+from actors.reward_trainer import Learner
+from actors.reward_training import DONE, STOPPED, Run, complete, run_task
 from panoply.config.tune import Point, TuneConfig, at_point, num_steps
 from panoply.data.schema import digest
 from panoply.data.tokens import TokenPairs

@@ -34,7 +34,7 @@ import tyro
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
-from actors.contexts import prompt_states, unit_contexts
+from actors.prompt_embeddings import prompt_states, unit_contexts
 from benchmarks.planted_arms import figure, show, walk
 from benchmarks.preference import FIVE, HEAD
 from benchmarks.preference_models import Bench

@@ -64,8 +64,8 @@ def main(options: Options) -> None:
 
 def compare(options: Options, token_budget: int) -> dict[str, Any]:
     """Returns the ratio of both steps' times: the median of the turns, with the extremes."""
-    from actors.learner import Learner
-    from actors.task import TrainTask
+    from actors.reward_task import TrainTask
+    from actors.reward_trainer import Learner
     from panoply.preference.distributed import Group
     from panoply.report.progress import Watch
     from workflows.comparisons import read_pairs, tokenize, training_rows

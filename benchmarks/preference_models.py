@@ -43,7 +43,7 @@ class Bench:
 
     def task(self, name: str, config: PreferenceConfig, sources: tuple[str, ...] = ()) -> Any:
         """Returns the task of training on some of the sources, by default on all."""
-        from actors.task import TrainTask
+        from actors.reward_task import TrainTask
 
         rows = self.rows
         if sources:
@@ -80,7 +80,7 @@ class Bench:
         Raises:
             ValueError: the folder holds a model of another configuration.
         """
-        from actors.training import DONE, run_task
+        from actors.reward_training import DONE, run_task
         from panoply.preference.distributed import Group
         from workflows.cluster import claim
         from workflows.preference import Trained
@@ -182,7 +182,7 @@ class Test:
         return self._log_ratio()
 
     def _log_ratio(self) -> Any:
-        from actors.learner import log_ratio
+        from actors.reward_trainer import log_ratio
         from panoply.preference.step import margins
 
         budget = self.config.schedule.token_budget

@@ -103,7 +103,7 @@ def points(config: TuneConfig, defaults: Point) -> list[Point]:
 
 def compare(options: Options, folder: Path) -> dict[str, float]:
     """Returns the CPU seconds of the trials with inputs of their own, and with shared ones."""
-    from actors.training import run_task
+    from actors.reward_training import run_task
     from actors.trial import fill_store, trial_task
     from panoply.preference.distributed import Group
     from panoply.report.progress import Watch

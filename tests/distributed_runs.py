@@ -10,9 +10,9 @@ import torch
 import torch.distributed as dist
 from preference_runs import steps_of
 
-from actors.learner import Learner
-from actors.policy_training import run_policy_task
-from actors.training import Run, run_task
+from actors.dpo_training import run_policy_task
+from actors.reward_trainer import Learner
+from actors.reward_training import Run, run_task
 from panoply.preference.distributed import Group
 
 

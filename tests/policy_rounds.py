@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from preference_runs import WORDS
 
-from actors.policy_task import PolicyTask, RankedPrompt
+from actors.dpo_task import PolicyTask, RankedPrompt
 from panoply.config.armorm import Rendering
 from panoply.config.policy import PolicyConfig
 from panoply.config.preference import TrunkConfig

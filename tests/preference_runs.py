@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from actors.learner import Learner
-from actors.task import TrainTask
+from actors.reward_task import TrainTask
+from actors.reward_trainer import Learner
 from panoply.config.armorm import Rendering
 from panoply.config.preference import PreferenceConfig, ScheduleConfig, TrunkConfig
 from panoply.preference.distributed import Group

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from actors.selector import Selector
+from actors.bandit import Selector
 from panoply.config.bandit import SelectorConfig, SignalConfig
 from panoply.laser.log import Log, state_version
 from panoply.laser.rounds import Prompt

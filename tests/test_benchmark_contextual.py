@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from actors.contexts import with_constant
+from actors.prompt_embeddings import with_constant
 from benchmarks.contextual import (
     FIVE,
     Items,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from actors.contexts import unit_contexts
+from actors.prompt_embeddings import unit_contexts
 from panoply.bandit.bandits import LinUCB
 from panoply.bandit.update import choose, init, uniforms, update
 

@@ -12,8 +12,8 @@ from test_reading import MERGES, WHITE
 from test_scalar import save_small
 from transformers import AutoTokenizer
 
-from actors.arm_judge import ArmJudge
-from actors.judge import MOST_FAILURES, Judge
+from actors.function_replica import ArmJudge
+from actors.replica import MOST_FAILURES, Judge
 from actors.voices import voice_of
 from panoply.config.serve import ArmConfig, BatchConfig
 from panoply.hub.artefact.load import load_reward_model

@@ -10,8 +10,8 @@ import torch
 from preference_runs import make_task, other, small_config, steps_of, write_pairs
 from torch.nn.functional import logsigmoid
 
-from actors.learner import Learner, NonFinite
-from actors.training import DONE, STOPPED, Run, run_task
+from actors.reward_trainer import Learner, NonFinite
+from actors.reward_training import DONE, STOPPED, Run, run_task
 from panoply.config.preference import LossConfig, TrunkConfig, WeightingConfig
 from panoply.hub.policy.trainable import load_trainable
 from panoply.preference.batch_sampler import Plan

@@ -11,7 +11,7 @@ import torch.multiprocessing as mp
 from distributed_runs import work
 from preference_runs import make_task, other, small_config, write_pairs
 
-from actors.training import DONE, run_task
+from actors.reward_training import DONE, run_task
 from panoply.config.preference import LossConfig, WeightingConfig
 from panoply.preference.distributed import Group
 

@@ -8,8 +8,8 @@ from peft import PeftModel
 from policy_rounds import policy_task
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from actors.policy_task import PolicyRound
-from actors.policy_training import run_policy_task
+from actors.dpo_task import PolicyRound
+from actors.dpo_training import run_policy_task
 from panoply.hub.policy.export import export_policy
 from panoply.preference.distributed import Group
 

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from actors import checkpoints
-from actors.policy_learner import PolicyLearner, comparison, pairs_of, tokens_of
-from actors.policy_task import DONE, STOPPED, PolicyRound
-from actors.policy_training import run_policy_task
+from actors.dpo_task import DONE, STOPPED, PolicyRound
+from actors.dpo_trainer import PolicyLearner, comparison, pairs_of, tokens_of
+from actors.dpo_training import run_policy_task
 from actors.sampler import Question, Sampler
 from panoply.config.policy import PolicyConfig, SamplingConfig
 from panoply.config.preference import TrunkConfig

@@ -11,8 +11,8 @@ import pytest
 from policy_rounds import configured, policy_task, ranked_prompts
 from safetensors.torch import load_file
 
-from actors.policy_task import PolicyRound
-from actors.policy_training import run_policy_task
+from actors.dpo_task import PolicyRound
+from actors.dpo_training import run_policy_task
 from actors.sampler import Question, Sampler
 from panoply.config.armorm import Rendering
 from panoply.config.policy import SamplingConfig

@@ -15,7 +15,7 @@ import pytest
 import torch
 from preference_runs import small_config, write_pairs
 
-from actors import training
+from actors import reward_training as training
 from panoply.config.preference import LossConfig, WeightingConfig
 from panoply.hub.artefact.load import load_reward_model
 from panoply.report.progress import Watch

@@ -9,7 +9,7 @@ from laser_runs import laser_config
 from policy_rounds import configured, policy_task
 from policy_server import BASE, policy_app
 
-from actors.policy_training import run_policy_task
+from actors.dpo_training import run_policy_task
 from actors.sampler import Question, Response
 from actors.server_sampler import ServerSampler, check_server, read_response
 from panoply.config.policy import PolicyServerConfig, SamplingConfig

@@ -15,7 +15,7 @@ import pytest
 import tyro
 from preference_runs import small_config, write_pairs
 
-from actors.training import DONE, run_task
+from actors.reward_training import DONE, run_task
 from actors.trial import looks, trial_task
 from jobs.recipes import PREFERENCE, TUNE_MORE
 from panoply.config.preference import WeightingConfig

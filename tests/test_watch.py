@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from actors.selector import Selector
+from actors.bandit import Selector
 from panoply.config.bandit import PolicyConfig, SelectorConfig, SignalConfig, WatchConfig
 from panoply.laser.log import DECISIONS, REWARDS, Log, Record
 from panoply.laser.monitor import alarms, arm_values, orders, pauses, regret, rise, series

@@ -23,9 +23,9 @@ from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 
-from actors.arm_judge import ArmJudge
-from actors.faults import fault
+from actors.function_replica import ArmJudge
 from actors.gateway import Ask
+from actors.internal_error import fault
 from panoply.config.serve import ArmConfig
 from panoply.data.schema import digest
 from panoply.serve.calls import Call, bucket_of

@@ -24,7 +24,7 @@ import ray
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from actors.contexts import prompt_states, unit_contexts
+from actors.prompt_embeddings import prompt_states, unit_contexts
 from actors.server_sampler import check_server
 from panoply.bandit.make import initial_state, make_policy
 from panoply.bandit.update import choose, uniforms

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from transformers import AutoConfig, AutoTokenizer
 
-from actors.task import PairRows
+from actors.reward_task import PairRows
 from panoply.config.preference import PreferenceConfig
 from panoply.data.ingest import Limits, ingest_pairs
 from panoply.data.read import Input

@@ -33,8 +33,8 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from actors.contexts import prompt_states, unit_contexts
-from actors.policy_task import PolicyRound, PolicyTask, RankedPrompt
+from actors.dpo_task import PolicyRound, PolicyTask, RankedPrompt
+from actors.prompt_embeddings import prompt_states, unit_contexts
 from actors.server_sampler import check_server
 from panoply.config.laser import (
     CLASSIFIER,

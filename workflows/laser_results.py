@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.policy_task import PolicyRound, RankedPrompt
+from actors.dpo_task import PolicyRound, RankedPrompt
 from panoply.config.bandit import SIGNALS
 from panoply.config.laser import ENSEMBLES, LaserConfig
 from panoply.data.tasks import Task

@@ -9,7 +9,7 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 
-from actors.arm_judge import ArmJudge
+from actors.function_replica import ArmJudge
 from panoply.config.serve import ArmConfig
 from workflows.gateway import JUDGE, MOST_CALLS, TRIES, read_args
 
@@ -58,6 +58,6 @@ def model_app(args: Mapping[str, Any]) -> Application:
     )
     if arm.kind != "model":
         return deployment(ArmJudge).bind(arm)
-    from actors.judge import ModelJudge  # torch, which functions and other servers do without
+    from actors.replica import ModelJudge  # torch, which functions and other servers do without
 
     return deployment(ModelJudge).bind(arm)

@@ -6,8 +6,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from actors.policy_task import STOPPED, PolicyRound, PolicyTask
-from actors.policy_training import train_policy
+from actors.dpo_task import STOPPED, PolicyRound, PolicyTask
+from actors.dpo_training import train_policy
 from panoply.data.schema import digest
 from workflows.cluster import claim, run_train
 

@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from actors.task import PairRows, TrainTask
-from actors.training import DONE, PROGRESS, STOPPED, train_models
+from actors.reward_task import PairRows, TrainTask
+from actors.reward_training import DONE, PROGRESS, STOPPED, train_models
 from panoply.config.preference import PreferenceConfig
 from panoply.hub.artefact.manifest import ScalarCard
 from panoply.hub.artefact.model_card import write_card

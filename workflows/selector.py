@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ray.actor import ActorProxy
 from ray.exceptions import RayActorError
 
-from actors.selector import Selector
+from actors.bandit import Selector
 from panoply.config.bandit import SelectorConfig
 from panoply.data.schema import digest
 

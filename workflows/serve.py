@@ -29,7 +29,7 @@ from mlflow.exceptions import MlflowException
 from ray import serve
 from ray.exceptions import RayActorError
 
-from actors.arm_judge import arm_of
+from actors.function_replica import arm_of
 from actors.gateway import State
 from panoply.config.serve import ArmConfig, ServeConfig
 from panoply.hub.published.loading import is_hub_name

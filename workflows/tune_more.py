@@ -41,7 +41,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from actors.task import TrainTask
+from actors.reward_task import TrainTask
 from actors.trial import fill_store, finish_trial, looks, train_trial, trial_task
 from panoply.config.preference import PreferenceConfig
 from panoply.config.tune import Point, TuneConfig, flags, paper_point

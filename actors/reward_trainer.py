@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actors.task import TrainTask
+from actors.reward_task import TrainTask
 from panoply.data.tokens import TokenPairs
 from panoply.hub.policy.activation_cache import InputStore
 from panoply.hub.policy.trainable import Trainable, load_trainable

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from pydantic import JsonValue
 
-from actors.faults import fault
+from actors.internal_error import fault
 from panoply.config.serve import ArmConfig
 from panoply.scorers.endpoint import RemoteArm
 from panoply.scorers.function import load_function

@@ -13,10 +13,10 @@ import ray.train
 import torch
 
 from actors import checkpoints
-from actors.learner import NonFinite
-from actors.policy_learner import OPTIMIZER, PolicyLearner, tokens_of
-from actors.policy_task import ADAPTER, DONE, PAIRS, PROBE, PROGRESS, STOPPED, PolicyTask
-from actors.training import TOLD_EVERY_SECONDS, worker_group
+from actors.dpo_task import ADAPTER, DONE, PAIRS, PROBE, PROGRESS, STOPPED, PolicyTask
+from actors.dpo_trainer import OPTIMIZER, PolicyLearner, tokens_of
+from actors.reward_trainer import NonFinite
+from actors.reward_training import TOLD_EVERY_SECONDS, worker_group
 from panoply.hub.backbone.backbone import quiet
 from panoply.hub.policy.lora import save_adapter
 from panoply.preference.distributed import Group

@@ -12,7 +12,7 @@ import torch
 from pydantic import JsonValue
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from actors.faults import fault
+from actors.internal_error import fault
 from actors.voices import Voice, voice_of
 from panoply.config.serve import ArmConfig, BatchConfig
 from panoply.hub.artefact.load import load_reward_model

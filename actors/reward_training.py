@@ -14,8 +14,8 @@ import ray.train.torch
 import torch
 
 from actors import checkpoints
-from actors.learner import Learner, NonFinite
-from actors.task import TrainTask
+from actors.reward_task import TrainTask
+from actors.reward_trainer import Learner, NonFinite
 from panoply.hub.backbone.backbone import quiet
 from panoply.preference.distributed import Group
 from panoply.preference.more import Weighting

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actors.learner import NonFinite
-from actors.policy_task import PolicyTask, RankedPrompt
+from actors.dpo_task import PolicyTask, RankedPrompt
+from actors.reward_trainer import NonFinite
 from panoply.hub.backbone.backbone import Renderer
 from panoply.hub.policy.lora import read_adapter
 from panoply.hub.policy.trainable import Trainable, load_trainable
