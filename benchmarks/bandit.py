@@ -99,8 +99,8 @@ def served(size: int, num_arms: int, num_rounds: int, calls: int) -> dict[str, A
     """
     import ray
 
-    from workflows.cluster import connect
-    from workflows.selector import selecting
+    from workflows.cluster.bandit_actor import selecting
+    from workflows.cluster.ray_cluster import connect
 
     connect(1)
     arms, rng = tuple(f"arm{k}" for k in range(num_arms)), np.random.default_rng(0)
@@ -162,7 +162,7 @@ def main(
     Raises:
         RuntimeError: the two disagree on an arm, so that their times say nothing.
     """
-    from workflows.tracking import write_json
+    from workflows.cluster.tracking import write_json
 
     threadpool_limits(1)
     rng = np.random.default_rng(0)

@@ -128,7 +128,7 @@ class Seed:
 def main(options: Options) -> None:
     """Trains the arms, lets all policies choose, writes the figures and prints tables."""
     from panoply.hub.backbone.backbone import quiet
-    from workflows.tracking import write_json
+    from workflows.cluster.tracking import write_json
 
     quiet()
     torch.set_num_threads(options.threads)

@@ -63,7 +63,7 @@ def main(options: Options) -> None:
     from rich.table import Table
 
     from panoply.hub.backbone.backbone import quiet
-    from workflows.tracking import write_json
+    from workflows.cluster.tracking import write_json
 
     quiet()
     figures: dict[str, Any] = {"setting": setting(options)}
@@ -115,9 +115,9 @@ def spread(ratios: Sequence[float]) -> dict[str, Any]:
 
 def sample(options: Options, folder: Path) -> list[Any]:
     """Returns prompts with their responses, drawn over all rating and pair sources."""
-    from workflows.cluster import connect
-    from workflows.embed import into_shards, shard_rows, wanted_texts
-    from workflows.ingest import ingest
+    from workflows.cluster.embed import into_shards, shard_rows, wanted_texts
+    from workflows.cluster.ingest import ingest
+    from workflows.cluster.ray_cluster import connect
 
     connect(2)
     texts = ingest(config_of(options, options.ratings_per_source), folder).texts
@@ -142,9 +142,9 @@ def config_of(options: Options, rows_per_source: int) -> ArmoRMConfig:
 def embedding_on_ray(options: Options) -> dict[str, Any]:
     """Returns how embedding grows with workers and rows."""
     from panoply.report.progress import Watch
-    from workflows.cluster import connect
-    from workflows.embed import Pool, Source, embed
-    from workflows.ingest import ingest
+    from workflows.cluster.embed import Pool, Source, embed
+    from workflows.cluster.ingest import ingest
+    from workflows.cluster.ray_cluster import connect
 
     connect(2)
 
@@ -166,8 +166,8 @@ def sums_on_ray(options: Options) -> dict[str, Any]:
     """Returns how the sums of stage 1 grow with workers and rows."""
     from actors.fitters import SumsTask
     from panoply.data.features import FeatureStore
-    from workflows.cluster import connect
-    from workflows.objectives import plan_blocks, run_sums
+    from workflows.cluster.objectives import plan_blocks, run_sums
+    from workflows.cluster.ray_cluster import connect
 
     connect(2)
     rng = np.random.default_rng(0)

@@ -108,7 +108,7 @@ def cpu_of_arms() -> float:
 
 def scoring(args: Args, models: ArmsConfig, shared: ArmsConfig) -> dict[str, Any]:
     """Returns the walls of all kinds, in turns, and their ratios by repeat."""
-    from workflows.arms import asking
+    from workflows.cluster.arms import asking
     from workflows.serve import pinned
 
     names, chats = models.names, sampled(args)
@@ -193,8 +193,8 @@ def main() -> None:
     from rich.console import Console
 
     from panoply.report.tables import add_row, empty_table, number
-    from workflows.cluster import connect
-    from workflows.tracking import write_json
+    from workflows.cluster.ray_cluster import connect
+    from workflows.cluster.tracking import write_json
 
     args = tyro.cli(Args, description=__doc__)
     work = Path(args.work).expanduser()

@@ -46,7 +46,7 @@ def main(options: Options) -> None:
     from rich.table import Table
 
     from panoply.hub.backbone.backbone import quiet
-    from workflows.tracking import write_json
+    from workflows.cluster.tracking import write_json
 
     quiet()
     torch.set_num_threads(options.threads)
@@ -68,7 +68,7 @@ def compare(options: Options, token_budget: int) -> dict[str, Any]:
     from actors.reward_trainer import Learner
     from panoply.preference.distributed import Group
     from panoply.report.progress import Watch
-    from workflows.comparisons import read_pairs, tokenize, training_rows
+    from workflows.cluster.prepare_pairs import read_pairs, tokenize, training_rows
 
     pairs = tuple(str(options.data / "pairs" / f"{source}.parquet") for source in FIVE)
     known = options.data.is_dir()

@@ -244,7 +244,7 @@ def main(
         sources: equal sources.
         repeats: interleaved repeats of each side.
     """
-    from workflows.tracking import write_json
+    from workflows.cluster.tracking import write_json
 
     threadpool_limits(1)
     made = make_sources(rows, hidden_size, objectives, sources)

@@ -41,7 +41,7 @@ def main(json: Path, seeds: tuple[int, ...] = (0, 1, 2, 3, 4), num_workers: int 
 
     from panoply.report.progress import Watch
     from workflows.armorm import run_armorm
-    from workflows.tracking import write_json
+    from workflows.cluster.tracking import write_json
 
     console = Console(log_path=False)
     watch = Watch(console)

@@ -213,7 +213,7 @@ def main(json: Path, seeds: tuple[int, ...] = tuple(range(6)), orders: int = 3) 
         seeds: one world each.
         orders: of the items of a world.
     """
-    from workflows.tracking import write_json
+    from workflows.cluster.tracking import write_json
 
     figures: dict[str, Any] = {}
     for conflict in (0.5, 0.0):

@@ -76,7 +76,7 @@ class Options:
 def main(options: Options) -> None:
     """Runs an experiment and writes its figures after every seed."""
     from panoply.hub.backbone.backbone import quiet
-    from workflows.tracking import write_json
+    from workflows.cluster.tracking import write_json
 
     quiet()
     torch.set_num_threads(options.threads)

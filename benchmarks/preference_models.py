@@ -26,7 +26,7 @@ class Bench:
 
     def __init__(self, config: PreferenceConfig, folder: Path) -> None:
         from panoply.report.progress import Watch
-        from workflows.comparisons import read_pairs, tokenize, training_rows
+        from workflows.cluster.prepare_pairs import read_pairs, tokenize, training_rows
 
         self.config, self.folder = config, folder
         self.found = read_pairs(config, folder / "data")
@@ -82,7 +82,7 @@ class Bench:
         """
         from actors.reward_training import DONE, run_task
         from panoply.preference.distributed import Group
-        from workflows.cluster import claim
+        from workflows.cluster.ray_cluster import claim
         from workflows.preference import Trained
 
         task, began = self.task(name, config, sources), time.perf_counter()

@@ -57,7 +57,7 @@ def main(
 
     from panoply.report.progress import Watch
     from workflows.armorm import run_armorm
-    from workflows.tracking import write_json
+    from workflows.cluster.tracking import write_json
 
     console = Console(log_path=False)
     base = replace(

@@ -256,7 +256,7 @@ def main(scores: Path, json: Path, orders: int = 200, seed: int = 0) -> None:
         orders: random orders of the items.
         seed: of the orders and the draws.
     """
-    from workflows.tracking import write_json
+    from workflows.cluster.tracking import write_json
 
     data = read_scores(scores)
     found = replay_all(data, orders, seed)

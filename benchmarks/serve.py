@@ -110,7 +110,7 @@ def main(options: Options) -> None:
     """Runs the benchmark and prints a table."""
     from rich.console import Console
 
-    from workflows.tracking import write_json
+    from workflows.cluster.tracking import write_json
 
     console = Console()
     folder = saved_model(options.work)

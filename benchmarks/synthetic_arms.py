@@ -86,7 +86,7 @@ def main(json: Path | None = None, num_tables: int = 100, seed: int = 0) -> None
         num_tables: of each size.
         seed: of the tables.
     """
-    from workflows.tracking import write_json
+    from workflows.cluster.tracking import write_json
 
     made: dict[str, list[tuple[float, float]]] = {}
     for items, arms in SIZES:

@@ -54,7 +54,7 @@ def main(options: Options) -> None:
     import torch
 
     from panoply.hub.backbone.backbone import quiet
-    from workflows.tracking import write_json
+    from workflows.cluster.tracking import write_json
 
     quiet()
     torch.set_num_threads(1)

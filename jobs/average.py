@@ -27,7 +27,7 @@ def main(
     from panoply.hub.artefact.average import average_models
     from panoply.hub.backbone.backbone import quiet
     from panoply.report.progress import Terminal, exit_if_unusable
-    from workflows.cluster import run_folder
+    from workflows.cluster.ray_cluster import run_folder
 
     console = Terminal()
     quiet()

@@ -14,7 +14,7 @@ def main() -> None:
     from panoply.report.progress import Terminal, Watch, exit_if_unusable
     from panoply.report.report import print_summary
     from workflows.best_of_n import run_best_of_n
-    from workflows.cluster import run_folder
+    from workflows.cluster.ray_cluster import run_folder
 
     console = Terminal()
     with exit_if_unusable(console):

@@ -68,7 +68,7 @@ def main(
 
 def _print_matrix(config: MatrixConfig, console: Terminal) -> None:
     from panoply.report.tables import matrix_table
-    from workflows.matrix import run_matrix
+    from workflows.cross_eval import run_matrix
 
     console.print(matrix_table(run_matrix(config, Watch(console))))
     console.print(f"results: {config.out}/matrix.json, drawn in {config.out}/matrix.png")

@@ -13,7 +13,7 @@ def main() -> None:
     # Ray and torch load only now, after the arguments are known to be right.
     from panoply.report.progress import Terminal, Watch, exit_if_unusable
     from panoply.report.report import print_summary
-    from workflows.cluster import run_folder
+    from workflows.cluster.ray_cluster import run_folder
     from workflows.laser import run_laser
 
     console = Terminal()

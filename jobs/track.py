@@ -20,7 +20,7 @@ def main(out: Annotated[str, tyro.conf.Positional], /, experiment: str = "") -> 
     from pathlib import Path
 
     from panoply.report.progress import Terminal, Watch, exit_if_unusable
-    from workflows.tracking import track
+    from workflows.cluster.tracking import track
 
     console = Terminal()
     with exit_if_unusable(console):

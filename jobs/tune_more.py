@@ -15,7 +15,7 @@ def main() -> None:
     # Ray and torch load only now, after the arguments are known to be right.
     from panoply.report.progress import Terminal, Watch, exit_if_unusable
     from panoply.report.trials import search_table, trials_table
-    from workflows.cluster import run_folder
+    from workflows.cluster.ray_cluster import run_folder
     from workflows.tune_more import run_tune_more
 
     console = Terminal()

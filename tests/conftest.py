@@ -81,7 +81,7 @@ def tiny_policy_folder(tmp_path_factory, tiny_tokenizer):
 @pytest.fixture(scope="session")
 def cluster():
     """One local Ray cluster for all tests that ask for it."""
-    from workflows.cluster import connect
+    from workflows.cluster.ray_cluster import connect
 
     connect(4)
     import ray

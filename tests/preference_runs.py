@@ -71,7 +71,7 @@ def small_config(model, pairs, trunk=None, schedule=None, **changes) -> Preferen
 
 def make_task(config: PreferenceConfig, folder: Path, name="main") -> TrainTask:
     from panoply.report.progress import Watch
-    from workflows.comparisons import read_pairs, tokenize, training_rows
+    from workflows.cluster.prepare_pairs import read_pairs, tokenize, training_rows
 
     found = read_pairs(config, folder / "data")
     path = folder / "data" / "tokens.parquet"

@@ -129,7 +129,7 @@ def test_the_same_folder_with_another_configuration_is_refused(finished):
 
 
 def test_the_same_folder_with_other_data_is_refused(tmp_path):
-    from workflows.cluster import claim
+    from workflows.cluster.ray_cluster import claim
 
     claim(tmp_path, "data.json", {"ratings": "a", "pairs": "b"})
     claim(tmp_path, "data.json", {"ratings": "a", "pairs": "b"})
@@ -179,7 +179,7 @@ def test_evaluate_scores_new_pairs_and_knows_those_trained_on(finished, tmp_path
 
 
 def test_an_objective_of_one_prompt_is_left_out_and_named(tiny_model_folder, tmp_path):
-    from workflows.ingest import ingest
+    from workflows.cluster.ingest import ingest
 
     one_prompt = rating_rows(60, lambda i: float(i % 3))
     one_prompt["prompt"] = [[{"role": "user", "content": "Rate the whole."}]] * 60
@@ -221,7 +221,7 @@ def rating_rows(n, value=lambda i: float(i % 5)):
 def test_unusable_ratings_are_told_before_anything_is_embedded(
     rows, message, tiny_model_folder, tmp_path
 ):
-    from workflows.ingest import ingest
+    from workflows.cluster.ingest import ingest
 
     pq.write_table(pa.table(rows), tmp_path / "ratings.parquet")
     pq.write_table(plant(0, num_prompts=60).pairs, tmp_path / "pairs.parquet")

@@ -14,7 +14,7 @@ from panoply.data.tokens import TokenPairs
 from panoply.hub.backbone.backbone import Renderer
 from panoply.report.progress import Watch
 from panoply.report.tables import RAW
-from workflows.comparisons import read_pairs, tokenize, training_rows
+from workflows.cluster.prepare_pairs import read_pairs, tokenize, training_rows
 from workflows.preference import calibrate, measure
 
 

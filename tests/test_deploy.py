@@ -21,7 +21,7 @@ from rich.console import Console
 from jobs.recipes import SERVE
 from panoply.config.serve import ScalingConfig, ServeConfig
 from panoply.report.progress import Watch
-from workflows.models import model_app
+from workflows.cluster.models import model_app
 from workflows.serve import admitted, deployed, follow, pinned, run_serve, serve_file, targets
 
 LENGTH = "function:panoply.serve.verifiers:length"
@@ -73,7 +73,7 @@ def test_the_file_has_no_key_that_ray_would_drop_and_builds_what_the_job_builds(
         == ["panoply-model-a", "panoply-model-b", "panoply-model-c", "panoply-gateway"]
     )
     for name, path, args in wanted[:-1]:
-        assert path == "workflows.models:model_app"
+        assert path == "workflows.cluster.models:model_app"
         assert same(built[name], model_app(args))
     assert not same(built["panoply-model-a"], built["panoply-model-b"])
     assert read.applications[-1].args["keys"] == {"b": "KEY"}
@@ -104,7 +104,7 @@ def test_a_protection_that_nothing_would_enforce_stops_the_server(tmp_path, monk
     _, file = written(tmp_path, f"a={LENGTH}", f"b={LENGTH}", keys=("b=KEY",))
     model, _, gateway = (app["args"] for app in file["applications"])
     assert gateway["keys"] == {"b": "KEY"}
-    build = import_attr("workflows.gateway:gateway_app")
+    build = import_attr("workflows.cluster.gateway:gateway_app")
     build(gateway_args())
     told = r"name the key in its `keys` instead: \{a: KEY\}"
     with pytest.raises(ValueError, match=f"(?i){told}"):

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from panoply.data.features import FeatureStore
-from workflows.embed import SHARD_PROMPTS, into_shards, one_shard, pending, plan_shards
+from workflows.cluster.embed import SHARD_PROMPTS, into_shards, one_shard, pending, plan_shards
 
 
 @pytest.fixture

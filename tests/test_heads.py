@@ -9,7 +9,7 @@ from actors.fitters import HeadTask, load_head
 from panoply.armorm.mixtures import fit_simplex
 from panoply.config.armorm import GateConfig
 from panoply.model.gate import make_gate
-from workflows.scorers import train_heads
+from workflows.cluster.scorers import train_heads
 
 SIZE, OBJECTIVES = 12, 3
 CONFIG = GateConfig(

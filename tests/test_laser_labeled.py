@@ -20,8 +20,8 @@ from panoply.laser.log import Log
 from panoply.laser.rewards import verified
 from panoply.laser.scored import read_scored
 from panoply.report.progress import Watch
+from workflows.cluster.gold_pairs import judged_probe, read_probe
 from workflows.laser import run_laser, tasks_of
-from workflows.probe import judged_probe, read_probe
 
 ARMS = ("long", "short")
 STRATEGIES = ("laser", "bayesian_router", "classifier")

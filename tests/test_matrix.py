@@ -20,7 +20,7 @@ from panoply.report.plots import matrix
 from panoply.report.progress import Watch
 from panoply.report.tables import matrix_table
 from panoply.synthetic.planted import plant
-from workflows.matrix import Row, ensemble, labels, report_row, trained_sources, unseen_rows
+from workflows.cross_eval import Row, ensemble, labels, report_row, trained_sources, unseen_rows
 
 
 def example_pairs(num=400, seed=0):
@@ -124,7 +124,7 @@ def models(tiny_model_folder, tmp_path):
 
 
 def test_every_model_is_judged_on_every_source(cluster, models, tmp_path):
-    from workflows.matrix import ENSEMBLE, run_matrix
+    from workflows.cross_eval import ENSEMBLE, run_matrix
 
     folders, sources = models
     pairs = (str(tmp_path / "pairs.parquet"),)

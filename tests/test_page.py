@@ -16,7 +16,7 @@ from panoply.report.page.charts import Axis
 from panoply.report.page.summary import verdict
 from panoply.report.page.write import write_page
 from tests.contrast import LOWEST_CONTRAST
-from workflows.tracking import write_json
+from workflows.cluster.tracking import write_json
 
 HOSTILE = "<script>document.title='taken'</script>"
 SECTIONS = {

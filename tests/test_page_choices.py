@@ -7,7 +7,7 @@ from panoply.report.page import choices, strategies
 from panoply.report.page.charts import plot
 from panoply.report.page.write import write_page
 from tests.contrast import LOWEST_CONTRAST
-from workflows.tracking import write_json
+from workflows.cluster.tracking import write_json
 
 HOSTILE = "<script>document.title='taken'</script>"
 ARMS = ("long", "short", "lines", HOSTILE)

@@ -18,8 +18,8 @@ from panoply.config.armorm import Rendering
 from panoply.config.policy import SamplingConfig
 from panoply.hub.policy.lora import FILE
 from panoply.preference.distributed import Group
-from workflows.policy import train_round
-from workflows.rollouts import calls, rollouts, sampler_pool
+from workflows.cluster.policy import train_round
+from workflows.cluster.rollouts import calls, rollouts, sampler_pool
 
 LONG = SamplingConfig(max_tokens=200, rows=8, temperature=1.0)
 QUESTIONS = [

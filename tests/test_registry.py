@@ -7,8 +7,8 @@ from mlflow import MlflowClient
 
 from panoply.config.serve import ArmConfig
 from panoply.report.progress import Watch
+from workflows.cluster.tracking import open_tracker
 from workflows.serve import pinned
-from workflows.tracking import open_tracker
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 
-from workflows.scorers import scaled_metrics
-from workflows.tracking import write_json
+from workflows.cluster.scorers import scaled_metrics
+from workflows.cluster.tracking import write_json
 
 
 def test_a_scale_of_zero_takes_the_probability_and_leaves_the_ranking():

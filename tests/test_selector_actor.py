@@ -11,7 +11,7 @@ import ray
 from selector_runs import ARMS, CONFIG, outcomes_of, prompts_of, run, same_log
 
 from panoply.laser.log import Log, LogDiffers, state_version
-from workflows.selector import NAMESPACE, selecting
+from workflows.cluster.bandit_actor import NAMESPACE, selecting
 
 
 def pid_of(actor):

@@ -20,7 +20,7 @@ from panoply.config.serve import ScalingConfig, ServeConfig
 from panoply.hub.artefact.load import load_reward_model
 from panoply.wire.client import Client
 from panoply.wire.request import Chat, ScoreRequest
-from workflows.gateway import states
+from workflows.cluster.gateway import states
 from workflows.serve import deployed, pinned
 
 PORT = 8421

@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from workflows.cluster import INTERRUPTED, aborts_when_stopped
+from workflows.cluster.ray_cluster import INTERRUPTED, aborts_when_stopped
 
 
 def test_a_stopped_job_is_told_what_ctrl_c_tells_and_signals_are_given_back():

@@ -21,7 +21,7 @@ from servers import models_at, score, servers
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from workflows import ALONE, LOOPBACK_ONLY, TOKENS
-from workflows.address import answering, reserved
+from workflows.cluster.address import answering, reserved
 
 STRANGER = {name: value for name, value in os.environ.items() if "RAY_" not in name}
 """Environment of a user who was told nothing."""
@@ -99,7 +99,7 @@ def test_a_token_is_made_for_each_run_and_nothing_is_changed_where_a_cluster_is_
     assert "RAY_AUTH_TOKEN" not in given
     joined = settings(RAY_ADDRESS="192.0.2.1:6379")
     assert not set(joined) & {*ALONE, *LOOPBACK_ONLY, *TOKENS}
-    late = settings("import ray; from workflows.cluster import connect; connect(1)")
+    late = settings("import ray; from workflows.cluster.ray_cluster import connect; connect(1)")
     assert "Ray was imported before `workflows`, so its ports would be open" in late
 
 

@@ -18,9 +18,9 @@ from preference_runs import small_config, write_pairs
 from ray_head import ROOT
 
 from panoply.report.progress import Watch
-from workflows.mlflow_calls import TrackerError
+from workflows.cluster.mlflow_calls import TrackerError
+from workflows.cluster.tracking import open_tracker, track
 from workflows.preference import run_preference
-from workflows.tracking import open_tracker, track
 
 METRICS = {"pairs": {"gate": {"accuracy": 0.5, "undefined": None}}}
 HISTORY = {"score": [{"step": i, "loss": 1 / (1 + i), "weights": [1.0]} for i in range(4)]}
@@ -35,7 +35,7 @@ RUN = """
 import sys
 from pathlib import Path
 from panoply.report.progress import Watch
-from workflows.tracking import open_tracker
+from workflows.cluster.tracking import open_tracker
 with open_tracker("race", Path(sys.argv[1])).run({"seed": 1}, {}, Watch(), model="armorm"):
     pass
 """
@@ -136,7 +136,7 @@ def test_runs_that_start_at_once_make_one_database(tmp_path):
 import sys, time
 from pathlib import Path
 import mlflow.store.tracking.sqlalchemy_store
-from workflows.tracking import open_tracker
+from workflows.cluster.tracking import open_tracker
 out = Path(sys.argv[1])
 out.mkdir()
 while len(list(out.parent.iterdir())) < 2:

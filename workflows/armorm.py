@@ -37,15 +37,22 @@ from panoply.measure.calibration import reliability
 from panoply.report.page.write import write_page
 from panoply.report.progress import Watch
 from panoply.report.report import write_plots
-from workflows.artefact import LinearParts, save_artefact
-from workflows.cluster import await_workers, claim, connect, run_folder, store_root
-from workflows.debias import PairValues, fit_penalties, report_debias
-from workflows.embed import Pool, Source, embed
-from workflows.ingest import Data, ingest
-from workflows.layers import Place, choose_place
-from workflows.objectives import Stage1, report_objectives, run_sums, solve, sums_tasks
-from workflows.planted import oracle_weights, report_planted, weight_correlation
-from workflows.scorers import (
+from workflows.cluster.artefact import LinearParts, save_artefact
+from workflows.cluster.debias import PairValues, fit_penalties, report_debias
+from workflows.cluster.embed import Pool, Source, embed
+from workflows.cluster.feature_selection import Place, choose_place
+from workflows.cluster.ingest import Data, ingest
+from workflows.cluster.objectives import Stage1, report_objectives, run_sums, solve, sums_tasks
+from workflows.cluster.pair_features import (
+    pair_arrays,
+    pair_features,
+    pair_values,
+    preference_heads,
+    with_preferences,
+)
+from workflows.cluster.planted import oracle_weights, report_planted, weight_correlation
+from workflows.cluster.ray_cluster import await_workers, claim, connect, run_folder, store_root
+from workflows.cluster.scorers import (
     BIASED,
     Fixed,
     PairArrays,
@@ -64,14 +71,7 @@ from workflows.scorers import (
     train_heads,
     weights_by_domain,
 )
-from workflows.stage2 import (
-    pair_arrays,
-    pair_features,
-    pair_values,
-    preference_heads,
-    with_preferences,
-)
-from workflows.tracking import git_commit, open_tracker, write_json
+from workflows.cluster.tracking import git_commit, open_tracker, write_json
 
 Array: TypeAlias = NDArray[np.float64]
 COMPARED = (

@@ -40,13 +40,13 @@ from panoply.laser.scored import Scored
 from panoply.measure.intervals import mean_interval
 from panoply.report.page.write import write_page
 from panoply.report.progress import Watch
-from workflows.arms import asking
-from workflows.cluster import aborts_when_stopped, claim, connect, run_folder
+from workflows.cluster.arms import asking
+from workflows.cluster.ray_cluster import aborts_when_stopped, claim, connect, run_folder
+from workflows.cluster.rollouts import sampler_pool
+from workflows.cluster.samples import Rollouts
+from workflows.cluster.tracking import git_commit, open_tracker, write_json
 from workflows.laser import CONTEXTS, all_tasks, cpus_of, verifier_of
-from workflows.rollouts import sampler_pool
-from workflows.samples import Rollouts
 from workflows.serve import pinned
-from workflows.tracking import git_commit, open_tracker, write_json
 
 Array: TypeAlias = NDArray[np.float64]
 

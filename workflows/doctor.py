@@ -12,7 +12,7 @@ from rich.text import Text
 
 from panoply.hub.doctor.checks import examine
 from panoply.measure.conformance import Finding
-from workflows.tracking import write_json
+from workflows.cluster.tracking import write_json
 
 STYLES = {"ok": "green", "warning": "yellow", "fail": "bold red"}
 

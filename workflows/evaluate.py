@@ -25,11 +25,11 @@ from panoply.measure.calibration import reliability
 from panoply.report.page.write import write_page
 from panoply.report.progress import Watch
 from panoply.report.report import write_plots
-from workflows.cluster import connect, run_folder
-from workflows.embed import Texts
-from workflows.scorers import compare, report_pairs, weights_by_domain
-from workflows.scoring import Shards, TextScores, is_seen, score_texts
-from workflows.tracking import git_commit, write_json
+from workflows.cluster.embed import Texts
+from workflows.cluster.ray_cluster import connect, run_folder
+from workflows.cluster.score import Shards, TextScores, is_seen, score_texts
+from workflows.cluster.scorers import compare, report_pairs, weights_by_domain
+from workflows.cluster.tracking import git_commit, write_json
 
 Array: TypeAlias = NDArray[np.float64]
 RIVALS = (

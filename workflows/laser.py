@@ -57,17 +57,17 @@ from panoply.laser.rounds import Prompt
 from panoply.laser.scored import Scored
 from panoply.laser.signals import Outcome
 from panoply.report.progress import Watch
-from workflows.arms import asking
-from workflows.cluster import aborts_when_stopped, claim, connect, run_folder
-from workflows.labeled import Labeled, labeled_of
-from workflows.laser_results import Course, finish
-from workflows.policy import train_round
-from workflows.probe import judged_probe, read_probe
-from workflows.rollouts import sampler_pool
-from workflows.samples import Rollouts
-from workflows.selector import selecting
+from workflows.cluster.arms import asking
+from workflows.cluster.bandit_actor import selecting
+from workflows.cluster.gold_pairs import judged_probe, read_probe
+from workflows.cluster.labeled import Labeled, labeled_of
+from workflows.cluster.laser_results import Course, finish
+from workflows.cluster.policy import train_round
+from workflows.cluster.ray_cluster import aborts_when_stopped, claim, connect, run_folder
+from workflows.cluster.rollouts import sampler_pool
+from workflows.cluster.samples import Rollouts
+from workflows.cluster.tracking import open_tracker
 from workflows.serve import pinned
-from workflows.tracking import open_tracker
 
 Array: TypeAlias = NDArray[np.float64]
 

@@ -42,11 +42,18 @@ from panoply.report.progress import Watch
 from panoply.report.report import write_plots
 from panoply.report.tables import RAW
 from panoply.report.training_plots import draw_training
-from workflows.cluster import await_workers, claim, connect, run_folder, run_train, store_root
-from workflows.comparisons import Preferences, read_pairs, tokenize, training_rows
-from workflows.embed import Pool
-from workflows.scorers import report_pairs
-from workflows.tracking import git_commit, open_tracker, write_json
+from workflows.cluster.embed import Pool
+from workflows.cluster.prepare_pairs import Preferences, read_pairs, tokenize, training_rows
+from workflows.cluster.ray_cluster import (
+    await_workers,
+    claim,
+    connect,
+    run_folder,
+    run_train,
+    store_root,
+)
+from workflows.cluster.scorers import report_pairs
+from workflows.cluster.tracking import git_commit, open_tracker, write_json
 
 OWN, PLAIN = "score", "mixed"
 """The model that is wanted, and plain mixing beside MORE."""

@@ -35,9 +35,8 @@ from panoply.config.serve import ArmConfig, ServeConfig
 from panoply.hub.published.loading import is_hub_name
 from panoply.report.progress import Watch
 from workflows import starts_cluster
-from workflows.address import answering, reserved, url
-from workflows.cluster import connect, store_root
-from workflows.gateway import (
+from workflows.cluster.address import answering, reserved, url
+from workflows.cluster.gateway import (
     GONE,
     POLL_SECONDS,
     gateway_app,
@@ -46,8 +45,9 @@ from workflows.gateway import (
     secret,
     states,
 )
-from workflows.models import model_app
-from workflows.tenancy import holding, serve_controller, serve_details, take_down
+from workflows.cluster.models import model_app
+from workflows.cluster.ray_cluster import connect, store_root
+from workflows.cluster.tenancy import holding, serve_controller, serve_details, take_down
 
 THE_GATEWAY = "the gateway"
 """What it is called in a log, which no model can be."""
@@ -202,7 +202,7 @@ def targets(
 ) -> list[tuple[str, str, Any]]:
     """Returns name, import path and arguments of every application, the gateway's last."""
     models = [
-        (model_name(config.name, arm.name), "workflows.models:model_app", asdict(arm))
+        (model_name(config.name, arm.name), "workflows.cluster.models:model_app", asdict(arm))
         for arm in arms
     ]
     args = asdict(config.gateway) | {
@@ -211,7 +211,7 @@ def targets(
         "keys": config.key_variables(),
     }
     args |= {"run": run} if run else {}
-    return [*models, (gateway_name(config.name), "workflows.gateway:gateway_app", args)]
+    return [*models, (gateway_name(config.name), "workflows.cluster.gateway:gateway_app", args)]
 
 
 def serve_file(arms: Sequence[ArmConfig], config: ServeConfig) -> dict[str, Any]:

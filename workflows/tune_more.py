@@ -48,10 +48,10 @@ from panoply.config.tune import Point, TuneConfig, flags, paper_point
 from panoply.hub.backbone.backbone import resolve
 from panoply.report.progress import Watch
 from panoply.report.trials import Trial, best, cost, draw_trials
-from workflows.cluster import await_workers, claim, connect, run_folder, store_root
-from workflows.comparisons import Preferences, read_pairs, tokenize, training_rows
+from workflows.cluster.prepare_pairs import Preferences, read_pairs, tokenize, training_rows
+from workflows.cluster.ray_cluster import await_workers, claim, connect, run_folder, store_root
+from workflows.cluster.tracking import git_commit, open_tracker, write_json
 from workflows.preference import Trained, calibrate, measure
-from workflows.tracking import git_commit, open_tracker, write_json
 
 SEARCHES = ("tpe", "random")
 DEFAULTS = "defaults"

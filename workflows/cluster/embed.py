@@ -34,7 +34,7 @@ from actors.embedder import DRIFT_PROMPTS, Embedder, Probed, probe
 from panoply.config.armorm import BackboneConfig
 from panoply.data.features import FeatureStore
 from panoply.report.progress import Watch
-from workflows.cluster import MAX_FAILURES
+from workflows.cluster.ray_cluster import MAX_FAILURES
 
 SHARD_PROMPTS = 64
 LOST = (NodeDiedError, ObjectLostError, RayActorError, WorkerCrashedError, ExecutionTimeoutError)

@@ -15,8 +15,8 @@ from panoply.config.laser import VERIFIER
 from panoply.data.tasks import Task
 from panoply.laser.scored import Scored, read_scored, write_scored
 from panoply.wire.request import Chat
-from workflows.arms import Arms, Said
-from workflows.rollouts import calls, rollouts
+from workflows.cluster.arms import Arms, Said
+from workflows.cluster.rollouts import calls, rollouts
 
 
 @dataclass(frozen=True, slots=True)

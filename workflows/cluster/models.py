@@ -11,7 +11,7 @@ from ray.serve.config import RequestRouterConfig
 
 from actors.function_replica import ArmJudge
 from panoply.config.serve import ArmConfig
-from workflows.gateway import JUDGE, MOST_CALLS, TRIES, read_args
+from workflows.cluster.gateway import JUDGE, MOST_CALLS, TRIES, read_args
 
 ROUTER = "actors.affinity.PromptAffinity"
 

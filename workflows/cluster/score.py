@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from actors.scorer import Scorer
 from panoply.data.tables import Ints, Strings
 from panoply.report.progress import Watch
-from workflows.embed import Pool, Texts, into_shards, shard_rows, wanted_texts
+from workflows.cluster.embed import Pool, Texts, into_shards, shard_rows, wanted_texts
 
 Array: TypeAlias = NDArray[np.float64]
 PER_SOURCE = "per_source."

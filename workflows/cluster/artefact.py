@@ -17,10 +17,10 @@ from panoply.config.armorm import ArmoRMConfig
 from panoply.hub.artefact.load import Card, RewardModel, load_gated_model, save_reward_model
 from panoply.hub.backbone.backbone import load_backbone
 from panoply.model.reward_model import GatedHead
-from workflows.debias import PairValues
-from workflows.ingest import Data
-from workflows.objectives import Stage1
-from workflows.scorers import (
+from workflows.cluster.debias import PairValues
+from workflows.cluster.ingest import Data
+from workflows.cluster.objectives import Stage1
+from workflows.cluster.scorers import (
     Fixed,
     PairArrays,
     gate_weights,

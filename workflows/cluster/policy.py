@@ -9,7 +9,7 @@ from pathlib import Path
 from actors.dpo_task import STOPPED, PolicyRound, PolicyTask
 from actors.dpo_training import train_policy
 from panoply.data.schema import digest
-from workflows.cluster import claim, run_train
+from workflows.cluster.ray_cluster import claim, run_train
 
 
 def train_round(task: PolicyTask, num_workers: int, gpus: float = 0.0) -> PolicyRound:

@@ -25,7 +25,7 @@ from panoply.measure.intervals import mean_interval
 from panoply.report.laser_plots import draw_laser
 from panoply.report.page.write import write_page
 from panoply.report.tables import number
-from workflows.tracking import git_commit, write_json
+from workflows.cluster.tracking import git_commit, write_json
 
 Array: TypeAlias = NDArray[np.float64]
 

@@ -12,9 +12,9 @@ from panoply.armorm.debias import Penalties
 from panoply.armorm.mixtures import fit_linear
 from panoply.data.features import FeatureStore
 from panoply.data.tables import Ints, PairTable
-from workflows.debias import PairValues
-from workflows.objectives import Objectives, as_matrix
-from workflows.scorers import STRENGTHS, FeatureDifference, PairArrays
+from workflows.cluster.debias import PairValues
+from workflows.cluster.objectives import Objectives, as_matrix
+from workflows.cluster.scorers import STRENGTHS, FeatureDifference, PairArrays
 
 Array: TypeAlias = NDArray[np.float64]
 

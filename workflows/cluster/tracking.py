@@ -33,7 +33,7 @@ from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from panoply.report.progress import Watch
-from workflows.mlflow_calls import MODEL_SECONDS, TrackerError, alone, reaching, readable
+from workflows.cluster.mlflow_calls import MODEL_SECONDS, TrackerError, alone, reaching, readable
 
 RUN_FILE = "mlflow_run"
 """Holds the id of the MLflow run, with which the same command and `jobs.track` go on."""

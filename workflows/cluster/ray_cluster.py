@@ -26,7 +26,7 @@ from panoply.hub.backbone.backbone import quiet
 from panoply.hub.backbone.smollm2 import cache_root
 from panoply.report.progress import Watch
 from workflows import LOOPBACK_ONLY, starts_cluster
-from workflows.rendezvous import FileTorchConfig
+from workflows.cluster.rendezvous import FileTorchConfig
 
 MAX_FAILURES = 8
 """Nodes or workers that one stage may lose; what it has finished by then is never lost."""

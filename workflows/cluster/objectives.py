@@ -32,8 +32,8 @@ from panoply.data.features import FeatureStore, Floats, Found
 from panoply.data.schema import digest
 from panoply.data.tables import Ints, PairTable, RatingTable
 from panoply.measure.metrics import regression_metrics, spearman
-from workflows.cluster import run_train
-from workflows.layers import Place
+from workflows.cluster.feature_selection import Place
+from workflows.cluster.ray_cluster import run_train
 
 Array: TypeAlias = NDArray[np.float64]
 Pattern: TypeAlias = tuple[int, ...]

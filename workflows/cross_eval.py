@@ -32,11 +32,11 @@ from panoply.measure.metrics import macro
 from panoply.report import plots
 from panoply.report.progress import Watch
 from panoply.report.tables import lead
-from workflows.cluster import connect, run_folder
-from workflows.embed import Texts
-from workflows.scorers import scaled_metrics
-from workflows.scoring import Shards, is_seen, score_texts
-from workflows.tracking import git_commit, write_json
+from workflows.cluster.embed import Texts
+from workflows.cluster.ray_cluster import connect, run_folder
+from workflows.cluster.score import Shards, is_seen, score_texts
+from workflows.cluster.scorers import scaled_metrics
+from workflows.cluster.tracking import git_commit, write_json
 
 Array: TypeAlias = NDArray[np.float64]
 ENSEMBLE = "mean of standardized scores"

@@ -30,9 +30,9 @@ from panoply.config.serve import ArmConfig
 from panoply.data.schema import digest
 from panoply.serve.calls import Call, bucket_of
 from panoply.wire.request import Chat, ModelAnswer, RequestError
-from workflows.gateway import JUDGE, cause, model_name
-from workflows.models import model_app
-from workflows.tenancy import holding, serve_controller, take_down
+from workflows.cluster.gateway import JUDGE, cause, model_name
+from workflows.cluster.models import model_app
+from workflows.cluster.tenancy import holding, serve_controller, take_down
 
 AGAIN_SECONDS = 1.0
 """Pause before an arm that is busy or was lost is asked again."""

@@ -24,7 +24,7 @@ from panoply.measure.calibration import ece, ece_floor, fit_scale, log_loss
 from panoply.measure.intervals import macro_interval, paired_interval
 from panoply.measure.metrics import Metrics, macro, pair_metrics
 from panoply.model.gate import Gate, ScalarHead, make_gate
-from workflows.cluster import run_train
+from workflows.cluster.ray_cluster import run_train
 
 Array: TypeAlias = NDArray[np.float64]
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)

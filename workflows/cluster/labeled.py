@@ -25,7 +25,7 @@ from panoply.config.laser import CLASSIFIER, ROUTER, LaserConfig
 from panoply.data.tasks import Task
 from panoply.laser.rewards import verified
 from panoply.laser.scored import Scored
-from workflows.samples import Rollouts
+from workflows.cluster.samples import Rollouts
 
 Array: TypeAlias = NDArray[np.float64]
 

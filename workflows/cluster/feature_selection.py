@@ -15,7 +15,7 @@ from panoply.data.schema import uniform
 from panoply.data.tables import Ints, RatingTable
 from panoply.measure.metrics import spearman
 from panoply.report.progress import Watch
-from workflows.embed import Source, Texts, embed
+from workflows.cluster.embed import Source, Texts, embed
 
 MIN_LABELS = 8
 

@@ -24,7 +24,7 @@ from panoply.data.tables import (
     load_ratings,
 )
 from panoply.synthetic.planted import Truth, plant
-from workflows.embed import Texts
+from workflows.cluster.embed import Texts
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""Parts that workflows share: Ray, MLflow, embedding, scoring, rollouts."""
