@@ -86,7 +86,8 @@ class PolicyRound:
     """One row a pair: `prompt_id`; `chosen` and `rejected`, numbers of the responses; `weight`;
     `loss` and its parts `dpo` and `nll`, `chosen_log_prob` and `rejected_log_prob`, before the
     first step, and the same with `_after`, after the last; `reference`, log-ratio of the reference;
-    `kl` from the model without adapters (`panoply.preference.policy_outcome`), before the first step."""
+    `kl` from the model without adapters (`panoply.preference.policy_outcome`), before the first
+    step."""
     probe: pa.Table
     """One row a trusted pair: `prompt_id`, `source`, and `margin` before the first and
     `margin_after` after the last step (`panoply.preference.policy_outcome.margin_per_token`)."""

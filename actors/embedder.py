@@ -10,7 +10,7 @@ from typing import Any, cast
 import pyarrow as pa
 import torch
 
-from panoply.config.armorm import BackboneConfig, DType
+from panoply.config import BackboneConfig, DType
 from panoply.data.features import FeatureStore
 from panoply.hub.backbone.backbone import Backbone, count_layers, load_backbone, quiet
 from panoply.measure.metrics import largest_relative_error

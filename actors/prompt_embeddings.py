@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from panoply.config.armorm import DType, Rendering
+from panoply.config import DType, Rendering
 from panoply.data.schema import Prompt
 from panoply.hub.backbone.backbone import count_layers, load_backbone, quiet
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import ray
 import torch
 
-from panoply.config.armorm import DType, Rendering
+from panoply.config import DType, Rendering
 from panoply.config.policy import SamplingConfig
 from panoply.data.schema import Prompt
 from panoply.hub.backbone.backbone import quiet

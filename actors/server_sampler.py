@@ -21,7 +21,7 @@ from pyarrow.fs import FileSystem
 from pydantic import BaseModel, Field, JsonValue
 
 from actors.sampler import Question, Response, Samples
-from panoply.config.armorm import Rendering
+from panoply.config import Rendering
 from panoply.config.policy import PolicyServerConfig, SamplingConfig
 from panoply.hub.backbone.backbone import quiet
 from panoply.hub.policy.lora import FILE

@@ -29,7 +29,8 @@ from benchmarks.tree_baselines import (
     side_by_side,
     sorted_batches,
 )
-from panoply.config.armorm import ArmoRMConfig, BackboneConfig, ObjectivesConfig
+from panoply.config import BackboneConfig
+from panoply.config.armorm import ArmoRMConfig, ObjectivesConfig
 
 TIMES = 3
 """How many times the rows of the smaller size the larger one has."""

@@ -31,7 +31,7 @@ import tyro
 from numpy.typing import NDArray
 
 from jobs.recipes import FUNCTIONS, PREFERENCE
-from panoply.config.armorm import Rendering
+from panoply.config import Rendering
 from panoply.config.bandit import PolicyConfig as Bandit
 from panoply.config.bandit import SelectorConfig
 from panoply.config.laser import ArmsConfig, BestOfNConfig, LaserConfig, PromptsConfig

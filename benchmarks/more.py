@@ -20,7 +20,8 @@ import torch
 import tyro
 
 from benchmarks.preference import FIVE
-from panoply.config.armorm import Planted, Rendering
+from panoply.config import Rendering
+from panoply.config.armorm import Planted
 from panoply.config.preference import PreferenceConfig, ScheduleConfig, TrunkConfig, WeightingConfig
 
 

@@ -24,7 +24,7 @@ import tyro
 
 from benchmarks.preference_models import Bench, Test, cost
 from benchmarks.preference_results import Seed, difference
-from panoply.config.armorm import Rendering
+from panoply.config import Rendering
 from panoply.config.preference import (
     LossConfig,
     PreferenceConfig,

@@ -19,7 +19,8 @@ from typing import Any
 
 import tyro
 
-from panoply.config.armorm import ArmoRMConfig, BackboneConfig
+from panoply.config import BackboneConfig
+from panoply.config.armorm import ArmoRMConfig
 
 PAIRS = (
     "hh_helpful",

@@ -136,7 +136,7 @@ def saved_model(work: Path, num_heads: int = 1) -> Path:
     """Returns a folder of SmolLM2-135M with random heads, made once."""
     import torch
 
-    from panoply.config.armorm import Rendering
+    from panoply.config import Rendering
     from panoply.hub.artefact.manifest import ScalarCard
     from panoply.hub.artefact.scalar import save_scalar_model
     from panoply.hub.backbone.backbone import load_backbone

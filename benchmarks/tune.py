@@ -23,7 +23,8 @@ from typing import Any, cast
 
 import tyro
 
-from panoply.config.armorm import Planted, Rendering
+from panoply.config import Rendering
+from panoply.config.armorm import Planted
 from panoply.config.preference import PreferenceConfig, TrunkConfig, WeightingConfig
 from panoply.config.tune import Point, TuneConfig, paper_point
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from panoply.config.armorm import Board, EvaluateConfig, MatrixConfig
+from panoply.config.evaluate import Board, EvaluateConfig, MatrixConfig
 from panoply.report.progress import Terminal, Watch, exit_if_unusable
 
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import tyro
 
-from panoply.config.armorm import ArmoRMConfig, BackboneConfig, GateConfig, Planted, Rendering
+from panoply.config import BackboneConfig, Rendering
+from panoply.config.armorm import ArmoRMConfig, GateConfig, Planted
 from panoply.config.bandit import PolicyConfig as Bandit
 from panoply.config.bandit import SelectorConfig, SignalConfig
 from panoply.config.laser import ArmsConfig, BestOfNConfig, LaserConfig, PromptsConfig

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from panoply.config.armorm import Rendering
+from panoply.config import Rendering
 from panoply.config.bandit import PolicyConfig as Bandit
 from panoply.config.bandit import SelectorConfig, SignalConfig
 from panoply.config.laser import ArmsConfig, LaserConfig, PromptsConfig

@@ -9,7 +9,7 @@ import numpy as np
 from preference_runs import WORDS
 
 from actors.dpo_task import PolicyTask, RankedPrompt
-from panoply.config.armorm import Rendering
+from panoply.config import Rendering
 from panoply.config.policy import PolicyConfig
 from panoply.config.preference import TrunkConfig
 

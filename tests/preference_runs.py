@@ -10,7 +10,7 @@ import numpy as np
 
 from actors.reward_task import TrainTask
 from actors.reward_trainer import Learner
-from panoply.config.armorm import Rendering
+from panoply.config import Rendering
 from panoply.config.preference import PreferenceConfig, ScheduleConfig, TrunkConfig
 from panoply.preference.distributed import Group
 

@@ -9,14 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
-from panoply.config.armorm import (
-    ArmoRMConfig,
-    BackboneConfig,
-    EvaluateConfig,
-    GateConfig,
-    ObjectivesConfig,
-    Planted,
-)
+from panoply.config import BackboneConfig
+from panoply.config.armorm import ArmoRMConfig, GateConfig, ObjectivesConfig, Planted
+from panoply.config.evaluate import EvaluateConfig
 from panoply.hub.artefact.load import load_reward_model
 from panoply.report.progress import Watch
 from panoply.synthetic.planted import plant

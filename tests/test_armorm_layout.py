@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaModel
 
-from panoply.config.armorm import Rendering
+from panoply.config import Rendering
 from panoply.hub.artefact.load import load_reward_model
 from panoply.hub.backbone.backbone import Renderer
 from panoply.hub.published.armorm import PUBLISHED

@@ -9,7 +9,7 @@ from test_export import make_run
 from test_scalar import PROMPT, RESPONSES, assert_the_same_everywhere, save_small, small_decoder
 from transformers import AutoTokenizer
 
-from panoply.config.armorm import Rendering
+from panoply.config import Rendering
 from panoply.data.schema import digest
 from panoply.hub.artefact.average import average_models
 from panoply.hub.artefact.scalar import load_scalar_model

@@ -5,7 +5,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 
-from panoply.config.armorm import BackboneConfig, Rendering
+from panoply.config import BackboneConfig, Rendering
 from panoply.hub.backbone.backbone import (
     PLAIN_TEMPLATE,
     Backbone,

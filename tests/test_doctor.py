@@ -14,7 +14,7 @@ from test_pairwise import judge
 from test_published import SIZE, publish, small_classifier
 from test_scalar import save_small, small_decoder
 
-from panoply.config.armorm import Rendering
+from panoply.config import Rendering
 from panoply.hub.artefact.load import load_reward_model
 from panoply.hub.doctor.checks import examine, examine_loaded
 from panoply.measure import conformance

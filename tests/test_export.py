@@ -11,7 +11,8 @@ from transformers import (
     AutoTokenizer,
 )
 
-from panoply.config.armorm import GateConfig, Rendering
+from panoply.config import Rendering
+from panoply.config.armorm import GateConfig
 from panoply.hub.artefact.export import export_scalar
 from panoply.hub.artefact.load import (
     Card,

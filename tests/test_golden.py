@@ -8,9 +8,9 @@ import pytest
 from selector_runs import ARMS, CONFIG
 from test_export import scores_by_transformers
 
-from panoply.choose.log import Log, replay
-from panoply.choose.make import initial_state
-from panoply.hub.artefact import load_reward_model
+from panoply.bandit.make import initial_state
+from panoply.hub.artefact.load import load_reward_model
+from panoply.laser.log import Log, replay
 
 GOLDEN = Path(__file__).parent / "golden"
 RECORDED = json.loads((GOLDEN / "scores.json").read_text())

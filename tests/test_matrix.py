@@ -12,7 +12,7 @@ from test_export import make_run
 from test_scalar import save_small, small_decoder
 from transformers import AutoTokenizer
 
-from panoply.config.armorm import EvaluateConfig, MatrixConfig
+from panoply.config.evaluate import EvaluateConfig, MatrixConfig
 from panoply.data.schema import split_key
 from panoply.data.tables import PairTable, Split
 from panoply.hub.artefact.manifest import read_card

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from actors.dpo_task import PolicyRound
 from actors.dpo_training import run_policy_task
 from actors.sampler import Question, Sampler
-from panoply.config.armorm import Rendering
+from panoply.config import Rendering
 from panoply.config.policy import SamplingConfig
 from panoply.hub.policy.lora import FILE
 from panoply.preference.distributed import Group

@@ -7,7 +7,7 @@ from test_backbone import TURNS, WORDS, byte_tokenizer
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from panoply.config.armorm import Rendering
+from panoply.config import Rendering
 from panoply.hub.backbone.backbone import PLAIN_TEMPLATE, Renderer
 from panoply.hub.backbone.request_tokens import Reader
 from panoply.hub.backbone.smollm2 import SHA256, cache_root

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.sampler import Question, Sampler
-from panoply.config.armorm import Rendering
+from panoply.config import Rendering
 from panoply.config.policy import SamplingConfig
 from panoply.hub.backbone.backbone import Renderer
 from panoply.hub.policy.policy import Policy, load_policy

@@ -10,7 +10,7 @@ from test_backbone import TURNS, byte_tokenizer
 from test_export import scores_by_transformers
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
-from panoply.config.armorm import Rendering
+from panoply.config import Rendering
 from panoply.data.schema import split_key
 from panoply.hub.artefact.export import export_scalar
 from panoply.hub.artefact.load import load_reward_model

@@ -28,7 +28,7 @@ from actors.prompt_embeddings import prompt_states, unit_contexts
 from actors.server_sampler import check_server
 from panoply.bandit.make import initial_state, make_policy
 from panoply.bandit.update import choose, uniforms
-from panoply.config.armorm import Rendering
+from panoply.config import Rendering
 from panoply.config.bandit import SelectorConfig
 from panoply.config.laser import ENSEMBLES, LASER, BestOfNConfig
 from panoply.data.schema import digest

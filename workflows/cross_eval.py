@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from panoply.config.armorm import MatrixConfig
+from panoply.config.evaluate import MatrixConfig
 from panoply.data.ingest import Limits, ingest_pairs
 from panoply.data.read import Input
 from panoply.data.tables import Bools, Ints, PairTable, load_pairs

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from panoply.config.armorm import EvaluateConfig
+from panoply.config.evaluate import EvaluateConfig
 from panoply.data.boards import StyledPairs, read_styles
 from panoply.data.ingest import Limits, ingest_pairs
 from panoply.data.read import Input

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
-from panoply.config.armorm import require
+from panoply.config import require
 
 PolicyName: TypeAlias = Literal[
     "linucb",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from panoply.config.armorm import DType, Rendering, require
+from panoply.config import DType, Rendering, require
 from panoply.config.bandit import PolicyConfig as Bandit
 from panoply.config.bandit import SelectorConfig, WatchConfig
 from panoply.config.policy import PolicyConfig, PolicyServerConfig, SamplingConfig

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from panoply.config.armorm import require
+from panoply.config import require
 from panoply.config.preference import TrunkConfig
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from panoply.config.armorm import DType, Planted, Rendering, require
+from panoply.config import DType, Rendering, require
+from panoply.config.armorm import Planted
 
 Trained: TypeAlias = Literal["full", "last", "lora", "head"]
 Policy: TypeAlias = Literal["none", "dpo", "sft"]

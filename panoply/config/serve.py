@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from panoply.config.armorm import require
+from panoply.config import require
 
 Kind: TypeAlias = Literal["model", "function", "remote", "replay"]
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NotRequired, TypedDict
 
-from panoply.config.armorm import require
+from panoply.config import require
 from panoply.config.preference import Normalizer, PreferenceConfig, one_of
 
 PAPER_PAIRS = 16

@@ -49,8 +49,8 @@ class Decoder:
         # Recurrent and ALiBi models know no positions: right padding keeps theirs right.
         self.takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self.attends_by_trees = False
-        """Whether the model's attention takes a `tree` plan (`panoply.hub.backbone.attention` sees to it);
-        otherwise rows go through a dense mask."""
+        """Whether the model's attention takes a `tree` plan (`panoply.hub.backbone.attention` sees
+        to it); otherwise rows go through a dense mask."""
         self.num_positions = 0
         """Token positions computed so far, those of padding included."""
 

@@ -31,7 +31,7 @@ from ray.exceptions import (
 )
 
 from actors.embedder import DRIFT_PROMPTS, Embedder, Probed, probe
-from panoply.config.armorm import BackboneConfig
+from panoply.config import BackboneConfig
 from panoply.data.features import FeatureStore
 from panoply.report.progress import Watch
 from workflows.cluster.ray_cluster import MAX_FAILURES

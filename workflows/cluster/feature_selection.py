@@ -9,7 +9,8 @@ from itertools import product
 import numpy as np
 
 from panoply.armorm.ridge import choose, fit_ridge, moments_by_pattern, squared_error
-from panoply.config.armorm import ObjectivesConfig, Pooling
+from panoply.config import Pooling
+from panoply.config.armorm import ObjectivesConfig
 from panoply.data.features import FeatureStore
 from panoply.data.schema import uniform
 from panoply.data.tables import Ints, RatingTable

@@ -15,7 +15,7 @@ import ray
 
 from actors.sampler import Question, Sampler, Samples
 from actors.server_sampler import ServerSampler
-from panoply.config.armorm import DType, Rendering
+from panoply.config import DType, Rendering
 from panoply.config.policy import PolicyServerConfig, SamplingConfig
 
 

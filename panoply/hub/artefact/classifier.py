@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from panoply.config.armorm import Rendering
+from panoply.config import Rendering
 from panoply.data.schema import Prompt
 from panoply.hub.backbone.backbone import Renderer
 from panoply.model.tree import TokenTree

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
-from panoply.config.armorm import DType, Pooling
+from panoply.config import DType, Pooling
 from panoply.data.ratings import RatingMap
 from panoply.data.schema import Prompt
 from panoply.hub.artefact.manifest import Card, ScalarCard, hash_keys, read_card

@@ -11,7 +11,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from panoply.config.armorm import GateConfig, Pooling, Rendering
+from panoply.config import Pooling, Rendering
+from panoply.config.armorm import GateConfig
 
 FORMAT = 1
 

@@ -6,9 +6,9 @@
               = w . z,   w = 1/K sum_k w_k / d_k
 
 with m_k and d_k the mean and deviation of head k on training responses. Either way the score is one
-linear head, so the folder is a sequence classifier (`panoply.hub.artefact.classifier`) whose logits are the
-scores. `heads.safetensors` holds the w_k, `panoply.json` what else scoring depends on, and
-`seen.npy` hashes of the split keys that training used.
+linear head, so the folder is a sequence classifier (`panoply.hub.artefact.classifier`) whose
+logits are the scores. `heads.safetensors` holds the w_k, `panoply.json` what else scoring depends
+on, and `seen.npy` hashes of the split keys that training used.
 
 All is float32, whatever training computed in: transformers loads the folder so, and bfloat16 would
 give other scores here than there.

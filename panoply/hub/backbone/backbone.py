@@ -18,7 +18,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from panoply.config.armorm import DType, Rendering
+from panoply.config import DType, Rendering
 from panoply.data.schema import Message, Prompt
 from panoply.hub.backbone.attention import attend_by_trees
 from panoply.hub.backbone.smollm2 import NAME, embedded_model

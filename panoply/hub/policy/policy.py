@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from panoply.config.armorm import DType, Rendering
+from panoply.config import DType, Rendering
 from panoply.config.policy import SamplingConfig
 from panoply.hub.backbone.backbone import Renderer, check_vocabulary, choose_dtype, resolve
 from panoply.hub.policy.prefix_decoding import Decoding, Sampled, decode_after_prefixes

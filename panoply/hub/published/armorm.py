@@ -28,7 +28,8 @@ from typing import Any
 
 import torch
 
-from panoply.config.armorm import GateConfig, Rendering
+from panoply.config import Rendering
+from panoply.config.armorm import GateConfig
 from panoply.data.layouts import HELPSTEER, HELPSTEER_SCALES
 from panoply.hub.backbone.backbone import Backbone, Renderer, choose_dtype
 from panoply.hub.published.checkpoint import Checkpoint, Shape, few, stored_dtype

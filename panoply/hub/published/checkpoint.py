@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from safetensors import safe_open
 
-from panoply.config.armorm import DType
+from panoply.config import DType
 
 Shape: TypeAlias = tuple[int, ...]
 

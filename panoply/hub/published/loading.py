@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from panoply.config.armorm import Rendering
+from panoply.config import Rendering
 from panoply.hub.backbone.backbone import Backbone, Renderer, check_vocabulary, choose_dtype
 from panoply.hub.published.checkpoint import few, stored_dtype
 from panoply.model.decoder import find_layers
