@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import tyro
 
-from benchmarks.preference import FIVE
+from evidence.preference import FIVE
 from panoply.config import Rendering
 from panoply.config.armorm import Planted
 from panoply.config.preference import PreferenceConfig, ScheduleConfig, TrunkConfig, WeightingConfig

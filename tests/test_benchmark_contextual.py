@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from actors.prompt_embeddings import with_constant
-from benchmarks.contextual import (
+from evidence.contextual import (
     FIVE,
     Items,
     balanced,
@@ -16,7 +16,7 @@ from benchmarks.contextual import (
     recorded,
     report,
 )
-from benchmarks.replay import arm_rewards
+from evidence.replay import arm_rewards
 from panoply.data.tables import Split
 
 

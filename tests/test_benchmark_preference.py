@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.preference_results import Seed, difference
+from evidence.preference_results import Seed, difference
 from panoply.data.tables import PairTable, Split
 from panoply.measure.calibration import ece, log_loss
 from panoply.measure.metrics import pair_metrics

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.bandit import follow, invert
-from benchmarks.planted_arms import draw, right_of_policies, versions
-from benchmarks.replay import (
+from evidence.planted_arms import draw, right_of_policies, versions
+from evidence.replay import (
     agreement,
     arm_rewards,
     ensembles,
@@ -20,7 +20,7 @@ from benchmarks.replay import (
     read_scores,
     replay_all,
 )
-from benchmarks.synthetic_arms import draw_tables, way_to_the_best
+from evidence.synthetic_arms import draw_tables, way_to_the_best
 from panoply.bandit.bandits import Fixed
 from panoply.bandit.replay import replay
 

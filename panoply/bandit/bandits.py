@@ -122,7 +122,7 @@ class MOSS:
     horizon: int
     """T, decisions in all."""
     scale: float = 0.85
-    """Width of the confidence bound, fixed on synthetic tables (`benchmarks.synthetic_arms`)."""
+    """Width of the confidence bound, fixed on synthetic tables (`evidence.synthetic_arms`)."""
     first_pulls: int = 1
     """Pulls of each arm before the first estimate counts."""
 

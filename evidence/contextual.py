@@ -1,10 +1,10 @@
-"""Contextual choice on arms that truly conflict: `python -m benchmarks.contextual --json FILE`.
+"""Contextual choice on arms that truly conflict: `python -m evidence.contextual --json FILE`.
 
 Arms are reward models of one source each: Bradley-Terry heads on one frozen trunk, whose features
 are computed once. An item is a pair of any source, its candidates in random order; a bandit sees
 the item's context, chooses an arm, and sees 0 or 1: whether that arm ranks the preferred response
 above the other. The context is the trunk's state at the end of the prompt, as in `jobs.laser`,
-behind a constant, as in `benchmarks.planted_arms`. The source is not told.
+behind a constant, as in `evidence.planted_arms`. The source is not told.
 
 One split by prompt serves all sources: half of *train* trains the arms, *select* and *calibrate*
 give labeled items, the other half of *train* and *test* give the items. As many items are drawn of
@@ -35,11 +35,11 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
 from actors.prompt_embeddings import prompt_states, unit_contexts
-from benchmarks.planted_arms import figure, show, walk
-from benchmarks.preference import FIVE, HEAD
-from benchmarks.preference_models import Bench
-from benchmarks.preference_results import Ints, mean_interval
-from benchmarks.replay import TUNED_NOISE, Recorded, arm_rewards, ensembles, right
+from evidence.planted_arms import figure, show, walk
+from evidence.preference import FIVE, HEAD
+from evidence.preference_models import Bench
+from evidence.preference_results import Ints, mean_interval
+from evidence.replay import TUNED_NOISE, Recorded, arm_rewards, ensembles, right
 from panoply.bandit.bandits import MOSS, LinUCB, Policy, Sequential, Thompson, Uniform
 from panoply.bandit.router import fit_router
 from panoply.bandit.update import projection
@@ -59,12 +59,12 @@ PAIRS = {
 }
 """Pairs of each source, all parts together: more where one length is rare and texts are cheap."""
 PER_CELL = 30
-"""Labeled items of a source and length: 300 in all, as many as in `benchmarks.planted_arms`."""
+"""Labeled items of a source and length: 300 in all, as many as in `evidence.planted_arms`."""
 INVERSE_PENALTY = 10.0
 """C of the logistic regressions, for contexts of unit length."""
 DEPTH = LaserConfig.__dataclass_fields__["context_depth"].default
 SCHEDULE = ScheduleConfig(pairs_per_step=20, num_epochs=6, head_lr=3e-3)
-"""As `benchmarks.preference smoothing` trains heads."""
+"""As `evidence.preference smoothing` trains heads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +118,7 @@ class Seed:
     items: Items
     wins_NK: Array
     right: Mapping[str, Array]
-    """How often each policy was right, `[N, 2]` as of `benchmarks.planted_arms.walk`."""
+    """How often each policy was right, `[N, 2]` as of `evidence.planted_arms.walk`."""
     shares: Mapping[str, Array]
     """Share of each arm in the decisions on each source `[K, K]`, of policies that choose one."""
     taken_for: Array
@@ -409,4 +409,4 @@ def print_tables(figures: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, prog="python -m benchmarks.contextual"))
+    main(tyro.cli(Options, prog="python -m evidence.contextual"))

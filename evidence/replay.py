@@ -1,4 +1,4 @@
-"""Bandits on recorded reward models: `python -m benchmarks.replay --scores FILE --json OUT`.
+"""Bandits on recorded reward models: `python -m evidence.replay --scores FILE --json OUT`.
 
 FILE is a Parquet table with one row per candidate answer: `item, candidate, is_correct` and one
 column `score_*` per arm. An arm is right on an item where its score of a correct candidate is
@@ -12,7 +12,7 @@ later half, the interval over resampled items, and the share of decisions of eac
 the scores of all arms on every item has `costs_k` in its name.
 
 Constants are equal for every table. Where theory gives them, they are theory's (the horizon is the
-number of items); the rest was fixed by `python -m benchmarks.synthetic_arms`.
+number of items); the rest was fixed by `python -m evidence.synthetic_arms`.
 
 Shapes: N items, C candidates of an item (padded), K arms, R orders.
 """
@@ -47,7 +47,7 @@ Flags: TypeAlias = NDArray[np.bool_]
 Ints: TypeAlias = NDArray[np.int64]
 
 TUNED_ALPHA = 0.3
-"""UCB1's best in `benchmarks.synthetic_arms`, as are the defaults of MOSS, LinUCB and epsilon."""
+"""UCB1's best in `evidence.synthetic_arms`, as are the defaults of MOSS, LinUCB and epsilon."""
 TUNED_NOISE = 0.25
 """Thompson's best there."""
 
@@ -287,4 +287,4 @@ def print_table(data: Recorded, found: dict[str, dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main, prog="python -m benchmarks.replay")
+    tyro.cli(main, prog="python -m evidence.replay")

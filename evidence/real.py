@@ -1,4 +1,4 @@
-"""ArmoRM on real ratings and pairs: `python -m benchmarks.real --data DIR --json FILE`.
+"""ArmoRM on real ratings and pairs: `python -m evidence.real --data DIR --json FILE`.
 
 All rating files of DIR/ratings and the gate's pair sources of DIR/pairs, on several seeds, each
 moving split and initialization; once with rated objectives alone and once with one preference
@@ -146,4 +146,4 @@ def print_tables(runs: Mapping[str, Sequence[Mapping[str, Any]]], console: Any) 
 
 
 if __name__ == "__main__":
-    tyro.cli(main, prog="python -m benchmarks.real")
+    tyro.cli(main, prog="python -m evidence.real")

@@ -1,4 +1,4 @@
-"""Specialized arms that conflict: `python -m benchmarks.planted_arms --json FILE`.
+"""Specialized arms that conflict: `python -m evidence.planted_arms --json FILE`.
 
 Responses vary along three axes a_1 .. a_3, standard normal, and each domain d of prompts wants
 
@@ -33,8 +33,8 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from benchmarks.preference_results import Ints, mean_interval
-from benchmarks.replay import TUNED_NOISE, Recorded, arm_rewards, ensembles
+from evidence.preference_results import Ints, mean_interval
+from evidence.replay import TUNED_NOISE, Recorded, arm_rewards, ensembles
 from panoply.bandit.bandits import MOSS, LinUCB, Policy, Sequential, Thompson, Uniform
 from panoply.bandit.replay import replay
 from panoply.bandit.router import fit_router
@@ -251,4 +251,4 @@ def show(found: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    tyro.cli(main, prog="python -m benchmarks.planted_arms")
+    tyro.cli(main, prog="python -m evidence.planted_arms")

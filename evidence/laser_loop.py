@@ -1,4 +1,4 @@
-"""LASeR's whole loop among four reward models of ours: `python -m benchmarks.laser_loop --json F`.
+"""LASeR's whole loop among four reward models of ours: `python -m evidence.laser_loop --json F`.
 
     prompts that can be checked  -> half for the arms, half for the policy
     arms    <- four Bradley-Terry reward models, each on right against wrong responses of its own
@@ -266,7 +266,7 @@ def by_domain(known: Sequence[Known]) -> dict[str, dict[str, float]]:
 
 def replayed(known: Sequence[Known]) -> dict[str, Any]:
     """Returns how well the arms that bandits choose order, each prompt once, in many orders."""
-    from benchmarks.planted_arms import figure, walk
+    from evidence.planted_arms import figure, walk
     from panoply.bandit.bandits import Uniform
     from panoply.bandit.make import make_policy
     from panoply.laser.ensembles import best_arms

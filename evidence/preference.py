@@ -1,4 +1,4 @@
-"""Do the papers' claims hold here? `python -m benchmarks.preference EXPERIMENT --json FILE`.
+"""Do the papers' claims hold here? `python -m evidence.preference EXPERIMENT --json FILE`.
 
 `more`: MORE, plain mixing, single-source models and their averages, on five sources.
 `haf`: HaF-RM's alpha in {0, .2, 1}, DPO as reward model, BT + SFT, in and out of domain.
@@ -22,8 +22,8 @@ import numpy as np
 import torch
 import tyro
 
-from benchmarks.preference_models import Bench, Test, cost
-from benchmarks.preference_results import Seed, difference
+from evidence.preference_models import Bench, Test, cost
+from evidence.preference_results import Seed, difference
 from panoply.config import Rendering
 from panoply.config.preference import (
     LossConfig,
@@ -324,4 +324,4 @@ def _cell(values: list[float | None]) -> str:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, prog="python -m benchmarks.preference"))
+    main(tyro.cli(Options, prog="python -m evidence.preference"))

@@ -1,4 +1,4 @@
-"""How the constants of `benchmarks.replay` were fixed: `python -m benchmarks.synthetic_arms`.
+"""How the constants of `evidence.replay` were fixed: `python -m evidence.synthetic_arms`.
 
 Tables of right and wrong answers that share nothing with any recorded one:
 
@@ -9,7 +9,7 @@ all weak or all strong, near each other or far apart, and right on the same easy
 those in `SIZES`. A policy's figure is the part of the way from uniform choice to the best arm of
 the table that it makes, over the pass and in its second half. The constants of a policy are those
 of its best mean over the pass, and of the second half where these are equal to .01;
-`benchmarks.replay` and the defaults of `panoply.bandit.bandits` have them for every table alike.
+`evidence.replay` and the defaults of `panoply.bandit.bandits` have them for every table alike.
 """
 
 from __future__ import annotations
@@ -117,4 +117,4 @@ def print_table(
 
 
 if __name__ == "__main__":
-    tyro.cli(main, prog="python -m benchmarks.synthetic_arms")
+    tyro.cli(main, prog="python -m evidence.synthetic_arms")

@@ -1,4 +1,4 @@
-"""How much of the planted truth a gate finds: `python -m benchmarks.planted --json FILE`.
+"""How much of the planted truth a gate finds: `python -m evidence.planted --json FILE`.
 
 The recipe `embedded` on several seeds, each moving the world, the split and every initialization;
 then the homogeneous world of the same seed, where a gate has nothing to find. Texts are the same
@@ -87,4 +87,4 @@ def homogeneous(config: ArmoRMConfig, out: str) -> ArmoRMConfig:
 
 
 if __name__ == "__main__":
-    tyro.cli(main, prog="python -m benchmarks.planted")
+    tyro.cli(main, prog="python -m evidence.planted")

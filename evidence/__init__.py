@@ -1,0 +1,1 @@
+"""Claims of papers, tested again: `python -m evidence.NAME --json FILE`."""
