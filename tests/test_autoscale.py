@@ -8,7 +8,8 @@ import pytest
 import ray
 import yaml
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
-from ray_head import ROOT, eventually, free_ports, ray_head
+
+from tests.builders.ray_head import ROOT, eventually, free_ports, ray_head
 
 COMMANDS = (
     "initialization_commands",

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from reference import bradley_terry_loss, expected_calibration_error
 
 from panoply.measure.calibration import ece, ece_floor, fit_scale, log_loss, reliability
+from tests.builders.reference import bradley_terry_loss, expected_calibration_error
 
 
 def calibrated(num_pairs=3000, spread=1.5, seed=0):

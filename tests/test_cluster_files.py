@@ -14,7 +14,8 @@ from ray.autoscaler._private.kuberay.autoscaling_config import (
     _derive_autoscaling_config_from_ray_cr as autoscaling_of_kuberay,
 )
 from ray.autoscaler._private.util import prepare_config, validate_config
-from ray_head import ROOT
+
+from tests.builders.ray_head import ROOT
 
 AWS = yaml.safe_load((ROOT / "cluster.yaml").read_text())
 RAYJOB = yaml.safe_load((ROOT / "deploy/kuberay/rayjob.yaml").read_text())

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from reference import spearman
 
 from panoply.armorm.debias import (
     difference_spearman,
@@ -10,6 +9,7 @@ from panoply.armorm.debias import (
     length_spearman,
     remove_length,
 )
+from tests.builders.reference import spearman
 
 LIMIT = 0.02
 

@@ -15,12 +15,12 @@ from ray import serve
 from ray._common.utils import import_attr
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
-from ray_head import ROOT
 from rich.console import Console
 
 from jobs.recipes import SERVE
 from panoply.config.serve import ScalingConfig, ServeConfig
 from panoply.report.progress import Watch
+from tests.builders.ray_head import ROOT
 from workflows.cluster.models import model_app
 from workflows.serve import admitted, deployed, follow, pinned, run_serve, serve_file, targets
 

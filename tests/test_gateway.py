@@ -8,9 +8,7 @@ from contextlib import asynccontextmanager
 
 import httpx2
 import pytest
-from app_server import serving as serving_app
 from ray.exceptions import RayActorError
-from wire_scores import scores_of
 
 from actors.gateway import Gateway, Model
 from actors.http import make_app
@@ -25,6 +23,8 @@ from panoply.wire.request import (
     Tokens,
     scored,
 )
+from tests.builders.app_server import serving as serving_app
+from tests.builders.wire_scores import scores_of
 
 
 class Formula:

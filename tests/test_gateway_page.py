@@ -12,9 +12,9 @@ from fastapi.staticfiles import StaticFiles
 from scipy.stats import kendalltau
 
 from panoply.wire.request import Driver, ModelAnswer, RequestError, ScoreAnswer, scored
-from tests.app_server import serving
-from tests.contrast import LOWEST_CONTRAST
-from tests.wire_scores import post_bytes, say
+from tests.builders.app_server import serving
+from tests.builders.contrast import LOWEST_CONTRAST
+from tests.builders.wire_scores import post_bytes, say
 
 PAGE = Path(__file__).parents[1] / "web"
 HOSTILE = "<img src=x onerror=\"document.title='taken'\">"

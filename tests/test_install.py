@@ -3,7 +3,7 @@
 import re
 import subprocess
 
-from ray_head import ROOT
+from tests.builders.ray_head import ROOT
 
 BY_NAME = re.compile(r"\b(?:pip3?|pipx|uvx?|poetry)\b[^\n`]*[ '\"]panoply\b(?!\S* @ )")
 """Our name as a package of PyPI, where it is somebody else's."""

@@ -11,9 +11,7 @@ from dataclasses import asdict, replace
 import pyarrow.parquet as pq
 import pytest
 import ray
-from laser_runs import LONG, SHORT, laser_config
 from mlflow import MlflowClient
-from ray_head import ROOT
 
 from panoply.config.bandit import SelectorConfig, WatchConfig
 from panoply.config.laser import ArmsConfig, BestOfNConfig, PromptsConfig
@@ -21,6 +19,8 @@ from panoply.hub.policy.policy import load_policy
 from panoply.laser.log import Log
 from panoply.laser.monitor import series
 from panoply.report.progress import Watch
+from tests.builders.laser_runs import LONG, SHORT, laser_config
+from tests.builders.ray_head import ROOT
 from workflows.best_of_n import run_best_of_n
 from workflows.laser import run_laser
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from laser_runs import SHORT, laser_config
 from test_scalar import save_small
 from transformers import AutoTokenizer
 
@@ -23,6 +22,7 @@ from panoply.hub.artefact.load import load_reward_model
 from panoply.laser.log import Log
 from panoply.laser.scored import read_scored
 from panoply.report.progress import Watch
+from tests.builders.laser_runs import SHORT, laser_config
 from workflows.laser import run_laser, tasks_of
 
 ARMS = ("scalar", "short")

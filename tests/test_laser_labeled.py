@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from laser_runs import laser_config
 
 from panoply.bandit.classifier import fit_classifier
 from panoply.bandit.make import initial_state
@@ -20,6 +19,7 @@ from panoply.laser.log import Log
 from panoply.laser.rewards import verified
 from panoply.laser.scored import read_scored
 from panoply.report.progress import Watch
+from tests.builders.laser_runs import laser_config
 from workflows.cluster.gold_pairs import judged_probe, read_probe
 from workflows.laser import run_laser, tasks_of
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
-from distributed_runs import work
-from preference_runs import make_task, other, small_config, write_pairs
 
 from actors.reward_training import DONE, run_task
 from panoply.config.preference import LossConfig, WeightingConfig
 from panoply.preference.distributed import Group
+from tests.builders.distributed_runs import work
+from tests.builders.preference_runs import make_task, other, small_config, write_pairs
 
 
 @pytest.fixture(scope="module")

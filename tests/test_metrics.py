@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-import reference
 
 from panoply.measure.intervals import (
     macro_interval,
@@ -14,6 +13,7 @@ from panoply.measure.intervals import (
     resampled_sums,
 )
 from panoply.measure.metrics import accuracy, macro, pair_metrics, regression_metrics, spearman
+from tests.builders import reference
 
 
 def pairs(num_pairs=400, seed=0, skill=0.6):

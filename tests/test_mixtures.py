@@ -4,10 +4,10 @@ import itertools
 
 import numpy as np
 import pytest
-from reference import bradley_terry_loss
 from sklearn.linear_model import LogisticRegression
 
 from panoply.armorm.mixtures import best_single, fit_linear, fit_simplex
+from tests.builders.reference import bradley_terry_loss
 
 
 def differences(true, num_pairs=2000, seed=0):

@@ -15,7 +15,7 @@ from panoply.measure.boards import LEVELS, STYLES, rmbench
 from panoply.report.page.charts import Axis
 from panoply.report.page.summary import verdict
 from panoply.report.page.write import write_page
-from tests.contrast import LOWEST_CONTRAST
+from tests.builders.contrast import LOWEST_CONTRAST
 from workflows.cluster.tracking import write_json
 
 HOSTILE = "<script>document.title='taken'</script>"

@@ -6,7 +6,7 @@ import pytest
 from panoply.report.page import choices, strategies
 from panoply.report.page.charts import plot
 from panoply.report.page.write import write_page
-from tests.contrast import LOWEST_CONTRAST
+from tests.builders.contrast import LOWEST_CONTRAST
 from workflows.cluster.tracking import write_json
 
 HOSTILE = "<script>document.title='taken'</script>"

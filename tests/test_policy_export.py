@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from policy_rounds import policy_task
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.dpo_task import PolicyRound
 from actors.dpo_training import run_policy_task
 from panoply.hub.policy.export import export_policy
 from panoply.preference.distributed import Group
+from tests.builders.policy_rounds import policy_task
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from policy_rounds import configured, policy_task, ranked_prompts
 from safetensors.torch import load_file
 
 from actors.dpo_task import PolicyRound
@@ -18,6 +17,7 @@ from panoply.config import Rendering
 from panoply.config.policy import SamplingConfig
 from panoply.hub.policy.lora import FILE
 from panoply.preference.distributed import Group
+from tests.builders.policy_rounds import configured, policy_task, ranked_prompts
 from workflows.cluster.policy import train_round
 from workflows.cluster.rollouts import calls, rollouts, sampler_pool
 

@@ -13,13 +13,13 @@ import mlflow
 import numpy as np
 import pytest
 import torch
-from preference_runs import small_config, write_pairs
 
 from actors import reward_training as training
 from panoply.config.preference import LossConfig, WeightingConfig
 from panoply.hub.artefact.load import load_reward_model
 from panoply.report.progress import Watch
 from panoply.report.tables import RAW
+from tests.builders.preference_runs import small_config, write_pairs
 from workflows.preference import OWN, PLAIN, run_preference
 
 MORE = WeightingConfig(sources="more")

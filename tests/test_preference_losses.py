@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from reference import dpo_loss, log_sigmoid, sigmoid, soft_label_loss
 
 from panoply.config.preference import LossConfig
 from panoply.preference.losses import (
@@ -17,6 +16,7 @@ from panoply.preference.losses import (
 )
 from panoply.preference.pair_loss import Targets, pair_loss
 from panoply.preference.step import Compared
+from tests.builders.reference import dpo_loss, log_sigmoid, sigmoid, soft_label_loss
 
 MARGINS = [-7.0, -0.4, 0.0, 0.3, 2.0, 9.0]
 

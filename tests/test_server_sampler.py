@@ -4,10 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from app_server import serving
-from laser_runs import laser_config
-from policy_rounds import configured, policy_task
-from policy_server import BASE, policy_app
 
 from actors.dpo_training import run_policy_task
 from actors.sampler import Question, Response
@@ -19,6 +15,10 @@ from panoply.model.sampling import stream
 from panoply.preference.distributed import Group
 from panoply.report.progress import Watch
 from panoply.wire.retry import RewardServerError
+from tests.builders.app_server import serving
+from tests.builders.laser_runs import laser_config
+from tests.builders.policy_rounds import configured, policy_task
+from tests.builders.policy_server import BASE, policy_app
 from workflows.laser import run_laser
 
 SHORT = SamplingConfig(max_tokens=20, rows=4, temperature=2.0, top_p=0.98)

@@ -16,10 +16,10 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import grpc
 import psutil
 import pytest
-from ray_head import ROOT, free_ports
-from servers import models_at, score, servers
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
+from tests.builders.ray_head import ROOT, free_ports
+from tests.builders.servers import models_at, score, servers
 from workflows import ALONE, LOOPBACK_ONLY, TOKENS
 from workflows.cluster.address import answering, reserved
 

@@ -9,8 +9,9 @@ import httpx2
 import pytest
 from mlflow import MlflowClient
 from ray._private.runtime_env.packaging import create_package
-from ray_head import ROOT, eventually, free_ports, ray_head
-from servers import models_at, score, servers
+
+from tests.builders.ray_head import ROOT, eventually, free_ports, ray_head
+from tests.builders.servers import models_at, score, servers
 
 PACKAGES = ("actors", "jobs", "panoply", "workflows")
 RAYS_OWN = {

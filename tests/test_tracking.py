@@ -13,11 +13,11 @@ from contextlib import closing
 import mlflow
 import pytest
 from mlflow import MlflowClient
-from mlflow_server import Door, free_port, mlflow_server
-from preference_runs import small_config, write_pairs
-from ray_head import ROOT
 
 from panoply.report.progress import Watch
+from tests.builders.mlflow_server import Door, free_port, mlflow_server
+from tests.builders.preference_runs import small_config, write_pairs
+from tests.builders.ray_head import ROOT
 from workflows.cluster.mlflow_calls import TrackerError
 from workflows.cluster.tracking import open_tracker, track
 from workflows.preference import run_preference

@@ -13,7 +13,6 @@ from pathlib import Path
 import optuna
 import pytest
 import tyro
-from preference_runs import small_config, write_pairs
 
 from actors.reward_training import DONE, run_task
 from actors.trial import looks, trial_task
@@ -31,6 +30,7 @@ from panoply.config.tune import (
 from panoply.preference.distributed import Group
 from panoply.report.progress import Watch
 from panoply.report.trials import Trial, best, draw_trials, search_table, trials_table
+from tests.builders.preference_runs import small_config, write_pairs
 from workflows.tune_more import prepare, run_tune_more, sampler, space
 
 EMBEDDED = TUNE_MORE["embedded"][1]

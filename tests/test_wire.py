@@ -14,7 +14,7 @@ import torch
 from panoply.data.schema import ROLES
 from panoply.wire.request import Chat, Rendered, Role, Tokens, sigmoid
 from panoply.wire.routes import ENDPOINTS, endpoint_at
-from tests.wire_scores import asked, post
+from tests.builders.wire_scores import asked, post
 
 USER = {"role": "user", "content": "Why?"}
 CHAT = [USER, {"role": "assistant", "content": "So. #1.5"}]

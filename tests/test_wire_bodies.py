@@ -24,7 +24,7 @@ from panoply.wire.request import (
     sole,
 )
 from panoply.wire.routes import ENDPOINTS
-from tests.wire_scores import LIMITS, asked, post, post_bytes
+from tests.builders.wire_scores import LIMITS, asked, post, post_bytes
 
 PATHS = sorted({path for endpoint in ENDPOINTS for path in endpoint.paths})
 USER = {"role": "user", "content": "Why?"}

@@ -20,7 +20,7 @@ import ray.cloudpickle
 from panoply.wire.client import AsyncClient, Client
 from panoply.wire.request import Chat, ScoreRequest
 from panoply.wire.retry import RewardServerError
-from tests.wire_server import serving
+from tests.builders.wire_server import serving
 
 USER = {"role": "user", "content": "Why?"}
 ASK = ScoreRequest(items=(Chat((USER,), ("good #1.5", "bad #-2")),), models=("m",))

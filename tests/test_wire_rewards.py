@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from panoply.wire.request import Chat, Rendered, ScoreRequest, Tokens, sigmoid
 from panoply.wire.rewards import Rewards, payload_of, read_answer
-from tests.wire_scores import answer_to, asked, post
+from tests.builders.wire_scores import answer_to, asked, post
 
 USER = {"role": "user", "content": "Why?"}
 ITEM = {"prompt": [USER], "responses": ["good #1.5", "bad #-2"]}

@@ -1,8 +1,8 @@
 """A planted preference world: ratings, pairs and scorers in natural language, with their truth.
 
 Every response is put together from wordings (`panoply.synthetic.phrases`) of attribute levels that
-are drawn first, so the attributes a(x, y) in [0, 1]^A are known by construction and, being words, can
-be read by a linear probe on mean-pooled features. A prompt belongs to one of D domains, and the
+are drawn first, so the attributes a(x, y) in [0, 1]^A are known by construction and, being words,
+can be read by a linear probe on mean-pooled features. A prompt belongs to one of D domains, and the
 reward is r(x, y) = w_d(x) · a(x, y) with planted weights w_d on the simplex. Domains want opposite
 things (refusing or complying, hedged or assured), so no fixed weights serve all of them and a gate
 that knows the prompt does.

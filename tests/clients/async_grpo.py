@@ -27,7 +27,7 @@ from trl.experimental.async_grpo.packing import TREE_ATTENTION
 from panoply.config.policy import SamplingConfig
 from panoply.hub.policy.policy import load_policy
 from panoply.wire.client import AsyncClient
-from tests.app_server import serving
+from tests.builders.app_server import serving
 from tests.clients.dialogs import DISTINCT
 
 REPLY = {

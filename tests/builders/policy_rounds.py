@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from preference_runs import WORDS
 
 from actors.dpo_task import PolicyTask, RankedPrompt
 from panoply.config import Rendering
 from panoply.config.policy import PolicyConfig
 from panoply.config.preference import TrunkConfig
+from tests.builders.preference_runs import WORDS
 
 
 def ranked_prompts(count=10, seed=0) -> tuple[RankedPrompt, ...]:

@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
-from distributed_runs import train_policies
 from peft import PeftModel
-from policy_rounds import configured, policy_task, ranked_prompts
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -29,6 +27,8 @@ from panoply.preference.batch_sampler import step_ids
 from panoply.preference.distributed import Group
 from panoply.preference.losses import dpo_nll
 from panoply.preference.policy_outcome import kl_per_token
+from tests.builders.distributed_runs import train_policies
+from tests.builders.policy_rounds import configured, policy_task, ranked_prompts
 
 
 @pytest.fixture(scope="module")

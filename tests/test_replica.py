@@ -8,7 +8,7 @@ from test_backbone import TURNS, byte_tokenizer
 from test_export import make_run
 from test_pairwise import judge as make_pairwise
 from test_published import publish
-from test_reading import MERGES, WHITE
+from test_request_tokens import MERGES, WHITE
 from test_scalar import save_small
 from transformers import AutoTokenizer
 

@@ -6,13 +6,22 @@ from dataclasses import replace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from selector_runs import ARMS, CONFIG, make, outcomes_of, prompts_of, run, same_log, same_state
 
 from panoply.bandit.make import initial_state
 from panoply.config.bandit import PolicyConfig, SignalConfig
 from panoply.laser.log import Log, LogDiffers, column, replay, state_version
 from panoply.laser.rounds import Prompt
 from panoply.laser.signals import Outcome
+from tests.builders.selector_runs import (
+    ARMS,
+    CONFIG,
+    make,
+    outcomes_of,
+    prompts_of,
+    run,
+    same_log,
+    same_state,
+)
 
 POLICIES = [
     PolicyConfig(),

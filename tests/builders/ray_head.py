@@ -16,7 +16,7 @@ from pathlib import Path
 from workflows import ALONE, LOOPBACK_ONLY, TOKENS
 
 BIN = Path(sys.executable).parent
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TOKEN = "0123456789abcdef" * 4
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from preference_runs import steps_of
 
 from actors.dpo_training import run_policy_task
 from actors.reward_trainer import Learner
 from actors.reward_training import Run, run_task
 from panoply.preference.distributed import Group
+from tests.builders.preference_runs import steps_of
 
 
 def join(rank, world, folder):

@@ -8,7 +8,7 @@ import pytest
 from panoply.scorers.endpoint import RemoteArm
 from panoply.wire.outbound import DIALECTS
 from panoply.wire.request import Chat, Rendered, Tokens
-from tests.wire_server import serving
+from tests.builders.wire_server import serving
 
 USER = {"role": "user", "content": "Why?"}
 CHAT = Chat((USER,), ("good #1.5", "bad #-2", "so #0"))

@@ -11,7 +11,7 @@ from panoply.wire.outbound import DIALECTS
 from panoply.wire.request import Chat, Rendered, RequestError, Tokens
 from panoply.wire.routes import endpoint_at
 from panoply.wire.templates import as_chat
-from tests.wire_scores import answer_to, say
+from tests.builders.wire_scores import answer_to, say
 
 SYSTEM, USER = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}
 RENDERED = Rendered("<s><|user|>\nWhy?</s>\n<|assistant|>\n", ("a #1.5", "b #-2"), "gold")

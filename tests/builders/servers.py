@@ -9,10 +9,10 @@ import time
 from contextlib import contextmanager
 
 import httpx2
-from ray_head import ROOT, eventually
 
 from panoply.wire.client import Client
 from panoply.wire.request import Chat, ScoreRequest
+from tests.builders.ray_head import ROOT, eventually
 
 LENGTH = "function:panoply.serve.verifiers:length"
 SERVE = (sys.executable, "-m", "jobs.serve", "models", "--models")

@@ -8,9 +8,9 @@ import time
 import numpy as np
 import pytest
 import ray
-from selector_runs import ARMS, CONFIG, outcomes_of, prompts_of, run, same_log
 
 from panoply.laser.log import Log, LogDiffers, state_version
+from tests.builders.selector_runs import ARMS, CONFIG, outcomes_of, prompts_of, run, same_log
 from workflows.cluster.bandit_actor import NAMESPACE, selecting
 
 

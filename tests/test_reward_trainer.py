@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from preference_runs import make_task, other, small_config, steps_of, write_pairs
 from torch.nn.functional import logsigmoid
 
 from actors.reward_trainer import Learner, NonFinite
@@ -18,6 +17,7 @@ from panoply.preference.batch_sampler import Plan
 from panoply.preference.distributed import Group
 from panoply.preference.losses import updated_labels
 from panoply.preference.min_norm import exact
+from tests.builders.preference_runs import make_task, other, small_config, steps_of, write_pairs
 
 MORE = WeightingConfig(sources="more", momentum=1.0)
 

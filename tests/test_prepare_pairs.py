@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from preference_runs import WORDS, make_task, other, small_config, steps_of, write_pairs
 from transformers import AutoTokenizer, LlamaConfig, LlamaModel
 
 from panoply.config.preference import LossConfig, PreferenceConfig, TrunkConfig, WeightingConfig
@@ -14,6 +13,14 @@ from panoply.data.tokens import TokenPairs
 from panoply.hub.backbone.backbone import Renderer
 from panoply.report.progress import Watch
 from panoply.report.tables import RAW
+from tests.builders.preference_runs import (
+    WORDS,
+    make_task,
+    other,
+    small_config,
+    steps_of,
+    write_pairs,
+)
 from workflows.cluster.prepare_pairs import read_pairs, tokenize, training_rows
 from workflows.preference import calibrate, measure
 

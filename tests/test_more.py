@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from reference import squared_norm
 
 from panoply.config.preference import WeightingConfig
 from panoply.preference.batch_sampler import Plan
 from panoply.preference.min_norm import closest, exact, frank_wolfe, min_norm
 from panoply.preference.more import Weighting, normalized, weigh
+from tests.builders.reference import squared_norm
 
 
 def random_gradients(seed, size, dim=6):

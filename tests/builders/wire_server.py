@@ -6,7 +6,7 @@ import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from tests.wire_scores import post_bytes
+from tests.builders.wire_scores import post_bytes
 
 
 @contextmanager
