@@ -8,7 +8,7 @@ from typing import Any
 
 from ray.serve.request_router import FIFOMixin, PendingRequest, RequestRouter, RunningReplica
 
-from panoply.serve.calls import Call
+from panoply.serve.calls import ReplicaRequest
 
 FAR_BEHIND = 32
 """Calls that the preferred replica may have in hand beyond those of the idlest one."""
@@ -50,7 +50,7 @@ class PromptAffinity(FIFOMixin, RequestRouter):
     ) -> list[list[RunningReplica]]:
         """Returns all replicas, each a rank of its own, the best first."""
         args = pending_request.args if pending_request else ()
-        if not args or not isinstance(args[0], Call):
+        if not args or not isinstance(args[0], ReplicaRequest):
             return [candidate_replicas]
         ids = [replica.replica_id for replica in candidate_replicas]
         in_hand = [self.replica_queue_len_cache.get(replica_id) or 0 for replica_id in ids]

@@ -24,9 +24,9 @@ from panoply.laser.log import Log, LogDiffers, Record, column, replay, state_ver
 from panoply.laser.rounds import (
     ASKED,
     TOLD,
-    Asked,
     Decision,
-    Prompt,
+    RoundPrompt,
+    RoundRequest,
     Sidelined,
     answers,
     decide,
@@ -35,7 +35,7 @@ from panoply.laser.rounds import (
     sidelined_by,
     sidelined_in,
 )
-from panoply.laser.signals import MEASURES, Carry, Outcome, signals
+from panoply.laser.signals import MEASURES, PromptOutcome, SignalState, signals
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -58,7 +58,7 @@ class Status:
     made stand, later ones may differ from those of an undisturbed run."""
 
 
-class Selector:
+class BanditActor:
     """A bandit over arms, in rounds: `begin_round`, then `end_round`, then the next.
 
     Args:
@@ -91,7 +91,7 @@ class Selector:
         own = {"arms": arms, "num_features": num_features, "prior": prior_hash}
         self.log.claim(asdict(config) | own)
         self.round = 0
-        self.carry = Carry()
+        self.carry = SignalState()
         self.held: tuple[Sidelined, ...] = ()
         self.open: pa.Table | None = None
         self.answers: dict[str, Decision] = {}
@@ -100,7 +100,7 @@ class Selector:
 
     @ray.method
     def begin_round(
-        self, round: int, prompts: Sequence[Prompt], sideline: Mapping[str, str]
+        self, round: int, prompts: Sequence[RoundPrompt], sideline: Mapping[str, str]
     ) -> list[Decision]:
         """Returns the arm of each prompt, in the order of the prompts.
 
@@ -116,7 +116,7 @@ class Selector:
             LogDiffers: the round has begun with other prompts.
             ValueError: it is not this round's turn, or prompts or arms do not fit.
         """
-        asked = Asked.of(prompts, self.config.level)
+        asked = RoundRequest.of(prompts, self.config.level)
         known = self._begun(round)
         if known is None:
             if round != self.round or self.open is not None:
@@ -145,7 +145,7 @@ class Selector:
         return self._answer(round, known, prompt_ids)
 
     @ray.method
-    def end_round(self, round: int, outcomes: Sequence[Outcome]) -> Status:
+    def end_round(self, round: int, outcomes: Sequence[PromptOutcome]) -> Status:
         """Logs and applies what came of a round: once, however often it is told.
 
         Args:
@@ -201,7 +201,7 @@ class Selector:
     def _open(self, decisions: pa.Table) -> None:
         self.open, self.answers = decisions, answers(decisions)
 
-    def _close(self, rewards: pa.Table, carry: Carry) -> None:
+    def _close(self, rewards: pa.Table, carry: SignalState) -> None:
         """Applies the rewards of the open round, which are in the log."""
         assert self.open is not None
         choice = to_choice(self.open, self.arms)

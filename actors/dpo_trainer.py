@@ -24,19 +24,19 @@ from actors.dpo_task import PolicyTask, RankedPrompt
 from actors.reward_trainer import NonFinite
 from panoply.hub.backbone.backbone import Renderer
 from panoply.hub.policy.lora import read_adapter
-from panoply.hub.policy.trainable import Trainable, load_trainable
+from panoply.hub.policy.trainable import TrainableModel, load_trainable
 from panoply.model.tree import Branch, Ints, TokenTree
 from panoply.preference.batch_sampler import step_ids
 from panoply.preference.distributed import Group
 from panoply.preference.losses import dpo_nll
 from panoply.preference.min_norm import Array
-from panoply.preference.step import Compared, Comparison, compute_gradients, margins
-from panoply.preference.train_state import Weights
+from panoply.preference.step import PairOutputs, PairTree, compute_gradients, margins
+from panoply.preference.train_state import TrainState
 
 SPOKEN, OPTIMIZER = "spoken.npz", "optimizer.pt"
 
 
-class PolicyLearner:
+class DPOTrainer:
     """One worker of a round: its part of the prompts, and a replica of the adapters."""
 
     def __init__(self, task: PolicyTask, group: Group) -> None:
@@ -46,7 +46,9 @@ class PolicyLearner:
             FileNotFoundError, ValueError: the model or adapters cannot be trained.
         """
         self.task, self.config, self.group = task, task.config, group
-        self.trainable: Trainable = load_trainable(task.config.trunk, seed=task.seed, policy=True)
+        self.trainable: TrainableModel = load_trainable(
+            task.config.backbone, seed=task.seed, policy=True
+        )
         self.net = self.trainable.net
         self.net.head.requires_grad_(False)  # a policy has no score
         renderer = self.trainable.renderer
@@ -56,7 +58,7 @@ class PolicyLearner:
             [ranked.weight for ranked in task.prompts],
             [len(ranked.pairs) for ranked in task.prompts],
         ).astype(np.float64)
-        self.weights = Weights.of(
+        self.weights = TrainState.of(
             self.net,
             group,
             lr=self.config.lr,
@@ -115,7 +117,7 @@ class PolicyLearner:
             partial.rename(path)
         return arrays
 
-    def spoken(self, comparisons: Sequence[Comparison]) -> Array:
+    def spoken(self, comparisons: Sequence[PairTree]) -> Array:
         """Returns log-probabilities `[P, 2]` of all pairs under the weights as they are."""
         if not comparisons:
             return np.zeros((0, 2))
@@ -165,7 +167,7 @@ class PolicyLearner:
             "seconds": time.perf_counter() - began,
         }
 
-    def _loss(self, compared: Compared, rows: Ints) -> Tensor:
+    def _loss(self, compared: PairOutputs, rows: Ints) -> Tensor:
         """Returns the weighted losses of the pairs `rows` of the round."""
         chosen_P, rejected_P = compared.chosen_log_prob_P, compared.rejected_log_prob_P
         assert chosen_P is not None
@@ -186,7 +188,7 @@ class PolicyLearner:
         path.write_text(json.dumps(found, indent=1))
 
 
-def comparison(renderer: Renderer, ranked: RankedPrompt) -> Comparison:
+def comparison(renderer: Renderer, ranked: RankedPrompt) -> PairTree:
     """Returns a prompt with those of its responses that are in pairs, as one token tree.
 
     A response that a limit cut off has no end of its turn, neither the sampler's limit nor the
@@ -205,20 +207,20 @@ def comparison(renderer: Renderer, ranked: RankedPrompt) -> Comparison:
         for i, branch in zip(used, tree.branches, strict=True)
     )
     place = {i: n for n, i in enumerate(used)}
-    return Comparison(
+    return PairTree(
         TokenTree(tree.shared, branches, tree.gate),
         chosen=tuple(place[i] for i, _ in ranked.pairs),
         rejected=tuple(place[j] for _, j in ranked.pairs),
     )
 
 
-def pairs_of(comparisons: Sequence[Comparison], prompts: Sequence[int]) -> list[int]:
+def pairs_of(comparisons: Sequence[PairTree], prompts: Sequence[int]) -> list[int]:
     """Returns the numbers of the pairs of some prompts, among those of all."""
     bounds = np.cumsum([0, *(len(item.chosen) for item in comparisons)])
     return [row for i in prompts for row in range(bounds[i], bounds[i + 1])]
 
 
-def tokens_of(comparisons: Sequence[Comparison]) -> Array:
+def tokens_of(comparisons: Sequence[PairTree]) -> Array:
     """Returns `[P, 2]` the tokens that each side of each pair speaks, with the one that ends it."""
     sizes = [
         [spoken_tokens(item.tree.branches[i]) for i in pair]

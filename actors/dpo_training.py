@@ -14,7 +14,7 @@ import torch
 
 from actors import checkpoints
 from actors.dpo_task import ADAPTER, DONE, PAIRS, PROBE, PROGRESS, STOPPED, PolicyTask
-from actors.dpo_trainer import OPTIMIZER, PolicyLearner, tokens_of
+from actors.dpo_trainer import OPTIMIZER, DPOTrainer, tokens_of
 from actors.reward_trainer import NonFinite
 from actors.reward_training import TOLD_EVERY_SECONDS, worker_group
 from panoply.hub.backbone.backbone import quiet
@@ -38,7 +38,7 @@ def run_policy_task(task: PolicyTask, group: Group) -> None:
     """Takes a round to its end, or to a number that is not finite, and leaves a `PolicyRound`."""
     folder = Path(task.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    learner = PolicyLearner(task, group)
+    learner = DPOTrainer(task, group)
     history: list[dict[str, Any]] = []
     state = checkpoints.newest(folder)
     if state is not None:
@@ -54,7 +54,7 @@ def run_policy_task(task: PolicyTask, group: Group) -> None:
     finish(learner, history, folder)
 
 
-def take_steps(learner: PolicyLearner, history: list[dict[str, Any]], folder: Path) -> None:
+def take_steps(learner: DPOTrainer, history: list[dict[str, Any]], folder: Path) -> None:
     """Takes the steps that are left, and saves on the way."""
     told, first = 0.0, learner.group.rank == 0
     while len(history) < learner.num_steps:
@@ -71,13 +71,13 @@ def take_steps(learner: PolicyLearner, history: list[dict[str, Any]], folder: Pa
             checkpoints.write_json(folder / PROGRESS, counts)
 
 
-def finish(learner: PolicyLearner, history: list[dict[str, Any]], folder: Path) -> None:
+def finish(learner: DPOTrainer, history: list[dict[str, Any]], folder: Path) -> None:
     """Writes the adapters, and what became of the pairs and of the probe."""
     after_P2, probe_Q2 = learner.spoken(learner.comparisons), learner.spoken(learner.probe)
     state = learner.weights.state()
     if learner.group.rank == 0:
         adapter = folder / ADAPTER
-        save_adapter(learner.trainable, state["trained"], learner.config.trunk.model, adapter)
+        save_adapter(learner.trainable, state["trained"], learner.config.backbone.model, adapter)
         torch.save(state["optimizer"], adapter / OPTIMIZER)
         pq.write_table(outcome_table(learner, after_P2), folder / PAIRS)
         pq.write_table(probe_table(learner, probe_Q2), folder / PROBE)
@@ -86,7 +86,7 @@ def finish(learner: PolicyLearner, history: list[dict[str, Any]], folder: Path) 
     learner.group.wait()
 
 
-def outcome_table(learner: PolicyLearner, after_P2: Any) -> pa.Table:
+def outcome_table(learner: DPOTrainer, after_P2: Any) -> pa.Table:
     """Returns the table of `PolicyRound.pairs`."""
     prompts, config = learner.task.prompts, learner.config
     tokens_P2, reference_P2 = tokens_of(learner.comparisons), learner.reference_P2
@@ -108,7 +108,7 @@ def outcome_table(learner: PolicyLearner, after_P2: Any) -> pa.Table:
     return pa.table(columns)
 
 
-def probe_table(learner: PolicyLearner, after_Q2: Any) -> pa.Table:
+def probe_table(learner: DPOTrainer, after_Q2: Any) -> pa.Table:
     """Returns the table of `PolicyRound.probe`."""
     tokens_Q2 = tokens_of(learner.probe)
     rows = [ranked for ranked in learner.task.probe for _ in ranked.pairs]

@@ -7,19 +7,19 @@ from typing import Protocol
 
 from pydantic import JsonValue
 
-from actors.internal_error import fault
-from panoply.config.serve import ArmConfig
-from panoply.scorers.endpoint import RemoteArm
+from actors.internal_error import internal_error
+from panoply.config.serve import ServedModelConfig
+from panoply.scorers.endpoint import EndpointScorer
 from panoply.scorers.function import load_function
-from panoply.scorers.recorded import ReplayArm
-from panoply.serve.calls import Call, each_alone
-from panoply.wire.request import Item, ModelAnswer, Rendered, RequestError, Score
+from panoply.scorers.recorded import RecordedScorer
+from panoply.serve.calls import ReplicaRequest, each_alone
+from panoply.wire.request import Item, ModelAnswer, RenderedText, RequestError, Score
 from panoply.wire.templates import as_chat
 
 Scores = tuple[tuple[Score, ...], ...]
 
 
-class Arm(Protocol):
+class Scorer(Protocol):
     """What scores items."""
 
     async def score(self, items: Sequence[Item]) -> Scores:
@@ -27,7 +27,7 @@ class Arm(Protocol):
         ...
 
 
-def arm_of(config: ArmConfig, *, on_node: bool = True) -> Arm:
+def arm_of(config: ServedModelConfig, *, on_node: bool = True) -> Scorer:
     """Returns a function, remote or replayed arm.
 
     Args:
@@ -41,9 +41,9 @@ def arm_of(config: ArmConfig, *, on_node: bool = True) -> Arm:
     if config.kind == "function":
         return load_function(config.function)
     if config.kind == "replay":
-        return ReplayArm(config.recorded)
+        return RecordedScorer(config.recorded)
     place = config.remote
-    return RemoteArm(
+    return EndpointScorer(
         place.url,
         place.dialect,
         model=place.model,
@@ -52,21 +52,21 @@ def arm_of(config: ArmConfig, *, on_node: bool = True) -> Arm:
     )
 
 
-class ArmJudge:
+class FunctionReplica:
     """Answers calls by an arm; what Serve makes replicas of."""
 
-    def __init__(self, config: ArmConfig) -> None:
+    def __init__(self, config: ServedModelConfig) -> None:
         """Makes the arm; raises as `arm_of` does."""
         self.config, self.arm = config, arm_of(config)
 
-    async def answer(self, call: Call) -> ModelAnswer | RequestError:
+    async def answer(self, call: ReplicaRequest) -> ModelAnswer | RequestError:
         """Returns a score or an error for every response of a call."""
         try:
             return await self._answer(call)
         except Exception as error:
-            return fault(f"{self.config.kind} {self.config.name!r}", error)
+            return internal_error(f"{self.config.kind} {self.config.name!r}", error)
 
-    async def _answer(self, call: Call) -> ModelAnswer | RequestError:
+    async def _answer(self, call: ReplicaRequest) -> ModelAnswer | RequestError:
         if call.compares:
             return RequestError(
                 f"{self.config.name!r} is a {self.config.kind}, whose scores have no temperature "
@@ -87,7 +87,7 @@ class ArmJudge:
 
     def _read(self, item: Item) -> list[Item | Score]:
         """Returns an item with text made turns; in place of a response that has none, why."""
-        if not isinstance(item, Rendered) or not self.config.rendered_by:
+        if not isinstance(item, RenderedText) or not self.config.rendered_by:
             return [item]
         try:
             return [as_chat(item, self.config.rendered_by)]

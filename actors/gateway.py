@@ -13,11 +13,11 @@ from pydantic import JsonValue
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 
-from actors.internal_error import fault
-from panoply.serve.calls import Call, Part, parts
+from actors.internal_error import internal_error
+from panoply.serve.calls import ReplicaRequest, Shard, shard_by_prompt
 from panoply.wire.request import ModelAnswer, RequestError, Score, ScoreAnswer, ScoreRequest
 
-Ask: TypeAlias = Callable[[Call], Awaitable[ModelAnswer | RequestError]]
+Ask: TypeAlias = Callable[[ReplicaRequest], Awaitable[ModelAnswer | RequestError]]
 State: TypeAlias = Literal["ready", "starting", "idle", "failed"]
 LOST = (RayActorError,)
 """What a call gets whose replica died. Scoring again does no harm, so it is asked again once."""
@@ -150,7 +150,7 @@ class Gateway:
 
     async def _answer(self, name: str, request: ScoreRequest, timeout: float) -> ModelAnswer:
         """Returns the scores of one model, put together from those of its calls."""
-        asked = list(parts(request, timeout))
+        asked = list(shard_by_prompt(request, timeout))
         found = await asyncio.gather(*(self._ask(name, part.call, timeout) for part in asked))
         items: list[tuple[Score, ...]] = [()] * len(request.items)
         provenance: Mapping[str, str] = {}
@@ -166,7 +166,9 @@ class Gateway:
                 items[place] = scores
         return ModelAnswer(model=name, items=tuple(items), provenance=provenance)
 
-    async def _ask(self, name: str, call: Call, timeout: float) -> ModelAnswer | RequestError:
+    async def _ask(
+        self, name: str, call: ReplicaRequest, timeout: float
+    ) -> ModelAnswer | RequestError:
         """Returns what a model answers, or why it does not."""
         model, ends = self.models[name], time.monotonic() + timeout
         if model.state == "failed":
@@ -185,10 +187,10 @@ class Gateway:
         except BackPressureError:
             return RequestError(f"{name!r} is busy: its queue is full", 429, 1.0)
         except Exception as error:
-            return fault(f"model {name!r}", error)
+            return internal_error(f"model {name!r}", error)
 
 
-def _failed(name: str, part: Part, why: RequestError) -> ModelAnswer:
+def _failed(name: str, part: Shard, why: RequestError) -> ModelAnswer:
     error = Score(error=str(why), transient=why.status != 500)
     owed = [1 if part.call.compares else len(item.responses) for item in part.call.items]
     items = tuple((error,) * num for num in owed)

@@ -23,9 +23,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from actors.gateway import Gateway
-from actors.internal_error import fault
+from actors.internal_error import internal_error
 from panoply.wire import tei, vllm
-from panoply.wire.dialect import Limits, decode
+from panoply.wire.dialect import RequestLimits, decode
 from panoply.wire.request import RequestError, ScoreRequest, num_truncated
 from panoply.wire.routes import ENDPOINTS, endpoint_at
 
@@ -42,7 +42,7 @@ Every path of a protocol also stands behind `/models/NAME`, which names the mode
 
 def make_app(
     gateway: Gateway,
-    limits: Limits,
+    limits: RequestLimits,
     keys: Mapping[str, str],
     agents: Callable[[], Awaitable[Sequence[str]]],
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]],
@@ -59,7 +59,7 @@ def make_app(
         run: id of this start of the server, told at `/health`.
     """
     app = FastAPI(title="Panoply", description=ABOUT, version="1", lifespan=lifespan)
-    meters = Meters()
+    meters = GatewayMetrics()
 
     async def score(request: Request) -> Response:
         path, name = _path(request), request.path_params.get("name")
@@ -76,7 +76,7 @@ def make_app(
                 headers[TRUNCATED] = str(cut)
             meters.scored(asked, time.monotonic() - begun)
         except Exception as error:
-            refused = error if isinstance(error, RequestError) else fault(path, error)
+            refused = error if isinstance(error, RequestError) else internal_error(path, error)
             status, refusal = endpoint.refuse(refused)
             body = _json(refusal)
             if refused.retry_after is not None:
@@ -112,7 +112,7 @@ def make_app(
     return app
 
 
-def _add_models(app: FastAPI, gateway: Gateway, limits: Limits) -> None:
+def _add_models(app: FastAPI, gateway: Gateway, limits: RequestLimits) -> None:
     """Adds what says which models there are."""
 
     @app.get("/v1/models", summary="The models, with their state and objectives.")
@@ -155,7 +155,7 @@ def _directions(request: Request) -> str:
     )
 
 
-class Meters:
+class GatewayMetrics:
     """What Prometheus is told of requests."""
 
     def __init__(self) -> None:

@@ -11,7 +11,7 @@ LOG = logging.getLogger("ray.serve")
 """What is told to it lands in the log of the replica."""
 
 
-def fault(what: str, error: Exception) -> RequestError:
+def internal_error(what: str, error: Exception) -> RequestError:
     """Logs an error by its class and place, and returns what clients are told.
 
     Its text and its traceback are left out: they may hold what a client sent.

@@ -12,19 +12,19 @@ import torch
 from pydantic import JsonValue
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from actors.internal_error import fault
+from actors.internal_error import internal_error
 from actors.voices import Voice, voice_of
-from panoply.config.serve import ArmConfig, BatchConfig
+from panoply.config.serve import BatchConfig, ServedModelConfig
 from panoply.hub.artefact.load import load_reward_model
 from panoply.hub.backbone.backbone import quiet
 from panoply.model.gather import Tokenized, gather
 from panoply.serve.batching import Batcher, BatchStats, Overloaded
-from panoply.serve.calls import Call, each_alone
+from panoply.serve.calls import ReplicaRequest, each_alone
 from panoply.wire.request import (
     Chat,
     Item,
     ModelAnswer,
-    Rendered,
+    RenderedText,
     RequestError,
     Score,
     scored,
@@ -49,7 +49,7 @@ class Computed:
     """Positions computed: those tokens, padding, and prompts of trees that were split."""
 
 
-class Judge(Generic[V]):
+class RewardModelReplica(Generic[V]):
     """Answers calls; those that wait together are scored together.
 
     Args:
@@ -84,7 +84,7 @@ class Judge(Generic[V]):
         provenance = dict(self.voice.provenance)
         return {"kind": provenance["kind"], "objectives": objectives, "provenance": {**provenance}}
 
-    async def answer(self, call: Call) -> ModelAnswer | RequestError:
+    async def answer(self, call: ReplicaRequest) -> ModelAnswer | RequestError:
         """Returns a score or an error for every response of a call.
 
         A call that gets no answer at all gets its error as a value, since what is raised changes
@@ -93,9 +93,9 @@ class Judge(Generic[V]):
         try:
             return await self._answer(call)
         except Exception as error:
-            return fault(f"model {self.name!r}", error)
+            return internal_error(f"model {self.name!r}", error)
 
-    async def _answer(self, call: Call) -> ModelAnswer | RequestError:
+    async def _answer(self, call: ReplicaRequest) -> ModelAnswer | RequestError:
         if self.voice.reader is None and not call.compares:
             return RequestError(
                 f"{self.name!r} is a pairwise model, which compares two responses and scores none "
@@ -136,7 +136,7 @@ class Judge(Generic[V]):
     def _conversations(self, item: Item) -> list[Tokenized]:
         reader = self.voice.reader
         assert reader is not None, self.name
-        if isinstance(item, Rendered) and self.rendered_by:
+        if isinstance(item, RenderedText) and self.rendered_by:
             item = as_chat(item, self.rendered_by)
         match item:
             case Chat(prompt=()):
@@ -146,7 +146,7 @@ class Judge(Generic[V]):
                 )
             case Chat():
                 return reader.messages(item.prompt, item.responses)
-            case Rendered():
+            case RenderedText():
                 return reader.text(item.prompt, item.responses)
             case _:
                 return [reader.ids(tokens) for tokens in item.responses]
@@ -164,7 +164,10 @@ class Judge(Generic[V]):
         return [said[place] for place in gathered.places]
 
     def _scored(
-        self, read: Sequence[Tokenized | Score], heard: Iterator[V | Exception], call: Call
+        self,
+        read: Sequence[Tokenized | Score],
+        heard: Iterator[V | Exception],
+        call: ReplicaRequest,
     ) -> tuple[Score, ...]:
         """Returns the score of each response of an item."""
 
@@ -177,7 +180,10 @@ class Judge(Generic[V]):
         return tuple(map(score, read))
 
     def _compared(
-        self, read: Sequence[Tokenized | Score], heard: Iterator[V | Exception], call: Call
+        self,
+        read: Sequence[Tokenized | Score],
+        heard: Iterator[V | Exception],
+        call: ReplicaRequest,
     ) -> tuple[Score, ...]:
         """Returns the probability of an item's pair."""
         if isinstance(read[0], Score):
@@ -203,18 +209,20 @@ def _failed(said: object) -> Score | None:
     return None
 
 
-class ModelJudge:
+class ServedReplica:
     """A judge of a reward model in its own process; what Serve makes replicas of."""
 
-    def __init__(self, arm: ArmConfig) -> None:
+    def __init__(self, arm: ServedModelConfig) -> None:
         """Loads the model; raises as `load_reward_model` does."""
         quiet()
         torch.set_num_threads(max(1, int(arm.scaling.cpus)))
         model = load_reward_model(arm.where, trust_remote_code=arm.trust_remote_code)
-        self.meters = Meters(arm.name)
-        self.judge = Judge(arm.name, voice_of(model), arm.batch, arm.rendered_by, self.meters.batch)
+        self.meters = ReplicaMetrics(arm.name)
+        self.judge = RewardModelReplica(
+            arm.name, voice_of(model), arm.batch, arm.rendered_by, self.meters.batch
+        )
 
-    async def answer(self, call: Call) -> ModelAnswer | RequestError:
+    async def answer(self, call: ReplicaRequest) -> ModelAnswer | RequestError:
         """Returns a score or an error for every response of a call."""
         self.meters.queued(self.judge.queue.num_queued)
         return await self.judge.answer(call)
@@ -229,7 +237,7 @@ class ModelJudge:
             raise RuntimeError(f"the last {self.judge.num_failures} forwards failed")
 
 
-class Meters:
+class ReplicaMetrics:
     """What Prometheus is told of a judge's batches."""
 
     def __init__(self, model: str) -> None:

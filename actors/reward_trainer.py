@@ -24,24 +24,24 @@ from torch import Tensor
 
 from actors.reward_task import TrainTask
 from panoply.data.tokens import TokenPairs
-from panoply.hub.policy.activation_cache import InputStore
-from panoply.hub.policy.trainable import Trainable, load_trainable
-from panoply.preference.batch_sampler import Plan
+from panoply.hub.policy.activation_cache import ActivationCache
+from panoply.hub.policy.trainable import TrainableModel, load_trainable
+from panoply.preference.batch_sampler import BatchSampler
 from panoply.preference.distributed import Group
 from panoply.preference.losses import updated_labels
 from panoply.preference.min_norm import Array
-from panoply.preference.more import Weighting, weigh
-from panoply.preference.pair_loss import Targets, pair_loss
+from panoply.preference.more import MoreState, weigh
+from panoply.preference.pair_loss import PairLabels, pair_loss
 from panoply.preference.step import (
-    Compared,
-    Comparison,
+    PairOutputs,
+    PairTree,
     SourceSums,
-    Stepped,
-    Weigh,
+    SourceWeights,
+    StepOutput,
     compute_gradients,
     margins,
 )
-from panoply.preference.train_state import Weights
+from panoply.preference.train_state import TrainState
 
 BLOCK = 512
 """Pairs whose forwards are planned together."""
@@ -51,14 +51,14 @@ class NonFinite(FloatingPointError):
     """A loss or gradient is not a finite number; the batch was saved."""
 
 
-class Learner:
+class RewardTrainer:
     """One worker of a run: its part of the pairs, and a replica or shard of the weights."""
 
     def __init__(self, task: TrainTask, group: Group) -> None:
         self.task, self.config, self.group = task, task.config, group
-        loss, trunk = self.config.loss, self.config.trunk
-        self.trainable: Trainable = load_trainable(
-            trunk,
+        loss, backbone = self.config.loss, self.config.backbone
+        self.trainable: TrainableModel = load_trainable(
+            backbone,
             num_heads=self.config.num_heads,
             seed=self.config.seed,
             policy=loss.policy != "none",
@@ -69,7 +69,7 @@ class Learner:
         rows = task.pairs
         schedule = self.config.schedule
         balanced = self.config.weighting.sources != "mixed"
-        self.plan = Plan(
+        self.plan = BatchSampler(
             rows.source_P[rows.train], schedule.pairs_per_step, self.config.seed, balanced
         )
         self.num_sources = len(self.plan.rows_K)
@@ -77,15 +77,15 @@ class Learner:
         self.delayed = bool(per_step > schedule.token_budget)
         """Whether MORE's weights are those of the step before. A rule on the data alone: a step
         that fits one forward is weighed by itself."""
-        self.weighting = Weighting.begin(self.num_sources)
+        self.weighting = MoreState.begin(self.num_sources)
         self.labels_P = rows.label_P.copy()
-        self.inputs: InputStore | None = None
+        self.inputs: ActivationCache | None = None
         if self.trainable.lower is not None:
-            self.inputs = InputStore.of(self.trainable, trunk, task.store)
+            self.inputs = ActivationCache.of(self.trainable, backbone, task.store)
             self.inputs.fill(self.trainable, self.tokens, task.names, group)
         uses_reference = loss.policy == "dpo" and loss.alpha > 0
         self.frozen = deepcopy(self.net) if uses_reference and loss.reference == "copy" else None
-        self.weights = Weights.of(
+        self.weights = TrainState.of(
             self.net,
             group,
             lr=schedule.lr,
@@ -101,17 +101,17 @@ class Learner:
         """Steps of the whole run."""
         return self.plan.steps_per_epoch * self.config.schedule.num_epochs
 
-    def comparisons(self, rows: Sequence[int]) -> list[Comparison]:
+    def comparisons(self, rows: Sequence[int]) -> list[PairTree]:
         """Returns the trees of some pairs, with what goes into the trained part."""
         store, names = self.inputs, self.task.names
         return [
-            Comparison(self.tokens.tree(row), inputs=store.read(row, names) if store else None)
+            PairTree(self.tokens.tree(row), inputs=store.read(row, names) if store else None)
             for row in rows
         ]
 
     def compare(
         self, rows: Sequence[int], *, policy: bool = False, as_saved: bool = False
-    ) -> Compared:
+    ) -> PairOutputs:
         """Returns both sides of some pairs, without gradients.
 
         Args:
@@ -155,7 +155,7 @@ class Learner:
         count = self.group.most(-(-len(rows) // BLOCK))
         return [rows[i * BLOCK : (i + 1) * BLOCK] for i in range(count)]
 
-    def targets(self, rows: Sequence[int], comparisons: Sequence[Comparison]) -> Targets:
+    def targets(self, rows: Sequence[int], comparisons: Sequence[PairTree]) -> PairLabels:
         """Returns what is known of some pairs besides their texts."""
         own = self.task.pairs
         reference_P: Tensor | None = None
@@ -169,7 +169,7 @@ class Learner:
             for column in (self.labels_P, own.margin_P, own.weight_P)
         )
         bag_PK = self.bag(at) if self.config.bagging else None
-        return Targets(label_P, margin_P, weight_P, reference_P, bag_PK)
+        return PairLabels(label_P, margin_P, weight_P, reference_P, bag_PK)
 
     def bag(self, rows: Sequence[int]) -> Tensor:
         """Returns how often each head has each pair in its bag, `[P, K]`: a function of the pair.
@@ -180,7 +180,7 @@ class Learner:
         drawn = [np.random.default_rng((seed, row)).poisson(1.0, num_heads) for row in rows]
         return torch.from_numpy(np.array(drawn).reshape(-1, num_heads)).float()
 
-    def _reference_now(self, comparisons: Sequence[Comparison]) -> Tensor:
+    def _reference_now(self, comparisons: Sequence[PairTree]) -> Tensor:
         budget = self.config.schedule.token_budget
         if not comparisons:
             return torch.zeros(0)
@@ -223,8 +223,8 @@ class Learner:
         return logged
 
     def _gradients(
-        self, comparisons: Sequence[Comparison], targets: Targets, mine: list[int], sizes_S: Array
-    ) -> Stepped:
+        self, comparisons: Sequence[PairTree], targets: PairLabels, mine: list[int], sizes_S: Array
+    ) -> StepOutput:
         source_P = self.task.pairs.source_P[mine]
         more, delayed = self.config.weighting.sources == "more", self.delayed
         solved: list[Tensor] = []  # once a step, also where memory ran out after it
@@ -251,7 +251,7 @@ class Learner:
                 budget=self.config.schedule.token_budget,
                 shares_P=shares(),
                 loss=lambda compared: pair_loss(compared, targets, self.config.loss),
-                weigh=Weigh(source_P, self.num_sources, solve) if more else None,
+                weigh=SourceWeights(source_P, self.num_sources, solve) if more else None,
                 ahead=more and not delayed,
                 idle=self.weights.idle,
             )
@@ -319,7 +319,7 @@ class Learner:
         losses = [np.logaddexp(0, -margin_P[source_P == s]).mean() for s in np.unique(source_P)]
         return float(np.mean(losses))
 
-    def _save_batch(self, number: int, mine: list[int], done: Stepped) -> None:
+    def _save_batch(self, number: int, mine: list[int], done: StepOutput) -> None:
         found = {
             "step": number,
             "rows": [int(row) for row in mine],
@@ -332,7 +332,7 @@ class Learner:
         path.write_text(json.dumps(found, indent=1))
 
 
-def log_ratio(compared: Compared) -> Tensor:
+def log_ratio(compared: PairOutputs) -> Tensor:
     """Returns log pi(y+ | x) - log pi(y- | x) `[P]`."""
     chosen_P, rejected_P = compared.chosen_log_prob_P, compared.rejected_log_prob_P
     assert chosen_P is not None

@@ -15,10 +15,10 @@ import torch
 
 from actors import checkpoints
 from actors.reward_task import TrainTask
-from actors.reward_trainer import Learner, NonFinite
+from actors.reward_trainer import NonFinite, RewardTrainer
 from panoply.hub.backbone.backbone import quiet
 from panoply.preference.distributed import Group
-from panoply.preference.more import Weighting
+from panoply.preference.more import MoreState
 
 TOLD_EVERY_SECONDS = 1.0
 DONE, STOPPED, PROGRESS = "done.json", "stopped.json", "progress.json"
@@ -47,7 +47,7 @@ def run_task(task: TrainTask, group: Group) -> None:
     """Trains one model and leaves its weights, margins and history in the task's folder."""
     folder = Path(task.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    complete(Run.begin(Learner(task, group), folder))
+    complete(Run.begin(RewardTrainer(task, group), folder))
 
 
 def complete(run: Run) -> None:
@@ -64,7 +64,7 @@ def complete(run: Run) -> None:
 class Run:
     """A run between its first step and its last: where it is, and the best it has seen."""
 
-    def __init__(self, learner: Learner, folder: Path) -> None:
+    def __init__(self, learner: RewardTrainer, folder: Path) -> None:
         self.learner, self.folder = learner, folder
         self.step, self.best, self.best_trained = 0, float("inf"), None
         self.waited = 0
@@ -72,14 +72,14 @@ class Run:
         self.told = 0.0
 
     @classmethod
-    def begin(cls, learner: Learner, folder: Path) -> Self:
+    def begin(cls, learner: RewardTrainer, folder: Path) -> Self:
         """Begins anew, or goes on from the newest checkpoint."""
         run = cls(learner, folder)
         state = checkpoints.newest(folder)
         if state is not None:
             learner.weights.load(state)
             momentum = state["momentum"]
-            learner.weighting = Weighting(
+            learner.weighting = MoreState(
                 None if momentum is None else momentum.numpy(), state["weights"].numpy()
             )
             learner.labels_P = state["labels"].numpy()

@@ -23,7 +23,7 @@ BETA = 1.0
 """Deviations between members that a lower bound lies below the score."""
 
 
-class Scorer:
+class ScoringActor:
     """Callable for `map_batches`: every response gets the scores that its model has.
 
     Of a gated model: those of the gate and of its rivals, and `gate_weights`. Of a scalar model:

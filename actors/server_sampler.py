@@ -28,7 +28,7 @@ from panoply.hub.policy.lora import FILE
 from panoply.hub.policy.policy import load_speaker
 from panoply.model.sampling import stream
 from panoply.wire.request import Payload
-from panoply.wire.retry import Attempts
+from panoply.wire.retry import RetryingRequest
 
 ADAPTER_CONFIG = "adapter_config.json"
 ALREADY = "already been loaded"
@@ -113,7 +113,9 @@ class ServerSampler:
 
     def _respond(self, request: Payload) -> Response:
         url = f"{self.server.address}/v1/completions"
-        return Attempts(url, lambda _: request, read_response, self.server.timeout).post(self.http)
+        return RetryingRequest(url, lambda _: request, read_response, self.server.timeout).post(
+            self.http
+        )
 
     def _name_of(self, adapter: str) -> str:
         """Returns the name of adapters at the server, which has them then."""

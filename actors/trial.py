@@ -18,13 +18,13 @@ import torch
 from ray import tune
 
 from actors.reward_task import TrainTask
-from actors.reward_trainer import Learner
+from actors.reward_trainer import RewardTrainer
 from actors.reward_training import DONE, STOPPED, Run, complete, run_task
 from panoply.config.tune import Point, TuneConfig, at_point, num_steps
 from panoply.data.schema import digest
 from panoply.data.tokens import TokenPairs
 from panoply.hub.backbone.backbone import quiet
-from panoply.hub.policy.activation_cache import InputStore
+from panoply.hub.policy.activation_cache import ActivationCache
 from panoply.hub.policy.trainable import load_trainable
 from panoply.preference.distributed import Group
 
@@ -44,7 +44,7 @@ def train_trial(point: Point, task: TrainTask, search: TuneConfig) -> None:
     folder = Path(own.folder)
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / DONE).exists() and not (folder / STOPPED).exists():
-        complete(run := TrialRun.begin(Learner(own, Group()), folder))
+        complete(run := TrialRun.begin(RewardTrainer(own, Group()), folder))
         told = run.told_looks
     if (folder / STOPPED).exists():
         reason = json.loads((folder / STOPPED).read_text())["reason"]
@@ -109,9 +109,9 @@ def finish_trial(task: TrainTask) -> None:
 def fill_store(task: TrainTask) -> None:
     """Computes what lies below the trained part, once for all trials."""
     begin(task)
-    trainable = load_trainable(task.config.trunk, seed=task.config.seed)
+    trainable = load_trainable(task.config.backbone, seed=task.config.seed)
     if trainable.lower is not None:
-        store = InputStore.of(trainable, task.config.trunk, task.store)
+        store = ActivationCache.of(trainable, task.config.backbone, task.store)
         store.fill(trainable, TokenPairs.open(Path(task.tokens)), task.names, Group())
 
 

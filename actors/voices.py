@@ -11,13 +11,13 @@ from panoply.data.schema import Prompt
 from panoply.hub.artefact.load import AnyModel, RewardModel
 from panoply.hub.artefact.scalar import ScalarModel
 from panoply.hub.backbone.backbone import Backbone
-from panoply.hub.backbone.request_tokens import Reader
+from panoply.hub.backbone.request_tokens import RequestTokenizer
 from panoply.hub.published.head_model import HeadModel
 from panoply.hub.published.pairwise import PairwiseModel
 from panoply.model.gather import Tokenized
-from panoply.model.reward_model import Scored
+from panoply.model.reward_model import ModelOutput
 from panoply.model.tree import TokenTree
-from panoply.serve.calls import Call
+from panoply.serve.calls import ReplicaRequest
 from panoply.wire.request import Driver, Score, scored, sigmoid
 
 V = TypeVar("V")
@@ -31,7 +31,7 @@ class Voice(Protocol, Generic[V]):
     """What a judge needs of a model; `V` is what it says of one conversation."""
 
     @property
-    def reader(self) -> Reader | None:
+    def reader(self) -> RequestTokenizer | None:
         """Reads conversations for it; None where it compares alone."""
         ...
 
@@ -54,12 +54,12 @@ class Voice(Protocol, Generic[V]):
         """Returns what the model says of every response, tree by tree."""
         ...
 
-    def say(self, said: V, call: Call, conversation: Tokenized) -> Score:
+    def say(self, said: V, call: ReplicaRequest, conversation: Tokenized) -> Score:
         """Returns what it says of a conversation as the score that was asked for."""
         ...
 
     def pair(self, prompt: Prompt, a: str, b: str) -> Sequence[Tokenized]:
-        """Returns the two conversations by which it compares; raises ValueError as `Reader`."""
+        """Returns the two conversations that it compares; raises ValueError as `RequestTokenizer`."""
         ...
 
     def prefer(self, first: V, second: V) -> float:
@@ -73,15 +73,15 @@ class Gated:
     def __init__(self, model: RewardModel) -> None:
         self.model = model
         self.backbone = model.backbone
-        self.reader: Reader = reader_of(model.backbone, needs_turns=True)
+        self.reader: RequestTokenizer = reader_of(model.backbone, needs_turns=True)
         self.objectives = {name: _ends(model, name) for name in model.card.objectives}
         self.provenance = model.provenance
 
-    def hear(self, trees: Sequence[TokenTree]) -> list[Scored]:
+    def hear(self, trees: Sequence[TokenTree]) -> list[ModelOutput]:
         """Returns what the head says of each response, a batch of one each."""
         return self.model.score_trees(trees).rows()
 
-    def say(self, said: Scored, call: Call, conversation: Tokenized) -> Score:
+    def say(self, said: ModelOutput, call: ReplicaRequest, conversation: Tokenized) -> Score:
         """Returns the gate's score, or the one by the weights of the call."""
         if call.weights:
             weights_O = [call.weights.get(name, 0.0) for name in self.objectives]
@@ -103,7 +103,7 @@ class Gated:
         """Returns each response behind the prompt."""
         return self.reader.messages(prompt, (a, b))
 
-    def prefer(self, first: Scored, second: Scored) -> float:
+    def prefer(self, first: ModelOutput, second: ModelOutput) -> float:
         """Returns the probability by the difference of the scores."""
         return by_scores(float(first.score_B), float(second.score_B), self.model.temperature)
 
@@ -114,7 +114,7 @@ class Scalar:
     def __init__(self, model: ScalarModel | HeadModel) -> None:
         self.model = model
         self.backbone = model.backbone
-        self.reader: Reader = reader_of(model.backbone, needs_turns=False)
+        self.reader: RequestTokenizer = reader_of(model.backbone, needs_turns=False)
         self.ensemble = (
             model if isinstance(model, ScalarModel) and len(model.heads_KD) > 1 else None
         )
@@ -128,7 +128,7 @@ class Scalar:
             return list(zip(*(x.tolist() for x in both), strict=True))
         return [(score,) for score in self.model.score_trees(trees).tolist()]
 
-    def say(self, said: tuple[float, ...], call: Call, conversation: Tokenized) -> Score:
+    def say(self, said: tuple[float, ...], call: ReplicaRequest, conversation: Tokenized) -> Score:
         """Returns the score."""
         wanted = self.ensemble and "objectives" in call.details
         bound = {LOWER_BOUND: said[1]} if wanted else None
@@ -158,7 +158,7 @@ class Pairwise:
         """Returns the probability of the response shown first, for each order."""
         return self.model.shown_first(trees).tolist()
 
-    def say(self, said: float, call: Call, conversation: Tokenized) -> Score:
+    def say(self, said: float, call: ReplicaRequest, conversation: Tokenized) -> Score:
         """Raises ValueError: there is no score of a single response."""
         self.model.score_trees([])
 
@@ -187,10 +187,10 @@ def by_scores(a: float, b: float, temperature: float) -> float:
     return sigmoid(logit) if math.isfinite(logit) else math.nan
 
 
-def reader_of(backbone: Backbone, *, needs_turns: bool) -> Reader:
+def reader_of(backbone: Backbone, *, needs_turns: bool) -> RequestTokenizer:
     """Returns what reads conversations for a model on this backbone."""
     embeddings = cast(Any, backbone.decoder.model).get_input_embeddings()
-    return Reader(backbone.renderer, embeddings.weight.shape[0], needs_turns=needs_turns)
+    return RequestTokenizer(backbone.renderer, embeddings.weight.shape[0], needs_turns=needs_turns)
 
 
 def _ends(model: RewardModel, objective: str) -> Scale | None:

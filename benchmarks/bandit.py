@@ -32,8 +32,8 @@ from threadpoolctl import threadpool_limits
 from panoply.bandit.bandits import LinUCB
 from panoply.bandit.update import Choice, choose, init, uniforms, update
 from panoply.config.bandit import SelectorConfig
-from panoply.laser.rounds import Prompt
-from panoply.laser.signals import Outcome
+from panoply.laser.rounds import RoundPrompt
+from panoply.laser.signals import PromptOutcome
 
 Array: TypeAlias = NDArray[np.float64]
 ALPHA = 0.1
@@ -104,15 +104,15 @@ def served(size: int, num_arms: int, num_rounds: int, calls: int) -> dict[str, A
 
     connect(1)
     arms, rng = tuple(f"arm{k}" for k in range(num_arms)), np.random.default_rng(0)
-    seconds, prompts = list[float](), list[Prompt]()
+    seconds, prompts = list[float](), list[RoundPrompt]()
     with (
         tempfile.TemporaryDirectory() as log,
         selecting(SelectorConfig(), arms, size, log) as actor,
     ):
         for round in range(num_rounds + 1):
             contexts = rng.standard_normal((CALLERS, size)) / np.sqrt(size)
-            prompts = [Prompt(f"{round}-{i}", "", x) for i, x in enumerate(contexts)]
-            outcomes = [Outcome(prompt_id=p.prompt_id, loss=rng.normal()) for p in prompts]
+            prompts = [RoundPrompt(f"{round}-{i}", "", x) for i, x in enumerate(contexts)]
+            outcomes = [PromptOutcome(prompt_id=p.prompt_id, loss=rng.normal()) for p in prompts]
             start = time.perf_counter()
             ray.get(actor.begin_round.remote(round, prompts, {}))
             ray.get(actor.end_round.remote(round, outcomes))

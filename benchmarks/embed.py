@@ -142,8 +142,8 @@ def config_of(options: Options, rows_per_source: int) -> ArmoRMConfig:
 
 def embedding_on_ray(options: Options) -> dict[str, Any]:
     """Returns how embedding grows with workers and rows."""
-    from panoply.report.progress import Watch
-    from workflows.cluster.embed import Pool, Source, embed
+    from panoply.report.progress import RunLogger
+    from workflows.cluster.embed import ActorPoolSpec, EmbeddingJob, embed
     from workflows.cluster.ingest import ingest
     from workflows.cluster.ray_cluster import connect
 
@@ -153,11 +153,11 @@ def embedding_on_ray(options: Options) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as scratch:
             config = config_of(options, rows)
             texts = ingest(config, Path(scratch)).texts
-            source = Source.open(
-                config.backbone, scratch, Pool(workers, 1, 0), texts, Path(scratch)
+            source = EmbeddingJob.open(
+                config.backbone, scratch, ActorPoolSpec(workers, 1, 0), texts, Path(scratch)
             )
             start = time.perf_counter()
-            _, counts = embed(texts, source, source.probed.depths, Watch())
+            _, counts = embed(texts, source, source.probed.depths, RunLogger())
             return time.perf_counter() - start, counts["tokens"]
 
     return grown("embedding", run, options.ratings_per_source, "tokens/s", 1.0)

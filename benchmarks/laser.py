@@ -34,7 +34,7 @@ from benchmarks.serve import saved_model
 from jobs.recipes import LASER, SHORT, SPOKEN
 from panoply.config.laser import ArmsConfig, LaserConfig, PromptsConfig
 from panoply.config.serve import ScalingConfig
-from panoply.report.progress import Watch
+from panoply.report.progress import RunLogger
 from panoply.synthetic.verifiable import verifiable_prompts
 from panoply.wire.request import Chat
 
@@ -143,7 +143,7 @@ def scoring(args: Args, models: ArmsConfig, shared: ArmsConfig) -> dict[str, Any
     }
 
 
-class Clock(Watch):
+class Clock(RunLogger):
     """Notes when each round of a run is over."""
 
     def __init__(self) -> None:
@@ -151,7 +151,7 @@ class Clock(Watch):
         self.ends: dict[str, list[float]] = {}
         self.start = time.perf_counter()
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         """Takes a line of the run, which tells of a round as 'STRATEGY: round N, ...'."""
         strategy, _, told = text.partition(": ")
         if told.startswith("round "):

@@ -21,8 +21,13 @@ import tyro
 
 from evidence.preference import FIVE
 from panoply.config import Rendering
-from panoply.config.armorm import Planted
-from panoply.config.preference import PreferenceConfig, ScheduleConfig, TrunkConfig, WeightingConfig
+from panoply.config.armorm import SyntheticConfig
+from panoply.config.preference import (
+    PreferenceConfig,
+    ScheduleConfig,
+    TrainedBackboneConfig,
+    WeightingConfig,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,18 +71,18 @@ def main(options: Options) -> None:
 def compare(options: Options, token_budget: int) -> dict[str, Any]:
     """Returns the ratio of both steps' times: the median of the turns, with the extremes."""
     from actors.reward_task import TrainTask
-    from actors.reward_trainer import Learner
+    from actors.reward_trainer import RewardTrainer
     from panoply.preference.distributed import Group
-    from panoply.report.progress import Watch
+    from panoply.report.progress import RunLogger
     from workflows.cluster.prepare_pairs import read_pairs, tokenize, training_rows
 
     pairs = tuple(str(options.data / "pairs" / f"{source}.parquet") for source in FIVE)
     known = options.data.is_dir()
     config = PreferenceConfig(
         pairs=pairs if known else (),
-        planted=None if known else Planted(num_prompts=150),
+        planted=None if known else SyntheticConfig(num_prompts=150),
         max_pairs_per_source=100,
-        trunk=TrunkConfig(
+        backbone=TrainedBackboneConfig(
             trained="full",
             depth=options.depth,
             dtype="float32",
@@ -92,10 +97,10 @@ def compare(options: Options, token_budget: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         found = read_pairs(config, Path(scratch))
         path = Path(scratch) / "tokens.parquet"
-        tokens, _ = tokenize(config, found, path, Watch())
+        tokens, _ = tokenize(config, found, path, RunLogger())
         rows, _, _ = training_rows(config, found, tokens)
         plain, weighted = (
-            Learner(TrainTask(c, rows, str(path), found.names, scratch, scratch), Group())
+            RewardTrainer(TrainTask(c, rows, str(path), found.names, scratch, scratch), Group())
             for c in (config, more)
         )
         times: list[tuple[float, float]] = []

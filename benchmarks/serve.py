@@ -137,7 +137,7 @@ def saved_model(work: Path, num_heads: int = 1) -> Path:
     import torch
 
     from panoply.config import Rendering
-    from panoply.hub.artefact.manifest import ScalarCard
+    from panoply.hub.artefact.manifest import ScalarManifest
     from panoply.hub.artefact.scalar import save_scalar_model
     from panoply.hub.backbone.backbone import load_backbone
 
@@ -149,7 +149,7 @@ def saved_model(work: Path, num_heads: int = 1) -> Path:
     torch.manual_seed(0)
     size = backbone.decoder.hidden_size
     heads = torch.randn(num_heads, size) / size**0.5
-    card = ScalarCard(
+    card = ScalarManifest(
         rendering=rendering,
         temperature=1.0,
         seed=0,

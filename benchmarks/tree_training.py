@@ -133,13 +133,13 @@ def train_with_panoply(job: Job) -> tuple[Callable[[], float], nn.Module]:
     from panoply.model.decoder import Decoder
     from panoply.model.reward_net import RewardNet
     from panoply.preference.batch_sampler import step_ids
-    from panoply.preference.step import Comparison, compute_gradients
+    from panoply.preference.step import PairTree, compute_gradients
 
     model = load_classifier(job).train()
     decoder = Decoder(model.base_model, [len(model.base_model.layers)], trainable=True)
     assert attend_by_trees(decoder)
     net = RewardNet(decoder, model.score)
-    items = [Comparison(tree) for tree in as_trees(job.trees)]
+    items = [PairTree(tree) for tree in as_trees(job.trees)]
     num_steps = -(-len(items) // PAIRS_PER_STEP)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True

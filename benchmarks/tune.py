@@ -1,4 +1,4 @@
-"""What sharing a frozen trunk's outputs saves a search: `python -m benchmarks.tune --json FILE`.
+"""What sharing a frozen backbone's outputs saves a search: `python -m benchmarks.tune --json FILE`.
 
 `tune_vs_recompute`: seconds of 8 trials of `jobs.tune_more` that each compute what lies below the
 head, over seconds of the same 8 trials that find it computed once, that one pass included.
@@ -24,8 +24,8 @@ from typing import Any, cast
 import tyro
 
 from panoply.config import Rendering
-from panoply.config.armorm import Planted
-from panoply.config.preference import PreferenceConfig, TrunkConfig, WeightingConfig
+from panoply.config.armorm import SyntheticConfig
+from panoply.config.preference import PreferenceConfig, TrainedBackboneConfig, WeightingConfig
 from panoply.config.tune import Point, TuneConfig, paper_point
 
 SOURCES = ("hh_helpful", "hh_harmless", "alpacaeval_gpt4", "ukp_convarg", "truthfulqa")
@@ -73,16 +73,16 @@ def main(options: Options) -> None:
 
 
 def search(options: Options) -> TuneConfig:
-    """Returns the search whose trials are timed: the whole trunk, frozen."""
+    """Returns the search whose trials are timed: the whole backbone, frozen."""
     files = tuple(str(options.data / "pairs" / f"{name}.parquet") for name in SOURCES)
     real = all(Path(file).exists() for file in files)
     return TuneConfig(
         num_trials=options.trials,
         preference=PreferenceConfig(
             pairs=files if real else (),
-            planted=None if real else Planted(num_prompts=options.pairs),
+            planted=None if real else SyntheticConfig(num_prompts=options.pairs),
             max_pairs_per_source=options.pairs if real else 0,
-            trunk=TrunkConfig(
+            backbone=TrainedBackboneConfig(
                 trained="head",
                 rendering=Rendering(max_prompt_tokens=128, max_response_tokens=96),
             ),
@@ -107,11 +107,11 @@ def compare(options: Options, folder: Path) -> dict[str, float]:
     from actors.reward_training import run_task
     from actors.trial import fill_store, trial_task
     from panoply.preference.distributed import Group
-    from panoply.report.progress import Watch
+    from panoply.report.progress import RunLogger
     from workflows.tune_more import prepare
 
     config = search(options)
-    base, _ = prepare(config, folder, Watch())
+    base, _ = prepare(config, folder, RunLogger())
     num_sources = int(base.pairs.source_P[base.pairs.train].max()) + 1
     seconds: dict[str, float] = {}
     losses: dict[str, list[float]] = {}

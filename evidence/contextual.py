@@ -1,9 +1,9 @@
 """Contextual choice on arms that truly conflict: `python -m evidence.contextual --json FILE`.
 
-Arms are reward models of one source each: Bradley-Terry heads on one frozen trunk, whose features
-are computed once. An item is a pair of any source, its candidates in random order; a bandit sees
+Arms are reward models of one source each: Bradley-Terry heads on one frozen backbone, whose
+features are computed once. An item is a pair of any source, its candidates in random order; a bandit sees
 the item's context, chooses an arm, and sees 0 or 1: whether that arm ranks the preferred response
-above the other. The context is the trunk's state at the end of the prompt, as in `jobs.laser`,
+above the other. The context is the backbone's state at the end of the prompt, as in `jobs.laser`,
 behind a constant, as in `evidence.planted_arms`. The source is not told.
 
 One split by prompt serves all sources: half of *train* trains the arms, *select* and *calibrate*
@@ -40,7 +40,7 @@ from evidence.preference import FIVE, HEAD
 from evidence.preference_models import Bench
 from evidence.preference_results import Ints, mean_interval
 from evidence.replay import TUNED_NOISE, Recorded, arm_rewards, ensembles, right
-from panoply.bandit.bandits import MOSS, LinUCB, Policy, Sequential, Thompson, Uniform
+from panoply.bandit.bandits import MOSS, Bandit, LinUCB, Sequential, Thompson, Uniform
 from panoply.bandit.router import fit_router
 from panoply.bandit.update import projection
 from panoply.config.laser import LaserConfig
@@ -183,7 +183,7 @@ def draw(options: Options, seed: int) -> tuple[Items, Items, dict[str, int]]:
     config = PreferenceConfig(
         pairs=tuple(str(path) for path in thinned(options)),
         seed=seed,
-        trunk=HEAD,
+        backbone=HEAD,
         schedule=SCHEDULE,
         num_workers=0,
         store=str(options.work / "store"),
@@ -226,8 +226,8 @@ def contexts(options: Options, bench: Bench, known: Ints) -> Array:
     if not file.exists():
         prompts = pq.read_table(bench.found.path, columns=["prompt"]).take(first).to_pylist()
         texts = [row["prompt"] for row in prompts]
-        trunk = bench.config.trunk
-        states = prompt_states(trunk.model, DEPTH, trunk.rendering, trunk.dtype, texts)
+        backbone = bench.config.backbone
+        states = prompt_states(backbone.model, DEPTH, backbone.rendering, backbone.dtype, texts)
         np.savez(file, ids=ids, states=states)
     kept = np.load(file, allow_pickle=False)
     if not np.array_equal(kept["ids"], ids):
@@ -278,7 +278,7 @@ def compete(labeled: Items, items: Items, orders: int, seed: int) -> Seed:
     size = items.contexts_NH.shape[1]
     thompson = Thompson(noise=TUNED_NOISE)
     seen = labeled.contexts_NH @ projection(size, min(size, thompson.max_features))
-    policies: dict[str, tuple[Policy, Array | None]] = {
+    policies: dict[str, tuple[Bandit, Array | None]] = {
         "linucb": (LinUCB(), None),
         "thompson": (thompson, None),
         "bayesian_router_labeled": (thompson, fit_router(seen, known)),

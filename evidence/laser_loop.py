@@ -32,11 +32,11 @@ from numpy.typing import NDArray
 
 from jobs.recipes import FUNCTIONS, PREFERENCE
 from panoply.config import Rendering
-from panoply.config.bandit import PolicyConfig as Bandit
+from panoply.config.bandit import BanditConfig as Bandit
 from panoply.config.bandit import SelectorConfig
 from panoply.config.laser import ArmsConfig, BestOfNConfig, LaserConfig, PromptsConfig
-from panoply.config.policy import PolicyConfig, SamplingConfig
-from panoply.config.preference import PreferenceConfig, ScheduleConfig, TrunkConfig
+from panoply.config.policy import BanditConfig, SamplingConfig
+from panoply.config.preference import PreferenceConfig, ScheduleConfig, TrainedBackboneConfig
 from panoply.synthetic.verifiable import DOMAINS, verifiable_prompts
 
 Array: TypeAlias = NDArray[np.float64]
@@ -91,7 +91,7 @@ def write_prompts(folder: Path) -> tuple[Path, Path]:
 
 def sampled(prompts: Path, folder: Path) -> list[dict[str, Any]]:
     """Returns samples of the start policy with the verifier's word, a row a prompt."""
-    from panoply.report.progress import Watch
+    from panoply.report.progress import RunLogger
     from workflows.best_of_n import run_best_of_n
 
     out = folder / "samples"
@@ -106,7 +106,7 @@ def sampled(prompts: Path, folder: Path) -> list[dict[str, Any]]:
         experiment="laser-loop",
     )
     if not (out / "metrics.json").exists():
-        run_best_of_n(config, Watch())
+        run_best_of_n(config, RunLogger())
     turns = {one.prompt_id: one.prompt for one in verifiable_prompts(NUM_PROMPTS, seed=0)}
     rows = pq.read_table(out / "samples.parquet").to_pylist()
     return [row | {"prompt": turns[row["prompt_id"]]} for row in rows]
@@ -132,13 +132,13 @@ def write_pairs(rows: Sequence[Mapping[str, Any]], domains: Sequence[str], file:
 
 
 def arm_config(file: Path, out: Path, store: Path) -> PreferenceConfig:
-    """Returns how an arm is trained: the last layers of a half trunk, and a head."""
+    """Returns how an arm is trained: the last layers of a half backbone, and a head."""
     return replace(
         PREFERENCE["pairs"][1],
         out=str(out),
         pairs=(str(file),),
         seed=ARMS_SEED,
-        trunk=TrunkConfig(trained="last", num_last=2, depth=0.6, rendering=RENDERING),
+        backbone=TrainedBackboneConfig(trained="last", num_last=2, depth=0.6, rendering=RENDERING),
         schedule=ScheduleConfig(
             pairs_per_step=16, num_epochs=4, lr=2e-4, head_lr=1e-3, keep_best=True
         ),
@@ -150,7 +150,7 @@ def arm_config(file: Path, out: Path, store: Path) -> PreferenceConfig:
 
 def train_arms(rows: Sequence[Mapping[str, Any]], folder: Path) -> ArmsConfig:
     """Trains the arms, and returns where they are."""
-    from panoply.report.progress import Watch
+    from panoply.report.progress import RunLogger
     from workflows.preference import run_preference
 
     places: list[str] = []
@@ -159,7 +159,7 @@ def train_arms(rows: Sequence[Mapping[str, Any]], folder: Path) -> ArmsConfig:
         num = write_pairs(rows, domains, file)
         if not (out / "metrics.json").exists():
             print(f"{name}: {num} pairs of {', '.join(domains)}")
-            run_preference(arm_config(file, out, folder / "store"), Watch())
+            run_preference(arm_config(file, out, folder / "store"), RunLogger())
         places.append(f"{name}={out / 'model'}")
     return ArmsConfig(models=tuple(places))
 
@@ -177,7 +177,9 @@ def loop_config(args: Args, seed: int, arms: ArmsConfig, prompts: Path) -> Laser
         rounds_per_iteration=2,
         evaluate_every=args.num_rounds,
         selector=SelectorConfig(policy=BANDIT, seed=seed),
-        policy=PolicyConfig(trunk=TrunkConfig(rendering=RENDERING), lr=2e-4, prompts_per_step=6),
+        policy=BanditConfig(
+            backbone=TrainedBackboneConfig(rendering=RENDERING), lr=2e-4, prompts_per_step=6
+        ),
         sampling=SAMPLING,
         strategies=args.strategies,
         num_samplers=2,
@@ -355,7 +357,7 @@ def show(found: Mapping[str, Any]) -> None:
 
 def main() -> None:
     """Runs what is not there, and prints and writes the figures."""
-    from panoply.report.progress import Watch
+    from panoply.report.progress import RunLogger
     from workflows.laser import run_laser
 
     args = tyro.cli(Args, description=__doc__)
@@ -364,7 +366,8 @@ def main() -> None:
     for_arms, for_policy = write_prompts(folder)
     arms = train_arms(sampled(for_arms, folder), folder)
     runs = {
-        seed: run_laser(loop_config(args, seed, arms, for_policy), Watch()) for seed in args.seeds
+        seed: run_laser(loop_config(args, seed, arms, for_policy), RunLogger())
+        for seed in args.seeds
     }
     known = known_of_arms(args)
     found: dict[str, Any] = outcomes(args) | {

@@ -39,12 +39,12 @@ def main(json: Path, seeds: tuple[int, ...] = (0, 1, 2, 3, 4), num_workers: int 
     from rich.console import Console
     from rich.table import Table
 
-    from panoply.report.progress import Watch
+    from panoply.report.progress import RunLogger
     from workflows.armorm import run_armorm
     from workflows.cluster.tracking import write_json
 
     console = Console(log_path=False)
-    watch = Watch(console)
+    watch = RunLogger(console)
     table = Table("seed", *NAMES, "gate - fixed, homogeneous", "seconds")
     found: dict[str, list[float]] = {name: [] for name in (*NAMES, "homogeneous")}
     with tempfile.TemporaryDirectory() as scratch:

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from evidence.preference_results import Ints, mean_interval
 from evidence.replay import TUNED_NOISE, Recorded, arm_rewards, ensembles
-from panoply.bandit.bandits import MOSS, LinUCB, Policy, Sequential, Thompson, Uniform
+from panoply.bandit.bandits import MOSS, Bandit, LinUCB, Sequential, Thompson, Uniform
 from panoply.bandit.replay import replay
 from panoply.bandit.router import fit_router
 
@@ -115,7 +115,7 @@ def right_of_policies(
     found = {name: np.stack([right_N, right_N], axis=1) for name, right_N in still.items()}
     thompson = Thompson(noise=TUNED_NOISE)
     prior = fit_router(world.contexts_NH[:labeled], verdicts[:labeled])
-    policies: dict[str, tuple[Policy, Array | None]] = {
+    policies: dict[str, tuple[Bandit, Array | None]] = {
         "uniform": (Uniform(), None),
         "sequential": (Sequential(), None),
         "moss_without_context": (MOSS(horizon=num_items), None),
@@ -132,7 +132,7 @@ def right_of_policies(
 
 
 def walk(
-    policies: Mapping[str, tuple[Policy, Array | None]],
+    policies: Mapping[str, tuple[Bandit, Array | None]],
     wins_NK: Array,
     contexts_NH: Array,
     orders_RN: Ints,

@@ -29,7 +29,7 @@ from panoply.config.preference import (
     LossConfig,
     PreferenceConfig,
     ScheduleConfig,
-    TrunkConfig,
+    TrainedBackboneConfig,
     WeightingConfig,
 )
 
@@ -97,21 +97,21 @@ def main(options: Options) -> None:
 
 
 def base(
-    options: Options, seed: int, sources: tuple[str, ...], trunk: TrunkConfig
+    options: Options, seed: int, sources: tuple[str, ...], backbone: TrainedBackboneConfig
 ) -> PreferenceConfig:
     """Returns the run that all others are variants of."""
     return PreferenceConfig(
         pairs=tuple(str(options.data / "pairs" / f"{source}.parquet") for source in sources),
         max_pairs_per_source=options.sizes[0],
         seed=seed,
-        trunk=trunk,
+        backbone=backbone,
         schedule=ScheduleConfig(pairs_per_step=20, lr=1e-4, head_lr=1e-3),
         num_workers=0,
         store=str(options.work / "store"),
     )
 
 
-UPPER = TrunkConfig(
+UPPER = TrainedBackboneConfig(
     trained="last",
     depth=0.6,
     rendering=Rendering(max_prompt_tokens=128, max_response_tokens=96),
@@ -170,7 +170,7 @@ def more(options: Options, number: int) -> Seed:
 
 
 RATES = ((1e-4, 1e-3), (1e-4, 3e-3), (3e-4, 1e-3), (3e-4, 3e-3), (1e-3, 1e-3))
-"""Peak rates of the trunk and of the head."""
+"""Peak rates of the backbone and of the head."""
 CHOSEN = (3e-4, 3e-3)
 """The best of them on *select* of seed 0."""
 
@@ -189,7 +189,7 @@ def rates(options: Options, number: int) -> Seed:
     seed = Seed(bench.found.table, np.arange(0), {})
     for lr, head_lr in RATES:
         trained = bench.fit(f"{lr:g}-{head_lr:g}", haf_config(options, number, (lr, head_lr)))
-        seed.figures[f"trunk {lr:g}, head {head_lr:g}"] = selected(trained) | cost(trained)
+        seed.figures[f"backbone {lr:g}, head {head_lr:g}"] = selected(trained) | cost(trained)
     return seed
 
 

@@ -25,13 +25,13 @@ class Bench:
     """The pairs of one seed, and the models that are trained on them."""
 
     def __init__(self, config: PreferenceConfig, folder: Path) -> None:
-        from panoply.report.progress import Watch
+        from panoply.report.progress import RunLogger
         from workflows.cluster.prepare_pairs import read_pairs, tokenize, training_rows
 
         self.config, self.folder = config, folder
         self.found = read_pairs(config, folder / "data")
         self.tokens_path = folder / "data" / "tokens.parquet"
-        tokens, _ = tokenize(config, self.found, self.tokens_path, Watch())
+        tokens, _ = tokenize(config, self.found, self.tokens_path, RunLogger())
         rows, self.sources, _ = training_rows(config, self.found, tokens)
         # *test* has pairs of its own.
         split = self.found.table.split
@@ -82,17 +82,17 @@ class Bench:
         """
         from actors.reward_training import DONE, run_task
         from panoply.preference.distributed import Group
-        from workflows.cluster.ray_cluster import claim
-        from workflows.preference import Trained
+        from workflows.cluster.ray_cluster import check_or_write_config
+        from workflows.preference import TrainedRun
 
         task, began = self.task(name, config, sources), time.perf_counter()
-        claim(Path(task.folder), "config.json", asdict(config))
+        check_or_write_config(Path(task.folder), "config.json", asdict(config))
         if reference:
             shutil.copyfile(reference, Path(task.folder) / reference.name)
         if not (Path(task.folder) / DONE).exists():
             run_task(task, Group())
             print(f"{self.folder.name} {name}: {time.perf_counter() - began:.0f} s", flush=True)
-        return Trained.read(Path(task.folder))
+        return TrainedRun.read(Path(task.folder))
 
     def scale(self, margin_P: Any, sources: tuple[str, ...]) -> float:
         """Returns the factor to log odds, fitted on *calibrate*."""
@@ -121,13 +121,13 @@ class Test:
         *,
         policy: bool = False,
     ) -> None:
-        from panoply.data.ingest import Limits, ingest_pairs
+        from panoply.data.ingest import IngestLimits, ingest_pairs
         from panoply.data.read import Input
         from panoply.data.tables import load_pairs
 
         self.config, self.policy = config, policy
         inputs = [Input(name) for name in config.pairs]
-        self.path = ingest_pairs(inputs, folder, Limits()).path
+        self.path = ingest_pairs(inputs, folder, IngestLimits()).path
         self.table = load_pairs(self.path, seed=config.seed, num_folds=2)
         part = self.table.split.of("test")
         source_P = self.table.source_P[part]
@@ -161,19 +161,19 @@ class Test:
         """The network that weights are loaded into."""
         from panoply.hub.policy.trainable import load_trainable
 
-        return load_trainable(self.config.trunk, policy=self.policy)
+        return load_trainable(self.config.backbone, policy=self.policy)
 
     @cached_property
     def comparisons(self) -> list[Any]:
         """The pairs' trees with what goes into the trained part, float32."""
-        from panoply.preference.step import Comparison
+        from panoply.preference.step import PairTree
 
         table = pq.read_table(self.path, columns=["prompt", "chosen", "rejected"])
         found: list[Any] = []
         for row in table.take(self.rows).to_pylist():
             sides = [row["chosen"], row["rejected"]]
             tree = self.trainable.renderer.render(row["prompt"], sides).tree
-            found.append(Comparison(tree, inputs=self.trainable.inputs(tree).float()))
+            found.append(PairTree(tree, inputs=self.trainable.inputs(tree).float()))
         return found
 
     @cached_property

@@ -56,7 +56,7 @@ def main(
     """
     from rich.console import Console
 
-    from panoply.report.progress import Watch
+    from panoply.report.progress import RunLogger
     from workflows.armorm import run_armorm
     from workflows.cluster.tracking import write_json
 
@@ -83,7 +83,7 @@ def main(
                     out=f"{scratch}/{number}-{seed}",
                     store=store or f"{scratch}/store",
                 )
-                metrics = run_armorm(config, Watch(console))
+                metrics = run_armorm(config, RunLogger(console))
                 runs[name].append(metrics | {"seconds": time.perf_counter() - start})
                 print_tables(runs, console)
                 write_json(json, figures(runs))

@@ -31,10 +31,10 @@ from numpy.typing import NDArray
 from panoply.bandit.bandits import (
     MOSS,
     UCB1,
+    Bandit,
     EpsilonGreedy,
     Exp3,
     LinUCB,
-    Policy,
     Sequential,
     Thompson,
     Uniform,
@@ -169,7 +169,7 @@ def agreement(data: Recorded) -> Array:
     return np.where(data.answered_NK, shared, np.nan)
 
 
-def policies(num_items: int, num_arms: int) -> dict[str, Policy]:
+def policies(num_items: int, num_arms: int) -> dict[str, Bandit]:
     """Returns the policies without context, the same for every table."""
     return {
         "uniform": Uniform(),

@@ -25,10 +25,10 @@ from scipy.special import expit
 from panoply.bandit.bandits import (
     MOSS,
     UCB1,
+    Bandit,
     EpsilonGreedy,
     Exp3,
     LinUCB,
-    Policy,
     Thompson,
 )
 from panoply.bandit.replay import replay
@@ -47,10 +47,10 @@ def draw_tables(seed: int, num_tables: int, items: int, arms: int) -> NDArray[np
     return (rng.random((num_tables, items, arms)) < expit(level + spread * ability + ease)) * 1.0
 
 
-def candidates(items: int, arms: int) -> dict[str, Policy]:
+def candidates(items: int, arms: int) -> dict[str, Bandit]:
     """Returns the constants that were compared."""
     exp3 = Exp3.rate(arms, items)
-    found: dict[str, Policy] = {
+    found: dict[str, Bandit] = {
         f"MOSS({s})": MOSS(horizon=items, scale=s) for s in (0.55, 0.7, 0.85, 1.0, 1.4, 2.0)
     }
     found |= {f"UCB1({a:.2f})": UCB1(alpha=a) for a in (0.1, 0.2, 0.3, 0.4, 0.6, 2**0.5)}
@@ -61,7 +61,7 @@ def candidates(items: int, arms: int) -> dict[str, Policy]:
     return found
 
 
-def way_to_the_best(policy: Policy, tables: NDArray[np.float64]) -> tuple[float, float]:
+def way_to_the_best(policy: Bandit, tables: NDArray[np.float64]) -> tuple[float, float]:
     """Returns the mean part of the way made over the pass, and in its second half."""
     num_tables, items, arms = tables.shape
     orders = np.arange(num_tables * items).reshape(num_tables, items)

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import tyro
 
-from panoply.config.evaluate import Board, EvaluateConfig, MatrixConfig
-from panoply.report.progress import Terminal, Watch, exit_if_unusable
+from panoply.config.evaluate import Board, CrossEvalConfig, EvaluateConfig
+from panoply.report.progress import RunLogger, Terminal, exit_if_unusable
 
 
 def main(
@@ -37,7 +37,7 @@ def main(
             if board != "none":
                 raise ValueError(f"`--board {board}` is for one model; leave out `--matrix`")
             _print_matrix(
-                MatrixConfig(
+                CrossEvalConfig(
                     models=models,
                     pairs=pairs,
                     out=out,
@@ -61,16 +61,16 @@ def main(
         from panoply.report.report import print_summary
         from workflows.evaluate import run_evaluate
 
-        metrics = run_evaluate(config, Watch(console))
+        metrics = run_evaluate(config, RunLogger(console))
     print_summary(metrics, console)
     console.print(f"results: {out}, and as a page in {out}/report.html")
 
 
-def _print_matrix(config: MatrixConfig, console: Terminal) -> None:
+def _print_matrix(config: CrossEvalConfig, console: Terminal) -> None:
     from panoply.report.tables import matrix_table
     from workflows.cross_eval import run_matrix
 
-    console.print(matrix_table(run_matrix(config, Watch(console))))
+    console.print(matrix_table(run_matrix(config, RunLogger(console))))
     console.print(f"results: {config.out}/matrix.json, drawn in {config.out}/matrix.png")
 
 

@@ -11,14 +11,14 @@ def main() -> None:
     """Parses a recipe and its flags, then runs it."""
     config = tyro.extras.overridable_config_cli(PREFERENCE, prog="python -m jobs.preference")
     # Ray and torch load only now, after the arguments are known to be right.
-    from panoply.report.progress import Terminal, Watch, exit_if_unusable
+    from panoply.report.progress import RunLogger, Terminal, exit_if_unusable
     from panoply.report.report import print_summary
     from workflows.cluster.ray_cluster import run_folder
     from workflows.preference import run_preference
 
     console = Terminal()
     with exit_if_unusable(console):
-        metrics = run_preference(config, Watch(console))
+        metrics = run_preference(config, RunLogger(console))
     print_summary(metrics, console)
     out = run_folder(config.out)
     console.print(f"results: {out}")

@@ -7,16 +7,16 @@ from dataclasses import replace
 import tyro
 
 from panoply.config import BackboneConfig, Rendering
-from panoply.config.armorm import ArmoRMConfig, GateConfig, Planted
-from panoply.config.bandit import PolicyConfig as Bandit
+from panoply.config.armorm import ArmoRMConfig, GateConfig, SyntheticConfig
+from panoply.config.bandit import BanditConfig as Bandit
 from panoply.config.bandit import SelectorConfig, SignalConfig
 from panoply.config.laser import ArmsConfig, BestOfNConfig, LaserConfig, PromptsConfig
-from panoply.config.policy import PolicyConfig, SamplingConfig
+from panoply.config.policy import BanditConfig, SamplingConfig
 from panoply.config.preference import (
     LossConfig,
     PreferenceConfig,
     ScheduleConfig,
-    TrunkConfig,
+    TrainedBackboneConfig,
     WeightingConfig,
 )
 from panoply.config.serve import ServeConfig
@@ -27,7 +27,7 @@ ARMORM: dict[str, tuple[str, ArmoRMConfig]] = {
         "The planted world on the embedded language model: no data, no hub, minutes on 2 cores.",
         ArmoRMConfig(
             out="runs/embedded",
-            planted=Planted(),
+            planted=SyntheticConfig(),
             backbone=BackboneConfig(
                 depths=(0.2, 0.3),
                 sample_prompts=90,
@@ -72,8 +72,8 @@ PREFERENCE: dict[str, tuple[str, PreferenceConfig]] = {
         "MORE on the planted world and the embedded language model: no data, no hub, minutes.",
         PreferenceConfig(
             out="runs/preference",
-            planted=Planted(num_prompts=250),
-            trunk=TrunkConfig(trained="last", num_last=2, depth=0.3, rendering=SHORT),
+            planted=SyntheticConfig(num_prompts=250),
+            backbone=TrainedBackboneConfig(trained="last", num_last=2, depth=0.3, rendering=SHORT),
             weighting=WeightingConfig(sources="more"),
             schedule=ScheduleConfig(lr=5e-4),
         ),
@@ -83,7 +83,7 @@ PREFERENCE: dict[str, tuple[str, PreferenceConfig]] = {
         PreferenceConfig(out="runs/pairs", pairs=tyro.MISSING),
     ),
     "haf": (
-        "HaF-RM: the reward loss with a DPO policy loss on the same trunk.",
+        "HaF-RM: the reward loss with a DPO policy loss on the same backbone.",
         PreferenceConfig(
             out="runs/haf", pairs=tyro.MISSING, loss=LossConfig(policy="dpo", alpha=0.2)
         ),
@@ -100,7 +100,7 @@ PREFERENCE: dict[str, tuple[str, PreferenceConfig]] = {
             out="runs/more-paper",
             pairs=tyro.MISSING,
             max_pairs_per_source=40_000,
-            trunk=TrunkConfig(
+            backbone=TrainedBackboneConfig(
                 model="huggyllama/llama-7b",
                 trained="full",
                 checkpointing=True,
@@ -117,7 +117,7 @@ PREFERENCE: dict[str, tuple[str, PreferenceConfig]] = {
         PreferenceConfig(
             out="runs/haf-paper",
             pairs=tyro.MISSING,
-            trunk=TrunkConfig(
+            backbone=TrainedBackboneConfig(
                 model="mistralai/Mistral-7B-Instruct-v0.2",
                 rank=64,
                 lora_alpha=16.0,
@@ -143,17 +143,17 @@ TUNE_MORE: dict[str, tuple[str, TuneConfig]] = {
             num_trials=12,
             preference=replace(
                 PLANTED_PAIRS,
-                trunk=replace(PLANTED_PAIRS.trunk, trained="head"),
+                backbone=replace(PLANTED_PAIRS.backbone, trained="head"),
             ),
         ),
     ),
     "pairs": (
         "Your pairs of two or more sources, the head alone on features computed once; search the "
-        "rest of a model with --preference.trunk.trained.",
+        "rest of a model with --preference.backbone.trained.",
         TuneConfig(
             out="runs/tune-pairs",
             preference=PreferenceConfig(
-                pairs=tyro.MISSING, trunk=TrunkConfig(trained="head"), weighting=MORE
+                pairs=tyro.MISSING, backbone=TrainedBackboneConfig(trained="head"), weighting=MORE
             ),
         ),
     ),
@@ -190,7 +190,7 @@ SPOKEN = SamplingConfig(max_tokens=80)
 LINUCB = SelectorConfig(
     policy=Bandit(name="linucb", alpha=1.0), signal=SignalConfig(name="verifier")
 )
-POLICY = PolicyConfig(trunk=TrunkConfig(rendering=SHORT), lr=5e-5)
+POLICY = BanditConfig(backbone=TrainedBackboneConfig(rendering=SHORT), lr=5e-5)
 LASER: dict[str, tuple[str, LaserConfig]] = {
     "embedded": (
         "SmolLM2-135M on prompts that can be checked, four tastes as arms: no data, no hub.",
@@ -219,7 +219,7 @@ LASER: dict[str, tuple[str, LaserConfig]] = {
     ),
     "files": (
         "Your prompts and your reward models on the embedded language model, or on any other with "
-        "--policy.trunk.model; the reward is the paper's, the negative loss.",
+        "--policy.backbone.model; the reward is the paper's, the negative loss.",
         LaserConfig(arms=ArmsConfig(models=tyro.MISSING), prompts=PromptsConfig(file=tyro.MISSING)),
     ),
 }

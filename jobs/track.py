@@ -19,13 +19,13 @@ def main(out: Annotated[str, tyro.conf.Positional], /, experiment: str = "") -> 
     # MLflow loads only now, after the arguments are known to be right.
     from pathlib import Path
 
-    from panoply.report.progress import Terminal, Watch, exit_if_unusable
+    from panoply.report.progress import RunLogger, Terminal, exit_if_unusable
     from workflows.cluster.tracking import track
 
     console = Terminal()
     with exit_if_unusable(console):
         place = track(Path(out).expanduser().absolute(), experiment)
-    Watch(console).say(f"tracked: {place}")
+    RunLogger(console).info(f"tracked: {place}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ def main() -> None:
     """Parses a recipe and its flags, then runs it."""
     config = tyro.extras.overridable_config_cli(TUNE_MORE, prog="python -m jobs.tune_more")
     # Ray and torch load only now, after the arguments are known to be right.
-    from panoply.report.progress import Terminal, Watch, exit_if_unusable
+    from panoply.report.progress import RunLogger, Terminal, exit_if_unusable
     from panoply.report.trials import search_table, trials_table
     from workflows.cluster.ray_cluster import run_folder
     from workflows.tune_more import run_tune_more
@@ -21,7 +21,7 @@ def main() -> None:
     console = Terminal()
     recipe = "more" if config.preference.planted is None else "embedded"
     with exit_if_unusable(console):
-        found = run_tune_more(config, PREFERENCE[recipe][1], Watch(console))
+        found = run_tune_more(config, PREFERENCE[recipe][1], RunLogger(console))
     console.print(trials_table(found.trials))
     console.print()
     console.print(search_table(found.metrics))

@@ -10,11 +10,11 @@ import pytest
 from safetensors.numpy import load_file
 
 from panoply.config import BackboneConfig
-from panoply.config.armorm import ArmoRMConfig, GateConfig, ObjectivesConfig, Planted
+from panoply.config.armorm import ArmoRMConfig, GateConfig, ObjectivesConfig, SyntheticConfig
 from panoply.config.evaluate import EvaluateConfig
 from panoply.hub.artefact.load import load_reward_model
-from panoply.report.progress import Watch
-from panoply.synthetic.planted import plant
+from panoply.report.progress import RunLogger
+from panoply.synthetic.planted import make_world
 
 SCORERS = [
     "gate",
@@ -33,7 +33,7 @@ QUESTION = [{"role": "user", "content": "How do I boil an egg?"}]
 def tiny_config(folder, model, **changes):
     config = ArmoRMConfig(
         out=str(folder / "run"),
-        planted=Planted(num_prompts=150, num_responses=3),
+        planted=SyntheticConfig(num_prompts=150, num_responses=3),
         backbone=BackboneConfig(
             model=str(model),
             dtype="float32",
@@ -56,7 +56,7 @@ def finished(cluster, tiny_model_folder, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("armorm")
     config = tiny_config(folder, tiny_model_folder, preference_objectives=True)
-    return config, folder, run_armorm(config, Watch())
+    return config, folder, run_armorm(config, RunLogger())
 
 
 def test_a_run_leaves_config_metrics_plots_and_model(finished):
@@ -110,7 +110,7 @@ def test_the_same_command_again_embeds_nothing_and_ends_with_the_same_numbers(fi
     from workflows.armorm import run_armorm
 
     config, _, metrics = finished
-    again = run_armorm(config, Watch())
+    again = run_armorm(config, RunLogger())
     assert again["embedding"]["texts"] == 0
     assert again["pairs"]["gate"]["log_loss"] == metrics["pairs"]["gate"]["log_loss"]
 
@@ -120,16 +120,16 @@ def test_the_same_folder_with_another_configuration_is_refused(finished):
 
     config, _, _ = finished
     with pytest.raises(ValueError, match="holds a run with other seed"):
-        run_armorm(replace(config, seed=1), Watch())
+        run_armorm(replace(config, seed=1), RunLogger())
 
 
 def test_the_same_folder_with_other_data_is_refused(tmp_path):
-    from workflows.cluster.ray_cluster import claim
+    from workflows.cluster.ray_cluster import check_or_write_config
 
-    claim(tmp_path, "data.json", {"ratings": "a", "pairs": "b"})
-    claim(tmp_path, "data.json", {"ratings": "a", "pairs": "b"})
+    check_or_write_config(tmp_path, "data.json", {"ratings": "a", "pairs": "b"})
+    check_or_write_config(tmp_path, "data.json", {"ratings": "a", "pairs": "b"})
     with pytest.raises(ValueError, match=r"other pairs \(see data.json\)"):
-        claim(tmp_path, "data.json", {"ratings": "a", "pairs": "c"})
+        check_or_write_config(tmp_path, "data.json", {"ratings": "a", "pairs": "c"})
 
 
 def test_one_worker_and_four_give_the_same_model(finished, tiny_model_folder, tmp_path):
@@ -137,7 +137,7 @@ def test_one_worker_and_four_give_the_same_model(finished, tiny_model_folder, tm
 
     config, folder, metrics = finished
     four = replace(config, out=str(tmp_path / "four"), num_workers=4)
-    other = run_armorm(four, Watch())
+    other = run_armorm(four, RunLogger())
     a, b = (
         load_file(f / "model" / "model.safetensors") for f in (folder / "run", tmp_path / "four")
     )
@@ -155,13 +155,13 @@ def test_evaluate_scores_new_pairs_and_knows_those_trained_on(finished, tmp_path
     model = str(folder / "run" / "model")
     new, old = tmp_path / "new.parquet", tmp_path / "old.parquet"
     for seed, num, file in ((7, 60, new), (0, 150, old)):
-        pairs = plant(seed, num_prompts=num, num_responses=3).pairs
+        pairs = make_world(seed, num_prompts=num, num_responses=3).pairs
         styles = [json.dumps({"ci": i % 3, "rj": i // 3 % 3}) for i in range(len(pairs))]
         pq.write_table(pairs.append_column("meta", pa.array(styles)), file)
     config = EvaluateConfig(
         model=model, pairs=(str(new), str(old)), out=str(tmp_path / "eval"), board="rmbench"
     )
-    found = run_evaluate(config, Watch())
+    found = run_evaluate(config, RunLogger())
     assert found["num_pairs"] == 60 * 3 + 150 * 3
     assert 0 < found["num_seen"] < found["num_pairs"]
     assert found["pairs"]["gate"]["n"] == found["num_pairs"] - found["num_seen"]
@@ -181,7 +181,7 @@ def test_an_objective_of_one_prompt_is_left_out_and_named(tiny_model_folder, tmp
     rows = rating_rows(200)
     pq.write_table(pa.table(rows), tmp_path / "many.parquet")
     pq.write_table(pa.table(one_prompt), tmp_path / "one.parquet")
-    pq.write_table(plant(0, num_prompts=60).pairs, tmp_path / "pairs.parquet")
+    pq.write_table(make_world(0, num_prompts=60).pairs, tmp_path / "pairs.parquet")
     files = {
         "ratings": (str(tmp_path / "many.parquet"), str(tmp_path / "one.parquet")),
         "pairs": (str(tmp_path / "pairs.parquet"),),
@@ -219,7 +219,7 @@ def test_unusable_ratings_are_told_before_anything_is_embedded(
     from workflows.cluster.ingest import ingest
 
     pq.write_table(pa.table(rows), tmp_path / "ratings.parquet")
-    pq.write_table(plant(0, num_prompts=60).pairs, tmp_path / "pairs.parquet")
+    pq.write_table(make_world(0, num_prompts=60).pairs, tmp_path / "pairs.parquet")
     config = tiny_config(
         tmp_path,
         tiny_model_folder,

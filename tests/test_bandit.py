@@ -11,7 +11,7 @@ from panoply.bandit.bandits import (
     UCB1,
     EpsilonGreedy,
     Exp3,
-    Fixed,
+    FixedArm,
     LinUCB,
     Sequential,
     Thompson,
@@ -28,7 +28,7 @@ LEARNING = [
     EpsilonGreedy(),
     Exp3(),
 ]
-ALL = [*LEARNING, Uniform(), Fixed(arm=1), Sequential()]
+ALL = [*LEARNING, Uniform(), FixedArm(arm=1), Sequential()]
 
 
 def name(policy):
@@ -278,7 +278,7 @@ def test_what_does_not_fit_is_named():
     with pytest.raises(ValueError, match=r"finite numbers \[2, 1\]"):
         init(Thompson(), 2, 1, prior_KD=[[1.0], [np.nan]])
     with pytest.raises(ValueError, match="must be one available"):
-        choose(Fixed(arm=2), init(Fixed(arm=2), 2), None, [0.5])
+        choose(FixedArm(arm=2), init(FixedArm(arm=2), 2), None, [0.5])
     choice = choose(LinUCB(), state, np.ones((1, 2)), [0.5])
     with pytest.raises(ValueError, match="do not match"):
         update(state, choice, [0.5, 0.5])

@@ -21,7 +21,7 @@ from evidence.replay import (
     replay_all,
 )
 from evidence.synthetic_arms import draw_tables, way_to_the_best
-from panoply.bandit.bandits import Fixed
+from panoply.bandit.bandits import FixedArm
 from panoply.bandit.replay import replay
 
 RECORDED = Path(__file__).parents[1] / "../shared/data/arms/rewardmath_scores.parquet"
@@ -145,7 +145,7 @@ def test_the_leader_is_followed_by_what_was_seen_before():
 
 def test_the_best_arm_makes_the_whole_way_on_synthetic_tables():
     tables = draw_tables(0, 1, 200, 4)
-    whole, half = way_to_the_best(Fixed(arm=int(tables.mean(1).argmax())), tables)
+    whole, half = way_to_the_best(FixedArm(arm=int(tables.mean(1).argmax())), tables)
     assert whole == pytest.approx(1)
     assert half == pytest.approx(1)
 

@@ -12,15 +12,22 @@ from test_export import make_run
 from test_scalar import save_small, small_decoder
 from transformers import AutoTokenizer
 
-from panoply.config.evaluate import EvaluateConfig, MatrixConfig
+from panoply.config.evaluate import CrossEvalConfig, EvaluateConfig
 from panoply.data.schema import split_key
 from panoply.data.tables import PairTable, Split
 from panoply.hub.artefact.manifest import read_card
 from panoply.report.plots import matrix
-from panoply.report.progress import Watch
+from panoply.report.progress import RunLogger
 from panoply.report.tables import matrix_table
-from panoply.synthetic.planted import plant
-from workflows.cross_eval import Row, ensemble, labels, report_row, trained_sources, unseen_rows
+from panoply.synthetic.planted import make_world
+from workflows.cross_eval import (
+    ScoredRow,
+    ensemble,
+    labels,
+    report_row,
+    trained_sources,
+    unseen_rows,
+)
 
 
 def example_pairs(num=400, seed=0):
@@ -43,7 +50,7 @@ def test_means_in_and_out_of_domain_are_those_of_their_sources():
     pairs, rng = example_pairs(), np.random.default_rng(1)
     margin = rng.normal(0.4, 1, len(pairs.gap_P))
     rows = np.arange(40, 400)
-    row = Row(frozenset({"east", "south"}), 2.0, margin)
+    row = ScoredRow(frozenset({"east", "south"}), 2.0, margin)
     per_source, means = report_row(row, pairs, rows)
     assert {name: found["trained_on"] for name, found in per_source.items()} == {
         "east": True,
@@ -65,7 +72,7 @@ def test_means_in_and_out_of_domain_are_those_of_their_sources():
 
 def test_a_model_that_saw_no_source_has_no_mean_in_domain():
     pairs = example_pairs()
-    _, means = report_row(Row(frozenset(), 1.0, np.ones(400)), pairs, np.arange(400))
+    _, means = report_row(ScoredRow(frozenset(), 1.0, np.ones(400)), pairs, np.arange(400))
     assert means["in_domain"] == {"num_sources": 0}
     assert means["out_of_domain"]["num_sources"] == 3
 
@@ -73,12 +80,12 @@ def test_a_model_that_saw_no_source_has_no_mean_in_domain():
 def test_the_ensemble_standardizes_and_neither_scale_nor_a_constant_model_moves_it():
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 50))
-    rows = [Row(frozenset("a"), 1.0, a), Row(frozenset("b"), 1.0, b * 1e3)]
+    rows = [ScoredRow(frozenset("a"), 1.0, a), ScoredRow(frozenset("b"), 1.0, b * 1e3)]
     both = ensemble(rows, [2.0, 3e3])
     assert both.margin_P == pytest.approx((a / 2 + b / 3) / 2)
     assert both.sources == {"a", "b"}
     assert np.isnan(both.temperature)
-    silent = [rows[0], Row(frozenset(), 1.0, np.zeros(50))]
+    silent = [rows[0], ScoredRow(frozenset(), 1.0, np.zeros(50))]
     assert (np.sign(ensemble(silent, [2.0, 0.0]).margin_P) == np.sign(a)).all()
     per_source, _ = report_row(both, example_pairs(50), np.arange(50))
     assert all(np.isnan(found["log_loss"]) for found in per_source.values())
@@ -112,7 +119,7 @@ def test_models_are_named_by_their_runs_unless_two_share_the_name(tmp_path):
 def models(tiny_model_folder, tmp_path):
     """Two tiny scalar models, one of them an ensemble; the first has seen a prompt."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_folder)
-    world = plant(7, num_prompts=40, num_responses=3).pairs
+    world = make_world(7, num_prompts=40, num_responses=3).pairs
     pq.write_table(world, tmp_path / "pairs.parquet")
     first, sources = world["prompt"][0].as_py(), sorted(set(world["source"].to_pylist()))
     save_small(
@@ -130,7 +137,7 @@ def test_every_model_is_judged_on_every_source(cluster, models, tmp_path):
     pairs = (str(tmp_path / "pairs.parquet"),)
     out = tmp_path / "out"
     found = run_matrix(
-        MatrixConfig(models=folders, pairs=pairs, out=str(out), num_workers=1), Watch()
+        CrossEvalConfig(models=folders, pairs=pairs, out=str(out), num_workers=1), RunLogger()
     )
     assert list(found["matrix"]) == ["one", "two", ENSEMBLE]
     assert found["num_pairs"] == 120
@@ -168,7 +175,7 @@ def test_one_scalar_model_is_evaluated_with_its_page_and_plots(cluster, models, 
     (_, folder), _ = models
     out, pairs = tmp_path / "out", str(tmp_path / "pairs.parquet")
     found = run_evaluate(
-        EvaluateConfig(model=folder, pairs=(pairs,), out=str(out), num_workers=1), Watch()
+        EvaluateConfig(model=folder, pairs=(pairs,), out=str(out), num_workers=1), RunLogger()
     )
     assert list(found["pairs"]) == ["score", "lower_bound"]
     assert list(found["comparisons"]) == ["lower_bound - score"]

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from jobs.recipes import SERVE
 from panoply.config.serve import ScalingConfig, ServeConfig
-from panoply.report.progress import Watch
+from panoply.report.progress import RunLogger
 from tests.builders.ray_head import ROOT
 from workflows.cluster.models import model_app
 from workflows.serve import admitted, deployed, follow, pinned, run_serve, serve_file, targets
@@ -32,7 +32,7 @@ URL = f"http://127.0.0.1:{PORT}"
 def written(tmp_path, *models, **settings):
     """The configuration, and the file that `--write` leaves."""
     config = ServeConfig(models=models, write=str(tmp_path / "serve.yaml"), **settings)
-    run_serve(config, Watch())
+    run_serve(config, RunLogger())
     return config, yaml.safe_load(Path(config.write).read_text())
 
 
@@ -132,7 +132,7 @@ def test_a_protection_that_nothing_would_enforce_stops_the_server(tmp_path, monk
             written(tmp_path, f"a={LENGTH}", f"b={LENGTH}", keys=keys)
     monkeypatch.delenv("KEY", raising=False)
     with pytest.raises(ValueError, match="environment variable 'KEY' holds no API key"):
-        run_serve(ServeConfig(models=(f"a={LENGTH}",), keys=("a=KEY",), port=0), Watch())
+        run_serve(ServeConfig(models=(f"a={LENGTH}",), keys=("a=KEY",), port=0), RunLogger())
 
 
 def test_the_rayservice_serves_what_can_be_built_where_its_clients_ask():
@@ -158,7 +158,7 @@ def test_the_rayservice_serves_what_can_be_built_where_its_clients_ask():
 def test_the_demo_without_its_model_says_how_to_make_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"'runs/embedded/model' is no folder.*`make demo`"):
-        run_serve(SERVE["demo"][1], Watch())
+        run_serve(SERVE["demo"][1], RunLogger())
 
 
 @pytest.fixture(scope="module")
@@ -263,7 +263,7 @@ def test_a_server_takes_the_place_of_a_killed_one_and_ends_when_its_gateway_is_t
     before = set(serve.status().applications)
     left = model_app(asdict(ServeConfig(models=(f"old={LENGTH}",)).arms()[0]))
     serve.run(left, name="own-model-old", route_prefix=None)
-    watch = Watch(Console(file=io.StringIO(), width=300))
+    watch = RunLogger(Console(file=io.StringIO(), width=300))
 
     def strike():
         wait_until(lambda: "has the page" in watch.console.file.getvalue())

@@ -15,11 +15,11 @@ from transformers import AutoModelForCausalLM
 
 from actors import checkpoints
 from actors.dpo_task import DONE, STOPPED, PolicyRound
-from actors.dpo_trainer import PolicyLearner, comparison, pairs_of, tokens_of
+from actors.dpo_trainer import DPOTrainer, comparison, pairs_of, tokens_of
 from actors.dpo_training import run_policy_task
 from actors.sampler import Question, Sampler
 from panoply.config.policy import PolicyConfig, SamplingConfig
-from panoply.config.preference import TrunkConfig
+from panoply.config.preference import TrainedBackboneConfig
 from panoply.hub.policy.lora import FILE
 from panoply.hub.policy.policy import load_policy
 from panoply.model.tree import Branch, TokenTree
@@ -102,7 +102,7 @@ def test_kl_is_the_log_ratio_over_all_tokens_of_a_pair():
 
 
 def test_a_round_reports_its_pairs_as_plain_forwards_see_them(task, first, tiny_policy_folder):
-    learner = PolicyLearner(task, Group())
+    learner = DPOTrainer(task, Group())
     base = AutoModelForCausalLM.from_pretrained(tiny_policy_folder).eval()
     after = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(tiny_policy_folder), first.adapter
@@ -124,7 +124,7 @@ def test_a_round_reports_its_pairs_as_plain_forwards_see_them(task, first, tiny_
 def test_the_margin_on_a_probe_is_that_of_plain_forwards_and_told_by_source(
     task, first, second, tiny_policy_folder
 ):
-    learner = PolicyLearner(task, Group())
+    learner = DPOTrainer(task, Group())
     before, after = (column(first, name, first.probe) for name in ("margin", "margin_after"))
     base = AutoModelForCausalLM.from_pretrained(tiny_policy_folder).eval()
     wanted = plain_margins(base, learner.probe)
@@ -171,8 +171,8 @@ def test_a_probe_changes_nothing_and_a_round_without_one_has_no_gain(task, first
 
 
 def test_a_step_is_adamw_on_the_weighted_mean_loss_of_its_prompts(task):
-    learner = PolicyLearner(configured(task, Path(task.folder).with_name("one")), Group())
-    by_hand = PolicyLearner(configured(task, Path(task.folder).with_name("hand")), Group())
+    learner = DPOTrainer(configured(task, Path(task.folder).with_name("one")), Group())
+    by_hand = DPOTrainer(configured(task, Path(task.folder).with_name("hand")), Group())
     chosen = step_ids((0, 0), 0, 10, 4)
     total, losses = 0.0, []
     lm_head, model = by_hand.net.lm_head, by_hand.net.decoder.model
@@ -204,7 +204,7 @@ def test_a_step_is_adamw_on_the_weighted_mean_loss_of_its_prompts(task):
 
 
 def test_a_prompt_is_computed_once_for_all_its_pairs_and_unused_responses_not_at_all(task):
-    learner = PolicyLearner(configured(task, Path(task.folder).with_name("trees")), Group())
+    learner = DPOTrainer(configured(task, Path(task.folder).with_name("trees")), Group())
     for ranked, item in zip(task.prompts, learner.comparisons, strict=True):
         used = {i for pair in ranked.pairs for i in pair}
         assert len(item.tree.branches) == len(used)
@@ -213,7 +213,7 @@ def test_a_prompt_is_computed_once_for_all_its_pairs_and_unused_responses_not_at
 
 
 def test_a_response_that_was_cut_off_has_no_end_to_be_learned(task):
-    learner = PolicyLearner(configured(task, Path(task.folder).with_name("ends")), Group())
+    learner = DPOTrainer(configured(task, Path(task.folder).with_name("ends")), Group())
     end = learner.trainable.renderer.tokenizer.eos_token_id
     ranked = task.prompts[1]
     branches = learner.comparisons[1].tree.branches
@@ -243,7 +243,7 @@ def test_the_next_round_goes_on_from_the_adapters_and_what_adamw_remembers(task,
     assert column(second, "reference") == pytest.approx(ratio, abs=1e-4)
     base = column(first, "chosen_log_prob") + column(first, "rejected_log_prob")
     now = column(second, "chosen_log_prob") + column(second, "rejected_log_prob")
-    learner = PolicyLearner(task, Group())
+    learner = DPOTrainer(task, Group())
     assert column(second, "kl") == pytest.approx(
         (now - base) / tokens_of(learner.comparisons).sum(1), abs=1e-5
     )
@@ -265,7 +265,7 @@ def test_the_reference_may_stay_where_an_iteration_began(task, first, second, tm
     other = replace(
         task, round=2, start=str(second.adapter), reference=str(first.adapter), folder=str(tmp_path)
     )
-    learner = PolicyLearner(other, Group())
+    learner = DPOTrainer(other, Group())
     wanted = column(second, "chosen_log_prob")
     assert learner.reference_P2[:, 0] == pytest.approx(wanted, abs=1e-4)
     assert learner.before_P2[:, 0] == pytest.approx(
@@ -285,7 +285,7 @@ def test_rounds_and_seeds_take_prompts_in_other_orders(task):
 def test_a_round_goes_on_from_a_checkpoint_as_if_nothing_had_happened(task, first):
     cut = replace(task, folder=str(Path(task.folder).with_name("cut")))
     Path(cut.folder).mkdir()
-    learner = PolicyLearner(cut, Group())
+    learner = DPOTrainer(cut, Group())
     history = []
     history.append(learner.step(0))
     checkpoints.save(Path(cut.folder), 1, learner.weights.state() | {"history": history})
@@ -328,7 +328,7 @@ def test_two_workers_end_where_one_does(task, first, second, tmp_path):
 def test_a_sampler_speaks_with_the_adapters_as_the_learner_hears_it(task, second, tmp_path):
     adapter = str(second.adapter)
     config = SamplingConfig(max_tokens=20, temperature=1.0)
-    policy = load_policy(task.config.trunk.model, adapter, dtype="float32")
+    policy = load_policy(task.config.backbone.model, adapter, dtype="float32")
     opening = policy.renderer.opening([{"role": "user", "content": "say more"}])
     ((_, samples),) = policy.sample([opening], [list(range(8))], config)
     branches = tuple(
@@ -336,7 +336,7 @@ def test_a_sampler_speaks_with_the_adapters_as_the_learner_hears_it(task, second
         for one in samples
         if len(one.tokens) > 1
     )
-    heard = PolicyLearner(replace(task, start=adapter, folder=str(tmp_path)), Group())
+    heard = DPOTrainer(replace(task, start=adapter, folder=str(tmp_path)), Group())
     found = heard.net([TokenTree(tuple(opening), branches, 0)]).log_prob_R.tolist()
     wanted = [one.log_prob for one in samples if len(one.tokens) > 1]
     assert found == pytest.approx(wanted, abs=1e-3)
@@ -344,7 +344,7 @@ def test_a_sampler_speaks_with_the_adapters_as_the_learner_hears_it(task, second
 
 def test_a_sampler_takes_the_adapters_that_it_is_asked_for(task, second):
     config = SamplingConfig(max_tokens=20, temperature=1.0)
-    sampler = Sampler(task.config.trunk.model, config, dtype="float32")
+    sampler = Sampler(task.config.backbone.model, config, dtype="float32")
     asked = [Question("a", [{"role": "user", "content": "say more"}])]
     (plain,) = sampler.sample(asked, 6, 0, 0)
     (adapted,) = sampler.sample(asked, 6, 0, 0, str(second.adapter))
@@ -354,7 +354,7 @@ def test_a_sampler_takes_the_adapters_that_it_is_asked_for(task, second):
 
 
 def test_adapters_are_merged_in_float32_and_not_rounded_away_in_bfloat16(task, second):
-    model, adapter = task.config.trunk.model, str(second.adapter)
+    model, adapter = task.config.backbone.model, str(second.adapter)
     asked = [[1, 2, 3, 4]]
     for dtype, merged in (("float32", True), ("bfloat16", False)):
         policy = load_policy(model, adapter, dtype=dtype)
@@ -377,19 +377,22 @@ def test_adapters_of_another_rank_or_scale_are_refused(task, first, tmp_path):
         ({"rank": 8}, "do not fit the model"),
         ({"lora_alpha": 64.0}, "scaled by"),
     ):
-        trunk = replace(task.config.trunk, **change)
-        other = configured(replace(task, start=str(first.adapter)), tmp_path, trunk=trunk)
+        backbone = replace(task.config.backbone, **change)
+        other = configured(replace(task, start=str(first.adapter)), tmp_path, backbone=backbone)
         with pytest.raises(ValueError, match=told):
-            PolicyLearner(other, Group())
+            DPOTrainer(other, Group())
     with pytest.raises(FileNotFoundError, match="name a folder that a round left"):
-        PolicyLearner(replace(task, start=str(tmp_path), folder=str(tmp_path)), Group())
+        DPOTrainer(replace(task, start=str(tmp_path), folder=str(tmp_path)), Group())
 
 
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"trunk": TrunkConfig(trained="full")}, "`trunk.trained` must be 'lora' for a policy"),
-        ({"trunk": TrunkConfig(depth=0.5)}, "`trunk.depth` must be 1 for a policy"),
+        (
+            {"backbone": TrainedBackboneConfig(trained="full")},
+            "`backbone.trained` must be 'lora' for a policy",
+        ),
+        ({"backbone": TrainedBackboneConfig(depth=0.5)}, "`backbone.depth` must be 1 for a policy"),
         ({"beta": 0.0}, "`beta` must be positive, got 0.0"),
         ({"prompts_per_step": 0}, "`prompts_per_step` must be >= 1, got 0"),
     ],

@@ -5,19 +5,21 @@ import time
 
 import pytest
 
-from panoply.scorers.endpoint import RemoteArm
+from panoply.scorers.endpoint import EndpointScorer
 from panoply.wire.outbound import DIALECTS
-from panoply.wire.request import Chat, Rendered, Tokens
+from panoply.wire.request import Chat, RenderedText, Tokens
 from tests.builders.wire_server import serving
 
 USER = {"role": "user", "content": "Why?"}
 CHAT = Chat((USER,), ("good #1.5", "bad #-2", "so #0"))
-TEXT = Rendered("<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n", ("a #7<|im_end|>",))
+TEXT = RenderedText(
+    "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n", ("a #7<|im_end|>",)
+)
 
 
 def ask(url, dialect, *items, **settings):
     async def scores():
-        arm = RemoteArm(url, dialect, **{"template": "chatml", **settings})
+        arm = EndpointScorer(url, dialect, **{"template": "chatml", **settings})
         try:
             return await arm.score(items)
         finally:
@@ -131,4 +133,4 @@ def test_wrong_settings_are_told_before_anything_is_sent(monkeypatch):
         ({"api_key_env": "RM_KEY"}, "'RM_KEY', which is not set on this node"),
     ):
         with pytest.raises(ValueError, match=told):
-            RemoteArm(**{"url": "http://h", "dialect": "vllm", **settings})
+            EndpointScorer(**{"url": "http://h", "dialect": "vllm", **settings})

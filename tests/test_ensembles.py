@@ -14,7 +14,7 @@ from panoply.config.bandit import SelectorConfig, SignalConfig
 from panoply.config.laser import ArmsConfig, LaserConfig, PromptsConfig
 from panoply.data.tasks import made_tasks, parted, read_tasks, rounds_of
 from panoply.laser.ensembles import best_arms, best_of, chosen_scores
-from panoply.scorers.recorded import ReplayArm
+from panoply.scorers.recorded import RecordedScorer
 from panoply.wire.request import Chat
 
 NAN = math.nan
@@ -102,13 +102,13 @@ def test_a_recording_answers_what_it_holds_and_nothing_else(tmp_path):
         {"prompt": turns, "response": "No.", "score": None},
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "scores.parquet")
-    arm = ReplayArm(str(tmp_path / "scores.parquet"))
+    arm = RecordedScorer(str(tmp_path / "scores.parquet"))
     (told,) = asyncio.run(arm.score([Chat(tuple(turns), ("No.", "Yes.", "Perhaps."))]))
     assert [one.score for one in told] == [None, 2.5, None]
     assert "has no score of this response" in told[2].error
     pq.write_table(pa.table({"prompt": ["a"], "score": [1.0]}), tmp_path / "bad.parquet")
     with pytest.raises(ValueError, match="no column 'response'"):
-        ReplayArm(str(tmp_path / "bad.parquet"))
+        RecordedScorer(str(tmp_path / "bad.parquet"))
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from functools import partial
 import numpy as np
 import pytest
 
-from panoply.scorers.function import FunctionArm, load_function
-from panoply.wire.request import Chat, Details, Rendered, Tokens
+from panoply.scorers.function import FunctionScorer, load_function
+from panoply.wire.request import Chat, Details, RenderedText, Tokens
 
 USER = {"role": "user", "content": "What is 6 times 7?"}
 CHAT = Chat((USER,), ("It is 42.", "41"), 42)
@@ -21,7 +21,7 @@ CHAT = Chat((USER,), ("It is 42.", "41"), 42)
 
 def scores(function, *items, **settings):
     """The scores of items, by item."""
-    return asyncio.run(FunctionArm(function, **settings).score(items))
+    return asyncio.run(FunctionScorer(function, **settings).score(items))
 
 
 def first(function, item=CHAT):
@@ -101,8 +101,8 @@ def test_text_through_a_template_is_told_as_such_and_token_ids_are_an_error():
         return {"score": len(response), "turns": len(prompt), "told": prompt == [rendered]}
 
     rendered = {"role": "rendered", "content": "<|user|>Why?<|end|>"}
-    split = scores(reward, Rendered(rendered["content"], ("So.",)))[0][0]
-    whole = scores(reward, Rendered("", ("<|user|>Why?<|end|>So.",)))[0][0]
+    split = scores(reward, RenderedText(rendered["content"], ("So.",)))[0][0]
+    whole = scores(reward, RenderedText("", ("<|user|>Why?<|end|>So.",)))[0][0]
     assert split.details.objectives == {"turns": 1, "told": 1}
     assert whole.details.objectives == {"turns": 0, "told": 0}
     (token,) = scores(reward, Tokens(((1, 2),)))[0]
@@ -257,7 +257,7 @@ def test_calls_that_hang_do_not_hold_up_new_ones_until_there_are_too_many():
         return 1
 
     async def ask():
-        arm = FunctionArm(reward, timeout=0.1, max_concurrent=2)
+        arm = FunctionScorer(reward, timeout=0.1, max_concurrent=2)
         one, many = Chat((USER,), ("hang",)), Chat((USER,), ("x", "x"))
         assert "did not return" in (await arm.score([one]))[0][0].error
         assert [score.score for score in (await arm.score([many]))[0]] == [1, 1]
@@ -356,14 +356,14 @@ def test_a_module_that_cannot_be_imported_is_told_with_its_own_error(tmp_path, m
 )
 def test_a_signature_that_does_not_fit_is_told_before_anything_is_called(function, told):
     with pytest.raises(ValueError, match=told):
-        FunctionArm(function)
+        FunctionScorer(function)
 
 
 def test_wrong_settings_are_told():
     with pytest.raises(ValueError, match="`timeout` must be positive, got 0"):
-        FunctionArm(len_of, timeout=0)
+        FunctionScorer(len_of, timeout=0)
     with pytest.raises(ValueError, match="`max_concurrent` must be at least 1, got 0"):
-        FunctionArm(len_of, max_concurrent=0)
+        FunctionScorer(len_of, max_concurrent=0)
 
 
 def len_of(response):

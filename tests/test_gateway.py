@@ -12,12 +12,12 @@ from ray.exceptions import RayActorError
 
 from actors.gateway import Gateway, Model
 from actors.http import make_app
-from panoply.serve.calls import NUM_BUCKETS, bucket_of, parts
-from panoply.wire.dialect import Limits
+from panoply.serve.calls import NUM_BUCKETS, bucket_of, shard_by_prompt
+from panoply.wire.dialect import RequestLimits
 from panoply.wire.request import (
     Chat,
     ModelAnswer,
-    Rendered,
+    RenderedText,
     RequestError,
     ScoreRequest,
     Tokens,
@@ -65,7 +65,9 @@ async def no_agents():
 def serving(*formulas, keys=None, timeout=30.0, **limits):
     models = {one.name: Model(one.ask, one.about, state="ready") for one in formulas}
     gateway = Gateway(models, formulas[0].name, timeout)
-    return make_app(gateway, Limits(**limits), keys or {}, no_agents, nothing_beside), gateway
+    return make_app(
+        gateway, RequestLimits(**limits), keys or {}, no_agents, nothing_beside
+    ), gateway
 
 
 def post(app, path, payload=None, *, body=None, **headers):
@@ -176,17 +178,17 @@ def test_items_of_one_prompt_share_a_bucket_and_buckets_share_the_work():
         return Chat(({"role": "user", "content": text},), (response,))
 
     assert bucket_of(chat("q", "a")) == bucket_of(chat("q", "b"))
-    assert bucket_of(Rendered("p", ("a",))) == bucket_of(Rendered("p", ("b",)))
+    assert bucket_of(RenderedText("p", ("a",))) == bucket_of(RenderedText("p", ("b",)))
     long = "x" * 600
-    assert bucket_of(Rendered("", (long + "a",))) == bucket_of(Rendered("", (long + "b",)))
+    assert bucket_of(RenderedText("", (long + "a",))) == bucket_of(RenderedText("", (long + "b",)))
     assert bucket_of(Tokens(((1, 2),))) == bucket_of(Tokens(((1, 2),)))
     buckets = {bucket_of(chat(str(i), "")) for i in range(1000)}
     assert len(buckets) == NUM_BUCKETS
 
 
 def test_an_item_without_responses_is_asked_of_nobody():
-    request = ScoreRequest(items=(Rendered("p", ()), Rendered("p", ("a",))))
-    assert [part.places for part in parts(request, 1.0)] == [(1,)]
+    request = ScoreRequest(items=(RenderedText("p", ()), RenderedText("p", ("a",))))
+    assert [part.places for part in shard_by_prompt(request, 1.0)] == [(1,)]
 
 
 def test_a_lost_replica_costs_one_more_try():

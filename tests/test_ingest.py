@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from panoply.data.ingest import Ingested, Limits, ingest_pairs, ingest_ratings
+from panoply.data.ingest import Ingested, IngestLimits, ingest_pairs, ingest_ratings
 from panoply.data.objectives import check_objectives, read_maps
 from panoply.data.ratings import RatingMap
 from panoply.data.read import Input
@@ -157,7 +157,7 @@ def test_the_draw_is_spread_over_the_file_and_moved_by_the_seed(tmp_path: Path) 
     table = pa.Table.from_pylist(some_pairs(3000, source="big") + some_pairs(7, source="small"))
 
     def draw(seed: int, table: pa.Table) -> list[str]:
-        result = ingest_pairs([Input(table)], tmp_path, Limits(100, seed=seed))
+        result = ingest_pairs([Input(table)], tmp_path, IngestLimits(100, seed=seed))
         assert result.num_rows == {"big": 100, "small": 7}
         return [row["prompt"][0]["content"] for row in read(result) if row["source"] == "big"]
 
@@ -231,7 +231,7 @@ def test_a_bad_rating_goes_to_quarantine(
 def test_a_bad_completion_does_not_take_its_siblings_along(tmp_path: Path) -> None:
     completions = [{"response": text, "annotations": {}, "overall_score": 5} for text in ("a", "")]
     file = write_jsonl(tmp_path / "s.jsonl", [{"instruction": "q", "completions": completions}])
-    result = ingest_ratings([Input(file)], tmp_path, Limits(max_quarantine_share=0.5))
+    result = ingest_ratings([Input(file)], tmp_path, IngestLimits(max_quarantine_share=0.5))
     assert (result.num_rows, result.num_quarantined) == ({"s": 1}, {"empty response": 1})
 
 
@@ -249,7 +249,7 @@ def test_too_many_bad_rows_stop_the_run_and_leave_only_the_explanation(tmp_path:
     with pytest.raises(ValueError, match=r"3 of 10 .*empty response \(2\), identical.* \(1\)"):
         ingest_pairs([Input(file)], out)
     assert [path.name for path in out.iterdir()] == ["pairs.quarantine.jsonl"]
-    ingest_pairs([Input(file)], out, Limits(max_quarantine_share=0.3))
+    ingest_pairs([Input(file)], out, IngestLimits(max_quarantine_share=0.3))
     assert {p.name for p in out.iterdir()} == {"pairs.parquet", "pairs.quarantine.jsonl"}
 
 
@@ -273,6 +273,6 @@ def test_no_input_and_impossible_limits_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no input"):
         ingest_pairs([], tmp_path)
     with pytest.raises(ValueError, match="max_rows_per_source must be at least 1 or None, got 0"):
-        Limits(max_rows_per_source=0)
+        IngestLimits(max_rows_per_source=0)
     with pytest.raises(ValueError, match=r"max_quarantine_share must lie in \[0, 1\], got 2"):
-        Limits(max_quarantine_share=2)
+        IngestLimits(max_quarantine_share=2)

@@ -13,12 +13,12 @@ import pytest
 import ray
 from mlflow import MlflowClient
 
-from panoply.config.bandit import SelectorConfig, WatchConfig
+from panoply.config.bandit import AlarmConfig, SelectorConfig
 from panoply.config.laser import ArmsConfig, BestOfNConfig, PromptsConfig
 from panoply.hub.policy.policy import load_policy
 from panoply.laser.log import Log
 from panoply.laser.monitor import series
-from panoply.report.progress import Watch
+from panoply.report.progress import RunLogger
 from tests.builders.laser_runs import LONG, SHORT, laser_config
 from tests.builders.ray_head import ROOT
 from workflows.best_of_n import run_best_of_n
@@ -30,8 +30,8 @@ import json, sys
 from pydantic import TypeAdapter
 from panoply.config.laser import LaserConfig
 from workflows.laser import run_laser
-from panoply.report.progress import Watch
-run_laser(TypeAdapter(LaserConfig).validate_python(json.load(sys.stdin)), Watch())
+from panoply.report.progress import RunLogger
+run_laser(TypeAdapter(LaserConfig).validate_python(json.load(sys.stdin)), RunLogger())
 """
 
 
@@ -41,7 +41,7 @@ def calm(cluster, tiny_policy_folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("laser") / "calm"
     strategies = ("laser", "fixed:short", "mean", "oracle")
     config = laser_config(tiny_policy_folder, out, strategies=strategies)
-    return out, config, run_laser(config, Watch())
+    return out, config, run_laser(config, RunLogger())
 
 
 def test_a_run_leaves_policies_choices_and_what_they_came_to(calm):
@@ -105,10 +105,10 @@ def test_strategies_share_prompts_and_first_samples_and_part_afterwards(calm):
 def test_a_run_that_is_over_is_only_read(calm):
     out, config, metrics = calm
     before = {path: path.stat().st_mtime_ns for path in out.rglob("samples.parquet")}
-    assert run_laser(config, Watch())["strategies"] == metrics["strategies"]
+    assert run_laser(config, RunLogger())["strategies"] == metrics["strategies"]
     assert {path: path.stat().st_mtime_ns for path in out.rglob("samples.parquet")} == before
     with pytest.raises(ValueError, match="holds a run with other seed"):
-        run_laser(replace(config, seed=1), Watch())
+        run_laser(replace(config, seed=1), RunLogger())
 
 
 def killed_once(config, when):
@@ -134,21 +134,21 @@ def test_a_driver_that_is_killed_ends_with_the_numbers_of_one_that_was_not(calm,
     for when in (own / "log" / "decisions-00000000.parquet", own / "001" / "samples.parquet"):
         killed_once(config, when)
         assert not (own / "003" / "done.json").exists()
-    found = run_laser(config, Watch())
+    found = run_laser(config, RunLogger())
     assert found["strategies"]["laser"] == metrics["strategies"]["laser"]
     ours, theirs = (Log(str(folder / "log"), ARMS).read() for folder in (own, out / "laser"))
     assert ours.decisions.equals(theirs.decisions)
     assert ours.rewards.equals(theirs.rewards)
 
 
-class Mend(Watch):
+class Mend(RunLogger):
     """Removes what breaks an arm as soon as a round is over."""
 
     def __init__(self, broken):
         super().__init__()
         self.broken = broken
 
-    def say(self, text):
+    def info(self, text):
         """Takes a line of the run."""
         if "round 0" in text:
             self.broken.unlink()
@@ -191,15 +191,15 @@ def test_a_run_that_an_alarm_stopped_says_so_and_goes_on_when_the_watch_allows_i
     cluster, tiny_policy_folder, tmp_path
 ):
     out = tmp_path / "run"
-    watch = WatchConfig(window=2, max_kl=1e-9)
-    config = laser_config(tiny_policy_folder, out, watch=watch)
-    found = run_laser(config, Watch())["strategies"]["laser"]
+    watch = AlarmConfig(window=2, max_kl=1e-9)
+    config = laser_config(tiny_policy_folder, out, alarms=watch)
+    found = run_laser(config, RunLogger())["strategies"]["laser"]
     assert found["rounds"] == 2
     assert found["paused"].startswith("round 2: kl: KL")
     html = (out / "report.html").read_text()
     assert "laser stopped early: round 2: kl" in html
     assert "the strategy stopped before round 2" in html
-    found = run_laser(replace(config, watch=replace(watch, kl="warn")), Watch())
+    found = run_laser(replace(config, alarms=replace(watch, kl="warn")), RunLogger())
     assert found["strategies"]["laser"]["rounds"] == 4
     assert found["strategies"]["laser"]["paused"] == ""
     assert "stopped" not in (out / "report.html").read_text()
@@ -208,7 +208,7 @@ def test_a_run_that_an_alarm_stopped_says_so_and_goes_on_when_the_watch_allows_i
     logged = client.get_metric_history(run_id, "train.loss")
     assert [one.step for one in logged] == [0, 1, 2, 3]
     told = client.get_run(run_id).data
-    assert (told.params["watch.kl"], told.tags["later.watch.kl"]) == ("pause", "warn")
+    assert (told.params["alarms.kl"], told.tags["later.alarms.kl"]) == ("pause", "warn")
 
 
 def test_best_of_n_counts_what_each_picks_and_asks_the_bandit_of_a_run(calm, tmp_path):
@@ -218,13 +218,13 @@ def test_best_of_n_counts_what_each_picks_and_asks_the_bandit_of_a_run(calm, tmp
         prompts=PromptsConfig(num_made=24),
         arms=run.arms,
         n=(1, 3),
-        model=run.policy.trunk.model,
+        model=run.policy.backbone.model,
         dtype="float32",
-        rendering=run.policy.trunk.rendering,
+        rendering=run.policy.backbone.rendering,
         sampling=run.sampling,
         laser=str(out),
     )
-    metrics = run_best_of_n(config, Watch())
+    metrics = run_best_of_n(config, RunLogger())
     assert metrics["num_prompts"] == 24 - 14  # the run trained on 14 of its 18
     found = metrics["best_of_n"]
     ones = {by_n["1"]["value"] for by_n in found.values()}

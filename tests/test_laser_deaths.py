@@ -13,7 +13,7 @@ import pytest
 from test_scalar import save_small
 from transformers import AutoTokenizer
 
-from panoply.config.bandit import PolicyConfig as Bandit
+from panoply.config.bandit import BanditConfig as Bandit
 from panoply.config.bandit import SelectorConfig
 from panoply.config.laser import ArmsConfig, PromptsConfig
 from panoply.config.policy import SamplingConfig
@@ -21,7 +21,7 @@ from panoply.config.serve import ScalingConfig
 from panoply.hub.artefact.load import load_reward_model
 from panoply.laser.log import Log
 from panoply.laser.scored import read_scored
-from panoply.report.progress import Watch
+from panoply.report.progress import RunLogger
 from tests.builders.laser_runs import SHORT, laser_config
 from workflows.laser import run_laser, tasks_of
 
@@ -57,7 +57,7 @@ def calm(cluster, tiny_policy_folder, tmp_path_factory):
     )
     policy = replace(config.policy, prompts_per_step=1, num_epochs=3, checkpoint_every=1)
     config = replace(config, policy=policy)
-    return config, run_laser(config, Watch())
+    return config, run_laser(config, RunLogger())
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def disturbed(calm, tmp_path_factory):
     thread = threading.Thread(target=kill_all)
     thread.start()
     try:
-        return config, run_laser(config, Watch()), hits
+        return config, run_laser(config, RunLogger()), hits
     finally:
         over.set()
         thread.join()

@@ -12,13 +12,13 @@ from panoply.bandit.classifier import fit_classifier
 from panoply.bandit.make import initial_state
 from panoply.bandit.router import fit_router
 from panoply.bandit.update import project
-from panoply.config.bandit import PolicyConfig as Bandit
-from panoply.config.bandit import SelectorConfig, SignalConfig, WatchConfig
+from panoply.config.bandit import AlarmConfig, SelectorConfig, SignalConfig
+from panoply.config.bandit import BanditConfig as Bandit
 from panoply.config.laser import ArmsConfig, PromptsConfig
 from panoply.laser.log import Log
 from panoply.laser.rewards import verified
 from panoply.laser.scored import read_scored
-from panoply.report.progress import Watch
+from panoply.report.progress import RunLogger
 from tests.builders.laser_runs import laser_config
 from workflows.cluster.gold_pairs import judged_probe, read_probe
 from workflows.laser import run_laser, tasks_of
@@ -47,7 +47,7 @@ def taught(cluster, tiny_policy_folder, tmp_path_factory):
             policy=Bandit(name="linucb", max_features=8), signal=SignalConfig(name="probe")
         ),
     )
-    return root / "run", config, run_laser(config, Watch())
+    return root / "run", config, run_laser(config, RunLogger())
 
 
 def context_of(out):
@@ -116,7 +116,7 @@ def test_what_was_learned_is_read_again(taught):
     out, config, metrics = taught
     routes = json.loads((out / "routes.json").read_text())
     before = {name: (out / name).stat().st_mtime_ns for name in ("prior.json", "routes.json")}
-    assert run_laser(config, Watch())["strategies"] == metrics["strategies"]
+    assert run_laser(config, RunLogger())["strategies"] == metrics["strategies"]
     assert json.loads((out / "routes.json").read_text()) == routes
     assert {name: (out / name).stat().st_mtime_ns for name in before} == before
 
@@ -170,10 +170,10 @@ def test_scores_that_rise_while_a_policy_learns_nothing_are_called_hacking_in_a_
         probe=str(tmp_path / "pairs.jsonl"),
         num_rounds=6,
         rounds_per_iteration=6,
-        watch=WatchConfig(window=2, sigmas=2.0, hacking="pause"),
+        alarms=AlarmConfig(window=2, sigmas=2.0, hacking="pause"),
     )
     still = replace(config, policy=replace(config.policy, lr=1e-12))
-    metrics = run_laser(still, Watch())
+    metrics = run_laser(still, RunLogger())
     found = metrics["strategies"]["fixed:inflated"]
     assert found["paused"].startswith("round 4: hacking: scores rose by")
     assert found["rounds"] == 4

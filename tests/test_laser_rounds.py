@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from panoply.bandit.make import initial_state
-from panoply.config.bandit import PolicyConfig, SignalConfig
+from panoply.config.bandit import BanditConfig, SignalConfig
 from panoply.laser.log import Log, LogDiffers, column, replay, state_version
-from panoply.laser.rounds import Prompt
-from panoply.laser.signals import Outcome
+from panoply.laser.rounds import RoundPrompt
+from panoply.laser.signals import PromptOutcome
 from tests.builders.selector_runs import (
     ARMS,
     CONFIG,
@@ -24,10 +24,10 @@ from tests.builders.selector_runs import (
 )
 
 POLICIES = [
-    PolicyConfig(),
-    PolicyConfig(name="thompson", noise=0.3),
-    PolicyConfig(name="exp3"),
-    PolicyConfig(name="moss", horizon=200),
+    BanditConfig(),
+    BanditConfig(name="thompson", noise=0.3),
+    BanditConfig(name="exp3"),
+    BanditConfig(name="moss", horizon=200),
 ]
 
 
@@ -131,7 +131,7 @@ def test_rounds_come_one_after_the_other(tmp_path):
     with pytest.raises(ValueError, match="round 1 cannot begin: round 0 has not ended"):
         selector.begin_round(1, prompts_of(1), {})
     with pytest.raises(ValueError, match="are not of this round"):
-        selector.end_round(0, [Outcome(prompt_id="9-9")])
+        selector.end_round(0, [PromptOutcome(prompt_id="9-9")])
     with pytest.raises(ValueError, match="has not begun"):
         selector.decisions(1, ["1-0"])
 
@@ -170,7 +170,7 @@ def test_prompts_that_do_not_fit_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"prompts \['0-2'\]"):
         selector.begin_round(0, bad, {})
     with pytest.raises(ValueError, match="contexts must be"):
-        selector.begin_round(0, [Prompt("a", "", [1.0])], {})
+        selector.begin_round(0, [RoundPrompt("a", "", [1.0])], {})
     with pytest.raises(ValueError, match="cannot sideline"):
         selector.begin_round(0, good, {"dan": "unknown"})
     assert not selector.status().is_open
@@ -183,7 +183,7 @@ def test_bad_constant_or_missing_measurements_poison_nothing(tmp_path, signal, v
     selector = make(tmp_path, replace(CONFIG, signal=SignalConfig(name=signal)))
     for round in range(6):
         outcomes = [
-            Outcome(prompt_id=d.prompt_id, loss=value, loss_after=value, verifier=value)
+            PromptOutcome(prompt_id=d.prompt_id, loss=value, loss_after=value, verifier=value)
             for d in selector.begin_round(round, prompts_of(round), {})
         ]
         selector.end_round(round, outcomes[round:])
@@ -196,11 +196,11 @@ def test_bad_constant_or_missing_measurements_poison_nothing(tmp_path, signal, v
 
 def failing(decisions, arm, reason="out of memory"):
     told = {True: {"failure": reason}, False: {"verifier": 0.5}}
-    return [Outcome(prompt_id=d.prompt_id, **told[d.arm == arm]) for d in decisions]
+    return [PromptOutcome(prompt_id=d.prompt_id, **told[d.arm == arm]) for d in decisions]
 
 
 def test_an_arm_that_fails_is_sidelined_with_its_reason_and_comes_back(tmp_path):
-    config = replace(CONFIG, policy=PolicyConfig(name="uniform"), sideline_rounds=3)
+    config = replace(CONFIG, policy=BanditConfig(name="uniform"), sideline_rounds=3)
     selector, chosen = make(tmp_path, config), []
     for round in range(6):
         decisions = selector.begin_round(round, prompts_of(round, 32), {})
@@ -222,7 +222,7 @@ def test_an_arm_that_fails_is_sidelined_with_its_reason_and_comes_back(tmp_path)
 
 
 def test_an_order_sidelines_an_arm_and_survives_the_actor(tmp_path):
-    config = replace(CONFIG, policy=PolicyConfig(name="uniform"), sideline_rounds=2)
+    config = replace(CONFIG, policy=BanditConfig(name="uniform"), sideline_rounds=2)
     selector, chosen = make(tmp_path, config), []
     for round in range(4):
         orders = {"ann": "its scores rise, the probe does not"} if round == 1 else {}
@@ -234,15 +234,15 @@ def test_an_order_sidelines_an_arm_and_survives_the_actor(tmp_path):
 
 
 def test_where_every_arm_failed_the_round_still_has_one(tmp_path):
-    config = replace(CONFIG, policy=PolicyConfig(name="uniform"))
+    config = replace(CONFIG, policy=BanditConfig(name="uniform"))
     selector = make(tmp_path, config)
     for round in range(4):
         decisions = selector.begin_round(round, prompts_of(round, 32), {})
         selector.end_round(
-            round, [Outcome(prompt_id=d.prompt_id, failure="no network") for d in decisions]
+            round, [PromptOutcome(prompt_id=d.prompt_id, failure="no network") for d in decisions]
         )
     assert selector.learned().rejected_K.sum() == 128
-    fixed = replace(CONFIG, policy=PolicyConfig(name="fixed", arm=1))
+    fixed = replace(CONFIG, policy=BanditConfig(name="fixed", arm=1))
     selector = make(tmp_path / "fixed", fixed)
     for round in range(2):
         decisions = selector.begin_round(round, prompts_of(round), {})
@@ -269,7 +269,7 @@ def test_a_batch_has_one_decision_on_its_mean_context_and_one_reward(tmp_path):
 
 def test_the_better_arm_is_learned_over_rounds(tmp_path):
     selector = run(
-        tmp_path, range(40), replace(CONFIG, policy=PolicyConfig(name="moss", horizon=320))
+        tmp_path, range(40), replace(CONFIG, policy=BanditConfig(name="moss", horizon=320))
     )
     assert selector.learned().pulls_K.argmax() == 1
     assert selector.learned().pulls_K[1] > 200

@@ -23,17 +23,17 @@ def trained(tmp_path_factory, tiny_model_folder):
     pairs = write_pairs(folder, (40, 37))
     config = small_config(tiny_model_folder, pairs, weighting=WeightingConfig(sources="more"))
     first = make_task(config, folder, "ddp")
-    lora = replace(config.trunk, trained="lora", rank=4)
-    last = replace(config.trunk, trained="last", num_last=1)
+    lora = replace(config.backbone, trained="lora", rank=4)
+    last = replace(config.backbone, trained="last", num_last=1)
     short = replace(config.schedule, pairs_per_step=(len(first.pairs.train) - 1) // 2)
     mixed = WeightingConfig()
     tasks = {
         "ddp": first,
         "fsdp": other(first, "fsdp", parallel="fsdp"),
         "fsdp-lora": other(
-            first, "fsdp-lora", parallel="fsdp", trunk=lora, loss=LossConfig(policy="dpo")
+            first, "fsdp-lora", parallel="fsdp", backbone=lora, loss=LossConfig(policy="dpo")
         ),
-        "last": other(first, "last", trunk=last, loss=LossConfig(policy="sft", smoothing=0.2)),
+        "last": other(first, "last", backbone=last, loss=LossConfig(policy="sft", smoothing=0.2)),
         "half-ddp": other(first, "half-ddp"),
         "half-fsdp": other(first, "half-fsdp", parallel="fsdp"),
         "short": other(first, "short", weighting=mixed, schedule=short),

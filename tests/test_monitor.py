@@ -7,12 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from actors.bandit import Selector
-from panoply.config.bandit import PolicyConfig, SelectorConfig, SignalConfig, WatchConfig
+from actors.bandit import BanditActor
+from panoply.config.bandit import AlarmConfig, BanditConfig, SelectorConfig, SignalConfig
 from panoply.laser.log import DECISIONS, REWARDS, Log, Record
 from panoply.laser.monitor import alarms, arm_values, orders, pauses, regret, rise, series
-from panoply.laser.rounds import Prompt
-from panoply.laser.signals import Outcome, correlations
+from panoply.laser.rounds import RoundPrompt
+from panoply.laser.signals import PromptOutcome, correlations
 
 ARMS = ("org/ann", "bob")
 
@@ -101,7 +101,7 @@ def story(num=40, seed=0, **curves):
     return series(record_of(rows))
 
 
-CONFIG = WatchConfig()
+CONFIG = AlarmConfig()
 
 
 def names(found):
@@ -150,19 +150,21 @@ def test_nothing_is_called_wrong_before_there_is_a_window():
 
 def test_an_alarm_s_order_sidelines_the_arm_in_the_selector(tmp_path):
     config = SelectorConfig(
-        policy=PolicyConfig(name="uniform"), signal=SignalConfig(name="advantage")
+        policy=BanditConfig(name="uniform"), signal=SignalConfig(name="advantage")
     )
-    selector = Selector(config, ARMS, 0, str(tmp_path), None)
+    selector = BanditActor(config, ARMS, 0, str(tmp_path), None)
     sidelined: set[str] = set()
     for round in range(30):
         found = alarms(series(Log(str(tmp_path), ARMS).read()), ARMS, CONFIG)
         sidelined |= set(orders(found))
-        decisions = selector.begin_round(round, [Prompt(str(i)) for i in range(4)], orders(found))
+        decisions = selector.begin_round(
+            round, [RoundPrompt(str(i)) for i in range(4)], orders(found)
+        )
         assert not {d.arm for d in decisions} & set(orders(found))
         selector.end_round(
             round,
             [
-                Outcome(prompt_id=d.prompt_id, loss=1.0, proxy=0.1 * round, probe_gain=0.0)
+                PromptOutcome(prompt_id=d.prompt_id, loss=1.0, proxy=0.1 * round, probe_gain=0.0)
                 for d in decisions
             ],
         )

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from panoply.config.preference import WeightingConfig
-from panoply.preference.batch_sampler import Plan
+from panoply.preference.batch_sampler import BatchSampler
 from panoply.preference.min_norm import closest, exact, frank_wolfe, min_norm
-from panoply.preference.more import Weighting, normalized, weigh
+from panoply.preference.more import MoreState, normalized, weigh
 from tests.builders.reference import squared_norm
 
 
@@ -85,8 +85,8 @@ def test_normalizers_are_their_formulas():
 
 def test_a_large_gradient_loses_its_weight_unless_it_is_normalized():
     g = np.array([[10.0, 0.1], [0.0, 1.0]])
-    plain = weigh(Weighting.begin(2), g, np.ones(2), WeightingConfig(normalizer="none"))
-    fair = weigh(Weighting.begin(2), g, np.ones(2), WeightingConfig(normalizer="l2"))
+    plain = weigh(MoreState.begin(2), g, np.ones(2), WeightingConfig(normalizer="none"))
+    fair = weigh(MoreState.begin(2), g, np.ones(2), WeightingConfig(normalizer="l2"))
     assert plain.weights_K[0] < 0.02
     assert fair.weights_K == pytest.approx([0.5, 0.5], abs=0.01)
 
@@ -94,7 +94,7 @@ def test_a_large_gradient_loses_its_weight_unless_it_is_normalized():
 def test_momentum_is_a_running_mean_that_starts_at_the_first_gradient():
     config = WeightingConfig(momentum=0.3)
     first, second = random_gradients(0, 2), random_gradients(1, 2)
-    state = weigh(Weighting.begin(2), first, np.ones(2), config)
+    state = weigh(MoreState.begin(2), first, np.ones(2), config)
     assert state.momentum_KD == pytest.approx(first)
     state = weigh(state, second, np.ones(2), config)
     assert state.momentum_KD == pytest.approx(0.7 * first + 0.3 * second)
@@ -102,21 +102,21 @@ def test_momentum_is_a_running_mean_that_starts_at_the_first_gradient():
 
 def test_interpolation_goes_from_uniform_to_the_least_norm():
     g = random_gradients(2, 3)
-    full = weigh(Weighting.begin(3), g, np.ones(3), WeightingConfig(interpolation=1.0)).weights_K
-    half = weigh(Weighting.begin(3), g, np.ones(3), WeightingConfig(interpolation=0.5)).weights_K
-    none = weigh(Weighting.begin(3), g, np.ones(3), WeightingConfig(interpolation=0.0)).weights_K
+    full = weigh(MoreState.begin(3), g, np.ones(3), WeightingConfig(interpolation=1.0)).weights_K
+    half = weigh(MoreState.begin(3), g, np.ones(3), WeightingConfig(interpolation=0.5)).weights_K
+    none = weigh(MoreState.begin(3), g, np.ones(3), WeightingConfig(interpolation=0.0)).weights_K
     assert none == pytest.approx([1 / 3] * 3)
     assert half == pytest.approx(0.5 / 3 + 0.5 * full)
 
 
 def test_one_source_has_all_the_weight():
-    state = weigh(Weighting.begin(1), random_gradients(0, 1), np.ones(1), WeightingConfig())
+    state = weigh(MoreState.begin(1), random_gradients(0, 1), np.ones(1), WeightingConfig())
     assert state.weights_K == pytest.approx([1])
 
 
 def test_balanced_steps_have_as_many_pairs_of_each_source_however_few_it_has():
     source_P = np.array([0] * 50 + [1] + [2] * 9)
-    plan = Plan(source_P, 12, seed=3, balanced=True)
+    plan = BatchSampler(source_P, 12, seed=3, balanced=True)
     assert plan.steps_per_epoch == 5
     for step in range(20):
         assert np.bincount(source_P[plan.ids(step)]).tolist() == [4, 4, 4]
@@ -124,10 +124,10 @@ def test_balanced_steps_have_as_many_pairs_of_each_source_however_few_it_has():
     small = [i for step in range(9) for i in plan.ids(step) if source_P[i] == 2]
     assert all(sorted(small[9 * t : 9 * t + 9]) == list(range(51, 60)) for t in range(4))
     assert plan.passes(9) == pytest.approx([36 / 50, 36, 4])
-    assert plan.ids(4) == Plan(source_P, 12, seed=3, balanced=True).ids(4)
-    assert plan.ids(4) != Plan(source_P, 12, seed=4, balanced=True).ids(4)
+    assert plan.ids(4) == BatchSampler(source_P, 12, seed=3, balanced=True).ids(4)
+    assert plan.ids(4) != BatchSampler(source_P, 12, seed=4, balanced=True).ids(4)
 
 
 def test_sources_that_cannot_share_a_step_are_refused_with_a_size_that_fits():
     with pytest.raises(ValueError, match=r"is 10, which 3 sources cannot share.*for example 12"):
-        Plan(np.array([0, 1, 2]), 10, seed=0, balanced=True)
+        BatchSampler(np.array([0, 1, 2]), 10, seed=0, balanced=True)

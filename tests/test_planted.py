@@ -15,15 +15,15 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import Ridge
 
 from panoply.data.schema import PROMPT, prompt_id, split_key, text_id
-from panoply.synthetic.planted import World, plant
+from panoply.synthetic.planted import PlantedWorld, make_world
 from panoply.synthetic.raters import MISSING_SHARE, RATING_SOURCES
 
 Array = npt.NDArray[np.float64]
 
 
 @cache
-def world(seed: int, homogeneous: bool = False, conflict: float = 0.0) -> World:
-    return plant(seed, homogeneous=homogeneous, conflict=conflict)
+def world(seed: int, homogeneous: bool = False, conflict: float = 0.0) -> PlantedWorld:
+    return make_world(seed, homogeneous=homogeneous, conflict=conflict)
 
 
 def ids(table: pa.Table, column: str) -> list[str]:
@@ -31,12 +31,12 @@ def ids(table: pa.Table, column: str) -> list[str]:
     return [text_id(prompt, response) for prompt, response in rows]
 
 
-def attributes(planted: World) -> Array:
+def attributes(planted: PlantedWorld) -> Array:
     table = planted.truth.responses
     return np.stack([table[name].to_numpy() for name in planted.truth.attributes], axis=1)
 
 
-def texts(planted: World) -> list[str]:
+def texts(planted: PlantedWorld) -> list[str]:
     """The responses in the order of `truth.responses`."""
     text_of: dict[str, str] = {}
     for column in ("chosen", "rejected"):
@@ -45,19 +45,19 @@ def texts(planted: World) -> list[str]:
     return [text_of[i] for i in planted.truth.responses["text_id"].to_pylist()]
 
 
-def sides(planted: World) -> tuple[list[int], list[int]]:
+def sides(planted: PlantedWorld) -> tuple[list[int], list[int]]:
     """Rows of `truth.responses` of the chosen and of the rejected responses."""
     row = {i: n for n, i in enumerate(planted.truth.responses["text_id"].to_pylist())}
     chosen, rejected = (ids(planted.pairs, column) for column in ("chosen", "rejected"))
     return [row[i] for i in chosen], [row[i] for i in rejected]
 
 
-def differences(planted: World, values: Array) -> Array:
+def differences(planted: PlantedWorld, values: Array) -> Array:
     chosen, rejected = sides(planted)
     return values[chosen] - values[rejected]
 
 
-def labeling_weights(planted: World) -> Array:
+def labeling_weights(planted: PlantedWorld) -> Array:
     """The weights `[P, A]` that labeled each pair."""
     truth = planted.truth
     pool = [truth.pools.index(name) for name in planted.pairs["source"].to_pylist()]
@@ -82,20 +82,20 @@ def best_fixed(difference: Array) -> Array:
     return minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x
 
 
-def gap(planted: World, values: Array) -> float:
+def gap(planted: PlantedWorld, values: Array) -> float:
     """How much the planted weights beat the best fixed weights, fitted on the same pairs."""
     difference = differences(planted, values)
     oracle = accuracy((difference * labeling_weights(planted)).sum(axis=1))
     return oracle - accuracy(difference @ best_fixed(difference))
 
 
-def halves(planted: World) -> npt.NDArray[np.bool_]:
+def halves(planted: PlantedWorld) -> npt.NDArray[np.bool_]:
     """Which responses are of the first half of the prompts."""
     size = planted.truth.responses.num_rows
     return np.arange(size) < size // 2
 
 
-def readings(planted: World) -> Array:
+def readings(planted: PlantedWorld) -> Array:
     """Attributes `[N, A]` as a bag-of-words ridge reads them off one half of the prompts."""
     train, said = halves(planted), texts(planted)
     words = TfidfVectorizer(token_pattern=r"\w+").fit(
@@ -166,7 +166,7 @@ def test_in_the_homogeneous_world_fixed_weights_do_as_well_as_the_oracle():
 
 @pytest.mark.parametrize("flags", [{"homogeneous": True}, {"conflict": 1.0}])
 def test_flags_change_labels_and_leave_texts_and_ratings(flags: dict[str, float]):
-    plain, flagged = plant(5, num_prompts=60), plant(5, num_prompts=60, **flags)
+    plain, flagged = make_world(5, num_prompts=60), make_world(5, num_prompts=60, **flags)
     assert flagged.ratings.equals(plain.ratings)
     kept = ["text_id", "domain", *plain.truth.attributes]
     assert flagged.truth.responses.select(kept).equals(plain.truth.responses.select(kept))
@@ -234,7 +234,7 @@ def test_texts_are_short_distinct_and_counted_as_asked():
 
 
 def test_one_of_the_largest_worlds_still_has_distinct_prompts_and_texts():
-    planted = plant(1, num_prompts=1440, num_responses=2)
+    planted = make_world(1, num_prompts=1440, num_responses=2)
     found = planted.truth.responses["text_id"].to_pylist()
     assert len(set(found)) == len(found) == 2880
 
@@ -311,7 +311,7 @@ def test_opposites_are_opposite():
 
 
 def test_scorers_are_good_in_their_own_domains_only_and_on_scales_of_their_own():
-    planted = plant(0, num_prompts=300, num_scorers=5)
+    planted = make_world(0, num_prompts=300, num_scorers=5)
     domain = np.array(planted.truth.responses["domain"].to_pylist())
     reward = planted.truth.responses["reward"].to_numpy()
     assert planted.scorers["text_id"].equals(planted.truth.responses["text_id"])
@@ -333,7 +333,7 @@ def test_scorers_are_good_in_their_own_domains_only_and_on_scales_of_their_own()
 
 
 def test_the_same_seed_gives_the_same_world_and_another_seed_another():
-    one, again, other = (plant(seed, num_prompts=60) for seed in (3, 3, 4))
+    one, again, other = (make_world(seed, num_prompts=60) for seed in (3, 3, 4))
     assert one.ratings.equals(again.ratings)
     assert one.pairs.equals(again.pairs)
     assert one.scorers.equals(again.scorers)
@@ -356,4 +356,4 @@ def test_the_same_seed_gives_the_same_world_and_another_seed_another():
 )
 def test_a_number_out_of_range_is_named(name: str, value: float):
     with pytest.raises(ValueError, match=rf"{name} must be .* got {value!r}"):
-        plant(0, **{name: value})
+        make_world(0, **{name: value})

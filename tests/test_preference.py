@@ -17,7 +17,7 @@ import torch
 from actors import reward_training as training
 from panoply.config.preference import LossConfig, WeightingConfig
 from panoply.hub.artefact.load import load_reward_model
-from panoply.report.progress import Watch
+from panoply.report.progress import RunLogger
 from panoply.report.tables import RAW
 from tests.builders.preference_runs import small_config, write_pairs
 from workflows.preference import OWN, PLAIN, run_preference
@@ -46,7 +46,7 @@ def base(tmp_path_factory, tiny_model_folder):
 @pytest.fixture(scope="module")
 def alone(base):
     """The run inside this process."""
-    return run_preference(base, Watch())
+    return run_preference(base, RunLogger())
 
 
 def margins(out, name=OWN):
@@ -79,7 +79,7 @@ def test_each_step_is_in_mlflow(base, alone):
     out = Path(base.out)
     client = mlflow.MlflowClient(f"sqlite:///{out.parent / 'mlflow.db'}")
     run = client.get_run((out / "mlflow_run").read_text())
-    run_preference(base, Watch())  # the same command again logs no step twice
+    run_preference(base, RunLogger())  # the same command again logs no step twice
     logged = client.get_metric_history(run.info.run_id, "train.loss")
     assert len(logged) == alone["training"][OWN]["num_steps"]
     assert run.data.params["weighting.sources"] == "more"
@@ -87,11 +87,11 @@ def test_each_step_is_in_mlflow(base, alone):
 
 def test_the_same_folder_goes_on_and_refuses_another_configuration(base, alone):
     before = (Path(base.out) / "model" / "model.safetensors").stat().st_mtime_ns
-    again = run_preference(base, Watch())
+    again = run_preference(base, RunLogger())
     assert json.dumps(again["pairs"]) == json.dumps(alone["pairs"])  # NaN equals NaN in text
     assert (Path(base.out) / "model" / "model.safetensors").stat().st_mtime_ns == before
     with pytest.raises(ValueError, match="holds a run with other seed"):
-        run_preference(replace(base, seed=3), Watch())
+        run_preference(replace(base, seed=3), RunLogger())
 
 
 def test_a_worker_that_is_killed_in_the_middle_changes_nothing(base, alone, cluster):
@@ -108,7 +108,7 @@ def test_a_worker_that_is_killed_in_the_middle_changes_nothing(base, alone, clus
 
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()
-    run_preference(config, Watch())
+    run_preference(config, RunLogger())
     thread.join(timeout=1)
     assert killed == [True]
     for name in (OWN, PLAIN):
@@ -134,7 +134,7 @@ def test_a_run_that_diverges_stops_with_the_batch_and_a_way_out(base, tmp_path):
     with pytest.raises(
         RuntimeError, match=r"training stopped before.*nonfinite.*lower `schedule.lr`"
     ):
-        run_preference(config, Watch())
+        run_preference(config, RunLogger())
     assert list((tmp_path / "bad" / "train" / OWN).glob("nonfinite-*.json"))
     assert not (tmp_path / "bad" / "model").exists()
 
@@ -147,7 +147,7 @@ def test_dpo_as_a_reward_model_is_measured_and_leaves_no_classifier(base, tmp_pa
         schedule=replace(base.schedule, num_epochs=2),
         loss=LossConfig(policy="dpo", reward=0.0, alpha=1.0),
     )
-    metrics = run_preference(config, Watch())
+    metrics = run_preference(config, RunLogger())
     assert set(metrics["pairs"]) == {OWN, OWN + RAW}
     assert not (tmp_path / "dpo" / "model").exists()
 
@@ -160,7 +160,7 @@ def test_an_ensemble_is_saved_with_its_members(base, tmp_path):
         schedule=replace(base.schedule, num_epochs=2),
         num_heads=3,
     )
-    metrics = run_preference(config, Watch())
+    metrics = run_preference(config, RunLogger())
     assert metrics["artefact"]["round_trip_drift"] < 1e-3
     model = load_reward_model(tmp_path / "ensemble" / "model")
     prompt = [{"role": "user", "content": "say 0 7 cloud"}]

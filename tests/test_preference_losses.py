@@ -14,8 +14,8 @@ from panoply.preference.losses import (
     soft_label,
     updated_labels,
 )
-from panoply.preference.pair_loss import Targets, pair_loss
-from panoply.preference.step import Compared
+from panoply.preference.pair_loss import PairLabels, pair_loss
+from panoply.preference.step import PairOutputs
 from tests.builders.reference import dpo_loss, log_sigmoid, sigmoid, soft_label_loss
 
 MARGINS = [-7.0, -0.4, 0.0, 0.3, 2.0, 9.0]
@@ -30,7 +30,7 @@ def compared(num_pairs=6, num_heads=1, seed=0):
     scores = [torch.from_numpy(rng.normal(size=(num_pairs, num_heads))) for _ in range(2)]
     spoken = [torch.from_numpy(rng.normal(-20, 4, num_pairs)) for _ in range(2)]
     counts = torch.from_numpy(rng.integers(3, 30, num_pairs))
-    return Compared(*scores, *spoken, counts, np.arange(num_pairs))
+    return PairOutputs(*scores, *spoken, counts, np.arange(num_pairs))
 
 
 def targets(num_pairs=6, **changes):
@@ -40,7 +40,7 @@ def targets(num_pairs=6, **changes):
         "weight_P": torch.ones(num_pairs, dtype=torch.float64),
         "reference_P": torch.linspace(-2, 2, num_pairs, dtype=torch.float64),
     }
-    return Targets(**(given | changes))
+    return PairLabels(**(given | changes))
 
 
 def test_bradley_terry_is_its_formula_and_finite_at_any_margin():

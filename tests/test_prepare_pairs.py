@@ -8,10 +8,15 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoTokenizer, LlamaConfig, LlamaModel
 
-from panoply.config.preference import LossConfig, PreferenceConfig, TrunkConfig, WeightingConfig
+from panoply.config.preference import (
+    LossConfig,
+    PreferenceConfig,
+    TrainedBackboneConfig,
+    WeightingConfig,
+)
 from panoply.data.tokens import TokenPairs
 from panoply.hub.backbone.backbone import Renderer
-from panoply.report.progress import Watch
+from panoply.report.progress import RunLogger
 from panoply.report.tables import RAW
 from tests.builders.preference_runs import (
     WORDS,
@@ -27,7 +32,7 @@ from workflows.preference import calibrate, measure
 
 def prepare(config, folder):
     found = read_pairs(config, folder / "data")
-    tokens, cut = tokenize(config, found, folder / "data" / "tokens.parquet", Watch())
+    tokens, cut = tokenize(config, found, folder / "data" / "tokens.parquet", RunLogger())
     return found, tokens, cut, *training_rows(config, found, tokens)
 
 
@@ -44,7 +49,7 @@ def pair(number, chosen, rejected, **columns):
 def test_trees_come_back_from_disk_as_they_were_rendered(tmp_path, tiny_model_folder):
     config = small_config(tiny_model_folder, write_pairs(tmp_path, (30,)))
     found, tokens, *_ = prepare(config, tmp_path)
-    renderer = Renderer(AutoTokenizer.from_pretrained(tiny_model_folder), config.trunk.rendering)
+    renderer = Renderer(AutoTokenizer.from_pretrained(tiny_model_folder), config.backbone.rendering)
     for row, wanted in enumerate(pq.read_table(found.path).to_pylist()):
         tree = renderer.render(wanted["prompt"], [wanted["chosen"], wanted["rejected"]]).tree
         assert tokens.tree(row) == tree
@@ -94,7 +99,7 @@ def test_pairs_beyond_the_limits_are_cut_and_counted(tmp_path, tiny_model_folder
     assert cut["responses_cut"] == 20
     assert told["alike_when_cut"] == 10
     assert not tokens.alike()[found.train].any()
-    limits = config.trunk.rendering
+    limits = config.backbone.rendering
     most = limits.max_prompt_tokens + 2 * limits.max_response_tokens + 20
     assert tokens.column("num_tokens").max() <= most
     # The same counts when the run goes on and finds its trees on disk.
@@ -197,12 +202,12 @@ def test_a_model_whose_margins_are_all_tied_is_half_right_and_sure_of_nothing(
         ({"pairs": ()}, "name pair files"),
         ({"num_heads": 0}, "`num_heads` must be >= 1, got 0"),
         ({"flipped": 1.0}, r"`flipped` must be in \[0, 1\), got 1.0"),
-        ({"loss": LossConfig(reference="adapters_off")}, "'adapters_off' needs `trunk.trained`"),
-        ({"loss": LossConfig(policy="sft")}, "which `trunk.trained` 'head' freezes"),
+        ({"loss": LossConfig(reference="adapters_off")}, "'adapters_off' needs `backbone.trained`"),
+        ({"loss": LossConfig(policy="sft")}, "which `backbone.trained` 'head' freezes"),
         ({"parallel": "fsdp"}, "'fsdp' shards what is trained"),
     ],
 )
 def test_what_cannot_go_together_is_refused_with_what_to_do(change, told):
-    trunk = TrunkConfig(trained="head")
+    backbone = TrainedBackboneConfig(trained="head")
     with pytest.raises(ValueError, match=told):
-        PreferenceConfig(**({"pairs": ("p.jsonl",), "trunk": trunk} | change))
+        PreferenceConfig(**({"pairs": ("p.jsonl",), "backbone": backbone} | change))

@@ -8,7 +8,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from panoply.report.progress import Watch
+from panoply.report.progress import RunLogger
 
 OUTSIDE = "[/INST] [bold]x[/] :smile: \x1b[2J\ud800 é"
 AS_TEXT = "[/INST] [bold]x[/] :smile: \\x1b[2J\\ud800 é"
@@ -18,8 +18,8 @@ AS_TEXT = "[/INST] [bold]x[/] :smile: \\x1b[2J\\ud800 é"
 @pytest.mark.parametrize("terminal", [False, True])
 def test_a_line_and_a_bar_print_text_as_text(terminal):
     file = io.StringIO()
-    watch = Watch(Console(file=file, force_terminal=terminal, width=200, color_system=None))
-    watch.say(OUTSIDE)
+    watch = RunLogger(Console(file=file, force_terminal=terminal, width=200, color_system=None))
+    watch.info(OUTSIDE)
     with watch.bar("scoring with [/INST] [bold]", 2) as advance:
         advance(2)
     assert AS_TEXT in file.getvalue()
@@ -37,7 +37,7 @@ def run(code, stdout=subprocess.PIPE, **settings):
 
 
 PRINTS = """
-from panoply.report.progress import Terminal, Watch, exit_if_unusable
+from panoply.report.progress import RunLogger, Terminal, exit_if_unusable
 from panoply.report.tables import add_row, empty_table
 outside = {outside!r}
 console = Terminal()
@@ -46,7 +46,7 @@ table = empty_table("title [/t]", "first [/f]", ["second"])
 add_row(table, outside, "b[/b]")
 table.add_row(outside, "b")  # as text that no `Text` was made of
 console.print(table)
-Watch(console).say(outside)
+RunLogger(console).info(outside)
 with exit_if_unusable(console):
     raise ValueError(outside)
 """
@@ -69,11 +69,11 @@ def test_what_a_command_prints_is_text_in_lines_tables_and_errors(encoding):
 def test_a_reader_who_goes_away_and_a_full_disk_end_no_run():
     goes_on = """
 import sys, time
-from panoply.report.progress import Terminal, Watch
-watch = Watch(Terminal())
+from panoply.report.progress import RunLogger, Terminal
+logger = RunLogger(Terminal())
 for second in range(20):
-    watch.say("many words " * 200)
-    with watch.bar("b", 2) as advance:
+    logger.info("many words " * 200)
+    with logger.bar("b", 2) as advance:
         advance(1)
 print("to the end", file=sys.stderr)
 """

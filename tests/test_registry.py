@@ -5,8 +5,8 @@ import json
 import pytest
 from mlflow import MlflowClient
 
-from panoply.config.serve import ArmConfig
-from panoply.report.progress import Watch
+from panoply.config.serve import ServedModelConfig
+from panoply.report.progress import RunLogger
 from workflows.cluster.tracking import open_tracker
 from workflows.serve import pinned
 
@@ -21,7 +21,7 @@ def registry(tmp_path_factory):
         (root / name / "model").mkdir(parents=True)
         (root / name / "config.json").write_text("{}")
         (root / name / "model" / "panoply.json").write_text(json.dumps({"run": name}))
-        with open_tracker("serving", root / name).run({}, {}, Watch(), model="armorm"):
+        with open_tracker("serving", root / name).run({}, {}, RunLogger(), model="armorm"):
             pass
     yield MlflowClient()
     monkeypatch.undo()
@@ -33,7 +33,7 @@ def which(place):
 
 
 def folder_of(uri, tmp_path):
-    arm = pinned(ArmConfig(name="m", where=uri))
+    arm = pinned(ServedModelConfig(name="m", where=uri))
     assert arm.kind == "model"
     return type(tmp_path)(arm.where)
 
@@ -74,6 +74,6 @@ def test_what_the_registry_does_not_have_is_told_in_one_sentence(registry, uri):
     with pytest.raises(
         ValueError, match=r"no model 'models:/.*' in the registry 'sqlite:///"
     ) as told:
-        pinned(ArmConfig(name="m", where=uri))
+        pinned(ServedModelConfig(name="m", where=uri))
     assert "\n" not in str(told.value)
     assert "models:/NAME@ALIAS" in str(told.value)

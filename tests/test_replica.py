@@ -12,13 +12,13 @@ from test_request_tokens import MERGES, WHITE
 from test_scalar import save_small
 from transformers import AutoTokenizer
 
-from actors.function_replica import ArmJudge
-from actors.replica import MOST_FAILURES, Judge
+from actors.function_replica import FunctionReplica
+from actors.replica import MOST_FAILURES, RewardModelReplica
 from actors.voices import voice_of
-from panoply.config.serve import ArmConfig, BatchConfig
+from panoply.config.serve import BatchConfig, ServedModelConfig
 from panoply.hub.artefact.load import load_reward_model
-from panoply.serve.calls import Call
-from panoply.wire.request import Chat, Rendered, RequestError, Tokens
+from panoply.serve.calls import ReplicaRequest
+from panoply.wire.request import Chat, RenderedText, RequestError, Tokens
 from panoply.wire.slime import Sample
 from panoply.wire.trainers import verl_request
 
@@ -46,11 +46,11 @@ def folders(tiny_model_folder, tmp_path_factory):
 def judge_of(folder, **options):
     model = load_reward_model(folder)
     batch = BatchConfig(max_tokens=options.pop("max_tokens", 300))
-    return Judge("m", voice_of(model), batch, **options), model
+    return RewardModelReplica("m", voice_of(model), batch, **options), model
 
 
 def call(*items, **changes):
-    return Call(items=items, bucket=0, timeout=60.0, **changes)
+    return ReplicaRequest(items=items, bucket=0, timeout=60.0, **changes)
 
 
 def answers(judge, calls):
@@ -103,8 +103,8 @@ def test_messages_text_and_token_ids_of_one_conversation_score_alike(folders):
         [
             call(
                 Chat(tuple(PROMPTS[0]), ("No.",)),
-                Rendered(prompt, (whole.removeprefix(prompt),)),
-                Rendered("", (whole,)),
+                RenderedText(prompt, (whole.removeprefix(prompt),)),
+                RenderedText("", (whole,)),
                 Tokens((tuple(ids),)),
             )
         ],
@@ -154,9 +154,9 @@ def test_a_reply_scores_alike_in_all_forms_whatever_white_space_it_begins_with(m
             ids = tokenizer(whole, add_special_tokens=False)["input_ids"]
             forms = [
                 Chat(tuple(dialogue), (response,)),
-                Rendered(prompt, (whole.removeprefix(prompt),)),
-                Rendered(prompt, (response,)),
-                Rendered("", (whole,)),
+                RenderedText(prompt, (whole.removeprefix(prompt),)),
+                RenderedText(prompt, (response,)),
+                RenderedText("", (whole,)),
                 Tokens((tuple(ids),)),
                 *Sample(prompt=dialogue, response=f"{response}<|end|>").request().items,
                 *Sample(prompt=prompt, response=f"{response}<|end|>").request().items,
@@ -196,7 +196,7 @@ def test_a_score_says_how_many_tokens_limits_cut_away(folders, pairwise):
         opening = renderer.ids([text])[0]
         cut = len(opening) - limits.max_prompt_tokens, 400 - limits.max_response_tokens
         ids = tuple(renderer.ids([text + short])[0])
-        forms = call(Chat(prompt, (short, "No.")), Rendered(text, (short,)), Tokens((ids,)))
+        forms = call(Chat(prompt, (short, "No.")), RenderedText(text, (short,)), Tokens((ids,)))
         compared = call(Chat(prompt, (short, "No.")), compares=True)
         answer, pair = answers(judge, [forms, compared])
         assert [score.num_cut for item in answer.items for score in item] == [
@@ -214,7 +214,7 @@ def test_a_score_says_how_many_tokens_limits_cut_away(folders, pairwise):
 def test_text_of_the_policys_template_is_rendered_again_in_the_models_own(folders):
     judge, model = judge_of(folders["gated"], rendered_by="chatml")
     prompt = "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
-    (told,) = answers(judge, [call(Rendered(prompt, ("No.<|im_end|>\n",)))])
+    (told,) = answers(judge, [call(RenderedText(prompt, ("No.<|im_end|>\n",)))])
     wanted = model.score(PROMPTS[1], ["No."])
     assert values(told)[0] == pytest.approx(wanted, rel=1e-4)
 
@@ -268,7 +268,7 @@ def test_what_cannot_be_read_is_an_error_of_its_item_alone(folders):
         judge,
         [
             call(
-                Rendered("", ("no template at all",)),
+                RenderedText("", ("no template at all",)),
                 Chat(tuple(PROMPTS[0]), ("No.",)),
                 Tokens(((10**6, 1),)),
             )
@@ -311,7 +311,7 @@ def test_a_full_queue_says_when_to_come_back(folders):
 
 def test_nothing_asked_is_answered_with_nothing(folders):
     judge, _ = judge_of(folders["scalar"])
-    (told,) = answers(judge, [call(Chat(tuple(PROMPTS[0]), ()), Rendered("", ()))])
+    (told,) = answers(judge, [call(Chat(tuple(PROMPTS[0]), ()), RenderedText("", ()))])
     assert told.items == ((), ())
 
 
@@ -345,7 +345,7 @@ def test_comparisons_are_those_in_process_through_the_same_queue(folders, pairwi
 def test_a_pairwise_model_asked_for_scores_says_what_to_ask(pairwise):
     judge, _ = judge_of(pairwise)
     assert judge.about()["kind"] == "pairwise"
-    texts = Chat(tuple(PROMPTS[0]), RESPONSES), Rendered("p", ("r",)), Tokens(((1, 2),))
+    texts = Chat(tuple(PROMPTS[0]), RESPONSES), RenderedText("p", ("r",)), Tokens(((1, 2),))
     for told in answers(judge, [call(item) for item in texts]):
         assert isinstance(told, RequestError)
         assert told.status == 400
@@ -367,7 +367,9 @@ def test_a_pair_that_cannot_be_compared_fails_alone(folders, pairwise):
 
 
 def test_functions_are_not_compared():
-    arm = ArmJudge(ArmConfig(name="m", where="function:panoply.serve.verifiers:length"))
+    arm = FunctionReplica(
+        ServedModelConfig(name="m", where="function:panoply.serve.verifiers:length")
+    )
     (told,) = answers(arm, [call(Chat(tuple(PROMPTS[0]), ("a", "b")), compares=True)])
     assert told.status == 400
     assert "'m' is a function, whose scores have no temperature" in str(told)
@@ -389,7 +391,9 @@ def test_a_response_without_its_prompt_is_refused_by_models_and_taken_by_functio
         assert (score.score, score.transient) == (None, False)
         assert "'m' scores a reply to a prompt, and none was sent" in score.error
     assert scored[0].score == pytest.approx(float(model.score(prompt, ["No."])[0]), rel=1e-4)
-    length = ArmJudge(ArmConfig(name="n", where="function:panoply.serve.verifiers:length"))
+    length = FunctionReplica(
+        ServedModelConfig(name="n", where="function:panoply.serve.verifiers:length")
+    )
     assert values(answers(length, [call(Chat((), ("No.", "Yes.")))])[0]) == [[3, 4]]
 
 

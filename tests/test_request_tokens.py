@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from panoply.config import Rendering
 from panoply.hub.backbone.backbone import PLAIN_TEMPLATE, Renderer
-from panoply.hub.backbone.request_tokens import Reader
+from panoply.hub.backbone.request_tokens import RequestTokenizer
 from panoply.hub.backbone.smollm2 import SHA256, cache_root
 
 PROMPT = [
@@ -60,7 +60,9 @@ def reader(template=TURNS, *, adds_bos=False, needs_turns=True, bos="", lines=Fa
 
 
 def reads(tokenizer, *, needs_turns=True, **limits):
-    return Reader(Renderer(tokenizer, Rendering(**limits)), len(tokenizer), needs_turns=needs_turns)
+    return RequestTokenizer(
+        Renderer(tokenizer, Rendering(**limits)), len(tokenizer), needs_turns=needs_turns
+    )
 
 
 def rendered(read, response=None, prompt=PROMPT):

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch.nn.functional import logsigmoid
 
-from actors.reward_trainer import Learner, NonFinite
+from actors.reward_trainer import NonFinite, RewardTrainer
 from actors.reward_training import DONE, STOPPED, Run, run_task
-from panoply.config.preference import LossConfig, TrunkConfig, WeightingConfig
+from panoply.config.preference import LossConfig, TrainedBackboneConfig, WeightingConfig
 from panoply.hub.policy.trainable import load_trainable
-from panoply.preference.batch_sampler import Plan
+from panoply.preference.batch_sampler import BatchSampler
 from panoply.preference.distributed import Group
 from panoply.preference.losses import updated_labels
 from panoply.preference.min_norm import exact
@@ -51,9 +51,9 @@ def separate_scores(learner, rows):
 
 
 def test_a_step_is_adamw_on_the_mean_loss_of_its_pairs(task):
-    learner = Learner(task, Group())
+    learner = RewardTrainer(task, Group())
     rows = task.pairs.train[learner.plan.ids(0)]
-    other_one = Learner(task, Group())
+    other_one = RewardTrainer(task, Group())
     scores = separate_scores(other_one, rows)
     loss = -logsigmoid(scores[:, 0] - scores[:, 1]).mean()
     loss.backward()
@@ -77,7 +77,7 @@ def test_two_runs_of_a_seed_are_identical_and_another_seed_is_not(task):
 
 
 def test_the_rate_rises_and_falls_to_zero(task):
-    learner = Learner(task, Group())
+    learner = RewardTrainer(task, Group())
     rates = [learner.rate(step) for step in range(learner.num_steps)]
     top = int(np.argmax(rates))
     assert rates[: top + 1] == sorted(rates[: top + 1])
@@ -94,12 +94,12 @@ def test_more_with_one_source_is_plain_training(tmp_path, tiny_model_folder):
     weighted = other(plain, "more", weighting=MORE)
     assert losses(steps_of(weighted)[1]) == losses(steps_of(balanced)[1])
     mean = steps_of(other(plain, "mixed"), 1)[0]
-    assert mean.plan.steps_per_epoch == Plan(np.zeros(28), 8, 0).steps_per_epoch
+    assert mean.plan.steps_per_epoch == BatchSampler(np.zeros(28), 8, 0).steps_per_epoch
 
 
 def test_lambda_is_the_least_norm_of_the_head_gradients_of_this_very_step(task):
     more = other(task, "more", weighting=MORE)
-    learner = Learner(more, Group())
+    learner = RewardTrainer(more, Group())
     rows = more.pairs.train[learner.plan.ids(0)]
     scores = separate_scores(learner, rows)
     loss_P = -logsigmoid(scores[:, 0] - scores[:, 1])
@@ -139,8 +139,8 @@ def test_bfloat16_trains_near_float32_and_is_scored_as_it_is_saved(task, trained
     loss = LossConfig() if trained == "head" else LossConfig(policy="dpo")
     ends = []
     for dtype in ("float32", "bfloat16"):
-        trunk = replace(task.config.trunk, trained=trained, num_last=1, rank=4, dtype=dtype)
-        run = other(task, f"{trained}-{dtype}", trunk=trunk, loss=loss)
+        backbone = replace(task.config.backbone, trained=trained, num_last=1, rank=4, dtype=dtype)
+        run = other(task, f"{trained}-{dtype}", backbone=backbone, loss=loss)
         run_task(run, Group())
         ends.append(np.load(Path(run.folder) / "margins.npy")[task.pairs.scored, 0])
         history = json.loads((Path(run.folder) / DONE).read_text())["history"]
@@ -151,9 +151,9 @@ def test_bfloat16_trains_near_float32_and_is_scored_as_it_is_saved(task, trained
 
 @pytest.mark.parametrize("trained", ["last", "head"])
 def test_what_is_computed_once_changes_no_step(task, trained):
-    trunk = replace(task.config.trunk, trained=trained, num_last=1)
-    stored, logged = steps_of(other(task, trained, trunk=trunk), 3)
-    whole = Learner(other(task, f"{trained}-whole"), Group())
+    backbone = replace(task.config.backbone, trained=trained, num_last=1)
+    stored, logged = steps_of(other(task, trained, backbone=backbone), 3)
+    whole = RewardTrainer(other(task, f"{trained}-whole"), Group())
     whole.net.requires_grad_(False)
     parts = [whole.net.head]
     if trained == "last":
@@ -167,20 +167,20 @@ def test_what_is_computed_once_changes_no_step(task, trained):
     files = list(Path(task.store).rglob("*.safetensors"))
     assert files
     before = {file: file.stat().st_mtime_ns for file in files}
-    Learner(other(task, f"{trained}-again", trunk=trunk), Group())
+    RewardTrainer(other(task, f"{trained}-again", backbone=backbone), Group())
     assert before == {file: file.stat().st_mtime_ns for file in before}
 
 
 def test_log_probabilities_are_those_of_the_causal_model(task):
     from transformers import AutoModelForCausalLM
 
-    trunk = task.config.trunk
-    trainable = load_trainable(trunk, policy=True)
-    learner = Learner(other(task, "spoken", loss=LossConfig(policy="sft")), Group())
+    backbone = task.config.backbone
+    trainable = load_trainable(backbone, policy=True)
+    learner = RewardTrainer(other(task, "spoken", loss=LossConfig(policy="sft")), Group())
     rows = task.pairs.train[:5].tolist()
     found = learner.compare(rows, policy=True)
     torch.manual_seed(task.config.seed)
-    model = AutoModelForCausalLM.from_pretrained(trunk.model).eval()
+    model = AutoModelForCausalLM.from_pretrained(backbone.model).eval()
     model.load_state_dict(
         trainable.net.decoder.model.state_dict(), strict=False
     )  # a random head is drawn anew
@@ -198,11 +198,12 @@ def test_log_probabilities_are_those_of_the_causal_model(task):
 
 
 def test_the_three_references_give_the_same_steps(task):
-    trunk = replace(task.config.trunk, trained="lora", rank=4)
+    backbone = replace(task.config.backbone, trained="lora", rank=4)
     runs = [
         losses(
             steps_of(
-                other(task, name, trunk=trunk, loss=LossConfig(policy="dpo", reference=name)), 4
+                other(task, name, backbone=backbone, loss=LossConfig(policy="dpo", reference=name)),
+                4,
             )[1]
         )
         for name in ("precomputed", "copy", "adapters_off")
@@ -210,7 +211,7 @@ def test_the_three_references_give_the_same_steps(task):
     assert runs[1] == pytest.approx(runs[0], rel=1e-5)
     assert runs[2] == pytest.approx(runs[0], rel=1e-5)
     # At first the policy is its reference.
-    reward = steps_of(other(task, "reward", trunk=trunk), 1)[1][0]["loss"]
+    reward = steps_of(other(task, "reward", backbone=backbone), 1)[1][0]["loss"]
     assert runs[0][0] == pytest.approx(reward + 0.2 * np.log(2), rel=1e-5)
 
 
@@ -231,7 +232,7 @@ def test_a_run_goes_on_from_a_checkpoint_as_if_nothing_had_happened(task):
     run_task(more, Group())
     cut = replace(more, folder=str(Path(more.folder).with_name("cut")))
     Path(cut.folder).mkdir()
-    first = Run.begin(Learner(cut, Group()), Path(cut.folder))
+    first = Run.begin(RewardTrainer(cut, Group()), Path(cut.folder))
     for _ in range(3):
         first.history.append(first.learner.step(first.step))
         first.step += 1
@@ -248,7 +249,7 @@ def test_a_run_goes_on_from_a_checkpoint_as_if_nothing_had_happened(task):
 
 def test_a_number_that_is_not_finite_stops_before_any_weight_changes(task):
     bad = other(task, "bad")
-    learner = Learner(bad, Group())
+    learner = RewardTrainer(bad, Group())
     learner.step(0)
     before = flat(learner)
     learner.labels_P[:] = np.inf
@@ -271,7 +272,7 @@ def test_a_task_that_diverges_says_so_and_leaves_no_result(task):
 
 def test_data_smoothing_moves_training_labels_by_id_and_no_other(task):
     soft = other(task, "soft", loss=LossConfig(smoothing=0.25))
-    learner = Learner(soft, Group())
+    learner = RewardTrainer(soft, Group())
     learner.step(0)
     train = soft.pairs.train
     margins = learner.compare(train.tolist()).margin_PK.mean(1).double()
@@ -290,7 +291,7 @@ def test_training_stops_early_and_keeps_the_best(task):
     run_task(early, Group())
     done = json.loads((Path(early.folder) / DONE).read_text())
     looks = [step["select_loss"] for step in done["history"] if "select_loss" in step]
-    learner = Learner(early, Group())
+    learner = RewardTrainer(early, Group())
     assert len(done["history"]) < learner.num_steps
     assert min(looks) == done["best_select_loss"] == min(looks[:-2])
     learner.weights.restore(torch.load(Path(early.folder) / "trained.pt", weights_only=True))
@@ -301,14 +302,14 @@ def test_heads_on_frozen_features_differ_when_they_are_bagged(task):
     schedule = replace(task.config.schedule, num_epochs=60, head_lr=5e-2)
     apart = []
     for bagging in (False, True):
-        trunk = replace(task.config.trunk, trained="head")
-        changes = {"trunk": trunk, "num_heads": 4, "bagging": bagging, "schedule": schedule}
+        backbone = replace(task.config.backbone, trained="head")
+        changes = {"backbone": backbone, "num_heads": 4, "bagging": bagging, "schedule": schedule}
         run = other(task, f"bagging-{bagging}", **changes)
         run_task(run, Group())
         heads = np.corrcoef(np.load(Path(run.folder) / "margins.npy")[run.pairs.scored].T)
         apart.append(1 - heads[np.triu_indices(4, 1)].mean())
     assert apart[1] > 2 * apart[0]
-    learner = Learner(run, Group())
+    learner = RewardTrainer(run, Group())
     bags = learner.bag(list(range(400)))
     assert float(bags.mean()) == pytest.approx(1, abs=0.1)
     assert torch.equal(learner.bag([7, 3])[1], bags[3])
@@ -325,6 +326,8 @@ def test_it_learns_what_a_source_prefers(tmp_path, tiny_model_folder):
 
 
 def test_a_model_with_too_few_layers_is_refused_before_it_is_trained(tiny_model_folder):
-    trunk = TrunkConfig(model=str(tiny_model_folder), trained="last", num_last=3, dtype="float32")
-    with pytest.raises(ValueError, match=r"`trunk.num_last` is 3, but 3 layers are kept"):
-        load_trainable(trunk)
+    backbone = TrainedBackboneConfig(
+        model=str(tiny_model_folder), trained="last", num_last=3, dtype="float32"
+    )
+    with pytest.raises(ValueError, match=r"`backbone.num_last` is 3, but 3 layers are kept"):
+        load_trainable(backbone)

@@ -14,7 +14,7 @@ from panoply.config import Rendering
 from panoply.data.schema import split_key
 from panoply.hub.artefact.export import export_scalar
 from panoply.hub.artefact.load import load_reward_model
-from panoply.hub.artefact.manifest import ScalarCard
+from panoply.hub.artefact.manifest import ScalarManifest
 from panoply.hub.artefact.model_card import write_card
 from panoply.hub.artefact.scalar import ScalarModel, load_scalar_model, save_scalar_model
 from panoply.hub.backbone.attention import attend_by_trees
@@ -56,7 +56,7 @@ def small_card(num_heads=1, **changes):
         "centers": tuple(0.3 + k for k in range(num_heads)),
         "scales": tuple(1.5 + k for k in range(num_heads)),
     }
-    return ScalarCard(**fields | changes)
+    return ScalarManifest(**fields | changes)
 
 
 def save_small(folder, tokenizer, *, num_heads=1, model=None, seen=(), **changes):
@@ -294,7 +294,7 @@ def test_a_folder_tells_its_kind_its_record_and_what_it_has_seen(tokenizer, tmp_
     save_small(tmp_path / "m", tokenizer, seen=[key])
     model = load_reward_model(tmp_path / "m")
     assert isinstance(model, ScalarModel)
-    assert model.card == ScalarCard.from_json(model.card.to_json())
+    assert model.card == ScalarManifest.from_json(model.card.to_json())
     assert model.card.sources == ("east", "west")
     assert np.load(tmp_path / "m" / "seen.npy").tolist() == [int(key[:16], 16)]
     with pytest.raises(ValueError, match="nothing to export"):

@@ -13,7 +13,7 @@ from panoply.hub.policy.policy import load_policy
 from panoply.laser.log import Log
 from panoply.model.sampling import stream
 from panoply.preference.distributed import Group
-from panoply.report.progress import Watch
+from panoply.report.progress import RunLogger
 from panoply.wire.retry import RewardServerError
 from tests.builders.app_server import serving
 from tests.builders.laser_runs import laser_config
@@ -160,7 +160,9 @@ def test_a_loop_samples_from_a_server_by_the_adapters_of_each_round(
     app = policy_app(tiny_policy_folder)
     with serving(app) as url:
         config = laser_config(tiny_policy_folder, tmp_path / "run", num_rounds=2)
-        first = run_laser(replace(config, server=PolicyServerConfig(url=f"{url}#{BASE}")), Watch())
+        first = run_laser(
+            replace(config, server=PolicyServerConfig(url=f"{url}#{BASE}")), RunLogger()
+        )
         asked = [request.model for request in app.state.seen.asked]
     per_round, held_out = 4 * 3, 4 * 3
     names = list(dict.fromkeys(asked))
@@ -168,7 +170,7 @@ def test_a_loop_samples_from_a_server_by_the_adapters_of_each_round(
     assert [asked.count(name) for name in names] == [held_out + per_round, per_round, held_out]
     # A run that is over is only read, so a strategy may be added without the server.
     more = replace(config, strategies=("laser", "laser_verified"))
-    second = run_laser(more, Watch())
+    second = run_laser(more, RunLogger())
     assert second["strategies"]["laser"] == first["strategies"]["laser"]
     assert second["choices"]["laser_verified"]["applied"] == "verifier"
     rewards = (
@@ -176,4 +178,4 @@ def test_a_loop_samples_from_a_server_by_the_adapters_of_each_round(
     )
     assert rewards["reward"].equals(rewards["verifier"])
     with pytest.raises(ValueError, match="other first strategy"):
-        run_laser(replace(more, strategies=more.strategies[::-1]), Watch())
+        run_laser(replace(more, strategies=more.strategies[::-1]), RunLogger())

@@ -14,7 +14,7 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from panoply.report.progress import Watch
+from panoply.report.progress import RunLogger
 from tests.builders.mlflow_server import Door, free_port, mlflow_server
 from tests.builders.preference_runs import small_config, write_pairs
 from tests.builders.ray_head import ROOT
@@ -34,21 +34,21 @@ TRIALS = {
 RUN = """
 import sys
 from pathlib import Path
-from panoply.report.progress import Watch
+from panoply.report.progress import RunLogger
 from workflows.cluster.tracking import open_tracker
-with open_tracker("race", Path(sys.argv[1])).run({"seed": 1}, {}, Watch(), model="armorm"):
+with open_tracker("race", Path(sys.argv[1])).run({"seed": 1}, {}, RunLogger(), model="armorm"):
     pass
 """
 
 
-class Ear(Watch):
+class Ear(RunLogger):
     """Keeps the lines that a run prints."""
 
     def __init__(self):
         super().__init__()
         self.lines = []
 
-    def say(self, text):
+    def info(self, text):
         """Keeps a line."""
         self.lines.append(text)
 
@@ -401,8 +401,9 @@ def preference(model, folder):
     return [
         *(sys.executable, "-m", "jobs.preference", "pairs"),
         *("--pairs", *write_pairs(folder, (60, 60)), "--out", str(folder / "run")),
-        *("--trunk.model", str(model), "--trunk.trained", "full", "--trunk.dtype", "float32"),
-        *("--trunk.rendering.max-prompt-tokens", "48", "--schedule.num-epochs", "8"),
+        *("--backbone.model", str(model), "--backbone.trained", "full"),
+        *("--backbone.dtype", "float32"),
+        *("--backbone.rendering.max-prompt-tokens", "48", "--schedule.num-epochs", "8"),
         *("--num-workers", "0", "--store", str(folder / "store")),
     ]
 
@@ -450,5 +451,5 @@ def test_a_job_whose_experiment_was_deleted_trains_nothing(tiny_model_folder, tm
     pairs, out = write_pairs(tmp_path, (60,)), tmp_path / "run"
     config = small_config(tiny_model_folder, pairs, out=str(out), store=str(tmp_path / "store"))
     with pytest.raises(TrackerError, match=r"experiment .preference.*was deleted"):
-        run_preference(config, Watch())
+        run_preference(config, RunLogger())
     assert not out.exists()

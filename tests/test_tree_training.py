@@ -15,7 +15,7 @@ from panoply.model.forward import encode, encode_plain
 from panoply.model.heads import LinearHead, StackedHeads
 from panoply.model.reward_net import RewardNet
 from panoply.preference.batch_sampler import step_ids
-from panoply.preference.step import Comparison, micro_batches
+from panoply.preference.step import PairTree, micro_batches
 from panoply.preference.step import compute_gradients as step_gradients
 
 
@@ -24,7 +24,7 @@ def comparisons(seed, num_trees=5):
     trees = [t for t in random_trees(seed, 3 * num_trees) if len(t.branches) > 1][:num_trees]
     trees += alike_trees(seed, 2)
     return [
-        Comparison(t, tuple(range(len(t.branches) - 1)), tuple(range(1, len(t.branches))))
+        PairTree(t, tuple(range(len(t.branches) - 1)), tuple(range(1, len(t.branches))))
         for t in trees
     ]
 
@@ -161,9 +161,9 @@ def test_micro_batches_keep_the_budget_and_split_no_tree():
 def test_a_comparison_names_branches_that_are_there():
     tree = random_trees(0, 1)[0]
     with pytest.raises(ValueError, match="as many chosen as rejected"):
-        Comparison(tree, (0, 1), (1,))
+        PairTree(tree, (0, 1), (1,))
     with pytest.raises(ValueError, match="must name branches"):
-        Comparison(tree, (0,), (len(tree.branches),))
+        PairTree(tree, (0,), (len(tree.branches),))
 
 
 def small_memory(model, most):

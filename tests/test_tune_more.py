@@ -28,7 +28,7 @@ from panoply.config.tune import (
     paper_point,
 )
 from panoply.preference.distributed import Group
-from panoply.report.progress import Watch
+from panoply.report.progress import RunLogger
 from panoply.report.trials import Trial, best, draw_trials, search_table, trials_table
 from tests.builders.preference_runs import small_config, write_pairs
 from workflows.tune_more import prepare, run_tune_more, sampler, space
@@ -67,9 +67,9 @@ def test_on_few_pairs_the_defaults_leave_enough_steps(num_pairs, pairs):
     assert steps >= LEAST_STEPS or pairs == min(EMBEDDED.space.pairs_per_source)
 
 
-def test_the_trunks_rate_is_searched_only_where_a_trunk_is_trained():
-    trunk = replace(EMBEDDED.preference.trunk, trained="last")
-    both = replace(EMBEDDED, preference=replace(EMBEDDED.preference, trunk=trunk))
+def test_the_backbones_rate_is_searched_only_where_a_backbone_is_trained():
+    backbone = replace(EMBEDDED.preference.backbone, trained="last")
+    both = replace(EMBEDDED, preference=replace(EMBEDDED.preference, backbone=backbone))
     assert "lr" not in space(EMBEDDED)
     assert "lr" in space(both)
     assert paper_point(both, 2, 1000)["lr"] == both.preference.schedule.lr
@@ -163,7 +163,7 @@ def more_config(model, folder, **changes) -> TuneConfig:
     preference = small_config(
         model,
         pairs,
-        trunk={"trained": "head"},
+        backbone={"trained": "head"},
         weighting=WeightingConfig(sources="more"),
         store=str(folder / "store"),
     )
@@ -186,12 +186,12 @@ def test_a_single_source_is_refused_before_anything_starts(tmp_path, tiny_model_
     config = more_config(tiny_model_folder, tmp_path)
     one = replace(config.preference, pairs=config.preference.pairs[:1])
     with pytest.raises(ValueError, match=r"these pairs have \('source0',\)"):
-        run_tune_more(replace(config, preference=one), PREFERENCE["more"][1], Watch())
+        run_tune_more(replace(config, preference=one), PREFERENCE["more"][1], RunLogger())
 
 
 def test_a_look_tells_the_loss_that_would_be_kept(tmp_path, tiny_model_folder):
     config = more_config(tiny_model_folder, tmp_path)
-    base, _ = prepare(config, tmp_path, Watch())
+    base, _ = prepare(config, tmp_path, RunLogger())
     task = trial_task(paper_point(config, 2, len(base.pairs.train)), base, config)
     steps = num_steps(task.config, len(base.pairs.train))
     history = [{"step": i, "loss": 0.0} for i in range(steps)]
@@ -232,7 +232,7 @@ def settled():
 def searched(cluster, tmp_path_factory, tiny_model_folder):
     """An undisturbed search of three trials each."""
     config = more_config(tiny_model_folder, tmp_path_factory.mktemp("searched"))
-    return config, run_tune_more(config, PREFERENCE["more"][1], Watch())
+    return config, run_tune_more(config, PREFERENCE["more"][1], RunLogger())
 
 
 def test_a_search_compares_its_winners_with_the_defaults(searched):
@@ -257,7 +257,7 @@ def test_a_search_compares_its_winners_with_the_defaults(searched):
 
 def test_a_trial_is_the_run_that_its_point_says(searched, tmp_path):
     config, found = searched
-    base, _ = prepare(config, Path(config.out), Watch())
+    base, _ = prepare(config, Path(config.out), RunLogger())
     ended = next(t for t in found.trials if t.state == "finished")
     alone = replace(trial_task(ended.point, base, config), folder=str(tmp_path))
     run_task(alone, Group())
@@ -291,7 +291,7 @@ def test_nothing_is_left_on_the_cluster(searched):
 def test_the_same_folder_with_another_search_is_refused(searched):
     config, _ = searched
     with pytest.raises(ValueError, match="holds a run with other num_trials"):
-        run_tune_more(replace(config, num_trials=4), PREFERENCE["more"][1], Watch())
+        run_tune_more(replace(config, num_trials=4), PREFERENCE["more"][1], RunLogger())
 
 
 def test_a_killed_search_goes_on_and_ends_as_an_undisturbed_one(searched, tmp_path):
@@ -301,8 +301,8 @@ def test_a_killed_search_goes_on_and_ends_as_an_undisturbed_one(searched, tmp_pa
     cut = replace(config, out=str(tmp_path / "cut"))
     code = (
         "import sys, pickle; from workflows.tune_more import run_tune_more\n"
-        "from panoply.report.progress import Watch\n"
-        "run_tune_more(*pickle.loads(bytes.fromhex(sys.argv[1])), Watch())"
+        "from panoply.report.progress import RunLogger\n"
+        "run_tune_more(*pickle.loads(bytes.fromhex(sys.argv[1])), RunLogger())"
     )
     given = pickle.dumps((cut, PREFERENCE["more"][1])).hex()
     env = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "PYTHONPATH": "."}
@@ -315,7 +315,7 @@ def test_a_killed_search_goes_on_and_ends_as_an_undisturbed_one(searched, tmp_pa
     driver.wait()
     assert settled(), left_behind()
     made = {path: path.stat().st_mtime_ns for path in done}
-    run_tune_more(cut, PREFERENCE["more"][1], Watch())
+    run_tune_more(cut, PREFERENCE["more"][1], RunLogger())
     assert {path: path.stat().st_mtime_ns for path in made} == made
     assert outcomes(Path(cut.out)) == outcomes(Path(config.out))
     assert len(outcomes(Path(cut.out))) == len(found.trials)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from panoply.data.schema import ROLES
-from panoply.wire.request import Chat, Rendered, Role, Tokens, sigmoid
+from panoply.wire.request import Chat, RenderedText, Role, Tokens, sigmoid
 from panoply.wire.routes import ENDPOINTS, endpoint_at
 from tests.builders.wire_scores import asked, post
 
@@ -36,7 +36,7 @@ def test_openrlhf_of_today_sends_one_sample_and_reads_three_keys():
     # The client: reward=info.get("rewards"), scores=info.get("scores") or rewards, extra_logs.
     assert answer["rewards"] == answer["scores"] == [1.5]
     assert answer["extra_logs"] == {"helpfulness": [0.75], "brevity": [-1.5]}
-    assert asked("/get_reward", payload).items == (Rendered(prompt, ("So. #1.5<|end|>",)),)
+    assert asked("/get_reward", payload).items == (RenderedText(prompt, ("So. #1.5<|end|>",)),)
 
 
 def test_openrlhf_up_to_0_5_sends_queries_alone():
@@ -53,7 +53,7 @@ def test_openrlhf_s_other_urls_get_empty_lists_for_empty_lists():
 
 def test_a_prompt_that_openrlhf_truncated_leaves_the_query_whole():
     payload = {"query": ["end of prompt. So #1"], "prompts": ["start and end of prompt."]}
-    assert asked("/get_reward", payload).items == (Rendered("", ("end of prompt. So #1",)),)
+    assert asked("/get_reward", payload).items == (RenderedText("", ("end of prompt. So #1",)),)
 
 
 def test_openrlhf_s_labels_arrive_whatever_they_are():

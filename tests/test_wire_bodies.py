@@ -8,20 +8,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from panoply.wire.dialect import Limits, decode
+from panoply.wire.dialect import RequestLimits, decode
 from panoply.wire.request import (
     Chat,
     Details,
     Driver,
     ModelAnswer,
-    Rendered,
+    RenderedText,
     RequestError,
     Score,
     ScoreAnswer,
     ScoreRequest,
     Tokens,
     scored,
-    sole,
+    single_model_scores,
 )
 from panoply.wire.routes import ENDPOINTS
 from tests.builders.wire_scores import LIMITS, asked, post, post_bytes
@@ -143,7 +143,7 @@ def test_anything_in_any_place_is_parsed_or_a_4xx_and_never_another_exception(se
         assert json.dumps(answer, ensure_ascii=False).encode()
     else:
         assert isinstance(request, ScoreRequest)
-        assert all(type(item) in (Chat, Rendered, Tokens) for item in request.items)
+        assert all(type(item) in (Chat, RenderedText, Tokens) for item in request.items)
 
 
 @pytest.mark.parametrize("path", VALID)
@@ -226,11 +226,11 @@ def test_ten_thousand_items_are_too_many_and_the_limit_is_told():
         status, answer = post(path, payload)
         assert status == 413
         assert "10000 texts in one request, at most 4096" in str(answer)
-    assert post("/get_reward", {"query": query}, Limits(max_responses=10_000))[0] == 200
+    assert post("/get_reward", {"query": query}, RequestLimits(max_responses=10_000))[0] == 200
 
 
 def test_long_texts_and_large_bodies_are_refused_with_the_limit():
-    limits = Limits(max_size=20, max_bytes=200)
+    limits = RequestLimits(max_size=20, max_bytes=200)
     assert post("/get_reward", {"query": ["x" * 16 + "#1"]}, limits)[0] == 200
     status, answer = post("/get_reward", {"query": ["x" * 30 + "#1"]}, limits)
     assert status == 413
@@ -243,8 +243,8 @@ def test_long_texts_and_large_bodies_are_refused_with_the_limit():
 
 def test_a_prompt_counts_once_for_all_of_its_responses():
     item = {"prompt": [{"role": "user", "content": "x" * 10}], "responses": ["#1", "#2", "#3"]}
-    assert post("/v1/rewards", {"items": [item]}, Limits(max_size=16))[0] == 200
-    assert post("/v1/rewards", {"items": [item]}, Limits(max_size=15))[0] == 413
+    assert post("/v1/rewards", {"items": [item]}, RequestLimits(max_size=16))[0] == 200
+    assert post("/v1/rewards", {"items": [item]}, RequestLimits(max_size=15))[0] == 413
 
 
 def test_a_long_wrong_value_is_told_in_short():
@@ -284,7 +284,7 @@ def test_an_answer_of_another_shape_is_an_error_of_ours_and_not_scores_in_the_wr
     for items in (((one,), (one, one)), ((one, one, one),), ()):
         answer = ScoreAnswer(models=(ModelAnswer(model="m", items=items),), id="1", created=1)
         with pytest.raises(RequestError, match="internal error") as raised:
-            sole(answer, request)
+            single_model_scores(answer, request)
         assert raised.value.status == 500
 
 

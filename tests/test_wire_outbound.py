@@ -6,15 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from panoply.wire.dialect import Limits
+from panoply.wire.dialect import RequestLimits
 from panoply.wire.outbound import DIALECTS
-from panoply.wire.request import Chat, Rendered, RequestError, Tokens
+from panoply.wire.request import Chat, RenderedText, RequestError, Tokens
 from panoply.wire.routes import endpoint_at
 from panoply.wire.templates import as_chat
 from tests.builders.wire_scores import answer_to, say
 
 SYSTEM, USER = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}
-RENDERED = Rendered("<s><|user|>\nWhy?</s>\n<|assistant|>\n", ("a #1.5", "b #-2"), "gold")
+RENDERED = RenderedText("<s><|user|>\nWhy?</s>\n<|assistant|>\n", ("a #1.5", "b #-2"), "gold")
 MANY = Chat((SYSTEM, USER), ("a #1.5", "b #-2", "c #0"), {"gold": [1]})
 ONE = Chat((USER,), ("a #1.5", "b #-2"))
 IDS = Tokens(((1, 2, 3), (4,)))
@@ -36,7 +36,7 @@ def ask(dialect, item, template="", model=""):
     for post in DIALECTS[dialect].posts(item, model, template):
         payload = json.loads(json.dumps(post.payload_within(3)))
         call = endpoint_at(DIALECTS[dialect].path, payload).parse(payload)
-        requests.append(Limits().check(call.request()))
+        requests.append(RequestLimits().check(call.request()))
         answer = call.render(answer_to(requests[-1]), requests[-1])
         scores.extend(post.read(json.loads(json.dumps(answer, allow_nan=False))))
     return requests, scores

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from panoply.wire.request import Chat, Rendered, ScoreRequest, Tokens, sigmoid
-from panoply.wire.rewards import Rewards, payload_of, read_answer
+from panoply.wire.request import Chat, RenderedText, ScoreRequest, Tokens, sigmoid
+from panoply.wire.rewards import RewardsPayload, payload_of, read_answer
 from tests.builders.wire_scores import answer_to, asked, post
 
 USER = {"role": "user", "content": "Why?"}
@@ -159,7 +159,7 @@ PROMPT = st.lists(
 REQUESTS = st.builds(
     ScoreRequest,
     items=st.lists(
-        st.builds(Chat, PROMPT, RESPONSES, LABEL) | st.builds(Rendered, TEXT, RESPONSES, LABEL),
+        st.builds(Chat, PROMPT, RESPONSES, LABEL) | st.builds(RenderedText, TEXT, RESPONSES, LABEL),
         max_size=4,
     ).map(tuple),
     models=st.lists(TEXT, max_size=3, unique=True).map(tuple),
@@ -173,7 +173,7 @@ REQUESTS = st.builds(
 @settings(max_examples=100, deadline=None, derandomize=True)
 def test_requests_and_answers_go_there_and_back(request):
     payload = json.loads(json.dumps(payload_of(request)))
-    call = Rewards.model_validate(payload)
+    call = RewardsPayload.model_validate(payload)
     assert call.request() == request
     answer = answer_to(request)
     assert read_answer(json.loads(json.dumps(call.render(answer, request))), request) == answer
@@ -182,7 +182,7 @@ def test_requests_and_answers_go_there_and_back(request):
 def test_failed_scores_go_there_and_back_too():
     request = ScoreRequest(items=(Chat((USER,), ("a #nan", "b #lost", "c #1")),))
     answer = answer_to(request)
-    call = Rewards.model_validate(json.loads(json.dumps(payload_of(request))))
+    call = RewardsPayload.model_validate(json.loads(json.dumps(payload_of(request))))
     payload = json.loads(json.dumps(call.render(answer, request)))
     assert read_answer(payload, request) == answer
 

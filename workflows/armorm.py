@@ -35,12 +35,12 @@ from panoply.hub.artefact.model_card import write_card
 from panoply.hub.backbone.backbone import resolve
 from panoply.measure.calibration import reliability
 from panoply.report.page.write import write_page
-from panoply.report.progress import Watch
+from panoply.report.progress import RunLogger
 from panoply.report.report import write_plots
 from workflows.cluster.artefact import LinearParts, save_artefact
 from workflows.cluster.debias import PairValues, fit_penalties, report_debias
-from workflows.cluster.embed import Pool, Source, embed
-from workflows.cluster.feature_selection import Place, choose_place
+from workflows.cluster.embed import ActorPoolSpec, EmbeddingJob, embed
+from workflows.cluster.feature_selection import FeatureSpec, choose_place
 from workflows.cluster.ingest import Data, ingest
 from workflows.cluster.objectives import Stage1, report_objectives, run_sums, solve, sums_tasks
 from workflows.cluster.pair_features import (
@@ -51,13 +51,20 @@ from workflows.cluster.pair_features import (
     with_preferences,
 )
 from workflows.cluster.planted import oracle_weights, report_planted, weight_correlation
-from workflows.cluster.ray_cluster import await_workers, claim, connect, run_folder, store_root
+from workflows.cluster.ray_cluster import (
+    await_workers,
+    check_or_write_config,
+    connect,
+    run_folder,
+    store_root,
+)
 from workflows.cluster.scorers import (
     BIASED,
-    Fixed,
+    FixedWeights,
     PairArrays,
     compare,
     fit_fixed,
+    fit_logit_scale,
     fixed_margins,
     gate_margins,
     gate_weights,
@@ -67,7 +74,6 @@ from workflows.cluster.scorers import (
     load_mlp,
     mlp_margins,
     report_pairs,
-    temperature,
     train_heads,
     weights_by_domain,
 )
@@ -84,12 +90,12 @@ COMPARED = (
 )
 
 
-def run_armorm(config: ArmoRMConfig, watch: Watch) -> dict[str, Any]:
+def run_armorm(config: ArmoRMConfig, logger: RunLogger) -> dict[str, Any]:
     """Runs the recipe; returns the metrics that it leaves in `OUT/metrics.json`.
 
     Args:
         config: the run.
-        watch: told the steps, and shown the progress of long ones.
+        logger: told the steps, and shown the progress of long ones.
 
     Raises:
         ValueError, FileNotFoundError: unusable input, before anything expensive starts.
@@ -97,32 +103,36 @@ def run_armorm(config: ArmoRMConfig, watch: Watch) -> dict[str, Any]:
     out = run_folder(config.out)
     resolve(config.backbone.model)
     tracker = open_tracker(config.experiment, out)
-    claim(out, "config.json", asdict(config))
+    check_or_write_config(out, "config.json", asdict(config))
     data = ingest(config, out / "data")
-    claim(out, "data.json", {name: found["id"] for name, found in data.summary.items()})
-    watch.say(f"data: {len(data.ratings.text_N):,} ratings, {len(data.pairs.gap_P):,} pairs")
+    check_or_write_config(
+        out, "data.json", {name: found["id"] for name, found in data.summary.items()}
+    )
+    logger.info(f"data: {len(data.ratings.text_N):,} ratings, {len(data.pairs.gap_P):,} pairs")
     tags = {f"data.{name}": str(found["id"]) for name, found in data.summary.items()}
-    with tracker.run(asdict(config), {"method": "armorm", **tags}, watch, model="armorm"):
-        return train_and_measure(config, data, out, watch)
+    with tracker.run(asdict(config), {"method": "armorm", **tags}, logger, model="armorm"):
+        return train_and_measure(config, data, out, logger)
 
 
-def train_and_measure(config: ArmoRMConfig, data: Data, out: Path, watch: Watch) -> dict[str, Any]:
+def train_and_measure(
+    config: ArmoRMConfig, data: Data, out: Path, logger: RunLogger
+) -> dict[str, Any]:
     """Fits the model to data that are read; leaves all of the run in its folder."""
     connect(config.num_workers)
 
-    stage1, embedding, tried = fit_objectives(config, data, out, watch)
+    stage1, embedding, tried = fit_objectives(config, data, out, logger)
     values, heads = value_pairs(config, data, stage1, out / "pairs")
     penalties = fit_penalties(values, data.pairs.split.of("train"))
     arrays = pair_arrays(values, penalties, heads.features, out / "pairs")
-    watch.say(f"debias: {len(values.names)} objectives freed of predicted length")
+    logger.info(f"debias: {len(values.names)} objectives freed of predicted length")
 
     tasks = head_tasks(data.pairs, config.gate, config.seed, leave_one_out=config.leave_one_out)
     train_heads(tasks, out / "pairs", config.num_workers, out / "train")
-    watch.say(f"gate: {len(tasks)} heads trained")
+    logger.info(f"gate: {len(tasks)} heads trained")
 
     fixed = fit_fixed(data.pairs, arrays)
     margins, gates_PO = score_pairs(config, data, values, arrays, fixed)
-    scales = {name: temperature(margin, data.pairs) for name, margin in margins.items()}
+    scales = {name: fit_logit_scale(margin, data.pairs) for name, margin in margins.items()}
     metrics = measure(data, values, penalties, margins, scales, gates_PO)
     metrics["objectives"] = report_objectives(
         data.ratings, stage1.store, stage1.rated, stage1.prompt_alone
@@ -144,28 +154,28 @@ def train_and_measure(config: ArmoRMConfig, data: Data, out: Path, watch: Watch)
     return metrics
 
 
-def tell_backbone(probed: Probed, watch: Watch) -> None:
+def tell_backbone(probed: Probed, logger: RunLogger) -> None:
     """Says how the backbone computes, where that is not the exact or the fast way."""
     if probed.drift:
-        watch.say(f"backbone: {probed.config.dtype}, features drift {probed.drift:.1%} at most")
+        logger.info(f"backbone: {probed.config.dtype}, features drift {probed.drift:.1%} at most")
     if not probed.shares_prefixes:
-        watch.say("backbone: takes no tree mask, so plain batches; shared prompts cost each time")
+        logger.info("backbone: takes no tree mask, so plain batches; shared prompts cost each time")
 
 
 def fit_objectives(
-    config: ArmoRMConfig, data: Data, out: Path, watch: Watch
-) -> tuple[Stage1, dict[str, int], list[Place]]:
+    config: ArmoRMConfig, data: Data, out: Path, logger: RunLogger
+) -> tuple[Stage1, dict[str, int], list[FeatureSpec]]:
     """Stage 1: choose where to read features, embed, sum, solve."""
-    pool = Pool.of_cluster(config.num_workers, config.backbone.gpus)
-    await_workers(pool.num_actors, pool.bundle, config.wait_minutes, watch)
+    pool = ActorPoolSpec.of_cluster(config.num_workers, config.backbone.gpus)
+    await_workers(pool.num_actors, pool.bundle, config.wait_minutes, logger)
     root = store_root(config.store)
-    source = Source.open(config.backbone, root, pool, data.texts, out / "embedding")
-    tell_backbone(source.probed, watch)
+    source = EmbeddingJob.open(config.backbone, root, pool, data.texts, out / "embedding")
+    tell_backbone(source.probed, logger)
     place, tried = choose_place(
-        data.ratings, data.texts, source, config.objectives, config.seed, watch
+        data.ratings, data.texts, source, config.objectives, config.seed, logger
     )
-    watch.say(f"features: layer {place.depth}, {place.pooling}")
-    store, counts = embed(data.texts, source, (place.depth,), watch)
+    logger.info(f"features: layer {place.depth}, {place.pooling}")
+    store, counts = embed(data.texts, source, (place.depth,), logger)
     tasks = sums_tasks(
         data.ratings,
         data.pairs,
@@ -182,7 +192,7 @@ def fit_objectives(
     )
     if config.objectives.verbosity:
         length = rated.only(data.ratings.objectives.index(config.objectives.verbosity))
-    watch.say(f"objectives: {num} fitted")
+    logger.info(f"objectives: {num} fitted")
     train = data.ratings.split.of("train")
     unit_O = np.nanstd(data.ratings.labels_NO[train], axis=0)
     unit_O = np.where(unit_O > 0, unit_O, 1.0)
@@ -220,7 +230,7 @@ def value_pairs(
 
 
 def score_pairs(
-    config: ArmoRMConfig, data: Data, values: PairValues, arrays: PairArrays, fixed: Fixed
+    config: ArmoRMConfig, data: Data, values: PairValues, arrays: PairArrays, fixed: FixedWeights
 ) -> tuple[dict[str, Array], tuple[Array, Array]]:
     """Returns the margins `[P]` of every scorer, and g(x) `[P, O]` of the gates on r and on r'."""
     pairs, difference = data.pairs, arrays.difference_PO

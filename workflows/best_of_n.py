@@ -36,12 +36,17 @@ from panoply.data.tasks import Task
 from panoply.hub.backbone.backbone import resolve
 from panoply.laser.ensembles import best_of, chosen_scores
 from panoply.laser.log import Log, replay
-from panoply.laser.scored import Scored
+from panoply.laser.scored import ScoredPrompt
 from panoply.measure.intervals import mean_interval
 from panoply.report.page.write import write_page
-from panoply.report.progress import Watch
+from panoply.report.progress import RunLogger
 from workflows.cluster.arms import asking
-from workflows.cluster.ray_cluster import aborts_when_stopped, claim, connect, run_folder
+from workflows.cluster.ray_cluster import (
+    aborts_when_stopped,
+    check_or_write_config,
+    connect,
+    run_folder,
+)
 from workflows.cluster.rollouts import sampler_pool
 from workflows.cluster.samples import Rollouts
 from workflows.cluster.tracking import git_commit, open_tracker, write_json
@@ -55,7 +60,7 @@ BEST_POSSIBLE = "any right"
 FREE = ("num_samplers", "server", "gpus", "experiment")
 
 
-def run_best_of_n(config: BestOfNConfig, watch: Watch) -> dict[str, Any]:
+def run_best_of_n(config: BestOfNConfig, logger: RunLogger) -> dict[str, Any]:
     """Runs the recipe; returns the metrics that it leaves in `OUT/metrics.json`.
 
     Raises:
@@ -69,10 +74,14 @@ def run_best_of_n(config: BestOfNConfig, watch: Watch) -> dict[str, Any]:
     names = config.arms.names
     tasks = tasks_for(config)
     check_server(config.server)
-    claim(out, "config.json", {k: v for k, v in asdict(config).items() if k not in FREE})
-    claim(out, "data.json", {"prompts": digest(*(task.prompt_id for task in tasks))})
-    watch.say(f"prompts: {len(tasks):,}, {max(config.n)} samples each")
-    with tracker.run(asdict(config), {"method": "best-of-n"}, watch):
+    check_or_write_config(
+        out, "config.json", {k: v for k, v in asdict(config).items() if k not in FREE}
+    )
+    check_or_write_config(
+        out, "data.json", {"prompts": digest(*(task.prompt_id for task in tasks))}
+    )
+    logger.info(f"prompts: {len(tasks):,}, {max(config.n)} samples each")
+    with tracker.run(asdict(config), {"method": "best-of-n"}, logger):
         connect(cpus_of(arms) + config.num_samplers)
         with ExitStack() as stack:
             stack.enter_context(aborts_when_stopped())
@@ -136,12 +145,13 @@ def routes(config: BestOfNConfig, tasks: Sequence[Task]) -> dict[str, str]:
     record = Log(str(run / LASER / "log"), arms).read()
     state = replay(record, initial_state(selector, len(arms), size))
     trained = json.loads((run / "config.json").read_text())
-    trunk = trained["policy"]["trunk"]
+    backbone = trained["policy"]["backbone"]
     embed = ray.remote(prompt_states).options(num_cpus=1, num_gpus=config.gpus)
     prompts = [task.prompt for task in tasks]
-    rendering = Rendering(**trunk["rendering"])
+    rendering = Rendering(**backbone["rendering"])
+    model, dtype = backbone["model"], backbone["dtype"]
     states: Array = ray.get(
-        embed.remote(trunk["model"], trained["context_depth"], rendering, trunk["dtype"], prompts)
+        embed.remote(model, trained["context_depth"], rendering, dtype, prompts)
     )
     contexts = unit_contexts(states, np.load(run / CONTEXTS, allow_pickle=False)["center"])
     draws = uniforms(config.seed, 0, [task.prompt_id for task in tasks])
@@ -154,11 +164,14 @@ Choices: TypeAlias = Mapping[str, Mapping[int, list[int]]]
 
 
 def chosen(
-    scored: Sequence[Scored], arms: Sequence[str], sizes: Sequence[int], routed: Mapping[str, str]
+    scored: Sequence[ScoredPrompt],
+    arms: Sequence[str],
+    sizes: Sequence[int],
+    routed: Mapping[str, str],
 ) -> Choices:
     """Returns what every strategy picks among the first n responses, for every n."""
 
-    def ranking(name: str, one: Scored, n: int) -> Array:
+    def ranking(name: str, one: ScoredPrompt, n: int) -> Array:
         if name in ENSEMBLES:
             return chosen_scores(name, one.score_Kn[:, :n])
         arm = routed[one.prompt_id] if name == LASER else name
@@ -172,7 +185,7 @@ def chosen(
 
 
 def measured(
-    choices: Choices, scored: Sequence[Scored], sizes: Sequence[int]
+    choices: Choices, scored: Sequence[ScoredPrompt], sizes: Sequence[int]
 ) -> dict[str, dict[str, Any]]:
     """Returns the share of prompts with a right choice, and its interval, by strategy and n."""
 
@@ -195,7 +208,7 @@ def measured(
     return found | {BEST_POSSIBLE: {str(n): told(any_right(n)) for n in sizes}}
 
 
-def table_of(choices: Choices, scored: Sequence[Scored]) -> pa.Table:
+def table_of(choices: Choices, scored: Sequence[ScoredPrompt]) -> pa.Table:
     """Returns one row a choice: `prompt_id, source, strategy, n, number, response, verdict`."""
     rows = [
         {

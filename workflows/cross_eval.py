@@ -22,17 +22,17 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from panoply.config.evaluate import MatrixConfig
-from panoply.data.ingest import Limits, ingest_pairs
+from panoply.config.evaluate import CrossEvalConfig
+from panoply.data.ingest import IngestLimits, ingest_pairs
 from panoply.data.read import Input
 from panoply.data.tables import Bools, Ints, PairTable, load_pairs
-from panoply.hub.artefact.manifest import Card, ScalarCard, read_card
+from panoply.hub.artefact.manifest import Manifest, ScalarManifest, read_card
 from panoply.measure.intervals import macro_interval
 from panoply.measure.metrics import macro
 from panoply.report import plots
-from panoply.report.progress import Watch
+from panoply.report.progress import RunLogger
 from panoply.report.tables import lead
-from workflows.cluster.embed import Texts
+from workflows.cluster.embed import TextFiles
 from workflows.cluster.ray_cluster import connect, run_folder
 from workflows.cluster.score import Shards, is_seen, score_texts
 from workflows.cluster.scorers import scaled_metrics
@@ -43,7 +43,7 @@ ENSEMBLE = "mean of standardized scores"
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ScoredRow:
     """A model, or the mean of several, in the matrix."""
 
     sources: frozenset[str]
@@ -53,7 +53,7 @@ class Row:
     margin_P: Array
 
 
-def run_matrix(config: MatrixConfig, watch: Watch) -> dict[str, Any]:
+def run_matrix(config: CrossEvalConfig, logger: RunLogger) -> dict[str, Any]:
     """Scores pairs with all models and returns what it leaves in `OUT/matrix.json`.
 
     Raises:
@@ -63,7 +63,7 @@ def run_matrix(config: MatrixConfig, watch: Watch) -> dict[str, Any]:
     out = run_folder(config.out)
     folders = [Path(name).expanduser().absolute() for name in config.models]
     cards = dict(zip(labels(folders), map(read_card, folders), strict=True))
-    limits = Limits(max_rows_per_source=config.max_pairs_per_source or None)
+    limits = IngestLimits(max_rows_per_source=config.max_pairs_per_source or None)
     ingested = ingest_pairs([Input(name) for name in config.pairs], out / "data", limits)
     pairs = load_pairs(ingested.path, seed=0, num_folds=2)  # all parts count: the split is theirs
     seen = {
@@ -71,21 +71,23 @@ def run_matrix(config: MatrixConfig, watch: Watch) -> dict[str, Any]:
         for name, folder in zip(cards, folders, strict=True)
     }
     rows = unseen_rows(seen)
-    watch.say(f"data: {len(pairs.gap_P):,} pairs, {len(rows):,} of prompts that no model has seen")
+    logger.info(
+        f"data: {len(pairs.gap_P):,} pairs, {len(rows):,} of prompts that no model has seen"
+    )
 
     connect(config.num_workers)
-    shards = Shards.of(Texts(pairs=(str(ingested.path),)), frozenset(pairs.prompt_P[rows]))
-    found: dict[str, Row] = {}
+    shards = Shards.of(TextFiles(pairs=(str(ingested.path),)), frozenset(pairs.prompt_P[rows]))
+    found: dict[str, ScoredRow] = {}
     deviations: list[float] = []
     for (name, card), folder in zip(cards.items(), folders, strict=True):
-        watch.say(f"scoring with {name}")
-        scored = score_texts(shards, folder, config.num_workers, watch)
+        logger.info(f"scoring with {name}")
+        scored = score_texts(shards, folder, config.num_workers, logger)
         scores = scored.scores[lead(scored.scores)]
         deviations.append(float(np.sort(scores).std()))  # the order of arrival changes nothing
         margin_P = np.full(len(pairs.gap_P), np.nan)
         chosen, rejected = (scored.rows(ids[rows]) for ids in (pairs.chosen_P, pairs.rejected_P))
         margin_P[rows] = scores[chosen] - scores[rejected]
-        found[name] = Row(trained_sources(card), card.temperature, margin_P)
+        found[name] = ScoredRow(trained_sources(card), card.temperature, margin_P)
     if len(found) > 1:
         found[ENSEMBLE] = ensemble(list(found.values()), deviations)
 
@@ -134,14 +136,14 @@ def unseen_rows(seen: Mapping[str, Bools]) -> Ints:
     return rows
 
 
-def trained_sources(card: Card | ScalarCard) -> frozenset[str]:
+def trained_sources(card: Manifest | ScalarManifest) -> frozenset[str]:
     """Returns the sources that a model was trained on; a gated one's ratings have sources too."""
-    if isinstance(card, ScalarCard):
+    if isinstance(card, ScalarManifest):
         return frozenset(card.sources)
     return frozenset(source for found in card.data.values() for source in found["by_source"])
 
 
-def ensemble(rows: Sequence[Row], deviations: Sequence[float]) -> Row:
+def ensemble(rows: Sequence[ScoredRow], deviations: Sequence[float]) -> ScoredRow:
     """Returns the mean of standardized scores; a model that scores all alike moves nothing.
 
     Args:
@@ -153,10 +155,12 @@ def ensemble(rows: Sequence[Row], deviations: Sequence[float]) -> Row:
         for row, deviation in zip(rows, deviations, strict=True)
     ]
     sources = frozenset[str]().union(*(row.sources for row in rows))
-    return Row(sources, float("nan"), np.mean(margins, axis=0))
+    return ScoredRow(sources, float("nan"), np.mean(margins, axis=0))
 
 
-def report_row(row: Row, pairs: PairTable, rows: Ints) -> tuple[dict[str, Any], dict[str, Any]]:
+def report_row(
+    row: ScoredRow, pairs: PairTable, rows: Ints
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns a model's metrics by source, and their means in domain, out of domain and over all.
 
     Args:

@@ -16,16 +16,16 @@ from safetensors.numpy import load_file
 
 from panoply.config.evaluate import EvaluateConfig
 from panoply.data.boards import StyledPairs, read_styles
-from panoply.data.ingest import Limits, ingest_pairs
+from panoply.data.ingest import IngestLimits, ingest_pairs
 from panoply.data.read import Input
 from panoply.data.tables import PairTable, load_pairs
-from panoply.hub.artefact.manifest import Card, ScalarCard, read_card
+from panoply.hub.artefact.manifest import Manifest, ScalarManifest, read_card
 from panoply.measure.boards import rmbench
 from panoply.measure.calibration import reliability
 from panoply.report.page.write import write_page
-from panoply.report.progress import Watch
+from panoply.report.progress import RunLogger
 from panoply.report.report import write_plots
-from workflows.cluster.embed import Texts
+from workflows.cluster.embed import TextFiles
 from workflows.cluster.ray_cluster import connect, run_folder
 from workflows.cluster.score import Shards, TextScores, is_seen, score_texts
 from workflows.cluster.scorers import compare, report_pairs, weights_by_domain
@@ -43,7 +43,7 @@ CURVES = ("gate", "best_fixed", "linear_bt", "mlp", "score", "lower_bound")
 """Scorers whose reliability is reported, of those that a model has."""
 
 
-def run_evaluate(config: EvaluateConfig, watch: Watch) -> dict[str, Any]:
+def run_evaluate(config: EvaluateConfig, logger: RunLogger) -> dict[str, Any]:
     """Scores pairs and returns the metrics that it leaves in `OUT/metrics.json`.
 
     Raises:
@@ -51,17 +51,17 @@ def run_evaluate(config: EvaluateConfig, watch: Watch) -> dict[str, Any]:
     """
     out, folder = run_folder(config.out), Path(config.model).expanduser().absolute()
     card = read_card(folder)
-    limits = Limits(max_rows_per_source=config.max_pairs_per_source or None)
+    limits = IngestLimits(max_rows_per_source=config.max_pairs_per_source or None)
     inputs = [Input(name) for name in config.pairs]
     styled = read_styles(inputs) if config.board == "rmbench" else None
     ingested = ingest_pairs(inputs, out / "data", limits)
     pairs = load_pairs(ingested.path, seed=card.seed, num_folds=2)
     unseen = np.flatnonzero(~is_seen(pairs.split.key_N, folder))
-    watch.say(f"data: {len(pairs.gap_P):,} pairs, {len(unseen):,} of prompts not trained on")
+    logger.info(f"data: {len(pairs.gap_P):,} pairs, {len(unseen):,} of prompts not trained on")
 
     connect(config.num_workers)
-    shards = Shards.of(Texts(pairs=(str(ingested.path),)))
-    scored = score_texts(shards, folder, config.num_workers, watch)
+    shards = Shards.of(TextFiles(pairs=(str(ingested.path),)))
+    scored = score_texts(shards, folder, config.num_workers, logger)
     margins = margins_of(pairs, scored)
     scales = scales_of(folder, card, margins)
 
@@ -75,13 +75,13 @@ def run_evaluate(config: EvaluateConfig, watch: Watch) -> dict[str, Any]:
     rows = unseen if len(unseen) else np.arange(len(pairs.gap_P))
     metrics["only_seen"] = not len(unseen)
     if metrics["only_seen"]:
-        watch.say("every prompt was trained on: these numbers say nothing about new prompts")
+        logger.info("every prompt was trained on: these numbers say nothing about new prompts")
     metrics["pairs"] = report_pairs(margins, pairs, rows, scales)
     rivals = [(a, b) for a, b in RIVALS if {a, b} <= margins.keys()]
     metrics["comparisons"] = compare(margins, pairs, rows, rivals)
     if styled is not None:
         metrics["rmbench"] = report_rmbench(styled, scored, is_seen(styled.key_P, folder))
-    if isinstance(card, Card) and scored.weights_NO is not None:
+    if isinstance(card, Manifest) and scored.weights_NO is not None:
         weights_PO = scored.weights_NO[scored.rows(pairs.chosen_P)]
         shares = weights_by_domain(weights_PO, card.objectives, pairs.domain_P, rows)
         metrics["gate"] = {"weights_by_domain": shares}
@@ -97,12 +97,14 @@ def run_evaluate(config: EvaluateConfig, watch: Watch) -> dict[str, Any]:
     return metrics
 
 
-def scales_of(folder: Path, card: Card | ScalarCard, names: Iterable[str]) -> dict[str, float]:
+def scales_of(
+    folder: Path, card: Manifest | ScalarManifest, names: Iterable[str]
+) -> dict[str, float]:
     """Returns the factor to log odds of each scorer, as the model brings it.
 
     A lower bound is in the unit of its score and has the same.
     """
-    if isinstance(card, ScalarCard):
+    if isinstance(card, ScalarManifest):
         return dict.fromkeys(names, 1 / card.temperature)
     fixed = load_file(folder / "baselines.safetensors")
     return {name: float(fixed[f"scale.{name}"]) for name in names}

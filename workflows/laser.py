@@ -45,7 +45,7 @@ from panoply.config.laser import (
     LaserConfig,
     PromptsConfig,
 )
-from panoply.config.serve import ArmConfig
+from panoply.config.serve import ServedModelConfig
 from panoply.data.tasks import Task, made_tasks, parted, read_tasks, rounds_of
 from panoply.hub.backbone.backbone import resolve
 from panoply.laser.ensembles import best_arms, chosen_scores
@@ -53,17 +53,22 @@ from panoply.laser.log import Log
 from panoply.laser.monitor import Alarm, alarms, orders, pauses, series
 from panoply.laser.pairs import build_pairs
 from panoply.laser.rewards import agreement, disagreement, verified
-from panoply.laser.rounds import Prompt
-from panoply.laser.scored import Scored
-from panoply.laser.signals import Outcome
-from panoply.report.progress import Watch
+from panoply.laser.rounds import RoundPrompt
+from panoply.laser.scored import ScoredPrompt
+from panoply.laser.signals import PromptOutcome
+from panoply.report.progress import RunLogger
 from workflows.cluster.arms import asking
 from workflows.cluster.bandit_actor import selecting
 from workflows.cluster.gold_pairs import judged_probe, read_probe
 from workflows.cluster.labeled import Labeled, labeled_of
-from workflows.cluster.laser_results import Course, finish
+from workflows.cluster.laser_results import StrategyRun, finish
 from workflows.cluster.policy import train_round
-from workflows.cluster.ray_cluster import aborts_when_stopped, claim, connect, run_folder
+from workflows.cluster.ray_cluster import (
+    aborts_when_stopped,
+    check_or_write_config,
+    connect,
+    run_folder,
+)
 from workflows.cluster.rollouts import sampler_pool
 from workflows.cluster.samples import Rollouts
 from workflows.cluster.tracking import open_tracker
@@ -78,7 +83,7 @@ stays."""
 
 
 @dataclass(frozen=True, slots=True)
-class World:
+class RunContext:
     """What all strategies of a run share."""
 
     config: LaserConfig
@@ -91,7 +96,7 @@ class World:
     rollouts: Rollouts
     labeled: Labeled
     probe: tuple[RankedPrompt, ...]
-    watch: Watch
+    logger: RunLogger
 
     def rounds(self) -> list[list[Task]]:
         """Returns the prompts of all rounds, which are the same for all strategies."""
@@ -99,7 +104,7 @@ class World:
         return list(rounds_of(self.train, c.prompts_per_round, c.num_rounds, c.seed))
 
 
-def run_laser(config: LaserConfig, watch: Watch) -> dict[str, Any]:
+def run_laser(config: LaserConfig, logger: RunLogger) -> dict[str, Any]:
     """Runs the recipe; returns the metrics that it leaves in `OUT/metrics.json`.
 
     Raises:
@@ -107,7 +112,7 @@ def run_laser(config: LaserConfig, watch: Watch) -> dict[str, Any]:
         RuntimeError: a loss or gradient was not finite.
     """
     out = run_folder(config.out)
-    resolve(config.policy.trunk.model)
+    resolve(config.policy.backbone.model)
     check_server(config.server)
     tracker = open_tracker(config.experiment, out)
     arms = [pinned(arm) for arm in config.arms.arms()]
@@ -115,27 +120,29 @@ def run_laser(config: LaserConfig, watch: Watch) -> dict[str, Any]:
     train, labeled, held_out = tasks_of(config)
     next(rounds_of(train, config.prompts_per_round, 1, config.seed))
     own = {name: value for name, value in asdict(config).items() if name not in FREE}
-    claim(out, "config.json", own | {"first strategy": config.strategies[0]})
+    check_or_write_config(out, "config.json", own | {"first strategy": config.strategies[0]})
     probe = read_probe(config, out, [*train, *held_out]) if config.probe else ()
     parts = {"train": train, "labeled": labeled, "held_out": held_out, "probe": probe}
-    claim(out, "data.json", {n: [one.prompt_id for one in part] for n, part in parts.items()})
+    check_or_write_config(
+        out, "data.json", {n: [one.prompt_id for one in part] for n, part in parts.items()}
+    )
     sizes = f"{len(train):,} to train on, {len(labeled):,} labeled, {len(held_out):,} held out"
-    watch.say(f"prompts: {sizes}, {sorted({task.source for task in train})}")
+    logger.info(f"prompts: {sizes}, {sorted({task.source for task in train})}")
     strategy = config.strategies[0]
-    with tracker.run(asdict(config), {"method": "laser"}, watch, model="policy", steps=strategy):
+    with tracker.run(asdict(config), {"method": "laser"}, logger, model="policy", steps=strategy):
         connect(cpus_of(arms) + config.num_samplers + config.num_workers + 1)
         contexts = contexts_of(config, [*train, *labeled, *held_out], out / CONTEXTS)
         with ExitStack() as stack:
             stack.enter_context(aborts_when_stopped())
             asked = stack.enter_context(asking(judges, config.arms.timeout, str(out)))
-            trunk = config.policy.trunk
+            backbone = config.policy.backbone
             pool = stack.enter_context(
                 sampler_pool(
                     config.num_samplers,
-                    trunk.model,
+                    backbone.model,
                     config.sampling,
-                    trunk.rendering,
-                    dtype=trunk.dtype,
+                    backbone.rendering,
+                    dtype=backbone.dtype,
                     gpus=config.gpus,
                     server=config.server,
                 )
@@ -145,20 +152,20 @@ def run_laser(config: LaserConfig, watch: Watch) -> dict[str, Any]:
             taught = labeled_of(config, out, labeled, train, contexts, rollouts)
             probe = probe or judged_probe(config, labeled, taught.scored)
             if probe:
-                watch.say(f"probe: {sum(len(one.pairs) for one in probe):,} trusted pairs")
+                logger.info(f"probe: {sum(len(one.pairs) for one in probe):,} trusted pairs")
             arms = config.arms.names
-            world = World(
-                config, out, arms, train, held_out, contexts, rollouts, taught, probe, watch
+            world = RunContext(
+                config, out, arms, train, held_out, contexts, rollouts, taught, probe, logger
             )
             courses = {name: run_strategy(name, world) for name in config.strategies}
         return finish(config, courses, world.train, out)
 
 
-def run_strategy(strategy: str, world: World) -> Course:
+def run_strategy(strategy: str, world: RunContext) -> StrategyRun:
     """Trains the policy of one strategy; what it has done already is only read."""
     config = world.config
     folder = world.out / strategy.replace(":", "-")
-    course = Course(strategy, world.arms, folder)
+    course = StrategyRun(strategy, world.arms, folder)
     course.num_scored = world.labeled.num_scores if strategy in TAUGHT else 0
     adapter = reference = ""
     course.look(0, held_out(world, world.out / "start", 0, ""))
@@ -169,7 +176,7 @@ def run_strategy(strategy: str, world: World) -> Course:
                 reference = adapter
             if choose is not None and (stop := choose.asks_to_stop(round)):
                 course.paused = f"round {round}: {stop.name}: {stop.message}"
-                world.watch.say(f"{strategy}: paused before {course.paused}")
+                world.logger.info(f"{strategy}: paused before {course.paused}")
                 break
             chosen = choose.begin(round, tasks) if choose is not None else {}
             if strategy == CLASSIFIER:
@@ -194,7 +201,7 @@ def run_strategy(strategy: str, world: World) -> Course:
                 gain = course.gain(round)
                 choose.end(round, outcomes(scored, chosen, ranking, trained, gain, world))
             course.add(round, scored, chosen, prompts, trained)
-            world.watch.say(f"{strategy}: {course.line}")
+            world.logger.info(f"{strategy}: {course.line}")
     course.adapter = adapter
     return course
 
@@ -217,25 +224,27 @@ def all_tasks(config: PromptsConfig, seed: int) -> list[Task]:
     return read_tasks(config.file) if config.file else made_tasks(config.num_made, seed)
 
 
-def cpus_of(arms: Sequence[ArmConfig]) -> int:
+def cpus_of(arms: Sequence[ServedModelConfig]) -> int:
     """Returns the CPUs that the models among the arms may take."""
     scaled = [arm.scaling for arm in arms if arm.kind == "model"]
     return int(np.ceil(sum(one.cpus * one.max_replicas for one in scaled)))
 
 
-def verifier_of(config: PromptsConfig) -> list[ArmConfig]:
+def verifier_of(config: PromptsConfig) -> list[ServedModelConfig]:
     """Returns the verifier as an arm, where there is one."""
-    return [pinned(ArmConfig(name=VERIFIER, where=config.verifier))] if config.verifier else []
+    return (
+        [pinned(ServedModelConfig(name=VERIFIER, where=config.verifier))] if config.verifier else []
+    )
 
 
 def contexts_of(config: LaserConfig, tasks: Sequence[Task], file: Path) -> dict[str, Array]:
     """Returns the context of each prompt, computed once in a run."""
     if not file.exists():
-        trunk = config.policy.trunk
+        backbone = config.policy.backbone
         embed = ray.remote(prompt_states).options(num_cpus=1, num_gpus=config.gpus)
         prompts = [task.prompt for task in tasks]
         asked = embed.remote(
-            trunk.model, config.context_depth, trunk.rendering, trunk.dtype, prompts
+            backbone.model, config.context_depth, backbone.rendering, backbone.dtype, prompts
         )
         states = ray.get(asked)
         center = states.mean(0)
@@ -247,8 +256,8 @@ def contexts_of(config: LaserConfig, tasks: Sequence[Task], file: Path) -> dict[
 
 
 def held_out(
-    world: World, folder: Path, looks: int, adapter: str, *, last: bool = False
-) -> list[Scored]:
+    world: RunContext, folder: Path, looks: int, adapter: str, *, last: bool = False
+) -> list[ScoredPrompt]:
     """Returns samples of the held-out prompts; all arms score them before and behind all."""
     arms = world.arms if last or not looks else ()
     return (
@@ -266,10 +275,10 @@ def held_out(
 
 
 @dataclass(slots=True)
-class Chooser:
+class BanditHandle:
     """A bandit's actor, and the watch over its log."""
 
-    world: World
+    world: RunContext
     actor: Any
     log: Log
     told: list[Alarm] = field(default_factory=list[Alarm])
@@ -280,23 +289,23 @@ class Chooser:
         self.told = []
         if status.round == round and not status.is_open:
             curves = series(self.log.read())
-            self.told = alarms(curves, self.world.arms, self.world.config.watch)
+            self.told = alarms(curves, self.world.arms, self.world.config.alarms)
         return next(iter(pauses(self.told)), None)
 
     def begin(self, round: int, tasks: Sequence[Task]) -> dict[str, str]:
         """Returns the arm of each prompt."""
         contexts = self.world.contexts
-        prompts = [Prompt(t.prompt_id, t.source, contexts[t.prompt_id]) for t in tasks]
+        prompts = [RoundPrompt(t.prompt_id, t.source, contexts[t.prompt_id]) for t in tasks]
         asked = self.actor.begin_round.remote(round, prompts, orders(self.told))
         return {decision.prompt_id: decision.arm for decision in ray.get(asked)}
 
-    def end(self, round: int, outcomes: Sequence[Outcome]) -> None:
+    def end(self, round: int, outcomes: Sequence[PromptOutcome]) -> None:
         """Tells what came of the round."""
         ray.get(self.actor.end_round.remote(round, outcomes))
 
 
 @contextmanager
-def choosing(strategy: str, world: World, folder: Path) -> Generator[Chooser | None]:
+def choosing(strategy: str, world: RunContext, folder: Path) -> Generator[BanditHandle | None]:
     """Yields the bandit of a strategy, or None where it has none."""
     selector = world.config.selector_of(strategy)
     if selector is None:
@@ -305,7 +314,7 @@ def choosing(strategy: str, world: World, folder: Path) -> Generator[Chooser | N
     size, log = len(next(iter(world.contexts.values()))), str(folder / "log")
     prior_KD = world.labeled.prior_KD if strategy == ROUTER else None
     with selecting(selector, world.arms, size, log, prior_KD) as actor:
-        yield Chooser(world, actor, Log(log, world.arms))
+        yield BanditHandle(world, actor, Log(log, world.arms))
 
 
 @dataclass(slots=True)
@@ -316,7 +325,7 @@ class Known:
     sources: list[str] = field(default_factory=list[str])
     verified: list[list[float]] = field(default_factory=list[list[float]])
 
-    def best(self, scored: Sequence[Scored]) -> dict[str, int]:
+    def best(self, scored: Sequence[ScoredPrompt]) -> dict[str, int]:
         """Takes in a round, and returns the best arm of each source."""
         for one in scored:
             self.sources.append(one.source)
@@ -324,7 +333,7 @@ class Known:
         return best_arms(self.sources, self.verified)
 
 
-def arms_asked(chosen: Mapping[str, str], world: World) -> Any:
+def arms_asked(chosen: Mapping[str, str], world: RunContext) -> Any:
     """Returns what says which arms score the responses to a prompt."""
     if not chosen or world.config.score_all:
         return lambda _: world.arms
@@ -332,7 +341,7 @@ def arms_asked(chosen: Mapping[str, str], world: World) -> Any:
 
 
 def ranked(
-    strategy: str, scored: Sequence[Scored], chosen: Mapping[str, str], known: Known
+    strategy: str, scored: Sequence[ScoredPrompt], chosen: Mapping[str, str], known: Known
 ) -> dict[str, Array]:
     """Returns what each prompt's responses are ranked by."""
     if chosen:
@@ -344,7 +353,7 @@ def ranked(
 
 
 def paired(
-    scored: Sequence[Scored],
+    scored: Sequence[ScoredPrompt],
     ranking: Mapping[str, Array],
     tasks: Sequence[Task],
     num_pairs: int,
@@ -361,7 +370,7 @@ def paired(
 
 
 def train(
-    world: World,
+    world: RunContext,
     place: Path,
     round: int,
     prompts: Sequence[RankedPrompt],
@@ -385,17 +394,17 @@ def train(
 
 
 def outcomes(
-    scored: Sequence[Scored],
+    scored: Sequence[ScoredPrompt],
     chosen: Mapping[str, str],
     ranking: Mapping[str, Array],
     trained: PolicyRound | None,
     gain: float,
-    world: World,
-) -> list[Outcome]:
+    world: RunContext,
+) -> list[PromptOutcome]:
     """Returns what was measured of each prompt of a round, as the selector is told."""
     columns = ("loss", "loss_after", "kl")
     of = {n: trained.by_prompt(n) for n in columns} if trained else {}
-    found: list[Outcome] = []
+    found: list[PromptOutcome] = []
     for one in scored:
         arm, name = world.arms.index(chosen[one.prompt_id]), one.prompt_id
         score_n = ranking[name]
@@ -403,7 +412,7 @@ def outcomes(
         alone = {n: values[name] for n, values in of.items() if name in values}
         together = world.config.score_all
         found.append(
-            Outcome(
+            PromptOutcome(
                 prompt_id=name,
                 **alone,
                 probe_gain=trained.probe_gain(one.source) if trained else float("nan"),

@@ -1,7 +1,7 @@
 """Preference training from files to a calibrated reward model, top to bottom.
 
     pairs of one or more sources -> ids, one split, quarantine -> token trees
-    -> trunk + heads, step by step:  L = sum_s lambda_s L_s        (MORE, arXiv 2312.07401)
+    -> backbone + heads, step by step:  L = sum_s lambda_s L_s        (MORE, arXiv 2312.07401)
                                      L_s = L_BT + alpha L_policy   (HaF-RM, arXiv 2407.04185)
     -> temperature on *calibrate* -> artefact -> metrics, plots, MLflow
 
@@ -9,7 +9,7 @@ Where this differs from the papers' code:
 1. Rewards are read at the last token of each response's own render, never at a pad position.
 2. lambda is solved from the gradients of all pairs of a step, over all workers; momentum is real.
 3. The best step, if any is kept, is chosen on *select*; *test* only reports.
-4. The head does not start at zero, so that the trunk has a gradient from the first step on.
+4. The head does not start at zero, so that the backbone has a gradient from the first step on.
 5. Plain mixing, with the same pairs, steps and rates, is trained beside MORE, and both are shown
    raw and with a temperature: a smaller margin alone also lowers a calibration error.
 """
@@ -30,7 +30,7 @@ import torch
 from actors.reward_task import PairRows, TrainTask
 from actors.reward_training import DONE, PROGRESS, STOPPED, train_models
 from panoply.config.preference import PreferenceConfig
-from panoply.hub.artefact.manifest import ScalarCard
+from panoply.hub.artefact.manifest import ScalarManifest
 from panoply.hub.artefact.model_card import write_card
 from panoply.hub.artefact.scalar import load_scalar_model, save_scalar_model
 from panoply.hub.backbone.backbone import resolve
@@ -38,15 +38,15 @@ from panoply.hub.policy.trainable import load_trainable
 from panoply.measure.calibration import fit_scale, reliability
 from panoply.preference.min_norm import Array
 from panoply.report.page.write import write_page
-from panoply.report.progress import Watch
+from panoply.report.progress import RunLogger
 from panoply.report.report import write_plots
 from panoply.report.tables import RAW
 from panoply.report.training_plots import draw_training
-from workflows.cluster.embed import Pool
+from workflows.cluster.embed import ActorPoolSpec
 from workflows.cluster.prepare_pairs import Preferences, read_pairs, tokenize, training_rows
 from workflows.cluster.ray_cluster import (
     await_workers,
-    claim,
+    check_or_write_config,
     connect,
     run_folder,
     run_train,
@@ -61,7 +61,7 @@ CHECKED_PAIRS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
+class TrainedRun:
     """What training one model left in its folder."""
 
     folder: Path
@@ -74,7 +74,7 @@ class Trained:
     """Mean and deviation of each head's scores; 0 and 1 where there is one head."""
 
     @classmethod
-    def read(cls, folder: Path) -> Trained:
+    def read(cls, folder: Path) -> TrainedRun:
         """Reads the results of a finished task."""
         done = json.loads((folder / DONE).read_text())
         margin_PK = np.load(folder / "margins.npy", allow_pickle=False)
@@ -87,7 +87,7 @@ class Trained:
         return (self.margin_PK / np.array(self.scales)).mean(1)
 
 
-def run_preference(config: PreferenceConfig, watch: Watch) -> dict[str, Any]:
+def run_preference(config: PreferenceConfig, logger: RunLogger) -> dict[str, Any]:
     """Runs the recipe; returns the metrics that it leaves in `OUT/metrics.json`.
 
     Raises:
@@ -95,18 +95,18 @@ def run_preference(config: PreferenceConfig, watch: Watch) -> dict[str, Any]:
         RuntimeError: a loss or gradient was not finite; the batch is saved.
     """
     out = run_folder(config.out)
-    resolve(config.trunk.model)
+    resolve(config.backbone.model)
     tracker = open_tracker(config.experiment, out)
-    claim(out, "config.json", asdict(config))
+    check_or_write_config(out, "config.json", asdict(config))
     found = read_pairs(config, out / "data")
-    claim(out, "data.json", {"pairs": found.summary["id"]})
+    check_or_write_config(out, "data.json", {"pairs": found.summary["id"]})
     tags = {"method": "preference", "data.pairs": str(found.summary["id"])}
-    with tracker.run(asdict(config), tags, watch, model="preference", steps=OWN):
-        return train_and_measure(config, found, out, watch)
+    with tracker.run(asdict(config), tags, logger, model="preference", steps=OWN):
+        return train_and_measure(config, found, out, logger)
 
 
 def train_and_measure(
-    config: PreferenceConfig, found: Preferences, out: Path, watch: Watch
+    config: PreferenceConfig, found: Preferences, out: Path, logger: RunLogger
 ) -> dict[str, Any]:
     """Trains the models on pairs that are read; leaves all of the run in its folder.
 
@@ -114,15 +114,15 @@ def train_and_measure(
         ValueError: no pair is left to train on.
         RuntimeError: a loss or gradient was not finite; the batch is saved.
     """
-    tokens, cut = tokenize(config, found, out / "data" / "tokens.parquet", watch)
+    tokens, cut = tokenize(config, found, out / "data" / "tokens.parquet", logger)
     rows, sources, told = training_rows(config, found, tokens)
-    watch.say(f"data: {len(rows.train):,} of {len(rows.source_P):,} pairs to train on, {sources}")
+    logger.info(f"data: {len(rows.train):,} of {len(rows.source_P):,} pairs to train on, {sources}")
     if config.num_workers:
         connect(config.num_workers)
 
     tasks = make_tasks(config, rows, found, out)
-    train(tasks, config, out / "train", watch)
-    trained = {name: Trained.read(Path(task.folder)) for name, task in tasks.items()}
+    train(tasks, config, out / "train", logger)
+    trained = {name: TrainedRun.read(Path(task.folder)) for name, task in tasks.items()}
 
     scales, margins = calibrate(trained, found)
     metrics = measure(margins, scales, found)
@@ -165,7 +165,7 @@ def make_tasks(
 
 
 def train(
-    tasks: Mapping[str, TrainTask], config: PreferenceConfig, run: Path, watch: Watch
+    tasks: Mapping[str, TrainTask], config: PreferenceConfig, run: Path, logger: RunLogger
 ) -> None:
     """Trains the models on Ray Train, on as many workers as there are.
 
@@ -177,10 +177,10 @@ def train(
         (folder / STOPPED).unlink(missing_ok=True)
     gpus = 0.0
     if config.num_workers:
-        pool = Pool.of_cluster(config.num_workers, config.gpus)
-        await_workers(pool.num_actors, pool.bundle, config.wait_minutes, watch)
+        pool = ActorPoolSpec.of_cluster(config.num_workers, config.gpus)
+        await_workers(pool.num_actors, pool.bundle, config.wait_minutes, logger)
         gpus = pool.gpus
-    with watching(folders, watch):
+    with watching(folders, logger):
         loop = {"tasks": list(tasks.values())}
         run_train(train_models, loop, config.num_workers, run, "preference", gpus=gpus)
     for folder in folders:
@@ -193,7 +193,7 @@ def train(
 
 
 @contextmanager
-def watching(folders: Sequence[Path], watch: Watch) -> Generator[None]:
+def watching(folders: Sequence[Path], logger: RunLogger) -> Generator[None]:
     """Shows the progress that the workers write."""
     over = threading.Event()
 
@@ -205,7 +205,7 @@ def watching(folders: Sequence[Path], watch: Watch) -> Generator[None]:
             if over.is_set():
                 return
             total = json.loads((folder / PROGRESS).read_text())["num_steps"]
-            with watch.bar(f"training {folder.name}", total) as advance:
+            with logger.bar(f"training {folder.name}", total) as advance:
                 while not over.wait(0.5) and not (folder / DONE).exists():
                     now = json.loads((folder / PROGRESS).read_text())["step"]
                     advance(max(0, now - seen))
@@ -222,7 +222,7 @@ def watching(folders: Sequence[Path], watch: Watch) -> Generator[None]:
 
 
 def calibrate(
-    trained: Mapping[str, Trained], found: Preferences
+    trained: Mapping[str, TrainedRun], found: Preferences
 ) -> tuple[dict[str, float], dict[str, Array]]:
     """Returns each model's factor to log odds, fitted on *calibrate*, and its margins.
 
@@ -251,7 +251,7 @@ def measure(
     }
 
 
-def summary(model: Trained, sources: Sequence[str]) -> dict[str, Any]:
+def summary(model: TrainedRun, sources: Sequence[str]) -> dict[str, Any]:
     """Returns how training went: steps, tokens, time, losses, and MORE's weights at the end."""
     history = model.history
     looks = [step["select_loss"] for step in history if "select_loss" in step]
@@ -273,7 +273,7 @@ def summary(model: Trained, sources: Sequence[str]) -> dict[str, Any]:
 
 def save_artefact(
     task: TrainTask,
-    model: Trained,
+    model: TrainedRun,
     scale: float,
     sources: Sequence[str],
     found: Preferences,
@@ -281,23 +281,25 @@ def save_artefact(
 ) -> dict[str, Any]:
     """Saves `OUT/model` with its temperature, and compares it with training on some test pairs."""
     config = task.config
-    trainable = load_trainable(config.trunk, num_heads=config.num_heads, seed=config.seed)
+    trainable = load_trainable(config.backbone, num_heads=config.num_heads, seed=config.seed)
     state = torch.load(model.folder / "trained.pt", weights_only=True)
     known = {name for name, _ in trainable.net.named_parameters()}
     trainable.net.load_state_dict({k: v for k, v in state.items() if k in known}, strict=False)
     # A frozen language-model head, which a policy loss had beside it, is no part of the model.
-    card = ScalarCard(
-        rendering=config.trunk.rendering,
+    card = ScalarManifest(
+        rendering=config.backbone.rendering,
         temperature=1 / scale if scale else float("inf"),
         seed=config.seed,
         template_hash=trainable.renderer.template_hash,
         bos=tuple(trainable.renderer.bos),
-        backbone=config.trunk.model,
+        backbone=config.backbone.model,
         depth=trainable.num_layers,
         dtype=str(trainable.dtype).removeprefix("torch."),
         sources=tuple(sources),
         data={"pairs": dict(found.summary)},
-        method={name: asdict(config)[name] for name in ("loss", "weighting", "schedule", "trunk")},
+        method={
+            name: asdict(config)[name] for name in ("loss", "weighting", "schedule", "backbone")
+        },
         centers=model.centers,
         scales=model.scales,
     )
@@ -306,7 +308,7 @@ def save_artefact(
     if not (out / "model").exists():
         heads_KD = trainable.net.head.weight.detach()
         drift = save_scalar_model(
-            trainable.trunk(), trainable.renderer, heads_KD, card, out / "model", list(used)
+            trainable.backbone(), trainable.renderer, heads_KD, card, out / "model", list(used)
         )
     return {
         "drift": drift,
@@ -315,7 +317,7 @@ def save_artefact(
     }
 
 
-def round_trip(folder: Path, trained: Trained, found: Preferences, dtype: str) -> float:
+def round_trip(folder: Path, trained: TrainedRun, found: Preferences, dtype: str) -> float:
     """Scores test pairs from their texts; returns the largest drift over the margins' deviation.
 
     Raises:

@@ -31,9 +31,9 @@ from ray.exceptions import RayActorError
 
 from actors.function_replica import arm_of
 from actors.gateway import State
-from panoply.config.serve import ArmConfig, ServeConfig
+from panoply.config.serve import ServeConfig, ServedModelConfig
 from panoply.hub.published.loading import is_hub_name
-from panoply.report.progress import Watch
+from panoply.report.progress import RunLogger
 from workflows import starts_cluster
 from workflows.cluster.address import answering, reserved, url
 from workflows.cluster.gateway import (
@@ -69,7 +69,7 @@ class Server:
     """Id of this start, which tells its answers from those of others."""
 
 
-def run_serve(config: ServeConfig, watch: Watch) -> None:
+def run_serve(config: ServeConfig, logger: RunLogger) -> None:
     """Serves models until it is stopped, then takes them down.
 
     Raises:
@@ -80,7 +80,7 @@ def run_serve(config: ServeConfig, watch: Watch) -> None:
     arms = tuple(pinned(arm) for arm in config.arms())
     if config.write:
         Path(config.write).write_text(yaml.safe_dump(serve_file(arms, config), sort_keys=False))
-        watch.say(f"wrote {config.write}; next: serve deploy {config.write}")
+        logger.info(f"wrote {config.write}; next: serve deploy {config.write}")
         return
     with ExitStack() as stack:
         if starts_cluster():
@@ -89,10 +89,10 @@ def run_serve(config: ServeConfig, watch: Watch) -> None:
             config = replace(config, port=stack.enter_context(reserved(config.host, config.port)))
         connect(math.ceil(sum(arm.scaling.cpus * arm.scaling.max_replicas for arm in arms)))
         stopped = stack.enter_context(stop_signals())
-        follow(stack.enter_context(deployed(arms, config)), stopped, watch)
+        follow(stack.enter_context(deployed(arms, config)), stopped, logger)
 
 
-def follow(server: Server, stopped: threading.Event, watch: Watch) -> None:
+def follow(server: Server, stopped: threading.Event, logger: RunLogger) -> None:
     """Tells how models and gateway are doing, until it is stopped.
 
     Raises:
@@ -111,7 +111,7 @@ def follow(server: Server, stopped: threading.Event, watch: Watch) -> None:
             raise ConnectionError("somebody else shut Ray Serve down on this cluster") from error
         for name, (state, reason) in known.items():
             if before.get(name) != (state, reason):
-                watch.say(f"{name}: {state}{': ' * bool(reason)}{reason}")
+                logger.info(f"{name}: {state}{': ' * bool(reason)}{reason}")
         state, reason = known[THE_GATEWAY]
         if state == "failed" and (reason == GONE or not was_up):
             raise ConnectionError(
@@ -124,7 +124,7 @@ def follow(server: Server, stopped: threading.Event, watch: Watch) -> None:
             raise RuntimeError("no model could be started: see above")
         if not address and state == "ready" and is_settled(known):
             address = answering(server.urls, server.run)
-            watch.say(f"{address} has the page, {address}docs the endpoints")
+            logger.info(f"{address} has the page, {address}docs the endpoints")
 
 
 def is_settled(known: Mapping[str, tuple[State, str]]) -> bool:
@@ -132,7 +132,7 @@ def is_settled(known: Mapping[str, tuple[State, str]]) -> bool:
     return all(state != "starting" for state, _ in known.values())
 
 
-def pinned(arm: ArmConfig) -> ArmConfig:
+def pinned(arm: ServedModelConfig) -> ServedModelConfig:
     """Returns an arm with its place looked at and fixed, so that all replicas load the same.
 
     Raises:
@@ -198,7 +198,7 @@ def registered(uri: str) -> str:
 
 
 def targets(
-    arms: Sequence[ArmConfig], config: ServeConfig, run: str = ""
+    arms: Sequence[ServedModelConfig], config: ServeConfig, run: str = ""
 ) -> list[tuple[str, str, Any]]:
     """Returns name, import path and arguments of every application, the gateway's last."""
     models = [
@@ -214,7 +214,7 @@ def targets(
     return [*models, (gateway_name(config.name), "workflows.cluster.gateway:gateway_app", args)]
 
 
-def serve_file(arms: Sequence[ArmConfig], config: ServeConfig) -> dict[str, Any]:
+def serve_file(arms: Sequence[ServedModelConfig], config: ServeConfig) -> dict[str, Any]:
     """Returns what `serve deploy` reads: every setting of every model, to be changed there."""
     gateway = gateway_name(config.name)
     return {
@@ -232,7 +232,7 @@ def serve_file(arms: Sequence[ArmConfig], config: ServeConfig) -> dict[str, Any]
 
 
 @contextmanager
-def deployed(arms: Sequence[ArmConfig], config: ServeConfig) -> Generator[Server]:
+def deployed(arms: Sequence[ServedModelConfig], config: ServeConfig) -> Generator[Server]:
     """Starts the applications; takes down what it started at the end.
 
     Raises:

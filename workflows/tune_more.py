@@ -46,12 +46,18 @@ from actors.trial import fill_store, finish_trial, looks, train_trial, trial_tas
 from panoply.config.preference import PreferenceConfig
 from panoply.config.tune import Point, TuneConfig, flags, paper_point
 from panoply.hub.backbone.backbone import resolve
-from panoply.report.progress import Watch
+from panoply.report.progress import RunLogger
 from panoply.report.trials import Trial, best, cost, draw_trials
 from workflows.cluster.prepare_pairs import Preferences, read_pairs, tokenize, training_rows
-from workflows.cluster.ray_cluster import await_workers, claim, connect, run_folder, store_root
+from workflows.cluster.ray_cluster import (
+    await_workers,
+    check_or_write_config,
+    connect,
+    run_folder,
+    store_root,
+)
 from workflows.cluster.tracking import git_commit, open_tracker, write_json
-from workflows.preference import Trained, calibrate, measure
+from workflows.preference import TrainedRun, calibrate, measure
 
 SEARCHES = ("tpe", "random")
 DEFAULTS = "defaults"
@@ -78,26 +84,26 @@ class Searched:
     """Of the run to take next."""
 
 
-def run_tune_more(config: TuneConfig, recipe: PreferenceConfig, watch: Watch) -> Searched:
+def run_tune_more(config: TuneConfig, recipe: PreferenceConfig, logger: RunLogger) -> Searched:
     """Runs the search; what it returns stands in OUT too.
 
     Args:
         config: the search.
         recipe: the named run from which the flags start.
-        watch: is told how far it is.
+        logger: is told how far it is.
 
     Raises:
         ValueError, FileNotFoundError: unusable input, before anything expensive starts.
         RuntimeError: no trial of a search came to its end.
     """
     out = run_folder(config.out)
-    resolve(config.preference.trunk.model)
+    resolve(config.preference.backbone.model)
     tracker = open_tracker(config.experiment, out)
-    claim(out, "config.json", asdict(config))
-    base, found = prepare(config, out, watch)
+    check_or_write_config(out, "config.json", asdict(config))
+    base, found = prepare(config, out, logger)
     tags = {"method": "more", "data": str(found.summary["id"])}
-    with tracker.run(asdict(config), tags, watch):
-        return search_and_measure(config, recipe, base, found, out, watch)
+    with tracker.run(asdict(config), tags, logger):
+        return search_and_measure(config, recipe, base, found, out, logger)
 
 
 def search_and_measure(
@@ -106,7 +112,7 @@ def search_and_measure(
     base: TrainTask,
     found: Preferences,
     out: Path,
-    watch: Watch,
+    logger: RunLogger,
 ) -> Searched:
     """Runs both searches on pairs that are read; leaves all of them in the run folder.
 
@@ -118,22 +124,22 @@ def search_and_measure(
     connect(math.ceil(config.max_concurrent * config.cpus))
     bundle = {"CPU": config.cpus, "GPU": config.gpus}
     preference = config.preference
-    await_workers(config.max_concurrent, bundle, preference.wait_minutes, watch)
-    with watch.bar("inputs of the trained part", 1) as advance:
+    await_workers(config.max_concurrent, bundle, preference.wait_minutes, logger)
+    with logger.bar("inputs of the trained part", 1) as advance:
         run_here(fill_store, base, config)
         advance(1)
 
     trials = [
         trial
         for name in SEARCHES
-        for trial in search(name, config, base, defaults, out / "search", watch)
+        for trial in search(name, config, base, defaults, out / "search", logger)
     ]
     winners = {name: best(trials, name) for name in SEARCHES}
     tasks = {name: trial_task(trial.point, base, config) for name, trial in winners.items()}
     tasks[DEFAULTS] = trial_task(defaults, base, config)
     run_here(finish_trial, tasks[DEFAULTS], config)  # where ASHA stopped it
 
-    trained = {name: Trained.read(Path(task.folder)) for name, task in tasks.items()}
+    trained = {name: TrainedRun.read(Path(task.folder)) for name, task in tasks.items()}
     scales, margins = calibrate(trained, found)
     metrics = measure(margins, scales, found)
     metrics["select_loss"] = {
@@ -161,7 +167,7 @@ def search_and_measure(
     return Searched(metrics, trials, told)
 
 
-def prepare(config: TuneConfig, out: Path, watch: Watch) -> tuple[TrainTask, Preferences]:
+def prepare(config: TuneConfig, out: Path, logger: RunLogger) -> tuple[TrainTask, Preferences]:
     """Reads and renders the pairs; returns the run that is searched, and the pairs.
 
     Raises:
@@ -169,9 +175,9 @@ def prepare(config: TuneConfig, out: Path, watch: Watch) -> tuple[TrainTask, Pre
     """
     preference = config.preference
     found = read_pairs(preference, out / "data")
-    claim(out, "data.json", {"pairs": found.summary["id"]})
+    check_or_write_config(out, "data.json", {"pairs": found.summary["id"]})
     path = out / "data" / "tokens.parquet"
-    tokens, _ = tokenize(preference, found, path, watch)
+    tokens, _ = tokenize(preference, found, path, logger)
     # Which rows are trained on does not depend on how sources share a step, which trials choose.
     mixed = replace(preference, weighting=replace(preference.weighting, sources="mixed"))
     rows, sources, _ = training_rows(mixed, found, tokens)
@@ -180,7 +186,7 @@ def prepare(config: TuneConfig, out: Path, watch: Watch) -> tuple[TrainTask, Pre
             f"MORE weighs sources against each other, and these pairs have {sources!r}: "
             "add files of other sources to `--preference.pairs`, or take `jobs.preference pairs`"
         )
-    watch.say(f"data: {len(rows.train):,} of {len(rows.source_P):,} pairs to train on, {sources}")
+    logger.info(f"data: {len(rows.train):,} of {len(rows.source_P):,} pairs to train on, {sources}")
     task = TrainTask(
         config=preference,
         pairs=rows,
@@ -194,7 +200,7 @@ def prepare(config: TuneConfig, out: Path, watch: Watch) -> tuple[TrainTask, Pre
 
 
 def search(
-    name: str, config: TuneConfig, base: TrainTask, defaults: Point, folder: Path, watch: Watch
+    name: str, config: TuneConfig, base: TrainTask, defaults: Point, folder: Path, logger: RunLogger
 ) -> list[Trial]:
     """Runs a search, or what is left of it, and returns its trials in the order of their start."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -203,7 +209,7 @@ def search(
         tune.with_parameters(train_trial, task=base, search=config), resources
     )
     path = str(folder / name)
-    with tune_settings(), told_trials(folder / name, config.num_trials, watch):
+    with tune_settings(), told_trials(folder / name, config.num_trials, logger):
         if tune.Tuner.can_restore(path):
             tuner = tune.Tuner.restore(path, trainable, resume_errored=True)
         else:
@@ -309,13 +315,13 @@ def tune_settings() -> Generator[None]:
 
 
 @contextmanager
-def told_trials(folder: Path, num_trials: int, watch: Watch) -> Generator[None]:
+def told_trials(folder: Path, num_trials: int, logger: RunLogger) -> Generator[None]:
     """Shows how many trials of a search have begun: each has a folder of Ray Tune's."""
     over = Event()
 
     def look() -> None:
         seen = 0
-        with watch.bar(f"trials of search {folder.name}", num_trials) as advance:
+        with logger.bar(f"trials of search {folder.name}", num_trials) as advance:
             while True:
                 ended = over.wait(1.0)
                 begun = sum(path.is_dir() for path in folder.glob("train_trial_*"))

@@ -197,7 +197,7 @@ class Uniform:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fixed:
+class FixedArm:
     """Always the same arm."""
 
     arm: int
@@ -232,8 +232,8 @@ class Sequential:
         return greedy(-((np.arange(arms) - turn) % arms), available_BK)
 
 
-Policy: TypeAlias = (
-    LinUCB | Thompson | UCB1 | MOSS | EpsilonGreedy | Exp3 | Uniform | Fixed | Sequential
+Bandit: TypeAlias = (
+    LinUCB | Thompson | UCB1 | MOSS | EpsilonGreedy | Exp3 | Uniform | FixedArm | Sequential
 )
 
 

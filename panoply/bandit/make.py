@@ -9,20 +9,20 @@ from numpy.typing import ArrayLike
 from panoply.bandit.bandits import (
     MOSS,
     UCB1,
+    Bandit,
     EpsilonGreedy,
     Exp3,
-    Fixed,
+    FixedArm,
     LinUCB,
-    Policy,
     Sequential,
     Thompson,
     Uniform,
 )
 from panoply.bandit.state import State
 from panoply.bandit.update import init
-from panoply.config.bandit import PolicyConfig, PolicyName, SelectorConfig
+from panoply.config.bandit import BanditConfig, PolicyName, SelectorConfig
 
-POLICIES: dict[PolicyName, Callable[..., Policy]] = {
+POLICIES: dict[PolicyName, Callable[..., Bandit]] = {
     "linucb": LinUCB,
     "thompson": Thompson,
     "ucb1": UCB1,
@@ -30,12 +30,12 @@ POLICIES: dict[PolicyName, Callable[..., Policy]] = {
     "epsilon_greedy": EpsilonGreedy,
     "exp3": Exp3,
     "uniform": Uniform,
-    "fixed": Fixed,
+    "fixed": FixedArm,
     "sequential": Sequential,
 }
 
 
-def make_policy(config: PolicyConfig) -> Policy:
+def make_policy(config: BanditConfig) -> Bandit:
     """Returns the policy, with its own value for whatever the configuration leaves open.
 
     Raises:

@@ -10,14 +10,14 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from panoply.bandit.bandits import Policy
+from panoply.bandit.bandits import Bandit
 from panoply.bandit.update import choose, init, uniforms, update
 
 Ints: TypeAlias = NDArray[np.int64]
 
 
 def replay(
-    policy: Policy,
+    policy: Bandit,
     rewards_NK: ArrayLike,
     orders_RN: Ints,
     *,

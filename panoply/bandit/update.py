@@ -29,7 +29,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from panoply.bandit.bandits import LinUCB, Policy, Thompson
+from panoply.bandit.bandits import Bandit, LinUCB, Thompson
 from panoply.bandit.state import State
 
 Array: TypeAlias = NDArray[np.float64]
@@ -68,7 +68,7 @@ def uniforms(seed: int, round: int, ids: Sequence[str] | Sequence[int] | Ints) -
 
 
 def init(
-    policy: Policy,
+    policy: Bandit,
     num_arms: int,
     num_features: int = 0,
     *,
@@ -132,7 +132,7 @@ def init(
 
 
 def choose(
-    policy: Policy,
+    policy: Bandit,
     state: State,
     contexts_BH: ArrayLike | None,
     uniforms_B: ArrayLike,

@@ -66,7 +66,7 @@ class GateConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Planted:
+class SyntheticConfig:
     """The embedded data: a planted preference world, so that the truth is known."""
 
     num_prompts: int = 600
@@ -83,7 +83,7 @@ class ArmoRMConfig:
 
     out: str = "runs/armorm"
     """Folder of the results. The same folder with the same configuration resumes."""
-    planted: Planted | None = None
+    planted: SyntheticConfig | None = None
     """Run on the planted world instead of files."""
     ratings: tuple[str, ...] = ()
     """Rating files: Parquet, JSONL, or hub names."""

@@ -48,7 +48,7 @@ REQUIRED: dict[PolicyName, str] = {"moss": "horizon", "fixed": "arm"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PolicyConfig:
+class BanditConfig:
     """A policy by name; a setting that is None is the policy's own."""
 
     name: PolicyName = "linucb"
@@ -128,7 +128,7 @@ class SignalConfig:
 class SelectorConfig:
     """A bandit over reward models, as an actor holds it."""
 
-    policy: PolicyConfig = PolicyConfig()
+    policy: BanditConfig = BanditConfig()
     signal: SignalConfig = SignalConfig()
     level: Level = "prompt"
     """One decision for each prompt, or one for all prompts of a round (LASeR's algorithm)."""
@@ -154,7 +154,7 @@ class SelectorConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WatchConfig:
+class AlarmConfig:
     """When a run is called suspect, and what follows (`panoply.laser.monitor`).
 
     'pause' and 'sideline' are what the loop is asked to do; 'sideline' names the arm that was
@@ -181,11 +181,13 @@ class WatchConfig:
     failed: Action = "pause"
 
     def __post_init__(self) -> None:
-        require(self.window >= 2, "watch.window", self.window, ">= 2")
+        require(self.window >= 2, "alarms.window", self.window, ">= 2")
         for name in ("sigmas", "length_drift", "format_drop", "max_kl"):
             value = getattr(self, name)
-            require(value > 0, f"watch.{name}", value, "positive")
-        require(0 < self.max_failed <= 1, "watch.max_failed", self.max_failed, "in (0, 1]")
+            require(value > 0, f"alarms.{name}", value, "positive")
+        require(0 < self.max_failed <= 1, "alarms.max_failed", self.max_failed, "in (0, 1]")
         for name in ("hacking", "length", "format", "kl", "failed"):
             value = getattr(self, name)
-            require(value in get_args(Action), f"watch.{name}", value, f"one of {get_args(Action)}")
+            require(
+                value in get_args(Action), f"alarms.{name}", value, f"one of {get_args(Action)}"
+            )

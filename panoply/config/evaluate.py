@@ -32,7 +32,7 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MatrixConfig:
+class CrossEvalConfig:
     """Every model on every source of some pairs."""
 
     models: tuple[str, ...]

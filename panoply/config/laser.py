@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from panoply.config import DType, Rendering, require
-from panoply.config.bandit import PolicyConfig as Bandit
-from panoply.config.bandit import SelectorConfig, WatchConfig
-from panoply.config.policy import PolicyConfig, PolicyServerConfig, SamplingConfig
-from panoply.config.serve import ArmConfig, ScalingConfig, ServeConfig
+from panoply.config.bandit import AlarmConfig, SelectorConfig
+from panoply.config.bandit import BanditConfig as Bandit
+from panoply.config.policy import BanditConfig, PolicyServerConfig, SamplingConfig
+from panoply.config.serve import ScalingConfig, ServeConfig, ServedModelConfig
 
 VERIFIER = "verifier"
 """Name that no arm may have."""
@@ -78,7 +78,7 @@ class ArmsConfig:
         names = self.names
         require(VERIFIER not in names, "arms.models", names, f"names other than {VERIFIER!r}")
 
-    def arms(self) -> tuple[ArmConfig, ...]:
+    def arms(self) -> tuple[ServedModelConfig, ...]:
         """Returns the arms with their settings.
 
         Raises:
@@ -112,8 +112,8 @@ class LaserConfig:
     """Rounds after which DPO's reference becomes the policy as it is. With 1 the reference is the
     policy itself, and DPO's part of the loss before the step is ln 2 whatever the arm."""
     selector: SelectorConfig = field(default_factory=SelectorConfig)
-    watch: WatchConfig = field(default_factory=WatchConfig)
-    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    alarms: AlarmConfig = field(default_factory=AlarmConfig)
+    policy: BanditConfig = field(default_factory=BanditConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     strategies: tuple[str, ...] = (LASER,)
     """Who chooses; each trains a policy of its own on the same prompts with the same updates. Of

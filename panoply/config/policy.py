@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from panoply.config import require
-from panoply.config.preference import TrunkConfig
+from panoply.config.preference import TrainedBackboneConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +67,7 @@ class PolicyConfig:
     have none, so that a step does not depend on how many workers share it.
     """
 
-    trunk: TrunkConfig = field(default_factory=TrunkConfig)
+    backbone: TrainedBackboneConfig = field(default_factory=TrainedBackboneConfig)
     """The policy at its start and its adapters; `trained` is 'lora'."""
     beta: float = 0.1
     """Inverse temperature of DPO."""
@@ -88,9 +88,9 @@ class PolicyConfig:
     """Most tokens of one forward; the gradients do not depend on it."""
 
     def __post_init__(self) -> None:
-        trunk = self.trunk
-        require(trunk.trained == "lora", "trunk.trained", trunk.trained, "'lora' for a policy")
-        require(trunk.depth == 1, "trunk.depth", trunk.depth, "1 for a policy, which speaks")
+        trained, depth = self.backbone.trained, self.backbone.depth
+        require(trained == "lora", "backbone.trained", trained, "'lora' for a policy")
+        require(depth == 1, "backbone.depth", depth, "1 for a policy, whose last layer samples")
         for name in ("alpha", "weight_decay"):
             require(getattr(self, name) >= 0, name, getattr(self, name), ">= 0")
         for name in ("beta", "lr", "max_norm"):

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from panoply.config import DType, Rendering, require
-from panoply.config.armorm import Planted
+from panoply.config.armorm import SyntheticConfig
 
-Trained: TypeAlias = Literal["full", "last", "lora", "head"]
-Policy: TypeAlias = Literal["none", "dpo", "sft"]
+TrainedPart: TypeAlias = Literal["full", "last", "lora", "head"]
+PolicyLoss: TypeAlias = Literal["none", "dpo", "sft"]
 Reference: TypeAlias = Literal["precomputed", "copy", "adapters_off"]
 Sources: TypeAlias = Literal["mixed", "balanced", "more"]
 Normalizer: TypeAlias = Literal["none", "l2", "loss", "loss+"]
@@ -22,7 +22,7 @@ def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrunkConfig:
+class TrainedBackboneConfig:
     """The language model below the head, and what of it is trained."""
 
     model: str = "embedded"
@@ -32,7 +32,7 @@ class TrunkConfig:
     hardware multiplies it fast."""
     depth: float = 1.0
     """Share of the layers that is kept."""
-    trained: Trained = "lora"
+    trained: TrainedPart = "lora"
     """All weights; the last layers, whose inputs are computed once; low-rank adapters; or nothing
     but the head, on features computed once."""
     num_last: int = 6
@@ -46,16 +46,16 @@ class TrunkConfig:
     rendering: Rendering = field(default_factory=Rendering)
 
     def __post_init__(self) -> None:
-        require(0 < self.depth <= 1, "trunk.depth", self.depth, "a share of the layers in (0, 1]")
-        one_of("trunk.trained", self.trained, ("full", "last", "lora", "head"))
+        require(0 < self.depth <= 1, "backbone.depth", self.depth, "a share of layers in (0, 1]")
+        one_of("backbone.trained", self.trained, ("full", "last", "lora", "head"))
         for name in ("num_last", "rank"):
-            require(getattr(self, name) >= 1, f"trunk.{name}", getattr(self, name), ">= 1")
-        require(self.lora_alpha > 0, "trunk.lora_alpha", self.lora_alpha, "positive")
+            require(getattr(self, name) >= 1, f"backbone.{name}", getattr(self, name), ">= 1")
+        require(self.lora_alpha > 0, "backbone.lora_alpha", self.lora_alpha, "positive")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossConfig:
-    """What a pair costs: the reward loss, and HaF-RM's policy loss on the same trunk."""
+    """What a pair costs: the reward loss, and HaF-RM's policy loss on the same backbone."""
 
     reward: float = 1.0
     """Weight of the reward loss; 0 with a DPO policy loss is 'DPO as reward model'."""
@@ -65,7 +65,7 @@ class LossConfig:
     """Subtract the pair's own `margin` column before the sigmoid (Llama 2)."""
     centering: float = 0.0
     """Weight of (R(x, y+) + R(x, y-))^2, which keeps scores around zero."""
-    policy: Policy = "none"
+    policy: PolicyLoss = "none"
     """Token-level loss beside the reward loss: DPO (HaF-RM), or SFT on the chosen response."""
     alpha: float = 0.2
     """Weight of the policy loss."""
@@ -120,7 +120,7 @@ class ScheduleConfig:
     num_epochs: int = 1
     """An epoch has as many pairs as the training part, also where sources are balanced."""
     lr: float = 1e-4
-    """Peak learning rate of the trunk (AdamW)."""
+    """Peak learning rate of the backbone (AdamW)."""
     head_lr: float = 1e-3
     """Peak learning rate of the head."""
     warmup: float = 0.05
@@ -157,7 +157,7 @@ class PreferenceConfig:
 
     out: str = "runs/preference"
     """Folder of the results. The same folder with the same configuration resumes."""
-    planted: Planted | None = None
+    planted: SyntheticConfig | None = None
     """Run on the pairs of the planted world instead of files."""
     pairs: tuple[str, ...] = ()
     """Preference pair files of one or more sources: Parquet, JSONL, or hub names."""
@@ -167,12 +167,12 @@ class PreferenceConfig:
     """Share of the training labels that is turned around, to study noise; other parts stay."""
     seed: int = 0
     """Moves the split, the order of the pairs and every initialization."""
-    trunk: TrunkConfig = TrunkConfig()
+    backbone: TrainedBackboneConfig = TrainedBackboneConfig()
     loss: LossConfig = LossConfig()
     weighting: WeightingConfig = WeightingConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     num_heads: int = 1
-    """Heads of an ensemble on the trunk; each starts elsewhere."""
+    """Heads of an ensemble on the backbone; each starts elsewhere."""
     bagging: bool = False
     """Each head of an ensemble weighs every pair by a draw of its own (Poisson with mean 1). On
     frozen features nothing else makes the heads differ for long."""
@@ -205,18 +205,18 @@ class PreferenceConfig:
         self._check_together()
 
     def _check_together(self) -> None:
-        if self.loss.reference == "adapters_off" and self.trunk.trained != "lora":
+        if self.loss.reference == "adapters_off" and self.backbone.trained != "lora":
             raise ValueError(
-                "`loss.reference` 'adapters_off' needs `trunk.trained` 'lora', got "
-                f"{self.trunk.trained!r}: take 'precomputed' or 'copy'"
+                "`loss.reference` 'adapters_off' needs `backbone.trained` 'lora', got "
+                f"{self.backbone.trained!r}: take 'precomputed' or 'copy'"
             )
-        if self.loss.policy != "none" and self.trunk.trained == "head":
+        if self.loss.policy != "none" and self.backbone.trained == "head":
             raise ValueError(
-                "`loss.policy` trains the trunk, which `trunk.trained` 'head' freezes: take "
+                "`loss.policy` trains the backbone, which `backbone.trained` 'head' freezes: take "
                 "'lora', 'last' or 'full'"
             )
-        if self.parallel == "fsdp" and self.trunk.trained in ("head", "last"):
+        if self.parallel == "fsdp" and self.backbone.trained in ("head", "last"):
             raise ValueError(
-                f"`parallel` 'fsdp' shards what is trained, and `trunk.trained` "
-                f"{self.trunk.trained!r} fits everywhere: take 'ddp', or train 'full' or 'lora'"
+                f"`parallel` 'fsdp' shards what is trained, and `backbone.trained` "
+                f"{self.backbone.trained!r} fits everywhere: take 'ddp', or train 'full' or 'lora'"
             )

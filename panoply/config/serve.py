@@ -83,7 +83,7 @@ class Remote:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ArmConfig:
+class ServedModelConfig:
     """One reward model behind a name."""
 
     __pydantic_config__ = STRICT
@@ -248,7 +248,7 @@ class ServeConfig:
         """Path below which the server answers."""
         return "/" if self.name == DEFAULT_SERVER else f"/servers/{self.name}"
 
-    def arms(self) -> tuple[ArmConfig, ...]:
+    def arms(self) -> tuple[ServedModelConfig, ...]:
         """Returns the models with their settings.
 
         Raises:
@@ -261,7 +261,7 @@ class ServeConfig:
         unknown = sorted(set(self.trust_remote_code) - set(names))
         require(not unknown, "trust_remote_code", unknown, f"names among {names}")
         return tuple(
-            ArmConfig(
+            ServedModelConfig(
                 name=name,
                 where=where,
                 rendered_by=self.rendered_by,

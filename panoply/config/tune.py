@@ -24,7 +24,7 @@ class Point(TypedDict):
     pairs_per_source: int
     head_lr: float
     lr: NotRequired[float]
-    """Absent where no trunk is trained."""
+    """Absent where no backbone is trained."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +42,7 @@ class SpaceConfig:
     head_lr: tuple[float, float] = (1e-4, 1e-2)
     """Peak learning rate of the head; on a logarithmic scale."""
     lr: tuple[float, float] = (1e-5, 1e-3)
-    """Peak learning rate of the trunk, on a logarithmic scale; not searched if it is frozen."""
+    """Peak learning rate of the backbone, on a logarithmic scale; not searched if it is frozen."""
 
     def __post_init__(self) -> None:
         for name in self.normalizers:
@@ -107,7 +107,7 @@ class TuneConfig:
     @property
     def rates(self) -> tuple[str, ...]:
         """The learning rates that are searched."""
-        return ("head_lr",) if self.preference.trunk.trained == "head" else ("head_lr", "lr")
+        return ("head_lr",) if self.preference.backbone.trained == "head" else ("head_lr", "lr")
 
 
 def num_steps(config: PreferenceConfig, num_pairs: int) -> int:

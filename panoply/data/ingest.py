@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from panoply.data.layouts import Layout, RawPair, RawRating, Row, pair_layout, rating_layout
+from panoply.data.layouts import FileLayout, RawPair, RawRating, Row, pair_layout, rating_layout
 from panoply.data.objectives import (
     Observed,
     complete_maps,
@@ -38,7 +38,7 @@ from panoply.data.validate import Canonical, clean_pair, clean_rating, with_row_
 
 
 @dataclass(frozen=True)
-class Limits:
+class IngestLimits:
     """How much to take and how much dirt to bear.
 
     Raises:
@@ -90,7 +90,9 @@ class _Job:
     """Gives a canonical row per call, so that a bad one does not take its siblings along."""
 
 
-def ingest_pairs(inputs: Sequence[Input], out: Path, limits: Limits | None = None) -> Ingested:
+def ingest_pairs(
+    inputs: Sequence[Input], out: Path, limits: IngestLimits | None = None
+) -> Ingested:
     """Writes `pairs.parquet` (columns `schema.PAIRS`) and `pairs.quarantine.jsonl` into `out`.
 
     Raises:
@@ -104,10 +106,12 @@ def ingest_pairs(inputs: Sequence[Input], out: Path, limits: Limits | None = Non
             layout = pair_layout(opened.columns)
             source, _ = _sources(opened, layout)
         jobs.append(_Job(opened, partial(_convert_pair, layout=layout, source=source)))
-    return _ingest(jobs, Path(out) / "pairs.parquet", PAIRS, limits or Limits(), {})
+    return _ingest(jobs, Path(out) / "pairs.parquet", PAIRS, limits or IngestLimits(), {})
 
 
-def ingest_ratings(inputs: Sequence[Input], out: Path, limits: Limits | None = None) -> Ingested:
+def ingest_ratings(
+    inputs: Sequence[Input], out: Path, limits: IngestLimits | None = None
+) -> Ingested:
     """Writes `ratings.parquet` (`schema.ratings_schema`) and `ratings.quarantine.jsonl`.
 
     Objectives are named "<source>-<attribute>"; ratings stay in the raw scale. The map of each to
@@ -136,7 +140,9 @@ def ingest_ratings(inputs: Sequence[Input], out: Path, limits: Limits | None = N
         )
         jobs.append(_Job(opened, convert))
     path = Path(out) / "ratings.parquet"
-    return _ingest(jobs, path, ratings_schema(tuple(objectives)), limits or Limits(), declared)
+    return _ingest(
+        jobs, path, ratings_schema(tuple(objectives)), limits or IngestLimits(), declared
+    )
 
 
 # Opening and naming
@@ -158,7 +164,7 @@ def _naming(opened: Opened) -> Generator[None]:
 
 
 def _sources(
-    opened: Opened, layout: Layout[RawPair] | Layout[RawRating]
+    opened: Opened, layout: FileLayout[RawPair] | FileLayout[RawRating]
 ) -> tuple[str | None, tuple[str, ...]]:
     """Returns the one source of a file, or None where its rows name theirs; and all sources.
 
@@ -180,7 +186,7 @@ def _sources(
 
 
 def _convert_pair(
-    row: Row, layout: Layout[RawPair], source: str | None
+    row: Row, layout: FileLayout[RawPair], source: str | None
 ) -> list[Callable[[], Canonical]]:
     raws = layout.adapt(row)
     return [partial(clean_pair, raw, source or _own_source(raw.source)) for raw in raws]
@@ -188,7 +194,7 @@ def _convert_pair(
 
 def _convert_rating(
     row: Row,
-    layout: Layout[RawRating],
+    layout: FileLayout[RawRating],
     source: str | None,
     names: Mapping[str, Mapping[str, str]],
     scales: Mapping[str, RatingMap],
@@ -239,7 +245,7 @@ def _clean_all(
             quarantine.reject(label, number, str(error), row)
 
 
-def _draw(rows: Iterable[Canonical], limits: Limits) -> Iterator[Canonical]:
+def _draw(rows: Iterable[Canonical], limits: IngestLimits) -> Iterator[Canonical]:
     """Yields all rows, or of each source those with the smallest hashes, in their old order."""
     if limits.max_rows_per_source is None:
         yield from rows
@@ -264,7 +270,7 @@ def _ingest(
     jobs: Sequence[_Job],
     path: Path,
     schema: pa.Schema,
-    limits: Limits,
+    limits: IngestLimits,
     declared: Mapping[str, RatingMap],
 ) -> Ingested:
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -63,7 +63,7 @@ Raw = TypeVar("Raw", RawPair, RawRating)
 
 
 @dataclass(frozen=True)
-class Layout(Generic[Raw]):
+class FileLayout(Generic[Raw]):
     """A layout that was recognized, bound to the columns of one file."""
 
     name: str
@@ -166,7 +166,7 @@ RATING_LAYOUTS = (
 )
 
 
-def pair_layout(columns: Collection[str]) -> Layout[RawPair]:
+def pair_layout(columns: Collection[str]) -> FileLayout[RawPair]:
     """Recognizes the layout of a file of pairs.
 
     Raises:
@@ -176,8 +176,8 @@ def pair_layout(columns: Collection[str]) -> Layout[RawPair]:
         for column, prompt_of in PAIR_PROMPTS:
             if column in columns:
                 adapt = partial(_pair, prompt_of=prompt_of)
-                return Layout(f"{column}, chosen, rejected", adapt, has_source=True)
-        return Layout("chosen, rejected", partial(_pair, prompt_of=_no_prompt), has_source=True)
+                return FileLayout(f"{column}, chosen, rejected", adapt, has_source=True)
+        return FileLayout("chosen, rejected", partial(_pair, prompt_of=_no_prompt), has_source=True)
     raise _unknown("pairs", columns, PAIR_LAYOUTS)
 
 
@@ -217,7 +217,7 @@ def _completion(row: Row, prompt: list[Message], completion: object) -> RawRatin
     return RawRating(prompt, completion.get("response"), ratings, subset=row.get("source"))
 
 
-def rating_layout(columns: Mapping[str, bool]) -> Layout[RawRating]:
+def rating_layout(columns: Mapping[str, bool]) -> FileLayout[RawRating]:
     """Recognizes the layout of a file of ratings.
 
     Args:
@@ -228,7 +228,7 @@ def rating_layout(columns: Mapping[str, bool]) -> Layout[RawRating]:
     """
     if {"instruction", "completions"} <= set(columns):
         attributes = tuple(ULTRAFEEDBACK_SCALES)
-        return Layout("UltraFeedback", _ultrafeedback, attributes, ULTRAFEEDBACK_SCALES)
+        return FileLayout("UltraFeedback", _ultrafeedback, attributes, ULTRAFEEDBACK_SCALES)
     attributes = tuple(n for n, numeric in columns.items() if numeric and n not in NO_RATING)
     if not ({"prompt", "response"} <= set(columns) and attributes):
         raise _unknown("ratings", columns, RATING_LAYOUTS)
@@ -238,7 +238,7 @@ def rating_layout(columns: Mapping[str, bool]) -> Layout[RawRating]:
     elif {"is_safe", "category"} <= set(columns):
         scales = BEAVERTAILS_SCALES
     adapt = partial(_rating, attributes=attributes)
-    return Layout("prompt, response, ratings", adapt, attributes, scales, has_source=True)
+    return FileLayout("prompt, response, ratings", adapt, attributes, scales, has_source=True)
 
 
 def _unknown(kind: str, columns: Collection[str], known: Sequence[str]) -> ValueError:

@@ -39,7 +39,7 @@ class Observed:
 
 
 @dataclass(frozen=True)
-class Objectives:
+class LearnableObjectives:
     """Which objectives can be learned."""
 
     kept: tuple[str, ...]
@@ -119,7 +119,9 @@ def read_maps(path: Path) -> dict[str, RatingMap]:
     return {name: RatingMap.from_dict(values) for name, values in stored.items()}
 
 
-def check_objectives(observed: Mapping[str, Observed], min_ratings: int = 20) -> Objectives:
+def check_objectives(
+    observed: Mapping[str, Observed], min_ratings: int = 20
+) -> LearnableObjectives:
     """Sorts out the objectives that cannot be learned: too few ratings, or all the same.
 
     Raises:
@@ -135,4 +137,4 @@ def check_objectives(observed: Mapping[str, Observed], min_ratings: int = 20) ->
     if not kept:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
         raise ValueError(f"no objective can be learned: {reasons or 'there is none'}. Add ratings")
-    return Objectives(kept, left_out)
+    return LearnableObjectives(kept, left_out)

@@ -124,7 +124,7 @@ class Log:
         self.fs, self.path = open_store(uri)
         self.fs.create_dir(self.path, recursive=True)
 
-    def claim(self, own: Mapping[str, Any]) -> None:
+    def check_or_write_config(self, own: Mapping[str, Any]) -> None:
         """Writes what the log stands on, or checks that it says the same.
 
         Raises:

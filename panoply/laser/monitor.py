@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
-from panoply.config.bandit import Action, WatchConfig
+from panoply.config.bandit import Action, AlarmConfig
 from panoply.laser.log import Record, column, matrix
 
 Array: TypeAlias = NDArray[np.float64]
@@ -113,7 +113,7 @@ def regret(arms_N: ArrayLike, values_K: ArrayLike) -> Array:
     return np.cumsum(np.nan_to_num(known.max() - values[arms]))
 
 
-def alarms(curves: Mapping[str, Array], arms: Sequence[str], config: WatchConfig) -> list[Alarm]:
+def alarms(curves: Mapping[str, Array], arms: Sequence[str], config: AlarmConfig) -> list[Alarm]:
     """Returns what is wrong in the latest window of a run, at most one alarm of each name.
 
     hacking: `proxy` rose against the window before by more than `sigmas` standard errors, and
@@ -155,7 +155,7 @@ def pauses(alarms: Sequence[Alarm]) -> list[Alarm]:
 
 
 def _moved(
-    curves: Mapping[str, Array], mean: Mapping[str, float], config: WatchConfig
+    curves: Mapping[str, Array], mean: Mapping[str, float], config: AlarmConfig
 ) -> list[tuple[str, Action, str]]:
     """Returns the alarms that compare the latest window with an earlier one."""
     w = config.window

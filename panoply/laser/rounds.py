@@ -25,7 +25,7 @@ from panoply.bandit.state import State
 from panoply.bandit.update import choose, uniforms
 from panoply.config.bandit import Level, SelectorConfig, SignalConfig
 from panoply.laser.log import DECISIONS, REWARDS, nullable, state_version
-from panoply.laser.signals import MEASURES, Carry, Outcome, finite, signals
+from panoply.laser.signals import MEASURES, PromptOutcome, SignalState, finite, signals
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -38,11 +38,11 @@ TOLD = (*MEASURES, "num_failed", "failure")
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class RoundPrompt:
     """A prompt that needs a reward model.
 
-    Example: `Prompt("9f3a", "gsm8k", embedding)`. Where pairs and not prompts are routed, it is
-    the pair that has the id and the context.
+    Example: `RoundPrompt("9f3a", "gsm8k", embedding)`. Where pairs and not prompts are routed, the
+    id and the context are the pair's.
     """
 
     prompt_id: str
@@ -74,7 +74,7 @@ class Sidelined:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class RoundRequest:
     """What a round decides on, in the order of the ids."""
 
     ids: tuple[str, ...]
@@ -83,7 +83,7 @@ class Asked:
     contexts_BH: Array
 
     @classmethod
-    def of(cls, prompts: Sequence[Prompt], level: Level) -> Asked:
+    def of(cls, prompts: Sequence[RoundPrompt], level: Level) -> RoundRequest:
         """Returns one decision for each prompt, or one on the mean context of them all.
 
         Raises:
@@ -121,7 +121,7 @@ def decide(
     config: SelectorConfig,
     state: State,
     round: int,
-    asked: Asked,
+    asked: RoundRequest,
     arms: tuple[str, ...],
     sidelined: Sequence[Sidelined],
 ) -> pa.Table:
@@ -159,7 +159,7 @@ def answers(decisions: pa.Table) -> dict[str, Decision]:
     return found
 
 
-def measured(decisions: pa.Table, outcomes: Sequence[Outcome]) -> dict[str, pa.Array]:
+def measured(decisions: pa.Table, outcomes: Sequence[PromptOutcome]) -> dict[str, pa.Array]:
     """Returns what was measured of each decision: means over its prompts, and its failures.
 
     Prompts without an outcome have nothing measured.
@@ -185,8 +185,8 @@ def measured(decisions: pa.Table, outcomes: Sequence[Outcome]) -> dict[str, pa.A
 
 
 def settle(
-    decisions: pa.Table, told: Mapping[str, pa.Array], carry: Carry, config: SignalConfig
-) -> tuple[pa.Table, Carry]:
+    decisions: pa.Table, told: Mapping[str, pa.Array], carry: SignalState, config: SignalConfig
+) -> tuple[pa.Table, SignalState]:
     """Returns the rewards of a round, as they are logged, and what signals remember of it."""
     values = {name: told[name].to_numpy(zero_copy_only=False) for name in MEASURES}
     found, carry = signals(values, carry, config)
@@ -248,7 +248,7 @@ def sidelined_by(rewards: pa.Table, config: SelectorConfig) -> tuple[Sidelined, 
     return tuple(found)
 
 
-def _means(groups: Sequence[Sequence[Outcome]], name: str) -> Array:
+def _means(groups: Sequence[Sequence[PromptOutcome]], name: str) -> Array:
     """Returns the mean of the finite values of each group; NaN where there is none."""
     values = [finite([getattr(outcome, name) for outcome in group]) for group in groups]
     found = [value[~np.isnan(value)] for value in values]

@@ -23,7 +23,7 @@ FLOATS = pa.list_(pa.float64())
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class ScoredPrompt:
     """The responses to one prompt, and what was said of them."""
 
     prompt_id: str
@@ -45,7 +45,7 @@ class Scored:
         return float(known.mean()) if len(known) else float("nan")
 
 
-def write_scored(file: Path, scored: Sequence[Scored], arms: Sequence[str]) -> None:
+def write_scored(file: Path, scored: Sequence[ScoredPrompt], arms: Sequence[str]) -> None:
     """Writes samples in the order of their ids, whole or not at all."""
     ordered = sorted(scored, key=lambda one: one.prompt_id)
     columns: dict[str, Any] = {
@@ -71,10 +71,10 @@ def write_scored(file: Path, scored: Sequence[Scored], arms: Sequence[str]) -> N
     partial.replace(file)
 
 
-def read_scored(file: Path, arms: Sequence[str]) -> list[Scored]:
+def read_scored(file: Path, arms: Sequence[str]) -> list[ScoredPrompt]:
     """Returns what `write_scored` wrote."""
     return [
-        Scored(
+        ScoredPrompt(
             prompt_id=row["prompt_id"],
             source=row["source"],
             responses=tuple(row["responses"]),

@@ -30,10 +30,10 @@ NAN = float("nan")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class PromptOutcome:
     """What was measured of one prompt after its round; NaN is what was not.
 
-    Example: `Outcome(prompt_id="a", loss=0.61, verifier=1.0, length=412.0)`.
+    Example: `PromptOutcome(prompt_id="a", loss=0.61, verifier=1.0, length=412.0)`.
     """
 
     prompt_id: str
@@ -64,7 +64,7 @@ class Outcome:
     """Why the arm gave no scores; empty where it did."""
 
 
-MEASURES = tuple(f.name for f in fields(Outcome) if f.name not in ("prompt_id", "failure"))
+MEASURES = tuple(f.name for f in fields(PromptOutcome) if f.name not in ("prompt_id", "failure"))
 """The measured numbers."""
 LIMIT = 1e6
 """Size beyond which a measurement is taken for broken: one would fill a running mean for long."""
@@ -73,7 +73,7 @@ PLACED: tuple[Signal, ...] = ("negative_loss", "improvement", "probe", "held_out
 
 
 @dataclass(frozen=True, slots=True)
-class Carry:
+class SignalState:
     """What signals remember from round to round."""
 
     recent: Mapping[Signal, tuple[Array, ...]] = field(
@@ -85,12 +85,12 @@ class Carry:
 
 
 def signals(
-    measured: Mapping[str, Array], carry: Carry, config: SignalConfig
-) -> tuple[dict[Signal, Array], Carry]:
+    measured: Mapping[str, Array], carry: SignalState, config: SignalConfig
+) -> tuple[dict[Signal, Array], SignalState]:
     """Returns every signal `[B]` of a round, in [-1, 1] or NaN, and what the next round needs.
 
     Args:
-        measured: `[B]` by name of `Outcome`.
+        measured: `[B]` by name of `PromptOutcome`.
         carry: after the round before.
         config: quantiles, window and decay.
     """
@@ -115,7 +115,7 @@ def signals(
     for name in ("verifier", "agreement"):
         value = finite(measured[name])
         found[name] = np.where(np.abs(value) <= 1, value, np.nan)
-    return found, Carry(recent, baseline)
+    return found, SignalState(recent, baseline)
 
 
 def finite(values: ArrayLike) -> Array:

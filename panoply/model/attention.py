@@ -29,14 +29,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from panoply.model.layout import Layout
+from panoply.model.layout import TreeLayout
 
 SHORTEST_TO_LONGEST = 0.5
 """Siblings of at least this share of the longest one's length run in one padded call."""
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class AttentionCall:
     """Segments that share their history and run in one padded call."""
 
     path: tuple[int, ...]
@@ -44,12 +44,12 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class AttentionPlan:
     """Which attention calls a row needs; every layer of a forward makes the same."""
 
     sizes: tuple[int, ...]
     """Tokens of each segment."""
-    calls: tuple[Call, ...]
+    calls: tuple[AttentionCall, ...]
     masks: dict[tuple[int, int, int | None], Tensor] = field(default_factory=dict)
     """Masks by (queries, keys, window): layers of one forward share them."""
 
@@ -63,20 +63,20 @@ class Plan:
         )
 
 
-def make_plan(layout: Layout) -> Plan:
+def make_plan(layout: TreeLayout) -> AttentionPlan:
     """Groups the segments of a row: siblings of similar length run in one call."""
     sizes = tuple(int(b - a) for a, b in zip(layout.bounds_S, layout.bounds_S[1:], strict=False))
     siblings: dict[int, list[int]] = {}
-    calls: list[Call] = []
+    calls: list[AttentionCall] = []
     for segment, parent in enumerate(layout.parent_S.tolist()):
         if parent < 0:
-            calls.append(Call((), (segment,)))
+            calls.append(AttentionCall((), (segment,)))
         else:
             siblings.setdefault(parent, []).append(segment)
     for family in siblings.values():
         path = layout.path(family[0])
-        calls += [Call(path, group) for group in _similar(family, sizes)]
-    return Plan(sizes, tuple(calls))
+        calls += [AttentionCall(path, group) for group in _similar(family, sizes)]
+    return AttentionPlan(sizes, tuple(calls))
 
 
 def _similar(family: list[int], sizes: Sequence[int]) -> Iterable[tuple[int, ...]]:
@@ -92,7 +92,7 @@ def tree_attention(
     query_1HTD: Tensor,
     key_1KTD: Tensor,
     value_1KTD: Tensor,
-    plan: Plan,
+    plan: AttentionPlan,
     *,
     scale: float | None = None,
     window: int | None = None,
@@ -137,7 +137,7 @@ def _batch(parts: Sequence[Tensor], segments: Sequence[int]) -> Tensor:
     return torch.cat(padded) if len(padded) > 1 else padded[0]
 
 
-def _with_history(parts: Sequence[Tensor], call: Call, window: int | None) -> Tensor:
+def _with_history(parts: Sequence[Tensor], call: AttentionCall, window: int | None) -> Tensor:
     """Puts the path's keys before those of each segment, as far back as a window reaches."""
     own = _batch(parts, call.segments)
     if not call.path:
@@ -148,7 +148,9 @@ def _with_history(parts: Sequence[Tensor], call: Call, window: int | None) -> Te
     return torch.cat([history.expand(len(own), -1, -1, -1), own], dim=2)
 
 
-def _mask(plan: Plan, query_NHLD: Tensor, num_keys: int, window: int | None) -> Tensor | None:
+def _mask(
+    plan: AttentionPlan, query_NHLD: Tensor, num_keys: int, window: int | None
+) -> Tensor | None:
     """Returns which of the `M` last positions each of the `L` last sees; None: plain causal."""
     num_queries = query_NHLD.shape[2]
     reaches = window is not None and window < num_keys

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from panoply.model.attention import make_plan
 from panoply.model.decoder import Decoder
-from panoply.model.layout import Layout, lay_out
+from panoply.model.layout import TreeLayout, lay_out
 from panoply.model.mask import attention_masks
 from panoply.model.tree import Branch, TokenTree, pack
 
@@ -45,7 +45,7 @@ def forward_trees(decoder: Decoder, trees: Sequence[TokenTree]) -> Features:
 
 def row_states(
     decoder: Decoder, trees: Sequence[TokenTree], inputs: Sequence[Tensor | None] | None = None
-) -> tuple[Tensor, Layout]:
+) -> tuple[Tensor, TreeLayout]:
     """Returns the states `[T, D]` of the top depth of trees in one row, and where is what in it.
 
     Args:
@@ -89,7 +89,7 @@ def forward_rows(decoder: Decoder, rows: Sequence[Sequence[TokenTree]]) -> list[
     return [pool([s[i] for s in states], layout) for i, layout in enumerate(layouts)]
 
 
-def _who_sees_whom(decoder: Decoder, layouts: Sequence[Layout]) -> dict[str, Any]:
+def _who_sees_whom(decoder: Decoder, layouts: Sequence[TreeLayout]) -> dict[str, Any]:
     if decoder.attends_by_trees:
         # Models hand a 4-D mask on as it is: this one keeps them from making one of T x T.
         nothing = torch.zeros(1, 1, 1, 1, device=decoder.device)
@@ -100,7 +100,7 @@ def _who_sees_whom(decoder: Decoder, layouts: Sequence[Layout]) -> dict[str, Any
     return {"attention_mask": masks.to(decoder.device)}
 
 
-def pool(states_TD: Sequence[Tensor], layout: Layout) -> Features:
+def pool(states_TD: Sequence[Tensor], layout: TreeLayout) -> Features:
     """Reads gate, last and mean states of one row at every depth."""
     states_LTD = torch.stack([s.float() for s in states_TD])
     device = states_LTD.device

@@ -14,7 +14,7 @@ from panoply.model.tree import Ints, TokenTree, grow
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class TreeLayout:
     """Trees side by side in one sequence, segment by segment, parents first."""
 
     tokens_T: Ints
@@ -54,7 +54,7 @@ class Layout:
         return tuple(reversed(found))
 
 
-def lay_out(trees: Sequence[TokenTree]) -> Layout:
+def lay_out(trees: Sequence[TokenTree]) -> TreeLayout:
     """Lays trees out as arrays: token ids, positions by depth, and who belongs where."""
     tokens: list[int] = []
     positions: list[int] = []
@@ -80,7 +80,7 @@ def lay_out(trees: Sequence[TokenTree]) -> Layout:
             own.append(places[branch.start : branch.stop])
             spoken.append(places[branch.start : branch.stop + 1])
             last.append(int(places[-1]))
-    return Layout(
+    return TreeLayout(
         tokens_T=np.asarray(tokens, dtype=np.int64),
         positions_T=np.asarray(positions, dtype=np.int64),
         bounds_S=np.asarray(bounds, dtype=np.int64),
@@ -92,7 +92,7 @@ def lay_out(trees: Sequence[TokenTree]) -> Layout:
     )
 
 
-def ancestry(layout: Layout) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
+def ancestry(layout: TreeLayout) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
     """Returns `[S, S]`: whether the column's segment is the row's, or before it on its path."""
     seen_SS = np.eye(len(layout.parent_S), dtype=np.bool_)
     for segment, parent in enumerate(layout.parent_S):

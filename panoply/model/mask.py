@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from panoply.model.layout import Layout, ancestry
+from panoply.model.layout import TreeLayout, ancestry
 
 
-def tree_mask(layout: Layout) -> Tensor:
+def tree_mask(layout: TreeLayout) -> Tensor:
     """Returns who sees whom in a row, bool `[T, T]`.
 
     Query q sees key k if k's segment is on the path of q's, and k is not behind q.
@@ -30,7 +30,7 @@ def _window(config: Any) -> int | None:
     return int(window) if window and getattr(config, "use_sliding_window", True) else None
 
 
-def attention_masks(layouts: Sequence[Layout], config: Any, dtype: torch.dtype) -> Any:
+def attention_masks(layouts: Sequence[TreeLayout], config: Any, dtype: torch.dtype) -> Any:
     """Returns the additive tree mask `[B, 1, T, T]`, per layer type where a model mixes types.
 
     Padded positions see themselves only, so that no softmax is over an empty set. Sliding

@@ -15,7 +15,7 @@ from panoply.model.gate import Gate
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class ModelOutput:
     """What the head says of a batch of responses."""
 
     values_BO: Tensor
@@ -27,10 +27,10 @@ class Scored:
     score_B: Tensor
     """R(x, y)."""
 
-    def rows(self) -> list[Scored]:
+    def rows(self) -> list[ModelOutput]:
         """Returns each response by itself, as a batch of one."""
         parts = (x.split(1) for x in (self.values_BO, self.length_B, self.weights_BO, self.score_B))
-        return [Scored(*row) for row in zip(*parts, strict=True)]
+        return [ModelOutput(*row) for row in zip(*parts, strict=True)]
 
 
 class GatedHead(nn.Module):
@@ -65,15 +65,15 @@ class GatedHead(nn.Module):
             self.register_buffer(name, torch.zeros(shape))
         self.gate = gate
 
-    def forward(self, features_BF: Tensor, gate_BD: Tensor) -> Scored:
+    def forward(self, features_BF: Tensor, gate_BD: Tensor) -> ModelOutput:
         """Scores responses from their features and those of their prompts."""
         values_BO = features_BF @ self.weight.T + self.bias
         length_B = features_BF @ self.length_weight + self.length_bias
         weights_BO = self.gate(gate_BD)
         score_B = (weights_BO * self.debiased(values_BO, length_B)).sum(-1)
-        return Scored(values_BO, length_B, weights_BO, score_B)
+        return ModelOutput(values_BO, length_B, weights_BO, score_B)
 
-    def weighed(self, scored: Scored, weights_O: Sequence[float]) -> Scored:
+    def weighed(self, scored: ModelOutput, weights_O: Sequence[float]) -> ModelOutput:
         """Returns what the head would have said had the gate given these weights."""
         weights_BO = torch.tensor(weights_O).expand_as(scored.weights_BO)
         score_B = (weights_BO * self.debiased(scored.values_BO, scored.length_B)).sum(-1)
@@ -94,7 +94,7 @@ class TransformedHead(GatedHead):
         R(x, y) = sum_i g_i(x) r'_i,   r' = r T,   r = W f(x, y)
 
     A penalty on length is the row of the verbosity objective in T, so that there is no r_v of its
-    own: `Scored.length_B` is 0. The centers are 0 too, since no training responses are known.
+    own: `ModelOutput.length_B` is 0. The centers are 0 too, since no training responses are known.
     """
 
     transform: Tensor

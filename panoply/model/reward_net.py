@@ -17,14 +17,14 @@ from torch.utils.checkpoint import checkpoint
 
 from panoply.model.decoder import Decoder
 from panoply.model.forward import row_states
-from panoply.model.layout import Layout
+from panoply.model.layout import TreeLayout
 from panoply.model.tree import TokenTree
 
 CHUNK = 512
 """Tokens whose logits over the vocabulary are held at once."""
 
 
-class Outcome(NamedTuple):
+class RewardOutput(NamedTuple):
     """What one forward says of the responses of some trees, tree by tree."""
 
     features_RD: Tensor
@@ -56,7 +56,7 @@ class RewardNet(nn.Module):
         inputs: Sequence[Tensor | None] | None = None,
         *,
         policy: bool = True,
-    ) -> Outcome:
+    ) -> RewardOutput:
         """Runs trees side by side in one row.
 
         Args:
@@ -69,7 +69,7 @@ class RewardNet(nn.Module):
             kept = torch.cat([x for x in inputs or () if x is not None])
             features_RD = kept.to(self.head.weight.device).float()
             counts_R = torch.zeros(len(features_RD), dtype=torch.long, device=features_RD.device)
-            return Outcome(features_RD, score(self.head, features_RD), None, counts_R)
+            return RewardOutput(features_RD, score(self.head, features_RD), None, counts_R)
         states_TD, layout = row_states(self.decoder, trees, inputs)
         features_RD = states_TD[torch.from_numpy(layout.last_R).to(states_TD.device)].float()
         scores_RK = score(self.head, features_RD)
@@ -77,16 +77,16 @@ class RewardNet(nn.Module):
         log_prob_R = None
         if self.lm_head is not None and policy:
             log_prob_R = response_log_probs(self.lm_head, states_TD, layout)
-        return Outcome(features_RD, scores_RK, log_prob_R, counts_R)
+        return RewardOutput(features_RD, scores_RK, log_prob_R, counts_R)
 
 
 def score(head: nn.Linear, features_RD: Tensor) -> Tensor:
-    """Returns `[R, K]` scores, float32 whatever the trunk computes in."""
+    """Returns `[R, K]` scores, float32 whatever the backbone computes in."""
     with torch.autocast(features_RD.device.type, enabled=False):
         return head(features_RD)
 
 
-def response_log_probs(lm_head: nn.Module, states_TD: Tensor, layout: Layout) -> Tensor:
+def response_log_probs(lm_head: nn.Module, states_TD: Tensor, layout: TreeLayout) -> Tensor:
     """Returns the log-probability of each response given its prompt, `[R]` float32.
 
         log pi(y | x) = sum_t log softmax( W h_{t-1} )[y_t]

@@ -35,7 +35,7 @@ def step_ids(
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class BatchSampler:
     """The steps of a run.
 
     Mixed: every epoch is a new order of all pairs. Balanced: a step has the same number of pairs of

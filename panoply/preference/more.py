@@ -20,7 +20,7 @@ from panoply.preference.min_norm import Array, min_norm
 
 
 @dataclass(frozen=True, slots=True)
-class Weighting:
+class MoreState:
     """What MORE remembers from step to step."""
 
     momentum_KD: Array | None
@@ -29,12 +29,12 @@ class Weighting:
     """lambda of the latest step; at first 1 / K."""
 
     @classmethod
-    def begin(cls, num_sources: int) -> Weighting:
+    def begin(cls, num_sources: int) -> MoreState:
         """Returns the state before the first step."""
         return cls(None, np.full(num_sources, 1 / num_sources))
 
 
-def weigh(state: Weighting, grad_KD: Array, loss_K: Array, config: WeightingConfig) -> Weighting:
+def weigh(state: MoreState, grad_KD: Array, loss_K: Array, config: WeightingConfig) -> MoreState:
     """Returns the state after a step: lambda from the gradients of all workers.
 
     The running mean starts at the first gradient, not at a random or zero vector. With `K = 1`
@@ -50,7 +50,7 @@ def weigh(state: Weighting, grad_KD: Array, loss_K: Array, config: WeightingConf
     momentum_KD = grad_KD if before is None else (1 - a) * before + a * grad_KD
     scaled_KD = normalized(momentum_KD, loss_K, config.normalizer)
     rho, size = config.interpolation, len(loss_K)
-    return Weighting(momentum_KD, (1 - rho) / size + rho * min_norm(scaled_KD @ scaled_KD.T))
+    return MoreState(momentum_KD, (1 - rho) / size + rho * min_norm(scaled_KD @ scaled_KD.T))
 
 
 def normalized(grad_KD: Array, loss_K: Array, how: Normalizer) -> Array:

@@ -1,4 +1,4 @@
-"""What a pair costs: the reward loss and, on the same trunk, HaF-RM's policy loss.
+"""What a pair costs: the reward loss and, on the same backbone, HaF-RM's policy loss.
 
 Legend: `P` pairs, `K` heads.
 """
@@ -12,11 +12,11 @@ from torch import Tensor
 
 from panoply.config.preference import LossConfig
 from panoply.preference.losses import centering, dpo, sft, smoothed, soft_label
-from panoply.preference.step import Compared
+from panoply.preference.step import PairOutputs
 
 
 @dataclass(frozen=True, slots=True)
-class Targets:
+class PairLabels:
     """What is known of the pairs of a step besides their texts, `[P]` each."""
 
     label_P: Tensor
@@ -29,16 +29,16 @@ class Targets:
     bag_PK: Tensor | None = None
     """What each head of a bagged ensemble weighs the pair with; else 1."""
 
-    def at(self, places: Tensor) -> Targets:
+    def at(self, places: Tensor) -> PairLabels:
         """Returns the targets of some of the pairs."""
         reference = None if self.reference_P is None else self.reference_P[places]
         bag = None if self.bag_PK is None else self.bag_PK[places]
-        return Targets(
+        return PairLabels(
             self.label_P[places], self.margin_P[places], self.weight_P[places], reference, bag
         )
 
 
-def pair_loss(compared: Compared, targets: Targets, config: LossConfig) -> Tensor:
+def pair_loss(compared: PairOutputs, targets: PairLabels, config: LossConfig) -> Tensor:
     """Returns the weighted loss `[P]` of each pair (HaF-RM, arXiv 2407.04185, equation 8).
 
         L_H = w ( L_R + alpha L_P )
@@ -65,7 +65,7 @@ def pair_loss(compared: Compared, targets: Targets, config: LossConfig) -> Tenso
     return loss_P * own.weight_P.to(device)
 
 
-def policy_loss(compared: Compared, targets: Targets, config: LossConfig) -> Tensor:
+def policy_loss(compared: PairOutputs, targets: PairLabels, config: LossConfig) -> Tensor:
     """Returns L_P `[P]` of pairs whose forward had a language-model head."""
     chosen_P, rejected_P = compared.chosen_log_prob_P, compared.rejected_log_prob_P
     assert chosen_P is not None

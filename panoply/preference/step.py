@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 
 from panoply.model.budget import within_memory
-from panoply.model.reward_net import Outcome, RewardNet, score
+from panoply.model.reward_net import RewardNet, RewardOutput, score
 from panoply.model.tree import Branch, Ints, TokenTree, first_fit
 from panoply.preference.losses import bradley_terry
 from panoply.preference.min_norm import Array
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class PairTree:
     """A prompt with responses, and which of them were preferred to which."""
 
     tree: TokenTree
@@ -51,7 +51,7 @@ class Comparison:
             )
 
 
-class Compared(NamedTuple):
+class PairOutputs(NamedTuple):
     """What one forward says of some pairs of the step."""
 
     chosen_PK: Tensor
@@ -69,11 +69,11 @@ class Compared(NamedTuple):
         return self.chosen_PK - self.rejected_PK
 
 
-Loss: TypeAlias = Callable[[Compared], Tensor]
+Loss: TypeAlias = Callable[[PairOutputs], Tensor]
 """Returns the loss `[P]` of each pair."""
 
 
-def reward_loss(compared: Compared) -> Tensor:
+def reward_loss(compared: PairOutputs) -> Tensor:
     """Bradley-Terry, summed over the heads of an ensemble, each as if it were alone."""
     return bradley_terry(compared.margin_PK).sum(-1)
 
@@ -96,7 +96,7 @@ class SourceSums:
 
 
 @dataclass(frozen=True, slots=True)
-class Weigh:
+class SourceWeights:
     """How the sources of a step are weighed by what the step itself shows."""
 
     source_P: Ints
@@ -108,7 +108,7 @@ class Weigh:
 
 
 @dataclass(frozen=True, slots=True)
-class Stepped:
+class StepOutput:
     """What a step did besides setting gradients."""
 
     loss: float
@@ -119,7 +119,7 @@ class Stepped:
     """Tokens of a forward that memory allowed."""
 
 
-def micro_batches(comparisons: Sequence[Comparison], budget: int) -> list[list[int]]:
+def micro_batches(comparisons: Sequence[PairTree], budget: int) -> list[list[int]]:
     """Packs comparisons into forwards of at most `budget` tokens; a larger tree gets its own.
 
     A tree is never split: the losses of its pairs need both responses. Returns their places.
@@ -127,7 +127,7 @@ def micro_batches(comparisons: Sequence[Comparison], budget: int) -> list[list[i
     return first_fit([comparison.tree.num_tokens for comparison in comparisons], budget)
 
 
-def pair_up(out: Outcome, comparisons: Sequence[Comparison], at: Sequence[int]) -> Compared:
+def pair_up(out: RewardOutput, comparisons: Sequence[PairTree], at: Sequence[int]) -> PairOutputs:
     """Reads the two sides of each pair out of a forward."""
     batch = [comparisons[i] for i in at]
     first = np.cumsum([0, *(len(item.tree.branches) for item in batch)])
@@ -137,7 +137,7 @@ def pair_up(out: Outcome, comparisons: Sequence[Comparison], at: Sequence[int]) 
     places = np.concatenate([np.arange(pairs[i], pairs[i + 1]) for i in at])
     a, b = (torch.as_tensor(rows, device=out.scores_RK.device) for rows in (chosen, rejected))
     spoken = out.log_prob_R
-    return Compared(
+    return PairOutputs(
         out.scores_RK[a],
         out.scores_RK[b],
         None if spoken is None else spoken[a],
@@ -148,7 +148,11 @@ def pair_up(out: Outcome, comparisons: Sequence[Comparison], at: Sequence[int]) 
 
 
 def source_sums(
-    net: RewardNet, out: Outcome, compared: Callable[[Outcome], Compared], loss: Loss, weigh: Weigh
+    net: RewardNet,
+    out: RewardOutput,
+    compared: Callable[[RewardOutput], PairOutputs],
+    loss: Loss,
+    weigh: SourceWeights,
 ) -> SourceSums:
     """Returns the head's gradient of each source's losses, on features that carry no gradient.
 
@@ -170,15 +174,15 @@ def source_sums(
 
 def compute_gradients(
     net: RewardNet,
-    comparisons: Sequence[Comparison],
+    comparisons: Sequence[PairTree],
     *,
     budget: int,
     shares_P: Tensor | None = None,
     loss: Loss = reward_loss,
-    weigh: Weigh | None = None,
+    weigh: SourceWeights | None = None,
     ahead: bool = False,
     idle: Callable[[int], int] | None = None,
-) -> Stepped:
+) -> StepOutput:
     """Sets the gradients of a step.
 
         loss = sum_p share_p L_p,   share_p = 1/N for N pairs of all workers, if not given
@@ -187,7 +191,7 @@ def compute_gradients(
     step begins anew with half the budget.
 
     Args:
-        net: the trunk with its heads.
+        net: the backbone with its heads.
         comparisons: this worker's part of the step.
         budget: most tokens of a forward; the gradients do not depend on it.
         shares_P: share of each pair.
@@ -202,11 +206,11 @@ def compute_gradients(
     if shares_P is None:
         shares_P = torch.full((num_pairs,), 1 / max(1, num_pairs))
 
-    def sums_of(out: Outcome, at: Sequence[int]) -> SourceSums:
+    def sums_of(out: RewardOutput, at: Sequence[int]) -> SourceSums:
         assert weigh is not None
         return source_sums(net, out, lambda o: pair_up(o, comparisons, at), loss, weigh)
 
-    def run(budget: int) -> Stepped:
+    def run(budget: int) -> StepOutput:
         net.zero_grad()
         batches, given_P = micro_batches(comparisons, budget), shares_P
         size = net.head.weight.numel()
@@ -228,7 +232,7 @@ def compute_gradients(
             margin_PK[found.places] = found.margin_PK.detach().cpu()
         for _ in range(idle(len(batches)) if idle else 0):
             (0 * net([IDLE]).scores_RK.sum()).backward()
-        return Stepped(total, margin_PK, sums, budget)
+        return StepOutput(total, margin_PK, sums, budget)
 
     # Sharded workers cannot begin anew one by one.
     return run(budget) if idle else within_memory(run, budget)[0]
@@ -239,8 +243,8 @@ IDLE = TokenTree((0,), (Branch((0,), 0, 1), Branch((1,), 0, 1)), gate=0)
 
 
 def _forward(
-    net: RewardNet, comparisons: Sequence[Comparison], at: Sequence[int], *, policy: bool = True
-) -> Outcome:
+    net: RewardNet, comparisons: Sequence[PairTree], at: Sequence[int], *, policy: bool = True
+) -> RewardOutput:
     batch = [comparisons[i] for i in at]
     return net([item.tree for item in batch], [item.inputs for item in batch], policy=policy)
 
@@ -248,12 +252,12 @@ def _forward(
 @torch.no_grad()
 def margins(
     net: RewardNet,
-    comparisons: Sequence[Comparison],
+    comparisons: Sequence[PairTree],
     budget: int,
     idle: Callable[[int], int] | None = None,
     *,
     policy: bool = False,
-) -> Compared:
+) -> PairOutputs:
     """Returns both sides of all pairs, in their order, without gradients; see `compute_gradients`.
 
     There must be a comparison, but for a worker that only keeps others company (`idle`). `policy`
@@ -267,10 +271,10 @@ def margins(
         net([IDLE])
     if not parts:
         none = torch.zeros(0, net.head.out_features)
-        return Compared(none, none, none[:, 0], none[:, 0], none[:, 0], np.arange(0))
+        return PairOutputs(none, none, none[:, 0], none[:, 0], none[:, 0], np.arange(0))
     order = torch.from_numpy(np.argsort(np.concatenate([part.places for part in parts])))
     columns: list[Any] = [
         None if column[0] is None else torch.cat([x.cpu() for x in column if x is not None])[order]
         for column in zip(*(part[:5] for part in parts), strict=True)
     ]
-    return Compared._make([*columns, np.arange(len(order))])
+    return PairOutputs._make([*columns, np.arange(len(order))])

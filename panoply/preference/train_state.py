@@ -31,8 +31,8 @@ WHOLE = StateDictOptions(
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
-    """Trained parameters and AdamW: the trunk's at one rate, the head's, if any, at another."""
+class TrainState:
+    """Trained parameters and AdamW: the backbone's at one rate, the head's, if any, at another."""
 
     net: RewardNet
     optimizer: torch.optim.AdamW
@@ -49,18 +49,18 @@ class Weights:
         head_lr: float,
         weight_decay: float,
         parallel: Parallel = "ddp",
-    ) -> Weights:
-        """Makes the optimizer, and shards the trunk where that is asked for."""
+    ) -> TrainState:
+        """Makes the optimizer, and shards the backbone where that is asked for."""
         sharded = parallel == "fsdp" and group.size > 1
         if sharded:
             shard(net)
-        trunk = [
+        backbone = [
             p for n, p in net.named_parameters() if p.requires_grad and not n.startswith("head.")
         ]
         head = [net.head.weight] if net.head.weight.requires_grad else []
         groups: list[dict[str, Any]] = [
             {"params": params, "lr": peak, "peak": peak}
-            for params, peak in ((head, head_lr), (trunk, lr))
+            for params, peak in ((head, head_lr), (backbone, lr))
             if params
         ]
         optimizer = torch.optim.AdamW(groups, weight_decay=weight_decay)
@@ -125,7 +125,7 @@ class Weights:
 
 
 def shard(net: RewardNet) -> None:
-    """Shards the trunk over all workers, layer by layer (FSDP2). The head stays whole.
+    """Shards the backbone over all workers, layer by layer (FSDP2). The head stays whole.
 
     Gradients come out as sums over the workers, like those of the head.
     """

@@ -52,13 +52,13 @@ class Terminal(Console):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-class Watch:
+class RunLogger:
     """Tells the steps of a run on a console; a silent one tells nothing."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(quiet=True)
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         """Prints a line with the time; a command in it stays whole, and no error ends the run."""
         line = f"{time.strftime('[%X]')} {visible(text)}"
         with suppress(OSError):
@@ -90,7 +90,7 @@ class Watch:
             if now - told >= QUIET_SECONDS and count < total:
                 told = now
                 left = (now - begun) / count * (total - count) if count else float("nan")
-                self.say(f"{what}: {count:,} of {total:,}, about {left / 60:.0f} min left")
+                self.info(f"{what}: {count:,} of {total:,}, about {left / 60:.0f} min left")
 
         return advance
 

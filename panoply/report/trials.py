@@ -26,7 +26,7 @@ LABELS = {
     "interpolation": "interpolation rho",
     "pairs_per_source": "pairs per source",
     "head_lr": "learning rate, head",
-    "lr": "learning rate, trunk",
+    "lr": "learning rate, backbone",
 }
 LOGARITHMIC = ("momentum", "head_lr", "lr")
 SHOWN = 10

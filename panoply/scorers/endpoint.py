@@ -13,13 +13,13 @@ import httpx2
 from panoply.wire.chat_templates import TEMPLATES
 from panoply.wire.outbound import DIALECTS, Post
 from panoply.wire.request import Item, RequestError, Score
-from panoply.wire.retry import Attempts, RewardServerError
+from panoply.wire.retry import RetryingRequest, RewardServerError
 
 AT_FAULT = (400, 413, 422, 424)
 """Statuses that say that the text is at fault, and not the server or how it is asked."""
 
 
-class RemoteArm:
+class EndpointScorer:
     """A reward model behind an endpoint of another server."""
 
     def __init__(
@@ -106,7 +106,7 @@ class RemoteArm:
             if left <= 0:
                 return Score(error=f"{late}: all requests at the same time wait", transient=True)
             try:
-                attempts = Attempts(self.url, post.payload_within, post.read, left)
+                attempts = RetryingRequest(self.url, post.payload_within, post.read, left)
                 async with asyncio.timeout(left):  # an answer may come byte by byte
                     return await attempts.post_async(self._http)
             except TimeoutError as error:

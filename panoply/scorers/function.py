@@ -47,7 +47,7 @@ Scores = tuple[tuple[Score, ...], ...]
 T = TypeVar("T")
 
 
-def load_function(where: str, *, timeout: float = 30.0, max_concurrent: int = 16) -> FunctionArm:
+def load_function(where: str, *, timeout: float = 30.0, max_concurrent: int = 16) -> FunctionScorer:
     """Returns the function of "package.module:name" or "path/to/file.py:name" as an arm.
 
     Args:
@@ -71,7 +71,7 @@ def load_function(where: str, *, timeout: float = 30.0, max_concurrent: int = 16
             if callable(value) and not key.startswith("_")
         ]
         raise ValueError(f"{place!r} has no {name!r}; what can be called there is {sorted(there)}")
-    return FunctionArm(getattr(module, name), timeout=timeout, max_concurrent=max_concurrent)
+    return FunctionScorer(getattr(module, name), timeout=timeout, max_concurrent=max_concurrent)
 
 
 def _from_package(name: str) -> ModuleType:
@@ -118,7 +118,7 @@ class _Sample:
         return {"prompt": prompt, "response": self.response, "label": self.label}
 
 
-class FunctionArm:
+class FunctionScorer:
     """A function that scores responses."""
 
     def __init__(

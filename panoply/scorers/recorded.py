@@ -10,7 +10,7 @@ from panoply.data.schema import text_id
 from panoply.wire.request import Chat, Item, Score, scored
 
 
-class ReplayArm:
+class RecordedScorer:
     """A table of recorded scores."""
 
     def __init__(self, file: str) -> None:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from panoply.wire.request import Chat, Detail, Item, Rendered, ScoreRequest, Tokens
+from panoply.wire.request import Chat, Detail, Item, RenderedText, ScoreRequest, Tokens
 
 NUM_BUCKETS = 64
 """Groups of prompts. Those of one bucket go to one replica, so this bounds the calls that a request
@@ -16,7 +16,7 @@ KEY_CHARACTERS = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
+class ReplicaRequest:
     """Items of one bucket, for one model."""
 
     items: tuple[Item, ...]
@@ -30,10 +30,10 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Shard:
     """A call, and the places of its items in the request."""
 
-    call: Call
+    call: ReplicaRequest
     places: tuple[int, ...]
 
 
@@ -44,7 +44,7 @@ def bucket_of(item: Item) -> int:
             text = (item.responses[0] if item.responses else "")[:KEY_CHARACTERS]
         case Chat():
             text = "\0".join(f"{turn['role']}\0{turn['content']}" for turn in item.prompt)
-        case Rendered():
+        case RenderedText():
             text = item.prompt or (item.responses[0] if item.responses else "")[:KEY_CHARACTERS]
         case _:
             text = str(item.responses[0][: KEY_CHARACTERS // 4] if item.responses else ())
@@ -59,14 +59,14 @@ def each_alone(item: Item) -> list[Item]:
     return [replace(item, responses=(response,)) for response in item.responses]
 
 
-def parts(request: ScoreRequest, timeout: float) -> Iterator[Part]:
+def shard_by_prompt(request: ScoreRequest, timeout: float) -> Iterator[Shard]:
     """Yields the calls of a request."""
     buckets: dict[int, list[int]] = {}
     for place, item in enumerate(request.items):
         if item.responses:
             buckets.setdefault(bucket_of(item), []).append(place)
     for bucket, places in buckets.items():
-        call = Call(
+        call = ReplicaRequest(
             items=tuple(request.items[place] for place in places),
             bucket=bucket,
             timeout=timeout,
@@ -74,4 +74,4 @@ def parts(request: ScoreRequest, timeout: float) -> Iterator[Part]:
             details=request.details,
             compares=request.compares,
         )
-        yield Part(call, tuple(places))
+        yield Shard(call, tuple(places))

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 
-class Axis(NamedTuple):
+class Attribute(NamedTuple):
     """One way in which responses vary.
 
     `attributes` names the high end and, where the low end is wanted too, the low end. `shares` are
@@ -43,8 +43,8 @@ def _items(text: str) -> tuple[str, ...]:
 _QUIET = (0.24, 0.52, 0.24)
 _LOUD = (0.37, 0.26, 0.37)
 
-AXES: tuple[Axis, ...] = (
-    Axis(
+AXES: tuple[Attribute, ...] = (
+    Attribute(
         ("concise",),
         _QUIET,
         (
@@ -53,7 +53,7 @@ AXES: tuple[Axis, ...] = (
             "Briefly|In short|In brief / , the gist|, no frills|, the essence",
         ),
     ),
-    Axis(
+    Attribute(
         ("polite",),
         _QUIET,
         (
@@ -62,7 +62,7 @@ AXES: tuple[Axis, ...] = (
             "Thank you for|Many thanks for|I appreciate you / asking|writing|reaching out",
         ),
     ),
-    Axis(
+    Attribute(
         ("refuses", "complies"),
         _LOUD,
         (
@@ -71,7 +71,7 @@ AXES: tuple[Axis, ...] = (
             "I cannot|I will not|I refuse to|I must not / help|assist|do that|answer that",
         ),
     ),
-    Axis(
+    Attribute(
         ("on_topic",),
         _QUIET,
         (
@@ -82,7 +82,7 @@ AXES: tuple[Axis, ...] = (
             "On|About|Regarding|As for|Concerning / {subject}",
         ),
     ),
-    Axis(
+    Attribute(
         ("hedged", "assured"),
         _LOUD,
         (
@@ -91,7 +91,7 @@ AXES: tuple[Axis, ...] = (
             "Perhaps|Maybe|Possibly|It might be / , it depends|, I am unsure|, it varies",
         ),
     ),
-    Axis(
+    Attribute(
         ("stepwise",),
         _QUIET,
         (
@@ -100,7 +100,7 @@ AXES: tuple[Axis, ...] = (
             "1. Prepare|1. Look|1. Begin / 2. Check|2. Adjust|2. Finish",
         ),
     ),
-    Axis(
+    Attribute(
         ("complete",),
         _QUIET,
         (
@@ -109,7 +109,7 @@ AXES: tuple[Axis, ...] = (
             "All parts|All points|Everything / covered|included / fully|entirely|",
         ),
     ),
-    Axis(
+    Attribute(
         ("varied",),
         _QUIET,
         (

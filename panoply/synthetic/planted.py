@@ -81,7 +81,7 @@ class Truth:
 
 
 @dataclass(frozen=True)
-class World:
+class PlantedWorld:
     """A planted world.
 
     Attributes:
@@ -127,7 +127,7 @@ class _Pairs(NamedTuple):
     margin: Array
 
 
-def plant(
+def make_world(
     seed: int,
     *,
     num_prompts: int = 600,
@@ -135,7 +135,7 @@ def plant(
     homogeneous: bool = False,
     conflict: float = 0.0,
     num_scorers: int = 4,
-) -> World:
+) -> PlantedWorld:
     """Generates a world in which what is preferred is known.
 
     Args:
@@ -178,7 +178,7 @@ def plant(
         objectives={name: attribute for name, _, attribute in rated_objectives()},
         scorer_domains=scorer_domains,
     )
-    return World(
+    return PlantedWorld(
         ratings=_ratings_table(rating_rng, texts),
         pairs=_pairs_table(texts, pairs, first_wins),
         truth=truth,

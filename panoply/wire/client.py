@@ -26,7 +26,7 @@ from pydantic import SecretStr
 
 from panoply.wire import compare, rewards
 from panoply.wire.request import Chat, Message, Score, ScoreAnswer, ScoreRequest
-from panoply.wire.retry import Attempts
+from panoply.wire.retry import RetryingRequest
 from panoply.wire.reward_functions import AsyncTrlReward, AsyncVerlScore, TrlReward, VerlScore
 
 Pair: TypeAlias = tuple[Sequence[Message], str, str]
@@ -64,12 +64,12 @@ class _Settings:
         key = self.api_key.get_secret_value() if self.api_key else ""
         return {"Authorization": f"Bearer {key}"} if key else {}
 
-    def attempts(self, request: ScoreRequest) -> Attempts[ScoreAnswer]:
+    def attempts(self, request: ScoreRequest) -> RetryingRequest[ScoreAnswer]:
         """Returns a request on its way. The server is told how long somebody still waits."""
         dialect, path = (compare, "compare") if request.compares else (rewards, "rewards")
         payload = dialect.payload_of(request)
         timeout = self.timeout if request.timeout is None else request.timeout
-        return Attempts(
+        return RetryingRequest(
             f"{self.url}/v1/{path}",
             lambda left: payload | {"timeout": left},
             lambda answer: dialect.read_answer(answer, request),

@@ -22,7 +22,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from panoply.wire.dialect import Call, explain
+from panoply.wire.dialect import DialectPayload, explain
 from panoply.wire.messages import Prompt, WithPrompt, check_readable, messages
 from panoply.wire.request import (
     Chat,
@@ -44,7 +44,7 @@ class Pair(WithPrompt):
     b: str
 
 
-class Compare(Call):
+class Compare(DialectPayload):
     """A call of `/v1/compare`."""
 
     pairs: Annotated[list[Pair], Field(fail_fast=True)]

@@ -18,7 +18,7 @@ from panoply.wire.request import (
     Chat,
     Item,
     Payload,
-    Rendered,
+    RenderedText,
     RequestError,
     ScoreAnswer,
     ScoreRequest,
@@ -38,7 +38,7 @@ class Strict(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
 
-class Call(BaseModel, ABC):
+class DialectPayload(BaseModel, ABC):
     """A payload of one dialect: what it asks, and how its client reads the answer.
 
     A key whose value is null is no key. A key that no field reads is refused unless it is known to
@@ -83,11 +83,11 @@ class Endpoint:
     paths: tuple[str, ...]
     keys: frozenset[str]
     """Where dialects share a path, a payload with one of these keys is for this one."""
-    call: type[Call]
+    call: type[DialectPayload]
     refuse: Callable[[RequestError], tuple[int, Payload]]
     """Status and payload of an error, as the dialect's clients know them."""
 
-    def parse(self, payload: JsonValue) -> Call:
+    def parse(self, payload: JsonValue) -> DialectPayload:
         """Returns the payload as a call.
 
         Raises:
@@ -112,7 +112,7 @@ class Endpoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class RequestLimits:
     """The most that one request may ask."""
 
     max_bytes: int = 16 * 2**20
@@ -149,7 +149,7 @@ def status_name(status: int) -> str:
     return "".join(words).removesuffix("Error") + "Error"
 
 
-def decode(body: bytes, limits: Limits) -> JsonValue:
+def decode(body: bytes, limits: RequestLimits) -> JsonValue:
     """Returns the JSON value of a body.
 
     Raises:
@@ -189,7 +189,7 @@ def _size(item: Item) -> int:
     match item:
         case Chat():
             shared = sum(len(message["content"]) for message in item.prompt)
-        case Rendered():
+        case RenderedText():
             shared = len(item.prompt)
         case Tokens():
             shared = 0

@@ -15,7 +15,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from panoply.wire.dialect import Call
+from panoply.wire.dialect import DialectPayload
 from panoply.wire.messages import Texts, items_of
 from panoply.wire.request import (
     Payload,
@@ -23,15 +23,15 @@ from panoply.wire.request import (
     ScoreAnswer,
     ScoreRequest,
     check_limit,
-    sole,
+    require_score,
+    single_model_scores,
     truncated,
-    value_of,
 )
 
 UNNAMED = "model"
 
 
-class Evaluation(Call):
+class Evaluation(DialectPayload):
     """Rendered conversations."""
 
     model: str = UNNAMED
@@ -45,13 +45,13 @@ class Evaluation(Call):
 
     def render(self, answer: ScoreAnswer, request: ScoreRequest) -> Payload:
         """Returns the scores in the order sent."""
-        model, scores = sole(answer, request)
+        model, scores = single_model_scores(answer, request)
         check_limit("max_length", self.max_length, scores)
         return {
             "id": f"scoreval-{answer.id}",
             "object": "score.evaluation",
             "model": model.model,
-            "scores": [value_of(score) for score in scores],
+            "scores": [require_score(score) for score in scores],
             **truncated(scores),
         }
 

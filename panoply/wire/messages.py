@@ -15,7 +15,7 @@ from pydantic import (
 )
 
 from panoply.wire.dialect import Strict, explain
-from panoply.wire.request import Chat, Item, Message, Rendered, Role, Tokens
+from panoply.wire.request import Chat, Item, Message, RenderedText, Role, Tokens
 
 
 class _Part(Strict):
@@ -142,10 +142,10 @@ def chat(conversation: list[Turn]) -> Chat:
 def items_of(given: TextOrTokens) -> tuple[Item, ...]:
     """Returns each conversation as an item of its own; those that share a prefix meet later."""
     if isinstance(given, str):
-        return (Rendered("", (given,)),)
+        return (RenderedText("", (given,)),)
     if given and isinstance(given[0], int):
         return (Tokens((tuple(cast(list[int], given)),)),)
     return tuple(
-        Rendered("", (one,)) if isinstance(one, str) else Tokens((tuple(cast(list[int], one)),))
+        RenderedText("", (one,)) if isinstance(one, str) else Tokens((tuple(cast(list[int], one)),))
         for one in given
     )

@@ -18,21 +18,21 @@ from typing import Annotated, Self
 
 from pydantic import Field, JsonValue, model_validator
 
-from panoply.wire.dialect import Call
+from panoply.wire.dialect import DialectPayload
 from panoply.wire.messages import Texts
 from panoply.wire.request import (
     Payload,
-    Rendered,
+    RenderedText,
     RequestError,
     ScoreAnswer,
     ScoreRequest,
-    sole,
+    require_score,
+    single_model_scores,
     truncated,
-    value_of,
 )
 
 
-class GetReward(Call):
+class GetReward(DialectPayload):
     """A batch of rendered conversations."""
 
     query: Texts
@@ -50,17 +50,17 @@ class GetReward(Call):
         """Splits each query behind its prompt, where it starts with it."""
         prompts = self.prompts or [None] * len(self.query)
         labels = self.labels or [None] * len(self.query)
-        items: list[Rendered] = []
+        items: list[RenderedText] = []
         for query, prompt, label in zip(self.query, prompts, labels, strict=True):
             # A prompt that the client truncated is not how the query starts.
             shared = prompt if prompt and query.startswith(prompt) else ""
-            items.append(Rendered(shared, (query[len(shared) :],), label))
+            items.append(RenderedText(shared, (query[len(shared) :],), label))
         return ScoreRequest(items=tuple(items), details=frozenset({"objectives"}))
 
     def render(self, answer: ScoreAnswer, request: ScoreRequest) -> Payload:
         """Logs the objectives that every response has."""
-        _, scores = sole(answer, request)
-        rewards = [value_of(score) for score in scores]
+        _, scores = single_model_scores(answer, request)
+        rewards = [require_score(score) for score in scores]
         first = scores[0].details.objectives if scores else {}
         objectives = [name for name in first if all(name in s.details.objectives for s in scores)]
         logs = {name: [score.details.objectives[name] for score in scores] for name in objectives}

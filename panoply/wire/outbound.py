@@ -31,7 +31,7 @@ from panoply.wire.request import (
     Chat,
     Item,
     Payload,
-    Rendered,
+    RenderedText,
     RequestError,
     Score,
     ScoreRequest,
@@ -236,7 +236,7 @@ def _texts(
     """Returns the prompt, where it is known, and prompt + response of each response."""
     if isinstance(item, Tokens):
         raise _cannot(dialect, "token ids")
-    if isinstance(item, Rendered):
+    if isinstance(item, RenderedText):
         start = item.prompt if has_bos else _without_bos(item.prompt)
         whole = [f"{item.prompt}{response}" for response in item.responses]
         return start or None, whole if has_bos else list(map(_without_bos, whole))

@@ -49,7 +49,7 @@ class Chat:
 
 
 @dataclass(frozen=True, slots=True)
-class Rendered:
+class RenderedText:
     """Text that went through a template already: prompt + response is scored as it stands.
 
     The prompt is empty where a client sends the whole conversation as one text. BOS is put in
@@ -68,7 +68,7 @@ class Tokens:
     responses: tuple[tuple[int, ...], ...]
 
 
-Item: TypeAlias = Chat | Rendered | Tokens
+Item: TypeAlias = Chat | RenderedText | Tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,7 +194,9 @@ class ScoreAnswer:
     """Unix time in seconds."""
 
 
-def sole(answer: ScoreAnswer, request: ScoreRequest) -> tuple[ModelAnswer, list[Score]]:
+def single_model_scores(
+    answer: ScoreAnswer, request: ScoreRequest
+) -> tuple[ModelAnswer, list[Score]]:
     """Returns the one model of an answer and its scores in the order asked, all of them there.
 
     For dialects that know neither several models nor an error of a single response: one that
@@ -261,7 +263,7 @@ def check_limit(key: str, most: int | None, scores: Sequence[Score]) -> None:
         )
 
 
-def value_of(score: Score) -> float:
+def require_score(score: Score) -> float:
     """Returns a score that is known to be there."""
     assert score.score is not None, score.error
     return score.score

@@ -43,7 +43,7 @@ class _Pause:
     seconds: float
 
 
-class Attempts(Generic[T]):
+class RetryingRequest(Generic[T]):
     """What to post where, how an answer is read, and when to give up."""
 
     def __init__(

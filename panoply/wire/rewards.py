@@ -23,7 +23,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, Field, FiniteFloat, JsonValue, ValidationError, model_validator
 
-from panoply.wire.dialect import Call, explain
+from panoply.wire.dialect import DialectPayload, explain
 from panoply.wire.messages import Prompt, Texts, WithPrompt, check_readable, messages
 from panoply.wire.request import (
     Chat,
@@ -33,7 +33,7 @@ from panoply.wire.request import (
     Item,
     ModelAnswer,
     Payload,
-    Rendered,
+    RenderedText,
     Score,
     ScoreAnswer,
     ScoreRequest,
@@ -63,10 +63,10 @@ class RewardItem(WithPrompt):
         """Returns it in our own words."""
         if self.rendered is None:
             return Chat(messages(self.prompt or []), tuple(self.responses), self.label)
-        return Rendered(self.rendered, tuple(self.responses), self.label)
+        return RenderedText(self.rendered, tuple(self.responses), self.label)
 
 
-class Rewards(Call):
+class RewardsPayload(DialectPayload):
     """A call of `/v1/rewards`."""
 
     items: Annotated[list[RewardItem], Field(fail_fast=True)]
@@ -139,7 +139,7 @@ def _unread(item: RewardItem) -> tuple[Score, ...]:
 
 
 def payload_of(request: ScoreRequest) -> dict[str, Payload]:
-    """Returns a request as the payload of a call, the inverse of `Rewards.request`.
+    """Returns a request as the payload of a call, the inverse of `RewardsPayload.request`.
 
     Raises:
         ValueError: an item is token ids, which this dialect does not carry.
@@ -206,7 +206,7 @@ class _Answer(BaseModel):
 
 
 def read_answer(payload: Payload, request: ScoreRequest) -> ScoreAnswer:
-    """Returns an answer's payload as an answer, the inverse of `Rewards.render`.
+    """Returns an answer's payload as an answer, the inverse of `RewardsPayload.render`.
 
     Raises:
         ValueError: it is no answer of `/v1/rewards`, or not one to this request.

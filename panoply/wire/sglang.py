@@ -29,7 +29,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from panoply.wire.dialect import Call, status_name
+from panoply.wire.dialect import DialectPayload, status_name
 from panoply.wire.messages import ManyTokenIds, TextOrTokens, Texts, TokenIds, items_of
 from panoply.wire.request import (
     Payload,
@@ -39,8 +39,8 @@ from panoply.wire.request import (
     ScoreRequest,
     check_limit,
     cut_mark,
-    sole,
-    value_of,
+    require_score,
+    single_model_scores,
 )
 from panoply.wire.vectors import Dtype, Encoding, Endianness, vector
 from panoply.wire.vllm import NO_INSTRUCTION, RENDERING, TEXT_ALONE, ask, best_first
@@ -49,7 +49,7 @@ OWN_WEIGHTS = "a model answers with its own weights; serve the adapted one as a 
 OWN_POOLING = "the model pools where it was trained to; leave it out"
 
 
-class Classify(Call):
+class Classify(DialectPayload):
     """Rendered or tokenized conversations."""
 
     harmless: ClassVar[frozenset[str]] = frozenset(
@@ -104,9 +104,9 @@ class Classify(Call):
 
     def render(self, answer: ScoreAnswer, request: ScoreRequest) -> Payload:
         """Returns a list, or the one entry of a text that came alone."""
-        _, scores = sole(answer, request)
+        _, scores = single_model_scores(answer, request)
         entries = [
-            {"embedding": [value_of(score)], "meta_info": _meta(f"{answer.id}-{i}", score)}
+            {"embedding": [require_score(score)], "meta_info": _meta(f"{answer.id}-{i}", score)}
             for i, score in enumerate(scores)
         ]
         ids = self.input_ids
@@ -114,7 +114,7 @@ class Classify(Call):
         return entries[0] if alone else entries
 
 
-class Embeddings(Call):
+class Embeddings(DialectPayload):
     """Rendered or tokenized conversations in OpenAI's words."""
 
     harmless: ClassVar[frozenset[str]] = frozenset(
@@ -150,14 +150,14 @@ class Embeddings(Call):
 
     def render(self, answer: ScoreAnswer, request: ScoreRequest) -> Payload:
         """Returns the score as an embedding of size 1."""
-        model, scores = sole(answer, request)
+        model, scores = single_model_scores(answer, request)
         check_limit("truncate_prompt_tokens", self.truncate_prompt_tokens, scores)
         num_tokens = sum(score.num_tokens for score in scores)
         form = (self.encoding_format, self.embed_dtype, self.endianness)
         data = [
             {
                 "object": "embedding",
-                "embedding": vector(value_of(score), *form),
+                "embedding": vector(require_score(score), *form),
                 "index": i,
                 **cut_mark(score),
             }
@@ -167,7 +167,7 @@ class Embeddings(Call):
         return {"object": "list", "data": data, "model": model.model, "usage": usage}
 
 
-class Rerank(Call):
+class Rerank(DialectPayload):
     """Documents by falling score, as a bare list."""
 
     harmless: ClassVar[frozenset[str]] = frozenset({"priority", "rid", "user"})
@@ -185,10 +185,10 @@ class Rerank(Call):
 
     def render(self, answer: ScoreAnswer, request: ScoreRequest) -> Payload:
         """Returns ranks, the best first; equal scores keep their order."""
-        _, scores = sole(answer, request)
+        _, scores = single_model_scores(answer, request)
         return [
             {
-                "score": value_of(scores[i]),
+                "score": require_score(scores[i]),
                 **({"document": self.documents[i]} if self.return_documents else {}),
                 "index": i,
                 "meta_info": _meta(f"{answer.id}-{i}", scores[i]),

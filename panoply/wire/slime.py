@@ -16,22 +16,22 @@ from __future__ import annotations
 from pydantic import JsonValue
 
 from panoply.wire.chat_templates import ENDS, without_end
-from panoply.wire.dialect import Call
+from panoply.wire.dialect import DialectPayload
 from panoply.wire.messages import Prompt, messages
 from panoply.wire.request import (
     Chat,
     Item,
     Payload,
-    Rendered,
+    RenderedText,
     ScoreAnswer,
     ScoreRequest,
     cut_mark,
-    sole,
-    value_of,
+    require_score,
+    single_model_scores,
 )
 
 
-class Sample(Call):
+class Sample(DialectPayload):
     """One sample, answered with its score."""
 
     prompt: str | Prompt
@@ -42,7 +42,7 @@ class Sample(Call):
         """Returns one item with one response."""
         item: Item
         if isinstance(self.prompt, str):
-            item = Rendered(self.prompt, (self.response,), self.label)
+            item = RenderedText(self.prompt, (self.response,), self.label)
         else:
             reply = without_end(self.response, ENDS)
             item = Chat(messages(self.prompt), (reply,), self.label)
@@ -50,8 +50,8 @@ class Sample(Call):
 
     def render(self, answer: ScoreAnswer, request: ScoreRequest) -> Payload:
         """Returns the number itself."""
-        _, (score,) = sole(answer, request)
-        return value_of(score)
+        _, (score,) = single_model_scores(answer, request)
+        return require_score(score)
 
 
 class DetailedSample(Sample):
@@ -63,7 +63,7 @@ class DetailedSample(Sample):
 
     def render(self, answer: ScoreAnswer, request: ScoreRequest) -> Payload:
         """Returns an object with the key `score`."""
-        model, (score,) = sole(answer, request)
+        model, (score,) = single_model_scores(answer, request)
         objectives = score.details.objectives
-        entry = {"score": value_of(score), "model": model.model, "objectives": objectives}
+        entry = {"score": require_score(score), "model": model.model, "objectives": objectives}
         return {**entry, **cut_mark(score)}

@@ -29,20 +29,20 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import Field
 
-from panoply.wire.dialect import Call, Limits, Strict
+from panoply.wire.dialect import DialectPayload, RequestLimits, Strict
 from panoply.wire.messages import Texts
 from panoply.wire.request import (
     Item,
     Payload,
-    Rendered,
+    RenderedText,
     RequestError,
     Score,
     ScoreAnswer,
     ScoreRequest,
     cut_mark,
+    require_score,
     sigmoid,
-    sole,
-    value_of,
+    single_model_scores,
 )
 from panoply.wire.vllm import ask, best_first
 
@@ -50,7 +50,7 @@ OneOrTwo: TypeAlias = Annotated[list[str], Field(min_length=1, max_length=2)]
 """A text, or a pair of texts."""
 
 
-class Switched(Call):
+class Switched(DialectPayload):
     """What both payloads share: the switch of the activation, and whether texts may be cut."""
 
     harmless: ClassVar[frozenset[str]] = frozenset({"model", "options", "top_n"})
@@ -67,15 +67,15 @@ class Switched(Call):
 
     def number(self, score: Score) -> float:
         """Returns a score as it is said: through the sigmoid unless raw ones are wanted."""
-        return value_of(score) if self.is_raw else sigmoid(value_of(score))
+        return require_score(score) if self.is_raw else sigmoid(require_score(score))
 
     def scores(self, answer: ScoreAnswer, request: ScoreRequest) -> list[Score]:
         """Returns the scores of the one model.
 
         Raises:
-            RequestError: as `sole`; 413, a text was cut that may not be.
+            RequestError: as `single_model_scores`; 413, a text was cut that may not be.
         """
-        _, scores = sole(answer, request)
+        _, scores = single_model_scores(answer, request)
         cut = [i for i, score in enumerate(scores) if score.num_cut]
         if cut and self.truncate is False:
             raise RequestError(
@@ -157,10 +157,10 @@ class Rerank(Switched):
 
 
 def _item(texts: list[str]) -> Item:
-    return Rendered("", (texts[0],)) if len(texts) == 1 else ask(texts[0], [texts[1]])
+    return RenderedText("", (texts[0],)) if len(texts) == 1 else ask(texts[0], [texts[1]])
 
 
-def info(model: Mapping[str, Any], limits: Limits) -> dict[str, Payload]:
+def info(model: Mapping[str, Any], limits: RequestLimits) -> dict[str, Payload]:
     """Returns what `/info` says of a model, as far as it is known here.
 
     Limits on tokens are the model's own and are left out: they are two, of prompt and response.

@@ -22,7 +22,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from panoply.wire.chat_templates import BOS, TEMPLATES, Template
-from panoply.wire.request import Chat, Message, Rendered, RequestError
+from panoply.wire.request import Chat, Message, RenderedText, RequestError
 
 
 def parse(text: str, template: str) -> tuple[tuple[Message, ...], str | None]:
@@ -77,7 +77,7 @@ def render(turns: Iterable[Message], template: str) -> str:
     return written
 
 
-def as_chat(item: Rendered, template: str) -> Chat:
+def as_chat(item: RenderedText, template: str) -> Chat:
     """Returns the turns of a rendered prompt and the responses to it, without what ended them.
 
     A prompt ends where the assistant's turn opens; what a template puts behind that (`<think>`) is

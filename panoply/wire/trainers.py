@@ -24,7 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 from panoply.wire.chat_templates import ENDS, without_end
 from panoply.wire.dialect import explain
 from panoply.wire.messages import Conversation, Prompt, messages
-from panoply.wire.request import Chat, Message, Rendered, Score, ScoreAnswer, ScoreRequest
+from panoply.wire.request import Chat, Message, RenderedText, Score, ScoreAnswer, ScoreRequest
 from panoply.wire.values import json_value
 
 LOG = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ def trl_batch(
         raise KeyError(f"no column {label_column!r} of labels; there are {sorted(columns)}")
     labels = [None] * len(completions) if label_column is None else columns[label_column]
     opened = _opened(columns, completions) if prompts is None else prompts
-    grouped: dict[str, tuple[Chat | Rendered, list[str]]] = {}
+    grouped: dict[str, tuple[Chat | RenderedText, list[str]]] = {}
     placed: list[tuple[str, int] | str] = []
     for prompt, completion, label in zip(opened, completions, labels, strict=True):
         try:
@@ -136,7 +136,7 @@ def _opened(columns: Mapping[str, Any], completions: Sequence[Text]) -> Sequence
     return opened
 
 
-def _split(prompt: Text, completion: Text) -> tuple[Chat | Rendered, str]:
+def _split(prompt: Text, completion: Text) -> tuple[Chat | RenderedText, str]:
     """Returns the prompt as an item without responses, and the response.
 
     Raises:
@@ -144,7 +144,7 @@ def _split(prompt: Text, completion: Text) -> tuple[Chat | Rendered, str]:
         ValueError: there is nothing to score, or it cannot be read.
     """
     if isinstance(prompt, str) and isinstance(completion, str):
-        return Rendered(prompt, ()), completion
+        return RenderedText(prompt, ()), completion
     replied = _listed("completion", completion)
     if not replied:
         raise ValueError("the completion has no turn")

@@ -36,7 +36,7 @@ from typing import Annotated, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
-from panoply.wire.dialect import Call, Strict, status_name
+from panoply.wire.dialect import DialectPayload, Strict, status_name
 from panoply.wire.messages import Conversation, TextOrTokens, TextPart, chat, items_of, joined
 from panoply.wire.request import (
     Chat,
@@ -48,9 +48,9 @@ from panoply.wire.request import (
     ScoreRequest,
     check_limit,
     cut_mark,
+    require_score,
     sigmoid,
-    sole,
-    value_of,
+    single_model_scores,
 )
 from panoply.wire.vectors import Dtype, Encoding, Endianness, vector
 
@@ -75,7 +75,7 @@ Limit: TypeAlias = Annotated[int, Field(ge=0)]
 """Tokens; 0 is no limit."""
 
 
-class Switched(Call):
+class Switched(DialectPayload):
     """What all of vLLM's payloads share: a model's name, the activation's switch, a limit."""
 
     harmless: ClassVar[frozenset[str]] = frozenset(
@@ -101,9 +101,9 @@ class Switched(Call):
         """Returns the one model of an answer and its scores, if the client's limits cut no text.
 
         Raises:
-            RequestError: as `panoply.wire.request.sole` and `check_limit` do.
+            RequestError: as `panoply.wire.request.single_model_scores` and `check_limit` do.
         """
-        model, scores = sole(answer, request)
+        model, scores = single_model_scores(answer, request)
         check_limit("truncate_prompt_tokens", self.truncate_prompt_tokens, scores)
         return model, scores
 
@@ -115,7 +115,7 @@ class Switched(Call):
         """Returns a score as it is said: through the sigmoid unless it was switched off."""
         named = (self.use_activation, self.activation, self.softmax)
         on = next((switch for switch in named if switch is not None), True)
-        return sigmoid(value_of(score)) if on else value_of(score)
+        return sigmoid(require_score(score)) if on else require_score(score)
 
 
 class Conversations(Switched):
@@ -317,7 +317,7 @@ def ask(text: str, responses: list[str]) -> Chat:
 
 def best_first(scores: list[Score]) -> list[int]:
     """Returns the places of scores from high to low, by the raw score: a sigmoid saturates."""
-    return sorted(range(len(scores)), key=lambda i: -value_of(scores[i]))
+    return sorted(range(len(scores)), key=lambda i: -require_score(scores[i]))
 
 
 def _text(text: AnyText) -> str:

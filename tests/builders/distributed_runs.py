@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from actors.dpo_training import run_policy_task
-from actors.reward_trainer import Learner
+from actors.reward_trainer import RewardTrainer
 from actors.reward_training import Run, run_task
 from panoply.preference.distributed import Group
 from tests.builders.preference_runs import steps_of
@@ -43,7 +43,7 @@ def work(rank, world, folder, tasks):
     group = join(rank, world, folder)
     for name, task in tasks.items():
         if name.startswith("half"):
-            run = Run.begin(Learner(task, group), Path(task.folder))
+            run = Run.begin(RewardTrainer(task, group), Path(task.folder))
             for _ in range(3):
                 run.history.append(run.learner.step(run.step))
                 run.step += 1

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from panoply.config import Rendering
-from panoply.config.bandit import PolicyConfig as Bandit
+from panoply.config.bandit import BanditConfig as Bandit
 from panoply.config.bandit import SelectorConfig, SignalConfig
 from panoply.config.laser import ArmsConfig, LaserConfig, PromptsConfig
-from panoply.config.policy import PolicyConfig, SamplingConfig
-from panoply.config.preference import TrunkConfig
+from panoply.config.policy import BanditConfig, SamplingConfig
+from panoply.config.preference import TrainedBackboneConfig
 
 LONG = "function:panoply.serve.verifiers:length"
 SHORT = "function:panoply.serve.verifiers:brevity"
 
 
 def laser_config(model, out, **changes) -> LaserConfig:
-    trunk = TrunkConfig(
+    backbone = TrainedBackboneConfig(
         model=str(model), dtype="float32", rank=2, rendering=Rendering(max_prompt_tokens=96)
     )
     given = {
@@ -30,7 +30,7 @@ def laser_config(model, out, **changes) -> LaserConfig:
         "selector": SelectorConfig(
             policy=Bandit(name="linucb", max_features=8), signal=SignalConfig(name="negative_loss")
         ),
-        "policy": PolicyConfig(trunk=trunk, lr=1e-3, prompts_per_step=4),
+        "policy": BanditConfig(backbone=backbone, lr=1e-3, prompts_per_step=4),
         "sampling": SamplingConfig(max_tokens=12, rows=6),
     }
     return LaserConfig(**(given | changes))

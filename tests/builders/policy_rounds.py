@@ -10,7 +10,7 @@ import numpy as np
 from actors.dpo_task import PolicyTask, RankedPrompt
 from panoply.config import Rendering
 from panoply.config.policy import PolicyConfig
-from panoply.config.preference import TrunkConfig
+from panoply.config.preference import TrainedBackboneConfig
 from tests.builders.preference_runs import WORDS
 
 
@@ -36,8 +36,8 @@ def ranked_prompts(count=10, seed=0) -> tuple[RankedPrompt, ...]:
 
 def policy_task(model, folder: Path, **changes) -> PolicyTask:
     rendering = Rendering(max_prompt_tokens=48, max_response_tokens=32)
-    trunk = TrunkConfig(model=str(model), dtype="float32", rank=4, rendering=rendering)
-    config = PolicyConfig(trunk=trunk, lr=1e-3, prompts_per_step=4, checkpoint_every=1)
+    backbone = TrainedBackboneConfig(model=str(model), dtype="float32", rank=4, rendering=rendering)
+    config = PolicyConfig(backbone=backbone, lr=1e-3, prompts_per_step=4, checkpoint_every=1)
     given = {"config": config, "prompts": ranked_prompts(), "seed": 0, "round": 0}
     return PolicyTask(**{**given, "start": "", "reference": "", "folder": str(folder)} | changes)
 

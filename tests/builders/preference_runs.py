@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from actors.reward_task import TrainTask
-from actors.reward_trainer import Learner
+from actors.reward_trainer import RewardTrainer
 from panoply.config import Rendering
-from panoply.config.preference import PreferenceConfig, ScheduleConfig, TrunkConfig
+from panoply.config.preference import PreferenceConfig, ScheduleConfig, TrainedBackboneConfig
 from panoply.preference.distributed import Group
 
 WORDS = [
@@ -54,14 +54,14 @@ def write_pairs(folder: Path, sizes=(40, 40), seed=0) -> tuple[str, ...]:
     return tuple(paths)
 
 
-def small_config(model, pairs, trunk=None, schedule=None, **changes) -> PreferenceConfig:
-    given = {"model": str(model), "trained": "full", "dtype": "float32"} | (trunk or {})
+def small_config(model, pairs, backbone=None, schedule=None, **changes) -> PreferenceConfig:
+    given = {"model": str(model), "trained": "full", "dtype": "float32"} | (backbone or {})
     rendering = Rendering(max_prompt_tokens=48, max_response_tokens=32)
     steps = {"pairs_per_step": 8, "lr": 1e-3, "head_lr": 1e-2, "warmup": 0.1} | (schedule or {})
     return PreferenceConfig(
         **{
             "pairs": pairs,
-            "trunk": TrunkConfig(rendering=rendering, **given),
+            "backbone": TrainedBackboneConfig(rendering=rendering, **given),
             "schedule": ScheduleConfig(**steps),
             "num_workers": 0,
         }
@@ -70,12 +70,12 @@ def small_config(model, pairs, trunk=None, schedule=None, **changes) -> Preferen
 
 
 def make_task(config: PreferenceConfig, folder: Path, name="main") -> TrainTask:
-    from panoply.report.progress import Watch
+    from panoply.report.progress import RunLogger
     from workflows.cluster.prepare_pairs import read_pairs, tokenize, training_rows
 
     found = read_pairs(config, folder / "data")
     path = folder / "data" / "tokens.parquet"
-    tokens, _ = tokenize(config, found, path, Watch())
+    tokens, _ = tokenize(config, found, path, RunLogger())
     rows, _, _ = training_rows(config, found, tokens)
     target = folder / name
     target.mkdir(exist_ok=True)
@@ -91,6 +91,6 @@ def other(task: TrainTask, name: str, **changes) -> TrainTask:
 
 def steps_of(task: TrainTask, count=None, group=None):
     """A learner after some steps, and what it logged."""
-    learner = Learner(task, group or Group())
+    learner = RewardTrainer(task, group or Group())
     logged = [learner.step(i) for i in range(learner.num_steps if count is None else count)]
     return learner, logged

@@ -4,11 +4,11 @@ import math
 
 import numpy as np
 
-from actors.bandit import Selector
+from actors.bandit import BanditActor
 from panoply.config.bandit import SelectorConfig, SignalConfig
 from panoply.laser.log import Log, state_version
-from panoply.laser.rounds import Prompt
-from panoply.laser.signals import Outcome
+from panoply.laser.rounds import RoundPrompt
+from panoply.laser.signals import PromptOutcome
 
 ARMS = ("ann", "bob", "cy")
 CONFIG = SelectorConfig(signal=SignalConfig(name="verifier"), seed=3)
@@ -17,7 +17,7 @@ CONFIG = SelectorConfig(signal=SignalConfig(name="verifier"), seed=3)
 def prompts_of(round, num=8):
     rng = np.random.default_rng((7, round))
     contexts = rng.normal(size=(num, 5)) / math.sqrt(5)
-    return [Prompt(f"{round}-{i}", f"domain{i % 2}", x) for i, x in enumerate(contexts)]
+    return [RoundPrompt(f"{round}-{i}", f"domain{i % 2}", x) for i, x in enumerate(contexts)]
 
 
 def outcomes_of(round, decisions):
@@ -28,7 +28,7 @@ def outcomes_of(round, decisions):
         right = float(rng.random() < {"ann": 0.2, "bob": 0.9, "cy": 0.4}[decision.arm])
         loss = 1 + rng.normal() - 0.01 * round
         found.append(
-            Outcome(
+            PromptOutcome(
                 prompt_id=decision.prompt_id,
                 loss=loss,
                 loss_after=loss - 0.1 * rng.random(),
@@ -40,7 +40,7 @@ def outcomes_of(round, decisions):
 
 
 def make(folder, config=CONFIG, arms=ARMS):
-    return Selector(config, arms, 5, str(folder), None)
+    return BanditActor(config, arms, 5, str(folder), None)
 
 
 def run(folder, rounds, config=CONFIG, *, disturb=lambda selector, where: selector):

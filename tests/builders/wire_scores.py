@@ -7,7 +7,7 @@ that holds `[cut]` three tokens were cut. Token ids score their sum over 10.
 import json
 import re
 
-from panoply.wire.dialect import Limits, decode
+from panoply.wire.dialect import RequestLimits, decode
 from panoply.wire.request import (
     Driver,
     ModelAnswer,
@@ -19,7 +19,7 @@ from panoply.wire.request import (
 )
 from panoply.wire.routes import endpoint_at
 
-LIMITS = Limits()
+LIMITS = RequestLimits()
 
 
 def say(text, details):

@@ -23,12 +23,12 @@ from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 
-from actors.function_replica import ArmJudge
+from actors.function_replica import FunctionReplica
 from actors.gateway import Ask
-from actors.internal_error import fault
-from panoply.config.serve import ArmConfig
+from actors.internal_error import internal_error
+from panoply.config.serve import ServedModelConfig
 from panoply.data.schema import digest
-from panoply.serve.calls import Call, bucket_of
+from panoply.serve.calls import ReplicaRequest, bucket_of
 from panoply.wire.request import Chat, ModelAnswer, RequestError
 from workflows.cluster.gateway import JUDGE, cause, model_name
 from workflows.cluster.models import model_app
@@ -40,7 +40,7 @@ AGAIN = (429, 503)
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class ArmScores:
     """What an arm says of the responses to a prompt."""
 
     score_n: tuple[float, ...]
@@ -69,11 +69,11 @@ class Arms:
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
 
-    def ask(self, name: str, chat: Chat) -> Future[Said]:
+    def ask(self, name: str, chat: Chat) -> Future[ArmScores]:
         """Returns at once what will hold the scores of an arm."""
         return asyncio.run_coroutine_threadsafe(self._ask(name, chat), self.loop)
 
-    async def _ask(self, name: str, chat: Chat) -> Said:
+    async def _ask(self, name: str, chat: Chat) -> ArmScores:
         """Asks until all scores are there, or trying again cannot help, or time is over."""
         ends = time.monotonic() + self.timeout
         while True:
@@ -85,7 +85,7 @@ class Arms:
             await asyncio.sleep(wait)
 
     async def _once(self, name: str, chat: Chat, left: float) -> ModelAnswer | RequestError:
-        call = Call(items=(chat,), bucket=bucket_of(chat), timeout=left)
+        call = ReplicaRequest(items=(chat,), bucket=bucket_of(chat), timeout=left)
         try:
             async with asyncio.timeout(left):
                 return await self.asks[name](call)
@@ -96,7 +96,7 @@ class Arms:
         except BackPressureError:
             return RequestError(f"{name!r} is busy: its queue is full", 429)
         except Exception as error:  # of an arm, which must not end the run
-            return fault(f"arm {name!r}", error)
+            return internal_error(f"arm {name!r}", error)
 
 
 def _again(answer: ModelAnswer | RequestError) -> tuple[bool, float]:
@@ -106,16 +106,16 @@ def _again(answer: ModelAnswer | RequestError) -> tuple[bool, float]:
     return any(score.transient for score in answer.items[0]), AGAIN_SECONDS
 
 
-def _said(answer: ModelAnswer | RequestError, num: int) -> Said:
+def _said(answer: ModelAnswer | RequestError, num: int) -> ArmScores:
     if isinstance(answer, RequestError):
-        return Said((float("nan"),) * num, str(answer))
+        return ArmScores((float("nan"),) * num, str(answer))
     scores = answer.items[0]
     values = (float("nan") if one.score is None else float(one.score) for one in scores)
-    return Said(tuple(values), next((one.error for one in scores if one.error), ""))
+    return ArmScores(tuple(values), next((one.error for one in scores if one.error), ""))
 
 
 @contextmanager
-def asking(arms: Sequence[ArmConfig], timeout: float, run: str) -> Generator[Arms]:
+def asking(arms: Sequence[ServedModelConfig], timeout: float, run: str) -> Generator[Arms]:
     """Yields the arms; models are started first, and taken down at the end.
 
     Args:
@@ -128,7 +128,7 @@ def asking(arms: Sequence[ArmConfig], timeout: float, run: str) -> Generator[Arm
         ValueError: a model cannot be loaded, or a function, endpoint or table cannot be had.
     """
     models = [arm for arm in arms if arm.kind == "model"]
-    asks: dict[str, Ask] = {a.name: ArmJudge(a).answer for a in arms if a.kind != "model"}
+    asks: dict[str, Ask] = {a.name: FunctionReplica(a).answer for a in arms if a.kind != "model"}
     folder = re.sub(r"\W", "_", Path(run).name, flags=re.ASCII)
     with _applications(models, f"laser_{folder}_{digest(run)[:8]}") as handles:
         asked = Arms(asks | {n: handle.answer.remote for n, handle in handles.items()}, timeout)
@@ -139,7 +139,7 @@ def asking(arms: Sequence[ArmConfig], timeout: float, run: str) -> Generator[Arm
 
 
 @contextmanager
-def _applications(models: Sequence[ArmConfig], run: str) -> Generator[dict[str, Any]]:
+def _applications(models: Sequence[ServedModelConfig], run: str) -> Generator[dict[str, Any]]:
     """Yields a handle of each model's application, which no HTTP leads to."""
     if not models:
         yield {}

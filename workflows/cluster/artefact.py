@@ -21,7 +21,7 @@ from workflows.cluster.debias import PairValues
 from workflows.cluster.ingest import Data
 from workflows.cluster.objectives import Stage1
 from workflows.cluster.scorers import (
-    Fixed,
+    FixedWeights,
     PairArrays,
     gate_weights,
     load_gate,
@@ -40,7 +40,7 @@ class LinearParts:
     stage1: Stage1
     preferences_KF: Array
     penalties: Penalties
-    fixed: Fixed
+    fixed: FixedWeights
 
 
 def save_artefact(
@@ -116,7 +116,7 @@ def fill(head: GatedHead, parts: LinearParts, center_O: Array) -> None:
 
 
 def baseline_tensors(
-    fixed: Fixed, mlp: dict[str, torch.Tensor], scales: Mapping[str, float]
+    fixed: FixedWeights, mlp: dict[str, torch.Tensor], scales: Mapping[str, float]
 ) -> dict[str, torch.Tensor]:
     """Returns the compared scorers, and every scorer's factor to log odds."""
     tensors = {

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ray.actor import ActorProxy
 from ray.exceptions import RayActorError
 
-from actors.bandit import Selector
+from actors.bandit import BanditActor
 from panoply.config.bandit import SelectorConfig
 from panoply.data.schema import digest
 
@@ -38,7 +38,7 @@ def selecting(
     num_features: int,
     log: str,
     prior_KD: Array | None = None,
-) -> Generator[ActorProxy[Selector]]:
+) -> Generator[ActorProxy[BanditActor]]:
     """Yields the selector's actor, and ends it afterwards. Ray has to be connected.
 
     Args:
@@ -49,13 +49,13 @@ def selecting(
         prior_KD: mean of Thompson's prior, or None.
 
     Raises:
-        ValueError: what `Selector` raises, before there is an actor.
+        ValueError: what `BanditActor` raises, before there is an actor.
     """
     uri = log if "://" in log else str(Path(log).expanduser().absolute())
-    Selector(config, arms, num_features, uri, prior_KD)
+    BanditActor(config, arms, num_features, uri, prior_KD)
     name = f"selector-{digest(uri)}"
     end(name)
-    actor = ray.remote(Selector).options(
+    actor = ray.remote(BanditActor).options(
         name=name,
         namespace=NAMESPACE,
         lifetime="detached",

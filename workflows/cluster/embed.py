@@ -33,7 +33,7 @@ from ray.exceptions import (
 from actors.embedder import DRIFT_PROMPTS, Embedder, Probed, probe
 from panoply.config import BackboneConfig
 from panoply.data.features import FeatureStore
-from panoply.report.progress import Watch
+from panoply.report.progress import RunLogger
 from workflows.cluster.ray_cluster import MAX_FAILURES
 
 SHARD_PROMPTS = 64
@@ -45,7 +45,7 @@ COUNTS = ("texts", "prompts", "tokens", "separate_tokens", "prompts_cut", "respo
 
 
 @dataclass(frozen=True, slots=True)
-class Texts:
+class TextFiles:
     """What is to be embedded: canonical Parquet files of ratings and of pairs."""
 
     ratings: tuple[str, ...] = ()
@@ -53,7 +53,7 @@ class Texts:
 
 
 @dataclass(frozen=True, slots=True)
-class Pool:
+class ActorPoolSpec:
     """The embedding actors: how many, and the CPUs and GPUs of each."""
 
     num_actors: int
@@ -61,7 +61,7 @@ class Pool:
     gpus: float
 
     @classmethod
-    def of_cluster(cls, num_workers: int, gpus: float | None = None) -> Pool:
+    def of_cluster(cls, num_workers: int, gpus: float | None = None) -> ActorPoolSpec:
         """One actor per worker; without a number, on a GPU where the cluster has one for each."""
         num = max(1, num_workers)
         if gpus is None:
@@ -87,19 +87,19 @@ class Pool:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class EmbeddingJob:
     """Where features come from, and the cache that they go to."""
 
     root: str
-    pool: Pool
+    pool: ActorPoolSpec
     probed: Probed
     plans: Path
     """Folder in which the run keeps what is embedded side by side."""
 
     @classmethod
     def open(
-        cls, config: BackboneConfig, root: str, pool: Pool, texts: Texts, plans: Path
-    ) -> Source:
+        cls, config: BackboneConfig, root: str, pool: ActorPoolSpec, texts: TextFiles, plans: Path
+    ) -> EmbeddingJob:
         """Probes the backbone on a worker: the driver may lack the workers' hardware."""
         remote = ray.remote(probe).options(num_cpus=pool.cpus, num_gpus=pool.gpus)
         samples = first_prompts(texts, DRIFT_PROMPTS)
@@ -139,7 +139,7 @@ def one_shard(rows: pa.Table) -> pa.Table:
     return pa.table({"prompts": [list(prompts.values())]})
 
 
-def wanted_texts(texts: Texts, prompts: frozenset[str] | None = None) -> pa.Table:
+def wanted_texts(texts: TextFiles, prompts: frozenset[str] | None = None) -> pa.Table:
     """Returns `prompt_id` and `text_id` of the files' texts, each once, sorted.
 
     Args:
@@ -173,7 +173,7 @@ def into_shards(rows: pa.Table, first: int = 0) -> pa.Table:
     return rows.append_column("shard", pa.array(first + prompt_N // SHARD_PROMPTS, pa.int64()))
 
 
-def first_prompts(texts: Texts, num: int) -> list[Mapping[str, Any]]:
+def first_prompts(texts: TextFiles, num: int) -> list[Mapping[str, Any]]:
     """Returns the first rows of the files as `prompt` (JSON) and `responses`."""
     rows: list[Mapping[str, Any]] = []
     for files, columns in ((texts.ratings, ("response",)), (texts.pairs, ("chosen", "rejected"))):
@@ -186,7 +186,7 @@ def first_prompts(texts: Texts, num: int) -> list[Mapping[str, Any]]:
     return rows[-num:]
 
 
-def shard_rows(texts: Texts, plan: pa.Table) -> ray.data.Dataset:
+def shard_rows(texts: TextFiles, plan: pa.Table) -> ray.data.Dataset:
     """Returns one row per shard, whose `prompts` are what `Embedder` and `Scorer` take.
 
     Args:
@@ -256,10 +256,10 @@ def pending(plan: pa.Table, store: FeatureStore) -> pa.Table:
 
 
 def embed(
-    texts: Texts,
-    source: Source,
+    texts: TextFiles,
+    source: EmbeddingJob,
     depths: tuple[int, ...],
-    watch: Watch,
+    logger: RunLogger,
     *,
     prompts: frozenset[str] | None = None,
 ) -> tuple[FeatureStore, dict[str, int]]:
@@ -269,7 +269,7 @@ def embed(
         texts: canonical files.
         source: backbone, workers and cache.
         depths: layers whose states are stored.
-        watch: is shown the progress.
+        logger: is shown the progress.
         prompts: embed only the responses to these prompts (to choose a layer on a sample).
     """
     store, config = source.store(depths), source.probed.config
@@ -283,7 +283,7 @@ def embed(
         embedder = (config, depths, store, max(1, int(source.pool.cpus)))
         counted = source.pool.map(Embedder, embedder, shard_rows(texts, left))
         try:
-            with watch.bar("embedding texts", left.num_rows) as advance:
+            with logger.bar("embedding texts", left.num_rows) as advance:
                 for row in counted.iter_rows():
                     for name in counts:
                         counts[name] += int(row[name])
@@ -291,5 +291,5 @@ def embed(
         except LOST:
             if not tries_left:
                 raise
-            watch.say("embedding: a node was lost; going on with what is missing")
+            logger.info("embedding: a node was lost; going on with what is missing")
     return store, counts

@@ -15,14 +15,14 @@ from panoply.data.features import FeatureStore
 from panoply.data.schema import uniform
 from panoply.data.tables import Ints, RatingTable
 from panoply.measure.metrics import spearman
-from panoply.report.progress import Watch
-from workflows.cluster.embed import Source, Texts, embed
+from panoply.report.progress import RunLogger
+from workflows.cluster.embed import EmbeddingJob, TextFiles, embed
 
 MIN_LABELS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class FeatureSpec:
     """Where features are read, and how well objectives are predicted from there."""
 
     depth: int
@@ -39,25 +39,27 @@ class Place:
 
 def choose_place(
     ratings: RatingTable,
-    texts: Texts,
-    source: Source,
+    texts: TextFiles,
+    source: EmbeddingJob,
     objectives: ObjectivesConfig,
     seed: int,
-    watch: Watch,
-) -> tuple[Place, list[Place]]:
+    logger: RunLogger,
+) -> tuple[FeatureSpec, list[FeatureSpec]]:
     """Returns the best of the candidate places, and all of them with what they reached.
 
     A third of the sampled prompts is from *select*, the others from *train*.
     """
     config, depths = source.probed.config, source.probed.depths
     if len(depths) == 1 and len(config.poolings) == 1:
-        only = Place(depths[0], config.poolings[0], float("nan"))
+        only = FeatureSpec(depths[0], config.poolings[0], float("nan"))
         return only, [only]
     train, select = sample_rows(ratings, config.sample_prompts, seed)
     prompts = frozenset(ratings.prompt_N[np.concatenate([train, select])])
-    store, _ = embed(texts, source, depths, watch, prompts=prompts)
+    store, _ = embed(texts, source, depths, logger, prompts=prompts)
     tried = [
-        rate_place(Place(depth, pooling, 0.0), ratings, train, select, store, objectives.strengths)
+        rate_place(
+            FeatureSpec(depth, pooling, 0.0), ratings, train, select, store, objectives.strengths
+        )
         for depth, pooling in product(depths, config.poolings)
     ]
     return max(tried, key=lambda place: place.spearman), tried
@@ -75,13 +77,13 @@ def sample_rows(ratings: RatingTable, num_prompts: int, seed: int) -> tuple[Ints
 
 
 def rate_place(
-    place: Place,
+    place: FeatureSpec,
     ratings: RatingTable,
     train: Ints,
     select: Ints,
     store: FeatureStore,
     strengths: Sequence[float],
-) -> Place:
+) -> FeatureSpec:
     """Fits the objectives on the sample's training rows and rates them on its *select* rows."""
     rows = np.concatenate([train, select])
     found = store.find("texts", list(ratings.text_N[rows]))
@@ -101,4 +103,4 @@ def rate_place(
         if rated.sum() >= MIN_LABELS:
             rho = spearman(predicted[rated, i], labels[cut:][rated, i])
             reached.append(0.0 if np.isnan(rho) else rho)
-    return Place(place.depth, place.pooling, float(np.mean(reached)) if reached else -1.0)
+    return FeatureSpec(place.depth, place.pooling, float(np.mean(reached)) if reached else -1.0)

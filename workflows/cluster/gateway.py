@@ -22,7 +22,7 @@ from ray.serve.handle import DeploymentHandle
 from actors.gateway import Gateway, Model, State
 from actors.http import make_app
 from panoply.config.serve import GatewayArgs
-from panoply.wire.dialect import Limits
+from panoply.wire.dialect import RequestLimits
 
 T = TypeVar("T")
 JUDGE = "Judge"
@@ -95,16 +95,16 @@ def http_gateway(config: GatewayArgs) -> FastAPI:
 
     @asynccontextmanager
     async def watching(_: FastAPI) -> AsyncGenerator[None]:
-        async def watch() -> None:
+        async def logger() -> None:
             while True:
                 await gateway.learn(await asyncio.to_thread(states, apps))
                 await asyncio.sleep(POLL_SECONDS)
 
-        task = asyncio.create_task(watch())
+        task = asyncio.create_task(logger())
         yield
         task.cancel()
 
-    limits = Limits(max_bytes=config.max_bytes, max_responses=config.max_responses)
+    limits = RequestLimits(max_bytes=config.max_bytes, max_responses=config.max_responses)
     keys = {name: secret(variable) for name, variable in config.keys.items()}
     agents_of = partial(asyncio.to_thread, agents)
     return make_app(gateway, limits, keys, agents_of, watching, run=config.run)

@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 
 from actors.dpo_task import RankedPrompt
 from panoply.config.laser import LaserConfig
-from panoply.data.ingest import Limits, ingest_pairs
+from panoply.data.ingest import IngestLimits, ingest_pairs
 from panoply.data.read import Input
 from panoply.data.schema import split_key
 from panoply.data.tasks import Task
-from panoply.laser.scored import Scored
+from panoply.laser.scored import ScoredPrompt
 
 PAIRS_PER_SOURCE = 64
 """Drawn from a file; the policy's forwards on all of them are what a probe costs a round."""
@@ -31,7 +31,7 @@ def read_probe(config: LaserConfig, out: Path, others: Sequence[Task]) -> tuple[
     Raises:
         FileNotFoundError, ValueError: the file holds no pair that can be used.
     """
-    limits = Limits(max_rows_per_source=PAIRS_PER_SOURCE, seed=config.seed)
+    limits = IngestLimits(max_rows_per_source=PAIRS_PER_SOURCE, seed=config.seed)
     path = ingest_pairs([Input(config.probe)], out / "probe", limits).path
     columns = ["prompt_id", "source", "prompt", "chosen", "rejected"]
     rows = pq.read_table(path, columns=columns).to_pylist()
@@ -56,7 +56,7 @@ def read_probe(config: LaserConfig, out: Path, others: Sequence[Task]) -> tuple[
 
 
 def judged_probe(
-    config: LaserConfig, labeled: Sequence[Task], scored: Sequence[Scored]
+    config: LaserConfig, labeled: Sequence[Task], scored: Sequence[ScoredPrompt]
 ) -> tuple[RankedPrompt, ...]:
     """Returns pairs of a right and a wrong sample of each labeled prompt that has both.
 

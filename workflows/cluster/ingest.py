@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from panoply.config.armorm import ArmoRMConfig
-from panoply.data.ingest import Ingested, Limits, ingest_pairs, ingest_ratings
+from panoply.data.ingest import Ingested, IngestLimits, ingest_pairs, ingest_ratings
 from panoply.data.objectives import check_objectives
 from panoply.data.ratings import RatingMap
 from panoply.data.read import Input
@@ -23,8 +23,8 @@ from panoply.data.tables import (
     load_pairs,
     load_ratings,
 )
-from panoply.synthetic.planted import Truth, plant
-from workflows.cluster.embed import Texts
+from panoply.synthetic.planted import Truth, make_world
+from workflows.cluster.embed import TextFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Data:
 
     ratings: RatingTable
     pairs: PairTable
-    texts: Texts
+    texts: TextFiles
     maps: Mapping[str, RatingMap]
     left_out: Mapping[str, str]
     """Objectives that cannot be learned, with the reason."""
@@ -53,7 +53,7 @@ def ingest(config: ArmoRMConfig, folder: Path) -> Data:
     rating_inputs = [Input(name) for name in config.ratings]
     pair_inputs = [Input(name) for name in config.pairs]
     if (planted := config.planted) is not None:
-        world = plant(
+        world = make_world(
             config.seed,
             num_prompts=planted.num_prompts,
             num_responses=planted.num_responses,
@@ -63,10 +63,12 @@ def ingest(config: ArmoRMConfig, folder: Path) -> Data:
         rating_inputs, pair_inputs = [Input(world.ratings, scales=scales)], [Input(world.pairs)]
         truth = world.truth
     rated = ingest_ratings(
-        rating_inputs, folder, Limits(max_rows_per_source=config.max_ratings_per_source or None)
+        rating_inputs,
+        folder,
+        IngestLimits(max_rows_per_source=config.max_ratings_per_source or None),
     )
     paired = ingest_pairs(
-        pair_inputs, folder, Limits(max_rows_per_source=config.max_pairs_per_source or None)
+        pair_inputs, folder, IngestLimits(max_rows_per_source=config.max_pairs_per_source or None)
     )
     objectives = check_objectives(rated.objectives, config.objectives.min_ratings)
     parts = {
@@ -82,7 +84,7 @@ def ingest(config: ArmoRMConfig, folder: Path) -> Data:
     return Data(
         ratings=ratings,
         pairs=load_pairs(paired.path, **split),
-        texts=Texts((str(rated.path),), (str(paired.path),)),
+        texts=TextFiles((str(rated.path),), (str(paired.path),)),
         maps={name: rated.maps[name] for name in ratings.objectives},
         left_out=left_out,
         truth=truth,

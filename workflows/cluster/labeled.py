@@ -24,7 +24,7 @@ from panoply.bandit.update import project
 from panoply.config.laser import CLASSIFIER, ROUTER, LaserConfig
 from panoply.data.tasks import Task
 from panoply.laser.rewards import verified
-from panoply.laser.scored import Scored
+from panoply.laser.scored import ScoredPrompt
 from workflows.cluster.samples import Rollouts
 
 Array: TypeAlias = NDArray[np.float64]
@@ -37,7 +37,7 @@ class Labeled:
     Shapes: N labeled prompts, K arms, D size of a context inside the bandit.
     """
 
-    scored: Sequence[Scored]
+    scored: Sequence[ScoredPrompt]
     """Samples of the policy's start, scored by all arms."""
     prior_KD: Array | None
     """BayesianRouter's prior; None where that strategy does not run."""

@@ -19,7 +19,7 @@ from panoply.hub.policy.export import export_policy
 from panoply.laser.ensembles import best_of, chosen_scores
 from panoply.laser.log import Log, Record, column
 from panoply.laser.monitor import Alarm, alarms, series
-from panoply.laser.scored import Scored
+from panoply.laser.scored import ScoredPrompt
 from panoply.laser.signals import correlations
 from panoply.measure.intervals import mean_interval
 from panoply.report.laser_plots import draw_laser
@@ -31,13 +31,13 @@ Array: TypeAlias = NDArray[np.float64]
 
 
 @dataclass(slots=True)
-class Course:
+class StrategyRun:
     """How the policy of one strategy went."""
 
     strategy: str
     arms: tuple[str, ...]
     folder: Path
-    looks: dict[int, list[Scored]] = field(default_factory=dict[int, list[Scored]])
+    looks: dict[int, list[ScoredPrompt]] = field(default_factory=dict[int, list[ScoredPrompt]])
     """Held-out samples by the number of rounds before them."""
     rows: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     """One a round."""
@@ -48,7 +48,7 @@ class Course:
     adapter: str = ""
     """Folder of the last adapters; empty where nothing was trained."""
 
-    def look(self, rounds: int, scored: list[Scored]) -> None:
+    def look(self, rounds: int, scored: list[ScoredPrompt]) -> None:
         """Takes in the held-out samples after some rounds."""
         if scored:
             self.looks[rounds] = scored
@@ -61,7 +61,7 @@ class Course:
     def add(
         self,
         round: int,
-        scored: Sequence[Scored],
+        scored: Sequence[ScoredPrompt],
         chosen: Mapping[str, str],
         prompts: Sequence[RankedPrompt],
         trained: PolicyRound | None,
@@ -93,14 +93,14 @@ class Course:
         return f"{told}{held}; {', '.join(shares)}"
 
 
-def quality(scored: Sequence[Scored]) -> float:
+def quality(scored: Sequence[ScoredPrompt]) -> float:
     """Returns the mean over prompts of the share of right responses; NaN where none is known."""
     return _mean([one.quality for one in scored])
 
 
 def finish(
     config: LaserConfig,
-    courses: Mapping[str, Course],
+    courses: Mapping[str, StrategyRun],
     train: Sequence[Task],
     out: Path,
 ) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def finish(
         "git_commit": git_commit(),
     }
     if chief.adapter and not (out / "model").exists():
-        export_policy(config.policy.trunk.model, Path(chief.adapter), out / "model")
+        export_policy(config.policy.backbone.model, Path(chief.adapter), out / "model")
     write_json(out / "metrics.json", metrics)
     write_json(out / "history.json", history)
     draw_laser(history, metrics, out)
@@ -128,7 +128,7 @@ def finish(
     return metrics
 
 
-def history_of(course: Course, record: Record | None) -> list[dict[str, Any]]:
+def history_of(course: StrategyRun, record: Record | None) -> list[dict[str, Any]]:
     """Returns the rounds of a strategy, with what its log shows of each."""
     if record is None:
         return course.rows
@@ -139,7 +139,7 @@ def history_of(course: Course, record: Record | None) -> list[dict[str, Any]]:
     ]
 
 
-def strategy_metrics(course: Course) -> dict[str, Any]:
+def strategy_metrics(course: StrategyRun) -> dict[str, Any]:
     """Returns what a strategy came to: held-out quality before and after, best of n, its cost."""
     found: dict[str, Any] = {
         "rounds": len(course.rows),
@@ -168,7 +168,7 @@ def strategy_metrics(course: Course) -> dict[str, Any]:
     return found
 
 
-def picked(scored: Sequence[Scored], arms: Sequence[str]) -> dict[str, float]:
+def picked(scored: Sequence[ScoredPrompt], arms: Sequence[str]) -> dict[str, float]:
     """Returns the share of prompts whose best response is right, by who calls it the best."""
     found = {arm: [one.score_Kn[k] for one in scored] for k, arm in enumerate(arms)}
     for ensemble in ENSEMBLES:
@@ -179,7 +179,7 @@ def picked(scored: Sequence[Scored], arms: Sequence[str]) -> dict[str, float]:
     }
 
 
-def compared(courses: Mapping[str, Course]) -> dict[str, Any]:
+def compared(courses: Mapping[str, StrategyRun]) -> dict[str, Any]:
     """Returns the first strategy less each other behind all rounds, on the same prompts."""
     (name, chief), *others = courses.items()
     found: dict[str, Any] = {}
@@ -252,7 +252,7 @@ def alarm_history(record: Record, config: LaserConfig) -> list[Alarm]:
     for round in sorted(set(record.rewards["round"].to_pylist())):
         until = sum(value <= round for value in record.rewards["round"].to_pylist())
         part = Record(record.arms, record.decisions.slice(0, until), record.rewards.slice(0, until))
-        now = alarms(series(part), record.arms, config.watch)
+        now = alarms(series(part), record.arms, config.alarms)
         found += [alarm for alarm in now if (alarm.name, alarm.arm) not in before]
         before = {(alarm.name, alarm.arm) for alarm in now}
     return found

@@ -9,15 +9,15 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 
-from actors.function_replica import ArmJudge
-from panoply.config.serve import ArmConfig
+from actors.function_replica import FunctionReplica
+from panoply.config.serve import ServedModelConfig
 from workflows.cluster.gateway import JUDGE, MOST_CALLS, TRIES, read_args
 
 ROUTER = "actors.affinity.PromptAffinity"
 
 
 def model_app(args: Mapping[str, Any]) -> Application:
-    """Returns the application of one model, from the fields of an `ArmConfig`.
+    """Returns the application of one model, from the fields of an `ServedModelConfig`.
 
     Raises:
         ValueError: a setting that there is not, or one that is wrong.
@@ -27,7 +27,7 @@ def model_app(args: Mapping[str, Any]) -> Application:
             "`key_variable` of a model protects nothing: clients come by the gateway. Name the key "
             f"in its `keys` instead: {{{args.get('name')}: {args['key_variable']}}}"
         )
-    arm = read_args(ArmConfig, args)
+    arm = read_args(ServedModelConfig, args)
     scaling = arm.scaling
     fixed = scaling.min_replicas == scaling.max_replicas
     replicas: dict[str, Any] = {"num_replicas": scaling.max_replicas}
@@ -57,7 +57,7 @@ def model_app(args: Mapping[str, Any]) -> Application:
         **replicas,
     )
     if arm.kind != "model":
-        return deployment(ArmJudge).bind(arm)
-    from actors.replica import ModelJudge  # torch, which functions and other servers do without
+        return deployment(FunctionReplica).bind(arm)
+    from actors.replica import ServedReplica  # torch, which functions and other servers do without
 
-    return deployment(ModelJudge).bind(arm)
+    return deployment(ServedReplica).bind(arm)

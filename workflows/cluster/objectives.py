@@ -32,7 +32,7 @@ from panoply.data.features import FeatureStore, Floats, Found
 from panoply.data.schema import digest
 from panoply.data.tables import Ints, PairTable, RatingTable
 from panoply.measure.metrics import regression_metrics, spearman
-from workflows.cluster.feature_selection import Place
+from workflows.cluster.feature_selection import FeatureSpec
 from workflows.cluster.ray_cluster import run_train
 
 Array: TypeAlias = NDArray[np.float64]
@@ -44,7 +44,7 @@ MARGIN = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Objectives:
+class FittedObjectives:
     """Fitted objectives: one solution on all of *train*, and one without each fold."""
 
     full: Ridge
@@ -64,14 +64,14 @@ class Objectives:
                 values[own] = x[fold_N[rows] == fold] @ ridge.weights.T + ridge.bias
         return values
 
-    def only(self, i: int) -> Objectives:
+    def only(self, i: int) -> FittedObjectives:
         """Returns objective `i` alone."""
         one = slice(i, i + 1)
         full, *folds = (
             Ridge(fit.weights[one], fit.bias[one], fit.strength[one])
             for fit in (self.full, *self.folds)
         )
-        return Objectives(full, tuple(folds), self.columns)
+        return FittedObjectives(full, tuple(folds), self.columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +79,12 @@ class Stage1:
     """Fitted objectives and where their features come from."""
 
     probed: Probed
-    place: Place
+    place: FeatureSpec
     store: FeatureStore
-    rated: Objectives
-    length: Objectives
+    rated: FittedObjectives
+    length: FittedObjectives
     """r_v alone: predicted log length, or the rated verbosity."""
-    prompt_alone: Objectives
+    prompt_alone: FittedObjectives
     unit_O: Array
     """Deviation of the training ratings of each objective."""
 
@@ -153,7 +153,7 @@ def linked_patterns(patterns: Sequence[Pattern]) -> Iterator[frozenset[Pattern]]
         yield frozenset(group)
 
 
-def solve(task: SumsTask, num_objectives: int, config: ObjectivesConfig) -> Objectives:
+def solve(task: SumsTask, num_objectives: int, config: ObjectivesConfig) -> FittedObjectives:
     """Fits every objective: strength by *select*, then *train* and *train* without each fold."""
     fits = [_empty(task, num_objectives) for _ in range(config.num_folds + 1)]
     for patterns in linked_patterns([block.pattern for block in task.blocks]):
@@ -166,7 +166,7 @@ def solve(task: SumsTask, num_objectives: int, config: ObjectivesConfig) -> Obje
         for fold in range(config.num_folds):
             part = refit_ridge(without(folds, fold), full, config.strengths)
             _fill(fits[fold + 1], part, rated)
-    return Objectives(fits[0], tuple(fits[1:]), task.columns)
+    return FittedObjectives(fits[0], tuple(fits[1:]), task.columns)
 
 
 def _empty(task: SumsTask, num_objectives: int) -> Ridge:
@@ -236,7 +236,10 @@ def as_matrix(store: FeatureStore, found: Found, columns: Sequence[str], path: P
 
 
 def report_objectives(
-    ratings: RatingTable, store: FeatureStore, rated: Objectives, prompt_alone: Objectives
+    ratings: RatingTable,
+    store: FeatureStore,
+    rated: FittedObjectives,
+    prompt_alone: FittedObjectives,
 ) -> dict[str, dict[str, Any]]:
     """Metrics of each objective on *test*, beside length alone and the prompt alone.
 

@@ -13,7 +13,7 @@ from panoply.armorm.mixtures import fit_linear
 from panoply.data.features import FeatureStore
 from panoply.data.tables import Ints, PairTable
 from workflows.cluster.debias import PairValues
-from workflows.cluster.objectives import Objectives, as_matrix
+from workflows.cluster.objectives import FittedObjectives, as_matrix
 from workflows.cluster.scorers import STRENGTHS, FeatureDifference, PairArrays
 
 Array: TypeAlias = NDArray[np.float64]
@@ -33,8 +33,8 @@ def pair_features(
 
 
 def pair_values(
-    rated: Objectives,
-    length: Objectives,
+    rated: FittedObjectives,
+    length: FittedObjectives,
     store: FeatureStore,
     pairs: PairTable,
     names: tuple[str, ...],

@@ -9,7 +9,7 @@ from pathlib import Path
 from actors.dpo_task import STOPPED, PolicyRound, PolicyTask
 from actors.dpo_training import train_policy
 from panoply.data.schema import digest
-from workflows.cluster.ray_cluster import claim, run_train
+from workflows.cluster.ray_cluster import check_or_write_config, run_train
 
 
 def train_round(task: PolicyTask, num_workers: int, gpus: float = 0.0) -> PolicyRound:
@@ -30,7 +30,7 @@ def train_round(task: PolicyTask, num_workers: int, gpus: float = 0.0) -> Policy
         for name, given in (("prompts", task.prompts), ("probe", task.probe))
     }
     trained = {"config": asdict(task.config), "seed": task.seed, "round": task.round}
-    claim(folder, "round.json", own | trained)
+    check_or_write_config(folder, "round.json", own | trained)
     (folder / STOPPED).unlink(missing_ok=True)
     run_train(train_policy, {"task": task}, num_workers, folder, "train", gpus=gpus)
     if (folder / STOPPED).exists():

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from actors.reward_task import PairRows
 from panoply.config.preference import PreferenceConfig
-from panoply.data.ingest import Limits, ingest_pairs
+from panoply.data.ingest import IngestLimits, ingest_pairs
 from panoply.data.read import Input
 from panoply.data.schema import digest, uniform
 from panoply.data.split import check_parts
@@ -24,9 +24,9 @@ from panoply.data.tables import Bools, Ints, PairTable, load_pairs
 from panoply.data.tokens import TokenPairs, write_tokens
 from panoply.hub.backbone.backbone import Renderer, resolve
 from panoply.model.tree import TokenTree
-from panoply.preference.batch_sampler import Plan
-from panoply.report.progress import Watch
-from panoply.synthetic.planted import plant
+from panoply.preference.batch_sampler import BatchSampler
+from panoply.report.progress import RunLogger
+from panoply.synthetic.planted import make_world
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +58,14 @@ def read_pairs(config: PreferenceConfig, folder: Path) -> Preferences:
     """
     inputs = [Input(name) for name in config.pairs]
     if (planted := config.planted) is not None:
-        world = plant(
+        world = make_world(
             config.seed,
             num_prompts=planted.num_prompts,
             num_responses=planted.num_responses,
             homogeneous=planted.homogeneous,
         )
         inputs = [Input(world.pairs)]
-    limits = Limits(max_rows_per_source=config.max_pairs_per_source or None)
+    limits = IngestLimits(max_rows_per_source=config.max_pairs_per_source or None)
     ingested = ingest_pairs(inputs, folder, limits)
     parts = check_parts(ingested.path, config.seed)
     table = load_pairs(ingested.path, seed=config.seed, num_folds=2)
@@ -102,7 +102,7 @@ def read_pairs(config: PreferenceConfig, folder: Path) -> Preferences:
 
 
 def tokenize(
-    config: PreferenceConfig, found: Preferences, path: Path, watch: Watch
+    config: PreferenceConfig, found: Preferences, path: Path, logger: RunLogger
 ) -> tuple[TokenPairs, dict[str, int]]:
     """Renders all pairs once; returns the trees and what the token limits did to them.
 
@@ -112,12 +112,12 @@ def tokenize(
         ValueError: a token beyond the model's vocabulary, as tokens that were added to a tokenizer
             but not to its model give.
     """
-    folder = resolve(config.trunk.model)
-    renderer = Renderer(AutoTokenizer.from_pretrained(folder), config.trunk.rendering)
+    folder = resolve(config.backbone.model)
+    renderer = Renderer(AutoTokenizer.from_pretrained(folder), config.backbone.rendering)
     cut = {"prompts_cut": 0, "responses_cut": 0}
     if not path.exists():
         total = found.summary["rows"]
-        with watch.bar("rendering pairs", total) as advance:
+        with logger.bar("rendering pairs", total) as advance:
 
             def trees() -> Iterator[TokenTree]:
                 with pq.ParquetFile(found.path) as file:
@@ -136,8 +136,8 @@ def tokenize(
     if largest >= size:
         word = renderer.tokenizer.convert_ids_to_tokens(largest)
         raise ValueError(
-            f"token {word!r} has id {largest}, but {config.trunk.model!r} has {size} embeddings: "
-            "resize them to the tokenizer's length and save the model again"
+            f"token {word!r} has id {largest}, but {config.backbone.model!r} has {size} "
+            "embeddings: resize them to the tokenizer's length and save the model again"
         )
     return tokens, dict(tokens.notes)
 
@@ -163,7 +163,7 @@ def training_rows(
     number = {source: i for i, source in enumerate([*trained, *others])}
     source_P = np.array([number[source] for source in table.source_P], dtype=np.int64)
     balanced = config.weighting.sources != "mixed"
-    plan = Plan(source_P[train], config.schedule.pairs_per_step, config.seed, balanced)
+    plan = BatchSampler(source_P[train], config.schedule.pairs_per_step, config.seed, balanced)
     steps = plan.steps_per_epoch * config.schedule.num_epochs
     rows = PairRows(
         source_P=source_P,

@@ -24,7 +24,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from panoply.hub.backbone.backbone import quiet
 from panoply.hub.backbone.smollm2 import cache_root
-from panoply.report.progress import Watch
+from panoply.report.progress import RunLogger
 from workflows import LOOPBACK_ONLY, starts_cluster
 from workflows.cluster.rendezvous import FileTorchConfig
 
@@ -88,7 +88,7 @@ def run_folder(out: str) -> Path:
     return path.absolute()
 
 
-def claim(out: Path, name: str, own: Mapping[str, Any]) -> None:
+def check_or_write_config(out: Path, name: str, own: Mapping[str, Any]) -> None:
     """Writes what a run stands on to a file, or checks that the file there says the same.
 
     Raises:
@@ -108,7 +108,7 @@ def claim(out: Path, name: str, own: Mapping[str, Any]) -> None:
 
 
 def await_workers(
-    num_workers: int, bundle: Mapping[str, float], minutes: float, watch: Watch
+    num_workers: int, bundle: Mapping[str, float], minutes: float, logger: RunLogger
 ) -> None:
     """Waits until nodes have room for the workers; an autoscaling cluster starts them meanwhile.
 
@@ -118,7 +118,7 @@ def await_workers(
         num_workers: how many are asked for.
         bundle: resources of each.
         minutes: the longest wait.
-        watch: is told what is missing.
+        logger: is told what is missing.
 
     Raises:
         TimeoutError: there is no room for a single worker.
@@ -132,7 +132,7 @@ def await_workers(
             missing = f"{num_workers - fit} x {wanted}"
             if now - begun >= minutes * 60:
                 if fit:
-                    watch.say(f"nodes: starting with {fit} of {num_workers} workers")
+                    logger.info(f"nodes: starting with {fit} of {num_workers} workers")
                     return
                 raise TimeoutError(
                     f"no node had room for a worker within {minutes:g} minutes: missing {missing}; "
@@ -141,7 +141,7 @@ def await_workers(
                 )
             if now - told >= TOLD_EVERY_SECONDS:
                 told = now
-                watch.say(f"nodes: {fit} of {num_workers} workers fit, waiting for {missing}")
+                logger.info(f"nodes: {fit} of {num_workers} workers fit, waiting for {missing}")
     finally:
         remove_placement_group(group)
 

@@ -13,9 +13,9 @@ import numpy as np
 from actors.sampler import Question, Samples
 from panoply.config.laser import VERIFIER
 from panoply.data.tasks import Task
-from panoply.laser.scored import Scored, read_scored, write_scored
+from panoply.laser.scored import ScoredPrompt, read_scored, write_scored
 from panoply.wire.request import Chat
-from workflows.cluster.arms import Arms, Said
+from workflows.cluster.arms import Arms, ArmScores
 from workflows.cluster.rollouts import calls, rollouts
 
 
@@ -41,7 +41,7 @@ class Rollouts:
         wanted: Callable[[str], Sequence[str]],
         round: int,
         adapter: str,
-    ) -> list[Scored]:
+    ) -> list[ScoredPrompt]:
         """Returns n scored samples of each prompt, in the order of the prompts' ids.
 
         Args:
@@ -55,7 +55,7 @@ class Rollouts:
         if not file.exists():
             known = {task.prompt_id: task for task in tasks}
             questions = [Question(task.prompt_id, task.prompt) for task in tasks]
-            asked: list[tuple[Samples, dict[str, Future[Said]]]] = []
+            asked: list[tuple[Samples, dict[str, Future[ArmScores]]]] = []
             several = calls(questions, n, self.rows)
             for samples in rollouts(self.pool, several, n, self.seed, round, adapter):
                 task = known[samples.prompt_id]
@@ -67,12 +67,14 @@ class Rollouts:
             write_scored(file, found, self.names)
         return read_scored(file, self.names)
 
-    def _gathered(self, task: Task, samples: Samples, later: Mapping[str, Future[Said]]) -> Scored:
+    def _gathered(
+        self, task: Task, samples: Samples, later: Mapping[str, Future[ArmScores]]
+    ) -> ScoredPrompt:
         said = {name: future.result() for name, future in later.items()}
         missing = (float("nan"),) * len(samples.responses)
         scores = [said[name].score_n if name in said else missing for name in self.names]
         verdicts = said[VERIFIER].score_n if VERIFIER in said else missing
-        return Scored(
+        return ScoredPrompt(
             prompt_id=task.prompt_id,
             source=task.source,
             responses=tuple(one.text for one in samples.responses),

@@ -15,10 +15,10 @@ import pyarrow as pa
 import ray.data
 from numpy.typing import NDArray
 
-from actors.scorer import Scorer
+from actors.scorer import ScoringActor
 from panoply.data.tables import Ints, Strings
-from panoply.report.progress import Watch
-from workflows.cluster.embed import Pool, Texts, into_shards, shard_rows, wanted_texts
+from panoply.report.progress import RunLogger
+from workflows.cluster.embed import ActorPoolSpec, TextFiles, into_shards, shard_rows, wanted_texts
 
 Array: TypeAlias = NDArray[np.float64]
 PER_SOURCE = "per_source."
@@ -49,7 +49,7 @@ class Shards:
     num_texts: int
 
     @classmethod
-    def of(cls, texts: Texts, prompts: frozenset[str] | None = None) -> Shards:
+    def of(cls, texts: TextFiles, prompts: frozenset[str] | None = None) -> Shards:
         """Reads canonical files.
 
         Args:
@@ -60,12 +60,12 @@ class Shards:
         return cls(shard_rows(texts, plan), plan.num_rows)
 
 
-def score_texts(shards: Shards, folder: Path, num_workers: int, watch: Watch) -> TextScores:
+def score_texts(shards: Shards, folder: Path, num_workers: int, logger: RunLogger) -> TextScores:
     """Scores every text with every scorer of the model in a folder."""
-    scored = Pool.of_cluster(num_workers).map(Scorer, (str(folder), 1), shards.data)
+    scored = ActorPoolSpec.of_cluster(num_workers).map(ScoringActor, (str(folder), 1), shards.data)
     names: list[str] = []
     parts: list[dict[str, Array]] = []
-    with watch.bar("scoring texts", shards.num_texts) as advance:
+    with logger.bar("scoring texts", shards.num_texts) as advance:
         for part in scored.iter_batches(batch_size=None, batch_format="pyarrow"):
             batch = cast(pa.Table, part)
             own: list[str] = batch["text_id"].to_pylist()

@@ -71,7 +71,7 @@ class PairArrays:
 
 
 @dataclass(frozen=True, slots=True)
-class Fixed:
+class FixedWeights:
     """The scorers without a network: weights over r', or over features."""
 
     best_single: int
@@ -110,7 +110,7 @@ def head_tasks(
     return tasks
 
 
-def fit_fixed(pairs: PairTable, arrays: PairArrays) -> Fixed:
+def fit_fixed(pairs: PairTable, arrays: PairArrays) -> FixedWeights:
     """Fits the fixed combinations and the linear Bradley-Terry head."""
     train, select = pairs.split.of("train"), pairs.split.of("select")
     d, x = arrays.difference_PO, arrays.feature_difference
@@ -121,7 +121,7 @@ def fit_fixed(pairs: PairTable, arrays: PairArrays) -> Fixed:
             mixture = fit_simplex(d[rows])
             per_source[str(source)] = mixture.weights * mixture.scale
     pooled = fit_simplex(d[train])
-    return Fixed(
+    return FixedWeights(
         best_single=best_single(d[select]),
         best_fixed=pooled.weights * pooled.scale,
         best_fixed_per_source=per_source,
@@ -130,7 +130,7 @@ def fit_fixed(pairs: PairTable, arrays: PairArrays) -> Fixed:
     )
 
 
-def fixed_margins(fixed: Fixed, arrays: PairArrays, source_P: Strings) -> dict[str, Array]:
+def fixed_margins(fixed: FixedWeights, arrays: PairArrays, source_P: Strings) -> dict[str, Array]:
     """Margins of the scorers without a network; NaN where a source has no weights of its own."""
     d = arrays.difference_PO
     own = np.full(len(d), np.nan)
@@ -218,7 +218,7 @@ def load_mlp(folder: Path, arrays: PairArrays) -> ScalarHead:
     return head
 
 
-def temperature(margin_P: Array, pairs: PairTable) -> float:
+def fit_logit_scale(margin_P: Array, pairs: PairTable) -> float:
     """Returns the factor fitted on *calibrate* that turns a margin into log odds."""
     return fit_scale(margin_P[pairs.split.of("calibrate")])
 

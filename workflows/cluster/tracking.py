@@ -32,7 +32,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from panoply.report.progress import Watch
+from panoply.report.progress import RunLogger
 from workflows.cluster.mlflow_calls import MODEL_SECONDS, TrackerError, alone, reaching, readable
 
 RUN_FILE = "mlflow_run"
@@ -106,7 +106,7 @@ class Tracker:
         self,
         config: Mapping[str, Any],
         tags: Mapping[str, str],
-        watch: Watch,
+        logger: RunLogger,
         *,
         model: str = "",
         steps: str = "",
@@ -118,7 +118,7 @@ class Tracker:
         Args:
             config: logged as parameters.
             tags: of the run, beside the commit.
-            watch: is told the MLflow run, or why there is none.
+            logger: is told the MLflow run, or why there is none.
             model: name under which `OUT/model` is registered; empty for none.
             steps: whose steps of `history.json` are logged; empty for none.
 
@@ -139,9 +139,9 @@ class Tracker:
         try:
             self.fill(entry, run_id)
         except TrackerError as error:
-            watch.say(f"not tracked: {error}; the results are complete. {self._later()}")
+            logger.info(f"not tracked: {error}; the results are complete. {self._later()}")
         else:
-            watch.say(f"tracked: {self.place(run_id)}")
+            logger.info(f"tracked: {self.place(run_id)}")
 
     def begin(self, entry: Entry) -> str:
         """Returns the id of a run with its parameters and tags, which `OUT/mlflow_run` keeps.

@@ -18,7 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from panoply.hub.artefact.classifier import check_vacant
-from panoply.hub.artefact.manifest import ScalarCard, read_card
+from panoply.hub.artefact.manifest import ScalarManifest, read_card
 from panoply.hub.artefact.scalar import ScalarModel, load_scalar_model, save_scalar_model
 
 
@@ -75,16 +75,16 @@ def average_models(folders: Sequence[Path], out: Path) -> float:
     )
 
 
-def _scalar_card(folder: Path) -> ScalarCard:
+def _scalar_card(folder: Path) -> ScalarManifest:
     card = read_card(folder)
-    if not isinstance(card, ScalarCard):
+    if not isinstance(card, ScalarManifest):
         raise ValueError(
             f"{str(folder)!r} is a gated reward model, which has no mean; name scalar models"
         )
     return card
 
 
-def _description(card: ScalarCard, folder: Path) -> dict[str, Any]:
+def _description(card: ScalarManifest, folder: Path) -> dict[str, Any]:
     """Returns what models must share for their mean to be a model."""
     from transformers import AutoConfig
 

@@ -20,8 +20,8 @@ from panoply.hub.artefact.classifier import (
     write_classifier,
 )
 from panoply.hub.artefact.load import load_gated_model, pooled
-from panoply.hub.artefact.manifest import ScalarCard, read_card
-from panoply.hub.artefact.model_card import Scalar, model_card, read_metrics
+from panoply.hub.artefact.manifest import ScalarManifest, read_card
+from panoply.hub.artefact.model_card import ScalarDescription, model_card, read_metrics
 
 SCORER = "linear_bt"
 
@@ -55,7 +55,7 @@ def export_scalar(folder: Path, out: Path) -> Exported:
         decoder = model.backbone.decoder
         decoder.model.float()
         written = write_classifier(decoder.model, model.backbone.renderer, weight_F, built)
-        scalar = Scalar(SCORER, str(written.tokenizer.pad_token), scale)
+        scalar = ScalarDescription(SCORER, str(written.tokenizer.pad_token), scale)
         (built / "README.md").write_text(model_card(model.card, read_metrics(folder), scalar))
         features = model.backbone.features(probe_trees(model.backbone.renderer))
         own_R = pooled(features, "last").double() @ weight_F.double()
@@ -66,7 +66,7 @@ def export_scalar(folder: Path, out: Path) -> Exported:
 def _read_head(folder: Path) -> tuple[torch.Tensor, float]:
     """Returns the head's weights `[F]` and its factor to log odds."""
     card = read_card(folder)
-    if isinstance(card, ScalarCard):
+    if isinstance(card, ScalarManifest):
         raise ValueError(
             f"{str(folder)!r} is a scalar model: AutoModelForSequenceClassification loads it as it "
             "is, and there is nothing to export"

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from panoply.config import DType, Pooling
 from panoply.data.ratings import RatingMap
 from panoply.data.schema import Prompt
-from panoply.hub.artefact.manifest import Card, ScalarCard, hash_keys, read_card
+from panoply.hub.artefact.manifest import Manifest, ScalarManifest, hash_keys, read_card
 from panoply.hub.artefact.scalar import ScalarModel, load_scalar_model
 from panoply.hub.backbone.backbone import Backbone, Renderer, choose_dtype
 from panoply.hub.backbone.scoring_model import ScoringModel, provenance_of
@@ -35,14 +35,14 @@ from panoply.hub.published.pairwise import PairwiseModel
 from panoply.model.forward import Features
 from panoply.model.gate import make_gate
 from panoply.model.gather import gather
-from panoply.model.reward_model import GatedHead, Scored
+from panoply.model.reward_model import GatedHead, ModelOutput
 from panoply.model.tree import TokenTree
 
 Tensors: TypeAlias = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Driver:
+class ObjectiveEffect:
     """How one objective moves one response's score."""
 
     objective: str
@@ -61,7 +61,7 @@ class Explanation:
     score: float
     length_coefficient: float
     """Effective coefficient on the predicted log length."""
-    drivers: tuple[Driver, ...]
+    drivers: tuple[ObjectiveEffect, ...]
     """All objectives, the strongest contribution first."""
 
 
@@ -75,7 +75,7 @@ def pooled(features: Features, pooling: Pooling, depth: int = 0) -> torch.Tensor
 class RewardModel(ScoringModel):
     """A gated reward model: conversations in, scores and explanations out."""
 
-    def __init__(self, backbone: Backbone, head: GatedHead, card: Card) -> None:
+    def __init__(self, backbone: Backbone, head: GatedHead, card: Manifest) -> None:
         self.backbone = backbone
         self.head = head.eval().requires_grad_(False)
         self.card = card
@@ -83,7 +83,7 @@ class RewardModel(ScoringModel):
         self.provenance = provenance_of("gated", backbone, head.state_dict(), card.pad_rule)
 
     @torch.inference_mode()
-    def score_trees(self, trees: Sequence[TokenTree]) -> Scored:
+    def score_trees(self, trees: Sequence[TokenTree]) -> ModelOutput:
         """Scores all responses of some trees, tree by tree."""
         features = self.backbone.features(trees)
         gate_rows = [g for g, tree in enumerate(trees) for _ in tree.branches]
@@ -104,13 +104,13 @@ class RewardModel(ScoringModel):
         return self.explanation(self.score_trees([tree]))
 
     @torch.inference_mode()
-    def explanation(self, scored: Scored) -> Explanation:
+    def explanation(self, scored: ModelOutput) -> Explanation:
         """Returns what drove the score of a batch of one."""
         coefficient_BO, length_B = self.head.coefficients(scored.weights_BO)
         moved = self.head.debiased(scored.values_BO, scored.length_B) - self.head.center
         contribution = (scored.weights_BO * moved)[0]
         drivers = [
-            Driver(
+            ObjectiveEffect(
                 name,
                 self._own_scale(name, float(scored.values_BO[0, i])),
                 float(coefficient_BO[0, i]),
@@ -170,7 +170,7 @@ def load_reward_model(name: str | Path, *, trust_remote_code: bool = False) -> A
     """
     folder = fetch(str(name), code=trust_remote_code)
     if (folder / "panoply.json").is_file():
-        is_scalar = isinstance(read_card(folder), ScalarCard)
+        is_scalar = isinstance(read_card(folder), ScalarManifest)
         return load_scalar_model(folder) if is_scalar else load_gated_model(folder)
     if (folder / "adapter_config.json").is_file():
         return load_adapter(folder)
@@ -189,7 +189,7 @@ def load_gated_model(folder: Path) -> RewardModel:
     """Loads a gated model of ours; raises as `load_reward_model` does."""
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-    card = Card.from_json((folder / "panoply.json").read_text())
+    card = Manifest.from_json((folder / "panoply.json").read_text())
     tensors = load_file(folder / "model.safetensors")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # Made in its dtype and not cast to it: a cast would also round the rotary frequencies.
@@ -206,7 +206,7 @@ def load_gated_model(folder: Path) -> RewardModel:
 def _with_card(parts: Parts) -> RewardModel:
     """Returns a published gated model with the card that ours have."""
     backbone = parts.backbone
-    card = Card(
+    card = Manifest(
         objectives=parts.objectives,
         maps=parts.scales,
         pooling="last",
@@ -229,7 +229,7 @@ def _under(prefix: str, tensors: Tensors) -> Tensors:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def _head(card: Card, tensors: Tensors) -> GatedHead:
+def _head(card: Manifest, tensors: Tensors) -> GatedHead:
     size = tensors["gate.shift"].shape[0]
     gate = make_gate(size, len(card.objectives), card.gate)
     head = GatedHead(len(card.objectives), tensors["weight"].shape[1], gate)

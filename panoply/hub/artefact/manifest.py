@@ -18,7 +18,7 @@ FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Card:
+class Manifest:
     """The record of a gated model."""
 
     objectives: tuple[str, ...]
@@ -49,7 +49,7 @@ class Card:
         return json.dumps(asdict(self), indent=1)
 
     @classmethod
-    def from_json(cls, text: str) -> Card:
+    def from_json(cls, text: str) -> Manifest:
         """Reads a card.
 
         Raises:
@@ -63,7 +63,7 @@ class Card:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ScalarCard:
+class ScalarManifest:
     """The record of a scalar model: one linear head, or `K` of them as an ensemble."""
 
     rendering: Rendering
@@ -111,7 +111,7 @@ class ScalarCard:
         return json.dumps(asdict(self), indent=1)
 
     @classmethod
-    def from_json(cls, text: str) -> ScalarCard:
+    def from_json(cls, text: str) -> ScalarManifest:
         """Reads a card.
 
         Raises:
@@ -124,7 +124,7 @@ class ScalarCard:
         return cls(**raw)
 
 
-def read_card(folder: Path) -> Card | ScalarCard:
+def read_card(folder: Path) -> Manifest | ScalarManifest:
     """Returns the card of a reward model's folder, by its kind.
 
     Raises:
@@ -139,7 +139,7 @@ def read_card(folder: Path) -> Card | ScalarCard:
         )
     text = file.read_text()
     is_scalar = _read(text).get("kind") == "scalar"
-    return ScalarCard.from_json(text) if is_scalar else Card.from_json(text)
+    return ScalarManifest.from_json(text) if is_scalar else Manifest.from_json(text)
 
 
 def _read(text: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from panoply.data.ratings import RatingMap
-from panoply.hub.artefact.manifest import Card, ScalarCard, read_card
+from panoply.hub.artefact.manifest import Manifest, ScalarManifest, read_card
 from panoply.hub.backbone.smollm2 import NAME
 
 Section: TypeAlias = Mapping[str, Any]
@@ -54,7 +54,7 @@ decide about people. Text that was optimized against a reward model needs anothe
 
 
 @dataclass(frozen=True, slots=True)
-class Scalar:
+class ScalarDescription:
     """What a card says of an exported scalar head."""
 
     scorer: str
@@ -67,7 +67,7 @@ class Scalar:
 def write_card(folder: Path) -> None:
     """Writes `README.md` into a reward model's folder."""
     card, metrics = read_card(folder), read_metrics(folder)
-    is_scalar = isinstance(card, ScalarCard)
+    is_scalar = isinstance(card, ScalarManifest)
     text = scalar_card(card, metrics) if is_scalar else model_card(card, metrics)
     (folder / "README.md").write_text(text)
 
@@ -78,7 +78,7 @@ def read_metrics(folder: Path) -> Section:
     return json.loads(file.read_text()) if file.is_file() else {}
 
 
-def model_card(card: Card, metrics: Section, scalar: Scalar | None = None) -> str:
+def model_card(card: Manifest, metrics: Section, scalar: ScalarDescription | None = None) -> str:
     """Returns a model card in Markdown, with the hub's metadata in front.
 
     Args:
@@ -106,7 +106,7 @@ def model_card(card: Card, metrics: Section, scalar: Scalar | None = None) -> st
     return "\n\n".join(sections) + "\n"
 
 
-def scalar_card(card: ScalarCard, metrics: Section) -> str:
+def scalar_card(card: ScalarManifest, metrics: Section) -> str:
     """Returns the model card of a trained scalar model in Markdown.
 
     Args:
@@ -154,18 +154,18 @@ def _value(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _metadata(card: Card | ScalarCard, library: str) -> str:
+def _metadata(card: Manifest | ScalarManifest, library: str) -> str:
     on_hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", card.backbone)
     base = f"base_model: {card.backbone}\n" if on_hub else ""
     tags = "tags: [reward-model, panoply]"
     return f"---\nlibrary_name: {library}\npipeline_tag: text-classification\n{base}{tags}\n---"
 
 
-def _backbone(card: Card | ScalarCard) -> str:
+def _backbone(card: Manifest | ScalarManifest) -> str:
     return "SmolLM2-135M-Instruct" if card.backbone == NAME else card.backbone
 
 
-def _summary(card: Card, scalar: Scalar | None) -> str:
+def _summary(card: Manifest, scalar: ScalarDescription | None) -> str:
     depth = f"the first {card.depth} layers of {_backbone(card)}, frozen"
     if scalar:
         return (
@@ -180,7 +180,7 @@ def _summary(card: Card, scalar: Scalar | None) -> str:
     )
 
 
-def _objectives(card: Card, measured: Section) -> str:
+def _objectives(card: Manifest, measured: Section) -> str:
     rows: list[Sequence[str]] = []
     for name in card.objectives:
         found = measured.get(name, {})
@@ -204,7 +204,7 @@ def _data(data: Section) -> str:
     return _table(("kind", "source", "rows", "id of all rows of the kind"), rows)
 
 
-def _metrics(pairs: Section, scalar: Scalar | None) -> list[str]:
+def _metrics(pairs: Section, scalar: ScalarDescription | None) -> list[str]:
     shown = {n: f for n, f in pairs.items() if not scalar or n == scalar.scorer}
     if not shown:
         return []
@@ -224,7 +224,7 @@ def _metrics(pairs: Section, scalar: Scalar | None) -> list[str]:
     return ["## Metrics", _table(head, rows), note]
 
 
-def _scoring(card: Card, scalar: Scalar | None) -> str:
+def _scoring(card: Manifest, scalar: ScalarDescription | None) -> str:
     cut = _limits(card)
     lines = [
         f"chat template {card.template_hash}; beginning-of-sequence once",
@@ -248,7 +248,7 @@ def _scoring(card: Card, scalar: Scalar | None) -> str:
     return "\n".join(f"* {line}" for line in lines)
 
 
-def _limits(card: Card | ScalarCard) -> str:
+def _limits(card: Manifest | ScalarManifest) -> str:
     return (
         f"cut to their last {card.rendering.max_prompt_tokens} tokens, and responses to their "
         f"first {card.rendering.max_response_tokens}"

@@ -37,7 +37,7 @@ from panoply.hub.artefact.classifier import (
     probe_trees,
     write_classifier,
 )
-from panoply.hub.artefact.manifest import ScalarCard, hash_keys, read_card
+from panoply.hub.artefact.manifest import ScalarManifest, hash_keys, read_card
 from panoply.hub.artefact.model_card import write_card
 from panoply.hub.backbone.backbone import Backbone, Renderer
 from panoply.hub.backbone.scoring_model import ScoringModel, provenance_of
@@ -47,7 +47,7 @@ from panoply.model.tree import TokenTree
 class ScalarModel(ScoringModel):
     """A scalar reward model: conversations in, scores out."""
 
-    def __init__(self, backbone: Backbone, heads_KD: Tensor, card: ScalarCard) -> None:
+    def __init__(self, backbone: Backbone, heads_KD: Tensor, card: ScalarManifest) -> None:
         self.backbone = backbone
         self.heads_KD = heads_KD
         self.card = card
@@ -110,7 +110,7 @@ def save_scalar_model(
     model: nn.Module,
     renderer: Renderer,
     heads_KD: Tensor,
-    card: ScalarCard,
+    card: ScalarManifest,
     folder: Path,
     seen: Sequence[str],
 ) -> float:
@@ -165,7 +165,7 @@ def load_scalar_model(folder: Path) -> ScalarModel:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     card = read_card(folder)
-    if not isinstance(card, ScalarCard):
+    if not isinstance(card, ScalarManifest):
         raise ValueError(
             f"{str(folder)!r} is a gated reward model, not a scalar one: load it with "
             "panoply.hub.artefact.load.load_reward_model"

@@ -9,7 +9,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from panoply.model.attention import Plan, attend, tree_attention
+from panoply.model.attention import AttentionPlan, attend, tree_attention
 from panoply.model.decoder import Decoder
 from panoply.model.forward import agrees_with, encode_plain, probe
 
@@ -23,7 +23,7 @@ def tree_attention_forward(
     value_BKTD: Tensor,
     attention_mask: Tensor | None,
     *,
-    tree: Plan | None = None,
+    tree: AttentionPlan | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """The attention function of a model: by trees where a plan is given, else as transformers does.

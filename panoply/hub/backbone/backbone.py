@@ -42,7 +42,7 @@ PAD_RULE = "positions and pooling follow token lists; no pad token is ever read"
 
 
 @dataclass(frozen=True, slots=True)
-class Rendered:
+class RenderedTree:
     """A token tree and how much of its texts the limits cut off."""
 
     tree: TokenTree
@@ -165,7 +165,7 @@ class Renderer:
         ids = self.ids([self._text(prompt, None)])[0]
         return self.shortened(ids, max(0, len(ids) - self.rendering.max_prompt_tokens))
 
-    def render(self, prompt: Prompt, responses: Sequence[str]) -> Rendered:
+    def render(self, prompt: Prompt, responses: Sequence[str]) -> RenderedTree:
         """Returns the token tree of a prompt and its responses.
 
         Raises:
@@ -180,7 +180,7 @@ class Renderer:
             gate=min(each.gate for each in conversations),
         )
         cut = [each.response_tokens_cut for each in conversations]
-        return Rendered(
+        return RenderedTree(
             tree, conversations[0].prompt_tokens_cut, sum(size > 0 for size in cut), sum(cut)
         )
 

@@ -12,12 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from panoply.data.schema import Prompt
 from panoply.hub.backbone.backbone import Opening, Renderer
-from panoply.hub.backbone.turns import Place, Turns
+from panoply.hub.backbone.turns import ReplySpan, Turns
 from panoply.model.gather import Tokenized
 from panoply.model.tree import common_prefix
 
 
-class Reader:
+class RequestTokenizer:
     """Reads conversations for one model.
 
     Args:
@@ -108,7 +108,7 @@ class Reader:
         lost = self.turns.bos if self.turns.lacks_bos(text) else ""
         return lost + text, len(lost + prompt) if prompt else 0
 
-    def _place(self, forms: Iterable[Turns], text: str, prompt_size: int) -> Place | None:
+    def _place(self, forms: Iterable[Turns], text: str, prompt_size: int) -> ReplySpan | None:
         """Returns where the reply is; None where that is not known and moves no score.
 
         Args:
@@ -170,7 +170,7 @@ class Reader:
         kept = self.renderer.shortened(ids, surplus)  # the end is what is scored
         return Tokenized(tuple(kept), 0, len(kept) - 1, len(kept), prompt_tokens_cut=surplus)
 
-    def _ids_without_mark(self, ids: list[int], text: str, place: Place) -> Tokenized:
+    def _ids_without_mark(self, ids: list[int], text: str, place: ReplySpan) -> Tokenized:
         """Returns token ids in a template whose header may merge with what stands before it."""
         if self.renderer.ids([text]) == [ids]:
             return self.text("", [text])[0]

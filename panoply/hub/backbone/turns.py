@@ -20,7 +20,7 @@ Third: TypeAlias = Literal["user", "tool"]
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ReplySpan:
     """Where the last reply of a text stands, in characters."""
 
     header: int
@@ -63,7 +63,7 @@ class Turns:
         """The assistant's header, as errors show it."""
         return self.header or next(iter(self._headed), "")
 
-    def place(self, text: str, prompt_size: int = 0) -> Place:
+    def place(self, text: str, prompt_size: int = 0) -> ReplySpan:
         """Returns where the last reply of a rendered conversation begins.
 
         Args:
@@ -164,19 +164,19 @@ class Turns:
             return "", ()
         return bos, tuple(start.removeprefix(bos) for start in starts if start != bos)
 
-    def _last_header(self, text: str) -> Place | None:
+    def _last_header(self, text: str) -> ReplySpan | None:
         """Returns the last header of a text."""
         if not self.header:
             end = self._last_headed(text)
-            return Place(end, end) if end >= 0 else None
+            return ReplySpan(end, end) if end >= 0 else None
         at = text.rfind(self.header)
-        return Place(at, at + len(self.header)) if at >= 0 else None
+        return ReplySpan(at, at + len(self.header)) if at >= 0 else None
 
-    def _header_across(self, text: str, border: int) -> Place | None:
+    def _header_across(self, text: str, border: int) -> ReplySpan | None:
         """Returns the header that ends behind a border and begins there at the latest."""
         size = len(self.header)
         at = text.rfind(self.header, max(0, border - size + 1), border + size) if size else -1
-        return Place(at, at + size) if at >= 0 else None
+        return ReplySpan(at, at + size) if at >= 0 else None
 
     def _last_headed(self, text: str) -> int:
         """Returns where the last header behind the end of a turn ends, -1 if there is none."""

@@ -12,7 +12,7 @@ import torch
 
 from panoply.hub.artefact.classifier import PROBES
 from panoply.hub.artefact.load import AnyModel, RewardModel
-from panoply.hub.backbone.backbone import Backbone, Rendered
+from panoply.hub.backbone.backbone import Backbone, RenderedTree
 from panoply.hub.published.pairwise import PairwiseModel
 from panoply.measure.conformance import Array
 from panoply.model.tree import TokenTree
@@ -27,7 +27,7 @@ def read(model: AnyModel, trees: Sequence[TokenTree]) -> Array:
     return model.score_trees(trees).double().numpy()
 
 
-def render(model: AnyModel, prompt: str, responses: Sequence[str]) -> Rendered:
+def render(model: AnyModel, prompt: str, responses: Sequence[str]) -> RenderedTree:
     """Renders as a model reads: responses to a prompt, or two of them against each other."""
     turns = [{"role": "user", "content": prompt}]
     if isinstance(model, PairwiseModel):

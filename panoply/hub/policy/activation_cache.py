@@ -16,11 +16,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from panoply.config.preference import TrunkConfig
+from panoply.config.preference import TrainedBackboneConfig
 from panoply.data.schema import digest
 from panoply.data.tokens import TokenPairs
 from panoply.hub.backbone.backbone import hash_weights
-from panoply.hub.policy.trainable import Trainable
+from panoply.hub.policy.trainable import TrainableModel
 from panoply.preference.distributed import Group
 
 ROWS = 128
@@ -28,25 +28,27 @@ ROWS = 128
 
 
 @dataclass(frozen=True, slots=True)
-class InputStore:
-    """Blocks of one trunk, cut at one layer."""
+class ActivationCache:
+    """Blocks of one backbone, cut at one layer."""
 
     folder: Path
     opened: dict[int, tuple[Sequence[str], Any]] = field(default_factory=dict)
     """Blocks by their first row, with the list of pairs that it is a row of."""
 
     @classmethod
-    def of(cls, trainable: Trainable, trunk: TrunkConfig, root: str) -> InputStore:
-        """Returns the store of a trunk, below the root."""
+    def of(
+        cls, trainable: TrainableModel, backbone: TrainedBackboneConfig, root: str
+    ) -> ActivationCache:
+        """Returns the store of a backbone, below the root."""
         assert trainable.lower is not None
         kept = len(trainable.lower.layers)
-        what = (str(kept), trunk.trained, str(trainable.dtype), trainable.renderer.template_hash)
-        rendering = str(sorted(asdict(trunk.rendering).items()))
+        what = (str(kept), backbone.trained, str(trainable.dtype), trainable.renderer.template_hash)
+        rendering = str(sorted(asdict(backbone.rendering).items()))
         key = digest(hash_weights(trainable.lower.model), rendering, *what)
         return cls(Path(root) / "inputs" / key)
 
     def fill(
-        self, trainable: Trainable, tokens: TokenPairs, names: Sequence[str], group: Group
+        self, trainable: TrainableModel, tokens: TokenPairs, names: Sequence[str], group: Group
     ) -> None:
         """Computes the blocks that are not there; the workers share them."""
         self.folder.mkdir(parents=True, exist_ok=True)

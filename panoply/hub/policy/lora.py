@@ -15,13 +15,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from panoply.hub.backbone.backbone import resolve
-from panoply.hub.policy.trainable import Trainable
+from panoply.hub.policy.trainable import TrainableModel
 
 FILE = "adapter_model.safetensors"
 
 
 def save_adapter(
-    trainable: Trainable, trained: Mapping[str, Tensor], name: str, folder: Path
+    trainable: TrainableModel, trained: Mapping[str, Tensor], name: str, folder: Path
 ) -> None:
     """Writes adapters.
 
@@ -40,7 +40,7 @@ def save_adapter(
     config.save_pretrained(folder)
 
 
-def read_adapter(trainable: Trainable, folder: Path) -> dict[str, Tensor]:
+def read_adapter(trainable: TrainableModel, folder: Path) -> dict[str, Tensor]:
     """Returns adapters by their trained names.
 
     Raises:
@@ -60,7 +60,7 @@ def read_adapter(trainable: Trainable, folder: Path) -> dict[str, Tensor]:
         strange = sorted(set(shapes) ^ set(own)) or sorted(shapes)
         raise ValueError(
             f"the adapters in {str(folder)!r} do not fit the model: they differ in "
-            f"{strange[:2]} or in `trunk.rank`; start from adapters of the same configuration"
+            f"{strange[:2]} or in `backbone.rank`; start from adapters of the same configuration"
         )
     saved = json.loads((folder / "adapter_config.json").read_text())
     config = trainable.lora.peft_config["default"]
@@ -68,12 +68,12 @@ def read_adapter(trainable: Trainable, folder: Path) -> dict[str, Tensor]:
     if scales[0] != scales[1]:
         raise ValueError(
             f"the adapters in {str(folder)!r} are scaled by {scales[0]:g}, these by "
-            f"{scales[1]:g}: take the same `trunk.lora_alpha`"
+            f"{scales[1]:g}: take the same `backbone.lora_alpha`"
         )
     return {name: found[key] for key, (name, _) in own.items()}
 
 
-def _outside(trainable: Trainable, name: str) -> str:
+def _outside(trainable: TrainableModel, name: str) -> str:
     """Returns peft's name of a parameter, on the causal model."""
     inner: Any = trainable.model
     within = name.removeprefix("model.").replace(".default.", ".")

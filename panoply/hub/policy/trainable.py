@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from panoply.config.preference import TrunkConfig
+from panoply.config.preference import TrainedBackboneConfig
 from panoply.hub.backbone.attention import attend_by_trees
 from panoply.hub.backbone.backbone import Renderer, choose_dtype, resolve
 from panoply.model.decoder import Decoder, cut, with_layers
@@ -25,7 +25,7 @@ from panoply.model.tree import TokenTree
 
 
 @dataclass(frozen=True, slots=True)
-class Trainable:
+class TrainableModel:
     """A network whose parameters with `requires_grad` are what is trained."""
 
     net: RewardNet
@@ -70,7 +70,7 @@ class Trainable:
         with self.lora.disable_adapter():
             yield
 
-    def trunk(self) -> nn.Module:
+    def backbone(self) -> nn.Module:
         """Returns the decoder stack as a plain model in float32, adapters merged: a copy."""
         if self.lora is None:
             return deepcopy(self.model).float()
@@ -78,17 +78,17 @@ class Trainable:
 
 
 def load_trainable(
-    config: TrunkConfig,
+    config: TrainedBackboneConfig,
     *,
     num_heads: int = 1,
     seed: int = 0,
     policy: bool = False,
     uniform: bool = False,
-) -> Trainable:
+) -> TrainableModel:
     """Loads a language model and makes ready what is to be trained.
 
     Args:
-        config: the trunk.
+        config: the backbone.
         num_heads: heads of an ensemble.
         seed: of what starts at random.
         policy: with the language-model head, for token-level losses.
@@ -139,7 +139,7 @@ def load_trainable(
     head.weight.data.copy_(draw * float(model.config.initializer_range))
     renderer = Renderer(AutoTokenizer.from_pretrained(folder), config.rendering)
     net = RewardNet(upper, head, lm_head)
-    return Trainable(net, renderer, dtype, model, lower, lora)
+    return TrainableModel(net, renderer, dtype, model, lower, lora)
 
 
 def no_dropout(model: nn.Module) -> None:
@@ -151,7 +151,7 @@ def no_dropout(model: nn.Module) -> None:
             cast(Any, module).attention_dropout = 0.0
 
 
-def add_adapters(model: nn.Module, config: TrunkConfig) -> Any:
+def add_adapters(model: nn.Module, config: TrainedBackboneConfig) -> Any:
     """Puts adapters into all linear layers, in place (LoRA, arXiv 2106.09685)."""
     from peft import LoraConfig, get_peft_model
 
@@ -159,7 +159,7 @@ def add_adapters(model: nn.Module, config: TrunkConfig) -> Any:
     return get_peft_model(cast(Any, model), lora)
 
 
-def split(whole: Decoder, config: TrunkConfig) -> tuple[Decoder | None, Decoder]:
+def split(whole: Decoder, config: TrainedBackboneConfig) -> tuple[Decoder | None, Decoder]:
     """Returns the part that is trained, made trainable, and the part below it.
 
     Raises:
@@ -171,8 +171,8 @@ def split(whole: Decoder, config: TrunkConfig) -> tuple[Decoder | None, Decoder]
         return None, whole
     if config.num_last >= num_layers:
         raise ValueError(
-            f"`trunk.num_last` is {config.num_last}, but {num_layers} layers are kept: train "
-            "fewer, or take `--trunk.trained full`"
+            f"`backbone.num_last` is {config.num_last}, but {num_layers} layers are kept: train "
+            "fewer, or take `--backbone.trained full`"
         )
     at = num_layers - config.num_last
     lower = _part(whole, 0, at)
@@ -185,7 +185,7 @@ def split(whole: Decoder, config: TrunkConfig) -> tuple[Decoder | None, Decoder]
     if not bool((through - direct).norm() <= bound * direct.norm()):
         raise ValueError(
             f"{config.model!r} cannot be split at layer {at}: its upper layers on the states of "
-            "its lower ones are not the whole model. Take `--trunk.trained lora` or `full`"
+            "its lower ones are not the whole model. Take `--backbone.trained lora` or `full`"
         )
     for part in (upper.layers, upper.norm):
         part.requires_grad_(True)

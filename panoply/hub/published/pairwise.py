@@ -23,7 +23,7 @@ from torch import Tensor
 
 from panoply.data.schema import Prompt
 from panoply.hub.artefact.classifier import PROBES
-from panoply.hub.backbone.backbone import Backbone, Rendered
+from panoply.hub.backbone.backbone import Backbone, RenderedTree
 from panoply.hub.backbone.scoring_model import provenance_of
 from panoply.hub.published.checkpoint import Checkpoint
 from panoply.hub.published.loading import device, load_tokenizer, load_whole, make_backbone
@@ -78,7 +78,7 @@ class PairwiseModel:
         """Raises ValueError: there is no score of a single response."""
         self.score_trees([])
 
-    def render(self, prompt: Prompt, a: str, b: str) -> Rendered:
+    def render(self, prompt: Prompt, a: str, b: str) -> RenderedTree:
         """Returns both orders of a pair as one token tree: they share the context.
 
         The context keeps its last tokens and a response its first ones.
@@ -94,7 +94,7 @@ class PairwiseModel:
         shared = min(common_prefix(*rows), *(len(row) - 1 for row in rows))
         branches = (Branch(tuple(row[shared:]), 0, len(row) - shared) for row in rows)
         tree = TokenTree(tuple(rows[0][:shared]), tuple(branches), gate=shared - 1)
-        return Rendered(tree, cut, (cut_a > 0) + (cut_b > 0), cut_a + cut_b)
+        return RenderedTree(tree, cut, (cut_a > 0) + (cut_b > 0), cut_a + cut_b)
 
     def _cut(self, text: str, most: int) -> tuple[str, int]:
         """Returns at most `most` tokens of a text, its last ones if negative, and what was cut."""
