@@ -89,7 +89,7 @@ class BanditActor:
         prior = b"" if prior_KD is None else np.asarray(prior_KD, np.float64).tobytes()
         prior_hash = hashlib.blake2b(prior, digest_size=8).hexdigest()
         own = {"arms": arms, "num_features": num_features, "prior": prior_hash}
-        self.log.claim(asdict(config) | own)
+        self.log.check_or_write_config(asdict(config) | own)
         self.round = 0
         self.carry = SignalState()
         self.held: tuple[Sidelined, ...] = ()

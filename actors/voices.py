@@ -59,7 +59,11 @@ class Voice(Protocol, Generic[V]):
         ...
 
     def pair(self, prompt: Prompt, a: str, b: str) -> Sequence[Tokenized]:
-        """Returns the two conversations that it compares; raises ValueError as `RequestTokenizer`."""
+        """Returns the two conversations that it compares.
+
+        Raises:
+            ValueError: as `RequestTokenizer`.
+        """
         ...
 
     def prefer(self, first: V, second: V) -> float:

@@ -1,10 +1,10 @@
 """Contextual choice on arms that truly conflict: `python -m evidence.contextual --json FILE`.
 
 Arms are reward models of one source each: Bradley-Terry heads on one frozen backbone, whose
-features are computed once. An item is a pair of any source, its candidates in random order; a bandit sees
-the item's context, chooses an arm, and sees 0 or 1: whether that arm ranks the preferred response
-above the other. The context is the backbone's state at the end of the prompt, as in `jobs.laser`,
-behind a constant, as in `evidence.planted_arms`. The source is not told.
+features are computed once. An item is a pair of any source, its candidates in random order; a
+bandit sees the item's context, chooses an arm, and sees 0 or 1: whether that arm ranks the
+preferred response above the other. The context is the backbone's state at the end of the prompt, as
+in `jobs.laser`, behind a constant, as in `evidence.planted_arms`. The source is not told.
 
 One split by prompt serves all sources: half of *train* trains the arms, *select* and *calibrate*
 give labeled items, the other half of *train* and *test* give the items. As many items are drawn of

@@ -32,10 +32,9 @@ from numpy.typing import NDArray
 
 from jobs.recipes import FUNCTIONS, PREFERENCE
 from panoply.config import Rendering
-from panoply.config.bandit import BanditConfig as Bandit
-from panoply.config.bandit import SelectorConfig
+from panoply.config.bandit import BanditConfig, SelectorConfig
 from panoply.config.laser import ArmsConfig, BestOfNConfig, LaserConfig, PromptsConfig
-from panoply.config.policy import BanditConfig, SamplingConfig
+from panoply.config.policy import PolicyConfig, SamplingConfig
 from panoply.config.preference import PreferenceConfig, ScheduleConfig, TrainedBackboneConfig
 from panoply.synthetic.verifiable import DOMAINS, verifiable_prompts
 
@@ -55,7 +54,7 @@ MOST_PAIRS = 4
 """Of a prompt of the arms."""
 ARMS_SEED = 3
 """The first with which each part of each arm's pairs, which are of few prompts, has at least 8."""
-BANDIT = Bandit(name="linucb", alpha=1.0, max_features=16)
+BANDIT = BanditConfig(name="linucb", alpha=1.0, max_features=16)
 NUM_ORDERS = 200
 """Of the held-out prompts, in `replayed`."""
 SAMPLING = SamplingConfig(max_tokens=80, rows=24)
@@ -177,7 +176,7 @@ def loop_config(args: Args, seed: int, arms: ArmsConfig, prompts: Path) -> Laser
         rounds_per_iteration=2,
         evaluate_every=args.num_rounds,
         selector=SelectorConfig(policy=BANDIT, seed=seed),
-        policy=BanditConfig(
+        policy=PolicyConfig(
             backbone=TrainedBackboneConfig(rendering=RENDERING), lr=2e-4, prompts_per_step=6
         ),
         sampling=SAMPLING,

@@ -8,10 +8,9 @@ import tyro
 
 from panoply.config import BackboneConfig, Rendering
 from panoply.config.armorm import ArmoRMConfig, GateConfig, SyntheticConfig
-from panoply.config.bandit import BanditConfig as Bandit
-from panoply.config.bandit import SelectorConfig, SignalConfig
+from panoply.config.bandit import BanditConfig, SelectorConfig, SignalConfig
 from panoply.config.laser import ArmsConfig, BestOfNConfig, LaserConfig, PromptsConfig
-from panoply.config.policy import BanditConfig, SamplingConfig
+from panoply.config.policy import PolicyConfig, SamplingConfig
 from panoply.config.preference import (
     LossConfig,
     PreferenceConfig,
@@ -188,9 +187,9 @@ FUNCTIONS = ArmsConfig(
 """Four tastes, each of which is right in some domains of the made prompts and wrong in others."""
 SPOKEN = SamplingConfig(max_tokens=80)
 LINUCB = SelectorConfig(
-    policy=Bandit(name="linucb", alpha=1.0), signal=SignalConfig(name="verifier")
+    policy=BanditConfig(name="linucb", alpha=1.0), signal=SignalConfig(name="verifier")
 )
-POLICY = BanditConfig(backbone=TrainedBackboneConfig(rendering=SHORT), lr=5e-5)
+POLICY = PolicyConfig(backbone=TrainedBackboneConfig(rendering=SHORT), lr=5e-5)
 LASER: dict[str, tuple[str, LaserConfig]] = {
     "embedded": (
         "SmolLM2-135M on prompts that can be checked, four tastes as arms: no data, no hub.",

@@ -15,7 +15,7 @@ from panoply.config import Rendering
 from panoply.config.armorm import GateConfig
 from panoply.hub.artefact.export import export_scalar
 from panoply.hub.artefact.load import (
-    Card,
+    Manifest,
     RewardModel,
     load_reward_model,
     pooled,
@@ -72,7 +72,7 @@ def make_run(out, tokenizer, *, family="llama", pooling="last", dtype="float32",
     backbone = small_backbone(tokenizer, family, dtype, **rendering)
     renderer = backbone.renderer
     names = ("editors-concise", "preference|east")
-    card = Card(
+    card = Manifest(
         objectives=names,
         maps={names[0]: {"low": 1, "high": 10, "bin_centers": False}},
         pooling=pooling,

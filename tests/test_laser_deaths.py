@@ -13,8 +13,7 @@ import pytest
 from test_scalar import save_small
 from transformers import AutoTokenizer
 
-from panoply.config.bandit import BanditConfig as Bandit
-from panoply.config.bandit import SelectorConfig
+from panoply.config.bandit import BanditConfig, SelectorConfig
 from panoply.config.laser import ArmsConfig, PromptsConfig
 from panoply.config.policy import SamplingConfig
 from panoply.config.serve import ScalingConfig
@@ -51,7 +50,7 @@ def calm(cluster, tiny_policy_folder, tmp_path_factory):
         ),
         score_all=True,
         evaluate_every=4,
-        selector=SelectorConfig(policy=Bandit(name="thompson", max_features=8)),
+        selector=SelectorConfig(policy=BanditConfig(name="thompson", max_features=8)),
         sampling=SamplingConfig(max_tokens=48, rows=6),
         num_workers=1,
     )

@@ -12,8 +12,7 @@ from panoply.bandit.classifier import fit_classifier
 from panoply.bandit.make import initial_state
 from panoply.bandit.router import fit_router
 from panoply.bandit.update import project
-from panoply.config.bandit import AlarmConfig, SelectorConfig, SignalConfig
-from panoply.config.bandit import BanditConfig as Bandit
+from panoply.config.bandit import AlarmConfig, BanditConfig, SelectorConfig, SignalConfig
 from panoply.config.laser import ArmsConfig, PromptsConfig
 from panoply.laser.log import Log
 from panoply.laser.rewards import verified
@@ -44,7 +43,7 @@ def taught(cluster, tiny_policy_folder, tmp_path_factory):
         num_rounds=3,
         strategies=STRATEGIES,
         selector=SelectorConfig(
-            policy=Bandit(name="linucb", max_features=8), signal=SignalConfig(name="probe")
+            policy=BanditConfig(name="linucb", max_features=8), signal=SignalConfig(name="probe")
         ),
     )
     return root / "run", config, run_laser(config, RunLogger())

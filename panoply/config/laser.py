@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from panoply.config import DType, Rendering, require
-from panoply.config.bandit import AlarmConfig, SelectorConfig
-from panoply.config.bandit import BanditConfig as Bandit
-from panoply.config.policy import BanditConfig, PolicyServerConfig, SamplingConfig
+from panoply.config.bandit import AlarmConfig, BanditConfig, SelectorConfig
+from panoply.config.policy import PolicyConfig, PolicyServerConfig, SamplingConfig
 from panoply.config.serve import ScalingConfig, ServeConfig, ServedModelConfig
 
 VERIFIER = "verifier"
@@ -113,7 +112,7 @@ class LaserConfig:
     policy itself, and DPO's part of the loss before the step is ln 2 whatever the arm."""
     selector: SelectorConfig = field(default_factory=SelectorConfig)
     alarms: AlarmConfig = field(default_factory=AlarmConfig)
-    policy: BanditConfig = field(default_factory=BanditConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     strategies: tuple[str, ...] = (LASER,)
     """Who chooses; each trains a policy of its own on the same prompts with the same updates. Of
@@ -185,16 +184,16 @@ class LaserConfig:
             return replace(self.selector, signal=signal)
         if strategy in ("thompson", ROUTER):
             signal = replace(self.selector.signal, name="advantage")
-            bandit = Bandit(name="thompson")
+            bandit = BanditConfig(name="thompson")
             return replace(self.selector, policy=bandit, signal=signal, level="prompt", costs=())
         per_round = 1 if self.selector.level == "batch" else self.prompts_per_round
         bandits = {
-            "random": Bandit(name="uniform"),
-            "sequential": Bandit(name="sequential", span=SEQUENTIAL_ROUNDS * per_round),
+            "random": BanditConfig(name="uniform"),
+            "sequential": BanditConfig(name="sequential", span=SEQUENTIAL_ROUNDS * per_round),
         }
         if strategy.startswith(FIXED):
             arm = self.arms.names.index(strategy.removeprefix(FIXED))
-            bandits[strategy] = Bandit(name="fixed", arm=arm)
+            bandits[strategy] = BanditConfig(name="fixed", arm=arm)
         bandit = bandits.get(strategy)
         return None if bandit is None else replace(self.selector, policy=bandit, costs=())
 

@@ -22,7 +22,7 @@ from panoply.wire import compare, llamafactory, openrlhf, rewards, sglang, slime
 from panoply.wire.dialect import Endpoint
 
 ENDPOINTS: tuple[Endpoint, ...] = (
-    Endpoint("panoply", ("/v1/rewards",), frozenset(), rewards.Rewards, openrlhf.refuse),
+    Endpoint("panoply", ("/v1/rewards",), frozenset(), rewards.RewardsPayload, openrlhf.refuse),
     Endpoint("panoply", ("/v1/compare",), frozenset(), compare.Compare, openrlhf.refuse),
     Endpoint("openrlhf", ("/get_reward",), frozenset(), openrlhf.GetReward, openrlhf.refuse),
     Endpoint("slime", ("/slime",), frozenset(), slime.Sample, openrlhf.refuse),

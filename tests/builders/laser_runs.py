@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from panoply.config import Rendering
-from panoply.config.bandit import BanditConfig as Bandit
-from panoply.config.bandit import SelectorConfig, SignalConfig
+from panoply.config.bandit import BanditConfig, SelectorConfig, SignalConfig
 from panoply.config.laser import ArmsConfig, LaserConfig, PromptsConfig
-from panoply.config.policy import BanditConfig, SamplingConfig
+from panoply.config.policy import PolicyConfig, SamplingConfig
 from panoply.config.preference import TrainedBackboneConfig
 
 LONG = "function:panoply.serve.verifiers:length"
@@ -28,9 +27,10 @@ def laser_config(model, out, **changes) -> LaserConfig:
         "rounds_per_iteration": 2,
         "evaluate_every": 2,
         "selector": SelectorConfig(
-            policy=Bandit(name="linucb", max_features=8), signal=SignalConfig(name="negative_loss")
+            policy=BanditConfig(name="linucb", max_features=8),
+            signal=SignalConfig(name="negative_loss"),
         ),
-        "policy": BanditConfig(backbone=backbone, lr=1e-3, prompts_per_step=4),
+        "policy": PolicyConfig(backbone=backbone, lr=1e-3, prompts_per_step=4),
         "sampling": SamplingConfig(max_tokens=12, rows=6),
     }
     return LaserConfig(**(given | changes))

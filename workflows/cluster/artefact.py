@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from panoply.armorm.debias import Penalties
 from panoply.config.armorm import ArmoRMConfig
-from panoply.hub.artefact.load import Card, RewardModel, load_gated_model, save_reward_model
+from panoply.hub.artefact.load import Manifest, RewardModel, load_gated_model, save_reward_model
 from panoply.hub.backbone.backbone import load_backbone
 from panoply.model.reward_model import GatedHead
 from workflows.cluster.debias import PairValues
@@ -68,7 +68,7 @@ def save_artefact(
     fill(head, parts, debiased[:, train].reshape(-1, len(values.names)).mean(0))
     margin_P = (weights_PO * arrays.difference_PO).sum(1)
     scale = scales["gate"]
-    card = Card(
+    card = Manifest(
         objectives=values.names,
         maps={name: scale_.to_dict() for name, scale_ in data.maps.items()},
         pooling=stage1.place.pooling,
