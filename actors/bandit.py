@@ -9,12 +9,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import ray
-from numpy.typing import NDArray
 
 from panoply.bandit.make import initial_state
 from panoply.bandit.state import State
@@ -36,8 +34,7 @@ from panoply.laser.rounds import (
     sidelined_in,
 )
 from panoply.laser.signals import MEASURES, PromptOutcome, SignalState, signals
-
-Array: TypeAlias = NDArray[np.float64]
+from panoply.types import Array
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,13 +25,13 @@ from actors.reward_trainer import NonFinite
 from panoply.hub.backbone.backbone import Renderer
 from panoply.hub.policy.lora import read_adapter
 from panoply.hub.policy.trainable import TrainableModel, load_trainable
-from panoply.model.tree import Branch, Ints, TokenTree
+from panoply.model.tree import Branch, TokenTree
 from panoply.preference.batch_sampler import step_ids
 from panoply.preference.distributed import Group
 from panoply.preference.losses import dpo_nll
-from panoply.preference.min_norm import Array
 from panoply.preference.step import PairOutputs, PairTree, compute_gradients, margins
 from panoply.preference.train_state import TrainState
+from panoply.types import Array, Ints
 
 SPOKEN, OPTIMIZER = "spoken.npz", "optimizer.pt"
 

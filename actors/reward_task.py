@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from panoply.config.preference import PreferenceConfig
-from panoply.data.tables import Ints
-from panoply.preference.min_norm import Array
+from panoply.types import Array, Ints
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,6 @@ from panoply.hub.policy.trainable import TrainableModel, load_trainable
 from panoply.preference.batch_sampler import BatchSampler
 from panoply.preference.distributed import Group
 from panoply.preference.losses import updated_labels
-from panoply.preference.min_norm import Array
 from panoply.preference.more import MoreState, weigh
 from panoply.preference.pair_loss import PairLabels, pair_loss
 from panoply.preference.step import (
@@ -42,6 +41,7 @@ from panoply.preference.step import (
     margins,
 )
 from panoply.preference.train_state import TrainState
+from panoply.types import Array
 
 BLOCK = 512
 """Pairs whose forwards are planned together."""

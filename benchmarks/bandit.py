@@ -22,11 +22,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import tyro
-from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from panoply.bandit.bandits import LinUCB
@@ -34,8 +33,8 @@ from panoply.bandit.update import Choice, choose, init, uniforms, update
 from panoply.config.bandit import SelectorConfig
 from panoply.laser.rounds import RoundPrompt
 from panoply.laser.signals import PromptOutcome
+from panoply.types import Array
 
-Array: TypeAlias = NDArray[np.float64]
 ALPHA = 0.1
 CALLERS = 64
 

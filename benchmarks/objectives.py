@@ -25,11 +25,10 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import tyro
-from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from panoply.armorm.ridge import (
@@ -44,8 +43,8 @@ from panoply.armorm.ridge import (
     squared_error,
 )
 from panoply.measure.metrics import largest_relative_error
+from panoply.types import Array
 
-Array: TypeAlias = NDArray[np.float64]
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3, 1e4)
 TRAIN_SHARE = 0.8
 BLOCK_ROWS = 4096

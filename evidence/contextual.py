@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -38,7 +38,7 @@ from actors.prompt_embeddings import prompt_states, unit_contexts
 from evidence.planted_arms import figure, show, walk
 from evidence.preference import FIVE, HEAD
 from evidence.preference_models import Bench
-from evidence.preference_results import Ints, mean_interval
+from evidence.preference_results import mean_interval
 from evidence.replay import TUNED_NOISE, Recorded, arm_rewards, ensembles, right
 from panoply.bandit.bandits import MOSS, Bandit, LinUCB, Sequential, Thompson, Uniform
 from panoply.bandit.router import fit_router
@@ -47,8 +47,7 @@ from panoply.config.laser import LaserConfig
 from panoply.config.preference import PreferenceConfig, ScheduleConfig
 from panoply.data.tables import Split
 from panoply.laser.ensembles import best_arms
-
-Array: TypeAlias = NDArray[np.float64]
+from panoply.types import Array, Ints
 
 PAIRS = {
     "hh_helpful": 750,

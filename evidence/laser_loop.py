@@ -23,12 +23,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
 import tyro
-from numpy.typing import NDArray
 
 from jobs.recipes import FUNCTIONS, PREFERENCE
 from panoply.config import Rendering
@@ -37,8 +36,7 @@ from panoply.config.laser import ArmsConfig, BestOfNConfig, LaserConfig, Prompts
 from panoply.config.policy import PolicyConfig, SamplingConfig
 from panoply.config.preference import PreferenceConfig, ScheduleConfig, TrainedBackboneConfig
 from panoply.synthetic.verifiable import DOMAINS, verifiable_prompts
-
-Array: TypeAlias = NDArray[np.float64]
+from panoply.types import Array
 
 ARMS: dict[str, tuple[str, ...]] = {
     "terse": ("brief", "plain"),

@@ -27,19 +27,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from dataclasses import replace as changed
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from evidence.preference_results import Ints, mean_interval
+from evidence.preference_results import mean_interval
 from evidence.replay import TUNED_NOISE, Recorded, arm_rewards, ensembles
 from panoply.bandit.bandits import MOSS, Bandit, LinUCB, Sequential, Thompson, Uniform
 from panoply.bandit.replay import replay
 from panoply.bandit.router import fit_router
-
-Array: TypeAlias = NDArray[np.float64]
+from panoply.types import Array, Ints
 
 NUM_ITEMS, NUM_LABELED, NUM_CANDIDATES, NUM_AXES, NUM_ARMS = 1500, 300, 4, 3, 6
 NUM_FEATURES = 16

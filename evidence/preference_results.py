@@ -9,17 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import expit
 
 from panoply.data.tables import PairTable
 from panoply.measure.calibration import NUM_BINS
 from panoply.measure.intervals import paired_interval, percentiles, resampled_sums
-from panoply.preference.min_norm import Array
+from panoply.types import Array, Ints
 
 OUTLYING = 3.0
 """Margins beyond it are counted: over-rewarded pairs, in MORE's words."""
-Ints: TypeAlias = NDArray[np.int64]
 Interval: TypeAlias = dict[str, float | list[float]]
 
 

@@ -41,10 +41,9 @@ from panoply.bandit.bandits import (
 )
 from panoply.bandit.replay import replay
 from panoply.measure.intervals import percentiles, resampled_sums
+from panoply.types import Array, Ints
 
-Array: TypeAlias = NDArray[np.float64]
 Flags: TypeAlias = NDArray[np.bool_]
-Ints: TypeAlias = NDArray[np.int64]
 
 TUNED_ALPHA = 0.3
 """UCB1's best in `evidence.synthetic_arms`, as are the defaults of MOSS, LinUCB and epsilon."""

@@ -17,8 +17,7 @@ from sklearn.linear_model import Ridge
 from panoply.data.schema import PROMPT, prompt_id, split_key, text_id
 from panoply.synthetic.planted import PlantedWorld, make_world
 from panoply.synthetic.raters import MISSING_SHARE, RATING_SOURCES
-
-Array = npt.NDArray[np.float64]
+from panoply.types import Array
 
 
 @cache

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,7 @@ from panoply.measure.calibration import reliability
 from panoply.report.page.write import write_page
 from panoply.report.progress import RunLogger
 from panoply.report.report import write_plots
+from panoply.types import Array
 from workflows.cluster.artefact import LinearParts, save_artefact
 from workflows.cluster.debias import PairValues, fit_penalties, report_debias
 from workflows.cluster.embed import ActorPoolSpec, EmbeddingJob, embed
@@ -79,7 +80,6 @@ from workflows.cluster.scorers import (
 )
 from workflows.cluster.tracking import git_commit, open_tracker, write_json
 
-Array: TypeAlias = NDArray[np.float64]
 COMPARED = (
     ("gate", "best_fixed"),
     ("gate", "best_fixed_per_source"),

@@ -21,7 +21,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from actors.prompt_embeddings import prompt_states, unit_contexts
@@ -40,6 +39,7 @@ from panoply.laser.scored import ScoredPrompt
 from panoply.measure.intervals import mean_interval
 from panoply.report.page.write import write_page
 from panoply.report.progress import RunLogger
+from panoply.types import Array
 from workflows.cluster.arms import asking
 from workflows.cluster.ray_cluster import (
     aborts_when_stopped,
@@ -52,8 +52,6 @@ from workflows.cluster.samples import Rollouts
 from workflows.cluster.tracking import git_commit, open_tracker, write_json
 from workflows.laser import CONTEXTS, all_tasks, cpus_of, verifier_of
 from workflows.serve import pinned
-
-Array: TypeAlias = NDArray[np.float64]
 
 BEST_POSSIBLE = "any right"
 """Whether any of the n responses is right: no choice among them can do better."""

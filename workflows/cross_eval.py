@@ -17,28 +17,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from panoply.config.evaluate import CrossEvalConfig
 from panoply.data.ingest import IngestLimits, ingest_pairs
 from panoply.data.read import Input
-from panoply.data.tables import Bools, Ints, PairTable, load_pairs
+from panoply.data.tables import PairTable, load_pairs
 from panoply.hub.artefact.manifest import Manifest, ScalarManifest, read_card
 from panoply.measure.intervals import macro_interval
 from panoply.measure.metrics import macro
 from panoply.report import plots
 from panoply.report.progress import RunLogger
 from panoply.report.tables import lead
+from panoply.types import Array, Bools, Ints
 from workflows.cluster.embed import TextFiles
 from workflows.cluster.ray_cluster import connect, run_folder
 from workflows.cluster.score import Shards, is_seen, score_texts
 from workflows.cluster.scorers import scaled_metrics
 from workflows.cluster.tracking import git_commit, write_json
 
-Array: TypeAlias = NDArray[np.float64]
 ENSEMBLE = "mean of standardized scores"
 
 

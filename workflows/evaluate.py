@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,13 +25,13 @@ from panoply.measure.calibration import reliability
 from panoply.report.page.write import write_page
 from panoply.report.progress import RunLogger
 from panoply.report.report import write_plots
+from panoply.types import Array
 from workflows.cluster.embed import TextFiles
 from workflows.cluster.ray_cluster import connect, run_folder
 from workflows.cluster.score import Shards, TextScores, is_seen, score_texts
 from workflows.cluster.scorers import compare, report_pairs, weights_by_domain
 from workflows.cluster.tracking import git_commit, write_json
 
-Array: TypeAlias = NDArray[np.float64]
 RIVALS = (
     ("gate", "best_fixed"),
     ("gate", "linear_bt"),

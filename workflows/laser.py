@@ -27,11 +27,10 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import ray
-from numpy.typing import NDArray
 
 from actors.dpo_task import PolicyRound, PolicyTask, RankedPrompt
 from actors.prompt_embeddings import prompt_states, unit_contexts
@@ -57,6 +56,7 @@ from panoply.laser.rounds import RoundPrompt
 from panoply.laser.scored import ScoredPrompt
 from panoply.laser.signals import PromptOutcome
 from panoply.report.progress import RunLogger
+from panoply.types import Array
 from workflows.cluster.arms import asking
 from workflows.cluster.bandit_actor import selecting
 from workflows.cluster.gold_pairs import judged_probe, read_probe
@@ -73,8 +73,6 @@ from workflows.cluster.rollouts import sampler_pool
 from workflows.cluster.samples import Rollouts
 from workflows.cluster.tracking import open_tracker
 from workflows.serve import pinned
-
-Array: TypeAlias = NDArray[np.float64]
 
 CONTEXTS = "contexts.npz"
 FREE = ("strategies", "watch", "num_samplers", "server", "num_workers", "gpus", "experiment")

@@ -36,12 +36,12 @@ from panoply.hub.artefact.scalar import load_scalar_model, save_scalar_model
 from panoply.hub.backbone.backbone import resolve
 from panoply.hub.policy.trainable import load_trainable
 from panoply.measure.calibration import fit_scale, reliability
-from panoply.preference.min_norm import Array
 from panoply.report.page.write import write_page
 from panoply.report.progress import RunLogger
 from panoply.report.report import write_plots
 from panoply.report.tables import RAW
 from panoply.report.training_plots import draw_training
+from panoply.types import Array
 from workflows.cluster.embed import ActorPoolSpec
 from workflows.cluster.prepare_pairs import Preferences, read_pairs, tokenize, training_rows
 from workflows.cluster.ray_cluster import (

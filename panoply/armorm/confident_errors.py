@@ -8,15 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
-from panoply.data.tables import Ints, PairTable
+from panoply.data.tables import PairTable
+from panoply.types import Array, Ints
 
-Array: TypeAlias = NDArray[np.float64]
 MOST = 8
 """Mistakes that are shown."""
 LEAST_PER_SOURCE = 2

@@ -10,14 +10,12 @@ Shapes: N rows of the reference sample, O objectives, P pairs.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from panoply.measure.metrics import is_constant, spearman, unit_ranks
-
-Array: TypeAlias = NDArray[np.float64]
+from panoply.types import Array
 
 _CLOSE = 1e-4
 """A residual correlation below this is 0 for our purpose: at 20,000 rows chance gives 0.007."""

@@ -13,7 +13,7 @@ Shapes: P pairs, O objectives, S strengths.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,8 +22,7 @@ from scipy.special import expit
 
 from panoply.measure.calibration import log_loss
 from panoply.measure.metrics import accuracy
-
-Array: TypeAlias = NDArray[np.float64]
+from panoply.types import Array
 
 MAX_COEFFICIENT = 1e3
 """Bound on v_i times the root mean square of d_i: separable data have no optimum."""

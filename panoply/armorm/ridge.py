@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import cho_factor, cho_solve, eigh
 
-Array: TypeAlias = NDArray[np.float64]
+from panoply.types import Array
+
 Pattern: TypeAlias = tuple[int, ...]
 """The objectives that a row carries: indices, ascending."""
 

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from sklearn.linear_model import LogisticRegression
 
-Array: TypeAlias = NDArray[np.float64]
-Ints: TypeAlias = NDArray[np.int64]
+from panoply.types import Ints
+
 Classifier: TypeAlias = Callable[[ArrayLike], Ints]
 """From contexts `[B, D]` to arms `[B]`."""
 

@@ -18,17 +18,14 @@ Shapes: N decisions, K arms, D size of a context.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from panoply.bandit.bandits import LinUCB, linear_posterior
 from panoply.bandit.update import Choice, init, update
 from panoply.laser.log import Record
-
-Array: TypeAlias = NDArray[np.float64]
-Ints: TypeAlias = NDArray[np.int64]
+from panoply.types import Array, Ints
 
 
 class NoSupport(ValueError):

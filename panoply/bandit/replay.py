@@ -5,15 +5,12 @@ Shapes: N items, K arms, H size of a context, R runs.
 
 from __future__ import annotations
 
-from typing import TypeAlias
-
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from panoply.bandit.bandits import Bandit
 from panoply.bandit.update import choose, init, uniforms, update
-
-Ints: TypeAlias = NDArray[np.int64]
+from panoply.types import Ints
 
 
 def replay(

@@ -9,14 +9,12 @@ Shapes: B pairs, N labelled contexts, K arms, D size of a context.
 
 from __future__ import annotations
 
-from typing import TypeAlias
-
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.optimize import minimize
 from scipy.special import expit
 
-Array: TypeAlias = NDArray[np.float64]
+from panoply.types import Array
 
 
 def pair_contexts(first_BD: ArrayLike, second_BD: ArrayLike) -> Array:

@@ -6,12 +6,11 @@ runs has B in front, but for costs and projection.
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array: TypeAlias = NDArray[np.float64]
+from panoply.types import Array
 
 
 class State(NamedTuple):

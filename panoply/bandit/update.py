@@ -31,9 +31,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from panoply.bandit.bandits import Bandit, LinUCB, Thompson
 from panoply.bandit.state import State
+from panoply.types import Array, Ints
 
-Array: TypeAlias = NDArray[np.float64]
-Ints: TypeAlias = NDArray[np.int64]
 Keys: TypeAlias = NDArray[np.uint64]
 
 _GOLDEN = 0x9E3779B97F4A7C15

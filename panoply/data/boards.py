@@ -18,8 +18,8 @@ import numpy as np
 from panoply.data.layouts import Row, pair_layout
 from panoply.data.parse import BadRow
 from panoply.data.read import Input, Opened, Unreadable, open_input
-from panoply.data.tables import Ints, Strings
 from panoply.data.validate import clean_pair
+from panoply.types import Ints, Strings
 
 NUM_STYLES = 3
 

@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from panoply.data.schema import digest
+from panoply.types import Floats
 
-Floats = NDArray[np.float32]
 Kind: TypeAlias = Literal["texts", "prompts"]
 VERSION = 1
 """Raised when the meaning of stored features changes."""

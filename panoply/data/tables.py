@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -18,10 +18,7 @@ from numpy.typing import NDArray
 
 from panoply.data.ratings import RatingMap
 from panoply.data.schema import Part, fold_of, part_of
-
-Strings: TypeAlias = NDArray[np.object_]
-Ints: TypeAlias = NDArray[np.int64]
-Bools: TypeAlias = NDArray[np.bool_]
+from panoply.types import Ints, Strings
 
 
 @dataclass(frozen=True, slots=True)

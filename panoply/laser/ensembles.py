@@ -9,12 +9,11 @@ Shapes: n responses to one prompt, K arms, B prompts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-Array: TypeAlias = NDArray[np.float64]
+from panoply.types import Array
 
 
 def chosen_scores(ensemble: str, scores_Kn: ArrayLike) -> Array:

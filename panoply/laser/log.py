@@ -24,15 +24,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from panoply.bandit.state import State
 from panoply.bandit.update import Choice, update
 from panoply.config.bandit import SIGNALS
 from panoply.data.features import open_store
 from panoply.laser.signals import MEASURES
+from panoply.types import Array
 
-Array: TypeAlias = NDArray[np.float64]
 Kind: TypeAlias = Literal["decisions", "rewards"]
 
 DECISIONS = pa.schema(

@@ -22,8 +22,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from panoply.config.bandit import Action, AlarmConfig
 from panoply.laser.log import Record, column, matrix
+from panoply.types import Array
 
-Array: TypeAlias = NDArray[np.float64]
 Series: TypeAlias = dict[str, Array]
 
 MEANS = ("length", "well_formed", "kl", "disagreement", "loss", "reward")

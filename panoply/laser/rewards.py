@@ -14,12 +14,10 @@ Shapes: B values of one batch, N values before it, n responses to one prompt, K 
 
 from __future__ import annotations
 
-from typing import TypeAlias
-
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-Array: TypeAlias = NDArray[np.float64]
+from panoply.types import Array
 
 
 def quantile_rewards(

@@ -14,11 +14,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from panoply.bandit.make import make_policy
 from panoply.bandit.state import State
@@ -26,8 +26,7 @@ from panoply.bandit.update import choose, uniforms
 from panoply.config.bandit import Level, SelectorConfig, SignalConfig
 from panoply.laser.log import DECISIONS, REWARDS, nullable, state_version
 from panoply.laser.signals import MEASURES, PromptOutcome, SignalState, finite, signals
-
-Array: TypeAlias = NDArray[np.float64]
+from panoply.types import Array
 
 BATCH = "batch"
 """Id of the one decision of a round where decisions are made by batch."""

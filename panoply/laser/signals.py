@@ -14,17 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from panoply.config.bandit import Signal, SignalConfig
 from panoply.laser.rewards import advantages, gains, quantile_rewards
 from panoply.measure.intervals import percentiles, resampled_spearman
 from panoply.measure.metrics import spearman
-
-Array: TypeAlias = NDArray[np.float64]
+from panoply.types import Array
 
 NAN = float("nan")
 

@@ -16,12 +16,13 @@ Legend: `P` pairs.
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-Array: TypeAlias = NDArray[np.float64]
+from panoply.types import Array
+
 STYLES = ("concise", "detailed", "markdown")
 """In the order of the board's indices, from plain to fancy."""
 LEVELS = ("hard", "normal", "easy", "average")

@@ -8,14 +8,12 @@ Shapes: P pairs, B bins. A margin is score(chosen) - score(rejected).
 
 from __future__ import annotations
 
-from typing import TypeAlias
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import root_scalar
 from scipy.special import expit
 
-Array: TypeAlias = NDArray[np.float64]
+from panoply.types import Array
 
 NUM_BINS = 10
 MAX_MEAN_MARGIN = 1e3

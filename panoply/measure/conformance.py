@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array: TypeAlias = NDArray[np.float64]
+from panoply.types import Array
+
 Verdict: TypeAlias = Literal["ok", "warning", "fail"]
 BOUNDS = {"float32": (1e-3, 1e-2), "bfloat16": (0.1, 0.5)}
 """Drift up to the first is ok and beyond the second fails, by what the model computes in."""

@@ -10,12 +10,11 @@ score(rejected), a gap is characters(chosen) - characters(rejected).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Array: TypeAlias = NDArray[np.float64]
+from panoply.types import Array
 
 DRAWS = 1000
 _CHUNK = 1 << 20

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 
 from panoply.measure.calibration import ece, ece_floor, log_loss
@@ -28,8 +28,8 @@ from panoply.measure.intervals import (
     strata,
     wins,
 )
+from panoply.types import Array
 
-Array: TypeAlias = NDArray[np.float64]
 Metrics: TypeAlias = dict[str, float | list[float]]
 
 COUNTS = ("n", "missing", "equal_length")

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from panoply.model.tree import Ints, TokenTree, grow
+from panoply.model.tree import TokenTree, grow
+from panoply.types import Ints
 
 
 @dataclass(frozen=True, slots=True)

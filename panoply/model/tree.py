@@ -16,11 +16,6 @@ from dataclasses import dataclass, replace
 from itertools import compress, count
 from operator import ne
 
-import numpy as np
-from numpy.typing import NDArray
-
-Ints = NDArray[np.int64]
-
 SHARED_FROM = 4
 """Fewest common tokens for which responses share a segment. By estimate, not by measurement: an
 attention call more per layer costs about as much as the linear layers of one or two tokens."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from panoply.model.tree import Ints
+from panoply.types import Ints
 
 
 def step_ids(

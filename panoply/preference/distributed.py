@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from panoply.preference.min_norm import Array
+from panoply.types import Array
 
 
 @dataclass(frozen=True, slots=True)

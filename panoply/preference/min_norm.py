@@ -9,12 +9,11 @@ Legend: `K` gradients.
 from __future__ import annotations
 
 from itertools import combinations
-from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array: TypeAlias = NDArray[np.float64]
+from panoply.types import Array
+
 MOST_EXACT = 8
 """Up to this many gradients every set of those with weight is tried: at most 255."""
 

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from panoply.config.preference import Normalizer, WeightingConfig
-from panoply.preference.min_norm import Array, min_norm
+from panoply.preference.min_norm import min_norm
+from panoply.types import Array
 
 
 @dataclass(frozen=True, slots=True)

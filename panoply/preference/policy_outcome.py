@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from panoply.preference.losses import dpo, dpo_nll, sft
-from panoply.preference.min_norm import Array
+from panoply.types import Array
 
 
 def pair_losses(

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from panoply.model.budget import within_memory
 from panoply.model.reward_net import RewardNet, RewardOutput, score
-from panoply.model.tree import Branch, Ints, TokenTree, first_fit
+from panoply.model.tree import Branch, TokenTree, first_fit
 from panoply.preference.losses import bradley_terry
-from panoply.preference.min_norm import Array
+from panoply.types import Array, Ints
 
 
 @dataclass(frozen=True, slots=True)

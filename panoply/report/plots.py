@@ -16,11 +16,10 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from panoply.report.tables import LEADS
+from panoply.types import Array
 
-Array: TypeAlias = NDArray[np.float64]
 Section: TypeAlias = Mapping[str, Any]
 
 BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#767676"

@@ -28,8 +28,8 @@ from scipy.special import expit
 from panoply.data.schema import PROMPT, text_id
 from panoply.synthetic.phrases import AXES, DOMAINS, respond
 from panoply.synthetic.raters import RATING_SOURCES, rate, rated_objectives
+from panoply.types import Array
 
-Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[np.float64]
+from panoply.types import Array
 
 MISSING_SHARE = 0.15
 """Share of the scores of a rated row that are null although its source rates the objective."""

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from numpy.typing import NDArray
 
 from panoply.armorm.debias import Penalties
 from panoply.config.armorm import ArmoRMConfig
 from panoply.hub.artefact.load import Manifest, RewardModel, load_gated_model, save_reward_model
 from panoply.hub.backbone.backbone import load_backbone
 from panoply.model.reward_model import GatedHead
+from panoply.types import Array
 from workflows.cluster.debias import PairValues
 from workflows.cluster.ingest import Data
 from workflows.cluster.objectives import Stage1
@@ -28,7 +28,6 @@ from workflows.cluster.scorers import (
     load_mlp,
 )
 
-Array: TypeAlias = NDArray[np.float64]
 CHECKED_PAIRS = 16
 TOLERANCE = 1e-3
 

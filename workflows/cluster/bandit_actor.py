@@ -12,19 +12,15 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeAlias
 
-import numpy as np
 import ray
-from numpy.typing import NDArray
 from ray.actor import ActorProxy
 from ray.exceptions import RayActorError
 
 from actors.bandit import BanditActor
 from panoply.config.bandit import SelectorConfig
 from panoply.data.schema import digest
-
-Array: TypeAlias = NDArray[np.float64]
+from panoply.types import Array
 
 NAMESPACE = "panoply"
 GONE_SECONDS = 30.0

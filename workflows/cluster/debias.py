@@ -6,10 +6,9 @@ Legend: `P` pairs, `O` objectives; arrays of chosen and rejected responses come 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from panoply.armorm.debias import (
     Penalties,
@@ -19,11 +18,11 @@ from panoply.armorm.debias import (
     remove_length,
 )
 from panoply.armorm.mixtures import fit_simplex
-from panoply.data.tables import Ints, PairTable
+from panoply.data.tables import PairTable
 from panoply.measure.intervals import percentiles, resampled_spearman
 from panoply.measure.metrics import pair_metrics, spearman
+from panoply.types import Array, Ints
 
-Array: TypeAlias = NDArray[np.float64]
 DRAWS = 200
 
 

@@ -13,9 +13,10 @@ from panoply.config import Pooling
 from panoply.config.armorm import ObjectivesConfig
 from panoply.data.features import FeatureStore
 from panoply.data.schema import uniform
-from panoply.data.tables import Ints, RatingTable
+from panoply.data.tables import RatingTable
 from panoply.measure.metrics import spearman
 from panoply.report.progress import RunLogger
+from panoply.types import Ints
 from workflows.cluster.embed import EmbeddingJob, TextFiles, embed
 
 MIN_LABELS = 8

@@ -11,10 +11,9 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from actors.checkpoints import write_json
 from panoply.bandit.classifier import fit_classifier
@@ -25,9 +24,8 @@ from panoply.config.laser import CLASSIFIER, ROUTER, LaserConfig
 from panoply.data.tasks import Task
 from panoply.laser.rewards import verified
 from panoply.laser.scored import ScoredPrompt
+from panoply.types import Array
 from workflows.cluster.samples import Rollouts
-
-Array: TypeAlias = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from actors.dpo_task import PolicyRound, RankedPrompt
 from panoply.config.bandit import SIGNALS
@@ -26,8 +25,6 @@ from panoply.report.laser_plots import draw_laser
 from panoply.report.page.write import write_page
 from panoply.report.tables import number
 from workflows.cluster.tracking import git_commit, write_json
-
-Array: TypeAlias = NDArray[np.float64]
 
 
 @dataclass(slots=True)

@@ -28,14 +28,14 @@ from panoply.armorm.ridge import (
     without,
 )
 from panoply.config.armorm import ObjectivesConfig
-from panoply.data.features import FeatureStore, Floats, Found
+from panoply.data.features import FeatureStore, Found
 from panoply.data.schema import digest
-from panoply.data.tables import Ints, PairTable, RatingTable
+from panoply.data.tables import PairTable, RatingTable
 from panoply.measure.metrics import regression_metrics, spearman
+from panoply.types import Array, Floats, Ints
 from workflows.cluster.feature_selection import FeatureSpec
 from workflows.cluster.ray_cluster import run_train
 
-Array: TypeAlias = NDArray[np.float64]
 Pattern: TypeAlias = tuple[int, ...]
 SELECT = -1
 DRAWS = 300

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,12 +10,11 @@ from numpy.typing import NDArray
 from panoply.armorm.debias import Penalties
 from panoply.armorm.mixtures import fit_linear
 from panoply.data.features import FeatureStore
-from panoply.data.tables import Ints, PairTable
+from panoply.data.tables import PairTable
+from panoply.types import Array, Ints
 from workflows.cluster.debias import PairValues
 from workflows.cluster.objectives import FittedObjectives, as_matrix
 from workflows.cluster.scorers import STRENGTHS, FeatureDifference, PairArrays
-
-Array: TypeAlias = NDArray[np.float64]
 
 
 def pair_features(

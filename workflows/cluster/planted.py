@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from panoply.data.tables import Strings
 from panoply.synthetic.planted import Truth
-
-Array: TypeAlias = NDArray[np.float64]
+from panoply.types import Array, Strings
 
 
 def oracle_weights(truth: Truth, objectives: tuple[str, ...], domain_P: Strings) -> Array:

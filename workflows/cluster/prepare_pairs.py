@@ -20,13 +20,14 @@ from panoply.data.ingest import IngestLimits, ingest_pairs
 from panoply.data.read import Input
 from panoply.data.schema import digest, uniform
 from panoply.data.split import check_parts
-from panoply.data.tables import Bools, Ints, PairTable, load_pairs
+from panoply.data.tables import PairTable, load_pairs
 from panoply.data.tokens import TokenPairs, write_tokens
 from panoply.hub.backbone.backbone import Renderer, resolve
 from panoply.model.tree import TokenTree
 from panoply.preference.batch_sampler import BatchSampler
 from panoply.report.progress import RunLogger
 from panoply.synthetic.planted import make_world
+from panoply.types import Bools, Ints
 
 
 @dataclass(frozen=True, slots=True)

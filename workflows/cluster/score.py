@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias, cast
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -16,11 +16,10 @@ import ray.data
 from numpy.typing import NDArray
 
 from actors.scorer import ScoringActor
-from panoply.data.tables import Ints, Strings
 from panoply.report.progress import RunLogger
+from panoply.types import Array, Ints, Strings
 from workflows.cluster.embed import ActorPoolSpec, TextFiles, into_shards, shard_rows, wanted_texts
 
-Array: TypeAlias = NDArray[np.float64]
 PER_SOURCE = "per_source."
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from actors.fitters import HeadTask, fit_heads, load_head
 from panoply.armorm.mixtures import best_single, fit_linear, fit_simplex
 from panoply.config.armorm import GateConfig
-from panoply.data.tables import Ints, PairTable, Strings
+from panoply.data.tables import PairTable
 from panoply.measure.calibration import ece, ece_floor, fit_scale, log_loss
 from panoply.measure.intervals import macro_interval, paired_interval
 from panoply.measure.metrics import Metrics, macro, pair_metrics
 from panoply.model.gate import Gate, ScalarHead, make_gate
+from panoply.types import Array, Ints, Strings
 from workflows.cluster.ray_cluster import run_train
 
-Array: TypeAlias = NDArray[np.float64]
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 BIASED = "gate-biased"
 MLP = GateConfig(hidden_size=256, num_hidden=1, dropout=0.3, num_steps=600, eval_every=25)

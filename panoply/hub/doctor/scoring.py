@@ -14,8 +14,8 @@ from panoply.hub.artefact.classifier import PROBES
 from panoply.hub.artefact.load import AnyModel, RewardModel
 from panoply.hub.backbone.backbone import Backbone, RenderedTree
 from panoply.hub.published.pairwise import PairwiseModel
-from panoply.measure.conformance import Array
 from panoply.model.tree import TokenTree
+from panoply.types import Array
 
 
 def read(model: AnyModel, trees: Sequence[TokenTree]) -> Array:
