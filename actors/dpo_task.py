@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from panoply.config.policy import PolicyConfig
+from panoply.config.preference import TrainedBackboneConfig
 from panoply.data.schema import Prompt
 
 DONE, STOPPED, PROGRESS = "done.json", "stopped.json", "progress.json"
@@ -59,6 +60,8 @@ class RankedPrompt:
 class PolicyTask:
     """One round of training a policy."""
 
+    backbone: TrainedBackboneConfig
+    """The policy without adapters, and the adapters that are trained."""
     config: PolicyConfig
     prompts: tuple[RankedPrompt, ...]
     """In an order that does not depend on when they came."""

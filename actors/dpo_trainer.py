@@ -46,9 +46,7 @@ class DPOTrainer:
             FileNotFoundError, ValueError: the model or adapters cannot be trained.
         """
         self.task, self.config, self.group = task, task.config, group
-        self.trainable: TrainableModel = load_trainable(
-            task.config.backbone, seed=task.seed, policy=True
-        )
+        self.trainable: TrainableModel = load_trainable(task.backbone, seed=task.seed, policy=True)
         self.net = self.trainable.net
         self.net.head.requires_grad_(False)  # a policy has no score
         renderer = self.trainable.renderer

@@ -77,7 +77,7 @@ def finish(learner: DPOTrainer, history: list[dict[str, Any]], folder: Path) -> 
     state = learner.weights.state()
     if learner.group.rank == 0:
         adapter = folder / ADAPTER
-        save_adapter(learner.trainable, state["trained"], learner.config.backbone.model, adapter)
+        save_adapter(learner.trainable, state["trained"], learner.task.backbone.model, adapter)
         torch.save(state["optimizer"], adapter / OPTIMIZER)
         pq.write_table(outcome_table(learner, after_P2), folder / PAIRS)
         pq.write_table(probe_table(learner, probe_Q2), folder / PROBE)

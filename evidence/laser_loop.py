@@ -174,9 +174,8 @@ def loop_config(args: Args, seed: int, arms: ArmsConfig, prompts: Path) -> Laser
         rounds_per_iteration=2,
         evaluate_every=args.num_rounds,
         selector=SelectorConfig(policy=BANDIT, seed=seed),
-        policy=PolicyConfig(
-            backbone=TrainedBackboneConfig(rendering=RENDERING), lr=2e-4, prompts_per_step=6
-        ),
+        backbone=TrainedBackboneConfig(rendering=RENDERING),
+        policy=PolicyConfig(lr=2e-4, prompts_per_step=6),
         sampling=SAMPLING,
         strategies=args.strategies,
         num_samplers=2,

@@ -189,13 +189,14 @@ SPOKEN = SamplingConfig(max_tokens=80)
 LINUCB = SelectorConfig(
     policy=BanditConfig(name="linucb", alpha=1.0), signal=SignalConfig(name="verifier")
 )
-POLICY = PolicyConfig(backbone=TrainedBackboneConfig(rendering=SHORT), lr=5e-5)
+POLICY = PolicyConfig(lr=5e-5)
 LASER: dict[str, tuple[str, LaserConfig]] = {
     "embedded": (
         "SmolLM2-135M on prompts that can be checked, four tastes as arms: no data, no hub.",
         LaserConfig(
             arms=FUNCTIONS,
             selector=LINUCB,
+            backbone=TrainedBackboneConfig(rendering=SHORT),
             policy=POLICY,
             sampling=SPOKEN,
         ),
@@ -212,13 +213,14 @@ LASER: dict[str, tuple[str, LaserConfig]] = {
             prompts_per_round=8,
             evaluate_every=3,
             selector=LINUCB,
+            backbone=TrainedBackboneConfig(rendering=SHORT),
             policy=POLICY,
             sampling=SPOKEN,
         ),
     ),
     "files": (
         "Your prompts and your reward models on the embedded language model, or on any other with "
-        "--policy.backbone.model; the reward is the paper's, the negative loss.",
+        "--backbone.model; the reward is the paper's, the negative loss.",
         LaserConfig(arms=ArmsConfig(models=tyro.MISSING), prompts=PromptsConfig(file=tyro.MISSING)),
     ),
 }

@@ -18,7 +18,7 @@ from actors.dpo_task import DONE, STOPPED, PolicyRound
 from actors.dpo_trainer import DPOTrainer, comparison, pairs_of, tokens_of
 from actors.dpo_training import run_policy_task
 from actors.sampler import Question, Sampler
-from panoply.config.policy import PolicyConfig, SamplingConfig
+from panoply.config.policy import PolicyConfig, SamplingConfig, check_policy_backbone
 from panoply.config.preference import TrainedBackboneConfig
 from panoply.hub.policy.lora import FILE
 from panoply.hub.policy.policy import load_policy
@@ -328,7 +328,7 @@ def test_two_workers_end_where_one_does(task, first, second, tmp_path):
 def test_a_sampler_speaks_with_the_adapters_as_the_learner_hears_it(task, second, tmp_path):
     adapter = str(second.adapter)
     config = SamplingConfig(max_tokens=20, temperature=1.0)
-    policy = load_policy(task.config.backbone.model, adapter, dtype="float32")
+    policy = load_policy(task.backbone.model, adapter, dtype="float32")
     opening = policy.renderer.opening([{"role": "user", "content": "say more"}])
     ((_, samples),) = policy.sample([opening], [list(range(8))], config)
     branches = tuple(
@@ -344,7 +344,7 @@ def test_a_sampler_speaks_with_the_adapters_as_the_learner_hears_it(task, second
 
 def test_a_sampler_takes_the_adapters_that_it_is_asked_for(task, second):
     config = SamplingConfig(max_tokens=20, temperature=1.0)
-    sampler = Sampler(task.config.backbone.model, config, dtype="float32")
+    sampler = Sampler(task.backbone.model, config, dtype="float32")
     asked = [Question("a", [{"role": "user", "content": "say more"}])]
     (plain,) = sampler.sample(asked, 6, 0, 0)
     (adapted,) = sampler.sample(asked, 6, 0, 0, str(second.adapter))
@@ -354,7 +354,7 @@ def test_a_sampler_takes_the_adapters_that_it_is_asked_for(task, second):
 
 
 def test_adapters_are_merged_in_float32_and_not_rounded_away_in_bfloat16(task, second):
-    model, adapter = task.config.backbone.model, str(second.adapter)
+    model, adapter = task.backbone.model, str(second.adapter)
     asked = [[1, 2, 3, 4]]
     for dtype, merged in (("float32", True), ("bfloat16", False)):
         policy = load_policy(model, adapter, dtype=dtype)
@@ -377,8 +377,9 @@ def test_adapters_of_another_rank_or_scale_are_refused(task, first, tmp_path):
         ({"rank": 8}, "do not fit the model"),
         ({"lora_alpha": 64.0}, "scaled by"),
     ):
-        backbone = replace(task.config.backbone, **change)
-        other = configured(replace(task, start=str(first.adapter)), tmp_path, backbone=backbone)
+        backbone = replace(task.backbone, **change)
+        start = replace(task, start=str(first.adapter), backbone=backbone)
+        other = configured(start, tmp_path)
         with pytest.raises(ValueError, match=told):
             DPOTrainer(other, Group())
     with pytest.raises(FileNotFoundError, match="name a folder that a round left"):
@@ -388,11 +389,6 @@ def test_adapters_of_another_rank_or_scale_are_refused(task, first, tmp_path):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (
-            {"backbone": TrainedBackboneConfig(trained="full")},
-            "`backbone.trained` must be 'lora' for a policy",
-        ),
-        ({"backbone": TrainedBackboneConfig(depth=0.5)}, "`backbone.depth` must be 1 for a policy"),
         ({"beta": 0.0}, "`beta` must be positive, got 0.0"),
         ({"prompts_per_step": 0}, "`prompts_per_step` must be >= 1, got 0"),
     ],
@@ -400,6 +396,18 @@ def test_adapters_of_another_rank_or_scale_are_refused(task, first, tmp_path):
 def test_a_configuration_that_cannot_be_is_refused(change, told):
     with pytest.raises(ValueError, match=told):
         PolicyConfig(**change)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"trained": "full"}, "`backbone.trained` must be 'lora' for a policy"),
+        ({"depth": 0.5}, "`backbone.depth` must be 1 for a policy"),
+    ],
+)
+def test_a_backbone_that_cannot_be_a_policy_is_refused(change, told):
+    with pytest.raises(ValueError, match=told):
+        check_policy_backbone(TrainedBackboneConfig(**change))
 
 
 def test_a_ranked_prompt_names_what_is_wrong_with_it():

@@ -218,9 +218,9 @@ def test_best_of_n_counts_what_each_picks_and_asks_the_bandit_of_a_run(calm, tmp
         prompts=PromptsConfig(num_made=24),
         arms=run.arms,
         n=(1, 3),
-        model=run.policy.backbone.model,
+        model=run.backbone.model,
         dtype="float32",
-        rendering=run.policy.backbone.rendering,
+        rendering=run.backbone.rendering,
         sampling=run.sampling,
         laser=str(out),
     )

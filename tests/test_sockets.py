@@ -148,8 +148,8 @@ def test_of_two_servers_started_at_one_port_one_answers_and_no_stranger_joins_it
 def test_a_run_that_samples_and_trains_opens_nothing_to_strangers(tmp_path, tiny_policy_folder):
     command = (
         *(sys.executable, "-m", "jobs.laser", "embedded", "--out", str(tmp_path / "run")),
-        *("--policy.backbone.model", str(tiny_policy_folder), "--policy.backbone.dtype", "float32"),
-        *("--policy.backbone.rendering.max-prompt-tokens", "96", "--sampling.max-tokens", "8"),
+        *("--backbone.model", str(tiny_policy_folder), "--backbone.dtype", "float32"),
+        *("--backbone.rendering.max-prompt-tokens", "96", "--sampling.max-tokens", "8"),
         *("--prompts.num-made", "8", "--prompts.num-held-out", "2", "--n", "2"),
         *("--num-rounds", "1", "--prompts-per-round", "4", "--num-workers", "1"),
     )

@@ -143,7 +143,7 @@ def routes(config: BestOfNConfig, tasks: Sequence[Task]) -> dict[str, str]:
     record = Log(str(run / LASER / "log"), arms).read()
     state = replay(record, initial_state(selector, len(arms), size))
     trained = json.loads((run / "config.json").read_text())
-    backbone = trained["policy"]["backbone"]
+    backbone = trained["backbone"]
     embed = ray.remote(prompt_states).options(num_cpus=1, num_gpus=config.gpus)
     prompts = [task.prompt for task in tasks]
     rendering = Rendering(**backbone["rendering"])

@@ -110,7 +110,7 @@ def run_laser(config: LaserConfig, logger: RunLogger) -> dict[str, Any]:
         RuntimeError: a loss or gradient was not finite.
     """
     out = run_folder(config.out)
-    resolve(config.policy.backbone.model)
+    resolve(config.backbone.model)
     check_server(config.server)
     tracker = open_tracker(config.experiment, out)
     arms = [pinned(arm) for arm in config.arms.arms()]
@@ -133,7 +133,7 @@ def run_laser(config: LaserConfig, logger: RunLogger) -> dict[str, Any]:
         with ExitStack() as stack:
             stack.enter_context(aborts_when_stopped())
             asked = stack.enter_context(asking(judges, config.arms.timeout, str(out)))
-            backbone = config.policy.backbone
+            backbone = config.backbone
             pool = stack.enter_context(
                 sampler_pool(
                     config.num_samplers,
@@ -238,7 +238,7 @@ def verifier_of(config: PromptsConfig) -> list[ServedModelConfig]:
 def contexts_of(config: LaserConfig, tasks: Sequence[Task], file: Path) -> dict[str, Array]:
     """Returns the context of each prompt, computed once in a run."""
     if not file.exists():
-        backbone = config.policy.backbone
+        backbone = config.backbone
         embed = ray.remote(prompt_states).options(num_cpus=1, num_gpus=config.gpus)
         prompts = [task.prompt for task in tasks]
         asked = embed.remote(
@@ -378,6 +378,7 @@ def train(
     """Returns what one pass over the pairs left, which starts from the adapters of `start`."""
     config = world.config
     task = PolicyTask(
+        backbone=config.backbone,
         config=config.policy,
         prompts=tuple(prompts),
         seed=config.seed,

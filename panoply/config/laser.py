@@ -6,7 +6,13 @@ from dataclasses import dataclass, field, replace
 
 from panoply.config import DType, Rendering, require
 from panoply.config.bandit import AlarmConfig, BanditConfig, SelectorConfig
-from panoply.config.policy import PolicyConfig, PolicyServerConfig, SamplingConfig
+from panoply.config.policy import (
+    PolicyConfig,
+    PolicyServerConfig,
+    SamplingConfig,
+    check_policy_backbone,
+)
+from panoply.config.preference import TrainedBackboneConfig
 from panoply.config.serve import ScalingConfig, ServeConfig, ServedModelConfig
 
 VERIFIER = "verifier"
@@ -112,6 +118,8 @@ class LaserConfig:
     policy itself, and DPO's part of the loss before the step is ln 2 whatever the arm."""
     selector: SelectorConfig = field(default_factory=SelectorConfig)
     alarms: AlarmConfig = field(default_factory=AlarmConfig)
+    backbone: TrainedBackboneConfig = field(default_factory=TrainedBackboneConfig)
+    """The policy at its start and its adapters; `trained` is 'lora'."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     strategies: tuple[str, ...] = (LASER,)
@@ -160,6 +168,7 @@ class LaserConfig:
             require(getattr(self, name) >= 0, name, getattr(self, name), ">= 0")
         inside = 0 < self.context_depth <= 1
         require(inside, "context_depth", self.context_depth, "a share of the layers in (0, 1]")
+        check_policy_backbone(self.backbone)
         check_strategies(self.strategies, self.arms.names)
         taught = self.num_labeled > 0 or not set(self.strategies) & set(TAUGHT)
         require(taught, "num_labeled", self.num_labeled, f"positive with the strategies {TAUGHT}")

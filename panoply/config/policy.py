@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from panoply.config import require
 from panoply.config.preference import TrainedBackboneConfig
@@ -59,6 +59,17 @@ class PolicyServerConfig:
         return self.url.partition("#")[2]
 
 
+def check_policy_backbone(backbone: TrainedBackboneConfig) -> None:
+    """Checks that a backbone can be trained as a policy.
+
+    Raises:
+        ValueError: other weights than adapters are trained, or layers are left out.
+    """
+    require(backbone.trained == "lora", "backbone.trained", backbone.trained, "'lora' for a policy")
+    allowed = "1 for a policy, whose last layer samples"
+    require(backbone.depth == 1, "backbone.depth", backbone.depth, allowed)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyConfig:
     """One round of policy training: DPO and NLL on pairs (LASeR, arXiv 2410.01735, section 3.1).
@@ -67,8 +78,6 @@ class PolicyConfig:
     have none, so that a step does not depend on how many workers share it.
     """
 
-    backbone: TrainedBackboneConfig = field(default_factory=TrainedBackboneConfig)
-    """The policy at its start and its adapters; `trained` is 'lora'."""
     beta: float = 0.1
     """Inverse temperature of DPO."""
     alpha: float = 1.0
@@ -88,9 +97,6 @@ class PolicyConfig:
     """Most tokens of one forward; the gradients do not depend on it."""
 
     def __post_init__(self) -> None:
-        trained, depth = self.backbone.trained, self.backbone.depth
-        require(trained == "lora", "backbone.trained", trained, "'lora' for a policy")
-        require(depth == 1, "backbone.depth", depth, "1 for a policy, whose last layer samples")
         for name in ("alpha", "weight_decay"):
             require(getattr(self, name) >= 0, name, getattr(self, name), ">= 0")
         for name in ("beta", "lr", "max_norm"):

@@ -30,7 +30,8 @@ def laser_config(model, out, **changes) -> LaserConfig:
             policy=BanditConfig(name="linucb", max_features=8),
             signal=SignalConfig(name="negative_loss"),
         ),
-        "policy": PolicyConfig(backbone=backbone, lr=1e-3, prompts_per_step=4),
+        "backbone": backbone,
+        "policy": PolicyConfig(lr=1e-3, prompts_per_step=4),
         "sampling": SamplingConfig(max_tokens=12, rows=6),
     }
     return LaserConfig(**(given | changes))

@@ -37,8 +37,14 @@ def ranked_prompts(count=10, seed=0) -> tuple[RankedPrompt, ...]:
 def policy_task(model, folder: Path, **changes) -> PolicyTask:
     rendering = Rendering(max_prompt_tokens=48, max_response_tokens=32)
     backbone = TrainedBackboneConfig(model=str(model), dtype="float32", rank=4, rendering=rendering)
-    config = PolicyConfig(backbone=backbone, lr=1e-3, prompts_per_step=4, checkpoint_every=1)
-    given = {"config": config, "prompts": ranked_prompts(), "seed": 0, "round": 0}
+    config = PolicyConfig(lr=1e-3, prompts_per_step=4, checkpoint_every=1)
+    given = {
+        "backbone": backbone,
+        "config": config,
+        "prompts": ranked_prompts(),
+        "seed": 0,
+        "round": 0,
+    }
     return PolicyTask(**{**given, "start": "", "reference": "", "folder": str(folder)} | changes)
 
 

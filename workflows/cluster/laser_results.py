@@ -117,7 +117,7 @@ def finish(
         "git_commit": git_commit(),
     }
     if chief.adapter and not (out / "model").exists():
-        export_policy(config.policy.backbone.model, Path(chief.adapter), out / "model")
+        export_policy(config.backbone.model, Path(chief.adapter), out / "model")
     write_json(out / "metrics.json", metrics)
     write_json(out / "history.json", history)
     draw_laser(history, metrics, out)
