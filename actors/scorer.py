@@ -84,7 +84,7 @@ class GateAndRivals:
     def columns(self, trees: Sequence[TokenTree]) -> Columns:
         """Returns the scores `[R]` of every scorer, and the gate's weights `[R, O]`."""
         features = self.model.backbone.features(trees)
-        x = pooled(features, self.model.card.pooling)
+        x = pooled(features, self.model.manifest.pooling)
         gate_rows = [g for g, tree in enumerate(trees) for _ in tree.branches]
         scored = self.model.head(x, features.gate_GLD[gate_rows, 0])
         r = self.model.head.debiased(scored.values_BO, scored.length_B).double()

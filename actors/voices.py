@@ -78,7 +78,7 @@ class Gated:
         self.model = model
         self.backbone = model.backbone
         self.reader: RequestTokenizer = reader_of(model.backbone, needs_turns=True)
-        self.objectives = {name: _ends(model, name) for name in model.card.objectives}
+        self.objectives = {name: _ends(model, name) for name in model.manifest.objectives}
         self.provenance = model.provenance
 
     def hear(self, trees: Sequence[TokenTree]) -> list[ModelOutput]:
@@ -198,7 +198,7 @@ def reader_of(backbone: Backbone, *, needs_turns: bool) -> RequestTokenizer:
 
 
 def _ends(model: RewardModel, objective: str) -> Scale | None:
-    found = model.card.maps.get(objective)
+    found = model.manifest.maps.get(objective)
     if found is None:
         return None
     scale = RatingMap.from_dict(found)

@@ -149,7 +149,7 @@ def saved_model(work: Path, num_heads: int = 1) -> Path:
     torch.manual_seed(0)
     size = backbone.decoder.hidden_size
     heads = torch.randn(num_heads, size) / size**0.5
-    card = ScalarManifest(
+    manifest = ScalarManifest(
         rendering=rendering,
         temperature=1.0,
         seed=0,
@@ -165,7 +165,7 @@ def saved_model(work: Path, num_heads: int = 1) -> Path:
         scales=(1.0,) * num_heads,
     )
     work.mkdir(parents=True, exist_ok=True)
-    save_scalar_model(backbone.decoder.model, backbone.renderer, heads, card, folder, [])
+    save_scalar_model(backbone.decoder.model, backbone.renderer, heads, manifest, folder, [])
     return folder
 
 

@@ -93,7 +93,7 @@ def test_the_saved_model_scores_and_explains(finished):
     assert alone[0] == pytest.approx(among[1], rel=1e-4)
     why = model.explain(QUESTION, "Ten minutes.")
     assert why.score == pytest.approx(float(alone[0]), rel=1e-4)
-    assert {d.objective for d in why.drivers} == set(model.card.objectives)
+    assert {d.objective for d in why.drivers} == set(model.manifest.objectives)
     strengths = [abs(d.contribution) for d in why.drivers]
     assert strengths == sorted(strengths, reverse=True)
     # The drivers and the average response make up the score.
@@ -102,7 +102,7 @@ def test_the_saved_model_scores_and_explains(finished):
     assert why.score == pytest.approx(average + sum(d.contribution for d in why.drivers), rel=1e-5)
     # A value in the source's own scale is the unit value, mapped back.
     own = next(d for d in why.drivers if d.objective == "editors-concise")
-    unit = float(scored.values_BO[0, model.card.objectives.index("editors-concise")])
+    unit = float(scored.values_BO[0, model.manifest.objectives.index("editors-concise")])
     assert own.value == pytest.approx(1 + 9 * unit, rel=1e-4)
 
 

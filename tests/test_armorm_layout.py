@@ -154,7 +154,7 @@ def test_scores_equal_the_published_formula_padded_or_not_alone_or_batched(
 
 def test_an_explanation_adds_up_to_the_score_with_the_published_names(tensors, tokenizer, tmp_path):
     model = load_reward_model(write(tmp_path, *tensors, tokenizer))
-    assert model.card.objectives == PUBLISHED
+    assert model.manifest.objectives == PUBLISHED
     why = model.explain(PROMPT, "Ten minutes.")
     assert why.score == pytest.approx(sum(d.contribution for d in why.drivers), rel=1e-4)
     # The coefficients act on the raw objectives: W h, of which HelpSteer's are shown on 0..4.
@@ -187,7 +187,7 @@ def test_turn_end_is_the_first_token_behind_the_users_text(template, header, tok
 def test_labels_of_the_configuration_name_the_objectives(tensors, tokenizer, tmp_path):
     labels = {str(i): f"mine-{i}" for i in range(NUM)}
     model = load_reward_model(write(tmp_path, *tensors, tokenizer, id2label=labels))
-    assert model.card.objectives == tuple(labels.values())
+    assert model.manifest.objectives == tuple(labels.values())
 
 
 @pytest.mark.parametrize(

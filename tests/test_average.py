@@ -29,8 +29,11 @@ def test_the_average_of_a_model_with_itself_is_itself(tokenizer, tmp_path):
         assert before.keys() == after.keys()
         assert all(torch.equal(before[name], after[name]) for name in before)
     assert (one.score(PROMPT, RESPONSES) == mean.score(PROMPT, RESPONSES)).all()
-    assert (mean.card.centers, mean.card.scales) == (one.card.centers, one.card.scales)
-    assert mean.card.temperature == 1.0
+    assert (mean.manifest.centers, mean.manifest.scales) == (
+        one.manifest.centers,
+        one.manifest.scales,
+    )
+    assert mean.manifest.temperature == 1.0
 
 
 def test_every_tensor_is_the_plain_mean(tokenizer, tmp_path):
@@ -45,10 +48,12 @@ def test_every_tensor_is_the_plain_mean(tokenizer, tmp_path):
         for name, mean in load_file(tmp_path / "out" / file).items():
             wanted = torch.stack([tensors[name] for tensors in each]).mean(0)
             assert torch.allclose(mean, wanted, rtol=1e-5, atol=1e-6), name
-    card = load_scalar_model(tmp_path / "out").card
-    assert card.sources == ("east", "west", "north")
-    assert card.method == {"average of": [load_scalar_model(f).card.method for f in folders]}
-    assert card.data["pairs of model 3"]["by_source"] == {"east": 20, "west": 10}
+    manifest = load_scalar_model(tmp_path / "out").manifest
+    assert manifest.sources == ("east", "west", "north")
+    assert manifest.method == {
+        "average of": [load_scalar_model(f).manifest.method for f in folders]
+    }
+    assert manifest.data["pairs of model 3"]["by_source"] == {"east": 20, "west": 10}
     # Prompts that any of them has seen are seen.
     seen = np.load(tmp_path / "out" / "seen.npy")
     assert set(seen.tolist()) == {int(key[:16], 16) for key in keys}

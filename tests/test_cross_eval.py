@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from panoply.config.evaluate import CrossEvalConfig, EvaluateConfig
 from panoply.data.schema import split_key
 from panoply.data.tables import PairTable, Split
-from panoply.hub.artefact.manifest import read_card
+from panoply.hub.artefact.manifest import read_manifest
 from panoply.report.plots import matrix
 from panoply.report.progress import RunLogger
 from panoply.report.tables import matrix_table
@@ -104,8 +104,8 @@ def test_sources_trained_on_come_from_the_record_of_either_kind(tiny_model_folde
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_folder)
     save_small(tmp_path / "scalar", tokenizer, sources=("north",))
     gated, _ = make_run(tmp_path, tokenizer)
-    assert trained_sources(read_card(tmp_path / "scalar")) == {"north"}
-    assert trained_sources(read_card(gated)) == {"editors", "east", "west"}
+    assert trained_sources(read_manifest(tmp_path / "scalar")) == {"north"}
+    assert trained_sources(read_manifest(gated)) == {"editors", "east", "west"}
 
 
 def test_models_are_named_by_their_runs_unless_two_share_the_name(tmp_path):

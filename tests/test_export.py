@@ -72,7 +72,7 @@ def make_run(out, tokenizer, *, family="llama", pooling="last", dtype="float32",
     backbone = small_backbone(tokenizer, family, dtype, **rendering)
     renderer = backbone.renderer
     names = ("editors-concise", "preference|east")
-    card = Manifest(
+    manifest = Manifest(
         objectives=names,
         maps={names[0]: {"low": 1, "high": 10, "bin_centers": False}},
         pooling=pooling,
@@ -98,7 +98,7 @@ def make_run(out, tokenizer, *, family="llama", pooling="last", dtype="float32",
     head.penalty.fill_(0.1)
     head.length_weight.normal_()
     baselines = {"linear_bt": weight, "scale.linear_bt": torch.tensor(1.25)}
-    save_reward_model(RewardModel(backbone, head, card), out / "model", baselines, ["0" * 32])
+    save_reward_model(RewardModel(backbone, head, manifest), out / "model", baselines, ["0" * 32])
     (out / "metrics.json").write_text(json.dumps(METRICS))
     return out / "model", weight
 

@@ -57,8 +57,8 @@ def test_a_run_leaves_a_model_that_scores_as_it_was_measured(base, alone):
     out = Path(base.out)
     assert alone["artefact"]["round_trip_drift"] < 1e-3
     model = load_reward_model(out / "model")
-    assert model.card.sources == ("source0", "source1")
-    assert model.card.temperature == pytest.approx(alone["artefact"]["temperature"])
+    assert model.manifest.sources == ("source0", "source1")
+    assert model.manifest.temperature == pytest.approx(alone["artefact"]["temperature"])
     prompt = [{"role": "user", "content": "say 0 7 cloud"}]
     yes, no = model.score(prompt, ["apple brick cloud!", "apple brick cloud."])
     assert yes != no

@@ -157,17 +157,17 @@ def test_the_score_of_an_ensemble_is_the_mean_of_its_standardized_members(tokeni
     model = load_scalar_model(tmp_path / "m")
     trees = [model.backbone.renderer.render(PROMPT, RESPONSES).tree]
     states = model.backbone.features(trees).last_RLD[:, -1].tolist()
-    card, beta = model.card, 0.7
+    manifest, beta = model.manifest, 0.7
     members = [
         [
             (sum(w * z for w, z in zip(head, state, strict=True)) - center) / scale
             for head, center, scale in zip(
-                heads_KD.tolist(), card.centers, card.scales, strict=True
+                heads_KD.tolist(), manifest.centers, card.scales, strict=True
             )
         ]
         for state in states
     ]
-    constant = sum(c / s for c, s in zip(card.centers, card.scales, strict=True)) / 3
+    constant = sum(c / s for c, s in zip(manifest.centers, card.scales, strict=True)) / 3
     scores = [sum(own) / 3 + constant for own in members]
     spread = [math.sqrt(sum((m - sum(own) / 3) ** 2 for m in own) / 3) for own in members]
     bound = [score - beta * own for score, own in zip(scores, spread, strict=True)]
@@ -268,12 +268,12 @@ def test_a_loaded_model_saved_again_is_the_same_model(tokenizer, tmp_path):
         first.backbone.decoder.model,
         first.backbone.renderer,
         first.heads_KD,
-        first.card,
+        first.manifest,
         tmp_path / "b",
         [],
     )
     second = load_scalar_model(tmp_path / "b")
-    assert second.card == first.card
+    assert second.manifest == first.manifest
     assert len(second.backbone.renderer.tokenizer) == len(first.backbone.renderer.tokenizer)
     assert (second.score(PROMPT, RESPONSES) == first.score(PROMPT, RESPONSES)).all()
 
@@ -294,8 +294,8 @@ def test_a_folder_tells_its_kind_its_record_and_what_it_has_seen(tokenizer, tmp_
     save_small(tmp_path / "m", tokenizer, seen=[key])
     model = load_reward_model(tmp_path / "m")
     assert isinstance(model, ScalarModel)
-    assert model.card == ScalarManifest.from_json(model.card.to_json())
-    assert model.card.sources == ("east", "west")
+    assert model.manifest == ScalarManifest.from_json(model.manifest.to_json())
+    assert model.manifest.sources == ("east", "west")
     assert np.load(tmp_path / "m" / "seen.npy").tolist() == [int(key[:16], 16)]
     with pytest.raises(ValueError, match="nothing to export"):
         export_scalar(tmp_path / "m", tmp_path / "out")

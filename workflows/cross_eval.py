@@ -25,7 +25,7 @@ from panoply.config.evaluate import CrossEvalConfig
 from panoply.data.ingest import IngestLimits, ingest_pairs
 from panoply.data.read import Input
 from panoply.data.tables import PairTable, load_pairs
-from panoply.hub.artefact.manifest import Manifest, ScalarManifest, read_card
+from panoply.hub.artefact.manifest import Manifest, ScalarManifest, read_manifest
 from panoply.measure.intervals import macro_interval
 from panoply.measure.metrics import macro
 from panoply.report import plots
@@ -61,13 +61,13 @@ def run_matrix(config: CrossEvalConfig, logger: RunLogger) -> dict[str, Any]:
     """
     out = run_folder(config.out)
     folders = [Path(name).expanduser().absolute() for name in config.models]
-    cards = dict(zip(labels(folders), map(read_card, folders), strict=True))
+    manifests = dict(zip(labels(folders), map(read_manifest, folders), strict=True))
     limits = IngestLimits(max_rows_per_source=config.max_pairs_per_source or None)
     ingested = ingest_pairs([Input(name) for name in config.pairs], out / "data", limits)
     pairs = load_pairs(ingested.path, seed=0, num_folds=2)  # all parts count: the split is theirs
     seen = {
         name: is_seen(pairs.split.key_N, folder)
-        for name, folder in zip(cards, folders, strict=True)
+        for name, folder in zip(manifests, folders, strict=True)
     }
     rows = unseen_rows(seen)
     logger.info(
@@ -78,7 +78,7 @@ def run_matrix(config: CrossEvalConfig, logger: RunLogger) -> dict[str, Any]:
     shards = Shards.of(TextFiles(pairs=(str(ingested.path),)), frozenset(pairs.prompt_P[rows]))
     found: dict[str, ScoredRow] = {}
     deviations: list[float] = []
-    for (name, card), folder in zip(cards.items(), folders, strict=True):
+    for (name, manifest), folder in zip(manifests.items(), folders, strict=True):
         logger.info(f"scoring with {name}")
         scored = score_texts(shards, folder, config.num_workers, logger)
         scores = scored.scores[lead(scored.scores)]
@@ -86,7 +86,7 @@ def run_matrix(config: CrossEvalConfig, logger: RunLogger) -> dict[str, Any]:
         margin_P = np.full(len(pairs.gap_P), np.nan)
         chosen, rejected = (scored.rows(ids[rows]) for ids in (pairs.chosen_P, pairs.rejected_P))
         margin_P[rows] = scores[chosen] - scores[rejected]
-        found[name] = ScoredRow(trained_sources(card), card.temperature, margin_P)
+        found[name] = ScoredRow(trained_sources(manifest), manifest.temperature, margin_P)
     if len(found) > 1:
         found[ENSEMBLE] = ensemble(list(found.values()), deviations)
 
@@ -94,9 +94,9 @@ def run_matrix(config: CrossEvalConfig, logger: RunLogger) -> dict[str, Any]:
     sources, counts = np.unique(pairs.source_P[rows].astype(str), return_counts=True)
     result: dict[str, Any] = {
         "models": {
-            name: {"folder": str(folder), "temperature": card.temperature}
-            | {"sources": sorted(trained_sources(card)), "num_seen": int(seen[name].sum())}
-            for (name, card), folder in zip(cards.items(), folders, strict=True)
+            name: {"folder": str(folder), "temperature": manifest.temperature}
+            | {"sources": sorted(trained_sources(manifest)), "num_seen": int(seen[name].sum())}
+            for (name, manifest), folder in zip(manifests.items(), folders, strict=True)
         },
         "num_pairs": len(pairs.gap_P),
         "num_seen": len(pairs.gap_P) - len(rows),
@@ -104,7 +104,7 @@ def run_matrix(config: CrossEvalConfig, logger: RunLogger) -> dict[str, Any]:
         "sources": dict(zip(sources.tolist(), counts.tolist(), strict=True)),
         "matrix": {name: per_source for name, (per_source, _) in reports.items()},
         "means": {name: means for name, (_, means) in reports.items()},
-        "deviations": dict(zip(cards, deviations, strict=True)),
+        "deviations": dict(zip(manifests, deviations, strict=True)),
         "git_commit": git_commit(),
     }
     write_json(out / "config.json", asdict(config))
@@ -135,11 +135,11 @@ def unseen_rows(seen: Mapping[str, Bools]) -> Ints:
     return rows
 
 
-def trained_sources(card: Manifest | ScalarManifest) -> frozenset[str]:
+def trained_sources(manifest: Manifest | ScalarManifest) -> frozenset[str]:
     """Returns the sources that a model was trained on; a gated one's ratings have sources too."""
-    if isinstance(card, ScalarManifest):
-        return frozenset(card.sources)
-    return frozenset(source for found in card.data.values() for source in found["by_source"])
+    if isinstance(manifest, ScalarManifest):
+        return frozenset(manifest.sources)
+    return frozenset(source for found in manifest.data.values() for source in found["by_source"])
 
 
 def ensemble(rows: Sequence[ScoredRow], deviations: Sequence[float]) -> ScoredRow:

@@ -19,7 +19,7 @@ from panoply.data.boards import StyledPairs, read_styles
 from panoply.data.ingest import IngestLimits, ingest_pairs
 from panoply.data.read import Input
 from panoply.data.tables import PairTable, load_pairs
-from panoply.hub.artefact.manifest import Manifest, ScalarManifest, read_card
+from panoply.hub.artefact.manifest import Manifest, ScalarManifest, read_manifest
 from panoply.measure.boards import rmbench
 from panoply.measure.calibration import reliability
 from panoply.report.page.write import write_page
@@ -50,12 +50,12 @@ def run_evaluate(config: EvaluateConfig, logger: RunLogger) -> dict[str, Any]:
         FileNotFoundError, ValueError: no such model or file, or unusable pairs.
     """
     out, folder = run_folder(config.out), Path(config.model).expanduser().absolute()
-    card = read_card(folder)
+    manifest = read_manifest(folder)
     limits = IngestLimits(max_rows_per_source=config.max_pairs_per_source or None)
     inputs = [Input(name) for name in config.pairs]
     styled = read_styles(inputs) if config.board == "rmbench" else None
     ingested = ingest_pairs(inputs, out / "data", limits)
-    pairs = load_pairs(ingested.path, seed=card.seed, num_folds=2)
+    pairs = load_pairs(ingested.path, seed=manifest.seed, num_folds=2)
     unseen = np.flatnonzero(~is_seen(pairs.split.key_N, folder))
     logger.info(f"data: {len(pairs.gap_P):,} pairs, {len(unseen):,} of prompts not trained on")
 
@@ -63,7 +63,7 @@ def run_evaluate(config: EvaluateConfig, logger: RunLogger) -> dict[str, Any]:
     shards = Shards.of(TextFiles(pairs=(str(ingested.path),)))
     scored = score_texts(shards, folder, config.num_workers, logger)
     margins = margins_of(pairs, scored)
-    scales = scales_of(folder, card, margins)
+    scales = scales_of(folder, manifest, margins)
 
     metrics: dict[str, Any] = {
         "model": str(folder),
@@ -81,9 +81,9 @@ def run_evaluate(config: EvaluateConfig, logger: RunLogger) -> dict[str, Any]:
     metrics["comparisons"] = compare(margins, pairs, rows, rivals)
     if styled is not None:
         metrics["rmbench"] = report_rmbench(styled, scored, is_seen(styled.key_P, folder))
-    if isinstance(card, Manifest) and scored.weights_NO is not None:
+    if isinstance(manifest, Manifest) and scored.weights_NO is not None:
         weights_PO = scored.weights_NO[scored.rows(pairs.chosen_P)]
-        shares = weights_by_domain(weights_PO, card.objectives, pairs.domain_P, rows)
+        shares = weights_by_domain(weights_PO, manifest.objectives, pairs.domain_P, rows)
         metrics["gate"] = {"weights_by_domain": shares}
     metrics["reliability"] = {
         name: reliability(margins[name][rows] * scales[name]) for name in CURVES if name in margins
@@ -98,14 +98,14 @@ def run_evaluate(config: EvaluateConfig, logger: RunLogger) -> dict[str, Any]:
 
 
 def scales_of(
-    folder: Path, card: Manifest | ScalarManifest, names: Iterable[str]
+    folder: Path, manifest: Manifest | ScalarManifest, names: Iterable[str]
 ) -> dict[str, float]:
     """Returns the factor to log odds of each scorer, as the model brings it.
 
     A lower bound is in the unit of its score and has the same.
     """
-    if isinstance(card, ScalarManifest):
-        return dict.fromkeys(names, 1 / card.temperature)
+    if isinstance(manifest, ScalarManifest):
+        return dict.fromkeys(names, 1 / manifest.temperature)
     fixed = load_file(folder / "baselines.safetensors")
     return {name: float(fixed[f"scale.{name}"]) for name in names}
 

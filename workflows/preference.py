@@ -286,7 +286,7 @@ def save_artefact(
     known = {name for name, _ in trainable.net.named_parameters()}
     trainable.net.load_state_dict({k: v for k, v in state.items() if k in known}, strict=False)
     # A frozen language-model head, which a policy loss had beside it, is no part of the model.
-    card = ScalarManifest(
+    manifest = ScalarManifest(
         rendering=config.backbone.rendering,
         temperature=1 / scale if scale else float("inf"),
         seed=config.seed,
@@ -308,11 +308,11 @@ def save_artefact(
     if not (out / "model").exists():
         heads_KD = trainable.net.head.weight.detach()
         drift = save_scalar_model(
-            trainable.backbone(), trainable.renderer, heads_KD, card, out / "model", list(used)
+            trainable.backbone(), trainable.renderer, heads_KD, manifest, out / "model", list(used)
         )
     return {
         "drift": drift,
-        "temperature": card.temperature,
+        "temperature": manifest.temperature,
         "round_trip_drift": round_trip(out / "model", model, found, str(trainable.dtype)),
     }
 

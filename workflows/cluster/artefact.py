@@ -67,7 +67,7 @@ def save_artefact(
     fill(head, parts, debiased[:, train].reshape(-1, len(values.names)).mean(0))
     margin_P = (weights_PO * arrays.difference_PO).sum(1)
     scale = scales["gate"]
-    card = Manifest(
+    manifest = Manifest(
         objectives=values.names,
         maps={name: scale_.to_dict() for name, scale_ in data.maps.items()},
         pooling=stage1.place.pooling,
@@ -86,13 +86,13 @@ def save_artefact(
     used = np.concatenate([data.ratings.split.key_N, data.pairs.split.key_N])
     part_of_used = np.concatenate([data.ratings.split.part_N, data.pairs.split.part_N])
     save_reward_model(
-        RewardModel(backbone, head, card),
+        RewardModel(backbone, head, manifest),
         out / "model",
         baseline_tensors(parts.fixed, load_mlp(arrays.folder, arrays).state_dict(), scales),
         list(used[part_of_used != "test"]),
     )
     drift = round_trip(out / "model", data, values, margin_P)
-    return {"round_trip_drift": drift, "temperature": card.temperature}
+    return {"round_trip_drift": drift, "temperature": manifest.temperature}
 
 
 def fill(head: GatedHead, parts: LinearParts, center_O: Array) -> None:
@@ -145,7 +145,7 @@ def round_trip(folder: Path, data: Data, values: PairValues, margin_P: Array) ->
         chosen, rejected = model.score(pair["prompt"], [pair["chosen"], pair["rejected"]])
         margins.append(float(chosen - rejected))
     drift = float(np.abs(np.array(margins) - margin_P[rows]).max() / margin_P.std())
-    bound = TOLERANCE if model.card.dtype == "float32" else 0.1
+    bound = TOLERANCE if model.manifest.dtype == "float32" else 0.1
     if not drift <= bound:
         raise RuntimeError(
             f"the saved model in {str(folder)!r} differs from the run by {drift:.2e} of the "

@@ -18,7 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from panoply.hub.artefact.classifier import check_vacant
-from panoply.hub.artefact.manifest import ScalarManifest, read_card
+from panoply.hub.artefact.manifest import ScalarManifest, read_manifest
 from panoply.hub.artefact.scalar import ScalarModel, load_scalar_model, save_scalar_model
 
 
@@ -37,12 +37,12 @@ def average_models(folders: Sequence[Path], out: Path) -> float:
             first, or `out` holds something.
     """
     check_vacant(out)
-    cards = [_scalar_card(folder) for folder in folders]
-    if not cards:
+    manifests = [_scalar_manifest(folder) for folder in folders]
+    if not manifests:
         raise ValueError("an average needs at least one model, got none")
-    first = _description(cards[0], folders[0])
-    for folder, card in zip(folders, cards, strict=True):
-        _check(_description(card, folder), first, folder, folders[0])
+    first = _description(manifests[0], folders[0])
+    for folder, manifest in zip(folders, manifests, strict=True):
+        _check(_description(manifest, folder), first, folder, folders[0])
     model, share = load_scalar_model(folders[0]), 1 / len(folders)
     mean = _tensors(model)  # the model's own memory
     for value in mean.values():
@@ -51,19 +51,21 @@ def average_models(folders: Sequence[Path], out: Path) -> float:
         for name, value in _tensors(load_scalar_model(folder)).items():
             mean[name].add_(value, alpha=share)
     centers, scales = (
-        tuple(np.mean([getattr(card, name) for card in cards], axis=0).tolist())
+        tuple(np.mean([getattr(manifest, name) for manifest in manifests], axis=0).tolist())
         for name in ("centers", "scales")
     )
-    card = replace(
-        cards[0],
+    manifest = replace(
+        manifests[0],
         temperature=1.0,
-        sources=tuple(dict.fromkeys(source for card in cards for source in card.sources)),
+        sources=tuple(
+            dict.fromkeys(source for manifest in manifests for source in manifest.sources)
+        ),
         data={
             f"{kind} of model {number}": found
-            for number, card in enumerate(cards, start=1)
-            for kind, found in card.data.items()
+            for number, manifest in enumerate(manifests, start=1)
+            for kind, found in manifest.data.items()
         },
-        method={"average of": [dict(card.method) for card in cards]},
+        method={"average of": [dict(manifest.method) for manifest in manifests]},
         centers=centers,
         scales=scales,
     )
@@ -71,29 +73,29 @@ def average_models(folders: Sequence[Path], out: Path) -> float:
     seen = [f"{value:016x}" for value in np.unique(np.concatenate(list(hashes))).tolist()]
     backbone = model.backbone
     return save_scalar_model(
-        backbone.decoder.model, backbone.renderer, model.heads_KD, card, out, seen
+        backbone.decoder.model, backbone.renderer, model.heads_KD, manifest, out, seen
     )
 
 
-def _scalar_card(folder: Path) -> ScalarManifest:
-    card = read_card(folder)
-    if not isinstance(card, ScalarManifest):
+def _scalar_manifest(folder: Path) -> ScalarManifest:
+    manifest = read_manifest(folder)
+    if not isinstance(manifest, ScalarManifest):
         raise ValueError(
             f"{str(folder)!r} is a gated reward model, which has no mean; name scalar models"
         )
-    return card
+    return manifest
 
 
-def _description(card: ScalarManifest, folder: Path) -> dict[str, Any]:
+def _description(manifest: ScalarManifest, folder: Path) -> dict[str, Any]:
     """Returns what models must share for their mean to be a model."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder).to_dict()
     return {
-        "number of heads": len(card.scales),
-        "chat template": card.template_hash,
-        "rendering": card.rendering,
-        "BOS rule": card.bos,
+        "number of heads": len(manifest.scales),
+        "chat template": manifest.template_hash,
+        "rendering": manifest.rendering,
+        "BOS rule": manifest.bos,
     } | {
         f"config's {name}": value
         for name, value in config.items()

@@ -20,7 +20,7 @@ from panoply.hub.artefact.classifier import (
     write_classifier,
 )
 from panoply.hub.artefact.load import load_gated_model, pooled
-from panoply.hub.artefact.manifest import ScalarManifest, read_card
+from panoply.hub.artefact.manifest import ScalarManifest, read_manifest
 from panoply.hub.artefact.model_card import ScalarDescription, model_card, read_metrics
 
 SCORER = "linear_bt"
@@ -56,7 +56,7 @@ def export_scalar(folder: Path, out: Path) -> Exported:
         decoder.model.float()
         written = write_classifier(decoder.model, model.backbone.renderer, weight_F, built)
         scalar = ScalarDescription(SCORER, str(written.tokenizer.pad_token), scale)
-        (built / "README.md").write_text(model_card(model.card, read_metrics(folder), scalar))
+        (built / "README.md").write_text(model_card(model.manifest, read_metrics(folder), scalar))
         features = model.backbone.features(probe_trees(model.backbone.renderer))
         own_R = pooled(features, "last").double() @ weight_F.double()
         drift = compare(own_R, built)
@@ -65,8 +65,8 @@ def export_scalar(folder: Path, out: Path) -> Exported:
 
 def _read_head(folder: Path) -> tuple[torch.Tensor, float]:
     """Returns the head's weights `[F]` and its factor to log odds."""
-    card = read_card(folder)
-    if isinstance(card, ScalarManifest):
+    manifest = read_manifest(folder)
+    if isinstance(manifest, ScalarManifest):
         raise ValueError(
             f"{str(folder)!r} is a scalar model: AutoModelForSequenceClassification loads it as it "
             "is, and there is nothing to export"
@@ -76,9 +76,9 @@ def _read_head(folder: Path) -> tuple[torch.Tensor, float]:
             f"{str(folder)!r} has no baselines.safetensors, so it holds no scalar head to export. "
             "A run leaves a folder that does in OUT/model"
         )
-    if card.pooling != "last":
+    if manifest.pooling != "last":
         raise ValueError(
-            f"the head {SCORER!r} in {str(folder)!r} reads {card.pooling!r} features, but a "
+            f"the head {SCORER!r} in {str(folder)!r} reads {manifest.pooling!r} features, but a "
             "sequence classifier reads 'last', the last token, alone: run again with "
             "`--backbone.poolings last` and another `--out`, and export that"
         )

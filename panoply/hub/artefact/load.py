@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from panoply.config import DType, Pooling
 from panoply.data.ratings import RatingMap
 from panoply.data.schema import Prompt
-from panoply.hub.artefact.manifest import Manifest, ScalarManifest, hash_keys, read_card
+from panoply.hub.artefact.manifest import Manifest, ScalarManifest, hash_keys, read_manifest
 from panoply.hub.artefact.scalar import ScalarModel, load_scalar_model
 from panoply.hub.backbone.backbone import Backbone, Renderer, choose_dtype
 from panoply.hub.backbone.scoring_model import ScoringModel, provenance_of
@@ -75,19 +75,19 @@ def pooled(features: Features, pooling: Pooling, depth: int = 0) -> torch.Tensor
 class RewardModel(ScoringModel):
     """A gated reward model: conversations in, scores and explanations out."""
 
-    def __init__(self, backbone: Backbone, head: GatedHead, card: Manifest) -> None:
+    def __init__(self, backbone: Backbone, head: GatedHead, manifest: Manifest) -> None:
         self.backbone = backbone
         self.head = head.eval().requires_grad_(False)
-        self.card = card
-        self.temperature = card.temperature
-        self.provenance = provenance_of("gated", backbone, head.state_dict(), card.pad_rule)
+        self.manifest = manifest
+        self.temperature = manifest.temperature
+        self.provenance = provenance_of("gated", backbone, head.state_dict(), manifest.pad_rule)
 
     @torch.inference_mode()
     def score_trees(self, trees: Sequence[TokenTree]) -> ModelOutput:
         """Scores all responses of some trees, tree by tree."""
         features = self.backbone.features(trees)
         gate_rows = [g for g, tree in enumerate(trees) for _ in tree.branches]
-        return self.head(pooled(features, self.card.pooling), features.gate_GLD[gate_rows, 0])
+        return self.head(pooled(features, self.manifest.pooling), features.gate_GLD[gate_rows, 0])
 
     def score(self, prompt: Prompt, responses: Sequence[str]) -> NDArray[np.float32]:
         """Returns the score of each response to a prompt, `[R]` float32.
@@ -116,13 +116,13 @@ class RewardModel(ScoringModel):
                 float(coefficient_BO[0, i]),
                 float(contribution[i]),
             )
-            for i, name in enumerate(self.card.objectives)
+            for i, name in enumerate(self.manifest.objectives)
         ]
         drivers.sort(key=lambda driver: -abs(driver.contribution))
         return Explanation(float(scored.score_B[0]), float(length_B[0]), tuple(drivers))
 
     def _own_scale(self, objective: str, value: float) -> float:
-        found = self.card.maps.get(objective)
+        found = self.manifest.maps.get(objective)
         return float(RatingMap.from_dict(found).to_raw(value)) if found else value
 
 
@@ -150,7 +150,7 @@ def save_reward_model(
     save_file(contiguous, folder / "model.safetensors", metadata={"format": "pt"})
     save_file({k: v.contiguous() for k, v in baselines.items()}, folder / "baselines.safetensors")
     np.save(folder / "seen.npy", hash_keys(seen), allow_pickle=False)
-    (folder / "panoply.json").write_text(model.card.to_json())
+    (folder / "panoply.json").write_text(model.manifest.to_json())
 
 
 def load_reward_model(name: str | Path, *, trust_remote_code: bool = False) -> AnyModel:
@@ -170,7 +170,7 @@ def load_reward_model(name: str | Path, *, trust_remote_code: bool = False) -> A
     """
     folder = fetch(str(name), code=trust_remote_code)
     if (folder / "panoply.json").is_file():
-        is_scalar = isinstance(read_card(folder), ScalarManifest)
+        is_scalar = isinstance(read_manifest(folder), ScalarManifest)
         return load_scalar_model(folder) if is_scalar else load_gated_model(folder)
     if (folder / "adapter_config.json").is_file():
         return load_adapter(folder)
@@ -181,7 +181,7 @@ def load_reward_model(name: str | Path, *, trust_remote_code: bool = False) -> A
         )
     checkpoint = Checkpoint.open(folder)
     if is_armorm(checkpoint):
-        return _with_card(load_armorm(checkpoint))
+        return _with_manifest(load_armorm(checkpoint))
     return load_published(checkpoint, trust_remote_code=trust_remote_code)
 
 
@@ -189,24 +189,24 @@ def load_gated_model(folder: Path) -> RewardModel:
     """Loads a gated model of ours; raises as `load_reward_model` does."""
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-    card = Manifest.from_json((folder / "panoply.json").read_text())
+    manifest = Manifest.from_json((folder / "panoply.json").read_text())
     tensors = load_file(folder / "model.safetensors")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # Made in its dtype and not cast to it: a cast would also round the rotary frequencies.
-    dtype = choose_dtype(cast(DType, card.dtype), device)
+    dtype = choose_dtype(cast(DType, manifest.dtype), device)
     model = AutoModel.from_config(AutoConfig.from_pretrained(folder), dtype=dtype)
     model.load_state_dict(_under("model.", tensors))
     model = model.to(device=device)
-    renderer = Renderer(AutoTokenizer.from_pretrained(folder), card.rendering)
-    renderer.check_template(card.template_hash, folder)
-    backbone = Backbone(card.backbone, model, renderer, [card.depth])
-    return RewardModel(backbone, _head(card, _under("head.", tensors)), card)
+    renderer = Renderer(AutoTokenizer.from_pretrained(folder), manifest.rendering)
+    renderer.check_template(manifest.template_hash, folder)
+    backbone = Backbone(manifest.backbone, model, renderer, [manifest.depth])
+    return RewardModel(backbone, _head(manifest, _under("head.", tensors)), manifest)
 
 
-def _with_card(parts: Parts) -> RewardModel:
-    """Returns a published gated model with the card that ours have."""
+def _with_manifest(parts: Parts) -> RewardModel:
+    """Returns a published gated model with the manifest that ours have."""
     backbone = parts.backbone
-    card = Manifest(
+    manifest = Manifest(
         objectives=parts.objectives,
         maps=parts.scales,
         pooling="last",
@@ -222,16 +222,16 @@ def _with_card(parts: Parts) -> RewardModel:
         dtype=str(backbone.decoder.dtype).removeprefix("torch."),
         data={},
     )
-    return RewardModel(backbone, parts.head, card)
+    return RewardModel(backbone, parts.head, manifest)
 
 
 def _under(prefix: str, tensors: Tensors) -> Tensors:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def _head(card: Manifest, tensors: Tensors) -> GatedHead:
+def _head(manifest: Manifest, tensors: Tensors) -> GatedHead:
     size = tensors["gate.shift"].shape[0]
-    gate = make_gate(size, len(card.objectives), card.gate)
-    head = GatedHead(len(card.objectives), tensors["weight"].shape[1], gate)
+    gate = make_gate(size, len(manifest.objectives), manifest.gate)
+    head = GatedHead(len(manifest.objectives), tensors["weight"].shape[1], gate)
     head.load_state_dict(tensors)
     return head

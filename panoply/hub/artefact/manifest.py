@@ -45,15 +45,15 @@ class Manifest:
     format: int = FORMAT
 
     def to_json(self) -> str:
-        """Returns the card as JSON."""
+        """Returns the manifest as JSON."""
         return json.dumps(asdict(self), indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
-        """Reads a card.
+        """Reads a manifest.
 
         Raises:
-            ValueError: a card of another format version.
+            ValueError: a manifest of another format version.
         """
         raw = _read(text)
         raw["rendering"] = Rendering(**raw["rendering"])
@@ -107,15 +107,15 @@ class ScalarManifest:
             )
 
     def to_json(self) -> str:
-        """Returns the card as JSON."""
+        """Returns the manifest as JSON."""
         return json.dumps(asdict(self), indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> ScalarManifest:
-        """Reads a card.
+        """Reads a manifest.
 
         Raises:
-            ValueError: a card of another format version.
+            ValueError: a manifest of another format version.
         """
         raw = _read(text)
         raw["rendering"] = Rendering(**raw["rendering"])
@@ -124,12 +124,12 @@ class ScalarManifest:
         return cls(**raw)
 
 
-def read_card(folder: Path) -> Manifest | ScalarManifest:
-    """Returns the card of a reward model's folder, by its kind.
+def read_manifest(folder: Path) -> Manifest | ScalarManifest:
+    """Returns the manifest of a reward model's folder, by its kind.
 
     Raises:
         FileNotFoundError: the folder has none.
-        ValueError: a card of another format version.
+        ValueError: a manifest of another format version.
     """
     file = folder / "panoply.json"
     if not file.is_file():

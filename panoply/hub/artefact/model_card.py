@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from panoply.data.ratings import RatingMap
-from panoply.hub.artefact.manifest import Manifest, ScalarManifest, read_card
+from panoply.hub.artefact.manifest import Manifest, ScalarManifest, read_manifest
 from panoply.hub.backbone.smollm2 import NAME
 
 Section: TypeAlias = Mapping[str, Any]
@@ -66,7 +66,7 @@ class ScalarDescription:
 
 def write_card(folder: Path) -> None:
     """Writes `README.md` into a reward model's folder."""
-    card, metrics = read_card(folder), read_metrics(folder)
+    card, metrics = read_manifest(folder), read_metrics(folder)
     is_scalar = isinstance(card, ScalarManifest)
     text = scalar_card(card, metrics) if is_scalar else model_card(card, metrics)
     (folder / "README.md").write_text(text)

@@ -37,7 +37,7 @@ from panoply.hub.artefact.classifier import (
     probe_trees,
     write_classifier,
 )
-from panoply.hub.artefact.manifest import ScalarManifest, hash_keys, read_card
+from panoply.hub.artefact.manifest import ScalarManifest, hash_keys, read_manifest
 from panoply.hub.artefact.model_card import write_card
 from panoply.hub.backbone.backbone import Backbone, Renderer
 from panoply.hub.backbone.scoring_model import ScoringModel, provenance_of
@@ -47,14 +47,14 @@ from panoply.model.tree import TokenTree
 class ScalarModel(ScoringModel):
     """A scalar reward model: conversations in, scores out."""
 
-    def __init__(self, backbone: Backbone, heads_KD: Tensor, card: ScalarManifest) -> None:
+    def __init__(self, backbone: Backbone, heads_KD: Tensor, manifest: ScalarManifest) -> None:
         self.backbone = backbone
         self.heads_KD = heads_KD
-        self.card = card
-        self.weight_D = collapsed(heads_KD, card.scales)
-        self.temperature = card.temperature
-        heads = {"heads": heads_KD, "scales": heads_KD.new_tensor(card.scales)}
-        self.provenance = provenance_of("scalar", backbone, heads, card.pad_rule)
+        self.manifest = manifest
+        self.weight_D = collapsed(heads_KD, manifest.scales)
+        self.temperature = manifest.temperature
+        heads = {"heads": heads_KD, "scales": heads_KD.new_tensor(manifest.scales)}
+        self.provenance = provenance_of("scalar", backbone, heads, manifest.pad_rule)
 
     @torch.inference_mode()
     def score_trees(self, trees: Sequence[TokenTree]) -> Tensor:
@@ -95,7 +95,7 @@ class ScalarModel(ScoringModel):
         return self.backbone.features(trees).last_RLD[:, -1]
 
     def _standardized(self, states_RD: Tensor) -> Tensor:
-        center_K, scale_K = (torch.tensor(v) for v in (self.card.centers, self.card.scales))
+        center_K, scale_K = (torch.tensor(v) for v in (self.manifest.centers, self.manifest.scales))
         return (states_RD @ self.heads_KD.T - center_K) / scale_K
 
 
@@ -110,7 +110,7 @@ def save_scalar_model(
     model: nn.Module,
     renderer: Renderer,
     heads_KD: Tensor,
-    card: ScalarManifest,
+    manifest: ScalarManifest,
     folder: Path,
     seen: Sequence[str],
 ) -> float:
@@ -123,7 +123,7 @@ def save_scalar_model(
         model: the decoder stack without a language-model head, adapters merged; it is not changed.
         renderer: of its conversations.
         heads_KD: one head, or the members of an ensemble.
-        card: its record; hash of the template and BOS rule are set here to those of the folder.
+        manifest: its record; hash of the template and BOS rule are set here to those of the folder.
         folder: new, or that of an earlier save.
         seen: split keys that training used.
 
@@ -132,23 +132,23 @@ def save_scalar_model(
 
     Raises:
         ValueError: the architecture has no sequence classifier with a linear head, the heads do not
-            fit the card, or `folder` holds something that is no reward model.
+            fit the manifest, or `folder` holds something that is no reward model.
         RuntimeError: the saved model scores differently.
     """
-    if heads_KD.shape[:1] != (len(card.scales),):
+    if heads_KD.shape[:1] != (len(manifest.scales),):
         raise ValueError(
-            f"heads have shape {list(heads_KD.shape)}, but the card has centers and scales of "
-            f"{len(card.scales)}: give [{len(card.scales)}, D]"
+            f"heads have shape {list(heads_KD.shape)}, but the manifest has centers and scales of "
+            f"{len(manifest.scales)}: give [{len(manifest.scales)}, D]"
         )
     if not (folder / "panoply.json").is_file():
         check_vacant(folder)
     heads_KD = heads_KD.detach().float().cpu()
     with built_beside(folder) as built:
-        written = write_classifier(model, renderer, collapsed(heads_KD, card.scales), built)
-        card = replace(card, template_hash=written.template_hash, bos=tuple(written.bos))
+        written = write_classifier(model, renderer, collapsed(heads_KD, manifest.scales), built)
+        manifest = replace(manifest, template_hash=written.template_hash, bos=tuple(written.bos))
         save_file({"heads": heads_KD.contiguous()}, built / "heads.safetensors")
         np.save(built / "seen.npy", hash_keys(seen), allow_pickle=False)
-        (built / "panoply.json").write_text(card.to_json())
+        (built / "panoply.json").write_text(manifest.to_json())
         write_card(built)
         loaded = load_scalar_model(built)
         return compare(loaded.score_trees(probe_trees(loaded.backbone.renderer)), built)
@@ -164,15 +164,17 @@ def load_scalar_model(folder: Path) -> ScalarModel:
     """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    card = read_card(folder)
-    if not isinstance(card, ScalarManifest):
+    manifest = read_manifest(folder)
+    if not isinstance(manifest, ScalarManifest):
         raise ValueError(
             f"{str(folder)!r} is a gated reward model, not a scalar one: load it with "
             "panoply.hub.artefact.load.load_reward_model"
         )
     classifier = cast(Any, AutoModelForSequenceClassification.from_pretrained(folder))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    renderer = Renderer(AutoTokenizer.from_pretrained(folder), card.rendering)
-    renderer.check_template(card.template_hash, folder)
-    backbone = Backbone(card.backbone, classifier.base_model.to(device), renderer, [card.depth])
-    return ScalarModel(backbone, load_file(folder / "heads.safetensors")["heads"], card)
+    renderer = Renderer(AutoTokenizer.from_pretrained(folder), manifest.rendering)
+    renderer.check_template(manifest.template_hash, folder)
+    backbone = Backbone(
+        manifest.backbone, classifier.base_model.to(device), renderer, [manifest.depth]
+    )
+    return ScalarModel(backbone, load_file(folder / "heads.safetensors")["heads"], manifest)
