@@ -22,7 +22,7 @@ from torch import Tensor
 
 from actors.dpo_task import PolicyTask, RankedPrompt
 from actors.reward_trainer import NonFinite
-from panoply.hub.backbone.backbone import Renderer
+from panoply.hub.backbone.renderer import Renderer
 from panoply.hub.policy.lora import read_adapter
 from panoply.hub.policy.trainable import TrainableModel, load_trainable
 from panoply.model.tree import Branch, TokenTree

@@ -17,7 +17,7 @@ from actors.dpo_task import ADAPTER, DONE, PAIRS, PROBE, PROGRESS, STOPPED, Poli
 from actors.dpo_trainer import OPTIMIZER, DPOTrainer, tokens_of
 from actors.reward_trainer import NonFinite
 from actors.reward_training import TOLD_EVERY_SECONDS, worker_group
-from panoply.hub.backbone.backbone import quiet
+from panoply.hub.backbone.pretrained import silence_libraries
 from panoply.hub.policy.lora import save_adapter
 from panoply.preference.distributed import Group
 from panoply.preference.policy_outcome import kl_per_token, margin_per_token, pair_losses
@@ -25,7 +25,7 @@ from panoply.preference.policy_outcome import kl_per_token, margin_per_token, pa
 
 def train_policy(config: Mapping[str, PolicyTask]) -> None:
     """Trains one round; if it is done already, nothing happens."""
-    quiet()
+    silence_libraries()
     task = config["task"]
     if task.threads:
         torch.set_num_threads(task.threads)

@@ -12,7 +12,8 @@ import torch
 
 from panoply.config import BackboneConfig, DType
 from panoply.data.features import FeatureStore
-from panoply.hub.backbone.backbone import Backbone, count_layers, load_backbone, quiet
+from panoply.hub.backbone.backbone import Backbone, load_backbone
+from panoply.hub.backbone.pretrained import count_layers, silence_libraries
 from panoply.measure.metrics import largest_relative_error
 from panoply.model.budget import calibrate
 from panoply.model.tree import TokenTree
@@ -56,7 +57,7 @@ def probe(config: BackboneConfig, samples: Sequence[Mapping[str, Any]]) -> Probe
         config: the backbone.
         samples: a few rows with `prompt` (JSON) and `responses`.
     """
-    quiet()
+    silence_libraries()
     depths = candidate_depths(config, count_layers(config.model))
     backbone = _load(config, depths)
     trees = _trees(backbone, samples)
@@ -103,7 +104,7 @@ class Embedder:
     def __init__(
         self, config: BackboneConfig, depths: tuple[int, ...], store: FeatureStore, threads: int
     ) -> None:
-        quiet()
+        silence_libraries()
         torch.set_num_threads(threads)
         self.config = config
         self.backbone = _load(config, depths)

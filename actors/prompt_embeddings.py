@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from panoply.config import DType, Rendering
 from panoply.data.schema import Prompt
-from panoply.hub.backbone.backbone import count_layers, load_backbone, quiet
+from panoply.hub.backbone.backbone import load_backbone
+from panoply.hub.backbone.pretrained import count_layers, silence_libraries
 
 
 @torch.inference_mode()
@@ -27,7 +28,7 @@ def prompt_states(
         dtype: of the forward.
         prompts: in turns.
     """
-    quiet()
+    silence_libraries()
     layers = max(1, round(depth * count_layers(model)))
     at_end = replace(rendering, gate="prompt_last")
     backbone = load_backbone(model, depths=[layers], rendering=at_end, dtype=dtype)

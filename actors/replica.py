@@ -16,7 +16,7 @@ from actors.internal_error import internal_error
 from actors.voices import Voice, voice_of
 from panoply.config.serve import BatchConfig, ServedModelConfig
 from panoply.hub.artefact.load import load_reward_model
-from panoply.hub.backbone.backbone import quiet
+from panoply.hub.backbone.pretrained import silence_libraries
 from panoply.model.gather import Tokenized, gather
 from panoply.serve.batching import Batcher, BatchStats, Overloaded
 from panoply.serve.calls import ReplicaRequest, each_alone
@@ -214,7 +214,7 @@ class ServedReplica:
 
     def __init__(self, arm: ServedModelConfig) -> None:
         """Loads the model; raises as `load_reward_model` does."""
-        quiet()
+        silence_libraries()
         torch.set_num_threads(max(1, int(arm.scaling.cpus)))
         model = load_reward_model(arm.where, trust_remote_code=arm.trust_remote_code)
         self.meters = ReplicaMetrics(arm.name)

@@ -16,7 +16,7 @@ import torch
 from actors import checkpoints
 from actors.reward_task import TrainTask
 from actors.reward_trainer import NonFinite, RewardTrainer
-from panoply.hub.backbone.backbone import quiet
+from panoply.hub.backbone.pretrained import silence_libraries
 from panoply.preference.distributed import Group
 from panoply.preference.more import MoreState
 
@@ -26,7 +26,7 @@ DONE, STOPPED, PROGRESS = "done.json", "stopped.json", "progress.json"
 
 def train_models(config: Mapping[str, Sequence[TrainTask]]) -> None:
     """Trains models one after the other; those that are done are skipped."""
-    quiet()
+    silence_libraries()
     group = worker_group()
     for task in config["tasks"]:
         if task.threads:

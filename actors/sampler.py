@@ -11,7 +11,7 @@ import torch
 from panoply.config import DType, Rendering
 from panoply.config.policy import SamplingConfig
 from panoply.data.schema import Prompt
-from panoply.hub.backbone.backbone import quiet
+from panoply.hub.backbone.pretrained import silence_libraries
 from panoply.hub.policy.policy import Policy, load_policy
 from panoply.hub.policy.prefix_decoding import Sampled
 from panoply.model.sampling import stream
@@ -72,7 +72,7 @@ class Sampler:
         dtype: DType = "auto",
         threads: int = 0,
     ) -> None:
-        quiet()
+        silence_libraries()
         if threads:
             torch.set_num_threads(threads)
         self.model, self.config = model, config

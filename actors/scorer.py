@@ -14,7 +14,7 @@ from torch import Tensor
 
 from panoply.hub.artefact.load import RewardModel, load_reward_model, pooled
 from panoply.hub.artefact.scalar import ScalarModel
-from panoply.hub.backbone.backbone import quiet
+from panoply.hub.backbone.pretrained import silence_libraries
 from panoply.model.gate import ScalarHead
 from panoply.model.tree import TokenTree
 
@@ -34,7 +34,7 @@ class ScoringActor:
     """
 
     def __init__(self, folder: str, threads: int) -> None:
-        quiet()
+        silence_libraries()
         torch.set_num_threads(threads)
         model = load_reward_model(folder)
         self.render = model.backbone.renderer.render

@@ -23,7 +23,7 @@ from pydantic import BaseModel, Field, JsonValue
 from actors.sampler import Question, Response, Samples
 from panoply.config import Rendering
 from panoply.config.policy import PolicyServerConfig, SamplingConfig
-from panoply.hub.backbone.backbone import quiet
+from panoply.hub.backbone.pretrained import silence_libraries
 from panoply.hub.policy.lora import FILE
 from panoply.hub.policy.policy import load_speaker
 from panoply.model.sampling import stream
@@ -56,7 +56,7 @@ class ServerSampler:
         rendering: Rendering | None,
         server: PolicyServerConfig,
     ) -> None:
-        quiet()
+        silence_libraries()
         self.config, self.server = config, server
         self.renderer, self.stops = load_speaker(model, rendering)
         self.http = httpx2.Client(limits=httpx2.Limits(max_connections=config.rows))

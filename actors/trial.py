@@ -23,7 +23,7 @@ from actors.reward_training import DONE, STOPPED, Run, complete, run_task
 from panoply.config.tune import Point, TuneConfig, at_point, num_steps
 from panoply.data.schema import digest
 from panoply.data.tokens import TokenPairs
-from panoply.hub.backbone.backbone import quiet
+from panoply.hub.backbone.pretrained import silence_libraries
 from panoply.hub.policy.activation_cache import ActivationCache
 from panoply.hub.policy.trainable import load_trainable
 from panoply.preference.distributed import Group
@@ -117,5 +117,5 @@ def fill_store(task: TrainTask) -> None:
 
 def begin(task: TrainTask) -> None:
     """Sets up the process."""
-    quiet()
+    silence_libraries()
     torch.set_num_threads(task.threads)

@@ -63,10 +63,10 @@ def main(options: Options) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from panoply.hub.backbone.backbone import quiet
+    from panoply.hub.backbone.pretrained import silence_libraries
     from workflows.cluster.tracking import write_json
 
-    quiet()
+    silence_libraries()
     figures: dict[str, Any] = {"setting": setting(options)}
     for part in (forwards, embedding_on_ray, sums_on_ray):
         figures |= part(options)
@@ -84,7 +84,8 @@ def forwards(options: Options) -> dict[str, Any]:
     """Returns the figures of one worker's forward."""
     import json
 
-    from panoply.hub.backbone.backbone import load_backbone, resolve
+    from panoply.hub.backbone.backbone import load_backbone
+    from panoply.hub.backbone.pretrained import resolve
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:

@@ -51,10 +51,10 @@ def main(options: Options) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from panoply.hub.backbone.backbone import quiet
+    from panoply.hub.backbone.pretrained import silence_libraries
     from workflows.cluster.tracking import write_json
 
-    quiet()
+    silence_libraries()
     torch.set_num_threads(options.threads)
     figures: dict[str, Any] = {"setting": setting(options)}
     for name, budget in (("more_vs_mixed", 2**16), ("more_vs_mixed_delayed", 1024)):

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from panoply.hub.backbone.backbone import Renderer
+from panoply.hub.backbone.renderer import Renderer
 from panoply.model.decoder import cut
 from panoply.model.tree import Branch, TokenTree
 

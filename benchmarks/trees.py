@@ -34,7 +34,9 @@ from benchmarks.tree_baselines import (
     where_time_goes,
 )
 from benchmarks.tree_training import compare_training
-from panoply.hub.backbone.backbone import Backbone, Renderer, load_backbone, quiet, resolve
+from panoply.hub.backbone.backbone import Backbone, load_backbone
+from panoply.hub.backbone.pretrained import resolve, silence_libraries
+from panoply.hub.backbone.renderer import Renderer
 from panoply.model.tree import TokenTree
 
 Part = Literal["pairs", "samples", "growth", "training"]
@@ -135,7 +137,7 @@ def growth(
 
 def main(options: Options) -> None:
     """Runs the benchmark and prints a table."""
-    quiet()
+    silence_libraries()
     torch.set_num_threads(options.threads)
     console = Console()
     figures: dict[str, Any] = {"setting": setting(options)}

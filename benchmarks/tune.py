@@ -54,10 +54,10 @@ def main(options: Options) -> None:
     """
     import torch
 
-    from panoply.hub.backbone.backbone import quiet
+    from panoply.hub.backbone.pretrained import silence_libraries
     from workflows.cluster.tracking import write_json
 
-    quiet()
+    silence_libraries()
     torch.set_num_threads(1)
     timed: list[dict[str, float]] = []
     for _ in range(options.repeats):
@@ -139,7 +139,7 @@ def setting(options: Options) -> dict[str, Any]:
     import optuna
     import torch
 
-    from panoply.hub.backbone.backbone import choose_dtype
+    from panoply.hub.backbone.pretrained import choose_dtype
 
     return {
         "versions": {m.__name__: str(m.__version__) for m in (torch, optuna)},

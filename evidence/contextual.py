@@ -126,10 +126,10 @@ class Seed:
 
 def main(options: Options) -> None:
     """Trains the arms, lets all policies choose, writes the figures and prints tables."""
-    from panoply.hub.backbone.backbone import quiet
+    from panoply.hub.backbone.pretrained import silence_libraries
     from workflows.cluster.tracking import write_json
 
-    quiet()
+    silence_libraries()
     torch.set_num_threads(options.threads)
     seeds: list[Seed] = []
     sizes: list[dict[str, Any]] = []

@@ -75,10 +75,10 @@ class Options:
 
 def main(options: Options) -> None:
     """Runs an experiment and writes its figures after every seed."""
-    from panoply.hub.backbone.backbone import quiet
+    from panoply.hub.backbone.pretrained import silence_libraries
     from workflows.cluster.tracking import write_json
 
-    quiet()
+    silence_libraries()
     torch.set_num_threads(options.threads)
     run = {"more": more, "haf": haf, "rates": rates, "smoothing": smoothing}[options.experiment]
     figures: dict[str, Any] = {"setting": setting(options), "models": {}, "differences": {}}
@@ -280,7 +280,7 @@ def setting(options: Options) -> dict[str, Any]:
     """Returns versions and sizes."""
     import transformers
 
-    from panoply.hub.backbone.backbone import choose_dtype
+    from panoply.hub.backbone.pretrained import choose_dtype
 
     return {
         "versions": {m.__name__: str(m.__version__) for m in (torch, transformers)},

@@ -25,12 +25,12 @@ def main(
     from pathlib import Path
 
     from panoply.hub.artefact.average import average_models
-    from panoply.hub.backbone.backbone import quiet
+    from panoply.hub.backbone.pretrained import silence_libraries
     from panoply.report.progress import Terminal, exit_if_unusable
     from workflows.cluster.ray_cluster import run_folder
 
     console = Terminal()
-    quiet()
+    silence_libraries()
     with exit_if_unusable(console):
         folder = run_folder(out)
         drift = average_models([Path(name).expanduser() for name in models], folder)

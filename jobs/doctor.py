@@ -26,12 +26,12 @@ def main(
         trust_remote_code: run the model's own code where its layout is unknown.
     """
     # Torch loads only now, after the arguments are known to be right.
-    from panoply.hub.backbone.backbone import quiet
+    from panoply.hub.backbone.pretrained import silence_libraries
     from panoply.report.progress import Terminal, exit_if_unusable
     from workflows.doctor import findings_table, run_doctor
 
     console = Terminal()
-    quiet()
+    silence_libraries()
     with exit_if_unusable(console):
         findings = run_doctor(model, json, trust_remote_code=trust_remote_code)
     console.print(findings_table(findings))

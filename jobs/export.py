@@ -22,12 +22,12 @@ def main(model: Annotated[str, tyro.conf.Positional], /, out: str) -> None:
     from pathlib import Path
 
     from panoply.hub.artefact.export import export_scalar
-    from panoply.hub.backbone.backbone import quiet
+    from panoply.hub.backbone.pretrained import silence_libraries
     from panoply.report.progress import Terminal, exit_if_unusable
     from workflows.cluster.ray_cluster import run_folder
 
     console = Terminal()
-    quiet()
+    silence_libraries()
     with exit_if_unusable(console):
         done = export_scalar(Path(model).expanduser(), run_folder(out))
     console.print(

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaModel
 
 from panoply.config import Rendering
 from panoply.hub.artefact.load import load_reward_model
-from panoply.hub.backbone.backbone import Renderer
+from panoply.hub.backbone.renderer import Renderer
 from panoply.hub.published.armorm import PUBLISHED
 
 NUM, SIZE, HIDDEN, LAYERS = 19, 32, 24, 3

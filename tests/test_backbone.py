@@ -6,14 +6,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 
 from panoply.config import BackboneConfig, Rendering
-from panoply.hub.backbone.backbone import (
-    PLAIN_TEMPLATE,
-    Backbone,
-    Renderer,
-    hash_weights,
-    load_backbone,
-    resolve,
-)
+from panoply.hub.backbone.backbone import Backbone, hash_weights, load_backbone
+from panoply.hub.backbone.pretrained import resolve
+from panoply.hub.backbone.renderer import PLAIN_TEMPLATE, Renderer
 from panoply.hub.backbone.smollm2 import SHA256, cache_root
 from panoply.model.decoder import Decoder
 from panoply.model.forward import encode, encode_plain

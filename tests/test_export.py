@@ -22,7 +22,8 @@ from panoply.hub.artefact.load import (
     save_reward_model,
 )
 from panoply.hub.artefact.model_card import write_card
-from panoply.hub.backbone.backbone import Backbone, Renderer
+from panoply.hub.backbone.backbone import Backbone
+from panoply.hub.backbone.renderer import Renderer
 from panoply.model.gate import make_gate
 from panoply.model.reward_model import GatedHead
 

@@ -15,7 +15,7 @@ from panoply.config.preference import (
     WeightingConfig,
 )
 from panoply.data.tokens import TokenPairs
-from panoply.hub.backbone.backbone import Renderer
+from panoply.hub.backbone.renderer import Renderer
 from panoply.report.progress import RunLogger
 from panoply.report.tables import RAW
 from tests.builders.preference_runs import (

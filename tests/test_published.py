@@ -14,7 +14,7 @@ from test_scalar import PROMPT, RESPONSES, save_small
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from panoply.hub.artefact.load import load_reward_model
-from panoply.hub.backbone.backbone import DATE, FIXED_CLOCK
+from panoply.hub.backbone.renderer import DATE, FIXED_CLOCK
 from panoply.hub.published.head_model import HeadModel
 
 SIZE = 32

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from actors.sampler import Question, Sampler
 from panoply.config import Rendering
 from panoply.config.policy import SamplingConfig
-from panoply.hub.backbone.backbone import Renderer
+from panoply.hub.backbone.renderer import Renderer
 from panoply.hub.policy.policy import Policy, load_policy
 from panoply.model.shared_prefix import Layer, attend_after_prefix
 

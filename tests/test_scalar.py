@@ -18,7 +18,8 @@ from panoply.hub.artefact.manifest import ScalarManifest
 from panoply.hub.artefact.model_card import write_card
 from panoply.hub.artefact.scalar import ScalarModel, load_scalar_model, save_scalar_model
 from panoply.hub.backbone.attention import attend_by_trees
-from panoply.hub.backbone.backbone import Renderer, check_vocabulary
+from panoply.hub.backbone.pretrained import check_vocabulary
+from panoply.hub.backbone.renderer import Renderer
 from panoply.model.decoder import Decoder
 
 SIZE, DEPTH = 32, 2
@@ -162,12 +163,12 @@ def test_the_score_of_an_ensemble_is_the_mean_of_its_standardized_members(tokeni
         [
             (sum(w * z for w, z in zip(head, state, strict=True)) - center) / scale
             for head, center, scale in zip(
-                heads_KD.tolist(), manifest.centers, card.scales, strict=True
+                heads_KD.tolist(), manifest.centers, manifest.scales, strict=True
             )
         ]
         for state in states
     ]
-    constant = sum(c / s for c, s in zip(manifest.centers, card.scales, strict=True)) / 3
+    constant = sum(c / s for c, s in zip(manifest.centers, manifest.scales, strict=True)) / 3
     scores = [sum(own) / 3 + constant for own in members]
     spread = [math.sqrt(sum((m - sum(own) / 3) ** 2 for m in own) / 3) for own in members]
     bound = [score - beta * own for score, own in zip(scores, spread, strict=True)]

@@ -32,7 +32,7 @@ from panoply.armorm.confident_errors import report_mistakes
 from panoply.armorm.debias import Penalties
 from panoply.config.armorm import ArmoRMConfig
 from panoply.hub.artefact.model_card import write_card
-from panoply.hub.backbone.backbone import resolve
+from panoply.hub.backbone.pretrained import resolve
 from panoply.measure.calibration import reliability
 from panoply.report.page.write import write_page
 from panoply.report.progress import RunLogger

@@ -32,7 +32,7 @@ from panoply.config.bandit import SelectorConfig
 from panoply.config.laser import ENSEMBLES, LASER, BestOfNConfig
 from panoply.data.schema import digest
 from panoply.data.tasks import Task
-from panoply.hub.backbone.backbone import resolve
+from panoply.hub.backbone.pretrained import resolve
 from panoply.laser.ensembles import best_of, chosen_scores
 from panoply.laser.log import Log, replay
 from panoply.laser.scored import ScoredPrompt

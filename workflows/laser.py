@@ -46,7 +46,7 @@ from panoply.config.laser import (
 )
 from panoply.config.serve import ServedModelConfig
 from panoply.data.tasks import Task, made_tasks, parted, read_tasks, rounds_of
-from panoply.hub.backbone.backbone import resolve
+from panoply.hub.backbone.pretrained import resolve
 from panoply.laser.ensembles import best_arms, chosen_scores
 from panoply.laser.log import Log
 from panoply.laser.monitor import Alarm, alarms, orders, pauses, series

@@ -33,7 +33,7 @@ from panoply.config.preference import PreferenceConfig
 from panoply.hub.artefact.manifest import ScalarManifest
 from panoply.hub.artefact.model_card import write_card
 from panoply.hub.artefact.scalar import load_scalar_model, save_scalar_model
-from panoply.hub.backbone.backbone import resolve
+from panoply.hub.backbone.pretrained import resolve
 from panoply.hub.policy.trainable import load_trainable
 from panoply.measure.calibration import fit_scale, reliability
 from panoply.report.page.write import write_page

@@ -45,7 +45,7 @@ from actors.reward_task import TrainTask
 from actors.trial import fill_store, finish_trial, looks, train_trial, trial_task
 from panoply.config.preference import PreferenceConfig
 from panoply.config.tune import Point, TuneConfig, flags, paper_point
-from panoply.hub.backbone.backbone import resolve
+from panoply.hub.backbone.pretrained import resolve
 from panoply.report.progress import RunLogger
 from panoply.report.trials import Trial, best, cost, draw_trials
 from workflows.cluster.prepare_pairs import Preferences, read_pairs, tokenize, training_rows

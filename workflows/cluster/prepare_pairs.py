@@ -22,7 +22,8 @@ from panoply.data.schema import digest, uniform
 from panoply.data.split import check_parts
 from panoply.data.tables import PairTable, load_pairs
 from panoply.data.tokens import TokenPairs, write_tokens
-from panoply.hub.backbone.backbone import Renderer, resolve
+from panoply.hub.backbone.pretrained import resolve
+from panoply.hub.backbone.renderer import Renderer
 from panoply.model.tree import TokenTree
 from panoply.preference.batch_sampler import BatchSampler
 from panoply.report.progress import RunLogger

@@ -22,7 +22,7 @@ from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from panoply.hub.backbone.backbone import quiet
+from panoply.hub.backbone.pretrained import silence_libraries
 from panoply.hub.backbone.smollm2 import cache_root
 from panoply.report.progress import RunLogger
 from workflows import LOOPBACK_ONLY, starts_cluster
@@ -43,7 +43,7 @@ def connect(num_workers: int) -> None:
     Raises:
         RuntimeError: Ray was imported before it could be told to listen on loopback alone.
     """
-    quiet()
+    silence_libraries()
     for name in (ray.data.__name__, ray.train.__name__):
         logging.getLogger(name).setLevel(logging.ERROR)
     if ray.is_initialized():

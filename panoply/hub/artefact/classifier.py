@@ -29,7 +29,7 @@ from torch import nn
 
 from panoply.config import Rendering
 from panoply.data.schema import Prompt
-from panoply.hub.backbone.backbone import Renderer
+from panoply.hub.backbone.renderer import Renderer
 from panoply.model.tree import TokenTree
 
 PAD = "<|panoply_pad|>"

@@ -23,7 +23,9 @@ from panoply.data.ratings import RatingMap
 from panoply.data.schema import Prompt
 from panoply.hub.artefact.manifest import Manifest, ScalarManifest, hash_keys, read_manifest
 from panoply.hub.artefact.scalar import ScalarModel, load_scalar_model
-from panoply.hub.backbone.backbone import Backbone, Renderer, choose_dtype
+from panoply.hub.backbone.backbone import Backbone
+from panoply.hub.backbone.pretrained import choose_dtype
+from panoply.hub.backbone.renderer import Renderer
 from panoply.hub.backbone.scoring_model import ScoringModel, provenance_of
 from panoply.hub.published.armorm import Parts, is_armorm, load_armorm
 from panoply.hub.published.checkpoint import Checkpoint
@@ -32,6 +34,7 @@ from panoply.hub.published.layouts import load_published
 from panoply.hub.published.loading import fetch
 from panoply.hub.published.lora_classifier import load_adapter
 from panoply.hub.published.pairwise import PairwiseModel
+from panoply.model.device import best_device
 from panoply.model.forward import Features
 from panoply.model.gate import make_gate
 from panoply.model.gather import gather
@@ -191,7 +194,7 @@ def load_gated_model(folder: Path) -> RewardModel:
 
     manifest = Manifest.from_json((folder / "panoply.json").read_text())
     tensors = load_file(folder / "model.safetensors")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     # Made in its dtype and not cast to it: a cast would also round the rotary frequencies.
     dtype = choose_dtype(cast(DType, manifest.dtype), device)
     model = AutoModel.from_config(AutoConfig.from_pretrained(folder), dtype=dtype)

@@ -39,8 +39,10 @@ from panoply.hub.artefact.classifier import (
 )
 from panoply.hub.artefact.manifest import ScalarManifest, hash_keys, read_manifest
 from panoply.hub.artefact.model_card import write_card
-from panoply.hub.backbone.backbone import Backbone, Renderer
+from panoply.hub.backbone.backbone import Backbone
+from panoply.hub.backbone.renderer import Renderer
 from panoply.hub.backbone.scoring_model import ScoringModel, provenance_of
+from panoply.model.device import best_device
 from panoply.model.tree import TokenTree
 
 
@@ -171,7 +173,7 @@ def load_scalar_model(folder: Path) -> ScalarModel:
             "panoply.hub.artefact.load.load_reward_model"
         )
     classifier = cast(Any, AutoModelForSequenceClassification.from_pretrained(folder))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     renderer = Renderer(AutoTokenizer.from_pretrained(folder), manifest.rendering)
     renderer.check_template(manifest.template_hash, folder)
     backbone = Backbone(

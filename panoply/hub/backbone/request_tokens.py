@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 
 from panoply.data.schema import Prompt
-from panoply.hub.backbone.backbone import Opening, Renderer
+from panoply.hub.backbone.renderer import Opening, Renderer
 from panoply.hub.backbone.turns import ReplySpan, Turns
 from panoply.model.gather import Tokenized
 from panoply.model.tree import common_prefix

@@ -16,7 +16,7 @@ import torch
 
 from panoply.hub.artefact.classifier import PROBES, chat_ids
 from panoply.hub.artefact.load import AnyModel, load_reward_model
-from panoply.hub.backbone.backbone import DATE, FIXED_CLOCK, PLAIN_TEMPLATE
+from panoply.hub.backbone.renderer import DATE, FIXED_CLOCK, PLAIN_TEMPLATE
 from panoply.hub.doctor.scoring import apart, in_dtype, plain, probe_trees, read, render
 from panoply.hub.published.loading import device, fetch
 from panoply.hub.published.pairwise import PairwiseModel

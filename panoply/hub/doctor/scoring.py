@@ -12,7 +12,8 @@ import torch
 
 from panoply.hub.artefact.classifier import PROBES
 from panoply.hub.artefact.load import AnyModel, RewardModel
-from panoply.hub.backbone.backbone import Backbone, RenderedTree
+from panoply.hub.backbone.backbone import Backbone
+from panoply.hub.backbone.renderer import RenderedTree
 from panoply.hub.published.pairwise import PairwiseModel
 from panoply.model.tree import TokenTree
 from panoply.types import Array

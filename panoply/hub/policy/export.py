@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from panoply.hub.artefact.classifier import PROBES, UNCUT, built_beside, check_vacant
-from panoply.hub.backbone.backbone import Renderer, resolve
+from panoply.hub.backbone.pretrained import resolve
+from panoply.hub.backbone.renderer import Renderer
 
 TOLERANCE = 1e-3
 """Most that a log-probability of a merged policy may differ from the adapted one's."""

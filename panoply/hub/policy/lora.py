@@ -14,7 +14,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from panoply.hub.backbone.backbone import resolve
+from panoply.hub.backbone.pretrained import resolve
 from panoply.hub.policy.trainable import TrainableModel
 
 FILE = "adapter_model.safetensors"

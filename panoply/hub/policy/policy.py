@@ -9,7 +9,8 @@ import torch
 
 from panoply.config import DType, Rendering
 from panoply.config.policy import SamplingConfig
-from panoply.hub.backbone.backbone import Renderer, check_vocabulary, choose_dtype, resolve
+from panoply.hub.backbone.pretrained import check_vocabulary, choose_dtype, resolve
+from panoply.hub.backbone.renderer import Renderer
 from panoply.hub.policy.prefix_decoding import Decoding, Sampled, decode_after_prefixes
 
 CHECKED = SamplingConfig(max_tokens=4)
@@ -99,7 +100,7 @@ def load_policy(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = resolve(name)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     kind = choose_dtype(dtype, device)
     renderer = Renderer(AutoTokenizer.from_pretrained(folder), rendering or Rendering())
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=kind)

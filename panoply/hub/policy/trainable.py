@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from panoply.config.preference import TrainedBackboneConfig
 from panoply.hub.backbone.attention import attend_by_trees
-from panoply.hub.backbone.backbone import Renderer, choose_dtype, resolve
+from panoply.hub.backbone.pretrained import choose_dtype, resolve
+from panoply.hub.backbone.renderer import Renderer
 from panoply.model.decoder import Decoder, cut, with_layers
+from panoply.model.device import best_device
 from panoply.model.forward import probe, row_states, takes_tree_masks
 from panoply.model.reward_net import RewardNet
 from panoply.model.tree import TokenTree
@@ -102,7 +104,7 @@ def load_trainable(
     from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
     folder = resolve(config.model)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     dtype = choose_dtype(config.dtype, device)
     torch.manual_seed(seed)
     kind: Any = AutoModelForCausalLM if policy else AutoModel

@@ -31,8 +31,11 @@ import torch
 from panoply.config import Rendering
 from panoply.config.armorm import GateConfig
 from panoply.data.layouts import HELPSTEER, HELPSTEER_SCALES
-from panoply.hub.backbone.backbone import Backbone, Renderer, choose_dtype
+from panoply.hub.backbone.backbone import Backbone
+from panoply.hub.backbone.pretrained import choose_dtype
+from panoply.hub.backbone.renderer import Renderer
 from panoply.hub.published.checkpoint import Checkpoint, Shape, few, stored_dtype
+from panoply.model.device import best_device
 from panoply.model.gate import make_gate
 from panoply.model.reward_model import TransformedHead
 
@@ -137,7 +140,7 @@ def _backbone(folder: Path, config: Any, fields: Mapping[str, Any]) -> Backbone:
             "layout reads a position of it: put the template it was trained with into "
             "chat_template.jinja"
         )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     # transformers itself takes `model.` as the prefix of a backbone inside a larger model.
     model = AutoModel.from_pretrained(
         folder,

@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from panoply.config import Rendering
-from panoply.hub.backbone.backbone import Backbone, Renderer, check_vocabulary, choose_dtype
+from panoply.hub.backbone.backbone import Backbone
+from panoply.hub.backbone.pretrained import check_vocabulary, choose_dtype
+from panoply.hub.backbone.renderer import Renderer
 from panoply.hub.published.checkpoint import few, stored_dtype
 from panoply.model.decoder import find_layers
 

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any, cast
 
-from panoply.hub.backbone.backbone import choose_dtype
+from panoply.hub.backbone.pretrained import choose_dtype
 from panoply.hub.published.checkpoint import Checkpoint, stored_dtype
 from panoply.hub.published.head_model import HeadModel
 from panoply.hub.published.loading import device, fetch, load_tokenizer, make_backbone

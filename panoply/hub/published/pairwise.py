@@ -23,7 +23,8 @@ from torch import Tensor
 
 from panoply.data.schema import Prompt
 from panoply.hub.artefact.classifier import PROBES
-from panoply.hub.backbone.backbone import Backbone, RenderedTree
+from panoply.hub.backbone.backbone import Backbone
+from panoply.hub.backbone.renderer import RenderedTree
 from panoply.hub.backbone.scoring_model import provenance_of
 from panoply.hub.published.checkpoint import Checkpoint
 from panoply.hub.published.loading import device, load_tokenizer, load_whole, make_backbone

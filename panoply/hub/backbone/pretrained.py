@@ -1,0 +1,95 @@
+"""Pretrained models: names resolved to folders, the dtype that suits a device, quiet libraries."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from panoply.config import DType
+from panoply.hub.backbone.renderer import Renderer
+from panoply.hub.backbone.smollm2 import NAME, embedded_model
+
+
+def resolve(name: str) -> str:
+    """Returns a folder or hub name that transformers can load, after looking at it.
+
+    Raises:
+        FileNotFoundError: a local path that is no model folder, or a hub name that is neither
+            a local folder nor reachable.
+    """
+    from transformers import AutoConfig
+
+    if name == NAME:
+        return str(embedded_model())
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise FileNotFoundError(f"model folder {name!r} has no config.json")
+        return str(path)
+    if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise FileNotFoundError(
+            f"model {name!r} is neither a folder nor a hub name 'owner/name' nor {NAME!r}"
+        )
+    try:
+        AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"model {name!r} is no local folder, and the hub could not give it: "
+            f"{str(error).splitlines()[0]} Name a local folder, or {NAME!r}"
+        ) from error
+    return name
+
+
+def choose_dtype(wanted: DType, device: torch.device) -> torch.dtype:
+    """Returns bfloat16 where the hardware multiplies it fast, float32 elsewhere.
+
+    That is CUDA, and CPUs with AMX (3x float32) or AVX512-BF16 (1.7x); without either it is
+    emulated, 5x slower than float32.
+    """
+    if wanted != "auto":
+        return torch.float32 if wanted == "float32" else torch.bfloat16
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    has_amx = torch.cpu._is_amx_tile_supported()  # pyright: ignore[reportPrivateUsage]
+    has_avx = torch.cpu._is_avx512_bf16_supported()  # pyright: ignore[reportPrivateUsage]
+    return torch.bfloat16 if has_amx or has_avx else torch.float32
+
+
+def count_layers(name: str) -> int:
+    """Returns the number of layers of a model without loading its weights."""
+    from transformers import AutoConfig
+
+    return int(AutoConfig.from_pretrained(resolve(name)).num_hidden_layers)
+
+
+def check_vocabulary(renderer: Renderer, model: nn.Module) -> None:
+    """Checks that a model has an embedding for every token that its tokenizer may give.
+
+    Tokens that were added to a tokenizer and not to the model would fail deep inside a forward, or
+    on an accelerator read what is not theirs.
+
+    Raises:
+        ValueError: a token id lies beyond the vocabulary, with the fix.
+    """
+    token, last = max(renderer.tokenizer.get_vocab().items(), key=lambda item: item[1])
+    size = cast(Any, model).get_input_embeddings().weight.shape[0]
+    if last >= size:
+        raise ValueError(
+            f"the tokenizer gives token {token!r} the id {last}, but the model has {size} "
+            f"embeddings (ids 0 to {size - 1}): call model.resize_token_embeddings({last + 1}), "
+            "train and save it so, or take the tokenizer that the model came with"
+        )
+
+
+def silence_libraries() -> None:
+    """Keeps transformers' progress bars and advice out of a run's output."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()

@@ -1,0 +1,257 @@
+"""Rendering: a prompt and its responses -> tokens, by the model's own chat template.
+
+A conversation is rendered once. What responses share is the longest common prefix of the rendered
+*token ids*, never of separately tokenized pieces.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from panoply.config import Rendering
+from panoply.data.schema import Message, Prompt
+from panoply.hub.backbone.turns import Turns, splitting_token
+from panoply.model.gather import Tokenized
+from panoply.model.tree import TokenTree, common_prefix
+
+PLAIN_TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] | capitalize }}: {{ m['content'] }}\n\n{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+"""For base models, whose tokenizer has no chat template."""
+DATE = "26 Jul 2024"
+"""What a template that asks for today's date is told, so that a score is the same tomorrow: what
+Llama 3.1's template writes where it has no clock."""
+FIXED_CLOCK = f"{{% macro strftime_now(format) %}}{DATE}{{% endmacro %}}{{{{ '' }}}}"
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedTree:
+    """A token tree and how much of its texts the limits cut off."""
+
+    tree: TokenTree
+    prompt_tokens_cut: int
+    num_responses_cut: int
+    response_tokens_cut: int
+    """Of all responses together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """Where the parts of a prompt end that opens the assistant's turn, in tokens."""
+
+    body: int
+    """Tokens of the prompt without the assistant's header."""
+    header: int
+    """Index of the header's first token."""
+    size: int
+    """Tokens of the prompt with the header."""
+
+
+def reads_clock(template: str) -> bool:
+    """Returns whether a chat template writes the date of the day on which it renders."""
+    return "strftime_now" in template and not template.startswith(FIXED_CLOCK)
+
+
+class Renderer:
+    """Turns a prompt and its responses into tokens."""
+
+    def __init__(self, tokenizer: Any, rendering: Rendering) -> None:
+        self.tokenizer = tokenizer
+        self.rendering = rendering
+        if not getattr(tokenizer, "chat_template", None):
+            tokenizer.chat_template = PLAIN_TEMPLATE
+        if reads_clock(tokenizer.chat_template):
+            tokenizer.chat_template = FIXED_CLOCK + tokenizer.chat_template
+        self.turns = Turns(tokenizer, self.text)
+        self.mark = splitting_token(tokenizer, self.turns.header)
+        start = tokenizer("")["input_ids"]
+        self.bos = list(start[:1]) if start and start[0] == tokenizer.bos_token_id else []
+        a, b = self.ids([self._text("a", "a"), self._text("a", "b")])
+        self.num_closing = common_prefix(a[::-1], b[::-1])
+        self.closing = tuple(a[len(a) - self.num_closing :])
+        a, b = self.ids([self._text(text, None, header=False) for text in ("a", "b")])
+        self.num_turn_closing = common_prefix(a[::-1], b[::-1])
+
+    @property
+    def template_hash(self) -> str:
+        """Names the chat template, for artefacts and cache keys."""
+        return hashlib.blake2b(self.tokenizer.chat_template.encode(), digest_size=8).hexdigest()
+
+    def check_template(self, wanted: str, folder: Path) -> None:
+        """Checks that a model's tokenizer still renders as in training.
+
+        Raises:
+            ValueError: the template has another hash than the wanted one.
+        """
+        if self.template_hash != wanted:
+            raise ValueError(
+                f"the chat template in {str(folder)!r} has hash {self.template_hash}, the model "
+                f"was trained with {wanted}: restore the tokenizer files it came with"
+            )
+
+    def text(self, turns: Sequence[Mapping[str, str]], opens: bool) -> str:
+        """Returns turns as the template writes them.
+
+        Args:
+            turns: role and content of each.
+            opens: whether the assistant's header is to stand behind them.
+
+        Raises:
+            Exception: whatever the template raises, which means that it refuses the turns.
+        """
+        return self.tokenizer.apply_chat_template(
+            list(turns), tokenize=False, add_generation_prompt=opens
+        )
+
+    def _text(self, prompt: str | Prompt, response: str | None, header: bool = True) -> str:
+        opening = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        closing: list[Message] = []
+        if response is not None:
+            content = self.turns.without_end(response)
+            closing = [{"role": "assistant", "content": content}]
+        turns = [*map(dict, opening), *closing]
+        asks = response is None and header
+        try:
+            return self.text(turns, asks)
+        except Exception as error:  # whatever a template raises means: not renderable
+            roles = [turn["role"] for turn in opening]
+            raise ValueError(f"the chat template refuses roles {roles!r}: {error}") from error
+
+    def ids(self, texts: Sequence[str], head: str = "") -> list[list[int]]:
+        """Returns the tokens of rendered texts, BOS once.
+
+        Args:
+            texts: whole conversations, or beginnings of them.
+            head: beginning of most of them, up to an assistant's header. It is tokenized once
+                where the header's first token splits texts.
+        """
+        splits = bool(self.mark and head)
+        shares = [splits and (t == head or t.startswith(head + self.mark)) for t in texts]
+        rest = [t[len(head) :] if share else t for t, share in zip(texts, shares, strict=True)]
+        pieces = [head if splits else "", *rest]
+        first, *rows = cast(
+            list[list[int]], self.tokenizer(pieces, add_special_tokens=False)["input_ids"]
+        )
+        whole = [first + row if share else row for row, share in zip(rows, shares, strict=True)]
+        return [self.with_bos(row) for row in whole]
+
+    def with_bos(self, ids: list[int]) -> list[int]:
+        """Returns tokens with BOS in front once: many templates already write it."""
+        return ids if ids[: len(self.bos)] == self.bos else self.bos + ids
+
+    def opening(self, prompt: Prompt) -> list[int]:
+        """Returns the tokens that a policy goes on from: the prompt and the assistant's header.
+
+        Raises:
+            ValueError: the template refuses the conversation.
+        """
+        ids = self.ids([self._text(prompt, None)])[0]
+        return self.shortened(ids, max(0, len(ids) - self.rendering.max_prompt_tokens))
+
+    def render(self, prompt: Prompt, responses: Sequence[str]) -> RenderedTree:
+        """Returns the token tree of a prompt and its responses.
+
+        Raises:
+            ValueError: no response, or the template refuses the conversation (for example a
+                system turn where the model knows none).
+        """
+        conversations = self.conversations(prompt, responses)
+        shared = min(each.start for each in conversations)
+        tree = TokenTree(
+            shared=conversations[0].tokens[:shared],
+            branches=tuple(each.branch(shared) for each in conversations),
+            gate=min(each.gate for each in conversations),
+        )
+        cut = [each.response_tokens_cut for each in conversations]
+        return RenderedTree(
+            tree, conversations[0].prompt_tokens_cut, sum(size > 0 for size in cut), sum(cut)
+        )
+
+    def conversations(self, prompt: Prompt, responses: Sequence[str]) -> list[Tokenized]:
+        """Returns each response behind its prompt, as it would be alone.
+
+        A response may bring the token that ends it, as a policy's text does: it comes once.
+
+        Raises:
+            ValueError: see `render`.
+        """
+        if not responses:
+            raise ValueError("a token tree needs at least one response")
+        body, opening = self._text(prompt, None, header=False), self._text(prompt, None)
+        return self.read(body, opening, [self._text(prompt, response) for response in responses])
+
+    def read(self, body: str, opening: str, wholes: Sequence[str]) -> list[Tokenized]:
+        """Returns rendered conversations with the same prompt as tokens, cut to the limits.
+
+        Args:
+            body: the prompt alone.
+            opening: the prompt and the assistant's header.
+            wholes: the conversations, with a reply that is closed.
+        """
+        body_ids, opening_ids, *rows = self.ids([body, opening, *wholes], head=body)
+        size = len(body_ids)
+        alike = size if all(ids[:size] == body_ids for ids in (opening_ids, *rows)) else 0
+        starts = [alike + common_prefix(opening_ids[alike:], ids[alike:]) for ids in rows]
+        header = alike + common_prefix(body_ids[alike:], opening_ids[alike:])
+        prompt = Opening(size, header, len(opening_ids))
+        return self.cut(prompt, list(zip(rows, starts, strict=True)))
+
+    def cut(
+        self, prompt: Opening, rows: Sequence[tuple[list[int], int]], *, is_closed: bool = True
+    ) -> list[Tokenized]:
+        """Returns conversations that share a prompt, cut to the limits.
+
+        Args:
+            prompt: its parts.
+            rows: tokens of each conversation, and where its reply begins.
+            is_closed: whether the template's closing tokens stand behind the replies.
+        """
+        num_closing = self.num_closing if is_closed else 0
+        # An empty response may leave no token of its own: the last one stands for it.
+        starts = [min(start, len(ids) - 1) for ids, start in rows]
+        # Counted on what the prompt alone gives, so that siblings do not move the cut.
+        surplus = max(0, prompt.size - self.rendering.max_prompt_tokens)
+        dropped = max(0, min(surplus, min(starts) - 1))
+        return [
+            self._cut_one(ids, start, self._gate(prompt, start), dropped, num_closing)
+            for (ids, _), start in zip(rows, starts, strict=True)
+        ]
+
+    def _cut_one(
+        self, ids: list[int], start: int, gate: int, dropped: int, num_closing: int
+    ) -> Tokenized:
+        stop = max(start + 1, len(ids) - num_closing)
+        kept = min(stop, start + self.rendering.max_response_tokens)
+        tokens = self.shortened(ids[:kept], dropped) + ids[stop:]
+        return Tokenized(
+            tokens=tuple(tokens),
+            gate=max(0, gate - dropped),
+            start=start - dropped,
+            stop=kept - dropped,
+            prompt_tokens_cut=dropped,
+            response_tokens_cut=stop - kept,
+        )
+
+    def shortened(self, ids: list[int], dropped: int) -> list[int]:
+        """Returns a prompt without its beginning, but for BOS: models lean on it."""
+        kept = ids[dropped:]
+        if dropped:
+            kept[: len(self.bos)] = self.bos
+        return kept
+
+    def _gate(self, prompt: Opening, start: int) -> int:
+        """Returns the position that conditions the gate, by construction and not by a pattern.
+
+        Where a template closes a turn with no token of its own, `turn_end` is the header's first.
+        """
+        wanted = {
+            "turn_end": min(prompt.header, prompt.body - self.num_turn_closing),
+            "header_first": prompt.header,
+            "prompt_last": start - 1,
+        }
+        return min(max(0, wanted[self.rendering.gate]), start - 1)
