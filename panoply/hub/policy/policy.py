@@ -12,6 +12,7 @@ from panoply.config.policy import SamplingConfig
 from panoply.hub.backbone.pretrained import check_vocabulary, choose_dtype, resolve
 from panoply.hub.backbone.renderer import Renderer
 from panoply.hub.policy.prefix_decoding import Decoding, Sampled, decode_after_prefixes
+from panoply.model.device import best_device
 
 CHECKED = SamplingConfig(max_tokens=4)
 
