@@ -1,1 +1,5 @@
-"""Reward models as folders: saving, loading, exporting and averaging them."""
+"""Reward models as folders of ours; loading of any kind."""
+
+from panoply.hub.artefact.load import load_reward_model
+
+__all__ = ["load_reward_model"]

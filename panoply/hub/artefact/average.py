@@ -1,4 +1,4 @@
-"""Averages of scalar models: one model whose every parameter is the mean of theirs.
+"""Averaging of scalar models: every parameter of the result is the mean of theirs.
 
     theta = 1/M sum_m theta_m
 
@@ -41,36 +41,34 @@ def average_models(folders: Sequence[Path], out: Path) -> float:
     if not manifests:
         raise ValueError("an average needs at least one model, got none")
     first = _description(manifests[0], folders[0])
-    for folder, manifest in zip(folders, manifests, strict=True):
-        _check(_description(manifest, folder), first, folder, folders[0])
+    for folder, manifest in zip(folders[1:], manifests[1:], strict=True):
+        _check_alike(_description(manifest, folder), first, folder, folders[0])
+
+    # The first model's own memory holds the sum. One at a time: memory holds two models.
     model, share = load_scalar_model(folders[0]), 1 / len(folders)
-    mean = _tensors(model)  # the model's own memory
+    mean = _tensors(model)
     for value in mean.values():
         value.mul_(share)
-    for folder in folders[1:]:  # one at a time: memory holds two models
+    for folder in folders[1:]:
         for name, value in _tensors(load_scalar_model(folder)).items():
             mean[name].add_(value, alpha=share)
-    centers, scales = (
-        tuple(np.mean([getattr(manifest, name) for manifest in manifests], axis=0).tolist())
-        for name in ("centers", "scales")
-    )
+
+    data: dict[str, Any] = {}
+    sources: list[str] = []
+    for number, manifest in enumerate(manifests, start=1):
+        data |= {f"{kind} of model {number}": entry for kind, entry in manifest.data.items()}
+        sources += manifest.sources
     manifest = replace(
         manifests[0],
         temperature=1.0,
-        sources=tuple(
-            dict.fromkeys(source for manifest in manifests for source in manifest.sources)
-        ),
-        data={
-            f"{kind} of model {number}": found
-            for number, manifest in enumerate(manifests, start=1)
-            for kind, found in manifest.data.items()
-        },
+        sources=tuple(dict.fromkeys(sources)),
+        data=data,
         method={"average of": [dict(manifest.method) for manifest in manifests]},
-        centers=centers,
-        scales=scales,
+        centers=tuple(np.mean([manifest.centers for manifest in manifests], axis=0).tolist()),
+        scales=tuple(np.mean([manifest.scales for manifest in manifests], axis=0).tolist()),
     )
-    hashes = (np.load(folder / "seen.npy", allow_pickle=False) for folder in folders)
-    seen = [f"{value:016x}" for value in np.unique(np.concatenate(list(hashes))).tolist()]
+    hashes = [np.load(folder / "seen.npy", allow_pickle=False) for folder in folders]
+    seen = [f"{value:016x}" for value in np.unique(np.concatenate(hashes)).tolist()]
     backbone = model.backbone
     return save_scalar_model(
         backbone.decoder.model, backbone.renderer, model.heads_KD, manifest, out, seen
@@ -91,15 +89,17 @@ def _description(manifest: ScalarManifest, folder: Path) -> dict[str, Any]:
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder).to_dict()
+    fields = {
+        f"config's {name}": value
+        for name, value in config.items()
+        if not name.startswith("_") and name != "transformers_version"
+    }
     return {
         "number of heads": len(manifest.scales),
         "chat template": manifest.template_hash,
         "rendering": manifest.rendering,
         "BOS rule": manifest.bos,
-    } | {
-        f"config's {name}": value
-        for name, value in config.items()
-        if not name.startswith("_") and name != "transformers_version"
+        **fields,
     }
 
 
@@ -107,9 +107,11 @@ def _tensors(model: ScalarModel) -> dict[str, Tensor]:
     return {"heads": model.heads_KD, **model.backbone.decoder.model.state_dict()}
 
 
-def _check(own: dict[str, Any], first: dict[str, Any], folder: Path, reference: Path) -> None:
-    for name in {**own, **first}:
-        here, there = own.get(name), first.get(name)
+def _check_alike(
+    description: dict[str, Any], first: dict[str, Any], folder: Path, reference: Path
+) -> None:
+    for name in {**description, **first}:
+        here, there = description.get(name), first.get(name)
         if here != there:
             raise ValueError(
                 f"{str(folder)!r} cannot be averaged with {str(reference)!r}: its {name} is "

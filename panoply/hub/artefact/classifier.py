@@ -1,4 +1,4 @@
-"""A cut decoder with one linear head, for everyone who loads `AutoModelForSequenceClassification`.
+"""Export of a cut decoder with one linear head as a Hugging Face sequence classifier.
 
 One weight per feature of the last token is what transformers calls a sequence classifier with one
 label, with these rules made explicit:
@@ -17,41 +17,24 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
-from panoply.config import Rendering
-from panoply.data.schema import Prompt
 from panoply.hub.backbone.renderer import Renderer
-from panoply.model.tree import TokenTree
+from panoply.hub.example_conversations import example_chat_ids
+from panoply.model.device import best_device
+from panoply.types import Array
 
 PAD = "<|panoply_pad|>"
-OWN_PAD = r"<\|panoply_pad_*\|>"
-"""What `pad_token` may have named it: PAD, longer where a vocabulary already held that."""
+PAD_PATTERN = r"<\|panoply_pad_*\|>"
+"""PAD, or a longer name of it where a vocabulary already held that."""
 TOLERANCE = 1e-3
-PROBES: tuple[tuple[Prompt, tuple[str, ...]], ...] = (
-    (
-        [{"role": "user", "content": "How do I boil an egg?"}],
-        ("Ten minutes.", "No.", "Put it into boiling water and wait.\n\nThen cool it."),
-    ),
-    (
-        [
-            {"role": "user", "content": "Name a prime."},
-            {"role": "assistant", "content": "7"},
-            {"role": "user", "content": "A larger one, please: I need it for an example."},
-        ],
-        ("97", "There is none larger than 7, é ∑ 数.", "101 is prime, " * 8),
-    ),
-)
-"""Conversations whose scores are compared before a saved model counts."""
-UNCUT = Rendering(max_prompt_tokens=2**16, max_response_tokens=2**16)
 
 
 def check_vacant(out: Path) -> None:
@@ -60,7 +43,8 @@ def check_vacant(out: Path) -> None:
     Raises:
         ValueError: it holds something.
     """
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    is_empty = out.is_dir() and not any(out.iterdir())
+    if out.exists() and not is_empty:
         raise ValueError(f"`out` is {str(out)!r}, which holds something; name a new folder")
 
 
@@ -80,7 +64,7 @@ def built_beside(out: Path) -> Generator[Path]:
 def write_classifier(
     model: nn.Module, renderer: Renderer, weight_D: torch.Tensor, folder: Path
 ) -> Renderer:
-    """Writes a sequence classifier with its tokenizer, and returns how that renders.
+    """Writes a sequence classifier with its tokenizer, and returns the renderer of the folder.
 
     Args:
         model: a decoder stack without a language-model head; it stays as it is.
@@ -107,8 +91,9 @@ def to_classifier(model: nn.Module, weight_D: torch.Tensor) -> Any:
     """
     from transformers import AutoModelForSequenceClassification
 
+    # A copy, since the model's own configuration may name our attention.
     config = cast(Any, model).config
-    config = type(config).from_dict(config.to_dict())  # a copy: ours may attend in another way
+    config = type(config).from_dict(config.to_dict())
     config.num_labels = 1
     name = type(model).__name__
     try:
@@ -140,13 +125,13 @@ def export_tokenizer(renderer: Renderer, folder: Path) -> Any:
 
     renderer.tokenizer.save_pretrained(folder)
     tokenizer = cast(Any, AutoTokenizer.from_pretrained(folder))
-    if not re.fullmatch(OWN_PAD, tokenizer.pad_token or ""):
+    if not re.fullmatch(PAD_PATTERN, tokenizer.pad_token or ""):
         pad = PAD
         while pad in tokenizer.get_vocab():
             pad = pad.replace("|>", "_|>")
         tokenizer.add_special_tokens({"pad_token": pad})
     tokenizer.padding_side = "right"
-    if renderer.bos and chat_ids(tokenizer, *PROBES[0])[0][:1] != renderer.bos:
+    if renderer.bos and example_chat_ids(tokenizer)[0][:1] != renderer.bos:
         tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
     tokenizer.save_pretrained(folder)
     return tokenizer
@@ -154,33 +139,19 @@ def export_tokenizer(renderer: Renderer, folder: Path) -> Any:
 
 @torch.no_grad()
 def reserve_pad(classifier: Any, pad_token_id: int) -> None:
-    """Names the pad token, and gives it an embedding of zeros where the vocabulary ends before."""
+    """Sets the pad token of a classifier, whose embedding is zeros; adds one where missing."""
     if pad_token_id >= classifier.get_input_embeddings().weight.shape[0]:
         classifier.resize_token_embeddings(pad_token_id + 1, mean_resizing=False)
     classifier.get_input_embeddings().weight[pad_token_id] = 0
     classifier.config.pad_token_id = pad_token_id
 
 
-def chat_ids(tokenizer: Any, prompt: Prompt, responses: Sequence[str]) -> list[list[int]]:
-    """Returns the token ids of each conversation, as users of the folder get them."""
-    chats = [
-        [*map(dict, prompt), {"role": "assistant", "content": response}] for response in responses
-    ]
-    return tokenizer.apply_chat_template(chats, tokenize=True, return_dict=True)["input_ids"]
-
-
-def probe_trees(renderer: Renderer) -> list[TokenTree]:
-    """Returns the compared conversations, of which no limit cuts anything."""
-    uncut = Renderer(renderer.tokenizer, UNCUT)
-    return [uncut.render(*probe).tree for probe in PROBES]
-
-
 @torch.inference_mode()
-def compare(own_R: torch.Tensor, folder: Path) -> float:
+def check_drift(score_R: torch.Tensor, folder: Path) -> float:
     """Loads a classifier and returns its largest drift, alone and in a padded batch.
 
     Args:
-        own_R: float32 scores of `probe_trees`, from elsewhere.
+        score_R: float32 scores of `example_trees`, from elsewhere.
         folder: of the classifier.
 
     Returns:
@@ -193,12 +164,13 @@ def compare(own_R: torch.Tensor, folder: Path) -> float:
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     classifier = cast(Any, AutoModelForSequenceClassification.from_pretrained(folder)).eval()
-    classifier = classifier.to("cuda" if torch.cuda.is_available() else "cpu")
-    rows = [ids for probe in PROBES for ids in chat_ids(tokenizer, *probe)]
-    alone = np.concatenate([_logits(classifier, tokenizer, [row]) for row in rows])
-    batched = _logits(classifier, tokenizer, rows)
-    own = own_R.double().cpu().numpy()
-    drift = float(np.abs(np.stack([alone, batched]) - own).max() / own.std())
+    classifier = classifier.to(best_device())
+    rows = example_chat_ids(tokenizer)
+    alone_R = np.concatenate([_logits(classifier, tokenizer, [row]) for row in rows])
+    batched_R = _logits(classifier, tokenizer, rows)
+    expected_R = score_R.double().cpu().numpy()
+    difference = np.abs(np.stack([alone_R, batched_R]) - expected_R).max()
+    drift = float(difference / expected_R.std())
     if not drift <= TOLERANCE:
         raise RuntimeError(
             f"the saved classifier differs from the model's own scores by {drift:.2e} of their "
@@ -207,6 +179,6 @@ def compare(own_R: torch.Tensor, folder: Path) -> float:
     return drift
 
 
-def _logits(classifier: Any, tokenizer: Any, rows: list[list[int]]) -> NDArray[np.float64]:
+def _logits(classifier: Any, tokenizer: Any, rows: list[list[int]]) -> Array:
     inputs = tokenizer.pad({"input_ids": rows}, return_tensors="pt").to(classifier.device)
     return classifier(**inputs).logits[:, 0].double().cpu().numpy()

@@ -1,4 +1,4 @@
-"""Scalar heads out of a gated run: `linear_bt`, one weight per feature, as a sequence classifier.
+"""Export of a gated run's scalar head: `linear_bt`, one weight per feature, as a classifier.
 
 Legend: `F` features.
 """
@@ -12,16 +12,15 @@ import torch
 from safetensors.torch import load_file
 
 from panoply.hub.artefact.classifier import (
-    PROBES,
     built_beside,
+    check_drift,
     check_vacant,
-    compare,
-    probe_trees,
     write_classifier,
 )
-from panoply.hub.artefact.load import load_gated_model, pooled
+from panoply.hub.artefact.gated import load_gated_model, pooled
 from panoply.hub.artefact.manifest import ScalarManifest, read_manifest
 from panoply.hub.artefact.model_card import ScalarDescription, model_card, read_metrics
+from panoply.hub.example_conversations import example_trees, sequences
 
 SCORER = "linear_bt"
 
@@ -57,10 +56,11 @@ def export_scalar(folder: Path, out: Path) -> Exported:
         written = write_classifier(decoder.model, model.backbone.renderer, weight_F, built)
         scalar = ScalarDescription(SCORER, str(written.tokenizer.pad_token), scale)
         (built / "README.md").write_text(model_card(model.manifest, read_metrics(folder), scalar))
-        features = model.backbone.features(probe_trees(model.backbone.renderer))
-        own_R = pooled(features, "last").double() @ weight_F.double()
-        drift = compare(own_R, built)
-    return Exported(out, scalar.pad_token, sum(len(r) for _, r in PROBES), drift)
+        trees = example_trees(model.backbone.renderer)
+        features = model.backbone.features(trees)
+        score_R = pooled(features, "last").double() @ weight_F.double()
+        drift = check_drift(score_R, built)
+    return Exported(out, scalar.pad_token, len(sequences(trees)), drift)
 
 
 def _read_head(folder: Path) -> tuple[torch.Tensor, float]:

@@ -1,162 +1,22 @@
-"""Reward models as folders: load any kind; save, score and explain gated ones.
-
-`config.json` and `model.safetensors` (the cut backbone and the head), the tokenizer, and
-`panoply.json` with what else scoring depends on. `baselines.safetensors` holds the fixed scorers
-that the gate was compared with, `seen.npy` hashes of the split keys that training used. Scalar
-models are those of `panoply.hub.artefact.scalar`.
-"""
+"""Loading a reward model of any kind: ours by its manifest, others by their layout."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias, cast
+from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
-
-from panoply.config import DType, Pooling
-from panoply.data.ratings import RatingMap
-from panoply.data.schema import Prompt
-from panoply.hub.artefact.manifest import Manifest, ScalarManifest, hash_keys, read_manifest
-from panoply.hub.artefact.scalar import ScalarModel, load_scalar_model
-from panoply.hub.backbone.backbone import Backbone
-from panoply.hub.backbone.pretrained import choose_dtype
-from panoply.hub.backbone.renderer import Renderer
-from panoply.hub.backbone.scoring_model import ScoringModel, provenance_of
-from panoply.hub.published.armorm import Parts, is_armorm, load_armorm
+from panoply.hub.artefact.gated import GatedModel, load_gated_model
+from panoply.hub.artefact.manifest import Manifest, ScalarManifest, read_manifest
+from panoply.hub.artefact.scalar import load_scalar_model
+from panoply.hub.published.armorm import ArmoRMParts, is_armorm, load_armorm
 from panoply.hub.published.checkpoint import Checkpoint
-from panoply.hub.published.head_model import HeadModel
 from panoply.hub.published.layouts import load_published
 from panoply.hub.published.loading import fetch
 from panoply.hub.published.lora_classifier import load_adapter
-from panoply.hub.published.pairwise import PairwiseModel
-from panoply.model.device import best_device
-from panoply.model.forward import Features
-from panoply.model.gate import make_gate
-from panoply.model.gather import gather
-from panoply.model.reward_model import GatedHead, ModelOutput
-from panoply.model.tree import TokenTree
-
-Tensors: TypeAlias = dict[str, torch.Tensor]
+from panoply.hub.reward_model import RewardModel
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectiveEffect:
-    """How one objective moves one response's score."""
-
-    objective: str
-    value: float
-    """Predicted rating in the source's own scale (unit scale where there is none)."""
-    coefficient: float
-    """Effective coefficient on the unit-scale objective, for this prompt."""
-    contribution: float
-    """g_i (r'_i - its mean over the training responses): what it adds to an average response."""
-
-
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """Why a response got its score."""
-
-    score: float
-    length_coefficient: float
-    """Effective coefficient on the predicted log length."""
-    drivers: tuple[ObjectiveEffect, ...]
-    """All objectives, the strongest contribution first."""
-
-
-def pooled(features: Features, pooling: Pooling, depth: int = 0) -> torch.Tensor:
-    """Returns response features `[R, F]` at one of the stored depths."""
-    last, mean = features.last_RLD[:, depth], features.mean_RLD[:, depth]
-    choices = {"last": (last,), "mean_response": (mean,), "both": (last, mean)}
-    return torch.cat(choices[pooling], dim=-1)
-
-
-class RewardModel(ScoringModel):
-    """A gated reward model: conversations in, scores and explanations out."""
-
-    def __init__(self, backbone: Backbone, head: GatedHead, manifest: Manifest) -> None:
-        self.backbone = backbone
-        self.head = head.eval().requires_grad_(False)
-        self.manifest = manifest
-        self.temperature = manifest.temperature
-        self.provenance = provenance_of("gated", backbone, head.state_dict(), manifest.pad_rule)
-
-    @torch.inference_mode()
-    def score_trees(self, trees: Sequence[TokenTree]) -> ModelOutput:
-        """Scores all responses of some trees, tree by tree."""
-        features = self.backbone.features(trees)
-        gate_rows = [g for g, tree in enumerate(trees) for _ in tree.branches]
-        return self.head(pooled(features, self.manifest.pooling), features.gate_GLD[gate_rows, 0])
-
-    def score(self, prompt: Prompt, responses: Sequence[str]) -> NDArray[np.float32]:
-        """Returns the score of each response to a prompt, `[R]` float32.
-
-        It is the score of that response alone: where a response moves the gate's position, since
-        its first characters merge with the prompt's last ones, the others keep theirs.
-        """
-        gathered = gather(self.backbone.renderer.conversations(prompt, responses))
-        return self.score_trees(gathered.trees).score_B[gathered.places].numpy()
-
-    def explain(self, prompt: Prompt, response: str) -> Explanation:
-        """Returns the score of a response with what drove it."""
-        tree = self.backbone.renderer.render(prompt, [response]).tree
-        return self.explanation(self.score_trees([tree]))
-
-    @torch.inference_mode()
-    def explanation(self, scored: ModelOutput) -> Explanation:
-        """Returns what drove the score of a batch of one."""
-        coefficient_BO, length_B = self.head.coefficients(scored.weights_BO)
-        moved = self.head.debiased(scored.values_BO, scored.length_B) - self.head.center
-        contribution = (scored.weights_BO * moved)[0]
-        drivers = [
-            ObjectiveEffect(
-                name,
-                self._own_scale(name, float(scored.values_BO[0, i])),
-                float(coefficient_BO[0, i]),
-                float(contribution[i]),
-            )
-            for i, name in enumerate(self.manifest.objectives)
-        ]
-        drivers.sort(key=lambda driver: -abs(driver.contribution))
-        return Explanation(float(scored.score_B[0]), float(length_B[0]), tuple(drivers))
-
-    def _own_scale(self, objective: str, value: float) -> float:
-        found = self.manifest.maps.get(objective)
-        return float(RatingMap.from_dict(found).to_raw(value)) if found else value
-
-
-AnyModel: TypeAlias = RewardModel | ScalarModel | HeadModel | PairwiseModel
-
-
-def save_reward_model(
-    model: RewardModel, folder: Path, baselines: Tensors, seen: Sequence[str]
-) -> None:
-    """Writes a reward model as a folder.
-
-    Args:
-        model: what to save.
-        folder: target; files of an earlier save are replaced.
-        baselines: weights of the scorers it was compared with.
-        seen: split keys that training used.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    backbone = model.backbone
-    backbone.decoder.config.save_pretrained(folder)
-    backbone.renderer.tokenizer.save_pretrained(folder)
-    tensors = {f"model.{k}": v for k, v in backbone.decoder.model.state_dict().items()}
-    tensors |= {f"head.{k}": v for k, v in model.head.state_dict().items()}
-    contiguous = {name: value.cpu().contiguous().clone() for name, value in tensors.items()}
-    save_file(contiguous, folder / "model.safetensors", metadata={"format": "pt"})
-    save_file({k: v.contiguous() for k, v in baselines.items()}, folder / "baselines.safetensors")
-    np.save(folder / "seen.npy", hash_keys(seen), allow_pickle=False)
-    (folder / "panoply.json").write_text(model.manifest.to_json())
-
-
-def load_reward_model(name: str | Path, *, trust_remote_code: bool = False) -> AnyModel:
+def load_reward_model(name: str | Path, *, trust_remote_code: bool = False) -> RewardModel[Any]:
     """Loads a reward model: a folder of ours, or one that others published.
 
     `panoply.hub.published.layouts` lists the layouts that load, and what is refused.
@@ -173,8 +33,11 @@ def load_reward_model(name: str | Path, *, trust_remote_code: bool = False) -> A
     """
     folder = fetch(str(name), code=trust_remote_code)
     if (folder / "panoply.json").is_file():
-        is_scalar = isinstance(read_manifest(folder), ScalarManifest)
-        return load_scalar_model(folder) if is_scalar else load_gated_model(folder)
+        match read_manifest(folder):
+            case Manifest():
+                return load_gated_model(folder)
+            case ScalarManifest():
+                return load_scalar_model(folder)
     if (folder / "adapter_config.json").is_file():
         return load_adapter(folder)
     if not (folder / "config.json").is_file():
@@ -188,25 +51,7 @@ def load_reward_model(name: str | Path, *, trust_remote_code: bool = False) -> A
     return load_published(checkpoint, trust_remote_code=trust_remote_code)
 
 
-def load_gated_model(folder: Path) -> RewardModel:
-    """Loads a gated model of ours; raises as `load_reward_model` does."""
-    from transformers import AutoConfig, AutoModel, AutoTokenizer
-
-    manifest = Manifest.from_json((folder / "panoply.json").read_text())
-    tensors = load_file(folder / "model.safetensors")
-    device = best_device()
-    # Made in its dtype and not cast to it: a cast would also round the rotary frequencies.
-    dtype = choose_dtype(cast(DType, manifest.dtype), device)
-    model = AutoModel.from_config(AutoConfig.from_pretrained(folder), dtype=dtype)
-    model.load_state_dict(_under("model.", tensors))
-    model = model.to(device=device)
-    renderer = Renderer(AutoTokenizer.from_pretrained(folder), manifest.rendering)
-    renderer.check_template(manifest.template_hash, folder)
-    backbone = Backbone(manifest.backbone, model, renderer, [manifest.depth])
-    return RewardModel(backbone, _head(manifest, _under("head.", tensors)), manifest)
-
-
-def _with_manifest(parts: Parts) -> RewardModel:
+def _with_manifest(parts: ArmoRMParts) -> GatedModel:
     """Returns a published gated model with the manifest that ours have."""
     backbone = parts.backbone
     manifest = Manifest(
@@ -225,16 +70,4 @@ def _with_manifest(parts: Parts) -> RewardModel:
         dtype=str(backbone.decoder.dtype).removeprefix("torch."),
         data={},
     )
-    return RewardModel(backbone, parts.head, manifest)
-
-
-def _under(prefix: str, tensors: Tensors) -> Tensors:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-def _head(manifest: Manifest, tensors: Tensors) -> GatedHead:
-    size = tensors["gate.shift"].shape[0]
-    gate = make_gate(size, len(manifest.objectives), manifest.gate)
-    head = GatedHead(len(manifest.objectives), tensors["weight"].shape[1], gate)
-    head.load_state_dict(tensors)
-    return head
+    return GatedModel(backbone, parts.head, manifest)

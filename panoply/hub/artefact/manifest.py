@@ -1,4 +1,4 @@
-"""`panoply.json`: what scoring depends on besides weights, and where the weights came from."""
+"""Manifests, `panoply.json`: all that scoring depends on besides weights, and their origin."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class Manifest:
     temperature: float
     """Score differences divided by it are log odds."""
     seed: int
-    """Of the split."""
+    """Seed of the split into train, select and test."""
     template_hash: str
     bos: tuple[int, ...]
     """Tokens put before a render that does not bring them; empty where the template does."""
     backbone: str
     weights_hash: str
-    """Of the backbone's own weights, before heads."""
+    """Hash of the backbone's own weights, before heads."""
     depth: int
     dtype: str
     data: Mapping[str, Any]
@@ -70,16 +70,16 @@ class ScalarManifest:
     temperature: float
     """Score differences divided by it are log odds."""
     seed: int
-    """Of the split."""
+    """Seed of the split into train, select and test."""
     template_hash: str
-    """Of the folder's own template, which writes BOS where the tokenizer did; set when saved."""
+    """Hash of the folder's own template, which writes BOS as the tokenizer did; set when saved."""
     bos: tuple[int, ...]
     """Tokens put before a render that does not bring them; set when saved."""
     backbone: str
     depth: int
     """Layers kept."""
     dtype: str
-    """What training computed in. The folder's weights are float32, and so are its scores."""
+    """Precision of training. The folder's weights are float32, and so are its scores."""
     sources: tuple[str, ...]
     """Sources of the pairs trained on."""
     data: Mapping[str, Any]

@@ -18,36 +18,42 @@ Legend: `R` responses, `K` heads, `D` hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from panoply.data.schema import Prompt
 from panoply.hub.artefact.classifier import (
     built_beside,
+    check_drift,
     check_vacant,
-    compare,
-    probe_trees,
     write_classifier,
 )
 from panoply.hub.artefact.manifest import ScalarManifest, hash_keys, read_manifest
 from panoply.hub.artefact.model_card import write_card
 from panoply.hub.backbone.backbone import Backbone
 from panoply.hub.backbone.renderer import Renderer
-from panoply.hub.backbone.scoring_model import ScoringModel, provenance_of
+from panoply.hub.example_conversations import example_trees
+from panoply.hub.reward_model import ScoringModel, provenance_of
 from panoply.model.device import best_device
+from panoply.model.gather import Tokenized, gather
 from panoply.model.tree import TokenTree
+from panoply.types import Floats
+from panoply.wire.request import Detail, Score, scored
+
+BETA = 1.0
+"""Deviations between the members of an ensemble that its lower bound lies below its score."""
+LOWER_BOUND = "lower_bound"
 
 
-class ScalarModel(ScoringModel):
-    """A scalar reward model: conversations in, scores out."""
+class ScalarModel(ScoringModel[tuple[float, float]]):
+    """A scalar reward model: conversations in, scores out, with lower bounds of an ensemble's."""
 
     def __init__(self, backbone: Backbone, heads_KD: Tensor, manifest: ScalarManifest) -> None:
         self.backbone = backbone
@@ -69,7 +75,7 @@ class ScalarModel(ScoringModel):
         return self._standardized(self._states(trees))
 
     @torch.inference_mode()
-    def bound_trees(self, trees: Sequence[TokenTree], beta: float = 1.0) -> tuple[Tensor, Tensor]:
+    def bound_trees(self, trees: Sequence[TokenTree], beta: float = BETA) -> tuple[Tensor, Tensor]:
         """Returns scores and their lower confidence bounds, `[R]` each (arXiv 2401.16635).
 
             LCB = s - beta std_k( (s_k - m_k) / d_k )
@@ -82,22 +88,43 @@ class ScalarModel(ScoringModel):
         score_R = states_RD @ self.weight_D
         return score_R, score_R - beta * self._standardized(states_RD).std(1, correction=0)
 
-    def score(self, prompt: Prompt, responses: Sequence[str]) -> NDArray[np.float32]:
-        """Returns the score of each response to a prompt, `[R]` float32."""
-        return self.score_trees([self.backbone.renderer.render(prompt, responses).tree]).numpy()
-
-    def lower_bound(
-        self, prompt: Prompt, responses: Sequence[str], beta: float = 1.0
-    ) -> NDArray[np.float32]:
+    def lower_bound(self, prompt: Prompt, responses: Sequence[str], beta: float = BETA) -> Floats:
         """Returns the lower bound of each response's score, `[R]` float32; see `bound_trees`."""
-        tree = self.backbone.renderer.render(prompt, responses).tree
-        return self.bound_trees([tree], beta)[1].numpy()
+        gathered = gather(self.backbone.renderer.conversations(prompt, responses))
+        return self.bound_trees(gathered.trees, beta)[1][gathered.places].numpy()
+
+    def forward(self, trees: Sequence[TokenTree]) -> list[tuple[float, float]]:
+        """Returns score and lower bound of each response."""
+        score_R, bound_R = self.bound_trees(trees)
+        return list(zip(score_R.tolist(), bound_R.tolist(), strict=True))
+
+    def score_of(self, output: tuple[float, float]) -> float:
+        """Returns the score in an output."""
+        return output[0]
+
+    def to_score(
+        self,
+        output: tuple[float, float],
+        conversation: Tokenized,
+        weights: Mapping[str, float],
+        details: frozenset[Detail],
+    ) -> Score:
+        """Converts an output to a score; of an ensemble, with its lower bound as an objective."""
+        score, bound = output
+        shows_bound = len(self.heads_KD) > 1 and "objectives" in details
+        return scored(
+            score,
+            objectives={LOWER_BOUND: bound} if shows_bound else {},
+            num_tokens=len(conversation.tokens),
+            num_cut=conversation.num_cut,
+        )
 
     def _states(self, trees: Sequence[TokenTree]) -> Tensor:
         return self.backbone.features(trees).last_RLD[:, -1]
 
     def _standardized(self, states_RD: Tensor) -> Tensor:
-        center_K, scale_K = (torch.tensor(v) for v in (self.manifest.centers, self.manifest.scales))
+        center_K = torch.tensor(self.manifest.centers)
+        scale_K = torch.tensor(self.manifest.scales)
         return (states_RD @ self.heads_KD.T - center_K) / scale_K
 
 
@@ -125,7 +152,7 @@ def save_scalar_model(
         model: the decoder stack without a language-model head, adapters merged; it is not changed.
         renderer: of its conversations.
         heads_KD: one head, or the members of an ensemble.
-        manifest: its record; hash of the template and BOS rule are set here to those of the folder.
+        manifest: of the model; its template hash and BOS rule are set here to the folder's.
         folder: new, or that of an earlier save.
         seen: split keys that training used.
 
@@ -153,7 +180,7 @@ def save_scalar_model(
         (built / "panoply.json").write_text(manifest.to_json())
         write_card(built)
         loaded = load_scalar_model(built)
-        return compare(loaded.score_trees(probe_trees(loaded.backbone.renderer)), built)
+        return check_drift(loaded.score_trees(example_trees(loaded.backbone.renderer)), built)
 
 
 def load_scalar_model(folder: Path) -> ScalarModel:
@@ -173,10 +200,8 @@ def load_scalar_model(folder: Path) -> ScalarModel:
             "panoply.hub.artefact.load.load_reward_model"
         )
     classifier = cast(Any, AutoModelForSequenceClassification.from_pretrained(folder))
-    device = best_device()
+    decoder = classifier.base_model.to(best_device())
     renderer = Renderer(AutoTokenizer.from_pretrained(folder), manifest.rendering)
     renderer.check_template(manifest.template_hash, folder)
-    backbone = Backbone(
-        manifest.backbone, classifier.base_model.to(device), renderer, [manifest.depth]
-    )
+    backbone = Backbone(manifest.backbone, decoder, renderer, [manifest.depth])
     return ScalarModel(backbone, load_file(folder / "heads.safetensors")["heads"], manifest)

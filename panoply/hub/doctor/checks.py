@@ -1,6 +1,6 @@
-"""Checks of a reward model: what it reads, and what moves its scores. Each has bitten users.
+"""Checks of a reward model's input and of what moves its scores. Each has bitten users.
 
-Every check scores the same few conversations (`PROBES`). Differences are in units of the scores'
+Every check scores the same few conversations (`EXAMPLE_CONVERSATIONS`). Differences are in units of the scores'
 spread over them, see `panoply.measure.conformance.drift`.
 """
 
@@ -14,13 +14,19 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from panoply.hub.artefact.classifier import PROBES, chat_ids
-from panoply.hub.artefact.load import AnyModel, load_reward_model
+from panoply.data.schema import Prompt
+from panoply.hub.artefact.load import load_reward_model
 from panoply.hub.backbone.renderer import DATE, FIXED_CLOCK, PLAIN_TEMPLATE
-from panoply.hub.doctor.scoring import apart, in_dtype, plain, probe_trees, read, render
-from panoply.hub.published.loading import device, fetch
-from panoply.hub.published.pairwise import PairwiseModel
+from panoply.hub.doctor.scoring import in_dtype, rendered_examples, separate_sequences
+from panoply.hub.example_conversations import (
+    EXAMPLE_CONVERSATIONS,
+    example_chat_ids,
+    sequences,
+)
+from panoply.hub.published.loading import fetch
+from panoply.hub.reward_model import RewardModel
 from panoply.measure.conformance import BOUNDS, Finding, Verdict, drift, flips, judge
+from panoply.model.device import best_device
 
 BFLOAT16 = (0.05, 0.5)
 """Bounds of what bfloat16 may change; a model that computes in float32 is only warned."""
@@ -45,9 +51,9 @@ def examine(name: str | Path, *, trust_remote_code: bool = False) -> list[Findin
     return examine_loaded(model, folder)
 
 
-def examine_loaded(model: AnyModel, folder: Path) -> list[Finding]:
+def examine_loaded(model: RewardModel[Any], folder: Path) -> list[Finding]:
     """Returns what the checks of a loaded model find."""
-    checks: list[Callable[[AnyModel], Finding]] = [
+    checks: list[Callable[[RewardModel[Any]], Finding]] = [
         layout,
         template,
         beginning,
@@ -59,21 +65,21 @@ def examine_loaded(model: AnyModel, folder: Path) -> list[Finding]:
         truncation,
         speed,
     ]
-    found = [check(model) for check in checks]
+    findings = [check(model) for check in checks]
     if (folder / "config.json").is_file() and model.provenance["kind"] in ("scalar", "linear"):
-        found.append(parity(model, folder))
-    return found
+        findings.append(parity(model, folder))
+    return findings
 
 
-def layout(model: AnyModel) -> Finding:
-    """What the model is."""
-    own = model.provenance
-    text = f"{own['kind']}, weights {own['weights'][:12]}, {own['dtype']}"
-    return Finding("layout", text, "ok", values=dict(own))
+def layout(model: RewardModel[Any]) -> Finding:
+    """Reports kind, weights and dtype."""
+    values = dict(model.provenance)
+    text = f"{values['kind']}, weights {values['weights'][:12]}, {values['dtype']}"
+    return Finding("layout", text, "ok", values=values)
 
 
-def template(model: AnyModel) -> Finding:
-    """Whether there is a chat template, and whether it renders the same every day."""
+def template(model: RewardModel[Any]) -> Finding:
+    """Checks that there is a chat template, and that it renders the same every day."""
     renderer = model.backbone.renderer
     text, values = f"hash {renderer.template_hash}", {"hash": renderer.template_hash}
     if renderer.tokenizer.chat_template == PLAIN_TEMPLATE:
@@ -90,18 +96,18 @@ def template(model: AnyModel) -> Finding:
     return Finding("template", text, "ok", values=values)
 
 
-def beginning(model: AnyModel) -> Finding:
-    """How often the beginning of the sequence is marked, here, by the usual two calls, by verl."""
+def beginning(model: RewardModel[Any]) -> Finding:
+    """Counts the BOS tokens that are written here, by the usual two calls, and by verl."""
     renderer = model.backbone.renderer
     tokenizer = renderer.tokenizer
     bos = tokenizer.bos_token_id
-    tree = probe_trees(model)[0]
+    tree = rendered_examples(model)[0]
     here = marks(tree.shared + tree.branches[0].tokens, bos)
-    chat = [*map(dict, PROBES[0][0]), {"role": "assistant", "content": PROBES[0][1][0]}]
+    prompt, responses = EXAMPLE_CONVERSATIONS[0]
+    chat = [*map(dict, prompt), {"role": "assistant", "content": responses[0]}]
     text = tokenizer.apply_chat_template(chat, tokenize=False)
-    once, twice = (
-        marks(tokenizer(text, add_special_tokens=add)["input_ids"], bos) for add in (False, True)
-    )
+    once = marks(tokenizer(text, add_special_tokens=False)["input_ids"], bos)
+    twice = marks(tokenizer(text, add_special_tokens=True)["input_ids"], bos)
     values = {"here": here, "template": once, "template_and_tokenizer": twice}
     text = f"{here} here, {once} by the template, {twice} by template and tokenizer"
     if bos is None:
@@ -109,7 +115,7 @@ def beginning(model: AnyModel) -> Finding:
     if here > 1:
         advice = "the template writes it twice: remove one from chat_template.jinja"
         return Finding("BOS", text, "fail", advice, values)
-    if isinstance(model, PairwiseModel):
+    if model.is_pairwise:
         return Finding("BOS", f"{here}, as the published format has it", "ok", values=values)
     if twice != here:
         advice = "elsewhere tokenize rendered text with add_special_tokens=False"
@@ -134,32 +140,33 @@ def marks(tokens: Sequence[int], bos: int | None) -> int:
     return next((i for i, token in enumerate(tokens) if token != bos), len(tokens))
 
 
-def padding(model: AnyModel) -> Finding:
-    """What padding may do to the scores elsewhere; here no pad token is ever read."""
+def padding(model: RewardModel[Any]) -> Finding:
+    """Checks for pad tokens that move scores elsewhere; here no pad token is ever read."""
     tokenizer = model.backbone.renderer.tokenizer
-    pad, told = tokenizer.pad_token_id, getattr(model.backbone.decoder.config, "pad_token_id", None)
-    values = {"pad_token": tokenizer.pad_token, "tokenizer": pad, "config": told}
-    own = "give tokenizer and config.json a pad token that no text renders to"
+    pad = tokenizer.pad_token_id
+    config_pad = getattr(model.backbone.decoder.config, "pad_token_id", None)
+    values = {"pad_token": tokenizer.pad_token, "tokenizer": pad, "config": config_pad}
+    advice = "give tokenizer and config.json a pad token that no text renders to"
     if pad is None:
-        return Finding("padding", "no pad token: elsewhere no batches", "warning", own, values)
-    rows = [tree.shared + branch.tokens for tree in probe_trees(model) for branch in tree.branches]
+        return Finding("padding", "no pad token: elsewhere no batches", "warning", advice, values)
+    rows = sequences(rendered_examples(model))
     if any(pad in row for row in rows):
         where = "ends every render" if all(row[-1] == pad for row in rows) else "is in renders"
         text = f"pad token {tokenizer.pad_token!r} {where}: elsewhere another token may be scored"
-        return Finding("padding", text, "warning", own, values)
-    if told != pad:
-        text = f"pad token {pad} by the tokenizer, {told} by config.json, which transformers reads"
+        return Finding("padding", text, "warning", advice, values)
+    if config_pad != pad:
+        text = f"pad token {pad} by the tokenizer, {config_pad} by config.json, which transformers reads"
         return Finding(
             "padding", text, "warning", f"set pad_token_id to {pad} in config.json", values
         )
     return Finding("padding", f"{tokenizer.pad_token!r}, in no render", "ok", values=values)
 
 
-def position(model: AnyModel) -> Finding:
-    """Which token is scored, by name."""
+def position(model: RewardModel[Any]) -> Finding:
+    """Names the token that is scored."""
     tokenizer = model.backbone.renderer.tokenizer
-    trees = probe_trees(model)
-    last = {branch.tokens[-1] for tree in trees for branch in tree.branches}
+    trees = rendered_examples(model)
+    last = {row[-1] for row in sequences(trees)}
     names = sorted(tokenizer.decode([token]) for token in last)
     values = {"scored": names}
     if len(last) > 1:
@@ -167,27 +174,27 @@ def position(model: AnyModel) -> Finding:
         return Finding(
             "scored token", f"the response's own last, {names[:3]}", "warning", advice, values
         )
-    if not isinstance(model, PairwiseModel) and not last <= set(tokenizer.added_tokens_decoder):
+    if not model.is_pairwise and not last <= set(tokenizer.added_tokens_decoder):
         advice = "send renders as they are: where text is stripped, another token is scored"
         text = f"{names[0]!r}, text behind the end of the turn"
         return Finding("scored token", text, "warning", advice, values)
     return Finding("scored token", repr(names[0]), "ok", values=values)
 
 
-def scale(model: AnyModel) -> Finding:
-    """The range of the scores on the probes: they must be finite and differ."""
-    found = read(model, probe_trees(model))
-    low, high, spread = float(found.min()), float(found.max()), float(found.std())
+def scale(model: RewardModel[Any]) -> Finding:
+    """Checks that the scores of the examples are finite and differ."""
+    scores = model.rate(rendered_examples(model))
+    low, high, spread = float(scores.min()), float(scores.max()), float(scores.std())
     values = {"low": low, "high": high, "spread": spread}
-    if not np.isfinite(found).all():
+    if not np.isfinite(scores).all():
         advice = "weights overflow or are not finite: fetch them again, or compute in float32"
         return Finding("scale", "scores are not finite", "fail", advice, values)
     if spread <= 1e-6 * max(1.0, abs(high)):
         advice = "the head was not trained, or is not the one of this backbone"
         return Finding("scale", f"all scores are {high:.4g}", "fail", advice, values)
-    what = "preferences" if isinstance(model, PairwiseModel) else "scores"
+    what = "preferences" if model.is_pairwise else "scores"
     text = f"{what} {low:.4g} to {high:.4g}, spread {spread:.3g}"
-    if not isinstance(model, PairwiseModel):
+    if not model.is_pairwise:
         text = f"{text}, temperature {model.temperature:.3g}"
         values["temperature"] = model.temperature
         if not np.isfinite(model.temperature):
@@ -198,27 +205,26 @@ def scale(model: AnyModel) -> Finding:
     return Finding("scale", text, "ok", values=values)
 
 
-def batches(model: AnyModel) -> Finding:
-    """Whether company changes a score: alone, in padded batches, in token trees."""
-    trees = probe_trees(model)
-    with plain(model.backbone):
-        alone = np.concatenate([read(model, [tree]) for tree in apart(model, trees)])
-        batch = read(model, trees)
-    found = {"batch": drift(batch, alone), "tree": drift(read(model, trees), alone)}
-    text = ", ".join(f"{value:.1e} in a {name}" for name, value in found.items())
+def batches(model: RewardModel[Any]) -> Finding:
+    """Measures how far padded batches and token trees move a score from that alone."""
+    trees = rendered_examples(model)
+    with separate_sequences(model.backbone):
+        alone = np.concatenate([model.rate([tree]) for tree in model.split(trees)])
+        batch = model.rate(trees)
+    drifts = {"batch": drift(batch, alone), "tree": drift(model.rate(trees), alone)}
+    text = ", ".join(f"{value:.1e} in a {name}" for name, value in drifts.items())
     if not model.backbone.shares_prefixes:
-        text = f"{found['batch']:.1e} in a batch; this model takes no trees"
-    verdict = judge(max(found.values()), BOUNDS[model.provenance["dtype"]])
+        text = f"{drifts['batch']:.1e} in a batch; this model takes no trees"
+    verdict = judge(max(drifts.values()), BOUNDS[model.provenance["dtype"]])
     advice = "" if verdict == "ok" else "score in batches of one, or compute in float32"
-    return Finding("batch drift", f"{text}, of the spread", verdict, advice, found)
+    return Finding("batch drift", f"{text}, of the spread", verdict, advice, drifts)
 
 
-def precision(model: AnyModel) -> Finding:
-    """What bfloat16 changes against float32."""
-    trees = probe_trees(model)
-    exact, rounded = (
-        read(in_dtype(model, dtype), trees) for dtype in (torch.float32, torch.bfloat16)
-    )
+def precision(model: RewardModel[Any]) -> Finding:
+    """Measures how far bfloat16 moves the scores from float32."""
+    trees = rendered_examples(model)
+    exact = in_dtype(model, torch.float32).rate(trees)
+    rounded = in_dtype(model, torch.bfloat16).rate(trees)
     lost = drift(rounded, exact)
     turned, tied = flips(rounded, exact)
     values = {"drift": lost, "turned": turned, "tied": tied}
@@ -230,13 +236,14 @@ def precision(model: AnyModel) -> Finding:
     return Finding("bfloat16", text, verdict, "" if verdict == "ok" else "serve in float32", values)
 
 
-def truncation(model: AnyModel) -> Finding:
-    """What is cut of a long conversation, and whether what is left fits the model."""
+def truncation(model: RewardModel[Any]) -> Finding:
+    """Counts what is cut of a long conversation, and checks that the rest fits the model."""
     renderer = model.backbone.renderer
     limits, config = renderer.rendering, model.backbone.decoder.config
-    words = "word " * (limits.max_prompt_tokens + 10), "word " * (limits.max_response_tokens + 10)
-    cut = render(model, words[0], [words[1], words[1] + "x"])
-    longest = len(cut.tree.shared) + max(len(branch.tokens) for branch in cut.tree.branches)
+    prompt: Prompt = [{"role": "user", "content": "word " * (limits.max_prompt_tokens + 10)}]
+    response = "word " * (limits.max_response_tokens + 10)
+    cut = model.render(prompt, [response, response + "x"])[0]
+    longest = max(len(row) for row in sequences([cut.tree]))
     positions = getattr(config, "max_position_embeddings", None)
     values = {
         "max_prompt_tokens": limits.max_prompt_tokens,
@@ -258,23 +265,23 @@ def truncation(model: AnyModel) -> Finding:
     return Finding("truncation", text, "ok", values=values)
 
 
-def speed(model: AnyModel) -> Finding:
-    """Tokens a second, on short conversations that share their prompts."""
-    trees = probe_trees(model) * TIMED_TREES
-    read(model, trees[:2])  # measures the budget once
+def speed(model: RewardModel[Any]) -> Finding:
+    """Measures tokens per second on short conversations that share their prompts."""
+    trees = rendered_examples(model) * TIMED_TREES
+    model.rate(trees[:2])  # measures the budget once
     begun = time.perf_counter()
-    read(model, trees)
+    model.rate(trees)
     seconds = time.perf_counter() - begun
     computed = sum(tree.num_tokens for tree in trees)
     separate = sum(tree.num_separate_tokens for tree in trees)
     values = {"tokens_per_second": computed / seconds, "separate_per_computed": separate / computed}
-    text = f"{computed / seconds:,.0f} tokens/s, {device().type}, {torch.get_num_threads()} threads"
+    text = f"{computed / seconds:,.0f} tokens/s, {best_device().type}, {torch.get_num_threads()} threads"
     return Finding("throughput", text, "ok", values=values)
 
 
 @torch.inference_mode()
-def parity(model: AnyModel, folder: Path) -> Finding:
-    """Whether plain transformers gives the same scores of the same conversations, one by one."""
+def parity(model: RewardModel[Any], folder: Path) -> Finding:
+    """Compares with the scores that plain transformers gives the conversations, one by one."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -288,21 +295,21 @@ def parity(model: AnyModel, folder: Path) -> Finding:
     if info["missing_keys"]:
         text = "transformers alone draws its head at random"
         return Finding("parity", text, "warning", "save the head under the name 'score'")
-    classifier = classifier.eval().to(device())
-    rows = [ids for probe in PROBES for ids in chat_ids(tokenizer, *probe)]
-    logits = [classifier(torch.tensor([ids], device=device())).logits for ids in rows]
+    classifier = classifier.eval().to(best_device())
+    rows = example_chat_ids(tokenizer)
+    logits = [classifier(torch.tensor([ids], device=best_device())).logits for ids in rows]
     theirs = torch.cat(logits)[:, 0].double().cpu().numpy()
-    trees = probe_trees(model)
-    ours = [list(tree.shared + branch.tokens) for tree in trees for branch in tree.branches]
-    found = drift(read(model, trees), theirs)
-    verdict = judge(found, BOUNDS[model.provenance["dtype"]])
-    same = "the same tokens" if rows == ours else "other tokens"
+    trees = rendered_examples(model)
+    same_tokens = [tuple(row) for row in rows] == sequences(trees)
+    distance = drift(model.rate(trees), theirs)
+    verdict = judge(distance, BOUNDS[model.provenance["dtype"]])
+    tokens = "the same tokens" if same_tokens else "other tokens"
     advice = ""
     if verdict != "ok":
         advice = (
             "apply_chat_template gives other tokens: see BOS and template"
-            if rows != ours
+            if not same_tokens
             else "it scores another token (see padding), or the head is not the one of config.json"
         )
-    text = f"{found:.1e} of the spread, from {same}"
-    return Finding("parity", text, verdict, advice, {"drift": found, "same_tokens": rows == ours})
+    text = f"{distance:.1e} of the spread, from {tokens}"
+    return Finding("parity", text, verdict, advice, {"drift": distance, "same_tokens": same_tokens})

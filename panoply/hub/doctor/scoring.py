@@ -1,61 +1,30 @@
-"""Scoring a few fixed conversations in several ways: alone, in batches, in trees, in a dtype."""
+"""Ways to compute the same scores: by plain sequences instead of trees, in another dtype."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
 from copy import copy, deepcopy
-from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 
-from panoply.hub.artefact.classifier import PROBES
-from panoply.hub.artefact.load import AnyModel, RewardModel
 from panoply.hub.backbone.backbone import Backbone
-from panoply.hub.backbone.renderer import RenderedTree
-from panoply.hub.published.pairwise import PairwiseModel
+from panoply.hub.example_conversations import EXAMPLE_CONVERSATIONS
+from panoply.hub.reward_model import RewardModel
 from panoply.model.tree import TokenTree
-from panoply.types import Array
 
 
-def read(model: AnyModel, trees: Sequence[TokenTree]) -> Array:
-    """Returns what a model says of some trees: scores of responses, or preferences of pairs."""
-    if isinstance(model, PairwiseModel):
-        return model.probabilities(trees).double().numpy()
-    if isinstance(model, RewardModel):
-        return model.score_trees(trees).score_B.double().numpy()
-    return model.score_trees(trees).double().numpy()
-
-
-def render(model: AnyModel, prompt: str, responses: Sequence[str]) -> RenderedTree:
-    """Renders as a model reads: responses to a prompt, or two of them against each other."""
-    turns = [{"role": "user", "content": prompt}]
-    if isinstance(model, PairwiseModel):
-        return model.render(cast(Any, turns), responses[0], responses[1])
-    return model.backbone.renderer.render(cast(Any, turns), responses)
-
-
-def probe_trees(model: AnyModel) -> list[TokenTree]:
-    """Returns the probes' trees: a tree a prompt, or a tree a pair."""
-    if isinstance(model, PairwiseModel):
-        return [
-            model.render(prompt, a, b).tree
-            for prompt, texts in PROBES
-            for a, b in zip(texts, texts[1:] + texts[:1], strict=True)
-        ]
-    return [model.backbone.renderer.render(*probe).tree for probe in PROBES]
-
-
-def apart(model: AnyModel, trees: Sequence[TokenTree]) -> list[TokenTree]:
-    """Returns trees of what is scored alone: a response; a pair stays together."""
-    if isinstance(model, PairwiseModel):
-        return list(trees)
-    return [replace(tree, branches=(branch,)) for tree in trees for branch in tree.branches]
+def rendered_examples(model: RewardModel[Any]) -> list[TokenTree]:
+    """Returns the trees of the example conversations, as the model renders them."""
+    trees: list[TokenTree] = []
+    for prompt, responses in EXAMPLE_CONVERSATIONS:
+        trees += [rendered.tree for rendered in model.render(prompt, responses)]
+    return trees
 
 
 @contextmanager
-def plain(backbone: Backbone) -> Generator[None]:
+def separate_sequences(backbone: Backbone) -> Generator[None]:
     """Lets a backbone compute separate sequences while the context is open."""
     before, backbone.shares_prefixes = backbone.shares_prefixes, False
     try:
@@ -64,14 +33,14 @@ def plain(backbone: Backbone) -> Generator[None]:
         backbone.shares_prefixes = before
 
 
-def in_dtype(model: AnyModel, dtype: torch.dtype) -> AnyModel:
+def in_dtype(model: RewardModel[Any], dtype: torch.dtype) -> RewardModel[Any]:
     """Returns a model that computes in another dtype; its head stays as it is."""
-    own = model.backbone
-    if own.decoder.dtype == dtype:
+    backbone = model.backbone
+    if backbone.decoder.dtype == dtype:
         return model
-    decoder = deepcopy(own.decoder.model)
+    decoder = deepcopy(backbone.decoder.model)
     for parameter in decoder.parameters():  # not the rotary frequencies, which stay float32
         parameter.data = parameter.data.to(dtype)
     other = copy(model)
-    other.backbone = Backbone(own.name, decoder, own.renderer, own.decoder.depths)
+    other.backbone = Backbone(backbone.name, decoder, backbone.renderer, backbone.decoder.depths)
     return other

@@ -79,7 +79,7 @@ def gate_layout(config: Mapping[str, Any], size: int) -> dict[str, Shape]:
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class ArmoRMParts:
     """What a checkpoint holds: a backbone with its renderer, a head, and what they go by."""
 
     backbone: Backbone
@@ -89,7 +89,7 @@ class Parts:
     scales: Mapping[str, Mapping[str, float | bool]]
 
 
-def load_armorm(checkpoint: Checkpoint) -> Parts:
+def load_armorm(checkpoint: Checkpoint) -> ArmoRMParts:
     """Loads a checkpoint in ArmoRM's layout.
 
     Raises:
@@ -116,7 +116,7 @@ def load_armorm(checkpoint: Checkpoint) -> Parts:
     )
     names = objective_names(fields)
     scales = {f"helpsteer-{k}": scale.to_dict() for k, scale in HELPSTEER_SCALES.items()}
-    return Parts(
+    return ArmoRMParts(
         _backbone(folder, config, fields),
         _head(checkpoint, len(names), int(config.hidden_size), gate),
         names,

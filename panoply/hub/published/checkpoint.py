@@ -55,18 +55,18 @@ class Checkpoint:
         with safe_open(self.file_of[name], framework="pt") as opened:
             return opened.get_tensor(name)
 
-    def check(self, wanted: Mapping[str, Shape], why: str) -> None:
+    def check(self, expected: Mapping[str, Shape], why: str) -> None:
         """Checks names and shapes.
 
         Raises:
             ValueError: a tensor is missing or has another shape.
         """
-        for name, shape in wanted.items():
-            found = self.shapes.get(name)
-            if found != shape:
-                told = "is missing" if found is None else f"has shape {list(found)}"
+        for name, shape in expected.items():
+            stored = self.shapes.get(name)
+            if stored != shape:
+                state = "is missing" if stored is None else f"has shape {list(stored)}"
                 raise ValueError(
-                    f"tensor {name!r} in {str(self.folder)!r} {told}; {why} asks for "
+                    f"tensor {name!r} in {str(self.folder)!r} {state}; {why} asks for "
                     f"{list(shape)}. Fetch the checkpoint again, or mend its config.json"
                 )
 

@@ -13,22 +13,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from panoply.data.schema import Prompt
 from panoply.hub.backbone.backbone import Backbone
-from panoply.hub.backbone.scoring_model import ScoringModel, provenance_of
+from panoply.hub.reward_model import ScoringModel, provenance_of
 from panoply.model.tree import TokenTree
 
 
-class HeadModel(ScoringModel):
+class HeadModel(ScoringModel[float]):
     """A scalar reward model that others trained: conversations in, scores out."""
 
     temperature = 1.0
-    """Of Bradley-Terry's loss, with which such models are trained: differences are log odds."""
+    """Temperature of Bradley-Terry's loss, with which such models are trained."""
 
     def __init__(self, backbone: Backbone, head: nn.Module) -> None:
         self.backbone = backbone
@@ -41,6 +38,10 @@ class HeadModel(ScoringModel):
         """Returns the scores `[R]` of all responses of some trees, tree by tree."""
         return self.head(self.backbone.features(trees).last_RLD[:, -1])[:, 0]
 
-    def score(self, prompt: Prompt, responses: Sequence[str]) -> NDArray[np.float32]:
-        """Returns the score of each response to a prompt, `[R]` float32."""
-        return self.score_trees([self.backbone.renderer.render(prompt, responses).tree]).numpy()
+    def forward(self, trees: Sequence[TokenTree]) -> list[float]:
+        """Returns the score of each response."""
+        return self.score_trees(trees).tolist()
+
+    def score_of(self, output: float) -> float:
+        """Returns the output, which is the score."""
+        return output

@@ -1,4 +1,4 @@
-"""What models that others published have in common: how they are fetched, loaded whole and cut."""
+"""Fetching published models, and loading them whole, with limits on what they read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from torch import nn
 
 from panoply.config import Rendering
@@ -16,9 +15,10 @@ from panoply.hub.backbone.pretrained import check_vocabulary, choose_dtype
 from panoply.hub.backbone.renderer import Renderer
 from panoply.hub.published.checkpoint import few, stored_dtype
 from panoply.model.decoder import find_layers
+from panoply.model.device import best_device
 
 FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
-"""What is fetched from a hub: configuration, weights and tokenizer. Never a pickle."""
+"""Files fetched from a hub: configuration, weights and tokenizer. Never a pickle."""
 MOST_PROMPT = 4096
 """Most tokens of a prompt, however many positions a model has."""
 
@@ -50,13 +50,8 @@ def fetch(name: str, *, code: bool = False) -> Path:
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether a name may be one of the hub, 'owner/name'."""
+    """Returns whether a name may be one of the hub, 'owner/name'."""
     return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
-
-
-def device() -> torch.device:
-    """Returns where a model is put."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def load_whole(
@@ -65,7 +60,7 @@ def load_whole(
     fields: Mapping[str, Any],
     *,
     read: Collection[str] = (),
-    **given: Any,
+    **options: Any,
 ) -> Any:
     """Returns a model with every weight from its folder, none at random and none dropped.
 
@@ -74,18 +69,18 @@ def load_whole(
         folder: of the model.
         fields: its configuration, which names the dtype.
         read: names of tensors that are read elsewhere.
-        given: arguments of `from_pretrained`.
+        options: further arguments of `from_pretrained`.
 
     Raises:
         ValueError: a weight would be random, or one would be dropped.
     """
     model, info = loader.from_pretrained(
         folder,
-        dtype=choose_dtype(stored_dtype(fields), device()),
+        dtype=choose_dtype(stored_dtype(fields), best_device()),
         use_safetensors=True,
-        ignore_mismatched_sizes=True,  # told below
+        ignore_mismatched_sizes=True,  # refused below
         output_loading_info=True,
-        **{"trust_remote_code": False} | given,
+        **{"trust_remote_code": False} | options,
     )
     random = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
     if random:
@@ -130,7 +125,7 @@ def make_backbone(name: str, model: nn.Module, tokenizer: Any) -> Backbone:
     renderer = Renderer(tokenizer, limits)
     check_vocabulary(renderer, model)
     layers = len(cast(nn.ModuleList, model.get_submodule(find_layers(model))))
-    return Backbone(name, model.to(device()), renderer, [layers])
+    return Backbone(name, model.to(best_device()), renderer, [layers])
 
 
 def limits_of(config: Any, num_closing: int) -> Rendering:

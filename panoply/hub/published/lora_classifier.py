@@ -10,7 +10,8 @@ from typing import Any, cast
 from panoply.hub.backbone.pretrained import choose_dtype
 from panoply.hub.published.checkpoint import Checkpoint, stored_dtype
 from panoply.hub.published.head_model import HeadModel
-from panoply.hub.published.loading import device, fetch, load_tokenizer, make_backbone
+from panoply.hub.published.loading import fetch, load_tokenizer, make_backbone
+from panoply.model.device import best_device
 
 HEAD = re.compile(r"base_model\.model\.score\.(modules_to_save\.(default\.)?)?weight")
 """The head inside an adapter, as peft's `modules_to_save` writes it."""
@@ -33,10 +34,10 @@ def load_adapter(folder: Path) -> HeadModel:
             f"the adapter in {str(folder)!r} is of task type {adapter['task_type']!r}; a reward "
             "model's is 'SEQ_CLS'"
         )
-    held = Checkpoint.open(folder, "adapter_model.safetensors")
+    stored = Checkpoint.open(folder, "adapter_model.safetensors")
     base = fetch(str(adapter.get("base_model_name_or_path") or "none"))
     below = Checkpoint.open(base)
-    shape = next((shape for name, shape in held.shapes.items() if HEAD.fullmatch(name)), None)
+    shape = next((shape for name, shape in stored.shapes.items() if HEAD.fullmatch(name)), None)
     if adapter.get("task_type") is None and "score" not in (adapter.get("modules_to_save") or ()):
         shape = shape or below.shapes.get("score.weight")  # it was trained below a head that stayed
     if shape is None:
@@ -50,13 +51,13 @@ def load_adapter(folder: Path) -> HeadModel:
             f"the head of the adapter in {str(folder)!r} has shape {list(shape)}, which is "
             f"{shape[0]} labels; a reward model has 1"
         )
-    own = (folder / "tokenizer_config.json").is_file()
-    tokenizer = load_tokenizer(folder if own else base)
+    brings_tokenizer = (folder / "tokenizer_config.json").is_file()
+    tokenizer = load_tokenizer(folder if brings_tokenizer else base)
     fields: dict[str, Any] = json.loads((base / "config.json").read_text())
     classifier = AutoModelForSequenceClassification.from_pretrained(
         base,
         num_labels=1,
-        dtype=choose_dtype(stored_dtype(fields), device()),
+        dtype=choose_dtype(stored_dtype(fields), best_device()),
         trust_remote_code=False,
         use_safetensors=True,
     )

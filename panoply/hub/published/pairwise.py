@@ -18,17 +18,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from panoply.data.schema import Prompt
-from panoply.hub.artefact.classifier import PROBES
 from panoply.hub.backbone.backbone import Backbone
 from panoply.hub.backbone.renderer import RenderedTree
-from panoply.hub.backbone.scoring_model import provenance_of
+from panoply.hub.example_conversations import EXAMPLE_CONVERSATIONS, sequences
 from panoply.hub.published.checkpoint import Checkpoint
-from panoply.hub.published.loading import device, load_tokenizer, load_whole, make_backbone
+from panoply.hub.published.loading import load_tokenizer, load_whole, make_backbone
+from panoply.hub.reward_model import RewardModel, provenance_of
+from panoply.model.device import best_device
+from panoply.model.gather import Tokenized
 from panoply.model.tree import Branch, TokenTree, common_prefix
+from panoply.types import Array
+from panoply.wire.request import Detail
 
 LABELS = ("A", "B")
 TEMPLATE = "[CONTEXT] {context} [RESPONSE A] {a} [RESPONSE B] {b} \n"
@@ -38,62 +43,86 @@ LEAST_MASS = 0.5
 """Probability of the two labels together, at least."""
 
 
-class PairwiseModel:
+class PairwiseModel(RewardModel[float]):
     """A model that compares two responses to a prompt and has no score for one."""
+
+    is_pairwise = True
 
     def __init__(self, backbone: Backbone, head: Mapping[str, Tensor]) -> None:
         self.backbone = backbone
         self.head = {name: tensor.detach().float().cpu() for name, tensor in head.items()}
-        self.provenance = provenance_of("pairwise", backbone, self.head)
-        self.provenance["bos"] = "none"  # as in the published format
+        provenance = provenance_of("pairwise", backbone, self.head)
+        self.provenance = {**provenance, "bos": "none"}  # as in the published format
         self.num_template = len(self._ids(TEMPLATE.format(context="", a="", b="")))
 
-    def compare(self, prompt: Prompt, a: str, b: str) -> float:
-        """Returns the probability that response `a` is better than `b`.
-
-        Raises:
-            ValueError: the prompt has other turns than user and assistant in turn.
-        """
-        return float(self.probabilities([self.render(prompt, a, b).tree])[0])
-
-    def probabilities(self, trees: Sequence[TokenTree]) -> Tensor:
-        """Returns the probability that the first response is better, for each pair's tree."""
-        first_B = self.shown_first(trees)
-        return (first_B[0::2] + 1 - first_B[1::2]) / 2
-
     @torch.inference_mode()
-    def shown_first(self, trees: Sequence[TokenTree]) -> Tensor:
-        """Returns the probability `[B]` of the response shown first, for each order of a pair."""
+    def forward(self, trees: Sequence[TokenTree]) -> list[float]:
+        """Returns the probability of the response shown first, for each order of a pair."""
         states_BD = self.backbone.features(trees).last_RLD[:, -1]
         z_B2 = states_BD @ self.head["weight"].T + self.head["bias"]
-        return torch.sigmoid(z_B2[:, 0] - z_B2[:, 1])
+        return torch.sigmoid(z_B2[:, 0] - z_B2[:, 1]).tolist()
 
-    def score_trees(self, trees: Sequence[TokenTree]) -> NoReturn:
+    def preference_probability(self, first: float, second: float) -> float:
+        """Returns the mean over both orders."""
+        return (first + 1 - second) / 2
+
+    def rate(self, trees: Sequence[TokenTree]) -> Array:
+        """Returns the probability that the first response is better, for each pair's tree."""
+        first_N = np.array(self.forward(trees)).reshape(-1, 2)
+        return (first_N[:, 0] + 1 - first_N[:, 1]) / 2
+
+    def split(self, trees: Sequence[TokenTree]) -> list[TokenTree]:
+        """Returns the trees: each is one pair."""
+        return list(trees)
+
+    def score(self, prompt: Prompt, responses: Sequence[str]) -> NoReturn:
         """Raises ValueError: there is no score of a single response."""
         raise ValueError(
             f"{self.backbone.name!r} is a pairwise model and has no scalar score: ask "
             "compare(prompt, a, b), or rank by a tournament"
         )
 
-    def score(self, prompt: Prompt, responses: Sequence[str]) -> NoReturn:
+    def to_score(
+        self,
+        output: float,
+        conversation: Tokenized,
+        weights: Mapping[str, float],
+        details: frozenset[Detail],
+    ) -> NoReturn:
         """Raises ValueError: there is no score of a single response."""
-        self.score_trees([])
+        self.score([], [])
 
-    def render(self, prompt: Prompt, a: str, b: str) -> RenderedTree:
+    def render(self, prompt: Prompt, responses: Sequence[str]) -> list[RenderedTree]:
+        """Returns a tree for each response and the next one, the last with the first."""
+        following = [*responses[1:], *responses[:1]]
+        return [self.render_pair(prompt, a, b) for a, b in zip(responses, following, strict=True)]
+
+    def read_pair(self, prompt: Prompt, a: str, b: str) -> list[Tokenized]:
+        """Returns both orders. All pairs of a prompt can share it, for nothing hangs on a gate."""
+        rendered = self.render_pair(prompt, a, b)
+        start = len(rendered.tree.shared)
+        cuts = rendered.prompt_tokens_cut, rendered.response_tokens_cut
+        return [Tokenized(row, 0, start, len(row), *cuts) for row in sequences([rendered.tree])]
+
+    def render_pair(self, prompt: Prompt, a: str, b: str) -> RenderedTree:
         """Returns both orders of a pair as one token tree: they share the context.
 
         The context keeps its last tokens and a response its first ones.
 
         Raises:
-            ValueError: see `compare`.
+            ValueError: the prompt has other turns than user and assistant in turn.
         """
         limits = self.backbone.renderer.rendering
-        own = max(8, (limits.max_response_tokens - self.num_template) // 2)
+        most = max(8, (limits.max_response_tokens - self.num_template) // 2)
         text, cut = self._cut(context(prompt), -limits.max_prompt_tokens)
-        (a, cut_a), (b, cut_b) = self._cut(a, own), self._cut(b, own)
-        rows = [self._ids(TEMPLATE.format(context=text, a=x, b=y)) for x, y in ((a, b), (b, a))]
-        shared = min(common_prefix(*rows), *(len(row) - 1 for row in rows))
-        branches = (Branch(tuple(row[shared:]), 0, len(row) - shared) for row in rows)
+        a, cut_a = self._cut(a, most)
+        b, cut_b = self._cut(b, most)
+        rows = [
+            self._ids(TEMPLATE.format(context=text, a=a, b=b)),
+            self._ids(TEMPLATE.format(context=text, a=b, b=a)),
+        ]
+        shared = min(common_prefix(*rows), len(rows[0]) - 1, len(rows[1]) - 1)
+        branches = [Branch(tuple(row[shared:]), 0, len(row) - shared) for row in rows]
         tree = TokenTree(tuple(rows[0][:shared]), tuple(branches), gate=shared - 1)
         return RenderedTree(tree, cut, (cut_a > 0) + (cut_b > 0), cut_a + cut_b)
 
@@ -147,7 +176,8 @@ def load_pairwise(checkpoint: Checkpoint, fields: Mapping[str, Any]) -> Pairwise
             f"the tokenizer in {str(folder)!r} has no single token for each of {LABELS}, which "
             "a pairwise model answers with: take the tokenizer that it came with"
         )
-    language_model = load_whole(AutoModelForCausalLM, folder, fields).eval().to(device())
+    language_model = load_whole(AutoModelForCausalLM, folder, fields).eval()
+    language_model = language_model.to(best_device())
     top = language_model.get_output_embeddings()
     rows = [ids[0] for ids in labels]
     bias = torch.zeros(2) if top.bias is None else top.bias[rows]
@@ -159,15 +189,15 @@ def load_pairwise(checkpoint: Checkpoint, fields: Mapping[str, Any]) -> Pairwise
 
 @torch.inference_mode()
 def _check_answers(model: PairwiseModel, language_model: Any, labels: list[int]) -> None:
-    """Compares with the language model itself, on a probe: it must answer with a label."""
-    prompt, responses = PROBES[0]
-    tree = model.render(prompt, responses[0], responses[2]).tree
-    rows = [tree.shared + branch.tokens for branch in tree.branches]
-    inputs = (torch.tensor([row], device=language_model.device) for row in rows)
-    odds = torch.stack(
-        [language_model(input_ids=ids).logits[0, -1].float().cpu() for ids in inputs]
-    )
-    mass = float(odds.softmax(1)[:, labels].sum(1).min())
+    """Compares with the language model itself on an example: it must answer with a label."""
+    prompt, responses = EXAMPLE_CONVERSATIONS[0]
+    tree = model.render_pair(prompt, responses[0], responses[2]).tree
+    rows: list[Tensor] = []
+    for tokens in sequences([tree]):
+        ids = torch.tensor([tokens], device=language_model.device)
+        rows.append(language_model(input_ids=ids).logits[0, -1].float().cpu())
+    logits = torch.stack(rows)
+    mass = float(logits.softmax(1)[:, labels].sum(1).min())
     name = str(model.backbone.name)
     if mass < LEAST_MASS:
         raise ValueError(
@@ -175,10 +205,12 @@ def _check_answers(model: PairwiseModel, language_model: Any, labels: list[int])
             f"is better it says neither {LABELS[0]!r} nor {LABELS[1]!r} (probability {mass:.2g}, "
             f"at least {LEAST_MASS}): it is no pairwise model. Train one on it (jobs.preference)"
         )
-    first, second = torch.sigmoid(odds[:, labels[0]] - odds[:, labels[1]]).tolist()
-    own, found = (first + 1 - second) / 2, float(model.probabilities([tree])[0])
-    if abs(own - found) > (1e-3 if model.backbone.decoder.dtype == torch.float32 else 0.05):
+    first, second = torch.sigmoid(logits[:, labels[0]] - logits[:, labels[1]]).tolist()
+    expected = model.preference_probability(first, second)
+    probability = float(model.rate([tree])[0])
+    bound = 1e-3 if model.backbone.decoder.dtype == torch.float32 else 0.05
+    if abs(expected - probability) > bound:
         raise ValueError(
             f"{name!r} has a head that is more than one linear layer: it prefers with probability "
-            f"{own:.4f}, its last layer alone with {found:.4f}. It does not load"
+            f"{expected:.4f}, its last layer alone with {probability:.4f}. It does not load"
         )

@@ -1,0 +1,213 @@
+"""Gated multi-objective reward models as folders: save, load, score and explain.
+
+`config.json` and `model.safetensors` (the cut backbone and the head), the tokenizer, and
+`panoply.json` with what else scoring depends on. `baselines.safetensors` holds the fixed scorers
+that the gate was compared with, `seen.npy` hashes of the split keys that training used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias, cast
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from panoply.config import DType, Pooling
+from panoply.data.ratings import RatingMap
+from panoply.data.schema import Prompt
+from panoply.hub.artefact.manifest import Manifest, hash_keys
+from panoply.hub.backbone.backbone import Backbone
+from panoply.hub.backbone.pretrained import choose_dtype
+from panoply.hub.backbone.renderer import Renderer
+from panoply.hub.reward_model import Scale, ScoringModel, provenance_of
+from panoply.model.device import best_device
+from panoply.model.forward import Features
+from panoply.model.gate import make_gate
+from panoply.model.gather import Tokenized
+from panoply.model.reward_model import GatedHead, ModelOutput
+from panoply.model.tree import TokenTree
+from panoply.wire.request import Detail, Driver, Score, scored
+
+Tensors: TypeAlias = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectiveEffect:
+    """How one objective moves one response's score."""
+
+    objective: str
+    value: float
+    """Predicted rating in the source's own scale (unit scale where there is none)."""
+    coefficient: float
+    """Effective coefficient on the unit-scale objective, for this prompt."""
+    contribution: float
+    """g_i (r'_i - its mean over the training responses): what it adds to an average response."""
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """The parts of a response's score."""
+
+    score: float
+    length_coefficient: float
+    """Effective coefficient on the predicted log length."""
+    drivers: tuple[ObjectiveEffect, ...]
+    """All objectives, the strongest contribution first."""
+
+
+def pooled(features: Features, pooling: Pooling, depth: int = 0) -> torch.Tensor:
+    """Returns response features `[R, F]` at one of the stored depths."""
+    last, mean = features.last_RLD[:, depth], features.mean_RLD[:, depth]
+    choices = {"last": (last,), "mean_response": (mean,), "both": (last, mean)}
+    return torch.cat(choices[pooling], dim=-1)
+
+
+class GatedModel(ScoringModel[ModelOutput]):
+    """A gated reward model: conversations in, scores and explanations out."""
+
+    needs_turns = True
+
+    def __init__(self, backbone: Backbone, head: GatedHead, manifest: Manifest) -> None:
+        self.backbone = backbone
+        self.head = head.eval().requires_grad_(False)
+        self.manifest = manifest
+        self.temperature = manifest.temperature
+        self.maps = {name: RatingMap.from_dict(fields) for name, fields in manifest.maps.items()}
+        self.objectives = {name: self._scale(name) for name in manifest.objectives}
+        self.provenance = provenance_of("gated", backbone, head.state_dict(), manifest.pad_rule)
+
+    @torch.inference_mode()
+    def score_trees(self, trees: Sequence[TokenTree]) -> ModelOutput:
+        """Scores all responses of some trees, tree by tree."""
+        features = self.backbone.features(trees)
+        gate_rows = [g for g, tree in enumerate(trees) for _ in tree.branches]
+        return self.head(pooled(features, self.manifest.pooling), features.gate_GLD[gate_rows, 0])
+
+    def forward(self, trees: Sequence[TokenTree]) -> list[ModelOutput]:
+        """Returns the head's output for each response, a batch of one each."""
+        return self.score_trees(trees).rows()
+
+    def score_of(self, output: ModelOutput) -> float:
+        """Returns the score in an output of one response."""
+        return float(output.score_B)
+
+    def to_score(
+        self,
+        output: ModelOutput,
+        conversation: Tokenized,
+        weights: Mapping[str, float],
+        details: frozenset[Detail],
+    ) -> Score:
+        """Converts an output to the gate's score, or the one by the weights of the request."""
+        if weights:
+            weights_O = [weights.get(name, 0.0) for name in self.objectives]
+            output = self.head.weighed(output, weights_O)
+
+        values: dict[str, float] = {}
+        drivers: list[Driver] = []
+        if details & {"objectives", "drivers"}:
+            effects = self.explanation(output).drivers
+            if "objectives" in details:
+                values = {effect.objective: effect.value for effect in effects}
+            if "drivers" in details:
+                drivers = [Driver(e.objective, e.value, e.contribution) for e in effects]
+
+        gate: dict[str, float] = {}
+        if "gate" in details:
+            weights_O = (output.weights_BO[0] / output.weights_BO[0].sum()).tolist()
+            gate = dict(zip(self.objectives, weights_O, strict=True))
+        return scored(
+            self.score_of(output),
+            objectives=values,
+            gate=gate,
+            drivers=drivers,
+            num_tokens=len(conversation.tokens),
+            num_cut=conversation.num_cut,
+        )
+
+    def explain(self, prompt: Prompt, response: str) -> Explanation:
+        """Returns the score of a response with what drove it."""
+        tree = self.backbone.renderer.render(prompt, [response]).tree
+        return self.explanation(self.score_trees([tree]))
+
+    @torch.inference_mode()
+    def explanation(self, output: ModelOutput) -> Explanation:
+        """Returns what drove the score of a batch of one."""
+        coefficient_BO, length_B = self.head.coefficients(output.weights_BO)
+        shift_BO = self.head.debiased(output.values_BO, output.length_B) - self.head.center
+        contribution_O = (output.weights_BO * shift_BO)[0]
+        effects: list[ObjectiveEffect] = []
+        for i, name in enumerate(self.manifest.objectives):
+            value = float(output.values_BO[0, i])
+            if name in self.maps:
+                value = float(self.maps[name].to_raw(value))
+            effects.append(
+                ObjectiveEffect(name, value, float(coefficient_BO[0, i]), float(contribution_O[i]))
+            )
+        effects.sort(key=lambda effect: -abs(effect.contribution))
+        return Explanation(float(output.score_B[0]), float(length_B[0]), tuple(effects))
+
+    def _scale(self, objective: str) -> Scale | None:
+        rating_map = self.maps.get(objective)
+        return (rating_map.low, rating_map.high) if rating_map else None
+
+
+def save_gated_model(
+    model: GatedModel, folder: Path, baselines: Tensors, seen: Sequence[str]
+) -> None:
+    """Writes a gated model as a folder.
+
+    Args:
+        model: to be saved.
+        folder: target; files of an earlier save are replaced.
+        baselines: weights of the scorers that the gate was compared with.
+        seen: split keys that training used.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    backbone = model.backbone
+    backbone.decoder.config.save_pretrained(folder)
+    backbone.renderer.tokenizer.save_pretrained(folder)
+    tensors = {f"model.{k}": v for k, v in backbone.decoder.model.state_dict().items()}
+    tensors |= {f"head.{k}": v for k, v in model.head.state_dict().items()}
+    contiguous = {name: value.cpu().contiguous().clone() for name, value in tensors.items()}
+    save_file(contiguous, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file({k: v.contiguous() for k, v in baselines.items()}, folder / "baselines.safetensors")
+    np.save(folder / "seen.npy", hash_keys(seen), allow_pickle=False)
+    (folder / "panoply.json").write_text(model.manifest.to_json())
+
+
+def load_gated_model(folder: Path) -> GatedModel:
+    """Loads a gated model.
+
+    Raises:
+        FileNotFoundError: a file of the folder is missing.
+        ValueError: a tensor does not fit, or the tokenizer's template is not the one the model was
+            trained with.
+    """
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+    manifest = Manifest.from_json((folder / "panoply.json").read_text())
+    tensors = load_file(folder / "model.safetensors")
+    device = best_device()
+    # Made in its dtype and not cast to it: a cast would also round the rotary frequencies.
+    dtype = choose_dtype(cast(DType, manifest.dtype), device)
+    model = AutoModel.from_config(AutoConfig.from_pretrained(folder), dtype=dtype)
+    model.load_state_dict(_under("model.", tensors))
+    renderer = Renderer(AutoTokenizer.from_pretrained(folder), manifest.rendering)
+    renderer.check_template(manifest.template_hash, folder)
+    backbone = Backbone(manifest.backbone, model.to(device=device), renderer, [manifest.depth])
+
+    head_tensors = _under("head.", tensors)
+    num_objectives = len(manifest.objectives)
+    gate = make_gate(head_tensors["gate.shift"].shape[0], num_objectives, manifest.gate)
+    head = GatedHead(num_objectives, head_tensors["weight"].shape[1], gate)
+    head.load_state_dict(head_tensors)
+    return GatedModel(backbone, head, manifest)
+
+
+def _under(prefix: str, tensors: Tensors) -> Tensors:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
