@@ -1,4 +1,4 @@
-"""Which replica a call goes to: the one that its prompt belongs to, if that is not far behind."""
+"""Routing of requests to replicas by prompt: to the preferred one, if that is not far behind."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ray.serve.request_router import FIFOMixin, PendingRequest, RequestRouter, R
 from panoply.serve.calls import ReplicaRequest
 
 FAR_BEHIND = 32
-"""Calls that the preferred replica may have in hand beyond those of the idlest one."""
+"""Requests that the preferred replica may have in hand beyond those of the idlest one."""
 
 
 def preference(replicas: Sequence[str], in_hand: Sequence[int], bucket: int) -> list[int]:
     """Returns the places of replicas in the order that a bucket prefers them.
 
     Rendezvous hashing: a replica that comes or goes moves only the buckets that it has. Where the
-    preferred one has `FAR_BEHIND` more calls in hand than the idlest, that one goes first.
+    preferred one has `FAR_BEHIND` more requests in hand than the idlest, that one goes first.
     """
 
     def weight(place: int) -> bytes:
@@ -33,14 +33,14 @@ def preference(replicas: Sequence[str], in_hand: Sequence[int], bucket: int) -> 
 
 
 class PromptAffinity(FIFOMixin, RequestRouter):
-    """Sends calls of one bucket to one replica, where they share their prompt's computation.
+    """Sends requests of one bucket to one replica, where they share their prompt's computation.
 
     A replica that is full is passed over, and so is one far behind the others: a popular prompt
     may cost a second computation, but nobody waits in a queue while a replica idles.
 
-    `FIFOMixin` hands a replica without a matching call to the call that waits longest. Serve's own
-    rule matches calls by the id of their HTTP request, which all calls of one request share: it
-    finds the first of them alone, and the others wait for ever.
+    `FIFOMixin` hands a replica without a matching request to the one that waits longest. Serve's
+    own rule matches by the id of the HTTP request, which all of its shards share: it finds the
+    first of them alone, and the others wait for ever.
     """
 
     async def choose_replicas(
@@ -48,7 +48,7 @@ class PromptAffinity(FIFOMixin, RequestRouter):
         candidate_replicas: list[RunningReplica],
         pending_request: PendingRequest | None = None,
     ) -> list[list[RunningReplica]]:
-        """Returns all replicas, each a rank of its own, the best first."""
+        """Returns all replicas, each as a rank of its own, the best first."""
         args = pending_request.args if pending_request else ()
         if not args or not isinstance(args[0], ReplicaRequest):
             return [candidate_replicas]
@@ -60,9 +60,9 @@ class PromptAffinity(FIFOMixin, RequestRouter):
     def _get_pending_request_matching_metadata(
         self, request_metadata: Any = None
     ) -> PendingRequest | None:
-        """Returns the very call that a replica was chosen for, while that call still waits.
+        """Returns the very request that a replica was chosen for, while it still waits.
 
-        Each call has a metadata object of its own, even where their ids are the same.
+        Each has a metadata object of its own, even where their ids are the same.
         """
         waiting = (
             pending

@@ -1,4 +1,4 @@
-"""A replica of a scorer that is no model here: a function, another server's endpoint, a recording."""
+"""A replica of a scorer without a model: a function, another server's endpoint, a recording."""
 
 from __future__ import annotations
 

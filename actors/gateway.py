@@ -151,7 +151,7 @@ class Gateway:
     async def _answer(self, name: str, request: ScoreRequest, timeout: float) -> ModelAnswer:
         """Returns the scores of one model, put together from those of its calls."""
         asked = list(shard_by_prompt(request, timeout))
-        found = await asyncio.gather(*(self._ask(name, part.call, timeout) for part in asked))
+        found = await asyncio.gather(*(self._ask(name, part.request, timeout) for part in asked))
         items: list[tuple[Score, ...]] = [()] * len(request.items)
         provenance: Mapping[str, str] = {}
         for part, answer in zip(asked, found, strict=True):
@@ -192,6 +192,6 @@ class Gateway:
 
 def _failed(name: str, part: Shard, why: RequestError) -> ModelAnswer:
     error = Score(error=str(why), transient=why.status != 500)
-    owed = [1 if part.call.compares else len(item.responses) for item in part.call.items]
+    owed = [1 if part.request.compares else len(item.responses) for item in part.request.items]
     items = tuple((error,) * num for num in owed)
     return ModelAnswer(model=name, items=items)

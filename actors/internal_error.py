@@ -1,4 +1,4 @@
-"""Errors that nobody foresaw: a sentence for the client, a place for the log, texts for neither."""
+"""Unexpected errors: a generic message to the client, class and place to the log, never a text."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import traceback
 from panoply.wire.request import RequestError
 
 LOG = logging.getLogger("ray.serve")
-"""What is told to it lands in the log of the replica."""
+"""Logger of Ray Serve, which writes to the log of the replica."""
 
 
 def internal_error(what: str, error: Exception) -> RequestError:
-    """Logs an error by its class and place, and returns what clients are told.
+    """Logs an error by its class and place, and returns the error for the client.
 
     Its text and its traceback are left out: they may hold what a client sent.
 

@@ -1,4 +1,4 @@
-"""A replica of a reward model: a queue before it, batches through it, its health and its metrics."""
+"""A replica of a reward model: its queue, its batches, its health and its metrics."""
 
 from __future__ import annotations
 

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from panoply.hub.artefact.load import RewardModel, load_reward_model, pooled
+from panoply.hub.artefact.gated import GatedModel, pooled
+from panoply.hub.artefact.load import load_reward_model
 from panoply.hub.artefact.scalar import ScalarModel
 from panoply.hub.backbone.pretrained import silence_libraries
 from panoply.model.gate import ScalarHead
@@ -40,7 +41,7 @@ class ScoringActor:
         self.render = model.backbone.renderer.render
         if isinstance(model, ScalarModel):
             self.model = Single(model)
-        elif isinstance(model, RewardModel):
+        elif isinstance(model, GatedModel):
             self.model = GateAndRivals(model, load_file(Path(folder) / "baselines.safetensors"))
         else:
             raise ValueError(
@@ -72,7 +73,7 @@ class Single:
 class GateAndRivals:
     """A gated model and the scorers that it was compared with."""
 
-    def __init__(self, model: RewardModel, fixed: Columns) -> None:
+    def __init__(self, model: GatedModel, fixed: Columns) -> None:
         self.model = model
         self.fixed = fixed
         mlp = {k.removeprefix("mlp."): v for k, v in fixed.items() if k.startswith("mlp.")}

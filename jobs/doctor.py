@@ -22,7 +22,7 @@ def main(
 
     Args:
         model: a folder of ours, a published model's folder, or a hub name 'owner/name'.
-        json: file for the findings with their numbers.
+        json: file that the findings are written to, with their numbers.
         trust_remote_code: run the model's own code where its layout is unknown.
     """
     # Torch loads only now, after the arguments are known to be right.
@@ -35,10 +35,12 @@ def main(
     with exit_if_unusable(console):
         findings = run_doctor(model, json, trust_remote_code=trust_remote_code)
     console.print(findings_table(findings))
-    failed = [found.check for found in findings if found.verdict == "fail"]
-    warned = sum(found.verdict == "warning" for found in findings)
-    console.print(f"{len(findings)} checks, {warned} warnings, {len(failed)} failed", markup=False)
-    if failed:
+    verdicts = [finding.verdict for finding in findings]
+    num_failed, num_warned = verdicts.count("fail"), verdicts.count("warning")
+    console.print(
+        f"{len(findings)} checks, {num_warned} warnings, {num_failed} failed", markup=False
+    )
+    if num_failed:
         sys.exit(1)
 
 

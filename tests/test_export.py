@@ -14,13 +14,9 @@ from transformers import (
 from panoply.config import Rendering
 from panoply.config.armorm import GateConfig
 from panoply.hub.artefact.export import export_scalar
-from panoply.hub.artefact.load import (
-    Manifest,
-    RewardModel,
-    load_reward_model,
-    pooled,
-    save_reward_model,
-)
+from panoply.hub.artefact.gated import GatedModel, pooled, save_gated_model
+from panoply.hub.artefact.load import load_reward_model
+from panoply.hub.artefact.manifest import Manifest
 from panoply.hub.artefact.model_card import write_card
 from panoply.hub.backbone.backbone import Backbone
 from panoply.hub.backbone.renderer import Renderer
@@ -99,7 +95,7 @@ def make_run(out, tokenizer, *, family="llama", pooling="last", dtype="float32",
     head.penalty.fill_(0.1)
     head.length_weight.normal_()
     baselines = {"linear_bt": weight, "scale.linear_bt": torch.tensor(1.25)}
-    save_reward_model(RewardModel(backbone, head, manifest), out / "model", baselines, ["0" * 32])
+    save_gated_model(GatedModel(backbone, head, manifest), out / "model", baselines, ["0" * 32])
     (out / "metrics.json").write_text(json.dumps(METRICS))
     return out / "model", weight
 

@@ -89,13 +89,13 @@ def test_a_comparison_is_the_published_formula_over_both_orders(family, tokenize
     assert found[2] == pytest.approx(0.5, abs=1e-6)
     for (a, b), p in zip(PAIRS, found, strict=True):
         assert model.compare(PROMPT, b, a) == pytest.approx(1 - p, abs=1e-5)
-    trees = [model.render(PROMPT, a, b).tree for a, b in PAIRS]
-    assert model.probabilities(trees).tolist() == pytest.approx(found, rel=1e-4)
+    trees = [model.render_pair(PROMPT, a, b).tree for a, b in PAIRS]
+    assert model.rate(trees).tolist() == pytest.approx(found, rel=1e-4)
 
 
 def test_both_orders_share_the_context(tokenizer, tmp_path):
     model = load_reward_model(judge(tmp_path, tokenizer))
-    tree = model.render(PROMPT, "97", "4").tree
+    tree = model.render_pair(PROMPT, "97", "4").tree
     text = tokenizer.decode(tree.shared)
     assert text.endswith("A larger one.\n [RESPONSE A] ")
     assert "<s>" not in text
@@ -105,7 +105,7 @@ def test_both_orders_share_the_context(tokenizer, tmp_path):
 def test_a_long_conversation_keeps_its_end_and_long_responses_their_beginning(tokenizer, tmp_path):
     model = load_reward_model(judge(tmp_path, tokenizer, max_position_embeddings=256))
     prompt = [{"role": "user", "content": "first " + "x" * 300 + " last"}]
-    rendered = model.render(prompt, "begins " + "y" * 300 + " ends", "short")
+    rendered = model.render_pair(prompt, "begins " + "y" * 300 + " ends", "short")
     rows = [rendered.tree.shared + branch.tokens for branch in rendered.tree.branches]
     assert max(map(len, rows)) <= 256
     text = tokenizer.decode(rows[0])
@@ -119,9 +119,12 @@ def test_a_long_conversation_keeps_its_end_and_long_responses_their_beginning(to
 
 def test_there_is_no_score_and_the_error_says_what_to_ask(tokenizer, tmp_path):
     model = load_reward_model(judge(tmp_path, tokenizer))
-    for ask in (lambda: model.score(PROMPT, ["97"]), lambda: model.score_trees([])):
-        with pytest.raises(ValueError, match=r"no scalar score: ask compare\(prompt, a, b\)"):
-            ask()
+    message = r"no scalar score: ask compare\(prompt, a, b\)"
+    with pytest.raises(ValueError, match=message):
+        model.score(PROMPT, ["97"])
+    (conversation, _) = model.read_pair(PROMPT, "97", "4")
+    with pytest.raises(ValueError, match=message):
+        model.to_score(0.5, conversation, {}, frozenset())
     assert model.provenance["kind"] == "pairwise"
 
 

@@ -1,4 +1,4 @@
-"""A judge: calls of any origin in, the scores that the model gives in-process out."""
+"""A replica: requests of any origin in, the scores that the model gives in-process out."""
 
 import asyncio
 
@@ -13,10 +13,8 @@ from test_scalar import save_small
 from transformers import AutoTokenizer
 
 from actors.function_replica import FunctionReplica
-from actors.replica import MOST_FAILURES, RewardModelReplica
-from actors.voices import voice_of
-from panoply.config.serve import BatchConfig, ServedModelConfig
-from panoply.hub.artefact.load import load_reward_model
+from actors.model_replica import MAX_FAILURES, RewardModelReplica
+from panoply.config.serve import BatchConfig, ScalingConfig, ServedModelConfig
 from panoply.serve.calls import ReplicaRequest
 from panoply.wire.request import Chat, RenderedText, RequestError, Tokens
 from panoply.wire.slime import Sample
@@ -43,19 +41,28 @@ def folders(tiny_model_folder, tmp_path_factory):
     }
 
 
-def judge_of(folder, **options):
-    model = load_reward_model(folder)
-    batch = BatchConfig(max_tokens=options.pop("max_tokens", 300))
-    return RewardModelReplica("m", voice_of(model), batch, **options), model
+def replica_of(folder, *, max_tokens=300, rendered_by="", batches=None):
+    """A replica and its model; statistics of its batches are put into `batches`."""
+    config = ServedModelConfig(
+        name="m",
+        where=str(folder),
+        rendered_by=rendered_by,
+        scaling=ScalingConfig(cpus=torch.get_num_threads()),
+        batch=BatchConfig(max_tokens=max_tokens),
+    )
+    replica = RewardModelReplica(config)
+    if batches is not None:
+        replica.queue.watch = lambda stats: batches.append((stats, replica.computed))
+    return replica, replica.model
 
 
-def call(*items, **changes):
+def request(*items, **changes):
     return ReplicaRequest(items=items, bucket=0, timeout=60.0, **changes)
 
 
-def answers(judge, calls):
+def answers(replica, requests):
     async def run():
-        return await asyncio.gather(*(judge.answer(one) for one in calls))
+        return await asyncio.gather(*(replica.answer(request) for request in requests))
 
     return asyncio.run(run())
 
@@ -67,41 +74,41 @@ def values(answer):
 @pytest.mark.parametrize("kind", ["scalar", "ensemble", "gated"])
 def test_scores_are_those_in_process_however_requests_come(folders, kind):
     batches = []
-    judge, model = judge_of(folders[kind], watch=lambda *told: batches.append(told))
-    wanted = {
+    replica, model = replica_of(folders[kind], batches=batches)
+    expected = {
         (p, r): float(model.score(prompt, [response])[0])
         for p, prompt in enumerate(PROMPTS)
         for r, response in enumerate(RESPONSES)
     }
     single = [(p, r) for r in range(len(RESPONSES)) for p in range(len(PROMPTS))]
-    told = answers(
-        judge,
+    replies = answers(
+        replica,
         [
-            call(*(Chat(tuple(prompt), RESPONSES) for prompt in PROMPTS)),
-            *(call(Chat(tuple(PROMPTS[p]), (RESPONSES[r],))) for p, r in single),
+            request(*(Chat(tuple(prompt), RESPONSES) for prompt in PROMPTS)),
+            *(request(Chat(tuple(PROMPTS[p]), (RESPONSES[r],))) for p, r in single),
         ],
     )
-    together = [score for item in values(told[0]) for score in item]
-    assert together == pytest.approx(list(wanted.values()), rel=1e-4, abs=1e-5)
-    for (p, r), answer in zip(single, told[1:], strict=True):
-        assert values(answer) == [[pytest.approx(wanted[p, r], rel=1e-4, abs=1e-5)]]
-    assert sum(stats.num_responses for stats, _ in batches) == 2 * len(wanted)
+    together = [score for item in values(replies[0]) for score in item]
+    assert together == pytest.approx(list(expected.values()), rel=1e-4, abs=1e-5)
+    for (p, r), answer in zip(single, replies[1:], strict=True):
+        assert values(answer) == [[pytest.approx(expected[p, r], rel=1e-4, abs=1e-5)]]
+    assert sum(stats.num_responses for stats, _ in batches) == 2 * len(expected)
     for stats, computed in batches:
         assert computed.num_needed < stats.num_separate_tokens
         assert computed.num_needed <= computed.num_positions
 
 
 def test_messages_text_and_token_ids_of_one_conversation_score_alike(folders):
-    judge, model = judge_of(folders["gated"])
+    replica, model = replica_of(folders["gated"])
     render = model.backbone.renderer.tokenizer.apply_chat_template
     prompt = render(PROMPTS[0], tokenize=False, add_generation_prompt=True)
     turns = [*PROMPTS[0], {"role": "assistant", "content": "No."}]
     whole = render(turns, tokenize=False)
     ids = model.backbone.renderer.tokenizer(whole, add_special_tokens=False)["input_ids"]
-    (told,) = answers(
-        judge,
+    (reply,) = answers(
+        replica,
         [
-            call(
+            request(
                 Chat(tuple(PROMPTS[0]), ("No.",)),
                 RenderedText(prompt, (whole.removeprefix(prompt),)),
                 RenderedText("", (whole,)),
@@ -109,7 +116,7 @@ def test_messages_text_and_token_ids_of_one_conversation_score_alike(folders):
             )
         ],
     )
-    found = [score for item in values(told) for score in item]
+    found = [score for item in values(reply) for score in item]
     assert found == pytest.approx([found[0]] * 4, rel=1e-5)
 
 
@@ -142,7 +149,7 @@ def merging(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", ["scalar", "header_first", "turn_end", "prompt_last"])
 def test_a_reply_scores_alike_in_all_forms_whatever_white_space_it_begins_with(merging, kind):
-    judge, model = judge_of(merging[kind], max_tokens=4000)
+    replica, model = replica_of(merging[kind], max_tokens=4000)
     tokenizer = model.backbone.renderer.tokenizer
     render = tokenizer.apply_chat_template
     items, expected = [], []
@@ -165,7 +172,7 @@ def test_a_reply_scores_alike_in_all_forms_whatever_white_space_it_begins_with(m
             expected += [float(model.score(dialogue, [response])[0])] * len(forms)
         items.append(Chat(tuple(dialogue), tuple(WHITE)))
         expected += model.score(dialogue, WHITE).tolist()
-    (answer,) = answers(judge, [call(*items)])
+    (answer,) = answers(replica, [request(*items)])
     scores = [score for item in values(answer) for score in item]
     assert scores == pytest.approx(expected, rel=1e-4, abs=1e-5)
     # And in company: no response moves the gate of another.
@@ -175,11 +182,11 @@ def test_a_reply_scores_alike_in_all_forms_whatever_white_space_it_begins_with(m
 
 @pytest.mark.parametrize("end", ["<|im_end|>", "<|eot_id|>", "</s>", "<end_of_turn>\n", "<|end|>"])
 def test_the_token_that_ended_a_policys_reply_is_no_content_behind_messages(folders, end):
-    judge, model = judge_of(folders["gated"])
+    replica, model = replica_of(folders["gated"])
     expected = model.score(PROMPTS[0], ["No."])
     slime = Sample(prompt=PROMPTS[0], response="No." + end).request()
     verl = verl_request("m", "No." + end, None, {"prompt": PROMPTS[0]}, "prompt")
-    (answer,) = answers(judge, [call(*slime.items, *verl.items)])
+    (answer,) = answers(replica, [request(*slime.items, *verl.items)])
     assert values(answer) == [[pytest.approx(float(expected[0]), rel=1e-4)]] * 2
 
 
@@ -187,7 +194,7 @@ def test_a_score_says_how_many_tokens_limits_cut_away(folders, pairwise):
     long, short = "x" * 300, "y" * 400
     prompt = ({"role": "user", "content": long},)
     for kind in ("gated", "scalar", "ensemble"):
-        judge, model = judge_of(folders[kind])
+        replica, model = replica_of(folders[kind])
         renderer = model.backbone.renderer
         limits = renderer.rendering
         text = renderer.tokenizer.apply_chat_template(
@@ -196,57 +203,57 @@ def test_a_score_says_how_many_tokens_limits_cut_away(folders, pairwise):
         opening = renderer.ids([text])[0]
         cut = len(opening) - limits.max_prompt_tokens, 400 - limits.max_response_tokens
         ids = tuple(renderer.ids([text + short])[0])
-        forms = call(Chat(prompt, (short, "No.")), RenderedText(text, (short,)), Tokens((ids,)))
-        compared = call(Chat(prompt, (short, "No.")), compares=True)
-        answer, pair = answers(judge, [forms, compared])
+        forms = request(Chat(prompt, (short, "No.")), RenderedText(text, (short,)), Tokens((ids,)))
+        compared = request(Chat(prompt, (short, "No.")), compares=True)
+        answer, pair = answers(replica, [forms, compared])
         assert [score.num_cut for item in answer.items for score in item] == [
             *(sum(cut), cut[0]),
             *(sum(cut), sum(cut)),
         ]
         assert pair.items[0][0].num_cut == sum(cut) + cut[0]
-    judge, model = judge_of(pairwise)
-    made = model.render(list(prompt), short * 20, "No.")
-    (answer,) = answers(judge, [call(Chat(prompt, (short * 20, "No.")), compares=True)])
+    replica, model = replica_of(pairwise)
+    made = model.render_pair(list(prompt), short * 20, "No.")
+    (answer,) = answers(replica, [request(Chat(prompt, (short * 20, "No.")), compares=True)])
     assert made.response_tokens_cut > 0
     assert answer.items[0][0].num_cut == 2 * (made.prompt_tokens_cut + made.response_tokens_cut)
 
 
 def test_text_of_the_policys_template_is_rendered_again_in_the_models_own(folders):
-    judge, model = judge_of(folders["gated"], rendered_by="chatml")
+    replica, model = replica_of(folders["gated"], rendered_by="chatml")
     prompt = "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
-    (told,) = answers(judge, [call(RenderedText(prompt, ("No.<|im_end|>\n",)))])
-    wanted = model.score(PROMPTS[1], ["No."])
-    assert values(told)[0] == pytest.approx(wanted, rel=1e-4)
+    (reply,) = answers(replica, [request(RenderedText(prompt, ("No.<|im_end|>\n",)))])
+    expected = model.score(PROMPTS[1], ["No."])
+    assert values(reply)[0] == pytest.approx(expected, rel=1e-4)
 
 
 def test_details_are_those_of_the_models_own_explanation(folders):
-    judge, model = judge_of(folders["gated"])
-    (told,) = answers(judge, [call(Chat(tuple(PROMPTS[0]), ("No.",)), details=ALL)])
-    found, wanted = told.items[0][0].details, model.explain(PROMPTS[0], "No.")
-    assert [d.objective for d in found.drivers] == [d.objective for d in wanted.drivers]
+    replica, model = replica_of(folders["gated"])
+    (reply,) = answers(replica, [request(Chat(tuple(PROMPTS[0]), ("No.",)), details=ALL)])
+    found, expected = reply.items[0][0].details, model.explain(PROMPTS[0], "No.")
+    assert [d.objective for d in found.drivers] == [d.objective for d in expected.drivers]
     assert [d.contribution for d in found.drivers] == pytest.approx(
-        [d.contribution for d in wanted.drivers], rel=1e-4, abs=1e-6
+        [d.contribution for d in expected.drivers], rel=1e-4, abs=1e-6
     )
-    own = {d.objective: d.value for d in wanted.drivers}
+    own = {d.objective: d.value for d in expected.drivers}
     assert found.objectives == pytest.approx(own, rel=1e-4)
     assert sum(found.gate.values()) == pytest.approx(1)
-    assert set(told.provenance) >= {"kind", "weights", "template", "dtype"}
+    assert set(reply.provenance) >= {"kind", "weights", "template", "dtype"}
 
 
 def test_an_ensemble_tells_its_lower_bound(folders):
-    judge, model = judge_of(folders["ensemble"])
-    asked = call(Chat(tuple(PROMPTS[0]), RESPONSES), details=frozenset({"objectives"}))
-    (told,) = answers(judge, [asked])
-    bounds = [score.details.objectives["lower_bound"] for score in told.items[0]]
-    wanted = model.lower_bound(PROMPTS[0], RESPONSES)
-    assert bounds == pytest.approx(list(wanted), rel=1e-4, abs=1e-5)
+    replica, model = replica_of(folders["ensemble"])
+    asked = request(Chat(tuple(PROMPTS[0]), RESPONSES), details=frozenset({"objectives"}))
+    (reply,) = answers(replica, [asked])
+    bounds = [score.details.objectives["lower_bound"] for score in reply.items[0]]
+    expected = model.lower_bound(PROMPTS[0], RESPONSES)
+    assert bounds == pytest.approx(list(expected), rel=1e-4, abs=1e-5)
 
 
 def test_weights_of_a_request_take_the_gates_place(folders):
-    judge, model = judge_of(folders["gated"])
-    names = list(judge.voice.objectives)
+    replica, model = replica_of(folders["gated"])
+    names = list(model.objectives)
     items = (Chat(tuple(PROMPTS[0]), ("No.",)),)
-    steered, plain = answers(judge, [call(*items, weights={names[0]: 2.0}), call(*items)])
+    steered, plain = answers(replica, [request(*items, weights={names[0]: 2.0}), request(*items)])
     tree = model.backbone.renderer.render(PROMPTS[0], ["No."]).tree
     with torch.inference_mode():
         found = model.score_trees([tree])
@@ -256,63 +263,64 @@ def test_weights_of_a_request_take_the_gates_place(folders):
 
 
 def test_weights_of_objectives_that_are_not_there_are_refused(folders):
-    judge, _ = judge_of(folders["scalar"])
-    (told,) = answers(judge, [call(weights={"helpfulness": 1.0})])
-    assert isinstance(told, RequestError)
-    assert "no objective ['helpfulness']; it has none" in str(told)
+    replica, _ = replica_of(folders["scalar"])
+    (reply,) = answers(replica, [request(weights={"helpfulness": 1.0})])
+    assert isinstance(reply, RequestError)
+    assert "no objective ['helpfulness']; it has none" in str(reply)
 
 
 def test_what_cannot_be_read_is_an_error_of_its_item_alone(folders):
-    judge, model = judge_of(folders["gated"])
-    (told,) = answers(
-        judge,
+    replica, model = replica_of(folders["gated"])
+    (reply,) = answers(
+        replica,
         [
-            call(
+            request(
                 RenderedText("", ("no template at all",)),
                 Chat(tuple(PROMPTS[0]), ("No.",)),
                 Tokens(((10**6, 1),)),
             )
         ],
     )
-    assert values(told) == [[None], [pytest.approx(model.score(PROMPTS[0], ["No."])[0])], [None]]
-    assert "no assistant header" in told.items[0][0].error
-    assert "token id 1000000" in told.items[2][0].error
+    assert values(reply) == [[None], [pytest.approx(model.score(PROMPTS[0], ["No."])[0])], [None]]
+    assert "no assistant header" in reply.items[0][0].error
+    assert "token id 1000000" in reply.items[2][0].error
 
 
 def test_a_score_that_is_not_finite_is_an_error_and_no_number(folders):
-    judge, model = judge_of(folders["scalar"])
+    replica, model = replica_of(folders["scalar"])
     model.weight_D.fill_(float("nan"))
-    (told,) = answers(judge, [call(Chat(tuple(PROMPTS[0]), ("No.",)))])
-    assert told.items[0][0].score is None
-    assert "not finite: nan" in told.items[0][0].error
+    (reply,) = answers(replica, [request(Chat(tuple(PROMPTS[0]), ("No.",)))])
+    assert reply.items[0][0].score is None
+    assert "not finite: nan" in reply.items[0][0].error
 
 
 def test_a_model_whose_forwards_all_fail_is_taken_for_broken_and_one_bad_text_is_not(folders):
-    judge, model = judge_of(folders["scalar"])
-    weight, items = model.weight_D, [call(Chat(tuple(p), RESPONSES)) for p in PROMPTS]
+    replica, model = replica_of(folders["scalar"])
+    weight, items = model.weight_D, [request(Chat(tuple(p), RESPONSES)) for p in PROMPTS]
     model.weight_D = weight[:3]  # no product of these shapes
-    for told in answers(judge, items):
-        assert {score.error.split(":")[1] for score in told.items[0]} == {" RuntimeError"}
-    assert judge.num_failures >= MOST_FAILURES
+    for reply in answers(replica, items):
+        assert {score.error.split(":")[1] for score in reply.items[0]} == {" RuntimeError"}
+    assert replica.num_failures >= MAX_FAILURES
     model.weight_D = weight
-    assert values(answers(judge, items)[0])[0] == pytest.approx(model.score(PROMPTS[0], RESPONSES))
-    assert judge.num_failures == 0
+    healed = values(answers(replica, items)[0])[0]
+    assert healed == pytest.approx(model.score(PROMPTS[0], RESPONSES))
+    assert replica.num_failures == 0
 
 
 def test_a_full_queue_says_when_to_come_back(folders):
-    judge, _ = judge_of(folders["scalar"])
-    judge.queue.config = BatchConfig(max_queued=1, max_wait=0.2)
+    replica, _ = replica_of(folders["scalar"])
+    replica.queue.config = BatchConfig(max_queued=1, max_wait=0.2)
     item = Chat(tuple(PROMPTS[0]), ("No.",))
-    first, second = answers(judge, [call(item), call(item)])
+    first, second = answers(replica, [request(item), request(item)])
     assert values(first)
     assert isinstance(second, RequestError)
     assert (second.status, second.retry_after) == (429, 1.0)
 
 
 def test_nothing_asked_is_answered_with_nothing(folders):
-    judge, _ = judge_of(folders["scalar"])
-    (told,) = answers(judge, [call(Chat(tuple(PROMPTS[0]), ()), RenderedText("", ()))])
-    assert told.items == ((), ())
+    replica, _ = replica_of(folders["scalar"])
+    (reply,) = answers(replica, [request(Chat(tuple(PROMPTS[0]), ()), RenderedText("", ()))])
+    assert reply.items == ((), ())
 
 
 PAIRS = [(p, a, b) for p in PROMPTS for a, b in ((RESPONSES[0], RESPONSES[1]), RESPONSES[2:])]
@@ -328,14 +336,14 @@ def pairwise(tmp_path_factory):
 def test_comparisons_are_those_in_process_through_the_same_queue(folders, pairwise, kind):
     batches = []
     folder = (folders | {"pairwise": pairwise})[kind]
-    judge, model = judge_of(folder, max_tokens=4000, watch=lambda *told: batches.append(told))
-    told = answers(
-        judge, [call(Chat(tuple(p), (a, b)), compares=True, details=ALL) for p, a, b in PAIRS]
+    replica, model = replica_of(folder, max_tokens=4000, batches=batches)
+    replies = answers(
+        replica, [request(Chat(tuple(p), (a, b)), compares=True, details=ALL) for p, a, b in PAIRS]
     )
-    wanted = [model.compare(*pair) for pair in PAIRS]
-    assert [values(one) for one in told] == [[[pytest.approx(p, abs=1e-5)]] for p in wanted]
-    assert max(wanted) - min(wanted) > 1e-3
-    assert told[0].provenance["kind"] == model.provenance["kind"]
+    expected = [model.compare(*pair) for pair in PAIRS]
+    assert [values(one) for one in replies] == [[[pytest.approx(p, abs=1e-5)]] for p in expected]
+    assert max(expected) - min(expected) > 1e-3
+    assert replies[0].provenance["kind"] == model.provenance["kind"]
     # Pairs of a prompt share it, both orders of each too.
     assert sum(stats.num_responses for stats, _ in batches) == 2 * len(PAIRS)
     apart = sum(stats.num_separate_tokens for stats, _ in batches)
@@ -343,49 +351,49 @@ def test_comparisons_are_those_in_process_through_the_same_queue(folders, pairwi
 
 
 def test_a_pairwise_model_asked_for_scores_says_what_to_ask(pairwise):
-    judge, _ = judge_of(pairwise)
-    assert judge.about()["kind"] == "pairwise"
+    replica, _ = replica_of(pairwise)
+    assert replica.about()["kind"] == "pairwise"
     texts = Chat(tuple(PROMPTS[0]), RESPONSES), RenderedText("p", ("r",)), Tokens(((1, 2),))
-    for told in answers(judge, [call(item) for item in texts]):
-        assert isinstance(told, RequestError)
-        assert told.status == 400
-        assert "'m' is a pairwise model" in str(told)
-        assert "/v1/compare" in str(told)
+    for reply in answers(replica, [request(item) for item in texts]):
+        assert isinstance(reply, RequestError)
+        assert reply.status == 400
+        assert "'m' is a pairwise model" in str(reply)
+        assert "/v1/compare" in str(reply)
 
 
 def test_a_pair_that_cannot_be_compared_fails_alone(folders, pairwise):
     system = ({"role": "system", "content": "Be kind."}, *PROMPTS[0])
-    judge, model = judge_of(pairwise)
-    asked = call(Chat(system, ("a", "b")), Chat(tuple(PROMPTS[0]), ("a", "b")), compares=True)
-    (told,) = answers(judge, [asked])
-    assert values(told) == [[None], [pytest.approx(model.compare(PROMPTS[0], "a", "b"))]]
-    assert "user and assistant turns in turn" in told.items[0][0].error
-    judge, model = judge_of(folders["scalar"])
+    replica, model = replica_of(pairwise)
+    asked = request(Chat(system, ("a", "b")), Chat(tuple(PROMPTS[0]), ("a", "b")), compares=True)
+    (reply,) = answers(replica, [asked])
+    assert values(reply) == [[None], [pytest.approx(model.compare(PROMPTS[0], "a", "b"))]]
+    assert "user and assistant turns in turn" in reply.items[0][0].error
+    replica, model = replica_of(folders["scalar"])
     model.weight_D.fill_(float("nan"))
-    (told,) = answers(judge, [call(Chat(tuple(PROMPTS[0]), ("a", "b")), compares=True)])
-    assert "not finite: nan" in told.items[0][0].error
+    (reply,) = answers(replica, [request(Chat(tuple(PROMPTS[0]), ("a", "b")), compares=True)])
+    assert "not finite: nan" in reply.items[0][0].error
 
 
 def test_functions_are_not_compared():
     arm = FunctionReplica(
         ServedModelConfig(name="m", where="function:panoply.serve.verifiers:length")
     )
-    (told,) = answers(arm, [call(Chat(tuple(PROMPTS[0]), ("a", "b")), compares=True)])
-    assert told.status == 400
-    assert "'m' is a function, whose scores have no temperature" in str(told)
+    (reply,) = answers(arm, [request(Chat(tuple(PROMPTS[0]), ("a", "b")), compares=True)])
+    assert reply.status == 400
+    assert "'m' is a function, whose scores have no temperature" in str(reply)
 
 
 def test_a_published_model_is_judged_as_it_scores(tmp_path):
-    judge, model = judge_of(publish(tmp_path / "m", byte_tokenizer(TURNS)))
-    (told,) = answers(judge, [call(Chat(tuple(PROMPTS[0]), RESPONSES), details=ALL)])
-    assert values(told)[0] == pytest.approx(model.score(PROMPTS[0], RESPONSES), rel=1e-4)
-    assert told.provenance["kind"] == "linear"
+    replica, model = replica_of(publish(tmp_path / "m", byte_tokenizer(TURNS)))
+    (reply,) = answers(replica, [request(Chat(tuple(PROMPTS[0]), RESPONSES), details=ALL)])
+    assert values(reply)[0] == pytest.approx(model.score(PROMPTS[0], RESPONSES), rel=1e-4)
+    assert reply.provenance["kind"] == "linear"
 
 
 def test_a_response_without_its_prompt_is_refused_by_models_and_taken_by_functions(folders):
-    judge, model = judge_of(folders["scalar"])
+    replica, model = replica_of(folders["scalar"])
     prompt = tuple(PROMPTS[0])
-    (answer,) = answers(judge, [call(Chat((), ("No.", "Yes.")), Chat(prompt, ("No.",)))])
+    (answer,) = answers(replica, [request(Chat((), ("No.", "Yes.")), Chat(prompt, ("No.",)))])
     refused, scored = answer.items
     for score in refused:
         assert (score.score, score.transient) == (None, False)
@@ -394,18 +402,18 @@ def test_a_response_without_its_prompt_is_refused_by_models_and_taken_by_functio
     length = FunctionReplica(
         ServedModelConfig(name="n", where="function:panoply.serve.verifiers:length")
     )
-    assert values(answers(length, [call(Chat((), ("No.", "Yes.")))])[0]) == [[3, 4]]
+    assert values(answers(length, [request(Chat((), ("No.", "Yes.")))])[0]) == [[3, 4]]
 
 
 def test_a_name_in_a_turn_is_written_by_the_template_that_reads_it(folders):
-    judge, model = judge_of(folders["scalar"])
+    replica, model = replica_of(folders["scalar"])
     turn = {"role": "user", "content": "Why?"}
     named = turn | {"name": "Ada"}
-    (answer,) = answers(judge, [call(Chat((turn,), ("No.",)), Chat((named,), ("No.",)))])
+    (answer,) = answers(replica, [request(Chat((turn,), ("No.",)), Chat((named,), ("No.",)))])
     assert answer.items[0] == answer.items[1]  # this one does not
     tokenizer = model.backbone.renderer.tokenizer
     tokenizer.chat_template = tokenizer.chat_template.replace(
         "{{ m['content'] }}", "{{ m['name'] or '' }}{{ m['content'] }}"
     )
-    (answer,) = answers(judge, [call(Chat((turn,), ("No.",)), Chat((named,), ("No.",)))])
+    (answer,) = answers(replica, [request(Chat((turn,), ("No.",)), Chat((named,), ("No.",)))])
     assert answer.items[0] != answer.items[1]

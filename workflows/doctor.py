@@ -1,4 +1,4 @@
-"""A doctor's report on one reward model: every check with its verdict, as a table and as JSON."""
+"""The doctor: every check of one reward model with its verdict, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from panoply.hub.doctor.checks import examine
+from panoply.hub.doctor import examine
 from panoply.measure.conformance import Finding
 from workflows.cluster.tracking import write_json
 
@@ -18,7 +18,7 @@ STYLES = {"ok": "green", "warning": "yellow", "fail": "bold red"}
 
 
 def run_doctor(name: str, json: str, *, trust_remote_code: bool) -> list[Finding]:
-    """Examines a model and writes what was found to a JSON file, where one is named.
+    """Examines a model and writes the findings to a JSON file, where one is named.
 
     Raises:
         FileNotFoundError: there is no such model.
@@ -27,16 +27,16 @@ def run_doctor(name: str, json: str, *, trust_remote_code: bool) -> list[Finding
     if json:
         path = Path(json).expanduser()
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"model": name, "findings": [asdict(found) for found in findings]})
+        write_json(path, {"model": name, "findings": [asdict(finding) for finding in findings]})
     return findings
 
 
 def findings_table(findings: Sequence[Finding]) -> Table:
-    """Returns a row for each check: what was found, the verdict, what to do."""
+    """Returns a table with a row for each check: finding, verdict, advice."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
     for name, ratio in (("check", 3), ("finding", 9), ("verdict", 2), ("what to do", 7)):
         table.add_column(Text(name), ratio=ratio, overflow="fold")
-    for found in findings:
-        verdict = Text(found.verdict, style=STYLES[found.verdict])
-        table.add_row(Text(found.check), Text(found.finding), verdict, Text(found.advice))
+    for row in findings:
+        verdict = Text(row.verdict, style=STYLES[row.verdict])
+        table.add_row(Text(row.check), Text(row.finding), verdict, Text(row.advice))
     return table

@@ -29,7 +29,7 @@ from mlflow.exceptions import MlflowException
 from ray import serve
 from ray.exceptions import RayActorError
 
-from actors.function_replica import arm_of
+from actors.function_replica import make_scorer
 from actors.gateway import State
 from panoply.config.serve import ServeConfig, ServedModelConfig
 from panoply.hub.published.loading import is_hub_name
@@ -141,7 +141,7 @@ def pinned(arm: ServedModelConfig) -> ServedModelConfig:
     if arm.where.startswith(REGISTRY):
         return replace(arm, where=registered(arm.where))
     if arm.kind != "model":
-        arm_of(arm, on_node=False)
+        make_scorer(arm, on_node=False)
         return arm
     folder = Path(arm.where).expanduser()
     if folder.is_dir():

@@ -1,4 +1,4 @@
-"""Conversations of any origin -> the fewest token trees that hold them.
+"""Gathering conversations of any origin into the fewest token trees that hold them.
 
 Responses that came apart (one to a request, as most clients send them) share their prompt here
 again: what is compared is token ids, so it does not matter who rendered the prompt, or where.
@@ -48,11 +48,11 @@ class Tokenized:
 
 @dataclass(frozen=True, slots=True)
 class Gathered:
-    """Trees, and where in them each conversation went."""
+    """Trees, and the place of each conversation in them."""
 
     trees: list[TokenTree]
     places: list[int]
-    """Of each conversation: its row among the responses of all trees, tree by tree."""
+    """Row of each conversation among the responses of all trees, tree by tree."""
 
     @property
     def num_tokens(self) -> int:

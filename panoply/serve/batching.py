@@ -1,6 +1,6 @@
-"""Requests that arrive one by one -> batches under a token budget, those of one prompt together.
+"""Dynamic batching: a queue of conversations -> batches under a token budget, prompts kept whole.
 
-A forward runs in a thread of its own; what arrives meanwhile waits for the next. Nothing that waits
+A forward runs in a thread of its own; conversations that arrive meanwhile wait for the next. None
 is overtaken for ever: the group whose first member came first goes first.
 """
 
@@ -20,12 +20,12 @@ T = TypeVar("T")
 KEY_TOKENS = 64
 """Beginning of a prompt by which waiting conversations are grouped; which of them become one tree
 is decided by all of their tokens."""
-LOOKS = 5
-"""How often the wait for siblings looks whether more of them came."""
+NUM_POLLS = 5
+"""Times that the wait for siblings checks whether more of them came."""
 
 
 class Overloaded(RuntimeError):
-    """The queue is full; `retry_after` seconds from now it may not be."""
+    """The queue is full; `retry_after` holds the seconds after which it may not be."""
 
     def __init__(self, message: str, retry_after: float) -> None:
         super().__init__(message, retry_after)
@@ -34,7 +34,7 @@ class Overloaded(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class BatchStats:
-    """What one batch was."""
+    """Size and times of one batch."""
 
     num_responses: int
     num_separate_tokens: int
@@ -42,7 +42,7 @@ class BatchStats:
     waited: float
     """Seconds that its oldest response waited."""
     seconds: float
-    """Of its forward."""
+    """Duration of its forward."""
 
 
 @dataclass(slots=True, eq=False)
@@ -62,8 +62,8 @@ class Batcher(Generic[T]):
 
     Args:
         run: scores conversations, in order; called in a thread, never twice at once.
-        config: see there.
-        watch: told of every batch.
+        config: limits of a batch and of the queue.
+        watch: called with the statistics of every batch.
     """
 
     run: Callable[[Sequence[Tokenized]], Sequence[T]]
@@ -71,20 +71,20 @@ class Batcher(Generic[T]):
     watch: Callable[[BatchStats], None] = lambda _: None
     _groups: dict[Key, list[_Waiting[T]]] = field(default_factory=dict[Key, "list[_Waiting[T]]"])
     num_queued: int = 0
-    """Responses that wait."""
+    """Responses in the queue."""
     _rate: float = 0.0
     """Responses per second of the last forward."""
     _speed: float = 0.0
     """Tokens per second of the last forward."""
     _num_tokens: int = 0
-    """Of the batch that was taken last."""
+    """Tokens of the batch that was taken last."""
     _task: asyncio.Task[None] | None = None
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "forward"))
 
     async def score(
         self, conversations: Sequence[Tokenized], timeout: float
     ) -> list[T | Exception]:
-        """Returns what `run` says of each conversation, or why it says nothing.
+        """Queues conversations and returns the output of `run` for each, or its error.
 
         Raises:
             Overloaded: too many wait already; none of these was taken.
@@ -97,55 +97,57 @@ class Batcher(Generic[T]):
             )
         now, loop = time.monotonic(), asyncio.get_running_loop()
         waiting = [_Waiting[T](c, now, now + timeout, loop.create_future()) for c in conversations]
-        for one in waiting:
-            c = one.conversation
-            self._groups.setdefault(c.tokens[: min(c.start, KEY_TOKENS)], []).append(one)
+        for entry in waiting:
+            c = entry.conversation
+            key = c.tokens[: min(c.start, KEY_TOKENS)]
+            self._groups.setdefault(key, []).append(entry)
         self.num_queued += len(waiting)
         if waiting and (self._task is None or self._task.done()):
             self._task = loop.create_task(self._work())
-        return list(await asyncio.gather(*(one.done for one in waiting)))
+        return list(await asyncio.gather(*(entry.done for entry in waiting)))
 
     async def _work(self) -> None:
         """Runs batches until nothing waits."""
         while self._groups:
-            await self._siblings()
+            await self._wait_for_siblings()
             batch = self._take()
             if not batch:
                 continue
             begun = time.monotonic()
-            found = await asyncio.get_running_loop().run_in_executor(
-                self._thread, self._run_apart, [one.conversation for one in batch]
+            outputs = await asyncio.get_running_loop().run_in_executor(
+                self._thread, self._bisect, [entry.conversation for entry in batch]
             )
             seconds = time.monotonic() - begun
-            for one, value in zip(batch, found, strict=True):
-                if not one.done.done():  # its caller may have gone
-                    one.done.set_result(value)
+            for entry, output in zip(batch, outputs, strict=True):
+                if not entry.done.done():  # its caller may have gone
+                    entry.done.set_result(output)
             self._rate = len(batch) / max(seconds, 1e-6)
             self._speed = self._num_tokens / max(seconds, 1e-6)
             self.watch(
                 BatchStats(
                     num_responses=len(batch),
-                    num_separate_tokens=sum(len(one.conversation.tokens) for one in batch),
-                    waited=begun - min(one.arrived for one in batch),
+                    num_separate_tokens=sum(len(entry.conversation.tokens) for entry in batch),
+                    waited=begun - min(entry.arrived for entry in batch),
                     seconds=seconds,
                 )
             )
 
-    async def _siblings(self) -> None:
+    async def _wait_for_siblings(self) -> None:
         """Waits for more, as long as they keep coming and nothing has waited for too long."""
         ends = min(group[0].arrived for group in self._groups.values()) + self.config.max_wait
         seen = -1
         while seen != self.num_queued and time.monotonic() < ends:
             seen = self.num_queued
-            await asyncio.sleep(self.config.max_wait / LOOKS)
+            await asyncio.sleep(self.config.max_wait / NUM_POLLS)
 
     def _take(self) -> list[_Waiting[T]]:
-        """Takes a batch out of the queue: the longest waiting groups, as many as are soon done."""
-        batch = list[_Waiting[T]]()
+        """Takes a batch out of the queue: the longest waiting groups, for about `max_seconds`."""
+        batch: list[_Waiting[T]] = []
         room = self.config.max_tokens
-        soon = room - self._speed * self.config.max_seconds
+        # Room that is left when the batch holds about `max_seconds` of work, at the last speed.
+        enough = room - self._speed * self.config.max_seconds
         for key in list(self._groups):
-            if batch and room <= soon:
+            if batch and room <= enough:
                 break
             room = self._take_of(key, batch, room)
         self._num_tokens = self.config.max_tokens - room
@@ -153,28 +155,32 @@ class Batcher(Generic[T]):
 
     def _take_of(self, key: Key, batch: list[_Waiting[T]], room: int) -> int:
         """Moves what fits of one group into the batch; returns the tokens that are left."""
-        now, left, begun = time.monotonic(), list[_Waiting[T]](), False
-        for one in self._groups.pop(key):
-            c = one.conversation
-            cost = len(c.tokens) - (c.start if begun else 0)
+        now = time.monotonic()
+        left: list[_Waiting[T]] = []
+        has_prompt = False
+        for entry in self._groups.pop(key):
+            c = entry.conversation
+            # The group's prompt is computed once.
+            cost = len(c.tokens) - (c.start if has_prompt else 0)
             if batch and cost > room:
-                left.append(one)
+                left.append(entry)
                 continue
             self.num_queued -= 1
-            if one.done.done():  # its caller has gone
+            if entry.done.done():  # its caller has gone
                 continue
-            if now > one.deadline:
-                waited = one.deadline - one.arrived
-                one.done.set_result(TimeoutError(f"not scored within {waited:g} s"))
+            if now > entry.deadline:
+                waited = entry.deadline - entry.arrived
+                entry.done.set_result(TimeoutError(f"not scored within {waited:g} s"))
                 continue
-            batch.append(one)
-            room, begun = room - cost, True
+            batch.append(entry)
+            room -= cost
+            has_prompt = True
         if left:
             self._groups = {key: left, **self._groups}  # still the longest waiting
         return room
 
-    def _run_apart(self, conversations: Sequence[Tokenized]) -> Sequence[T | Exception]:
-        """Runs a batch; of one that fails, its halves, so that one conversation fails alone."""
+    def _bisect(self, conversations: Sequence[Tokenized]) -> Sequence[T | Exception]:
+        """Runs a batch, and the halves of one that fails: a bad conversation fails alone."""
         try:
             return self.run(conversations)
         except Exception as error:  # whatever a model raises is an answer to its caller
@@ -182,4 +188,4 @@ class Batcher(Generic[T]):
                 return [error]
         middle = len(conversations) // 2
         first, second = conversations[:middle], conversations[middle:]
-        return [*self._run_apart(first), *self._run_apart(second)]
+        return [*self._bisect(first), *self._bisect(second)]

@@ -1,4 +1,4 @@
-"""What a gateway asks a model, and how one request becomes such calls."""
+"""Requests to replicas, and how a client's request is sharded into them by prompt."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from panoply.wire.request import Chat, Detail, Item, RenderedText, ScoreRequest, Tokens
 
 NUM_BUCKETS = 64
-"""Groups of prompts. Those of one bucket go to one replica, so this bounds the calls that a request
-becomes, and the replicas that can share its work."""
+"""Groups of prompts. Those of one bucket go to one replica, so this bounds the shards of a request,
+and the replicas that can share its work."""
 KEY_CHARACTERS = 512
-"""Beginning of a text without a known prompt that stands for it."""
+"""Leading characters that stand for the prompt of a text without a known one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,14 +26,14 @@ class ReplicaRequest:
     weights: Mapping[str, float] = field(default_factory=dict[str, float])
     details: frozenset[Detail] = frozenset()
     compares: bool = False
-    """What is wanted of each item is the probability that its first response is the better one."""
+    """Asks for the probability, of each item, that its first response is the better one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A call, and the places of its items in the request."""
+    """A replica's request, and the places of its items in the client's request."""
 
-    call: ReplicaRequest
+    request: ReplicaRequest
     places: tuple[int, ...]
 
 
@@ -60,13 +60,13 @@ def each_alone(item: Item) -> list[Item]:
 
 
 def shard_by_prompt(request: ScoreRequest, timeout: float) -> Iterator[Shard]:
-    """Yields the calls of a request."""
+    """Yields a shard for each bucket of prompts in a request."""
     buckets: dict[int, list[int]] = {}
     for place, item in enumerate(request.items):
         if item.responses:
             buckets.setdefault(bucket_of(item), []).append(place)
     for bucket, places in buckets.items():
-        call = ReplicaRequest(
+        shard = ReplicaRequest(
             items=tuple(request.items[place] for place in places),
             bucket=bucket,
             timeout=timeout,
@@ -74,4 +74,4 @@ def shard_by_prompt(request: ScoreRequest, timeout: float) -> Iterator[Shard]:
             details=request.details,
             compares=request.compares,
         )
-        yield Shard(call, tuple(places))
+        yield Shard(shard, tuple(places))

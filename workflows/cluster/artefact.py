@@ -13,7 +13,8 @@ import torch
 
 from panoply.armorm.debias import Penalties
 from panoply.config.armorm import ArmoRMConfig
-from panoply.hub.artefact.load import Manifest, RewardModel, load_gated_model, save_reward_model
+from panoply.hub.artefact.gated import GatedModel, load_gated_model, save_gated_model
+from panoply.hub.artefact.manifest import Manifest
 from panoply.hub.backbone.backbone import load_backbone
 from panoply.model.reward_model import GatedHead
 from panoply.types import Array
@@ -85,8 +86,8 @@ def save_artefact(
     )
     used = np.concatenate([data.ratings.split.key_N, data.pairs.split.key_N])
     part_of_used = np.concatenate([data.ratings.split.part_N, data.pairs.split.part_N])
-    save_reward_model(
-        RewardModel(backbone, head, manifest),
+    save_gated_model(
+        GatedModel(backbone, head, manifest),
         out / "model",
         baseline_tensors(parts.fixed, load_mlp(arrays.folder, arrays).state_dict(), scales),
         list(used[part_of_used != "test"]),

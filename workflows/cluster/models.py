@@ -58,6 +58,7 @@ def model_app(args: Mapping[str, Any]) -> Application:
     )
     if arm.kind != "model":
         return deployment(FunctionReplica).bind(arm)
-    from actors.replica import ServedReplica  # torch, which functions and other servers do without
+    # Torch loads here alone: functions and other servers do without.
+    from actors.model_replica import RewardModelReplica
 
-    return deployment(ServedReplica).bind(arm)
+    return deployment(RewardModelReplica).bind(arm)

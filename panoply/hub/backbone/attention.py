@@ -26,28 +26,29 @@ def tree_attention_forward(
     tree: AttentionPlan | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """The attention function of a model: by trees where a plan is given, else as transformers does.
+    """Computes a model's attention: by trees where a plan is passed, else as transformers does.
 
     `kwargs` are transformers' own: scaling, dropout, sliding_window, softcap.
     """
     softcap = kwargs.get("softcap")
-    given: dict[str, Any] = {
+    options: dict[str, Any] = {
         "scale": kwargs.get("scaling"),
         "softcap": softcap,
         "dropout": kwargs.get("dropout") or 0.0,
     }
     if tree is not None:
         window = kwargs.get("sliding_window")
-        found = tree_attention(query_BHTD, key_BKTD, value_BKTD, tree, window=window, **given)
-        return found, None
+        return tree_attention(
+            query_BHTD, key_BKTD, value_BKTD, tree, window=window, **options
+        ), None
     if softcap is None:
         return sdpa_attention_forward(
             module, query_BHTD, key_BKTD, value_BKTD, attention_mask, **kwargs
         )
     if attention_mask is not None and attention_mask.is_floating_point():
         attention_mask = attention_mask >= 0
-    found = attend(query_BHTD, key_BKTD, value_BKTD, attention_mask, **given)
-    return found.transpose(1, 2), None
+    output_BHTD = attend(query_BHTD, key_BKTD, value_BKTD, attention_mask, **options)
+    return output_BHTD.transpose(1, 2), None
 
 
 def attend_by_trees(decoder: Decoder) -> bool:

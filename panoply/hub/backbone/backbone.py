@@ -38,10 +38,10 @@ class Backbone:
         self.token_budget = 0
         """Tokens of a row that suit this machine; 0 until they are measured."""
         self.most_tokens = 2**31
-        """Tokens of a row that fit into memory, as far as is known."""
+        """Tokens of a row that fit into memory; smaller after a forward that did not fit."""
 
     def features(self, trees: Sequence[TokenTree], budget: int = 0) -> Features:
-        """Features of trees, by the cheapest exact path that this model allows.
+        """Returns features of trees, by the cheapest exact path that this model allows.
 
         Args:
             trees: prompts with their responses.
@@ -51,12 +51,11 @@ class Backbone:
             return encode_plain(self.decoder, trees)
         if not budget:
             budget = self.token_budget = self.token_budget or calibrate(self.decoder)
-        wanted = min(budget, self.most_tokens)
-        one = self.decoder.attends_by_trees or self.decoder.device.type == "cpu"
-        rows = 1 if one else 16
-        run = partial(encode, self.decoder, trees, rows_per_forward=rows)
-        features, fitting = within_memory(lambda tokens: run(budget=tokens), wanted)
-        if fitting < wanted:
+        budget = min(budget, self.most_tokens)
+        one_row = self.decoder.attends_by_trees or self.decoder.device.type == "cpu"
+        run = partial(encode, self.decoder, trees, rows_per_forward=1 if one_row else 16)
+        features, fitting = within_memory(lambda tokens: run(budget=tokens), budget)
+        if fitting < budget:
             self.most_tokens = fitting
         return features
 
@@ -72,7 +71,7 @@ def load_backbone(
 
     Args:
         name: 'embedded', a Hugging Face folder, or a hub name.
-        depths: layers whose states are wanted; the model is cut to the deepest. None: all.
+        depths: layers whose states are returned; the model is cut to the deepest. None: all.
         rendering: token limits and gate position.
         dtype: 'auto' takes bfloat16 where it is fast.
 
@@ -98,9 +97,9 @@ def hash_weights(model: nn.Module) -> str:
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
     """Returns a hash of tensors: names, shapes and bytes."""
-    seen = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(tensors.items()):
-        seen.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)  # scalars have no bytes to view
-        seen.update(flat.view(torch.uint8).numpy().data)
-    return seen.hexdigest()
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()

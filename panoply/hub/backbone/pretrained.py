@@ -45,14 +45,14 @@ def resolve(name: str) -> str:
     return name
 
 
-def choose_dtype(wanted: DType, device: torch.device) -> torch.dtype:
+def choose_dtype(name: DType, device: torch.device) -> torch.dtype:
     """Returns bfloat16 where the hardware multiplies it fast, float32 elsewhere.
 
     That is CUDA, and CPUs with AMX (3x float32) or AVX512-BF16 (1.7x); without either it is
     emulated, 5x slower than float32.
     """
-    if wanted != "auto":
-        return torch.float32 if wanted == "float32" else torch.bfloat16
+    if name != "auto":
+        return torch.float32 if name == "float32" else torch.bfloat16
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     has_amx = torch.cpu._is_amx_tile_supported()  # pyright: ignore[reportPrivateUsage]

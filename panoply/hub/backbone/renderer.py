@@ -22,10 +22,10 @@ PLAIN_TEMPLATE = (
     "{% for m in messages %}{{ m['role'] | capitalize }}: {{ m['content'] }}\n\n{% endfor %}"
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
-"""For base models, whose tokenizer has no chat template."""
+"""Template of base models, whose tokenizer has none."""
 DATE = "26 Jul 2024"
-"""What a template that asks for today's date is told, so that a score is the same tomorrow: what
-Llama 3.1's template writes where it has no clock."""
+"""Date that templates write in place of today's, so that a score is the same tomorrow; Llama 3.1's
+template writes it where it has no clock."""
 FIXED_CLOCK = f"{{% macro strftime_now(format) %}}{DATE}{{% endmacro %}}{{{{ '' }}}}"
 
 
@@ -37,12 +37,12 @@ class RenderedTree:
     prompt_tokens_cut: int
     num_responses_cut: int
     response_tokens_cut: int
-    """Of all responses together."""
+    """Tokens cut off all responses together."""
 
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """Where the parts of a prompt end that opens the assistant's turn, in tokens."""
+    """Ends of the parts of a prompt that opens the assistant's turn, in tokens."""
 
     body: int
     """Tokens of the prompt without the assistant's header."""
@@ -79,19 +79,19 @@ class Renderer:
 
     @property
     def template_hash(self) -> str:
-        """Names the chat template, for artefacts and cache keys."""
+        """Hash of the chat template, for artefacts and cache keys."""
         return hashlib.blake2b(self.tokenizer.chat_template.encode(), digest_size=8).hexdigest()
 
-    def check_template(self, wanted: str, folder: Path) -> None:
+    def check_template(self, expected: str, folder: Path) -> None:
         """Checks that a model's tokenizer still renders as in training.
 
         Raises:
-            ValueError: the template has another hash than the wanted one.
+            ValueError: the template has another hash than the expected one.
         """
-        if self.template_hash != wanted:
+        if self.template_hash != expected:
             raise ValueError(
                 f"the chat template in {str(folder)!r} has hash {self.template_hash}, the model "
-                f"was trained with {wanted}: restore the tokenizer files it came with"
+                f"was trained with {expected}: restore the tokenizer files it came with"
             )
 
     def text(self, turns: Sequence[Mapping[str, str]], opens: bool) -> str:
@@ -99,7 +99,7 @@ class Renderer:
 
         Args:
             turns: role and content of each.
-            opens: whether the assistant's header is to stand behind them.
+            opens: whether the assistant's header follows them.
 
         Raises:
             Exception: whatever the template raises, which means that it refuses the turns.
@@ -132,11 +132,11 @@ class Renderer:
         """
         splits = bool(self.mark and head)
         shares = [splits and (t == head or t.startswith(head + self.mark)) for t in texts]
-        rest = [t[len(head) :] if share else t for t, share in zip(texts, shares, strict=True)]
-        pieces = [head if splits else "", *rest]
-        first, *rows = cast(
-            list[list[int]], self.tokenizer(pieces, add_special_tokens=False)["input_ids"]
-        )
+        pieces = [head if splits else ""]
+        for text, share in zip(texts, shares, strict=True):
+            pieces.append(text[len(head) :] if share else text)
+        tokens = self.tokenizer(pieces, add_special_tokens=False)["input_ids"]
+        first, *rows = cast(list[list[int]], tokens)
         whole = [first + row if share else row for row, share in zip(rows, shares, strict=True)]
         return [self.with_bos(row) for row in whole]
 
@@ -249,9 +249,9 @@ class Renderer:
 
         Where a template closes a turn with no token of its own, `turn_end` is the header's first.
         """
-        wanted = {
+        positions = {
             "turn_end": min(prompt.header, prompt.body - self.num_turn_closing),
             "header_first": prompt.header,
             "prompt_last": start - 1,
         }
-        return min(max(0, wanted[self.rendering.gate]), start - 1)
+        return min(max(0, positions[self.rendering.gate]), start - 1)

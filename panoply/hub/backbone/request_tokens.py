@@ -1,4 +1,4 @@
-"""What clients send -> tokens: messages, text that went through a template, token ids.
+"""Tokens of requests: messages, text that went through a template, or token ids.
 
 Text in the model's own template becomes what messages would have become: the last reply is found
 by the assistant's header, prompt and reply are tokenized as messages are, BOS stands once, the
@@ -15,14 +15,15 @@ from panoply.hub.backbone.renderer import Opening, Renderer
 from panoply.hub.backbone.turns import ReplySpan, Turns
 from panoply.model.gather import Tokenized
 from panoply.model.tree import common_prefix
+from panoply.wire.request import Chat, Item, RenderedText, Tokens
 
 
 class RequestTokenizer:
-    """Reads conversations for one model.
+    """Tokenizes conversations for one model.
 
     Args:
         renderer: of the model.
-        vocabulary: how many token ids the model embeds.
+        vocabulary: number of token ids that the model embeds.
         needs_turns: whether its scores depend on where the response begins (a gate, a mean).
     """
 
@@ -41,7 +42,21 @@ class RequestTokenizer:
         """Tokens that end a reply."""
         opened = self.turns.header + self.turns.prefix
         self.header: list[int] = renderer.tokenizer(opened, add_special_tokens=False)["input_ids"]
-        """What the template puts behind a prompt so that a policy replies."""
+        """Tokens that the template puts behind a prompt so that a policy replies."""
+
+    def read(self, item: Item) -> list[Tokenized]:
+        """Reads every response of an item.
+
+        Raises:
+            ValueError: see `messages`, `text` and `ids`.
+        """
+        match item:
+            case Chat():
+                return self.messages(item.prompt, item.responses)
+            case RenderedText():
+                return self.text(item.prompt, item.responses)
+            case Tokens():
+                return [self.ids(tokens) for tokens in item.responses]
 
     def messages(self, prompt: Prompt, responses: Sequence[str]) -> list[Tokenized]:
         """Reads a prompt in turns with responses to it.
@@ -109,7 +124,7 @@ class RequestTokenizer:
         return lost + text, len(lost + prompt) if prompt else 0
 
     def _place(self, forms: Iterable[Turns], text: str, prompt_size: int) -> ReplySpan | None:
-        """Returns where the reply is; None where that is not known and moves no score.
+        """Returns the place of the reply; None where it is unknown and moves no score.
 
         Args:
             forms: of the template's turns, in one of which the text may be.
@@ -117,7 +132,7 @@ class RequestTokenizer:
             prompt_size: see `Turns.place`.
 
         Raises:
-            ValueError: it is not known and moves scores.
+            ValueError: it is unknown and moves scores.
         """
         errors: list[str] = []
         for turns in forms:
@@ -148,11 +163,11 @@ class RequestTokenizer:
 
         Args:
             ids: its tokens.
-            start: where the response begins by what the client said; 0: it said nothing.
+            start: index of the response's first token, by the client's prompt; 0: unknown.
             in_template: whether the model's own template wrote it, so that it is closed.
 
         Raises:
-            ValueError: it is to be cut, and what of it is the reply is not known.
+            ValueError: it has to be cut, and the place of its reply is unknown.
         """
         if start:
             prompt = Opening(body=start, header=start, size=start)
@@ -175,8 +190,8 @@ class RequestTokenizer:
         if self.renderer.ids([text]) == [ids]:
             return self.text("", [text])[0]
         prefix = common_prefix(self.decoded.prefix, text[place.reply :])
-        places = place.header, place.reply + prefix
-        header, start = (self._token_at(ids, character) for character in places)
+        header = self._token_at(ids, place.header)
+        start = self._token_at(ids, place.reply + prefix)
         closing = list(self.renderer.closing)
         merged = (
             text.endswith(self.decoded.closing, place.reply) and ids[-len(closing) :] != closing
@@ -185,7 +200,7 @@ class RequestTokenizer:
         return self.renderer.cut(prompt, [(ids if merged else self._closed(ids, start), start)])[0]
 
     def _mark_at(self, ids: list[int], num_characters: int) -> int | None:
-        """Returns where the header begins that has so many characters from its begin to the end."""
+        """Returns the index of the header with so many characters from its begin to the end."""
         for at in reversed(range(len(ids))):
             if ids[at] == self.mark and (size := len(self._decode(ids[at:]))) >= num_characters:
                 if size == num_characters:
@@ -208,12 +223,12 @@ class RequestTokenizer:
         if closing and ids[start:][-len(closing) :] == closing:
             end -= len(closing)
         while True:
-            behind = end
-            while behind > start and self._decode(ids[behind - 1 : behind]).isspace():
-                behind -= 1
-            if behind == start or ids[behind - 1] not in self.ends:
+            stripped = end
+            while stripped > start and self._decode(ids[stripped - 1 : stripped]).isspace():
+                stripped -= 1
+            if stripped == start or ids[stripped - 1] not in self.ends:
                 return ids[:end] + closing
-            end = behind - 1
+            end = stripped - 1
 
     def _decode(self, ids: Sequence[int]) -> str:
         return self.renderer.tokenizer.decode(

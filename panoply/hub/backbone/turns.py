@@ -1,7 +1,7 @@
-"""What a chat template writes around turns, learned from a few renders of it.
+"""Turn markers of a chat template, learned from a few renders of it.
 
-Where the last reply of a rendered text begins is told by the assistant's header. It is looked for
-in characters: among token ids its last line break may have merged with the reply's first one.
+The last reply of a rendered text begins behind the last assistant header. That is searched for in
+characters: among token ids its last line break may have merged with the reply's first one.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ Third: TypeAlias = Literal["user", "tool"]
 
 @dataclass(frozen=True, slots=True)
 class ReplySpan:
-    """Where the last reply of a text stands, in characters."""
+    """Place of the last reply in a text, in characters."""
 
     header: int
-    """Where the assistant's header begins."""
+    """Index of the header's first character."""
     reply: int
-    """Where that header ends and the reply begins."""
+    """Index of the reply's first character, at which the header ends."""
 
 
 class Turns:
@@ -34,8 +34,8 @@ class Turns:
 
     Args:
         tokenizer: names the tokens that end a sequence.
-        render: writes a conversation, with the header of the assistant's turn where that is asked
-            for. It may write what the tokens of the template's text decode to, which is another
+        render: writes a conversation, and the header of the assistant's turn behind it if the second
+            argument is true. It may write what the tokens of the template's text decode to, which is another
             text in some tokenizers.
     """
 
@@ -45,11 +45,11 @@ class Turns:
         full, other = self._write("a", "b"), self._write("a", "c")
         at = len(_common(body, opening, full, other))
         self.header = _common(opening[at:], full[at:], other[at:])
-        """What opens the assistant's turn; empty where a template has no text for that."""
+        """Text that opens the assistant's turn; empty where a template has none."""
         self.prefix = opening[at + len(self.header) :]
-        """What a policy's reply is made to begin with (`<think>`), behind the header."""
+        """Text that a policy's reply is made to begin with (`<think>`), behind the header."""
         self.closing = _common_end(full, other)
-        """What closes the assistant's turn."""
+        """Text that closes the assistant's turn."""
         self.ends = _ending_tokens(tokenizer, self.closing)
         """Tokens that end a reply."""
         tail = full[at + len(self.header) :]
@@ -64,11 +64,11 @@ class Turns:
         return self.header or next(iter(self._headed), "")
 
     def place(self, text: str, prompt_size: int = 0) -> ReplySpan:
-        """Returns where the last reply of a rendered conversation begins.
+        """Returns the place of the last reply in a rendered conversation.
 
         Args:
             text: a conversation whose last turn is the assistant's, closed or not.
-            prompt_size: characters of it that are the prompt; 0: that is not known.
+            prompt_size: characters of it that are the prompt; 0: unknown.
 
         Raises:
             ValueError: there is no header, or the last one may be content.
@@ -77,10 +77,10 @@ class Turns:
         if prompt_size and (at is None or self._holds_turns(text[at.reply : prompt_size])):
             at = self._header_across(text, prompt_size)
         if at is None:
-            raise ValueError(
-                f"the {'prompt' if prompt_size else 'text'} has no assistant header of the model's "
-                f"template ({self.shown!r}){' that opens its last turn' if prompt_size else ''}"
-            )
+            missing = f"has no assistant header of the model's template ({self.shown!r})"
+            if prompt_size:
+                raise ValueError(f"the prompt {missing} that opens its last turn")
+            raise ValueError(f"the text {missing}")
         if prompt_size:
             return at
         header = f"the text's last assistant header ({self.shown!r})"
@@ -94,7 +94,7 @@ class Turns:
         return at
 
     def reply(self, text: str) -> str:
-        """Returns what stands behind a header, without what closes the turn."""
+        """Returns the text behind a header, without the text that closes the turn."""
         return self.without_end(text.removesuffix(self.closing))
 
     def closed(self, text: str, start: int) -> str:
@@ -119,10 +119,10 @@ class Turns:
         return self._render(turns, opens)
 
     def _before_replies(self, tail: str) -> tuple[str, ...]:
-        """Returns what may stand before a reply: the end of another turn and the header.
+        """Returns the texts that may precede a reply: the end of another turn and the header.
 
         Args:
-            tail: what stands behind the header where the reply is "b".
+            tail: text behind the header where the reply is "b".
         """
         pairs = [(self._write("a", "b"), self._write("c", "b"))]
         pairs += self._all("tool", ("a", "b", "c", "b"), ("a", "b", "d", "b"))
@@ -132,7 +132,7 @@ class Turns:
         return tuple(text for text in dict.fromkeys(headed) if text not in self.closing)
 
     def _after_replies(self) -> tuple[str, ...]:
-        """Returns what may stand between a reply and the content of the next turn."""
+        """Returns the texts that may stand between a reply and the content of the next turn."""
         texts = ("a", "b", "c"), ("a", "b", "d"), ("a", "e", "c")
         changes: list[str] = []
         for first, other, moved in (*self._all("user", *texts), *self._all("tool", *texts)):
@@ -150,12 +150,12 @@ class Turns:
             return []
 
     def _beginnings(self, bos: str) -> tuple[str, tuple[str, ...]]:
-        """Returns BOS where every text begins with it, and how texts go on behind it."""
+        """Returns BOS where every text begins with it, and the texts that may follow it."""
         pairs = [(self._write("a"), self._write("b"))]
         user = {"role": "user", "content": "a"}
         try:
-            systems = [{"role": "system", "content": content} for content in ("a", "b")]
-            first, second = (self._render([system, user], False) for system in systems)
+            first = self._render([{"role": "system", "content": "a"}, user], False)
+            second = self._render([{"role": "system", "content": "b"}, user], False)
             pairs.append((first, second))
         except Exception:  # the template knows no system turn
             pass
@@ -179,7 +179,7 @@ class Turns:
         return ReplySpan(at, at + size) if at >= 0 else None
 
     def _last_headed(self, text: str) -> int:
-        """Returns where the last header behind the end of a turn ends, -1 if there is none."""
+        """Returns the end of the last header behind the end of a turn, -1 if there is none."""
         places = [(text.rfind(headed), len(headed)) for headed in self._headed]
         return max((at + size for at, size in places if at >= 0), default=-1)
 
@@ -214,7 +214,7 @@ def _ending_tokens(tokenizer: Any, closing: str) -> tuple[str, ...]:
 
 
 def _common(*texts: str) -> str:
-    """Returns what all texts begin with."""
+    """Returns the longest common beginning of some texts."""
     return reduce(lambda a, b: a[: common_prefix(a, b)], texts)
 
 

@@ -1,7 +1,7 @@
 """Checks of a reward model's input and of what moves its scores. Each has bitten users.
 
-Every check scores the same few conversations (`EXAMPLE_CONVERSATIONS`). Differences are in units of the scores'
-spread over them, see `panoply.measure.conformance.drift`.
+Every check scores the same few conversations, `EXAMPLE_CONVERSATIONS`. Differences are in units of
+the scores' spread over them, see `panoply.measure.conformance.drift`.
 """
 
 from __future__ import annotations
@@ -155,7 +155,8 @@ def padding(model: RewardModel[Any]) -> Finding:
         text = f"pad token {tokenizer.pad_token!r} {where}: elsewhere another token may be scored"
         return Finding("padding", text, "warning", advice, values)
     if config_pad != pad:
-        text = f"pad token {pad} by the tokenizer, {config_pad} by config.json, which transformers reads"
+        text = f"pad token {pad} by the tokenizer, {config_pad} by config.json"
+        text += ", which transformers reads"
         return Finding(
             "padding", text, "warning", f"set pad_token_id to {pad} in config.json", values
         )
@@ -275,7 +276,8 @@ def speed(model: RewardModel[Any]) -> Finding:
     computed = sum(tree.num_tokens for tree in trees)
     separate = sum(tree.num_separate_tokens for tree in trees)
     values = {"tokens_per_second": computed / seconds, "separate_per_computed": separate / computed}
-    text = f"{computed / seconds:,.0f} tokens/s, {best_device().type}, {torch.get_num_threads()} threads"
+    where = f"{best_device().type}, {torch.get_num_threads()} threads"
+    text = f"{computed / seconds:,.0f} tokens/s, {where}"
     return Finding("throughput", text, "ok", values=values)
 
 

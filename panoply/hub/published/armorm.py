@@ -40,7 +40,7 @@ from panoply.model.gate import make_gate
 from panoply.model.reward_model import TransformedHead
 
 HEAD = ("regression_layer.weight", "reward_transform_matrix", "gating.logit_scale")
-"""What the layout is recognized by."""
+"""Tensors by which the layout is recognized."""
 FIELDS = ("num_objectives", "gating_temperature", "gating_hidden_dim", "gating_n_hidden")
 PUBLISHED = (
     *(f"helpsteer-{name}" for name in HELPSTEER),
@@ -80,7 +80,7 @@ def gate_layout(config: Mapping[str, Any], size: int) -> dict[str, Shape]:
 
 @dataclass(frozen=True, slots=True)
 class ArmoRMParts:
-    """What a checkpoint holds: a backbone with its renderer, a head, and what they go by."""
+    """Contents of a checkpoint: a backbone with its renderer, a head, and its objectives."""
 
     backbone: Backbone
     head: TransformedHead
@@ -174,8 +174,8 @@ def _check(checkpoint: Checkpoint, config: Any, fields: Mapping[str, Any]) -> No
     checkpoint.check(backbone, f"a {config.model_type} backbone by its config.json")
     head = gate_layout(fields, int(config.hidden_size))
     checkpoint.check(head, "a head by num_objectives, hidden_size and gating_* of its config.json")
-    known = ("model.", *head)
-    if extra := [name for name in checkpoint.shapes if not name.startswith(known)]:
+    prefixes = ("model.", *head)
+    if extra := [name for name in checkpoint.shapes if not name.startswith(prefixes)]:
         raise ValueError(
             f"{str(checkpoint.folder)!r} holds tensors that ArmoRM's layout does not know and "
             f"that would go unused: {few(extra)}. Remove them, or mend gating_n_hidden"

@@ -38,7 +38,7 @@ from panoply.wire.request import Detail
 LABELS = ("A", "B")
 TEMPLATE = "[CONTEXT] {context} [RESPONSE A] {a} [RESPONSE B] {b} \n"
 TURN = "\n<turn> {role}\n {content}"
-"""A turn of the context, which begins and ends with a newline."""
+"""Template of a turn of the context, which begins and ends with a newline."""
 LEAST_MASS = 0.5
 """Probability of the two labels together, at least."""
 
