@@ -142,7 +142,7 @@ class RewardModelReplica(Replica[Conversations]):
             if isinstance(output, Exception):
                 return Score(error=f"the model failed: {type(output).__name__}: {output}")
         if not request.compares:
-            return self.model.to_score(outputs[0], unit[0], request.weights, request.details)
+            return self.model.to_score(outputs[0], unit[0], request)
         return scored(
             self.model.preference_probability(outputs[0], outputs[1]),
             num_tokens=sum(len(conversation.tokens) for conversation in unit),

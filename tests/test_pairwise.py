@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from panoply.hub.artefact.load import load_reward_model
 from panoply.hub.published.pairwise import PairwiseModel, context
+from panoply.serve.calls import ReplicaRequest
 
 PROMPT = [
     {"role": "user", "content": "Name a prime."},
@@ -122,9 +123,10 @@ def test_there_is_no_score_and_the_error_says_what_to_ask(tokenizer, tmp_path):
     message = r"no scalar score: ask compare\(prompt, a, b\)"
     with pytest.raises(ValueError, match=message):
         model.score(PROMPT, ["97"])
-    (conversation, _) = model.read_pair(PROMPT, "97", "4")
-    with pytest.raises(ValueError, match=message):
-        model.to_score(0.5, conversation, {}, frozenset())
+    conversation = model.read_pair(PROMPT, "97", "4")[0]
+    request = ReplicaRequest(items=(), bucket=0, timeout=1.0)
+    with pytest.raises(ValueError, match="pairwise model and has no scalar score"):
+        model.to_score(0.5, conversation, request)
     assert model.provenance["kind"] == "pairwise"
 
 

@@ -39,16 +39,16 @@ def sequences(trees: Sequence[TokenTree]) -> list[tuple[int, ...]]:
     return [tree.shared + branch.tokens for tree in trees for branch in tree.branches]
 
 
-def chat_ids(tokenizer: Any, prompt: Prompt, responses: Sequence[str]) -> list[list[int]]:
-    """Returns the token ids of each conversation, as a user of transformers alone gets them."""
-    turns = [dict(turn) for turn in prompt]
-    chats = [[*turns, {"role": "assistant", "content": response}] for response in responses]
-    return tokenizer.apply_chat_template(chats, tokenize=True, return_dict=True)["input_ids"]
+def example_chats() -> list[list[dict[str, str]]]:
+    """Returns the turns of each conversation."""
+    chats: list[list[dict[str, str]]] = []
+    for prompt, responses in EXAMPLE_CONVERSATIONS:
+        turns = [dict(turn) for turn in prompt]
+        chats += [[*turns, {"role": "assistant", "content": response}] for response in responses]
+    return chats
 
 
 def example_chat_ids(tokenizer: Any) -> list[list[int]]:
-    """Returns the token ids of all conversations, as a user of transformers alone gets them."""
-    rows: list[list[int]] = []
-    for prompt, responses in EXAMPLE_CONVERSATIONS:
-        rows += chat_ids(tokenizer, prompt, responses)
-    return rows
+    """Returns the token ids of each conversation, as a user of transformers alone gets them."""
+    chats = example_chats()
+    return tokenizer.apply_chat_template(chats, tokenize=True, return_dict=True)["input_ids"]

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, Generic, TypeAlias, TypeVar, cast
+from typing import Any, Generic, TypeAlias, TypedDict, TypeVar, cast
 
 import numpy as np
 from torch import Tensor
@@ -28,12 +28,21 @@ from panoply.hub.backbone.renderer import RenderedTree
 from panoply.hub.backbone.request_tokens import RequestTokenizer
 from panoply.model.gather import Tokenized, gather
 from panoply.model.tree import TokenTree
+from panoply.serve.calls import ReplicaRequest
 from panoply.types import Array, Floats
-from panoply.wire.request import Detail, Score, scored, sigmoid
+from panoply.wire.request import Detail, Driver, Score, scored, sigmoid
 
 Output = TypeVar("Output")
 Scale: TypeAlias = tuple[float, float]
 """Lowest and highest rating of an objective."""
+
+
+class ScoreDetails(TypedDict, total=False):
+    """Details beside a score; see `panoply.wire.request.Details`."""
+
+    objectives: Mapping[str, float]
+    gate: Mapping[str, float]
+    drivers: Sequence[Driver]
 
 
 class RewardModel(ABC, Generic[Output]):
@@ -57,6 +66,23 @@ class RewardModel(ABC, Generic[Output]):
         size = embeddings.weight.shape[0]
         return RequestTokenizer(self.backbone.renderer, size, needs_turns=self.needs_turns)
 
+    def outputs(self, conversations: Sequence[Tokenized]) -> list[Output]:
+        """Runs one forward and returns the output of each conversation, in their order."""
+        gathered = gather(conversations)
+        outputs = self.forward(gathered.trees)
+        return [outputs[place] for place in gathered.places]
+
+    def score(self, prompt: Prompt, responses: Sequence[str]) -> Floats:
+        """Returns the score of each response to a prompt, `[R]` float32.
+
+        Raises:
+            ValueError: the model is pairwise, or the template refuses the conversation.
+        """
+        raise ValueError(
+            f"{self.backbone.name!r} is a pairwise model and has no scalar score: ask "
+            "compare(prompt, a, b), or rank by a tournament"
+        )
+
     def compare(self, prompt: Prompt, a: str, b: str) -> float:
         """Returns the probability that response `a` is better than `b`.
 
@@ -66,40 +92,19 @@ class RewardModel(ABC, Generic[Output]):
         first, second = self.outputs(self.read_pair(prompt, a, b))
         return self.preference_probability(first, second)
 
-    def outputs(self, conversations: Sequence[Tokenized]) -> list[Output]:
-        """Runs one forward and returns the output of each conversation, in their order."""
-        gathered = gather(conversations)
-        outputs = self.forward(gathered.trees)
-        return [outputs[place] for place in gathered.places]
+    def to_score(self, output: Output, conversation: Tokenized, request: ReplicaRequest) -> Score:
+        """Converts the output of a conversation to a score, as a request asks for it.
+
+        Raises:
+            ValueError: the model is pairwise.
+        """
+        raise ValueError(
+            f"{self.backbone.name!r} is a pairwise model and has no scalar score: compare two"
+        )
 
     @abstractmethod
     def forward(self, trees: Sequence[TokenTree]) -> Sequence[Output]:
         """Returns the output of every response, tree by tree."""
-
-    @abstractmethod
-    def score(self, prompt: Prompt, responses: Sequence[str]) -> Floats:
-        """Returns the score of each response to a prompt, `[R]` float32.
-
-        Raises:
-            ValueError: the model is pairwise, or the template refuses the conversation.
-        """
-
-    @abstractmethod
-    def to_score(
-        self,
-        output: Output,
-        conversation: Tokenized,
-        weights: Mapping[str, float],
-        details: frozenset[Detail],
-    ) -> Score:
-        """Converts an output to a score with the details that a request asks for.
-
-        Args:
-            output: of the conversation.
-            conversation: as it was read.
-            weights: objectives' weights in place of the model's; empty: the model decides.
-            details: what the score comes with.
-        """
 
     @abstractmethod
     def read_pair(self, prompt: Prompt, a: str, b: str) -> list[Tokenized]:
@@ -136,6 +141,10 @@ class ScoringModel(RewardModel[Output]):
     def score_of(self, output: Output) -> float:
         """Returns the score in an output."""
 
+    def details_of(self, output: Output, details: Set[Detail]) -> ScoreDetails:
+        """Returns the details that a request asks for, as far as the model has them."""
+        return {}
+
     def score(self, prompt: Prompt, responses: Sequence[str]) -> Floats:
         """Returns the score of each response to a prompt, `[R]` float32.
 
@@ -149,16 +158,14 @@ class ScoringModel(RewardModel[Output]):
         scores = [self.score_of(output) for output in self.outputs(conversations)]
         return np.array(scores, np.float32)
 
-    def to_score(
-        self,
-        output: Output,
-        conversation: Tokenized,
-        weights: Mapping[str, float],
-        details: frozenset[Detail],
-    ) -> Score:
-        """Converts an output to a score without details."""
-        size, num_cut = len(conversation.tokens), conversation.num_cut
-        return scored(self.score_of(output), num_tokens=size, num_cut=num_cut)
+    def to_score(self, output: Output, conversation: Tokenized, request: ReplicaRequest) -> Score:
+        """Converts the output of a conversation to a score with the details of a request."""
+        return scored(
+            self.score_of(output),
+            num_tokens=len(conversation.tokens),
+            num_cut=conversation.num_cut,
+            **self.details_of(output, request.details),
+        )
 
     def read_pair(self, prompt: Prompt, a: str, b: str) -> list[Tokenized]:
         """Returns each response behind the prompt."""

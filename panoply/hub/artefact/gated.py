@@ -7,7 +7,7 @@ that the gate was compared with, `seen.npy` hashes of the split keys that traini
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias, cast
@@ -23,14 +23,15 @@ from panoply.hub.artefact.manifest import Manifest, hash_keys
 from panoply.hub.backbone.backbone import Backbone
 from panoply.hub.backbone.pretrained import choose_dtype
 from panoply.hub.backbone.renderer import Renderer
-from panoply.hub.reward_model import Scale, ScoringModel, provenance_of
+from panoply.hub.reward_model import Scale, ScoreDetails, ScoringModel, provenance_of
 from panoply.model.device import best_device
 from panoply.model.forward import Features
 from panoply.model.gate import make_gate
 from panoply.model.gather import Tokenized
 from panoply.model.reward_model import GatedHead, ModelOutput
 from panoply.model.tree import TokenTree
-from panoply.wire.request import Detail, Driver, Score, scored
+from panoply.serve.calls import ReplicaRequest
+from panoply.wire.request import Detail, Driver, Score
 
 Tensors: TypeAlias = dict[str, torch.Tensor]
 
@@ -96,38 +97,27 @@ class GatedModel(ScoringModel[ModelOutput]):
         return float(output.score_B)
 
     def to_score(
-        self,
-        output: ModelOutput,
-        conversation: Tokenized,
-        weights: Mapping[str, float],
-        details: frozenset[Detail],
+        self, output: ModelOutput, conversation: Tokenized, request: ReplicaRequest
     ) -> Score:
         """Converts an output to the gate's score, or the one by the weights of the request."""
-        if weights:
-            weights_O = [weights.get(name, 0.0) for name in self.objectives]
+        if request.weights:
+            weights_O = [request.weights.get(name, 0.0) for name in self.objectives]
             output = self.head.weighed(output, weights_O)
+        return super().to_score(output, conversation, request)
 
-        values: dict[str, float] = {}
-        drivers: list[Driver] = []
+    def details_of(self, output: ModelOutput, details: Set[Detail]) -> ScoreDetails:
+        """Returns predicted objectives, their contributions, and the gate's weights."""
+        result = ScoreDetails()
         if details & {"objectives", "drivers"}:
             effects = self.explanation(output).drivers
             if "objectives" in details:
-                values = {effect.objective: effect.value for effect in effects}
+                result["objectives"] = {effect.objective: effect.value for effect in effects}
             if "drivers" in details:
-                drivers = [Driver(e.objective, e.value, e.contribution) for e in effects]
-
-        gate: dict[str, float] = {}
+                result["drivers"] = [Driver(e.objective, e.value, e.contribution) for e in effects]
         if "gate" in details:
             weights_O = (output.weights_BO[0] / output.weights_BO[0].sum()).tolist()
-            gate = dict(zip(self.objectives, weights_O, strict=True))
-        return scored(
-            self.score_of(output),
-            objectives=values,
-            gate=gate,
-            drivers=drivers,
-            num_tokens=len(conversation.tokens),
-            num_cut=conversation.num_cut,
-        )
+            result["gate"] = dict(zip(self.objectives, weights_O, strict=True))
+        return result
 
     def explain(self, prompt: Prompt, response: str) -> Explanation:
         """Returns the score of a response with what drove it."""

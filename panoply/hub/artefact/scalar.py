@@ -18,7 +18,7 @@ Legend: `R` responses, `K` heads, `D` hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -40,12 +40,12 @@ from panoply.hub.artefact.model_card import write_card
 from panoply.hub.backbone.backbone import Backbone
 from panoply.hub.backbone.renderer import Renderer
 from panoply.hub.example_conversations import example_trees
-from panoply.hub.reward_model import ScoringModel, provenance_of
+from panoply.hub.reward_model import ScoreDetails, ScoringModel, provenance_of
 from panoply.model.device import best_device
-from panoply.model.gather import Tokenized, gather
+from panoply.model.gather import gather
 from panoply.model.tree import TokenTree
 from panoply.types import Floats
-from panoply.wire.request import Detail, Score, scored
+from panoply.wire.request import Detail
 
 BETA = 1.0
 """Deviations between the members of an ensemble that its lower bound lies below its score."""
@@ -102,22 +102,12 @@ class ScalarModel(ScoringModel[tuple[float, float]]):
         """Returns the score in an output."""
         return output[0]
 
-    def to_score(
-        self,
-        output: tuple[float, float],
-        conversation: Tokenized,
-        weights: Mapping[str, float],
-        details: frozenset[Detail],
-    ) -> Score:
-        """Converts an output to a score; of an ensemble, with its lower bound as an objective."""
-        score, bound = output
-        shows_bound = len(self.heads_KD) > 1 and "objectives" in details
-        return scored(
-            score,
-            objectives={LOWER_BOUND: bound} if shows_bound else {},
-            num_tokens=len(conversation.tokens),
-            num_cut=conversation.num_cut,
-        )
+    def details_of(self, output: tuple[float, float], details: Set[Detail]) -> ScoreDetails:
+        """Returns the lower bound of an ensemble, as an objective."""
+        is_ensemble = len(self.heads_KD) > 1
+        if is_ensemble and "objectives" in details:
+            return {"objectives": {LOWER_BOUND: output[1]}}
+        return {}
 
     def _states(self, trees: Sequence[TokenTree]) -> Tensor:
         return self.backbone.features(trees).last_RLD[:, -1]

@@ -34,9 +34,9 @@ class Turns:
 
     Args:
         tokenizer: names the tokens that end a sequence.
-        render: writes a conversation, and the header of the assistant's turn behind it if the second
-            argument is true. It may write what the tokens of the template's text decode to, which is another
-            text in some tokenizers.
+        render: writes a conversation, and the header of the assistant's turn behind it if the
+            second argument is true. It may write what the tokens of the template's text decode to,
+            which is another text in some tokenizers.
     """
 
     def __init__(self, tokenizer: Any, render: Callable[[Conversation, bool], str]) -> None:

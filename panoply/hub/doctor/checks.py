@@ -18,11 +18,7 @@ from panoply.data.schema import Prompt
 from panoply.hub.artefact.load import load_reward_model
 from panoply.hub.backbone.renderer import DATE, FIXED_CLOCK, PLAIN_TEMPLATE
 from panoply.hub.doctor.scoring import in_dtype, rendered_examples, separate_sequences
-from panoply.hub.example_conversations import (
-    EXAMPLE_CONVERSATIONS,
-    example_chat_ids,
-    sequences,
-)
+from panoply.hub.example_conversations import example_chat_ids, example_chats, sequences
 from panoply.hub.published.loading import fetch
 from panoply.hub.reward_model import RewardModel
 from panoply.measure.conformance import BOUNDS, Finding, Verdict, drift, flips, judge
@@ -81,19 +77,17 @@ def layout(model: RewardModel[Any]) -> Finding:
 def template(model: RewardModel[Any]) -> Finding:
     """Checks that there is a chat template, and that it renders the same every day."""
     renderer = model.backbone.renderer
-    text, values = f"hash {renderer.template_hash}", {"hash": renderer.template_hash}
+    text, verdict, advice = f"hash {renderer.template_hash}", "ok", ""
     if renderer.tokenizer.chat_template == PLAIN_TEMPLATE:
+        text, verdict = f"none; plain turns, {text}", "warning"
         advice = "put the template it was trained with into chat_template.jinja"
-        return Finding("template", f"none; plain turns, {text}", "warning", advice, values)
-    if renderer.tokenizer.chat_template.startswith(FIXED_CLOCK):
+    elif renderer.tokenizer.chat_template.startswith(FIXED_CLOCK):
+        text, verdict = f"writes the date, held to {DATE}; {text}", "warning"
         advice = (
             "elsewhere scores move with the calendar: write a fixed date into the template, "
             "the one that training saw"
         )
-        return Finding(
-            "template", f"writes the date, held to {DATE}; {text}", "warning", advice, values
-        )
-    return Finding("template", text, "ok", values=values)
+    return Finding("template", text, verdict, advice, {"hash": renderer.template_hash})
 
 
 def beginning(model: RewardModel[Any]) -> Finding:
@@ -101,38 +95,36 @@ def beginning(model: RewardModel[Any]) -> Finding:
     renderer = model.backbone.renderer
     tokenizer = renderer.tokenizer
     bos = tokenizer.bos_token_id
-    tree = rendered_examples(model)[0]
-    here = marks(tree.shared + tree.branches[0].tokens, bos)
-    prompt, responses = EXAMPLE_CONVERSATIONS[0]
-    chat = [*map(dict, prompt), {"role": "assistant", "content": responses[0]}]
-    text = tokenizer.apply_chat_template(chat, tokenize=False)
-    once = marks(tokenizer(text, add_special_tokens=False)["input_ids"], bos)
-    twice = marks(tokenizer(text, add_special_tokens=True)["input_ids"], bos)
-    values = {"here": here, "template": once, "template_and_tokenizer": twice}
+    here = marks(sequences(rendered_examples(model))[0], bos)
+    render = tokenizer.apply_chat_template(example_chats()[0], tokenize=False)
+    once = marks(tokenizer(render, add_special_tokens=False)["input_ids"], bos)
+    twice = marks(tokenizer(render, add_special_tokens=True)["input_ids"], bos)
+
     text = f"{here} here, {once} by the template, {twice} by template and tokenizer"
+    verdict, advice = "warning", ""
     if bos is None:
-        return Finding("BOS", "the tokenizer has none", "ok", values=values)
-    if here > 1:
+        text, verdict = "the tokenizer has none", "ok"
+    elif here > 1:
+        verdict = "fail"
         advice = "the template writes it twice: remove one from chat_template.jinja"
-        return Finding("BOS", text, "fail", advice, values)
-    if model.is_pairwise:
-        return Finding("BOS", f"{here}, as the published format has it", "ok", values=values)
-    if twice != here:
+    elif model.is_pairwise:
+        text, verdict = f"{here}, as the published format has it", "ok"
+    elif twice != here:
         advice = "elsewhere tokenize rendered text with add_special_tokens=False"
-        return Finding("BOS", text, "warning", advice, values)
-    if once != here:
+    elif once != here:
         advice = (
             "elsewhere apply_chat_template(tokenize=True) leaves it out: write it in the template"
         )
-        return Finding("BOS", text, "warning", advice, values)
-    if renderer.turns.bos and not renderer.bos:
-        text = f"{text}; verl takes the template's first token, {tokenizer.bos_token!r}, off as BOS"
+    elif renderer.turns.bos and not renderer.bos:
+        text += f"; verl takes the template's first token, {tokenizer.bos_token!r}, off as BOS"
         advice = (
             "elsewhere no tokenizer puts it back: leave bos_token out of tokenizer_config.json, "
             "or call verl's custom function"
         )
-        return Finding("BOS", text, "warning", advice, values)
-    return Finding("BOS", text, "ok", values=values)
+    else:
+        verdict = "ok"
+    values = {"here": here, "template": once, "template_and_tokenizer": twice}
+    return Finding("BOS", text, verdict, advice, values)
 
 
 def marks(tokens: Sequence[int], bos: int | None) -> int:
@@ -143,43 +135,41 @@ def marks(tokens: Sequence[int], bos: int | None) -> int:
 def padding(model: RewardModel[Any]) -> Finding:
     """Checks for pad tokens that move scores elsewhere; here no pad token is ever read."""
     tokenizer = model.backbone.renderer.tokenizer
-    pad = tokenizer.pad_token_id
+    name, pad = tokenizer.pad_token, tokenizer.pad_token_id
     config_pad = getattr(model.backbone.decoder.config, "pad_token_id", None)
-    values = {"pad_token": tokenizer.pad_token, "tokenizer": pad, "config": config_pad}
-    advice = "give tokenizer and config.json a pad token that no text renders to"
-    if pad is None:
-        return Finding("padding", "no pad token: elsewhere no batches", "warning", advice, values)
     rows = sequences(rendered_examples(model))
-    if any(pad in row for row in rows):
+    verdict, advice = (
+        "warning",
+        "give tokenizer and config.json a pad token that no text renders to",
+    )
+    if pad is None:
+        text = "no pad token: elsewhere no batches"
+    elif any(pad in row for row in rows):
         where = "ends every render" if all(row[-1] == pad for row in rows) else "is in renders"
-        text = f"pad token {tokenizer.pad_token!r} {where}: elsewhere another token may be scored"
-        return Finding("padding", text, "warning", advice, values)
-    if config_pad != pad:
+        text = f"pad token {name!r} {where}: elsewhere another token may be scored"
+    elif config_pad != pad:
         text = f"pad token {pad} by the tokenizer, {config_pad} by config.json"
         text += ", which transformers reads"
-        return Finding(
-            "padding", text, "warning", f"set pad_token_id to {pad} in config.json", values
-        )
-    return Finding("padding", f"{tokenizer.pad_token!r}, in no render", "ok", values=values)
+        advice = f"set pad_token_id to {pad} in config.json"
+    else:
+        text, verdict, advice = f"{name!r}, in no render", "ok", ""
+    values = {"pad_token": name, "tokenizer": pad, "config": config_pad}
+    return Finding("padding", text, verdict, advice, values)
 
 
 def position(model: RewardModel[Any]) -> Finding:
     """Names the token that is scored."""
     tokenizer = model.backbone.renderer.tokenizer
-    trees = rendered_examples(model)
-    last = {row[-1] for row in sequences(trees)}
+    last = {row[-1] for row in sequences(rendered_examples(model))}
     names = sorted(tokenizer.decode([token]) for token in last)
-    values = {"scored": names}
+    text, verdict, advice = repr(names[0]), "ok", ""
     if len(last) > 1:
+        text, verdict = f"the response's own last, {names[:3]}", "warning"
         advice = "the template closes no turn, so the score hangs on the response's last word"
-        return Finding(
-            "scored token", f"the response's own last, {names[:3]}", "warning", advice, values
-        )
-    if not model.is_pairwise and not last <= set(tokenizer.added_tokens_decoder):
+    elif not model.is_pairwise and not last <= set(tokenizer.added_tokens_decoder):
+        text, verdict = f"{names[0]!r}, text behind the end of the turn", "warning"
         advice = "send renders as they are: where text is stripped, another token is scored"
-        text = f"{names[0]!r}, text behind the end of the turn"
-        return Finding("scored token", text, "warning", advice, values)
-    return Finding("scored token", repr(names[0]), "ok", values=values)
+    return Finding("scored token", text, verdict, advice, {"scored": names})
 
 
 def scale(model: RewardModel[Any]) -> Finding:
@@ -187,23 +177,23 @@ def scale(model: RewardModel[Any]) -> Finding:
     scores = model.rate(rendered_examples(model))
     low, high, spread = float(scores.min()), float(scores.max()), float(scores.std())
     values = {"low": low, "high": high, "spread": spread}
-    if not np.isfinite(scores).all():
-        advice = "weights overflow or are not finite: fetch them again, or compute in float32"
-        return Finding("scale", "scores are not finite", "fail", advice, values)
-    if spread <= 1e-6 * max(1.0, abs(high)):
-        advice = "the head was not trained, or is not the one of this backbone"
-        return Finding("scale", f"all scores are {high:.4g}", "fail", advice, values)
     what = "preferences" if model.is_pairwise else "scores"
-    text = f"{what} {low:.4g} to {high:.4g}, spread {spread:.3g}"
-    if not model.is_pairwise:
-        text = f"{text}, temperature {model.temperature:.3g}"
+    text, verdict, advice = f"{what} {low:.4g} to {high:.4g}, spread {spread:.3g}", "ok", ""
+    if not np.isfinite(scores).all():
+        text, verdict = "scores are not finite", "fail"
+        advice = "weights overflow or are not finite: fetch them again, or compute in float32"
+    elif spread <= 1e-6 * max(1.0, abs(high)):
+        text, verdict = f"all scores are {high:.4g}", "fail"
+        advice = "the head was not trained, or is not the one of this backbone"
+    elif not model.is_pairwise:
+        text += f", temperature {model.temperature:.3g}"
         values["temperature"] = model.temperature
         if not np.isfinite(model.temperature):
+            verdict = "warning"
             advice = (
                 "it ranks no better than chance where it was calibrated: train it on more pairs"
             )
-            return Finding("scale", text, "warning", advice, values)
-    return Finding("scale", text, "ok", values=values)
+    return Finding("scale", text, verdict, advice, values)
 
 
 def batches(model: RewardModel[Any]) -> Finding:
@@ -258,12 +248,13 @@ def truncation(model: RewardModel[Any]) -> Finding:
         f"{limits.max_response_tokens:,} (of {positions or 0:,} positions); cut from a long one: "
         f"{cut.prompt_tokens_cut:,} tokens and {cut.num_responses_cut} responses, counted"
     )
+    verdict, advice = "ok", ""
     if positions and longest > positions:
+        verdict = "fail"
         advice = (
             f"a render of {longest:,} tokens goes beyond them: lower the limits in panoply.json"
         )
-        return Finding("truncation", text, "fail", advice, values)
-    return Finding("truncation", text, "ok", values=values)
+    return Finding("truncation", text, verdict, advice, values)
 
 
 def speed(model: RewardModel[Any]) -> Finding:

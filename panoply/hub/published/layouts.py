@@ -1,17 +1,15 @@
 """Published checkpoints by their layout, loaded without their code.
 
-A layout is one value of `LAYOUTS`, with the function that loads it. Everything else is refused by
-name. A generic loader would draw the head at random where it finds none, and drop the second layer,
-with a warning at most.
+A layout is one value of `LAYOUTS`. Everything else is refused by name: a generic loader would draw
+the head at random where it finds none, and drop the second layer, with a warning at most.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -26,24 +24,24 @@ from panoply.hub.reward_model import RewardModel
 from panoply.model.device import best_device
 
 LINEAR_NAMES = ("score", "value_head")
-TWO_LAYER = ("INFORMForSequenceClassification", "Qwen2ForRewardModel")
-"""infly/INF-ORM-Llama3.1-70B; Qwen/Qwen2.5-Math-RM-72B and Qwen/WorldPM-72B. With ReLU between."""
 TWO_LAYER_NAMES = {"score.0.weight", "score.0.bias", "score.2.weight", "score.2.bias"}
 Fields: TypeAlias = Mapping[str, Any]
 """A parsed config.json."""
-HeadReader: TypeAlias = Callable[[Checkpoint, Collection[str], Any], nn.Module]
-"""Fills a head from the tensors beside the backbone, whose names it gets with the configuration."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """A layout of published checkpoints."""
+    """A layout of published checkpoints: a decoder with a linear head, unless a field differs."""
 
     title: str
     """As errors list it."""
     architectures: tuple[str, ...]
     """Class names in config.json; `*` stands for any family that transformers has a class of."""
-    load: Callable[[Checkpoint, Fields], RewardModel[Any]]
+    counts_labels: bool = True
+    """Whether config.json says how many outputs a linear head has."""
+    two_layers: bool = False
+    """Whether the head may have two layers, with ReLU between."""
+    is_pairwise: bool = False
 
     def covers(self, architecture: str) -> bool:
         """Returns whether a class is one of this layout."""
@@ -55,6 +53,30 @@ class Layout:
         return architecture.endswith(suffixes) and hasattr(transformers, architecture)
 
 
+LAYOUTS = (
+    Layout(
+        title="transformers' *ForSequenceClassification with one label",
+        architectures=("*ForSequenceClassification",),
+    ),
+    Layout(
+        title="OpenRLHF's RewardModel",
+        architectures=("RewardModel",),
+        counts_labels=False,  # its class has none, and its configuration says nothing of them
+    ),
+    # infly/INF-ORM-Llama3.1-70B; Qwen/Qwen2.5-Math-RM-72B and Qwen/WorldPM-72B.
+    Layout(
+        title="INFORMForSequenceClassification and Qwen2ForRewardModel with two layers",
+        architectures=("INFORMForSequenceClassification", "Qwen2ForRewardModel"),
+        two_layers=True,
+    ),
+    Layout(
+        title="language models that answer A or B",
+        architectures=("*ForCausalLM",),
+        is_pairwise=True,
+    ),
+)
+
+
 def load_published(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> RewardModel[Any]:
     """Loads a checkpoint by its layout; its own code runs only if that is asked for and needed.
 
@@ -62,108 +84,71 @@ def load_published(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -
         ValueError: the layout is unknown, the head is missing or not one number, a weight is
             missing, or the tokenizer does not fit.
     """
-    fields: dict[str, Any] = json.loads((checkpoint.folder / "config.json").read_text())
-    architecture = _architecture(fields)
-    for layout in LAYOUTS:
-        if layout.covers(architecture):
-            return layout.load(checkpoint, fields)
-    if trust_remote_code and _brings_classifier(fields):
-        return load_remote(checkpoint, fields)
-    raise ValueError(_unknown(checkpoint, fields))
-
-
-def load_head_model(checkpoint: Checkpoint, fields: Fields, read_head: HeadReader) -> HeadModel:
-    """Loads a decoder with a scalar head.
-
-    Raises:
-        ValueError: see `load_published`.
-    """
     from transformers import MODEL_MAPPING, AutoConfig, AutoModel
 
     folder = checkpoint.folder
+    fields: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    architecture = _architecture(fields)
+    layout = next((layout for layout in LAYOUTS if layout.covers(architecture)), None)
+    if layout is None:
+        if trust_remote_code and _brings_classifier(fields):
+            return load_remote(checkpoint, fields)
+        raise ValueError(_unknown(checkpoint, fields))
+    if layout.is_pairwise:
+        return load_pairwise(checkpoint, fields)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except ValueError as error:  # a model type that transformers has no code for
         raise ValueError(_unknown(checkpoint, fields)) from error
     prefix = cast(Any, MODEL_MAPPING[type(config)]).base_model_prefix + "."
     beside = {name for name in checkpoint.shapes if not name.startswith(prefix)}
-    names = beside - {"lm_head.weight"}
-    if not names:
-        raise ValueError(
-            f"{str(folder)!r} ({_architecture(fields)}) holds no head: there is no score.weight "
-            "beside its backbone, and transformers would draw one at random. Fetch the trained "
-            "checkpoint; if it was trained with LoRA, save the head with it "
-            "(modules_to_save=['score'])"
-        )
-    head = read_head(checkpoint, names, config)
+    head = read_head(checkpoint, layout, beside - {"lm_head.weight"}, config)
     tokenizer = load_tokenizer(folder)
     model = load_whole(AutoModel, folder, fields, read=beside, config=config)
     return HeadModel(make_backbone(folder.name, model, tokenizer), head)
 
 
-def linear_head(checkpoint: Checkpoint, names: Collection[str], config: Any) -> nn.Module:
-    """Returns the filled head s = w . z, or s = w . z + b.
+def read_head(checkpoint: Checkpoint, layout: Layout, names: set[str], config: Any) -> nn.Module:
+    """Returns the head of a checkpoint, filled.
+
+    Args:
+        checkpoint: with its tensors.
+        layout: of the checkpoint.
+        names: tensors beside the backbone.
+        config: of the backbone.
 
     Raises:
-        ValueError: the head has another form, or more than one output.
+        ValueError: it is missing, unknown, or gives another number of scores than one.
     """
-    stem = _linear_stem(checkpoint, names)
-    layer = nn.Linear(_hidden_size(config), 1, f"{stem}.bias" in names)
-    return _filled(checkpoint, layer, f"{stem}.", "linear")
-
-
-def one_label_head(checkpoint: Checkpoint, names: Collection[str], config: Any) -> nn.Module:
-    """Returns the linear head of a classifier with one label.
-
-    Raises:
-        ValueError: the configuration counts another number of labels, or as for `linear_head`.
-    """
-    name = f"{_linear_stem(checkpoint, names)}.weight"
-    if config.num_labels != 1:
+    folder, architecture = checkpoint.folder, config.architectures[0]
+    size = int(config.get_text_config().hidden_size)
+    if not names:
         raise ValueError(
-            f"{str(checkpoint.folder / 'config.json')!r} has num_labels {config.num_labels} (2 "
-            "where it does not say), and a reward model has 1: mend the file "
-            f'("num_labels": 1) if {name} {list(checkpoint.shapes[name])} is one score, or '
-            "name another model if it is a classifier"
+            f"{str(folder)!r} ({architecture}) holds no head: there is no score.weight beside its "
+            "backbone, and transformers would draw one at random. Fetch the trained checkpoint; if "
+            "it was trained with LoRA, save the head with it (modules_to_save=['score'])"
         )
-    return linear_head(checkpoint, names, config)
-
-
-def two_layer_head(checkpoint: Checkpoint, names: Collection[str], config: Any) -> nn.Module:
-    """Returns the filled head s = w_2 . relu(W_1 z + b_1) + b_2, or a linear one.
-
-    Raises:
-        ValueError: see `one_label_head`.
-    """
-    if set(names) != TWO_LAYER_NAMES:
-        return one_label_head(checkpoint, names, config)
-    width = checkpoint.shapes["score.0.weight"][0]
-    layers = nn.Sequential(nn.Linear(_hidden_size(config), width), nn.ReLU(), nn.Linear(width, 1))
-    return _filled(checkpoint, layers, "score.", "two-layer")
-
-
-LAYOUTS = (
-    Layout(
-        title="transformers' *ForSequenceClassification with one label",
-        architectures=("*ForSequenceClassification",),
-        load=partial(load_head_model, read_head=one_label_head),
-    ),
-    Layout(
-        title="OpenRLHF's RewardModel",  # without labels, of which its configuration says nothing
-        architectures=("RewardModel",),
-        load=partial(load_head_model, read_head=linear_head),
-    ),
-    Layout(
-        title=" and ".join(TWO_LAYER),
-        architectures=TWO_LAYER,
-        load=partial(load_head_model, read_head=two_layer_head),
-    ),
-    Layout(
-        title="language models that answer A or B",
-        architectures=("*ForCausalLM",),
-        load=load_pairwise,
-    ),
-)
+    if layout.two_layers and names == TWO_LAYER_NAMES:
+        width = checkpoint.shapes["score.0.weight"][0]
+        layers = nn.Sequential(nn.Linear(size, width), nn.ReLU(), nn.Linear(width, 1))
+        return _filled(checkpoint, layers, "score.", "two-layer")
+    stem = next((stem for stem in LINEAR_NAMES if f"{stem}.weight" in names), "")
+    if not stem or not names <= {f"{stem}.weight", f"{stem}.bias"}:
+        deeper = [layout.title for layout in LAYOUTS if layout.two_layers]
+        raise ValueError(
+            f"{str(folder)!r} ({architecture}) has a head that is not known: "
+            f"{few(sorted(names))}. Known are {' or '.join(LINEAR_NAMES)} (one layer), and score.0 "
+            f"and score.2 of {', '.join(deeper)}"
+        )
+    if layout.counts_labels and config.num_labels != 1:
+        raise ValueError(
+            f"{str(folder / 'config.json')!r} has num_labels {config.num_labels} (2 where it "
+            'does not say), and a reward model has 1: mend the file ("num_labels": 1) if '
+            f"{stem}.weight {list(checkpoint.shapes[f'{stem}.weight'])} is one score, or name "
+            "another model if it is a classifier"
+        )
+    layer = nn.Linear(size, 1, f"{stem}.bias" in names)
+    return _filled(checkpoint, layer, f"{stem}.", "linear")
 
 
 def load_remote(checkpoint: Checkpoint, fields: Fields) -> HeadModel:
@@ -241,26 +226,6 @@ def _unknown(checkpoint: Checkpoint, fields: Fields) -> str:
         f"beside the backbone {few(beside) or 'none'}. Known are ArmoRM's layout, "
         f"{', '.join(layout.title for layout in LAYOUTS)}.{code}"
     )
-
-
-def _linear_stem(checkpoint: Checkpoint, names: Collection[str]) -> str:
-    """Returns the name of a linear head's module.
-
-    Raises:
-        ValueError: the tensors are not those of one linear layer.
-    """
-    for stem in LINEAR_NAMES:
-        if f"{stem}.weight" in names and set(names) <= {f"{stem}.weight", f"{stem}.bias"}:
-            return stem
-    raise ValueError(
-        f"{str(checkpoint.folder)!r} has a head that is not known: {few(sorted(names))}. "
-        f"Known are {' or '.join(LINEAR_NAMES)} (one layer), and score.0 and score.2 of "
-        f"{' and '.join(TWO_LAYER)}"
-    )
-
-
-def _hidden_size(config: Any) -> int:
-    return int(config.get_text_config().hidden_size)
 
 
 def _filled(checkpoint: Checkpoint, head: nn.Module, prefix: str, kind: str) -> nn.Module:

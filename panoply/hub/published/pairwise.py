@@ -16,7 +16,7 @@ Legend: `B` orders of two responses, `D` hidden size.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +33,6 @@ from panoply.model.device import best_device
 from panoply.model.gather import Tokenized
 from panoply.model.tree import Branch, TokenTree, common_prefix
 from panoply.types import Array
-from panoply.wire.request import Detail
 
 LABELS = ("A", "B")
 TEMPLATE = "[CONTEXT] {context} [RESPONSE A] {a} [RESPONSE B] {b} \n"
@@ -74,23 +73,6 @@ class PairwiseModel(RewardModel[float]):
     def split(self, trees: Sequence[TokenTree]) -> list[TokenTree]:
         """Returns the trees: each is one pair."""
         return list(trees)
-
-    def score(self, prompt: Prompt, responses: Sequence[str]) -> NoReturn:
-        """Raises ValueError: there is no score of a single response."""
-        raise ValueError(
-            f"{self.backbone.name!r} is a pairwise model and has no scalar score: ask "
-            "compare(prompt, a, b), or rank by a tournament"
-        )
-
-    def to_score(
-        self,
-        output: float,
-        conversation: Tokenized,
-        weights: Mapping[str, float],
-        details: frozenset[Detail],
-    ) -> NoReturn:
-        """Raises ValueError: there is no score of a single response."""
-        self.score([], [])
 
     def render(self, prompt: Prompt, responses: Sequence[str]) -> list[RenderedTree]:
         """Returns a tree for each response and the next one, the last with the first."""
