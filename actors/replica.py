@@ -17,7 +17,7 @@ from actors.voices import Voice, voice_of
 from panoply.config.serve import BatchConfig, ServedModelConfig
 from panoply.hub.artefact.load import load_reward_model
 from panoply.hub.backbone.backbone import quiet
-from panoply.model.gather import Tokenized, gather
+from panoply.model.gather import Tokenized, merge_prefixes
 from panoply.serve.batching import Batcher, BatchStats, Overloaded
 from panoply.serve.calls import ReplicaRequest, each_alone
 from panoply.wire.request import (
@@ -152,7 +152,7 @@ class RewardModelReplica(Generic[V]):
                 return [reader.ids(tokens) for tokens in item.responses]
 
     def _run(self, conversations: Sequence[Tokenized]) -> list[V]:
-        gathered, backbone = gather(conversations), self.voice.backbone
+        gathered, backbone = merge_prefixes(conversations), self.voice.backbone
         begun = backbone.decoder.num_positions
         self.num_failures += 1
         with torch.inference_mode():

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from panoply.model.attention import make_plan
 from panoply.model.decoder import Decoder
-from panoply.model.layout import TreeLayout, lay_out
+from panoply.model.layout import TreeLayout, to_layout
 from panoply.model.mask import attention_masks
 from panoply.model.tree import Branch, TokenTree, pack
 
@@ -53,21 +53,21 @@ def row_states(
         trees: prompts with their responses.
         inputs: `[T, D]` of each tree, what goes into the first layer; None embeds the tokens.
     """
-    layout = lay_out(trees)
+    layout = to_layout(trees)
     given: dict[str, Any] = {"tokens_BT": torch.from_numpy(layout.tokens_T)[None]}
     if inputs is not None and all(x is not None for x in inputs):
         given = {"embeds_BTD": torch.cat([x for x in inputs if x is not None])[None]}
     states = decoder.states(
         **{name: x.to(decoder.device) for name, x in given.items()},
         position_ids=torch.from_numpy(layout.positions_T)[None].to(decoder.device),
-        **_who_sees_whom(decoder, [layout]),
+        **_attention_kwargs(decoder, [layout]),
     )
     return states[-1][0], layout
 
 
 def forward_rows(decoder: Decoder, rows: Sequence[Sequence[TokenTree]]) -> list[Features]:
     """Runs rows of trees in one forward; one `Features` per row, on the model's device."""
-    layouts = [lay_out(trees) for trees in rows]
+    layouts = [to_layout(trees) for trees in rows]
     if decoder.attends_by_trees and len(rows) > 1:
         # Trees cost each other nothing: rows are laid end to end, and no row is padded.
         sizes = [[len(trees), sum(len(tree.branches) for tree in trees)] for trees in rows]
@@ -84,12 +84,12 @@ def forward_rows(decoder: Decoder, rows: Sequence[Sequence[TokenTree]]) -> list[
     states = decoder.states(
         tokens_BT.to(decoder.device),
         position_ids=positions_BT.to(decoder.device),
-        **_who_sees_whom(decoder, layouts),
+        **_attention_kwargs(decoder, layouts),
     )
     return [pool([s[i] for s in states], layout) for i, layout in enumerate(layouts)]
 
 
-def _who_sees_whom(decoder: Decoder, layouts: Sequence[TreeLayout]) -> dict[str, Any]:
+def _attention_kwargs(decoder: Decoder, layouts: Sequence[TreeLayout]) -> dict[str, Any]:
     if decoder.attends_by_trees:
         # Models hand a 4-D mask on as it is: this one keeps them from making one of T x T.
         nothing = torch.zeros(1, 1, 1, 1, device=decoder.device)
@@ -105,8 +105,8 @@ def pool(states_TD: Sequence[Tensor], layout: TreeLayout) -> Features:
     states_LTD = torch.stack([s.float() for s in states_TD])
     device = states_LTD.device
     # A sum per response as one product: faster and more exact than differences of running sums.
-    share_RT = np.zeros((len(layout.own_R), states_LTD.shape[1]), dtype=np.float32)
-    for r, places in enumerate(layout.own_R):
+    share_RT = np.zeros((len(layout.response_tokens_R), states_LTD.shape[1]), dtype=np.float32)
+    for r, places in enumerate(layout.response_tokens_R):
         share_RT[r, places] = 1.0 / len(places)
     mean = torch.from_numpy(share_RT).to(device) @ states_LTD
     last = states_LTD[:, torch.from_numpy(layout.last_R).to(device)]
@@ -135,8 +135,8 @@ def encode(
     while batch := list(islice(rows, rows_per_forward)):
         found = forward_rows(decoder, [row.trees for row in batch])
         for row, features in zip(batch, found, strict=True):
-            place = [int(first[leaf.tree]) + leaf.branch for tree in row.leaves for leaf in tree]
-            gate[[leaves[0].tree for leaves in row.leaves]] = features.gate_GLD.cpu()
+            place = [int(first[leaf.tree]) + leaf.branch for tree in row.origins for leaf in tree]
+            gate[[leaves[0].tree for leaves in row.origins]] = features.gate_GLD.cpu()
             last[place], mean[place] = features.last_RLD.cpu(), features.mean_RLD.cpu()
     return Features(gate, last, mean)
 
@@ -171,7 +171,7 @@ def encode_plain(decoder: Decoder, trees: Sequence[TokenTree], *, batch_size: in
     return Features(gate, last, mean)
 
 
-def probe(decoder: Decoder) -> list[TokenTree]:
+def comparison_trees(decoder: Decoder) -> list[TokenTree]:
     """Returns two small trees, with siblings that begin alike, on which ways are compared."""
     vocabulary = int(decoder.config.vocab_size)
     draw = np.random.default_rng(0).integers(0, vocabulary, size=40).tolist()
@@ -184,14 +184,14 @@ def probe(decoder: Decoder) -> list[TokenTree]:
 
 
 def agrees_with(decoder: Decoder, plain: Features, *, tolerance: float | None = None) -> bool:
-    """Whether the decoder gives the packed `probe` the features `plain` of separate sequences.
+    """Whether the decoder gives the packed `comparison_trees` the features `plain` of separate sequences.
 
     A model that ignores, rejects or cannot use what tells who sees whom (state-space layers, custom
     attention) is found out here and not by its users.
     """
     bound = tolerance or (1e-4 if decoder.dtype == torch.float32 else 5e-2)
     try:
-        packed = encode(decoder, probe(decoder))
+        packed = encode(decoder, comparison_trees(decoder))
     except (TypeError, ValueError, RuntimeError, LookupError, AttributeError):
         return False
     return all(
@@ -208,5 +208,5 @@ def takes_tree_masks(decoder: Decoder, *, tolerance: float | None = None) -> boo
     """Whether packed trees are exact as the decoder is set (see `agrees_with`)."""
     if not decoder.takes_positions:
         return False
-    plain = encode_plain(decoder, probe(decoder), batch_size=1)
+    plain = encode_plain(decoder, comparison_trees(decoder), batch_size=1)
     return agrees_with(decoder, plain, tolerance=tolerance)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from panoply.model.tree import TokenTree, grow
+from panoply.model.tree import TokenTree, build_trie
 from panoply.types import Ints
 
 
@@ -29,9 +29,9 @@ class TreeLayout:
     """Place of each prompt's gate."""
     last_R: Ints
     """Place of the last token of each response's render."""
-    own_R: tuple[Ints, ...]
+    response_tokens_R: tuple[Ints, ...]
     """Places of each response's own tokens."""
-    spoken_R: tuple[Ints, ...]
+    completion_tokens_R: tuple[Ints, ...]
     """The same and the token that ends its turn, where the template has one: what a policy says."""
 
     @property
@@ -55,7 +55,7 @@ class TreeLayout:
         return tuple(reversed(found))
 
 
-def lay_out(trees: Sequence[TokenTree]) -> TreeLayout:
+def to_layout(trees: Sequence[TokenTree]) -> TreeLayout:
     """Lays trees out as arrays: token ids, positions by depth, and who belongs where."""
     tokens: list[int] = []
     positions: list[int] = []
@@ -65,7 +65,7 @@ def lay_out(trees: Sequence[TokenTree]) -> TreeLayout:
     spoken: list[Ints] = []
     last: list[int] = []
     for tree in trees:
-        grown, offset = grow(tree), len(parents)
+        grown, offset = build_trie(tree), len(parents)
         gates.append(len(tokens) + tree.gate)
         ends: list[int] = []  # depth at the end of each segment of this tree
         for segment in grown.segments:

@@ -67,7 +67,7 @@ class TokenTree:
     @property
     def num_tokens(self) -> int:
         """Tokens that one forward computes for this tree."""
-        return sum(len(segment.tokens) for segment in grow(self).segments)
+        return sum(len(segment.tokens) for segment in build_trie(self).segments)
 
     @property
     def num_separate_tokens(self) -> int:
@@ -85,22 +85,22 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
-class Grown:
+class Trie:
     """A tree as segments, parents first; `paths` lists each branch's segments after the prompt."""
 
     segments: list[Segment]
     paths: list[list[int]]
 
 
-def grow(tree: TokenTree) -> Grown:
+def build_trie(tree: TokenTree) -> Trie:
     """Returns the trie of a tree's responses, with no node for less than `SHARED_FROM` tokens."""
-    grown = Grown([Segment(tree.shared, -1)], [[] for _ in tree.branches])
+    grown = Trie([Segment(tree.shared, -1)], [[] for _ in tree.branches])
     _fork(grown, [branch.tokens for branch in tree.branches], 0, list(range(len(tree.branches))), 0)
     return grown
 
 
 def _fork(
-    grown: Grown, tokens: list[tuple[int, ...]], parent: int, chosen: list[int], depth: int
+    grown: Trie, tokens: list[tuple[int, ...]], parent: int, chosen: list[int], depth: int
 ) -> None:
     """Grows the segments of the branches `chosen`, which are alike in their first `depth`."""
     for group in _alike(tokens, chosen, depth):
@@ -129,7 +129,7 @@ def common_prefix(a: Sequence[object], b: Sequence[object]) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Leaf:
+class BranchOrigin:
     """Where a branch came from, after trees were split: response `branch` of tree `tree`."""
 
     tree: int
@@ -137,11 +137,11 @@ class Leaf:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class PackedRow:
     """Trees that are computed side by side in one sequence."""
 
     trees: tuple[TokenTree, ...]
-    leaves: tuple[tuple[Leaf, ...], ...]
+    origins: tuple[tuple[BranchOrigin, ...], ...]
     """For each tree of the row, the origin of its branches."""
 
     @property
@@ -150,7 +150,7 @@ class Row:
         return sum(tree.num_tokens for tree in self.trees)
 
 
-def pack(trees: Sequence[TokenTree], budget: int) -> list[Row]:
+def pack(trees: Sequence[TokenTree], budget: int) -> list[PackedRow]:
     """Packs trees into rows of about `budget` tokens, first fit by decreasing size.
 
     A tree above the budget is either split into trees with the same prompt and fewer branches, or
@@ -164,7 +164,7 @@ def pack(trees: Sequence[TokenTree], budget: int) -> list[Row]:
     pieces = [piece for index, tree in enumerate(trees) for piece in _split(index, tree, budget)]
     sizes = [piece[0].num_tokens for piece in pieces]
     return [
-        Row(tuple(pieces[i][0] for i in row), tuple(pieces[i][1] for i in row))
+        PackedRow(tuple(pieces[i][0] for i in row), tuple(pieces[i][1] for i in row))
         for row in first_fit(sizes, budget)
     ]
 
@@ -194,7 +194,9 @@ def _check(budget: int) -> None:
         raise ValueError(f"the token budget must be positive, got {budget!r}")
 
 
-def _split(index: int, tree: TokenTree, budget: int) -> list[tuple[TokenTree, tuple[Leaf, ...]]]:
+def _split(
+    index: int, tree: TokenTree, budget: int
+) -> list[tuple[TokenTree, tuple[BranchOrigin, ...]]]:
     """Returns a tree whole, or in parts, whichever is the cheapest.
 
     Parts compute the prompt (and what siblings share) again; a wide row computes every token a
@@ -202,7 +204,7 @@ def _split(index: int, tree: TokenTree, budget: int) -> list[tuple[TokenTree, tu
     time that w is four budgets wider; w is 1, 4 or 16 budgets. A tree beyond the last is split.
     """
     size = tree.num_tokens
-    whole = [(tree, tuple(Leaf(index, i) for i in range(len(tree.branches))))]
+    whole = [(tree, tuple(BranchOrigin(index, i) for i in range(len(tree.branches))))]
     if size <= budget or len(tree.branches) == 1:
         return whole
     cheapest, least = whole, float("inf")
@@ -219,7 +221,7 @@ def _split(index: int, tree: TokenTree, budget: int) -> list[tuple[TokenTree, tu
 
 def _parts(
     index: int, tree: TokenTree, budget: int
-) -> Iterable[tuple[TokenTree, tuple[Leaf, ...]]]:
+) -> Iterable[tuple[TokenTree, tuple[BranchOrigin, ...]]]:
     """Yields parts of a tree that fit the budget, each with at least one branch."""
     part: list[int] = []
     size = len(tree.shared)
@@ -232,6 +234,8 @@ def _parts(
     yield _part(index, tree, part)
 
 
-def _part(index: int, tree: TokenTree, chosen: list[int]) -> tuple[TokenTree, tuple[Leaf, ...]]:
+def _part(
+    index: int, tree: TokenTree, chosen: list[int]
+) -> tuple[TokenTree, tuple[BranchOrigin, ...]]:
     branches = tuple(tree.branches[i] for i in chosen)
-    return replace(tree, branches=branches), tuple(Leaf(index, i) for i in chosen)
+    return replace(tree, branches=branches), tuple(BranchOrigin(index, i) for i in chosen)

@@ -34,7 +34,7 @@ from panoply.hub.published.lora_classifier import load_adapter
 from panoply.hub.published.pairwise import PairwiseModel
 from panoply.model.forward import Features
 from panoply.model.gate import make_gate
-from panoply.model.gather import gather
+from panoply.model.gather import merge_prefixes
 from panoply.model.reward_model import GatedHead, ModelOutput
 from panoply.model.tree import TokenTree
 
@@ -95,7 +95,7 @@ class RewardModel(ScoringModel):
         It is the score of that response alone: where a response moves the gate's position, since
         its first characters merge with the prompt's last ones, the others keep theirs.
         """
-        gathered = gather(self.backbone.renderer.conversations(prompt, responses))
+        gathered = merge_prefixes(self.backbone.renderer.conversations(prompt, responses))
         return self.score_trees(gathered.trees).score_B[gathered.places].numpy()
 
     def explain(self, prompt: Prompt, response: str) -> Explanation:
