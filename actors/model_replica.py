@@ -14,7 +14,7 @@ from actors.replica import Replica
 from panoply.config.serve import ServedModelConfig
 from panoply.hub.artefact.load import load_reward_model
 from panoply.hub.backbone.pretrained import silence_libraries
-from panoply.model.gather import Tokenized, gather
+from panoply.model.gather import Tokenized, merge_prefixes
 from panoply.serve.batching import Batcher, BatchStats, Overloaded
 from panoply.serve.calls import ReplicaRequest
 from panoply.wire.request import Chat, Item, RequestError, Score, scored
@@ -151,7 +151,7 @@ class RewardModelReplica(Replica[Conversations]):
 
     def _forward(self, conversations: Sequence[Tokenized]) -> list[Any]:
         """Runs one batch; called in the queue's thread."""
-        gathered, backbone = gather(conversations), self.model.backbone
+        gathered, backbone = merge_prefixes(conversations), self.model.backbone
         before = backbone.decoder.num_positions
         self.num_failures += 1
         with torch.inference_mode():

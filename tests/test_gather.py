@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from panoply.model.gather import Tokenized, gather
+from panoply.model.gather import Tokenized, merge_prefixes
 from panoply.model.tree import Branch, TokenTree
 
 
@@ -30,7 +30,7 @@ def test_samples_of_shuffled_prompts_meet_in_one_tree_each():
         for _ in range(6)
     ]
     draw.shuffle(samples)
-    gathered = gather(samples)
+    gathered = merge_prefixes(samples)
     assert sorted(tree.shared for tree in gathered.trees) == sorted(prompts)
     rows = [
         (tree.shared + branch.tokens, tree.gate, len(tree.shared) + branch.start)
@@ -45,7 +45,7 @@ def test_samples_of_shuffled_prompts_meet_in_one_tree_each():
 def test_prompts_that_share_a_system_turn_stay_apart_where_their_gates_do():
     system = tuple(range(20))
     a, b = (*system, 30, 31), (*system, 40, 41)
-    gathered = gather([conversation(p, r) for p in (a, b) for r in ((1, 2), (3, 4))])
+    gathered = merge_prefixes([conversation(p, r) for p in (a, b) for r in ((1, 2), (3, 4))])
     assert as_sets(gathered) == [(a, ((1, 2), (3, 4))), (b, ((1, 2), (3, 4)))]
 
 
@@ -53,12 +53,12 @@ def test_texts_whose_prompt_is_unknown_meet_by_what_they_share():
     system, a, b = tuple(range(20)), (50,) * 30, (60,) * 30
     texts = [(*system, *p, r, r + 1, 9) for p in (a, b) for r in (1, 3, 5)]
     unknown = [Tokenized(text, 0, len(text) - 1, len(text)) for text in texts]
-    assert [tree.shared for tree in gather(unknown).trees] == [system + a, system + b]
+    assert [tree.shared for tree in merge_prefixes(unknown).trees] == [system + a, system + b]
 
 
 def test_a_response_that_begins_as_its_prompt_ends_shares_no_token_of_the_response():
     short, long = conversation((1, 2), (3, 3, 3)), conversation((1, 2, 3), (3, 3), gate=1)
-    gathered = gather([short, long])
+    gathered = merge_prefixes([short, long])
     assert [tree.shared for tree in gathered.trees] == [(1, 2)]
     assert {(b.tokens, b.start) for b in gathered.trees[0].branches} == {
         ((3, 3, 3), 0),
@@ -68,14 +68,16 @@ def test_a_response_that_begins_as_its_prompt_ends_shares_no_token_of_the_respon
 
 def test_the_conversations_of_a_tree_gather_to_that_tree():
     tree = TokenTree((1, 2, 3), (Branch((4, 5, 9), 0, 2), Branch((6, 9), 0, 1)), gate=2)
-    gathered = gather([Tokenized((1, 2, 3, 4, 5, 9), 2, 3, 5), Tokenized((1, 2, 3, 6, 9), 2, 3, 4)])
+    gathered = merge_prefixes(
+        [Tokenized((1, 2, 3, 4, 5, 9), 2, 3, 5), Tokenized((1, 2, 3, 6, 9), 2, 3, 4)]
+    )
     assert gathered.trees == [tree]
     assert gathered.places == [0, 1]
     assert gathered.num_tokens == tree.num_tokens
 
 
 def test_nothing_gathers_to_nothing():
-    assert gather([]).trees == []
+    assert merge_prefixes([]).trees == []
 
 
 def test_a_conversation_without_a_response_token_is_refused():

@@ -9,7 +9,7 @@ from panoply.config import Rendering
 from panoply.config.policy import SamplingConfig
 from panoply.hub.backbone.renderer import Renderer
 from panoply.hub.policy.policy import Policy, load_policy
-from panoply.model.shared_prefix import Layer, attend_after_prefix
+from panoply.model.shared_prefix import PrefixLayer, attend_after_prefix
 
 SHORT = SamplingConfig(max_tokens=24, rows=12, temperature=3.0)
 TEXTS = ("say a", "say something longer than that", "b", "what now, and then, and after that?")
@@ -121,7 +121,13 @@ def test_attention_after_a_prefix_is_that_over_the_whole_sequence():
     hidden = torch.tensor([[False] * 5, [True, True, False, False, False]])
     for softcap in (None, 2.0):
         found = attend_after_prefix(
-            query, own[0], own[1], Layer(padded[0], padded[1]), hidden, scale=0.3, softcap=softcap
+            query,
+            own[0],
+            own[1],
+            PrefixLayer(padded[0], padded[1]),
+            hidden,
+            scale=0.3,
+            softcap=softcap,
         )
         for row in range(2 * each):
             keys, values = (

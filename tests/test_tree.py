@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from panoply.model.attention import make_plan
-from panoply.model.layout import lay_out
+from panoply.model.layout import to_layout
 from panoply.model.mask import tree_mask
-from panoply.model.tree import MOST_BUDGETS, Branch, TokenTree, first_fit, grow, pack
+from panoply.model.tree import MOST_BUDGETS, Branch, TokenTree, build_trie, first_fit, pack
 
 
 def random_trees(seed, num_trees):
@@ -40,7 +40,7 @@ def alike_trees(seed, num_trees):
 
 
 def origins(rows):
-    return sorted((x.tree, x.branch) for row in rows for leaves in row.leaves for x in leaves)
+    return sorted((x.tree, x.branch) for row in rows for leaves in row.origins for x in leaves)
 
 
 @pytest.mark.parametrize("budget", [1, 30, 64, 10_000])
@@ -57,7 +57,7 @@ def test_packing_keeps_every_branch_once_and_the_budget(budget):
 def test_a_packed_branch_keeps_its_prompt_and_its_tokens():
     trees = random_trees(1, 12)
     for row in pack(trees, 40):
-        for tree, leaves in zip(row.trees, row.leaves, strict=True):
+        for tree, leaves in zip(row.trees, row.origins, strict=True):
             for branch, leaf in zip(tree.branches, leaves, strict=True):
                 assert branch == trees[leaf.tree].branches[leaf.branch]
                 assert (tree.shared, tree.gate) == (
@@ -114,12 +114,12 @@ def test_a_pair_costs_its_prompt_once():
 def test_positions_are_depths_and_spans_point_at_the_tokens():
     first = TokenTree((5, 6, 7), (Branch((1, 2, 8), 1, 2), Branch((3,), 0, 1)), gate=1)
     second = TokenTree((9, 4), (Branch((2, 8), 0, 1),), gate=0)
-    layout = lay_out([first, second])
+    layout = to_layout([first, second])
     assert layout.tokens_T.tolist() == [5, 6, 7, 1, 2, 8, 3, 9, 4, 2, 8]
     assert layout.positions_T.tolist() == [0, 1, 2, 3, 4, 5, 3, 0, 1, 2, 3]
     assert layout.segment_T.tolist() == [0] * 3 + [1] * 3 + [2] + [3] * 2 + [4] * 2
     assert layout.parent_S.tolist() == [-1, 0, 0, -1, 3]
-    assert [places.tolist() for places in layout.own_R] == [[4], [6], [9]]
+    assert [places.tolist() for places in layout.response_tokens_R] == [[4], [6], [9]]
     assert layout.last_R.tolist() == [5, 6, 10]
     assert layout.gates_G.tolist() == [1, 7]
 
@@ -127,7 +127,7 @@ def test_positions_are_depths_and_spans_point_at_the_tokens():
 def test_responses_share_what_their_beginnings_have_in_common():
     texts = ((1, 2, 3, 4, 5), (1, 2, 3, 4, 6, 7), (1, 2, 3, 4), (1, 2, 9), (1, 2, 3, 4, 5))
     tree = TokenTree((8, 8), tuple(Branch(t, 0, len(t)) for t in texts), gate=0)
-    grown = grow(tree)
+    grown = build_trie(tree)
     assert [(s.tokens, s.parent) for s in grown.segments] == [
         ((8, 8), -1),
         ((1, 2, 3, 4), 0),
@@ -142,17 +142,17 @@ def test_responses_share_what_their_beginnings_have_in_common():
 
 def test_every_response_is_spelled_by_the_places_on_its_path():
     for tree in alike_trees(0, 30):
-        layout, grown = lay_out([tree]), grow(tree)
+        layout, grown = to_layout([tree]), build_trie(tree)
         for branch, path in zip(tree.branches, grown.paths, strict=True):
             spelled = [t for s in path for t in grown.segments[s].tokens]
             assert tuple(spelled) == branch.tokens
-        own = [layout.tokens_T[places].tolist() for places in layout.own_R]
+        own = [layout.tokens_T[places].tolist() for places in layout.response_tokens_R]
         assert own == [list(b.tokens[b.start : b.stop]) for b in tree.branches]
         assert layout.tokens_T[layout.last_R].tolist() == [b.tokens[-1] for b in tree.branches]
 
 
 def test_every_segment_runs_in_one_call_behind_its_own_path():
-    layout = lay_out(alike_trees(1, 8))
+    layout = to_layout(alike_trees(1, 8))
     plan = make_plan(layout)
     assert sorted(s for call in plan.calls for s in call.segments) == list(range(len(plan.sizes)))
     assert all(call.path == layout.path(s) for call in plan.calls for s in call.segments)
@@ -160,14 +160,14 @@ def test_every_segment_runs_in_one_call_behind_its_own_path():
 
 def test_the_attention_of_small_trees_does_not_grow_with_the_row():
     trees = random_trees(5, 40)
-    alone = sum(make_plan(lay_out([tree])).num_scores for tree in trees)
-    assert make_plan(lay_out(trees)).num_scores == alone
+    alone = sum(make_plan(to_layout([tree])).num_scores for tree in trees)
+    assert make_plan(to_layout(trees)).num_scores == alone
     assert alone < sum(tree.num_tokens for tree in trees) ** 2 / 20
 
 
 def test_a_token_sees_the_tokens_on_its_path_to_the_root_and_itself_only():
     trees = [*random_trees(3, 3), *alike_trees(3, 3)]
-    layout = lay_out(trees)
+    layout = to_layout(trees)
     mask = tree_mask(layout)
     # Tokens by their path's text: what a token sees must spell its own beginning, in its tree.
     for q in range(len(layout.tokens_T)):
@@ -192,7 +192,7 @@ def test_tokens_and_padding_of_a_fixed_workload_do_not_grow():
     assert computed == sum(tree.num_tokens for tree in trees)
     assert separate / computed > 1.4
     assert computed / (512 * len(rows)) > 0.8
-    plans = [make_plan(lay_out(row.trees)) for row in rows]
+    plans = [make_plan(to_layout(row.trees)) for row in rows]
     useful = sum(
         len(tree.shared) ** 2
         + sum(len(b.tokens) * (len(b.tokens) + len(tree.shared)) for b in tree.branches)
@@ -205,7 +205,7 @@ def test_sixteen_samples_of_a_long_prompt_cost_a_sixth_of_separate_sequences():
     tree = TokenTree(tuple(range(512)), distinct([64] * 16, first=1000), gate=0)
     (row,) = pack([tree], 1024)
     assert tree.num_separate_tokens / row.num_tokens == 6.0
-    plan = make_plan(lay_out(row.trees))
+    plan = make_plan(to_layout(row.trees))
     assert len(plan.calls) == 2
     assert plan.num_scores == 512**2 + 16 * 64 * 576
 

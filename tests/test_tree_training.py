@@ -2,7 +2,6 @@
 
 from copy import deepcopy
 
-import numpy as np
 import pytest
 import torch
 from test_forward import FAMILIES, alike_trees, make, random_trees, relative
@@ -12,7 +11,6 @@ from panoply.hub.backbone.attention import attend_by_trees
 from panoply.model.budget import LEAST, calibrate, within_memory
 from panoply.model.decoder import Decoder
 from panoply.model.forward import encode, encode_plain
-from panoply.model.heads import LinearHead, StackedHeads
 from panoply.model.reward_net import RewardNet
 from panoply.preference.batch_sampler import step_ids
 from panoply.preference.step import PairTree, micro_batches
@@ -216,32 +214,6 @@ def test_calibration_names_a_width_and_leaves_the_model_as_it_was(family):
     before = encode(decoder, trees)
     assert calibrate(decoder) in (256, 512, 1024, 2048)
     assert torch.equal(encode(decoder, trees).last_RLD, before.last_RLD)
-
-
-def test_stacked_heads_give_what_each_head_gives_alone():
-    decoder = Decoder(make("llama"), [2, 4])
-    features = encode(decoder, random_trees(9))
-    rng = np.random.default_rng(0)
-
-    def draw(num_outputs):
-        return torch.tensor(rng.normal(size=(num_outputs, 32)), dtype=torch.float32)
-
-    heads = [
-        LinearHead(draw(1)),
-        LinearHead(draw(5), bias_O=torch.arange(5.0), pooling="mean_response", level=0),
-        LinearHead(draw(2), level=0),
-        LinearHead(draw(3), bias_O=torch.ones(3)),
-    ]
-    stacked = StackedHeads(heads)
-    assert len(stacked.weights) == 3
-    for head, found_RO in zip(heads, stacked(features), strict=True):
-        states = features.last_RLD if head.pooling == "last" else features.mean_RLD
-        wanted_RO = states[:, head.level] @ head.weight_OD.T
-        if head.bias_O is not None:
-            wanted_RO = wanted_RO + head.bias_O
-        assert torch.allclose(found_RO, wanted_RO, rtol=1e-5, atol=1e-5)
-    with pytest.raises(ValueError, match="at least one head"):
-        StackedHeads([])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -26,7 +26,7 @@ from panoply.data.schema import Prompt, digest
 from panoply.hub.backbone.backbone import PAD_RULE, Backbone, hash_tensors
 from panoply.hub.backbone.renderer import RenderedTree
 from panoply.hub.backbone.request_tokens import RequestTokenizer
-from panoply.model.gather import Tokenized, gather
+from panoply.model.gather import Tokenized, merge_prefixes
 from panoply.model.tree import TokenTree
 from panoply.serve.calls import ReplicaRequest
 from panoply.types import Array, Floats
@@ -68,7 +68,7 @@ class RewardModel(ABC, Generic[Output]):
 
     def outputs(self, conversations: Sequence[Tokenized]) -> list[Output]:
         """Runs one forward and returns the output of each conversation, in their order."""
-        gathered = gather(conversations)
+        gathered = merge_prefixes(conversations)
         outputs = self.forward(gathered.trees)
         return [outputs[place] for place in gathered.places]
 

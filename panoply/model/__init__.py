@@ -1,1 +1,1 @@
-"""Token trees, the shared-prefix forward and the heads on top of it."""
+"""Token trees, their shared-prefix forward, and the heads on top of it, in plain torch."""

@@ -2,19 +2,19 @@
 
 A row is a sequence of segments (`panoply.model.layout`). A token sees
 
-* every token of the segments on its segment's path to the root (the prompt, and what its response
-  shares with siblings), and
+* every token of the segments on its segment's path to the root (the prompt, and the tokens that its
+  response shares with siblings), and
 * its own segment up to itself,
 
-less what lies a sliding window or more of positions behind it. Nothing else is ever multiplied:
+but nothing that lies a sliding window or more of positions behind it. No other product is computed:
 trees of one row and branches of one tree cost each other nothing, where a dense mask over a row of
 T tokens costs T x T. The result is that of separate sequences, and so are the gradients.
 
 Calls are plain torch, so they run on any device. Measured against the dense mask (float32, one
 thread of a shared machine, four layers of SmolLM2-135M, trees of 20 to 224 tokens): up to 9 %
 slower in rows of 128, where calls are tiny, from 2 % slower to 10 % faster in rows of 512, and 1.17
-to 1.36x faster in rows of 1024 or more. So there is no shape for which the dense mask is chosen: it
-is for models that take no plan.
+to 1.36x faster in rows of 1024 or more. So the dense mask is chosen for no shape: it is for models
+that take no plan.
 
 Legend: `N` segments of one call, `H` query heads, `K` key heads, `L` queries, `M` keys, `D` head
 size, `T` tokens of a row.
@@ -25,14 +25,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from panoply.model.layout import TreeLayout
 
-SHORTEST_TO_LONGEST = 0.5
-"""Siblings of at least this share of the longest one's length run in one padded call."""
+MIN_LENGTH_SHARE = 0.5
+"""Shortest sibling that joins a padded call, as a share of the longest one's length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class AttentionCall:
 
 @dataclass(frozen=True, slots=True)
 class AttentionPlan:
-    """Which attention calls a row needs; every layer of a forward makes the same."""
+    """Attention calls of a row; every layer of a forward makes the same."""
 
     sizes: tuple[int, ...]
     """Tokens of each segment."""
@@ -56,16 +57,17 @@ class AttentionPlan:
     @property
     def num_scores(self) -> int:
         """Query-key products per head that the calls compute, padding included."""
-        return sum(
-            len(call.segments) * longest * (longest + sum(self.sizes[s] for s in call.path))
-            for call in self.calls
-            for longest in [max(self.sizes[s] for s in call.segments)]
-        )
+        total = 0
+        for call in self.calls:
+            longest = max(self.sizes[s] for s in call.segments)
+            num_keys = longest + sum(self.sizes[s] for s in call.path)
+            total += len(call.segments) * longest * num_keys
+        return total
 
 
 def make_plan(layout: TreeLayout) -> AttentionPlan:
     """Groups the segments of a row: siblings of similar length run in one call."""
-    sizes = tuple(int(b - a) for a, b in zip(layout.bounds_S, layout.bounds_S[1:], strict=False))
+    sizes = tuple(np.diff(layout.bounds_S).tolist())
     siblings: dict[int, list[int]] = {}
     calls: list[AttentionCall] = []
     for segment, parent in enumerate(layout.parent_S.tolist()):
@@ -75,15 +77,15 @@ def make_plan(layout: TreeLayout) -> AttentionPlan:
             siblings.setdefault(parent, []).append(segment)
     for family in siblings.values():
         path = layout.path(family[0])
-        calls += [AttentionCall(path, group) for group in _similar(family, sizes)]
+        calls += [AttentionCall(path, group) for group in _group_by_length(family, sizes)]
     return AttentionPlan(sizes, tuple(calls))
 
 
-def _similar(family: list[int], sizes: Sequence[int]) -> Iterable[tuple[int, ...]]:
-    """Yields groups of segments whose lengths differ by less than `SHORTEST_TO_LONGEST`."""
+def _group_by_length(family: list[int], sizes: Sequence[int]) -> Iterable[tuple[int, ...]]:
+    """Yields groups of segments, each at least `MIN_LENGTH_SHARE` of its group's longest."""
     left = sorted(family, key=lambda s: -sizes[s])
     while left:
-        least = SHORTEST_TO_LONGEST * sizes[left[0]]
+        least = MIN_LENGTH_SHARE * sizes[left[0]]
         yield tuple(s for s in left if sizes[s] >= least)
         left = [s for s in left if sizes[s] < least]
 
@@ -99,7 +101,7 @@ def tree_attention(
     softcap: float | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Returns the attention of a row `[1, T, H, D]`, every token over its own path (see above).
+    """Returns the attention of a row `[1, T, H, D]`, every token over its own path.
 
         o_q = sum_k softmax_k( c tanh(s q . k / c) ) v_k      over the keys k that q sees
 
@@ -109,14 +111,14 @@ def tree_attention(
         value_1KTD: values.
         plan: the row's calls.
         scale: s, by default 1 / sqrt(D).
-        window: a query sees the `window` last positions, itself included; None: all.
-        softcap: c, where the model caps its scores; None: scores as they are.
+        window: number of last positions that a query sees, itself included; None: all.
+        softcap: c, where the model caps its scores; None leaves them as they are.
         dropout: probability of dropping a weight.
     """
     # One split and one cat for all segments: their backward writes each gradient once.
     queries = query_1HTD.split(plan.sizes, dim=2)
     keys, values = key_1KTD.split(plan.sizes, dim=2), value_1KTD.split(plan.sizes, dim=2)
-    found: list[Tensor] = [query_1HTD] * len(plan.sizes)
+    outputs: list[Tensor] = [query_1HTD] * len(plan.sizes)
     for call in plan.calls:
         query_NHLD = _batch(queries, call.segments)
         key_NKMD = _with_history(keys, call, window)
@@ -126,12 +128,12 @@ def tree_attention(
             query_NHLD, key_NKMD, value_NKMD, mask_LM, scale=scale, softcap=softcap, dropout=dropout
         )
         for n, segment in enumerate(call.segments):
-            found[segment] = out_NHLD[n : n + 1, :, : plan.sizes[segment]]
-    return torch.cat([out.transpose(1, 2) for out in found], dim=1)
+            outputs[segment] = out_NHLD[n : n + 1, :, : plan.sizes[segment]]
+    return torch.cat([out.transpose(1, 2) for out in outputs], dim=1)
 
 
 def _batch(parts: Sequence[Tensor], segments: Sequence[int]) -> Tensor:
-    """Stacks segments, right-padded to the longest: nothing before a padded key sees it."""
+    """Stacks segments, right-padded to the longest: no query before a padded key sees it."""
     longest = max(parts[s].shape[2] for s in segments)
     padded = [pad(parts[s], (0, 0, 0, longest - parts[s].shape[2])) for s in segments]
     return torch.cat(padded) if len(padded) > 1 else padded[0]
@@ -139,19 +141,19 @@ def _batch(parts: Sequence[Tensor], segments: Sequence[int]) -> Tensor:
 
 def _with_history(parts: Sequence[Tensor], call: AttentionCall, window: int | None) -> Tensor:
     """Puts the path's keys before those of each segment, as far back as a window reaches."""
-    own = _batch(parts, call.segments)
+    segments = _batch(parts, call.segments)
     if not call.path:
-        return own
+        return segments
     history = torch.cat([parts[s] for s in call.path], dim=2)
     if window is not None and history.shape[2] >= window:
         history = history[:, :, history.shape[2] - window + 1 :]
-    return torch.cat([history.expand(len(own), -1, -1, -1), own], dim=2)
+    return torch.cat([history.expand(len(segments), -1, -1, -1), segments], dim=2)
 
 
 def _mask(
     plan: AttentionPlan, query_NHLD: Tensor, num_keys: int, window: int | None
 ) -> Tensor | None:
-    """Returns which of the `M` last positions each of the `L` last sees; None: plain causal."""
+    """Returns which of the last `M` positions each of the last `L` sees; None: plain causal."""
     num_queries = query_NHLD.shape[2]
     reaches = window is not None and window < num_keys
     if num_queries == num_keys and not reaches:
@@ -219,7 +221,7 @@ def _capped(
     softcap: float,
     dropout: float,
 ) -> Tensor:
-    """The same with capped scores, which no fused kernel here computes."""
+    """Computes `attend` with capped scores, which no fused kernel here offers."""
     grouped = query_NHLD.shape[1] // key_NKMD.shape[1]
     key_NHMD = key_NKMD.repeat_interleave(grouped, dim=1)
     value_NHMD = value_NKMD.repeat_interleave(grouped, dim=1)

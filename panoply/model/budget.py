@@ -1,4 +1,4 @@
-"""How many tokens a forward may hold: measured once, halved where memory runs out.
+"""The token budget of a forward: measured once, halved where memory runs out.
 
 Results never depend on it: it decides which trees run side by side, and trees do not see each
 other.
@@ -23,25 +23,26 @@ T = TypeVar("T")
 CPU_WIDTHS = (256, 512, 1024, 2048)
 GPU_WIDTHS = (2048, 4096, 8192, 16384, 32768)
 CLOSE_TO_BEST = 0.95
-"""The narrowest width of at least this share of the best speed is taken: it needs least memory."""
+"""Share of the best speed that the narrowest width has to reach to be taken: it needs least memory.
+"""
 LEAST = 64
-"""Budgets below this are not tried: what does not fit then, does not fit."""
+"""Smallest budget that is tried before an error of memory is raised."""
 
 
-class _Enough(Exception):
+class _StopForward(Exception):
     """Ends a forward after the layers that are timed."""
 
 
 def calibrate(decoder: Decoder, *, num_layers: int = 2) -> int:
     """Returns the token budget of the fastest rows, from a forward of the first layers.
 
-    Layers are alike, so two of them tell what width suits the caches (CPU) or fills the device
+    Layers are alike, so two of them show which width suits the caches (CPU) or fills the device
     (GPU).
     """
     speeds: dict[int, float] = {}
 
     def stop(*_: Any) -> None:
-        raise _Enough
+        raise _StopForward
 
     handle = decoder.layers[min(num_layers, len(decoder.layers)) - 1].register_forward_hook(stop)
     try:
@@ -64,7 +65,7 @@ def _speed(decoder: Decoder, width: int) -> float:
     best = 0.0
     for _ in range(2):
         start = time.perf_counter()
-        with suppress(_Enough):
+        with suppress(_StopForward):
             forward_trees(decoder, trees)
         if decoder.device.type == "cuda":
             torch.cuda.synchronize()
@@ -76,7 +77,7 @@ def within_memory(run: Callable[[int], T], budget: int) -> tuple[T, int]:
     """Runs `run(budget)`, with half the budget each time that memory runs out.
 
     Returns:
-        What `run` returned, and the budget it ran with, to begin with next time.
+        The result of `run`, and the budget it ran with, to begin with next time.
 
     Raises:
         torch.OutOfMemoryError: it does not fit with `LEAST` tokens either.
@@ -91,13 +92,13 @@ def within_memory(run: Callable[[int], T], budget: int) -> tuple[T, int]:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         warnings.warn(
-            f"out of memory with a token budget of {budget}: going on with {budget // 2}; set "
-            "`backbone.token_budget` to that to begin with it",
+            f"out of memory with a token budget of {budget}: retrying with {budget // 2}; set "
+            f"`backbone.token_budget` to {budget // 2} to start there",
             stacklevel=2,
         )
         budget //= 2
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    """A CPU's allocator raises a plain RuntimeError."""
+    """Returns whether memory ran out; a CPU's allocator raises a plain RuntimeError for that."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

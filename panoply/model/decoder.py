@@ -1,4 +1,4 @@
-"""A Hugging Face decoder stack as the library uses it: cut to a depth, states at several depths.
+"""A Hugging Face decoder stack, cut to a depth, that returns states at several depths.
 
 Legend: `B` rows of one forward, `T` tokens of a row, `D` hidden size.
 """
@@ -24,7 +24,7 @@ FINAL_NORMS = (
     "ln_out",
     "embedding_norm",
 )
-"""What Hugging Face decoders call the norm after their last layer."""
+"""Names that Hugging Face decoders give the norm after their last layer."""
 
 
 class Decoder:
@@ -39,9 +39,9 @@ class Decoder:
         self.config = cast(Any, model.config)
         self.depths = tuple(depths)
         name = find_layers(model)
-        found = len(cast(nn.ModuleList, model.get_submodule(name)))
-        if not depths or min(depths) < 1 or max(depths) > found:
-            raise ValueError(f"depths {depths!r} must lie in 1..{found}")
+        num_layers = len(cast(nn.ModuleList, model.get_submodule(name)))
+        if not depths or min(depths) < 1 or max(depths) > num_layers:
+            raise ValueError(f"depths {depths!r} must lie in 1..{num_layers}")
         cut(model, max(depths))
         # After the cut: a reference to the full list would keep the dropped layers in memory.
         self.layers = cast(nn.ModuleList, model.get_submodule(name))
@@ -49,8 +49,8 @@ class Decoder:
         # Recurrent and ALiBi models know no positions: right padding keeps theirs right.
         self.takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self.attends_by_trees = False
-        """Whether the model's attention takes a `tree` plan (`panoply.hub.backbone.attention` sees
-        to it); otherwise rows go through a dense mask."""
+        """Whether the model's attention takes a `tree` plan, as `panoply.hub.backbone.attention`
+        sets it up; otherwise rows go through a dense mask."""
         self.num_positions = 0
         """Token positions computed so far, those of padding included."""
 
@@ -61,12 +61,12 @@ class Decoder:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return next(self.model.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the forward computes in."""
+        """Type that the forward computes in."""
         return next(self.model.parameters()).dtype
 
     def states(
@@ -76,31 +76,31 @@ class Decoder:
 
         `embeds_BTD` goes into the first layer in place of the tokens' embeddings.
         """
-        caught: dict[int, Tensor] = {}
         if embeds_BTD is None:
             inputs["input_ids"] = tokens_BT
         else:
             inputs["inputs_embeds"] = embeds_BTD
-        given = embeds_BTD if tokens_BT is None else tokens_BT
-        self.num_positions += 0 if given is None else given.shape[0] * given.shape[1]
-        with _catching(self.layers, self.depths, caught):
+        first = embeds_BTD if tokens_BT is None else tokens_BT
+        self.num_positions += 0 if first is None else first.shape[0] * first.shape[1]
+        below_top: dict[int, Tensor] = {}
+        with _recording(self.layers, self.depths, below_top):
             out = self.model(use_cache=False, **inputs)
         top = len(self.layers)
         return [
-            out.last_hidden_state if depth == top else self.norm(caught[depth])
+            out.last_hidden_state if depth == top else self.norm(below_top[depth])
             for depth in self.depths
         ]
 
 
 @contextmanager
-def _catching(
-    layers: nn.ModuleList, depths: Sequence[int], caught: dict[int, Tensor]
+def _recording(
+    layers: nn.ModuleList, depths: Sequence[int], states: dict[int, Tensor]
 ) -> Generator[None]:
-    """Stores the outputs of the layers at `depths` while the context is open."""
+    """Stores the outputs of the layers at `depths` in `states` while the context is open."""
 
     def keep(depth: int) -> Callable[..., None]:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            caught[depth] = output[0] if isinstance(output, tuple) else output
+            states[depth] = output[0] if isinstance(output, tuple) else output
 
         return hook
 
@@ -156,7 +156,7 @@ def cut(model: nn.Module, num_layers: int) -> None:
 def with_layers(model: nn.Module, start: int, stop: int) -> nn.Module:
     """Returns a view of a decoder stack with some of its layers, on the same weights.
 
-    A part that ends below the top has no final norm: it returns what the next layer takes in.
+    A part that ends below the top has no final norm: it returns the input of the next layer.
 
     Raises:
         ValueError: the layers are no attribute of the model itself.

@@ -1,4 +1,4 @@
-"""The shared-prefix forward: rows of token trees through a decoder, features out.
+"""The shared-prefix forward: rows of token trees go through a decoder, pooled features come out.
 
 Legend: `B` rows of one forward, `T` tokens of a row, `R` responses, `G` trees (prompts), `L`
 depths, `D` hidden size.
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from panoply.model.attention import make_plan
 from panoply.model.decoder import Decoder
-from panoply.model.layout import TreeLayout, lay_out
+from panoply.model.layout import TreeLayout, to_layout
 from panoply.model.mask import attention_masks
 from panoply.model.tree import Branch, TokenTree, pack
 
@@ -35,46 +35,49 @@ class Features:
     last_RLD: Tensor
     """State at the last token of each render; responses tree by tree."""
     mean_RLD: Tensor
-    """Mean state over each response's own tokens."""
+    """Mean state over each response's tokens, without the template's."""
 
 
 def forward_trees(decoder: Decoder, trees: Sequence[TokenTree]) -> Features:
-    """Features of trees that run side by side in one row, differentiable, on the model's device."""
+    """Computes features of trees side by side in one row, differentiable, on the model's device."""
     return forward_rows(decoder, [trees])[0]
 
 
 def row_states(
     decoder: Decoder, trees: Sequence[TokenTree], inputs: Sequence[Tensor | None] | None = None
 ) -> tuple[Tensor, TreeLayout]:
-    """Returns the states `[T, D]` of the top depth of trees in one row, and where is what in it.
+    """Returns the states `[T, D]` of the top depth of trees in one row, and the row's layout.
 
     Args:
         decoder: the stack.
         trees: prompts with their responses.
-        inputs: `[T, D]` of each tree, what goes into the first layer; None embeds the tokens.
+        inputs: inputs `[T, D]` of the first layer, for each tree; None embeds the tokens.
     """
-    layout = lay_out(trees)
-    given: dict[str, Any] = {"tokens_BT": torch.from_numpy(layout.tokens_T)[None]}
+    layout = to_layout(trees)
+    tokens_BT, embeds_BTD = torch.from_numpy(layout.tokens_T)[None].to(decoder.device), None
     if inputs is not None and all(x is not None for x in inputs):
-        given = {"embeds_BTD": torch.cat([x for x in inputs if x is not None])[None]}
+        tokens_BT = None
+        embeds_BTD = torch.cat([x for x in inputs if x is not None])[None].to(decoder.device)
     states = decoder.states(
-        **{name: x.to(decoder.device) for name, x in given.items()},
+        tokens_BT,
+        embeds_BTD=embeds_BTD,
         position_ids=torch.from_numpy(layout.positions_T)[None].to(decoder.device),
-        **_who_sees_whom(decoder, [layout]),
+        **_attention_kwargs(decoder, [layout]),
     )
     return states[-1][0], layout
 
 
 def forward_rows(decoder: Decoder, rows: Sequence[Sequence[TokenTree]]) -> list[Features]:
     """Runs rows of trees in one forward; one `Features` per row, on the model's device."""
-    layouts = [lay_out(trees) for trees in rows]
     if decoder.attends_by_trees and len(rows) > 1:
         # Trees cost each other nothing: rows are laid end to end, and no row is padded.
-        sizes = [[len(trees), sum(len(tree.branches) for tree in trees)] for trees in rows]
-        both = forward_trees(decoder, [tree for trees in rows for tree in trees])
-        gates = both.gate_GLD.split([g for g, _ in sizes])
-        lasts, means = (x.split([r for _, r in sizes]) for x in (both.last_RLD, both.mean_RLD))
+        joined = forward_trees(decoder, [tree for trees in rows for tree in trees])
+        num_responses = [sum(len(tree.branches) for tree in trees) for trees in rows]
+        gates = joined.gate_GLD.split([len(trees) for trees in rows])
+        lasts = joined.last_RLD.split(num_responses)
+        means = joined.mean_RLD.split(num_responses)
         return [Features(*parts) for parts in zip(gates, lasts, means, strict=True)]
+    layouts = [to_layout(trees) for trees in rows]
     width = max(len(layout.tokens_T) for layout in layouts)
     tokens_BT = torch.zeros(len(rows), width, dtype=torch.long)
     positions_BT = torch.zeros(len(rows), width, dtype=torch.long)
@@ -84,12 +87,13 @@ def forward_rows(decoder: Decoder, rows: Sequence[Sequence[TokenTree]]) -> list[
     states = decoder.states(
         tokens_BT.to(decoder.device),
         position_ids=positions_BT.to(decoder.device),
-        **_who_sees_whom(decoder, layouts),
+        **_attention_kwargs(decoder, layouts),
     )
     return [pool([s[i] for s in states], layout) for i, layout in enumerate(layouts)]
 
 
-def _who_sees_whom(decoder: Decoder, layouts: Sequence[TreeLayout]) -> dict[str, Any]:
+def _attention_kwargs(decoder: Decoder, layouts: Sequence[TreeLayout]) -> dict[str, Any]:
+    """Returns the model's inputs that restrict each token to its own path in its tree."""
     if decoder.attends_by_trees:
         # Models hand a 4-D mask on as it is: this one keeps them from making one of T x T.
         nothing = torch.zeros(1, 1, 1, 1, device=decoder.device)
@@ -101,24 +105,28 @@ def _who_sees_whom(decoder: Decoder, layouts: Sequence[TreeLayout]) -> dict[str,
 
 
 def pool(states_TD: Sequence[Tensor], layout: TreeLayout) -> Features:
-    """Reads gate, last and mean states of one row at every depth."""
+    """Pools the states of one row into features, at every depth."""
     states_LTD = torch.stack([s.float() for s in states_TD])
     device = states_LTD.device
     # A sum per response as one product: faster and more exact than differences of running sums.
-    share_RT = np.zeros((len(layout.own_R), states_LTD.shape[1]), dtype=np.float32)
-    for r, places in enumerate(layout.own_R):
+    share_RT = np.zeros((len(layout.response_tokens_R), states_LTD.shape[1]), dtype=np.float32)
+    for r, places in enumerate(layout.response_tokens_R):
         share_RT[r, places] = 1.0 / len(places)
-    mean = torch.from_numpy(share_RT).to(device) @ states_LTD
-    last = states_LTD[:, torch.from_numpy(layout.last_R).to(device)]
-    gate = states_LTD[:, torch.from_numpy(layout.gates_G).to(device)]
-    return Features(*(x.transpose(0, 1).contiguous() for x in (gate, last, mean)))
+    mean_LRD = torch.from_numpy(share_RT).to(device) @ states_LTD
+    last_LRD = states_LTD[:, torch.from_numpy(layout.last_R).to(device)]
+    gate_LGD = states_LTD[:, torch.from_numpy(layout.gates_G).to(device)]
+    return Features(
+        gate_GLD=gate_LGD.transpose(0, 1).contiguous(),
+        last_RLD=last_LRD.transpose(0, 1).contiguous(),
+        mean_RLD=mean_LRD.transpose(0, 1).contiguous(),
+    )
 
 
 @torch.no_grad()
 def encode(
     decoder: Decoder, trees: Sequence[TokenTree], *, budget: int = 1024, rows_per_forward: int = 1
 ) -> Features:
-    """Features of every prompt and response of `trees`, by the shared-prefix forward.
+    """Computes the features of every prompt and response, by the shared-prefix forward.
 
     Args:
         decoder: the frozen stack.
@@ -126,24 +134,30 @@ def encode(
         budget: tokens of a row, see `pack`; the features do not depend on it.
         rows_per_forward: rows in one forward; 1 suits a CPU, more fill an accelerator.
     """
+    # Rows come in another order than the trees: each feature is written to its tree's place.
     rows = iter(pack(trees, budget))
     num_responses = sum(len(tree.branches) for tree in trees)
     shape = (len(decoder.depths), decoder.hidden_size)
     gate = torch.empty(len(trees), *shape)
     last, mean = torch.empty(num_responses, *shape), torch.empty(num_responses, *shape)
-    first = np.cumsum([0, *(len(tree.branches) for tree in trees)])
+    first_response = np.cumsum([0, *(len(tree.branches) for tree in trees)]).tolist()
     while batch := list(islice(rows, rows_per_forward)):
-        found = forward_rows(decoder, [row.trees for row in batch])
-        for row, features in zip(batch, found, strict=True):
-            place = [int(first[leaf.tree]) + leaf.branch for tree in row.leaves for leaf in tree]
-            gate[[leaves[0].tree for leaves in row.leaves]] = features.gate_GLD.cpu()
-            last[place], mean[place] = features.last_RLD.cpu(), features.mean_RLD.cpu()
+        outputs = forward_rows(decoder, [row.trees for row in batch])
+        for row, features in zip(batch, outputs, strict=True):
+            origins = [origin for tree in row.origins for origin in tree]
+            responses = [first_response[origin.tree] + origin.branch for origin in origins]
+            gate[[tree[0].tree for tree in row.origins]] = features.gate_GLD.cpu()
+            last[responses] = features.last_RLD.cpu()
+            mean[responses] = features.mean_RLD.cpu()
     return Features(gate, last, mean)
 
 
 @torch.no_grad()
 def encode_plain(decoder: Decoder, trees: Sequence[TokenTree], *, batch_size: int = 8) -> Features:
-    """The same features from separate, right-padded sequences: the reference and the fallback."""
+    """Computes the features of `encode` from separate, right-padded sequences.
+
+    It is the reference that trees are compared with, and the fallback where a model takes none.
+    """
     leaves = [(g, branch) for g, tree in enumerate(trees) for branch in tree.branches]
     shape = (len(decoder.depths), decoder.hidden_size)
     gate = torch.empty(len(trees), *shape)
@@ -171,8 +185,8 @@ def encode_plain(decoder: Decoder, trees: Sequence[TokenTree], *, batch_size: in
     return Features(gate, last, mean)
 
 
-def probe(decoder: Decoder) -> list[TokenTree]:
-    """Returns two small trees, with siblings that begin alike, on which ways are compared."""
+def comparison_trees(decoder: Decoder) -> list[TokenTree]:
+    """Returns two small trees, with siblings that begin alike, to compare kinds of forward on."""
     vocabulary = int(decoder.config.vocab_size)
     draw = np.random.default_rng(0).integers(0, vocabulary, size=40).tolist()
     texts = (draw[10:18], draw[18:29], draw[29:31], draw[18:24] + draw[11:15])
@@ -184,14 +198,14 @@ def probe(decoder: Decoder) -> list[TokenTree]:
 
 
 def agrees_with(decoder: Decoder, plain: Features, *, tolerance: float | None = None) -> bool:
-    """Whether the decoder gives the packed `probe` the features `plain` of separate sequences.
+    """Returns whether packed `comparison_trees` get the features `plain` of separate sequences.
 
-    A model that ignores, rejects or cannot use what tells who sees whom (state-space layers, custom
-    attention) is found out here and not by its users.
+    A model that ignores, rejects or cannot use a tree's mask (state-space layers, custom attention)
+    is detected here, before anybody uses its scores.
     """
     bound = tolerance or (1e-4 if decoder.dtype == torch.float32 else 5e-2)
     try:
-        packed = encode(decoder, probe(decoder))
+        packed = encode(decoder, comparison_trees(decoder))
     except (TypeError, ValueError, RuntimeError, LookupError, AttributeError):
         return False
     return all(
@@ -205,8 +219,8 @@ def agrees_with(decoder: Decoder, plain: Features, *, tolerance: float | None = 
 
 
 def takes_tree_masks(decoder: Decoder, *, tolerance: float | None = None) -> bool:
-    """Whether packed trees are exact as the decoder is set (see `agrees_with`)."""
+    """Returns whether packed trees are exact as the decoder is set (see `agrees_with`)."""
     if not decoder.takes_positions:
         return False
-    plain = encode_plain(decoder, probe(decoder), batch_size=1)
+    plain = encode_plain(decoder, comparison_trees(decoder), batch_size=1)
     return agrees_with(decoder, plain, tolerance=tolerance)

@@ -47,7 +47,7 @@ class Tokenized:
 
 
 @dataclass(frozen=True, slots=True)
-class Gathered:
+class MergedTrees:
     """Trees, and the place of each conversation in them."""
 
     trees: list[TokenTree]
@@ -60,7 +60,7 @@ class Gathered:
         return sum(tree.num_tokens for tree in self.trees)
 
 
-def gather(conversations: Sequence[Tokenized]) -> Gathered:
+def merge_prefixes(conversations: Sequence[Tokenized]) -> MergedTrees:
     """Returns the trees of conversations, those with a common beginning in one."""
     order = sorted(range(len(conversations)), key=lambda i: conversations[i].tokens)
     trees: list[TokenTree] = []
@@ -72,7 +72,7 @@ def gather(conversations: Sequence[Tokenized]) -> Gathered:
         for _ in group:
             places[order[row]] = row
             row += 1
-    return Gathered(trees, places)
+    return MergedTrees(trees, places)
 
 
 def _alike(ordered: Sequence[Tokenized]) -> Iterator[tuple[Sequence[Tokenized], int]]:

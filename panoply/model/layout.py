@@ -1,4 +1,4 @@
-"""A row of token trees as arrays: what the forward, the attention and the pooling read.
+"""A row of token trees as arrays, for the forward, the attention and the pooling.
 
 Legend: `T` tokens of a row, `S` its segments, `G` its trees (prompts), `R` its responses.
 """
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from panoply.model.tree import TokenTree, grow
-from panoply.types import Ints
+from panoply.model.tree import TokenTree, build_trie
+from panoply.types import Bools, Ints
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,17 +22,18 @@ class TreeLayout:
     positions_T: Ints
     """Depth of each token in its tree."""
     bounds_S: Ints
-    """Where each segment begins in the row, and at last the length of the row: S + 1 numbers."""
+    """Start of each segment in the row, then the length of the row: S + 1 numbers."""
     parent_S: Ints
     """Number of the segment before each, -1 for a prompt."""
     gates_G: Ints
-    """Place of each prompt's gate."""
+    """Index of each prompt's gate token in the row."""
     last_R: Ints
-    """Place of the last token of each response's render."""
-    own_R: tuple[Ints, ...]
-    """Places of each response's own tokens."""
-    spoken_R: tuple[Ints, ...]
-    """The same and the token that ends its turn, where the template has one: what a policy says."""
+    """Index of the last token of each response's render."""
+    response_tokens_R: tuple[Ints, ...]
+    """Indices of each response's tokens, without the template's."""
+    completion_tokens_R: tuple[Ints, ...]
+    """Indices of each response's tokens and of the one that ends its turn, where the template has
+    one: the loss mask of a policy."""
 
     @property
     def segment_T(self) -> Ints:
@@ -41,7 +42,7 @@ class TreeLayout:
 
     @property
     def before_T(self) -> Ints:
-        """Place of the token before each in its tree; -1 for the first of a prompt."""
+        """Index of the token before each in its tree; -1 for the first of a prompt."""
         before = np.arange(-1, len(self.tokens_T) - 1)
         first_S, parent_S = self.bounds_S[:-1], self.parent_S
         before[first_S] = np.where(parent_S >= 0, self.bounds_S[parent_S + 1] - 1, -1)
@@ -49,37 +50,40 @@ class TreeLayout:
 
     def path(self, segment: int) -> tuple[int, ...]:
         """Segments before `segment`, the prompt first."""
-        found: list[int] = []
-        while (segment := int(self.parent_S[segment])) >= 0:
-            found.append(segment)
-        return tuple(reversed(found))
+        ancestors: list[int] = []
+        parent = int(self.parent_S[segment])
+        while parent >= 0:
+            ancestors.append(parent)
+            parent = int(self.parent_S[parent])
+        return tuple(reversed(ancestors))
 
 
-def lay_out(trees: Sequence[TokenTree]) -> TreeLayout:
-    """Lays trees out as arrays: token ids, positions by depth, and who belongs where."""
+def to_layout(trees: Sequence[TokenTree]) -> TreeLayout:
+    """Lays trees out side by side, as token ids, positions by depth and indices."""
     tokens: list[int] = []
     positions: list[int] = []
-    bounds, parents = [0], list[int]()
+    bounds: list[int] = [0]
+    parents: list[int] = []
     gates: list[int] = []
-    own: list[Ints] = []
-    spoken: list[Ints] = []
     last: list[int] = []
+    response_tokens: list[Ints] = []
+    completion_tokens: list[Ints] = []
     for tree in trees:
-        grown, offset = grow(tree), len(parents)
+        trie, offset = build_trie(tree), len(parents)
         gates.append(len(tokens) + tree.gate)
         ends: list[int] = []  # depth at the end of each segment of this tree
-        for segment in grown.segments:
+        for segment in trie.segments:
             depth = ends[segment.parent] if segment.parent >= 0 else 0
             ends.append(depth + len(segment.tokens))
             tokens += segment.tokens
             positions += range(depth, ends[-1])
             bounds.append(len(tokens))
             parents.append(offset + segment.parent if segment.parent >= 0 else -1)
-        for branch, path in zip(tree.branches, grown.paths, strict=True):
+        for branch, path in zip(tree.branches, trie.paths, strict=True):
             spans = [np.arange(bounds[offset + s], bounds[offset + s + 1]) for s in path]
             places = np.concatenate(spans)
-            own.append(places[branch.start : branch.stop])
-            spoken.append(places[branch.start : branch.stop + 1])
+            response_tokens.append(places[branch.start : branch.stop])
+            completion_tokens.append(places[branch.start : branch.stop + 1])
             last.append(int(places[-1]))
     return TreeLayout(
         tokens_T=np.asarray(tokens, dtype=np.int64),
@@ -88,12 +92,12 @@ def lay_out(trees: Sequence[TokenTree]) -> TreeLayout:
         parent_S=np.asarray(parents, dtype=np.int64),
         gates_G=np.asarray(gates, dtype=np.int64),
         last_R=np.asarray(last, dtype=np.int64),
-        own_R=tuple(own),
-        spoken_R=tuple(spoken),
+        response_tokens_R=tuple(response_tokens),
+        completion_tokens_R=tuple(completion_tokens),
     )
 
 
-def ancestry(layout: TreeLayout) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
+def ancestry(layout: TreeLayout) -> Bools:
     """Returns `[S, S]`: whether the column's segment is the row's, or before it on its path."""
     seen_SS = np.eye(len(layout.parent_S), dtype=np.bool_)
     for segment, parent in enumerate(layout.parent_S):

@@ -1,6 +1,6 @@
-"""Who sees whom in a row as a dense additive mask: for models whose attention takes no tree plan.
+"""Dense additive tree masks, for models whose attention takes no tree plan.
 
-Any Hugging Face decoder that takes a 4-D mask works with it as it is, at a cost of T x T.
+Any Hugging Face decoder that takes a 4-D mask works with them as it is, at a cost of T x T.
 
 Legend: `B` rows of one forward, `T` tokens of a row.
 """
@@ -17,9 +17,9 @@ from panoply.model.layout import TreeLayout, ancestry
 
 
 def tree_mask(layout: TreeLayout) -> Tensor:
-    """Returns who sees whom in a row, bool `[T, T]`.
+    """Returns which keys (columns) each query (row) of a row of trees sees, bool `[T, T]`.
 
-    Query q sees key k if k's segment is on the path of q's, and k is not behind q.
+    Query q sees key k if k's segment is on the path of q's, and k does not come after q.
     """
     segment_T = layout.segment_T
     return torch.from_numpy(ancestry(layout)[segment_T][:, segment_T]).tril()

@@ -25,7 +25,7 @@ CHUNK = 512
 
 
 class RewardOutput(NamedTuple):
-    """What one forward says of the responses of some trees, tree by tree."""
+    """Outputs of one forward for the responses of its trees, tree by tree."""
 
     features_RD: Tensor
     """State at the last token of each render, float32."""
@@ -61,9 +61,9 @@ class RewardNet(nn.Module):
 
         Args:
             trees: prompts with their responses.
-            inputs: `[T, D]` of each tree, what goes into the first layer that is kept here; None
-                embeds the tokens. Without a decoder: `[R, D]`, the features themselves.
-            policy: with log-probabilities, where there is a language-model head.
+            inputs: inputs `[T, D]` of the first layer that is kept here, for each tree; None
+                embeds the tokens. Without a decoder: the features `[R, D]` themselves.
+            policy: compute log-probabilities, where there is a language-model head.
         """
         if self.decoder is None:
             kept = torch.cat([x for x in inputs or () if x is not None])
@@ -73,7 +73,9 @@ class RewardNet(nn.Module):
         states_TD, layout = row_states(self.decoder, trees, inputs)
         features_RD = states_TD[torch.from_numpy(layout.last_R).to(states_TD.device)].float()
         scores_RK = score(self.head, features_RD)
-        counts_R = torch.tensor([len(own) for own in layout.spoken_R], device=states_TD.device)
+        counts_R = torch.tensor(
+            [len(tokens) for tokens in layout.completion_tokens_R], device=states_TD.device
+        )
         log_prob_R = None
         if self.lm_head is not None and policy:
             log_prob_R = response_log_probs(self.lm_head, states_TD, layout)
@@ -95,17 +97,18 @@ def response_log_probs(lm_head: nn.Module, states_TD: Tensor, layout: TreeLayout
     before in the tree, which for the first token of a branch lies in the segment it grows from.
     """
     device = states_TD.device
-    places_N = np.concatenate(layout.spoken_R)
-    owner_N = np.repeat(np.arange(len(layout.spoken_R)), [len(own) for own in layout.spoken_R])
+    completions = layout.completion_tokens_R
+    places_N = np.concatenate(completions)
+    owner_N = np.repeat(np.arange(len(completions)), [len(tokens) for tokens in completions])
     before_N = torch.from_numpy(layout.before_T[places_N]).to(device)
     targets_N = torch.from_numpy(layout.tokens_T[places_N]).to(device)
     parts: list[Tensor] = []
     for i in range(0, len(places_N), CHUNK):
         chunk = states_TD[before_N[i : i + CHUNK]], targets_N[i : i + CHUNK]
-        # Logits are large and cheap: they are made again in the backward pass.
-        found = checkpoint(_token_log_probs, lm_head, *chunk, use_reentrant=False)
-        parts.append(found)  # pyright: ignore[reportArgumentType]
-    out_R = torch.zeros(len(layout.spoken_R), device=device)
+        # Logits are large and cheap: they are computed again in the backward pass.
+        part = checkpoint(_token_log_probs, lm_head, *chunk, use_reentrant=False)
+        parts.append(part)  # pyright: ignore[reportArgumentType]
+    out_R = torch.zeros(len(completions), device=device)
     return out_R.index_add(0, torch.from_numpy(owner_N).to(device), torch.cat(parts))
 
 

@@ -1,4 +1,4 @@
-"""Random choice of tokens that depends on what is sampled, and not on where or beside what.
+"""Random choice of tokens that depends on the sample alone, not on its batch or its worker.
 
     token = argmax_v ( log p_v - log E_v ),   E_v ~ Exp(1) and independent
 
@@ -28,7 +28,7 @@ ROWS = 4
 
 
 def stream(seed: int, round: int, prompt_id: str, number: int) -> int:
-    """Returns the name of the random numbers of a sample, 64 bits."""
+    """Returns the 64-bit key of a sample's random numbers."""
     return int(digest("sample", str(seed), str(round), prompt_id, str(number))[:16], 16)
 
 
@@ -36,29 +36,30 @@ def exponentials(streams: Sequence[int], step: int, size: int, device: torch.dev
     """Returns E `[B, V]` of one step of some streams, float32: the same on every device.
 
     Args:
-        streams: of each row.
+        streams: stream of each row.
         step: number of the token in its sample.
         size: V.
-        device: where it is made.
+        device: device of the result.
     """
     keys = [digest("step", str(name), str(step)) for name in streams]
-    low, high = (
-        torch.tensor([_signed(int(key[i : i + 8], 16)) for key in keys], dtype=torch.int32)[:, None]
-        for i in (0, 8)
-    )
+    low = [_signed(int(key[:8], 16)) for key in keys]
+    high = [_signed(int(key[8:16], 16)) for key in keys]
+    low_B1 = torch.tensor(low, dtype=torch.int32, device=device)[:, None]
+    high_B1 = torch.tensor(high, dtype=torch.int32, device=device)[:, None]
     x = torch.arange(size, dtype=torch.int32, device=device) * _signed(GOLDEN)
-    x = (x ^ high.to(device)) + low.to(device)
+    x = (x ^ high_B1) + low_B1
     for shift, factor in ((16, FIRST), (15, SECOND)):
         x ^= (x >> shift) & (2 ** (32 - shift) - 1)  # `>>` brings the sign in from the left
         x *= _signed(factor)
     x ^= (x >> 16) & 0xFFFF
-    # Small ones decide, and keep their precision; the factor keeps the largest from rounding to 1.
+    # Small numbers decide, and keep their precision; the factor keeps the largest from rounding to
+    # 1, which would make E infinite.
     uniform_BV = ((x & 0x7FFFFFFF).float() + 0.5).mul_(2.0**-31 * (1 - 2.0**-24))
     return uniform_BV.neg_().log1p_().neg_()
 
 
 def _signed(word: int) -> int:
-    """Returns 32 bits as torch's int32 has them."""
+    """Returns the signed 32-bit integer with the same bits."""
     return word - 2**32 if word >= 2**31 else word
 
 
@@ -83,10 +84,10 @@ def choose_tokens(
     """Draws the next token of each row.
 
     Args:
-        logits_BV: of the policy, float32.
-        streams: of each row.
+        logits_BV: logits of the policy, float32.
+        streams: stream of each row's random numbers.
         step: number of the token in its sample.
-        temperature: logits are divided by it; 0 takes the most likely token.
+        temperature: divisor of the logits; 0 takes the most likely token.
         top_p: mass of the nucleus that is sampled from; 1 takes all tokens.
 
     Returns:
@@ -106,5 +107,5 @@ def choose_tokens(
         tokens_B = scaled_BV.argmax(-1)
     else:
         tokens_B = logits_BV.argmax(-1)
-    spoken_B = logits_BV.gather(-1, tokens_B[:, None])[:, 0]
-    return tokens_B, spoken_B - logits_BV.logsumexp(-1)
+    logit_B = logits_BV.gather(-1, tokens_B[:, None])[:, 0]
+    return tokens_B, logit_B - logits_BV.logsumexp(-1)

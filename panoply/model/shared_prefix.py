@@ -1,4 +1,4 @@
-"""Attention of samples that grow from the same prompts: a prompt's keys are held and read once.
+"""Attention of samples that share prompts: a prompt's keys are stored and read once.
 
 Legend: `G` prompts, `N` samples of each, `B` = G N rows, `H` query heads, `K` key heads, `P` tokens
 of a prompt, `T` tokens of a sample so far, `D` head size.
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 
-class Layer(NamedTuple):
-    """What one layer keeps of the prompts."""
+class PrefixLayer(NamedTuple):
+    """Keys and values of the prompts in one layer."""
 
     key_GKPD: Tensor
     value_GKPD: Tensor
@@ -22,14 +22,14 @@ class Layer(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """What every layer keeps of the prompts, left-padded to one length."""
+    """Keys and values of the prompts in every layer, left-padded to one length."""
 
-    layers: tuple[Layer, ...]
+    layers: tuple[PrefixLayer, ...]
     is_padding_GP: Tensor
 
     def at(self, groups: Tensor) -> Prefix:
         """Returns the prefixes of some of the prompts."""
-        layers = tuple(Layer(key[groups], value[groups]) for key, value in self.layers)
+        layers = tuple(PrefixLayer(key[groups], value[groups]) for key, value in self.layers)
         return Prefix(layers, self.is_padding_GP[groups])
 
 
@@ -37,7 +37,7 @@ def attend_after_prefix(
     query_BH1D: Tensor,
     key_BKTD: Tensor,
     value_BKTD: Tensor,
-    layer: Layer,
+    layer: PrefixLayer,
     is_padding_GP: Tensor,
     *,
     scale: float | None = None,
@@ -50,13 +50,13 @@ def attend_after_prefix(
     The queries of all samples of a prompt meet its keys in one product.
 
     Args:
-        query_BH1D: queries, after rotation; the rows of a prompt stand together.
-        key_BKTD: of the samples, the newest token included; H is a multiple of K.
-        value_BKTD: of the samples.
-        layer: of the prompts.
-        is_padding_GP: which tokens of the prompts nobody sees.
+        query_BH1D: queries, after rotation; the rows of a prompt are consecutive.
+        key_BKTD: keys of the samples, the newest token included; H is a multiple of K.
+        value_BKTD: values of the samples.
+        layer: keys and values of the prompts.
+        is_padding_GP: tokens of the prompts that are padding.
         scale: s, by default 1 / sqrt(D).
-        softcap: c, where the model caps its scores; None: scores as they are.
+        softcap: c, where the model caps its scores; None leaves them as they are.
     """
     num_rows, num_heads, _, size = query_BH1D.shape
     num_prompts, num_keys, length, _ = layer.key_GKPD.shape
@@ -81,6 +81,6 @@ def attend_after_prefix(
     hidden_BP = is_padding_GP.repeat_interleave(each, dim=0)[:, None, None]
     scores[..., :length].masked_fill_(hidden_BP, torch.finfo(scores.dtype).min)
     weights = scores.softmax(-1, dtype=torch.float32).to(value_BKTD.dtype)
-    found = by_row(by_prompt(weights[..., :length]) @ layer.value_GKPD)
-    found = found + weights[..., length:] @ value_BKTD
-    return found.reshape(num_rows, num_heads, 1, -1)
+    from_prompt = by_row(by_prompt(weights[..., :length]) @ layer.value_GKPD)
+    out_BKRD = from_prompt + weights[..., length:] @ value_BKTD
+    return out_BKRD.reshape(num_rows, num_heads, 1, -1)

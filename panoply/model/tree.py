@@ -11,23 +11,23 @@ and its position is its depth in the tree, so every response gets the features i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import compress, count
 from operator import ne
 
-SHARED_FROM = 4
-"""Fewest common tokens for which responses share a segment. By estimate, not by measurement: an
-attention call more per layer costs about as much as the linear layers of one or two tokens."""
+MIN_SHARED = 4
+"""Fewest common tokens for which responses share a segment. By estimate, not by measurement: one
+more attention call per layer costs about as much as the linear layers of one or two tokens."""
 
 WIDENING = 0.05
-"""Most that a token costs more in a row four times as wide (float32, one thread, rows of 256 to
-1024 tokens of SmolLM2-135M): less than most repeated prompts."""
+"""Relative extra cost of a token in a row four times as wide, at most (float32, one thread, rows of
+256 to 1024 tokens of SmolLM2-135M): less than most repeated prompts cost."""
 
-WIDER = (0, 1, 2)
-"""How many times four budgets wider a part of a split tree may be."""
-MOST_BUDGETS = 4 ** WIDER[-1]
-"""A tree stays whole up to this many budgets, where that is cheaper than splitting it."""
+WIDTHS = (1, 4, 16)
+"""Widths that the parts of a split tree may have, in budgets."""
+MOST_BUDGETS = WIDTHS[-1]
+"""Budgets up to which a tree stays whole where that is cheaper than splitting it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +36,9 @@ class Branch:
 
     tokens: tuple[int, ...]
     start: int
-    """Index in `tokens` of the response's first own token (before it: the template's)."""
+    """Index in `tokens` of the response's first token; the template's tokens stand before it."""
     stop: int
-    """Index after the response's last own token (after it: the template's closing tokens)."""
+    """Index after the response's last token; the template's closing tokens stand after it."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.stop <= len(self.tokens):
@@ -67,7 +67,7 @@ class TokenTree:
     @property
     def num_tokens(self) -> int:
         """Tokens that one forward computes for this tree."""
-        return sum(len(segment.tokens) for segment in grow(self).segments)
+        return sum(len(segment.tokens) for segment in build_trie(self).segments)
 
     @property
     def num_separate_tokens(self) -> int:
@@ -85,41 +85,47 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
-class Grown:
-    """A tree as segments, parents first; `paths` lists each branch's segments after the prompt."""
+class Trie:
+    """A tree as segments, parents first."""
 
     segments: list[Segment]
     paths: list[list[int]]
+    """Numbers of the segments after the prompt, for each branch."""
 
 
-def grow(tree: TokenTree) -> Grown:
-    """Returns the trie of a tree's responses, with no node for less than `SHARED_FROM` tokens."""
-    grown = Grown([Segment(tree.shared, -1)], [[] for _ in tree.branches])
-    _fork(grown, [branch.tokens for branch in tree.branches], 0, list(range(len(tree.branches))), 0)
-    return grown
+def build_trie(tree: TokenTree) -> Trie:
+    """Returns the trie of a tree's responses, with no segment shared for under `MIN_SHARED`."""
+    trie = Trie([Segment(tree.shared, -1)], [[] for _ in tree.branches])
+    tokens = [branch.tokens for branch in tree.branches]
+    _add_children(trie, tokens, 0, list(range(len(tokens))), 0)
+    return trie
 
 
-def _fork(
-    grown: Grown, tokens: list[tuple[int, ...]], parent: int, chosen: list[int], depth: int
+def _add_children(
+    trie: Trie, tokens: list[tuple[int, ...]], parent: int, members: list[int], depth: int
 ) -> None:
-    """Grows the segments of the branches `chosen`, which are alike in their first `depth`."""
-    for group in _alike(tokens, chosen, depth):
+    """Adds the segments below `parent` of the branches `members`, equal in `depth` tokens."""
+    for group in _group_by_start(tokens, members, depth):
         first = tokens[group[0]]
         stop = min(depth + common_prefix(first[depth:], tokens[i][depth:]) for i in group)
-        grown.segments.append(Segment(first[depth:stop], parent))
-        here = len(grown.segments) - 1
+        number = len(trie.segments)
+        trie.segments.append(Segment(first[depth:stop], parent))
         for i in group:
-            grown.paths[i].append(here)
-        if longer := [i for i in group if len(tokens[i]) > stop]:
-            _fork(grown, tokens, here, longer, stop)
+            trie.paths[i].append(number)
+        longer = [i for i in group if len(tokens[i]) > stop]
+        _add_children(trie, tokens, number, longer, stop)
 
 
-def _alike(tokens: list[tuple[int, ...]], chosen: list[int], depth: int) -> list[list[int]]:
-    """Groups branches whose next `SHARED_FROM` tokens are the same."""
+def _group_by_start(
+    tokens: list[tuple[int, ...]], members: list[int], depth: int
+) -> list[list[int]]:
+    """Groups branches whose next `MIN_SHARED` tokens are the same."""
     groups: dict[object, list[int]] = {}
-    for i in chosen:
-        start = tokens[i][depth : depth + SHARED_FROM]
-        groups.setdefault(start if len(start) == SHARED_FROM else i, []).append(i)
+    for i in members:
+        start = tokens[i][depth : depth + MIN_SHARED]
+        # A branch that ends sooner is a group of its own.
+        key = start if len(start) == MIN_SHARED else i
+        groups.setdefault(key, []).append(i)
     return list(groups.values())
 
 
@@ -129,20 +135,20 @@ def common_prefix(a: Sequence[object], b: Sequence[object]) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Leaf:
-    """Where a branch came from, after trees were split: response `branch` of tree `tree`."""
+class BranchOrigin:
+    """The place of a branch before trees were split: response `branch` of tree `tree`."""
 
     tree: int
     branch: int
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class PackedRow:
     """Trees that are computed side by side in one sequence."""
 
     trees: tuple[TokenTree, ...]
-    leaves: tuple[tuple[Leaf, ...], ...]
-    """For each tree of the row, the origin of its branches."""
+    origins: tuple[tuple[BranchOrigin, ...], ...]
+    """Origins of the branches, for each tree of the row."""
 
     @property
     def num_tokens(self) -> int:
@@ -150,7 +156,7 @@ class Row:
         return sum(tree.num_tokens for tree in self.trees)
 
 
-def pack(trees: Sequence[TokenTree], budget: int) -> list[Row]:
+def pack(trees: Sequence[TokenTree], budget: int) -> list[PackedRow]:
     """Packs trees into rows of about `budget` tokens, first fit by decreasing size.
 
     A tree above the budget is either split into trees with the same prompt and fewer branches, or
@@ -161,16 +167,26 @@ def pack(trees: Sequence[TokenTree], budget: int) -> list[Row]:
         ValueError: the budget is not positive.
     """
     _check(budget)
-    pieces = [piece for index, tree in enumerate(trees) for piece in _split(index, tree, budget)]
-    sizes = [piece[0].num_tokens for piece in pieces]
-    return [
-        Row(tuple(pieces[i][0] for i in row), tuple(pieces[i][1] for i in row))
-        for row in first_fit(sizes, budget)
-    ]
+    parts: list[TokenTree] = []
+    origins: list[tuple[BranchOrigin, ...]] = []
+    for index, tree in enumerate(trees):
+        first = 0
+        for part in _split(tree, budget):
+            stop = first + len(part.branches)
+            parts.append(part)
+            origins.append(tuple(BranchOrigin(index, i) for i in range(first, stop)))
+            first = stop
+    rows = first_fit([part.num_tokens for part in parts], budget)
+    return [PackedRow(tuple(parts[i] for i in row), tuple(origins[i] for i in row)) for row in rows]
 
 
 def first_fit(sizes: Sequence[int], budget: int) -> list[list[int]]:
-    """Packs numbers of tokens into bins of `budget`, the larger first; a larger one gets its own.
+    """Packs numbers of tokens into bins of `budget`, by decreasing size.
+
+    A number above the budget gets a bin of its own.
+
+    Returns:
+        The indices of `sizes` in each bin.
 
     Raises:
         ValueError: the budget is not positive.
@@ -194,22 +210,21 @@ def _check(budget: int) -> None:
         raise ValueError(f"the token budget must be positive, got {budget!r}")
 
 
-def _split(index: int, tree: TokenTree, budget: int) -> list[tuple[TokenTree, tuple[Leaf, ...]]]:
-    """Returns a tree whole, or in parts, whichever is the cheapest.
+def _split(tree: TokenTree, budget: int) -> list[TokenTree]:
+    """Returns a tree whole, or in parts with the same prompt, whichever costs least.
 
     Parts compute the prompt (and what siblings share) again; a wide row computes every token a
-    little slower. Parts of w tokens cost the tokens of all of them, times 1 + WIDENING for each
-    time that w is four budgets wider; w is 1, 4 or 16 budgets. A tree beyond the last is split.
+    little slower. Parts of `WIDTHS[i]` budgets cost the tokens of all of them, times
+    (1 + WIDENING)^i. A tree beyond the last width is split.
     """
     size = tree.num_tokens
-    whole = [(tree, tuple(Leaf(index, i) for i in range(len(tree.branches))))]
     if size <= budget or len(tree.branches) == 1:
-        return whole
-    cheapest, least = whole, float("inf")
-    for times in WIDER:
-        fits = size <= 4**times * budget
-        parts = whole if fits else list(_parts(index, tree, 4**times * budget))
-        cost = (1 + WIDENING) ** times * sum(part.num_tokens for part, _ in parts)
+        return [tree]
+    cheapest, least = [tree], float("inf")
+    for i, width in enumerate(WIDTHS):
+        fits = size <= width * budget
+        parts = [tree] if fits else _parts(tree, width * budget)
+        cost = (1 + WIDENING) ** i * sum(part.num_tokens for part in parts)
         if cost < least:
             cheapest, least = parts, cost
         if fits:
@@ -217,21 +232,14 @@ def _split(index: int, tree: TokenTree, budget: int) -> list[tuple[TokenTree, tu
     return cheapest
 
 
-def _parts(
-    index: int, tree: TokenTree, budget: int
-) -> Iterable[tuple[TokenTree, tuple[Leaf, ...]]]:
-    """Yields parts of a tree that fit the budget, each with at least one branch."""
-    part: list[int] = []
+def _parts(tree: TokenTree, budget: int) -> list[TokenTree]:
+    """Returns parts of a tree that fit the budget, each with at least one branch, in order."""
+    parts: list[list[Branch]] = [[]]
     size = len(tree.shared)
-    for i, branch in enumerate(tree.branches):
-        if part and size + len(branch.tokens) > budget:
-            yield _part(index, tree, part)
-            part, size = [], len(tree.shared)
-        part.append(i)
+    for branch in tree.branches:
+        if parts[-1] and size + len(branch.tokens) > budget:
+            parts.append([])
+            size = len(tree.shared)
+        parts[-1].append(branch)
         size += len(branch.tokens)
-    yield _part(index, tree, part)
-
-
-def _part(index: int, tree: TokenTree, chosen: list[int]) -> tuple[TokenTree, tuple[Leaf, ...]]:
-    branches = tuple(tree.branches[i] for i in chosen)
-    return replace(tree, branches=branches), tuple(Leaf(index, i) for i in chosen)
+    return [replace(tree, branches=tuple(branches)) for branches in parts]

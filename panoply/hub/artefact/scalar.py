@@ -42,7 +42,7 @@ from panoply.hub.backbone.renderer import Renderer
 from panoply.hub.example_conversations import example_trees
 from panoply.hub.reward_model import ScoreDetails, ScoringModel, provenance_of
 from panoply.model.device import best_device
-from panoply.model.gather import gather
+from panoply.model.gather import merge_prefixes
 from panoply.model.tree import TokenTree
 from panoply.types import Floats
 from panoply.wire.request import Detail
@@ -90,7 +90,7 @@ class ScalarModel(ScoringModel[tuple[float, float]]):
 
     def lower_bound(self, prompt: Prompt, responses: Sequence[str], beta: float = BETA) -> Floats:
         """Returns the lower bound of each response's score, `[R]` float32; see `bound_trees`."""
-        gathered = gather(self.backbone.renderer.conversations(prompt, responses))
+        gathered = merge_prefixes(self.backbone.renderer.conversations(prompt, responses))
         return self.bound_trees(gathered.trees, beta)[1][gathered.places].numpy()
 
     def forward(self, trees: Sequence[TokenTree]) -> list[tuple[float, float]]:

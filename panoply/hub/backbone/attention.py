@@ -11,7 +11,7 @@ from transformers.masking_utils import sdpa_mask
 
 from panoply.model.attention import AttentionPlan, attend, tree_attention
 from panoply.model.decoder import Decoder
-from panoply.model.forward import agrees_with, encode_plain, probe
+from panoply.model.forward import agrees_with, comparison_trees, encode_plain
 
 NAME = "panoply_tree"
 
@@ -61,7 +61,7 @@ def attend_by_trees(decoder: Decoder) -> bool:
     before = getattr(decoder.config, "_attn_implementation", None)
     if before is None or not decoder.takes_positions:
         return False
-    plain = encode_plain(decoder, probe(decoder), batch_size=1)
+    plain = encode_plain(decoder, comparison_trees(decoder), batch_size=1)
     AttentionInterface.register(NAME, tree_attention_forward)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     try:

@@ -17,7 +17,7 @@ from transformers.masking_utils import sdpa_mask
 from panoply.config.policy import SamplingConfig
 from panoply.hub.backbone.attention import tree_attention_forward
 from panoply.model.sampling import choose_tokens
-from panoply.model.shared_prefix import Layer, Prefix, attend_after_prefix
+from panoply.model.shared_prefix import Prefix, PrefixLayer, attend_after_prefix
 
 NAME = "panoply_prefix"
 
@@ -70,7 +70,7 @@ class Decoding:
             logits_to_keep=1,
         )
         kept: Any = cache.layers
-        layers = tuple(Layer(layer.keys, layer.values) for layer in kept)
+        layers = tuple(PrefixLayer(layer.keys, layer.values) for layer in kept)
         self.prefix = Prefix(layers, places_GP < 0)
         self.logits_BV: Tensor = out.logits[:, -1].float().repeat_interleave(len(streams[0]), dim=0)
         self.tokens_B = self.logits_BV.argmax(-1)  # until some are drawn

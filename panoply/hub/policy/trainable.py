@@ -21,7 +21,7 @@ from panoply.hub.backbone.pretrained import choose_dtype, resolve
 from panoply.hub.backbone.renderer import Renderer
 from panoply.model.decoder import Decoder, cut, with_layers
 from panoply.model.device import best_device
-from panoply.model.forward import probe, row_states, takes_tree_masks
+from panoply.model.forward import comparison_trees, row_states, takes_tree_masks
 from panoply.model.reward_net import RewardNet
 from panoply.model.tree import TokenTree
 
@@ -179,7 +179,7 @@ def split(whole: Decoder, config: TrainedBackboneConfig) -> tuple[Decoder | None
     at = num_layers - config.num_last
     lower = _part(whole, 0, at)
     upper = _part(whole, at, num_layers)
-    trees = probe(whole)
+    trees = comparison_trees(whole)
     with torch.no_grad():
         through = row_states(upper, trees, [row_states(lower, [tree])[0] for tree in trees])[0]
         direct = row_states(whole, trees)[0]
@@ -207,7 +207,7 @@ def check_log_probs(causal: Any, decoder: Decoder, lm_head: nn.Module) -> None:
     Raises:
         ValueError: it does not: the model scales, caps or shifts them.
     """
-    tokens_BT = torch.tensor([probe(decoder)[0].shared], device=decoder.device)
+    tokens_BT = torch.tensor([comparison_trees(decoder)[0].shared], device=decoder.device)
     own = causal(input_ids=tokens_BT).logits.float().log_softmax(-1)
     ours = lm_head(decoder.states(tokens_BT)[-1]).float().log_softmax(-1)
     if not torch.allclose(own, ours, atol=1e-3 if decoder.dtype == torch.float32 else 0.2):
