@@ -422,7 +422,7 @@ def test_a_name_in_a_turn_is_written_by_the_template_that_reads_it(folders):
 
 
 class ShortestReply(ScoringModel[int]):
-    """A kind of reward model that panoply does not know: minus the number of a response's tokens."""
+    """A kind of reward model from outside: minus the number of tokens of a response."""
 
     temperature = 10.0
 
