@@ -12,14 +12,13 @@ from itertools import pairwise
 import httpx2
 import psutil
 import pytest
-from test_export import make_run
-from test_scalar import save_small
 from transformers import AutoTokenizer
 
 from panoply.config.serve import ScalingConfig, ServeConfig
 from panoply.hub.artefact.load import load_reward_model
 from panoply.wire.client import Client
 from panoply.wire.request import Chat, ScoreRequest
+from tests.builders.models import make_run, save_small
 from workflows.cluster.gateway import states
 from workflows.serve import deployed, pinned
 
