@@ -17,8 +17,8 @@ from benchmarks.house import (
 
 ROOT = Path(__file__).parents[1]
 MODULES = read_modules(ROOT)
-PREPOSITIONS = """of in by for on at with from to as per into over under above below behind before after
-beside between among within without until since than through against like"""
+PREPOSITIONS = """of in by for on at with from to as per into over under above below behind before
+after beside between among within without until since than through against like"""
 RELATIVES = "who what which where how whose whom when why that whether"
 FRAGMENTS = frozenset(f"{PREPOSITIONS} {RELATIVES}".split())
 """First words of a help text that does not read alone."""

@@ -12,6 +12,9 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaModel,
 )
 
 from panoply.config import Rendering
@@ -46,6 +49,37 @@ METRICS = {
         for name, accuracy in (("gate", 0.7), ("linear_bt", 0.6123))
     },
 }
+
+
+def tiny_llama(**changes):
+    """The configuration of a small Llama; wide initial weights, so that attention moves states."""
+    return LlamaConfig(
+        vocab_size=300,
+        hidden_size=SIZE,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.3,
+        **changes,
+    )
+
+
+def save_tiny_model(folder, tokenizer):
+    """Saves a backbone of three layers with its tokenizer."""
+    torch.manual_seed(0)
+    LlamaModel(tiny_llama()).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_tiny_policy(folder, tokenizer):
+    """Saves a language model of three layers with its tokenizer."""
+    torch.manual_seed(1)
+    ends = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
+    LlamaForCausalLM(tiny_llama(tie_word_embeddings=True, **ends)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def small_model(family="llama", dtype=torch.float32):

@@ -28,6 +28,25 @@ WHITE = [
     *("", "🙂", "\n🙂\n", HEBREW, f"\n{HEBREW} ", "hi", "Fine.\n", "Fine. \n\n"),
 ]
 
+CHAT = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def chat_tokenizer():
+    """One token per byte, and a token for each role; pad is end-of-turn, and there is no BOS."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    inner = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    inner.add_special_tokens(["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, eos_token="<|end|>", pad_token="<|end|>"
+    )
+    tokenizer.chat_template = CHAT
+    return tokenizer
+
 
 def byte_tokenizer(template, *, adds_bos=False, merges=()):
     """One token per byte unless merged, with <s>, <|start|> and <|end|>."""
