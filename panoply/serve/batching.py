@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Generic, TypeAlias, TypeVar
@@ -64,11 +64,15 @@ class Batcher(Generic[T]):
         run: scores conversations, in order; called in a thread, never twice at once.
         config: see there.
         watch: told of every batch.
+        clock: seconds, from any start.
+        sleep: waits for so many seconds of that clock.
     """
 
     run: Callable[[Sequence[Tokenized]], Sequence[T]]
     config: BatchConfig
     watch: Callable[[BatchStats], None] = lambda _: None
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     _groups: dict[Key, list[_Waiting[T]]] = field(default_factory=dict[Key, "list[_Waiting[T]]"])
     num_queued: int = 0
     """Responses that wait."""
@@ -95,7 +99,7 @@ class Batcher(Generic[T]):
                 f"{self.num_queued} responses wait, at most {self.config.max_queued}",
                 max(1.0, min(wait, 60.0)),
             )
-        now, loop = time.monotonic(), asyncio.get_running_loop()
+        now, loop = self.clock(), asyncio.get_running_loop()
         waiting = [_Waiting[T](c, now, now + timeout, loop.create_future()) for c in conversations]
         for one in waiting:
             c = one.conversation
@@ -112,11 +116,11 @@ class Batcher(Generic[T]):
             batch = self._take()
             if not batch:
                 continue
-            begun = time.monotonic()
+            begun = self.clock()
             found = await asyncio.get_running_loop().run_in_executor(
                 self._thread, self._run_apart, [one.conversation for one in batch]
             )
-            seconds = time.monotonic() - begun
+            seconds = self.clock() - begun
             for one, value in zip(batch, found, strict=True):
                 if not one.done.done():  # its caller may have gone
                     one.done.set_result(value)
@@ -135,9 +139,9 @@ class Batcher(Generic[T]):
         """Waits for more, as long as they keep coming and nothing has waited for too long."""
         ends = min(group[0].arrived for group in self._groups.values()) + self.config.max_wait
         seen = -1
-        while seen != self.num_queued and time.monotonic() < ends:
+        while seen != self.num_queued and self.clock() < ends:
             seen = self.num_queued
-            await asyncio.sleep(self.config.max_wait / LOOKS)
+            await self.sleep(self.config.max_wait / LOOKS)
 
     def _take(self) -> list[_Waiting[T]]:
         """Takes a batch out of the queue: the longest waiting groups, as many as are soon done."""
@@ -153,8 +157,8 @@ class Batcher(Generic[T]):
 
     def _take_of(self, key: Key, batch: list[_Waiting[T]], room: int) -> int:
         """Moves what fits of one group into the batch; returns the tokens that are left."""
-        now, left, begun = time.monotonic(), list[_Waiting[T]](), False
-        for one in self._groups.pop(key):
+        now, left, begun = self.clock(), list[_Waiting[T]](), False
+        for one in self._groups[key]:
             c = one.conversation
             cost = len(c.tokens) - (c.start if begun else 0)
             if batch and cost > room:
@@ -170,7 +174,9 @@ class Batcher(Generic[T]):
             batch.append(one)
             room, begun = room - cost, True
         if left:
-            self._groups = {key: left, **self._groups}  # still the longest waiting
+            self._groups[key] = left  # in its place among those that wait
+        else:
+            del self._groups[key]
         return room
 
     def _run_apart(self, conversations: Sequence[Tokenized]) -> Sequence[T | Exception]:
