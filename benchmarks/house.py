@@ -1,6 +1,6 @@
 """Measures of this code as text: `python -m benchmarks.house [--root DIR] [--json FILE]`.
 
-Everything is counted on the syntax trees of the product (panoply, actors, web, workflows, jobs);
+Everything is counted on the syntax trees of the product (panoply, actors, workflows, jobs);
 nothing is imported and no model is run. `tests/test_house_rules.py` holds the code to some of these
 counts. Definitions:
 
@@ -25,7 +25,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-PACKAGES = ("panoply", "actors", "web", "workflows", "jobs")
+PACKAGES = ("panoply", "actors", "workflows", "jobs")
 FILLERS = frozenset(["found", "told", "own", "said", "one", "asked", "known", "given", "wanted"])
 """Names that say nothing of what they hold."""
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
