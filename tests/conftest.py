@@ -49,6 +49,8 @@ def cluster():
     """One local Ray cluster for all tests that ask for it."""
     from workflows.cluster.ray_cluster import connect
 
+    # Nodes tell their metrics every second rather than every ten, which tests of them wait for.
+    os.environ["RAY_metrics_report_interval_ms"] = "1000"
     connect(4)
     import ray
 

@@ -97,8 +97,8 @@ def counted(name, model):
 def settled():
     """The responses of the scalar model by process, once what was asked before is told."""
     known, since = counted("panoply_responses_total", "scalar"), time.monotonic()
-    while time.monotonic() - since < 12:  # the nodes tell every ten seconds
-        time.sleep(1)
+    while time.monotonic() - since < 4:  # the nodes tell every second
+        time.sleep(0.2)
         if (now := counted("panoply_responses_total", "scalar")) != known:
             known, since = now, time.monotonic()
     return known
