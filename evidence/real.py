@@ -96,11 +96,11 @@ def figures(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     import transformers
 
     found: dict[str, Any] = {}
-    for setting, each in runs.items():
+    for name, each in runs.items():
         for scorer in each[0]["pairs"] if each else ():
             for key in (BALANCED, "accuracy"):
                 values = [metrics["pairs"][scorer]["macro"][key] for metrics in each]
-                found[f"{setting}/{scorer}/{key}"] = over_seeds(values)
+                found[f"{name}/{scorer}/{key}"] = over_seeds(values)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     found["setting"] = setting(ray, torch, transformers, threads=1, driver_peak_gib=peak)
     return found | {"runs": {name: list(each) for name, each in runs.items()}}
