@@ -21,6 +21,7 @@ RUN pip install --no-cache-dir --constraint constraints.txt boto3 --editable '.[
 COPY actors actors
 COPY jobs jobs
 COPY panoply panoply
+COPY web web
 COPY workflows workflows
 
 ARG COMMIT=unknown

@@ -1,9 +1,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest -q
+FAST := not ray and not browser and not slow
 # Start nodes that come and go, and mostly wait for them: `make -j 2 test` does so beside the rest.
 NODES := tests/test_autoscale.py tests/test_lost_nodes.py
 
-.PHONY: install demo serve lint types test test-here test-nodes check format
+.PHONY: install demo serve lint types test test-fast test-rest test-nodes test-evidence check format
 
 install: .venv/.installed
 
@@ -21,13 +23,20 @@ demo: install
 serve: install
 	$(BIN)/python -m jobs.serve demo
 
-test: test-here test-nodes
+test: test-fast test-rest test-nodes
 
-test-here: install
-	$(BIN)/python -m pytest -q $(NODES:%=--ignore=%)
+test-fast: install
+	$(PYTEST) -m "$(FAST)"
+
+test-rest: install
+	$(PYTEST) -m "not ($(FAST))" $(NODES:%=--ignore=%)
 
 test-nodes: install
-	$(BIN)/python -m pytest -q $(NODES)
+	$(PYTEST) $(NODES)
+
+# The tests of benchmarks and of evidence; neither is part of the product.
+test-evidence: install
+	$(PYTEST) benchmarks/tests evidence/tests
 
 lint: install
 	$(BIN)/ruff format --check .

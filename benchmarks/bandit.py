@@ -16,18 +16,18 @@ Shapes: B decisions, K arms, D size of a context.
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 import numpy as np
-import tyro
 from threadpoolctl import threadpool_limits
 
+from benchmarks import harness
+from benchmarks.harness import over_repeats, print_figures, run, setting, write_figures
 from panoply.bandit.bandits import LinUCB
 from panoply.bandit.update import Choice, choose, init, uniforms, update
 from panoply.config.bandit import SelectorConfig
@@ -141,35 +141,34 @@ def served(size: int, num_arms: int, num_rounds: int, calls: int) -> dict[str, A
     }
 
 
-def over_repeats(values: list[float], **more: Any) -> dict[str, Any]:
-    """Returns a figure: the median with the extremes."""
-    return {"ratio": median(values), "min": min(values), "max": max(values), **more}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options(harness.Options):
+    """Sizes of the comparison."""
+
+    size: int = 576
+    """Numbers in a context."""
+    arms: int = 4
+    """Reward models."""
+    rival_decisions: int = 20
+    """Decisions of the rival in a repeat; ours makes 32 times as many."""
+    repeats: int = 5
+    """Interleaved repeats of each side."""
 
 
-def main(
-    json: Path, size: int = 576, arms: int = 4, rival_decisions: int = 20, repeats: int = 5
-) -> None:
+def main(options: Options) -> None:
     """Runs the benchmark and prints a table.
-
-    Args:
-        json: where the figures go.
-        size: numbers in a context.
-        arms: reward models.
-        rival_decisions: decisions of the rival in a repeat; ours makes 32 times as many.
-        repeats: interleaved repeats of each side.
 
     Raises:
         RuntimeError: the two disagree on an arm, so that their times say nothing.
     """
-    from workflows.cluster.tracking import write_json
-
+    size, arms, rival_decisions = options.size, options.arms, options.rival_decisions
     threadpool_limits(1)
     rng = np.random.default_rng(0)
     contexts = rng.standard_normal((32 * rival_decisions, size)) / np.sqrt(size)
     rewards = rng.random((len(contexts), arms))
     ratios: dict[str, list[float]] = {"projected": [], "unprojected": []}
     per_second: dict[str, list[float]] = {"1": [], "64": []}
-    for _ in range(repeats):
+    for _ in range(options.repeats):
         theirs, seconds = invert(contexts[:rival_decisions], rewards[:rival_decisions])
         _, whole = ours(contexts[:rival_decisions], rewards[:rival_decisions], size)
         if (same := follow(contexts, rewards, theirs)) != theirs[1:]:
@@ -188,43 +187,34 @@ def main(
             f"batch_{batch}": over_repeats(rates) for batch, rates in per_second.items()
         },
         "selector": served(size, arms, num_rounds=20, calls=30),
-        "setting": {
-            "size": size,
-            "arms": arms,
-            "decisions": [rival_decisions, len(contexts)],
-            "repeats": repeats,
-            "numpy": np.__version__,
-            "threads": 1,
-            "dtype": "float64",
-            "load": os.getloadavg()[0],
-        },
+        "setting": setting(
+            np,
+            size=size,
+            arms=arms,
+            decisions=[rival_decisions, len(contexts)],
+            repeats=options.repeats,
+            threads=1,
+            dtype="float64",
+        ),
     }
-    write_json(json, figures)
+    write_figures(options.json, figures)
     print_table(figures)
 
 
 def print_table(figures: dict[str, Any]) -> None:
     """Prints the figures."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("figure", "median", "min", "max", "")
     rates = figures["decisions_per_second"]
-    rows = {
-        "bandit_vs_inversion": (figures["bandit_vs_inversion"], "bar: >= 50"),
-        "bandit_vs_inversion_unprojected": (figures["bandit_vs_inversion_unprojected"], ""),
-        "decisions/s, one by one": (rates["batch_1"], ""),
-        "decisions/s, 64 at a time": (rates["batch_64"], ""),
-    }
-    for name, (found, note) in rows.items():
-        table.add_row(name, *(f"{found[k]:,.1f}" for k in ("ratio", "min", "max")), note)
+    one_by_one, batched = "decisions/s, one by one", "decisions/s, 64 at a time"
+    print_figures(
+        figures | {one_by_one: rates["batch_1"], batched: rates["batch_64"]},
+        columns=("ratio", "min", "max"),
+        notes={"bandit_vs_inversion": "bar: >= 50"},
+    )
     actor = figures["selector"]
-    table.add_row("selector, decisions/s of whole rounds", f"{actor['decisions_per_second']:,.0f}")
     waits = "p50 {p50:.1f} ms, p99 {p99:.1f} ms".format(**actor["call_ms"])
-    name = f"selector, calls/s of {actor['callers']} callers"
-    table.add_row(name, f"{actor['calls_per_second']:,.0f}", "", "", waits)
-    Console().print(table)
+    print(f"selector: {actor['decisions_per_second']:,.0f} decisions/s of whole rounds")
+    print(f"{actor['callers']} callers: {actor['calls_per_second']:,.0f} calls/s, {waits}")
 
 
 if __name__ == "__main__":
-    tyro.cli(main, prog="python -m benchmarks.bandit")
+    run(main, Options)

@@ -13,15 +13,15 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-import tyro
 
+from benchmarks import harness
+from benchmarks.harness import over_repeats, print_figures, run, setting, write_figures
 from benchmarks.tree_baselines import (
     Separate,
     one_by_one,
@@ -39,11 +39,9 @@ PAIRS = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class Options(harness.Options):
     """What is measured."""
 
-    json: Path
-    """Where the figures go."""
     data: Path = Path("../shared/data")
     """Folder with `ratings/*.parquet` and `pairs/*.parquet`."""
     depth: float = 0.6
@@ -60,24 +58,14 @@ class Options:
 
 def main(options: Options) -> None:
     """Runs the benchmark and prints a table."""
-    from rich.console import Console
-    from rich.table import Table
-
     from panoply.hub.backbone.pretrained import silence_libraries
-    from workflows.cluster.tracking import write_json
 
     silence_libraries()
-    figures: dict[str, Any] = {"setting": setting(options)}
+    figures: dict[str, Any] = {"setting": about(options)}
     for part in (forwards, embedding_on_ray, sums_on_ray):
         figures |= part(options)
-        write_json(options.json, figures)
-    table = Table("figure", "ratio", "min", "max", "ideal", "unit cost")
-    for name, found in figures.items():
-        if "ratio" in found:
-            keys = ("ratio", "min", "max", "ideal")
-            cells = (f"{found[key]:.2f}" if key in found else "" for key in keys)
-            table.add_row(name, *cells, found.get("unit_cost", ""))
-    Console().print(table)
+        write_figures(options.json, figures)
+    print_figures(figures, ("ratio", "min", "max", "ideal", "unit_cost"))
 
 
 def forwards(options: Options) -> dict[str, Any]:
@@ -104,15 +92,10 @@ def forwards(options: Options) -> dict[str, Any]:
     computed = sum(tree.num_tokens for tree in trees)
     rate = computed / statistics.median(mine)
     return {
-        f"embed_vs_{name}": spread([b / a for a, b in zip(mine, column, strict=True)])
+        f"embed_vs_{name}": over_repeats([b / a for a, b in zip(mine, column, strict=True)])
         | {"ideal": sum(map(len, sequences)) / computed, "unit_cost": f"{rate:.0f} tokens/s"}
         for name, column in zip(batches, others, strict=True)
     }
-
-
-def spread(ratios: Sequence[float]) -> dict[str, Any]:
-    """Returns the median with the extremes."""
-    return {"ratio": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
 
 
 def sample(options: Options, folder: Path) -> list[Any]:
@@ -228,22 +211,21 @@ def grown(name: str, run: Any, rows: int, unit: str, power: float) -> dict[str, 
     }
 
 
-def setting(options: Options) -> dict[str, Any]:
+def about(options: Options) -> dict[str, Any]:
     """Returns versions and sizes."""
     import ray
     import transformers
 
-    versions = {m.__name__: str(m.__version__) for m in (torch, transformers, ray)}
-    return {
-        "versions": versions,
-        "threads": 1,
-        "dtype": "float32",
-        "depth": options.depth,
-        "prompts": options.prompts,
-        "ratings_per_source": options.ratings_per_source,
-        "sum_rows": options.sum_rows,
-    }
+    return setting(
+        *(torch, transformers, ray),
+        threads=1,
+        dtype="float32",
+        depth=options.depth,
+        prompts=options.prompts,
+        ratings_per_source=options.ratings_per_source,
+        sum_rows=options.sum_rows,
+    )
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, prog="python -m benchmarks.embed"))
+    run(main, Options)

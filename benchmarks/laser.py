@@ -18,7 +18,6 @@ the bandit and for the mean of all; wall clock of each round.
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -28,8 +27,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import tyro
 
+from benchmarks import harness
+from benchmarks.harness import over_repeats, print_figures, run, write_figures
 from benchmarks.serve import saved_model
 from jobs.recipes import LASER, SHORT, SPOKEN
 from panoply.config.laser import ArmsConfig, LaserConfig, PromptsConfig
@@ -43,7 +43,7 @@ BAR_OVER_SHARE = 0.15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Args:
+class Args(harness.Options):
     """What is compared."""
 
     arms: int = 4
@@ -54,7 +54,6 @@ class Args:
     rounds: int = 3
     """Whole rounds of each strategy; 0: none."""
     work: str = "~/.cache/panoply-benchmarks"
-    json: str = ""
 
 
 def sampled(args: Args) -> list[Chat]:
@@ -130,7 +129,7 @@ def scoring(args: Args, models: ArmsConfig, shared: ArmsConfig) -> dict[str, Any
 
     def ratio(kind: str, of: str, field: str) -> dict[str, float]:
         both = zip(walls[kind], walls[of], strict=True)
-        return spread([getattr(one, field) / getattr(other, field) for one, other in both])
+        return median_of([getattr(one, field) / getattr(other, field) for one, other in both])
 
     return {
         "bar": 1 / args.arms + BAR_OVER_SHARE,
@@ -139,7 +138,7 @@ def scoring(args: Args, models: ArmsConfig, shared: ArmsConfig) -> dict[str, Any
         "scoring_wall_vs_ensemble_shared": ratio("one", "shared", "seconds"),
         "scoring_cpu_vs_ensemble": ratio("chosen", "ensemble", "cpu_seconds"),
         "scoring_cpu_vs_ensemble_one": ratio("one", "ensemble", "cpu_seconds"),
-        "seconds": {kind: spread([wall.seconds for wall in own]) for kind, own in walls.items()},
+        "seconds": {kind: median_of([wall.seconds for wall in own]) for kind, own in walls.items()},
     }
 
 
@@ -178,25 +177,21 @@ def rounds(args: Args, models: ArmsConfig, out: Path) -> dict[str, Any]:
     run_laser(config, clock)
     found: dict[str, Any] = {}
     for strategy, ends in clock.ends.items():
-        found[strategy] = spread([b - a for a, b in pairwise(ends)])
+        found[strategy] = median_of([b - a for a, b in pairwise(ends)])
     found["laser_vs_mean"] = found["laser"]["median"] / found["mean"]["median"]
     return found
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Returns the median, the smallest and the largest value."""
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+def median_of(values: Sequence[float]) -> dict[str, float]:
+    """Returns the median with the extremes."""
+    figure = over_repeats(values)
+    return {"median": figure.pop("ratio"), **figure}
 
 
-def main() -> None:
+def main(args: Args) -> None:
     """Runs the benchmark, prints a table and writes the figures."""
-    from rich.console import Console
-
-    from panoply.report.tables import add_row, empty_table, number
     from workflows.cluster.ray_cluster import connect
-    from workflows.cluster.tracking import write_json
 
-    args = tyro.cli(Args, description=__doc__)
     work = Path(args.work).expanduser()
     alone, heads = saved_model(work), saved_model(work, args.arms)
     names = [f"arm{k}={alone}" for k in range(args.arms)]
@@ -208,15 +203,10 @@ def main() -> None:
     if args.rounds:
         with tempfile.TemporaryDirectory() as place:
             figures["rounds"] = rounds(args, models, Path(place) / "run")
-    table = empty_table("One arm a prompt beside all arms", "figure", ("median", "min", "max"))
+    write_figures(args.json, figures)
     for section in figures.values():
-        for name, value in section.items():
-            if isinstance(value, dict) and "median" in value:
-                add_row(table, name, *(number(value[key]) for key in ("median", "min", "max")))
-    Console().print(table)
-    if args.json:
-        write_json(Path(args.json).expanduser(), figures)
+        print_figures(section, ("median", "min", "max"))
 
 
 if __name__ == "__main__":
-    main()
+    run(main, Args)

@@ -8,7 +8,6 @@ weights are those of the step before. Bar: at most 1.05.
 
 from __future__ import annotations
 
-import os
 import statistics
 import tempfile
 import time
@@ -17,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 
+from benchmarks import harness
+from benchmarks.harness import over_repeats, print_figures, run, setting, write_figures
 from evidence.preference import FIVE
 from panoply.config import Rendering
 from panoply.config.armorm import SyntheticConfig
@@ -31,11 +31,9 @@ from panoply.config.preference import (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class Options(harness.Options):
     """What is measured."""
 
-    json: Path
-    """Where the figures go."""
     data: Path = Path("../shared/data")
     """Folder with `pairs/*.parquet`; without it the planted world is taken."""
     num_steps: int = 12
@@ -48,24 +46,15 @@ class Options:
 
 def main(options: Options) -> None:
     """Runs the benchmark and prints a table."""
-    from rich.console import Console
-    from rich.table import Table
-
     from panoply.hub.backbone.pretrained import silence_libraries
-    from workflows.cluster.tracking import write_json
 
     silence_libraries()
     torch.set_num_threads(options.threads)
-    figures: dict[str, Any] = {"setting": setting(options)}
+    figures: dict[str, Any] = {"setting": about(options)}
     for name, budget in (("more_vs_mixed", 2**16), ("more_vs_mixed_delayed", 1024)):
         figures[name] = compare(options, budget)
-        write_json(options.json, figures)
-    table = Table("figure", "ratio", "min", "max", "seconds a step, plain", "weighted")
-    for name, found in figures.items():
-        if "ratio" in found:
-            cells = [f"{found[key]:.3f}" for key in ("ratio", "min", "max", "plain", "weighted")]
-            table.add_row(name, *cells)
-    Console().print(table)
+        write_figures(options.json, figures)
+    print_figures(figures, ("ratio", "min", "max", "plain", "weighted"))
 
 
 def compare(options: Options, token_budget: int) -> dict[str, Any]:
@@ -113,30 +102,27 @@ def compare(options: Options, token_budget: int) -> dict[str, Any]:
                 taken[name] = time.perf_counter() - began
             times.append((taken["plain"], taken["weighted"]))
         ratios = [b / a for a, b in times[2:]]
-        return {
-            "ratio": statistics.median(ratios),
-            "min": min(ratios),
-            "max": max(ratios),
-            "plain": statistics.median(a for a, _ in times[2:]),
-            "weighted": statistics.median(b for _, b in times[2:]),
-            "delayed": weighted.delayed,
-        }
+        return over_repeats(
+            ratios,
+            plain=statistics.median(a for a, _ in times[2:]),
+            weighted=statistics.median(b for _, b in times[2:]),
+            delayed=weighted.delayed,
+        )
 
 
-def setting(options: Options) -> dict[str, Any]:
+def about(options: Options) -> dict[str, Any]:
     """Returns versions and sizes."""
     import transformers
 
-    return {
-        "versions": {m.__name__: str(m.__version__) for m in (torch, transformers)},
-        "dtype": "float32",
-        "threads": options.threads,
-        "cores": os.cpu_count(),
-        "depth": options.depth,
-        "pairs_per_step": options.pairs_per_step,
-        "num_steps": options.num_steps,
-    }
+    return setting(
+        *(torch, transformers),
+        dtype="float32",
+        threads=options.threads,
+        depth=options.depth,
+        pairs_per_step=options.pairs_per_step,
+        num_steps=options.num_steps,
+    )
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, prog="python -m benchmarks.more"))
+    run(main, Options)

@@ -18,19 +18,18 @@ Shapes: N rows, D hidden size, O objectives, P objectives of one source, S stren
 from __future__ import annotations
 
 import multiprocessing
-import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
-import tyro
 from threadpoolctl import threadpool_limits
 
+from benchmarks import harness
+from benchmarks.harness import over_repeats, print_figures, run, setting, write_figures
 from panoply.armorm.ridge import (
     Moments,
     Pattern,
@@ -169,11 +168,6 @@ def peak_mib() -> float:
     return int(status.split("VmHWM:")[1].split()[0]) / 2**10
 
 
-def over_repeats(values: Sequence[float], **more: Any) -> dict[str, Any]:
-    """Returns a figure: the median with the extremes."""
-    return {"ratio": median(values), "min": min(values), "max": max(values), **more}
-
-
 def compare(sources: Sequence[Source], repeats: int) -> dict[str, Any]:
     """Times the three side by side.
 
@@ -225,73 +219,46 @@ def scaling(rows: Sequence[int], size: int, objectives: int, sources: int) -> di
     }
 
 
-def main(
-    json: Path,
-    rows: int = 100_000,
-    hidden_size: int = 576,
-    objectives: int = 19,
-    sources: int = 8,
-    repeats: int = 3,
-) -> None:
-    """Runs the benchmark and prints a table.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options(harness.Options):
+    """Sizes of the comparison."""
 
-    Args:
-        json: where the figures go.
-        rows: rated rows over all sources; scaling is measured at 1/2, 1, 2 and 4 times these.
-        hidden_size: features of a row.
-        objectives: objectives over all sources.
-        sources: equal sources.
-        repeats: interleaved repeats of each side.
-    """
-    from workflows.cluster.tracking import write_json
-
-    threadpool_limits(1)
-    made = make_sources(rows, hidden_size, objectives, sources)
-    figures = compare(made, repeats)
-    del made
-    figures |= scaling([rows * n // 2 for n in (1, 2, 4, 8)], hidden_size, objectives, sources)
-    figures["setting"] = setting() | {
-        "rows": rows,
-        "hidden_size": hidden_size,
-        "objectives": objectives,
-        "sources": sources,
-        "strengths": list(STRENGTHS),
-        "repeats": repeats,
-    }
-    write_json(json, figures)
-    print_table(figures)
+    rows: int = 100_000
+    """Rated rows over all sources; scaling is measured at 1/2, 1, 2 and 4 times these."""
+    hidden_size: int = 576
+    """Features of a row."""
+    objectives: int = 19
+    """Objectives over all sources."""
+    sources: int = 8
+    """Equal sources."""
+    repeats: int = 3
+    """Interleaved repeats of each side."""
 
 
-def setting() -> dict[str, Any]:
-    """Returns what the figures depend on besides sizes."""
+def main(options: Options) -> None:
+    """Runs the benchmark and prints a table."""
     import scipy
     import sklearn
 
-    return {
-        "versions": {m.__name__: m.__version__ for m in (np, scipy, sklearn)},
-        "threads": 1,
-        "dtype": "float64",
-        "load": os.getloadavg()[0],
-    }
-
-
-def print_table(figures: dict[str, Any]) -> None:
-    """Prints the figures."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("figure", "ratio", "min", "max", "")
+    threadpool_limits(1)
+    shape = options.hidden_size, options.objectives, options.sources
+    made = make_sources(options.rows, *shape)
+    figures = compare(made, options.repeats)
+    del made
+    figures |= scaling([options.rows * n // 2 for n in (1, 2, 4, 8)], *shape)
+    sizes = {name: value for name, value in asdict(options).items() if name != "json"}
+    figures["setting"] = setting(
+        *(np, scipy, sklearn), threads=1, dtype="float64", strengths=list(STRENGTHS), **sizes
+    )
+    write_figures(options.json, figures)
     notes = {
         "ridge_vs_sklearn": "bar: >= 12",
         "ridge_vs_multitarget": "the best simple rival",
         "sums_per_row": "1 is linear",
         "peak_memory": "1 is flat",
     }
-    for name, note in notes.items():
-        found = figures[name]
-        table.add_row(name, *(f"{found[k]:.2f}" for k in ("ratio", "min", "max")), note)
-    Console().print(table)
+    print_figures(figures, ("ratio", "min", "max"), notes)
 
 
 if __name__ == "__main__":
-    tyro.cli(main, prog="python -m benchmarks.objectives")
+    run(main, Options)

@@ -9,18 +9,17 @@ one that ends a response.
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-import tyro
 
+from benchmarks import harness
+from benchmarks.harness import run, setting, write_figures
 from panoply.config.policy import SamplingConfig
 from panoply.hub.policy.policy import Policy, load_policy
 from panoply.model.sampling import stream
@@ -30,7 +29,7 @@ PADDING = "Keep in mind that the reader is a busy person who knows nothing about
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Args:
+class Args(harness.Options):
     """What is compared."""
 
     model: str = "embedded"
@@ -42,7 +41,6 @@ class Args:
     max_tokens: int = 32
     repeats: int = 2
     threads: int = 1
-    json: str = ""
 
 
 def opening(policy: Policy, topic: str, sentences: int) -> list[int]:
@@ -125,17 +123,14 @@ def compare(args: Args) -> list[dict[str, Any]]:
     return rows
 
 
-def main() -> None:
+def main(args: Args) -> None:
     """Runs the comparison."""
-    args = tyro.cli(Args, description=__doc__)
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    rows = compare(args)
-    if args.json:
-        about = {"torch": torch.__version__, "transformers": transformers.__version__}
-        setting = {"threads": args.threads, "dtype": "float32", "max_tokens": args.max_tokens}
-        Path(args.json).write_text(json.dumps({**about, **setting, "rows": rows}, indent=1))
+    sizes = {"threads": args.threads, "dtype": "float32", "max_tokens": args.max_tokens}
+    figures = setting(torch, transformers, **sizes) | {"rows": compare(args)}
+    write_figures(args.json, figures)
 
 
 if __name__ == "__main__":
-    main()
+    run(main, Args)

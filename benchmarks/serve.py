@@ -27,7 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
+from benchmarks import harness
+from benchmarks.harness import over_repeats, print_figures, run, setting, write_figures
 
 Kind = Literal["panoply", "plain"]
 PORTS: dict[Kind, int] = {"panoply": 8711, "plain": 8712}
@@ -41,11 +42,9 @@ CLOSE = 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class Options(harness.Options):
     """What is measured."""
 
-    json: Path
-    """Where the figures go."""
     data: Path = Path("../shared/data")
     """Folder with `pairs/*.parquet` and `ratings/summeval.parquet`."""
     work: Path = Path("runs/benchmark-serve")
@@ -108,28 +107,23 @@ class Passed:
 
 def main(options: Options) -> None:
     """Runs the benchmark and prints a table."""
-    from rich.console import Console
-
-    from workflows.cluster.tracking import write_json
-
-    console = Console()
     folder = saved_model(options.work)
     loads = make_loads(options, folder)
-    figures: dict[str, Any] = {"setting": setting(options, loads)}
+    figures: dict[str, Any] = {"setting": about(options, loads)}
     runs: dict[Kind, list[dict[tuple[str, int], Passed]]] = {"panoply": [], "plain": []}
     kinds: tuple[Kind, ...] = ("panoply", "plain")
     for repeat in range(options.repeats):
         for kind in kinds if repeat % 2 == 0 else kinds[::-1]:
             with server(kind, folder, options):
-                console.log(f"{kind} server, time {repeat + 1}")
+                print(f"{kind} server, time {repeat + 1}", flush=True)
                 runs[kind].append(measured(kind, loads, options))
         figures |= ratios(runs, loads, options)
-        write_json(options.json, figures)
+        write_figures(options.json, figures)
     if options.soak_minutes:
         with server("panoply", folder, options) as process:
             figures["soak"] = soak(process, [a for x in loads.values() for a in x.asks], options)
-        write_json(options.json, figures)
-    console.print(table(figures))
+        write_figures(options.json, figures)
+    print_table(figures)
 
 
 def saved_model(work: Path, num_heads: int = 1) -> Path:
@@ -332,25 +326,20 @@ def ratios(
         theirs = [run[name, num].seconds for run in runs["plain"]]
         ours = [run[name, num].seconds for run in runs["panoply"]]
         each = [b / a for a, b in zip(ours, theirs, strict=True)]
-        found[f"c{num}_{name}_vs_plain"] = spread(each) | {"ideal": load.ideal}
+        found[f"c{num}_{name}_vs_plain"] = over_repeats(each) | {"ideal": load.ideal}
     batched = [
         run["singles", BATCH_CLIENTS].seconds / run["batch", BATCH_CLIENTS].seconds
         for run in runs["panoply"]
     ]
-    found[f"c{BATCH_CLIENTS}_batch_vs_singles"] = spread(batched)
+    found[f"c{BATCH_CLIENTS}_batch_vs_singles"] = over_repeats(batched)
     served = [run["n16", most].seconds / loads["n16"].alone for run in runs["panoply"]]
-    found["served_vs_in_process"] = spread(served)
+    found["served_vs_in_process"] = over_repeats(served)
     found["requests"] = {
         f"{kind} {name} c{num}": passed.told()
         for kind, times in runs.items()
         for (name, num), passed in times[-1].items()
     }
     return found
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Returns the median with the extremes."""
-    return {"ratio": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def soak(process: subprocess.Popen[bytes], asks: Sequence[Ask], options: Options) -> dict[str, Any]:
@@ -378,43 +367,32 @@ def soak(process: subprocess.Popen[bytes], asks: Sequence[Ask], options: Options
     }
 
 
-def setting(options: Options, loads: dict[str, Load]) -> dict[str, Any]:
+def about(options: Options, loads: dict[str, Load]) -> dict[str, Any]:
     """Returns versions and sizes."""
     import fastapi
     import ray
     import torch
     import transformers
 
-    return {
-        "versions": {m.__name__: str(m.__version__) for m in (torch, transformers, ray, fastapi)},
-        "model": "SmolLM2-135M, all layers, random head",
-        "threads": 1,
-        "dtype": "float32",
-        "server_core": options.server_core,
-        "client_core": options.client_core,
-        "requests": {name: len(load.asks) for name, load in loads.items()},
-    }
+    return setting(
+        *(torch, transformers, ray, fastapi),
+        model="SmolLM2-135M, all layers, random head",
+        threads=1,
+        dtype="float32",
+        server_core=options.server_core,
+        client_core=options.client_core,
+        requests={name: len(load.asks) for name, load in loads.items()},
+    )
 
 
-def table(figures: dict[str, Any]) -> Any:
-    """Returns the ratios, and the requests of both servers, as a table."""
-    from rich.table import Table
-
-    made = Table("figure", "ratio", "min", "max", "ideal")
-    for name, found in figures.items():
-        if "ratio" in found:
-            keys = ("ratio", "min", "max", "ideal")
-            made.add_row(name, *(f"{found[key]:.2f}" if key in found else "" for key in keys))
-    made.add_section()
-    for name, told in figures["requests"].items():
-        rate = f"{told['requests_per_second']:.1f}/s"
-        made.add_row(name, rate, f"p50 {told['p50_ms']:.0f} ms", f"p99 {told['p99_ms']:.0f} ms", "")
+def print_table(figures: dict[str, Any]) -> None:
+    """Prints the ratios, and the requests of both servers."""
+    print_figures(figures)
+    print_figures(figures["requests"], ("requests_per_second", "p50_ms", "p99_ms"))
     if "soak" in figures:
-        made.add_section()
-        found = figures["soak"]
-        made.add_row("soak", f"{found['requests']} right", f"{found['memory_growth']:+.1%} memory")
-    return made
+        soaked = figures["soak"]
+        print(f"soak: {soaked['requests']} right, {soaked['memory_growth']:+.1%} memory")
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, prog="python -m benchmarks.serve"))
+    run(main, Options)

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from benchmarks.harness import over_repeats
 from benchmarks.tree_baselines import Clock, seconds
 from panoply.model.tree import Branch, TokenTree
 
@@ -75,16 +76,14 @@ def _figure(
     """Times are theirs to ours (faster is more), memory is ours to theirs (smaller is less)."""
     ours, theirs = ([run[key] for run in found[name]] for name in ("panoply", other))
     ratios = [b / a if key == "seconds" else a / b for a, b in zip(ours, theirs, strict=True)]
-    return {
-        "ratio": statistics.median(ratios),
-        "min": min(ratios),
-        "max": max(ratios),
-        "ideal": ideal,
-        "share_of_ideal": statistics.median(ratios) / ideal,
-        f"panoply_{key}": ours,
-        f"{other}_{key}": theirs,
-        "losses": [found["panoply"][0]["loss"], found[other][0]["loss"]],
-    }
+    measured = {f"panoply_{key}": ours, f"{other}_{key}": theirs}
+    return over_repeats(
+        ratios,
+        ideal=ideal,
+        share_of_ideal=statistics.median(ratios) / ideal,
+        losses=[found["panoply"][0]["loss"], found[other][0]["loss"]],
+        **measured,
+    )
 
 
 def _in_process(job: Job) -> dict[str, float]:

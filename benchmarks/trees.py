@@ -7,7 +7,6 @@ measured in turns; beside it stands the ideal, the ratio of tokens.
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -15,10 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import tyro
 from rich.console import Console
-from rich.table import Table
 
+from benchmarks import harness
+from benchmarks.harness import over_repeats, print_figures, run, setting, write_figures
 from benchmarks.tree_baselines import (
     SOURCES,
     Clock,
@@ -45,11 +44,9 @@ SHOWN = ("ratio", "min", "max", "ideal", "share_of_ideal", "ratios")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class Options(harness.Options):
     """What is measured."""
 
-    json: Path
-    """Where the figures go."""
     data: Path = Path("../shared/data")
     """Folder with `pairs/*.parquet`."""
     model: str = "embedded"
@@ -77,8 +74,7 @@ class Options:
 def figure(ours: Sequence[float], theirs: Sequence[float], **more: Any) -> dict[str, Any]:
     """Returns how many times faster `ours` is, per repeat, as median and extremes."""
     ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
-    found = {"ratio": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
-    return found | {"seconds": statistics.median(ours)} | more
+    return over_repeats(ratios, seconds=statistics.median(ours), **more)
 
 
 def load(model: str, dtype: Any, num_layers: int) -> tuple[Backbone, Separate]:
@@ -140,14 +136,14 @@ def main(options: Options) -> None:
     silence_libraries()
     torch.set_num_threads(options.threads)
     console = Console()
-    figures: dict[str, Any] = {"setting": setting(options)}
+    figures: dict[str, Any] = {"setting": about(options)}
     for dtype in options.dtypes:
         end = "" if dtype == "float32" else f"_{dtype}"
         for name, found in measure(options, dtype):
             figures[name + end] = found
-            options.json.write_text(json.dumps(figures, indent=1) + "\n")
+            write_figures(options.json, figures)
             console.print(name + end, {k: v for k, v in found.items() if k in SHOWN})
-    show(console, figures)
+    print_figures(figures, ("ratio", "min", "max", "ideal", "share_of_ideal", "tokens_per_second"))
 
 
 def measure(options: Options, dtype: Any) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -195,26 +191,14 @@ def explain(ours: Backbone, theirs: Separate, trees: Sequence[TokenTree]) -> dic
     return {"trees_ms": a, "sorted_ms": b, "ratios": {name: b[name] / a[name] for name in a}}
 
 
-def setting(options: Options) -> dict[str, Any]:
+def about(options: Options) -> dict[str, Any]:
     """Returns versions and sizes."""
     import transformers
     import trl
 
-    versions = {m.__name__: str(m.__version__) for m in (torch, transformers, trl)}
-    plain = {k: v if isinstance(v, int | tuple) else str(v) for k, v in asdict(options).items()}
-    return plain | {"versions": versions}
-
-
-def show(console: Console, figures: dict[str, Any]) -> None:
-    """Prints the figures as a table."""
-    table = Table("figure", "ratio", "min", "max", "ideal", "of ideal", "tokens/s")
-    for name, found in figures.items():
-        if "ratio" in found:
-            keys = ("ratio", "min", "max", "ideal", "share_of_ideal", "tokens_per_second")
-            numbers = (f"{found[k]:.2f}" if k in found else "" for k in keys)
-            table.add_row(name, *numbers)
-    console.print(table)
+    sizes = {k: v if isinstance(v, int | tuple) else str(v) for k, v in asdict(options).items()}
+    return setting(torch, transformers, trl, **sizes)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, prog="python -m benchmarks.trees"))
+    run(main, Options)

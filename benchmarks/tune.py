@@ -11,18 +11,16 @@ length of a pass beside a trial's own work and is at most the number of trials.
 
 from __future__ import annotations
 
-import json as jsonlib
-import os
+import json
 import shutil
 import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
 from typing import Any, cast
 
-import tyro
-
+from benchmarks import harness
+from benchmarks.harness import over_repeats, print_figures, run, setting, write_figures
 from panoply.config import Rendering
 from panoply.config.armorm import SyntheticConfig
 from panoply.config.preference import PreferenceConfig, TrainedBackboneConfig, WeightingConfig
@@ -32,11 +30,9 @@ SOURCES = ("hh_helpful", "hh_harmless", "alpacaeval_gpt4", "ukp_convarg", "truth
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class Options(harness.Options):
     """What is run."""
 
-    json: Path
-    """Where the figures go."""
     data: Path = Path("../shared/data")
     """Folder with `pairs/*.parquet`; planted pairs where there is none."""
     pairs: int = 24
@@ -55,7 +51,6 @@ def main(options: Options) -> None:
     import torch
 
     from panoply.hub.backbone.pretrained import silence_libraries
-    from workflows.cluster.tracking import write_json
 
     silence_libraries()
     torch.set_num_threads(1)
@@ -67,9 +62,9 @@ def main(options: Options) -> None:
         finally:
             shutil.rmtree(folder)
     ratios = [found["own"] / found["shared"] for found in timed]
-    figure = {"ratio": median(ratios), "min": min(ratios), "max": max(ratios), "seconds": timed}
-    write_json(options.json, {"tune_vs_recompute": figure, "setting": setting(options)})
-    print(f"tune_vs_recompute: {figure['ratio']:.2f} (bar: >= 5) {timed}")
+    figures = {"tune_vs_recompute": over_repeats(ratios, seconds=timed), "setting": about(options)}
+    write_figures(options.json, figures)
+    print_figures(figures, ("ratio", "min", "max"), {"tune_vs_recompute": "bar: >= 5"})
 
 
 def search(options: Options) -> TuneConfig:
@@ -125,7 +120,7 @@ def compare(options: Options, folder: Path) -> dict[str, float]:
             store = folder / ("store" if side == "shared" else f"store-{number}")
             run = replace(trial_task(point, task, config), store=str(store))
             run_task(run, Group())
-            done = jsonlib.loads((Path(run.folder) / "done.json").read_text())
+            done = json.loads((Path(run.folder) / "done.json").read_text())
             losses[side].append(done["history"][-1]["select_loss"])
         seconds[side] = time.process_time() - began
         print(f"{side}: {seconds[side]:.0f} s", flush=True)
@@ -134,24 +129,23 @@ def compare(options: Options, folder: Path) -> dict[str, float]:
     return seconds
 
 
-def setting(options: Options) -> dict[str, Any]:
+def about(options: Options) -> dict[str, Any]:
     """Returns versions and sizes."""
     import optuna
     import torch
 
     from panoply.hub.backbone.pretrained import choose_dtype
 
-    return {
-        "versions": {m.__name__: str(m.__version__) for m in (torch, optuna)},
-        "dtype": str(choose_dtype("auto", torch.device("cpu"))),
-        "threads": 1,
-        "load": os.getloadavg()[0],
-        "pairs": "real" if search(options).preference.planted is None else "planted",
-        "pairs_per_source": options.pairs,
-        "trials": options.trials,
-        "repeats": options.repeats,
-    }
+    return setting(
+        *(torch, optuna),
+        dtype=str(choose_dtype("auto", torch.device("cpu"))),
+        threads=1,
+        pairs="real" if search(options).preference.planted is None else "planted",
+        pairs_per_source=options.pairs,
+        trials=options.trials,
+        repeats=options.repeats,
+    )
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, prog="python -m benchmarks.tune"))
+    run(main, Options)

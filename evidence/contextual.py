@@ -30,11 +30,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-import tyro
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
 from actors.prompt_embeddings import prompt_states, unit_contexts
+from benchmarks import harness
+from benchmarks.harness import run, write_figures
 from evidence.planted_arms import figure, show, walk
 from evidence.preference import FIVE, HEAD
 from evidence.preference_models import Bench
@@ -67,11 +68,9 @@ SCHEDULE = ScheduleConfig(pairs_per_step=20, num_epochs=6, head_lr=3e-3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class Options(harness.Options):
     """What is run."""
 
-    json: Path
-    """Where the figures go."""
     data: Path = Path("../shared/data")
     """Folder with `pairs/*.parquet`."""
     work: Path = Path("runs/benchmark-contextual")
@@ -127,7 +126,6 @@ class Seed:
 def main(options: Options) -> None:
     """Trains the arms, lets all policies choose, writes the figures and prints tables."""
     from panoply.hub.backbone.pretrained import silence_libraries
-    from workflows.cluster.tracking import write_json
 
     silence_libraries()
     torch.set_num_threads(options.threads)
@@ -140,7 +138,7 @@ def main(options: Options) -> None:
         sizes.append(told | {"pairs_trained_on": trained})
     figures = report(seeds)
     figures["setting"] = {"pairs": PAIRS, "orders": options.orders, "seeds": sizes}
-    write_json(options.json, figures)
+    write_figures(options.json, figures)
     print_tables(figures)
 
 
@@ -408,4 +406,4 @@ def print_tables(figures: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, prog="python -m evidence.contextual"))
+    run(main, Options)

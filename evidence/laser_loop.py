@@ -27,8 +27,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
-import tyro
 
+from benchmarks import harness
+from benchmarks.harness import run, write_figures
 from jobs.recipes import FUNCTIONS, PREFERENCE
 from panoply.config import Rendering
 from panoply.config.bandit import BanditConfig, SelectorConfig
@@ -61,7 +62,7 @@ STRATEGIES = ("laser", "laser_verified", "random", "mean")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Args:
+class Args(harness.Options):
     """What is run."""
 
     folder: str = "runs/laser-loop"
@@ -71,7 +72,6 @@ class Args:
     n: int = 4
     num_held_out: int = 36
     strategies: tuple[str, ...] = STRATEGIES
-    json: str = ""
 
 
 def write_prompts(folder: Path) -> tuple[Path, Path]:
@@ -351,12 +351,11 @@ def show(found: Mapping[str, Any]) -> None:
         console.print(table)
 
 
-def main() -> None:
+def main(args: Args) -> None:
     """Runs what is not there, and prints and writes the figures."""
     from panoply.report.progress import RunLogger
     from workflows.laser import run_laser
 
-    args = tyro.cli(Args, description=__doc__)
     folder = Path(args.folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     for_arms, for_policy = write_prompts(folder)
@@ -378,9 +377,8 @@ def main() -> None:
         "runs": {str(seed): run for seed, run in runs.items()},
     }
     show(found)
-    if args.json:
-        Path(args.json).expanduser().write_text(json.dumps(found, indent=1))
+    write_figures(args.json, found)
 
 
 if __name__ == "__main__":
-    main()
+    run(main, Args)

@@ -26,13 +26,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from dataclasses import replace as changed
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 from numpy.typing import NDArray
 
+from benchmarks import harness
+from benchmarks.harness import run, write_figures
 from evidence.preference_results import mean_interval
 from evidence.replay import TUNED_NOISE, Recorded, arm_rewards, ensembles
 from panoply.bandit.bandits import MOSS, Bandit, LinUCB, Sequential, Thompson, Uniform
@@ -204,22 +204,28 @@ def compare(seeds: tuple[int, ...], orders: int, conflict: float) -> dict[str, A
     return figures | {"share_of_useless_in_second_half": share}
 
 
-def main(json: Path, seeds: tuple[int, ...] = tuple(range(6)), orders: int = 3) -> None:
-    """Runs the benchmark and prints tables.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options(harness.Options):
+    """Options of the experiment."""
 
-    Args:
-        json: where the figures go.
-        seeds: one world each.
-        orders: of the items of a world.
-    """
-    from workflows.cluster.tracking import write_json
+    seeds: tuple[int, ...] = tuple(range(6))
+    """One world per seed."""
+    orders: int = 3
+    """Random orders of the items of a world."""
 
+
+def main(options: Options) -> None:
+    """Runs the experiment and prints tables."""
     figures: dict[str, Any] = {}
     for conflict in (0.5, 0.0):
-        figures[f"conflict_{conflict}"] = compare(seeds, orders, conflict)
+        figures[f"conflict_{conflict}"] = compare(options.seeds, options.orders, conflict)
         print_table(conflict, figures[f"conflict_{conflict}"])
-    figures["setting"] = {"seeds": list(seeds), "orders": orders, "items": NUM_ITEMS}
-    write_json(json, figures)
+    figures["setting"] = {
+        "seeds": list(options.seeds),
+        "orders": options.orders,
+        "items": NUM_ITEMS,
+    }
+    write_figures(options.json, figures)
 
 
 def print_table(conflict: float, figures: dict[str, Any]) -> None:
@@ -250,4 +256,4 @@ def show(found: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    tyro.cli(main, prog="python -m evidence.planted_arms")
+    run(main, Options)

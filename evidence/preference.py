@@ -12,7 +12,6 @@ every initialization. A finished model is not trained again: the same command go
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,8 @@ import numpy as np
 import torch
 import tyro
 
+from benchmarks import harness
+from benchmarks.harness import run, setting, write_figures
 from evidence.preference_models import Bench, Test, cost
 from evidence.preference_results import Seed, difference
 from panoply.config import Rendering
@@ -48,12 +49,10 @@ SIZES: dict[Experiment, tuple[int, int]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class Options(harness.Options):
     """What is run."""
 
     experiment: tyro.conf.Positional[Experiment]
-    json: Path
-    """Where the figures go."""
     data: Path = Path("../shared/data")
     """Folder with `pairs/*.parquet`."""
     work: Path = Path("runs/benchmark-preference")
@@ -76,12 +75,11 @@ class Options:
 def main(options: Options) -> None:
     """Runs an experiment and writes its figures after every seed."""
     from panoply.hub.backbone.pretrained import silence_libraries
-    from workflows.cluster.tracking import write_json
 
     silence_libraries()
     torch.set_num_threads(options.threads)
     run = {"more": more, "haf": haf, "rates": rates, "smoothing": smoothing}[options.experiment]
-    figures: dict[str, Any] = {"setting": setting(options), "models": {}, "differences": {}}
+    figures: dict[str, Any] = {"setting": about(options), "models": {}, "differences": {}}
     seeds: list[Seed] = []
     for number in options.seeds:
         seed = run(options, number)
@@ -92,7 +90,7 @@ def main(options: Options) -> None:
             figures["differences"] |= {
                 f"{part}{a} - {b}": difference(seeds, a, b, part) for a, b in seed.compared
             }
-        write_json(options.json, figures)
+        write_figures(options.json, figures)
     show(figures)
 
 
@@ -276,21 +274,20 @@ def compare_smoothing(seed: Seed, noise: str, names: Sequence[str]) -> None:
     seed.compared.append((f"{noise} six epochs", f"{noise} one epoch"))
 
 
-def setting(options: Options) -> dict[str, Any]:
+def about(options: Options) -> dict[str, Any]:
     """Returns versions and sizes."""
     import transformers
 
     from panoply.hub.backbone.pretrained import choose_dtype
 
-    return {
-        "versions": {m.__name__: str(m.__version__) for m in (torch, transformers)},
-        "dtype": str(choose_dtype("auto", torch.device("cpu"))),
-        "threads": options.threads,
-        "cores": os.cpu_count(),
-        "experiment": options.experiment,
-        "seeds": options.seeds,
-        "pairs, test_pairs": options.sizes,
-    }
+    sizes = {"seeds": options.seeds, "pairs, test_pairs": options.sizes}
+    return setting(
+        *(torch, transformers),
+        dtype=str(choose_dtype("auto", torch.device("cpu"))),
+        threads=options.threads,
+        experiment=options.experiment,
+        **sizes,
+    )
 
 
 def show(figures: Mapping[str, Any]) -> None:
@@ -324,4 +321,4 @@ def _cell(values: list[float | None]) -> str:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, prog="python -m evidence.preference"))
+    run(main, Options)

@@ -13,12 +13,12 @@ import resource
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import tyro
-
+from benchmarks import harness
+from benchmarks.harness import over_seeds, run, setting, write_figures
 from panoply.config import BackboneConfig
 from panoply.config.armorm import ArmoRMConfig
 
@@ -36,63 +36,57 @@ SETTINGS = {"rated": False, "rated + preferences": True}
 BALANCED = "accuracy_length_balanced"
 
 
-def main(
-    data: Path,
-    json: Path,
-    seeds: tuple[int, ...] = (0, 1, 2),
-    max_pairs_per_source: int = 1000,
-    num_workers: int = 2,
-    store: str = "",
-) -> None:
-    """Runs the benchmark and prints tables.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options(harness.Options):
+    """Options of the runs."""
 
-    Args:
-        data: folder with `ratings/` and `pairs/`.
-        json: where the figures go.
-        seeds: two runs per seed.
-        max_pairs_per_source: most pairs taken of one source.
-        num_workers: embedding actors and Ray Train workers.
-        store: root of a feature cache that outlives the benchmark; empty: none does.
-    """
+    data: Path
+    """Folder with `ratings/` and `pairs/`."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Two runs per seed."""
+    max_pairs_per_source: int = 1000
+    """Most pairs taken of one source."""
+    num_workers: int = 2
+    """Embedding actors and Ray Train workers."""
+    store: str = ""
+    """Root of a feature cache that outlives the runs; empty: none does."""
+
+
+def main(options: Options) -> None:
+    """Runs the experiment and prints tables."""
     from rich.console import Console
 
     from panoply.report.progress import RunLogger
     from workflows.armorm import run_armorm
-    from workflows.cluster.tracking import write_json
 
     console = Console(log_path=False)
     base = replace(
         ArmoRMConfig(
-            ratings=tuple(map(str, sorted((data / "ratings").glob("*.parquet")))),
-            pairs=tuple(str(data / "pairs" / f"{name}.parquet") for name in PAIRS),
+            ratings=tuple(map(str, sorted((options.data / "ratings").glob("*.parquet")))),
+            pairs=tuple(str(options.data / "pairs" / f"{name}.parquet") for name in PAIRS),
             backbone=BackboneConfig(depths=(0.6,)),
         ),
-        max_pairs_per_source=max_pairs_per_source,
-        num_workers=num_workers,
+        max_pairs_per_source=options.max_pairs_per_source,
+        num_workers=options.num_workers,
     )
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in SETTINGS}
     with tempfile.TemporaryDirectory() as scratch:
-        for seed in seeds:
+        for seed in options.seeds:
             for number, (name, preferences) in enumerate(SETTINGS.items()):
                 start = time.perf_counter()
                 config = replace(
                     base,
                     seed=seed,
                     preference_objectives=preferences,
-                    leave_one_out=seed == seeds[0],
+                    leave_one_out=seed == options.seeds[0],
                     out=f"{scratch}/{number}-{seed}",
-                    store=store or f"{scratch}/store",
+                    store=options.store or f"{scratch}/store",
                 )
                 metrics = run_armorm(config, RunLogger(console))
                 runs[name].append(metrics | {"seconds": time.perf_counter() - start})
                 print_tables(runs, console)
-                write_json(json, figures(runs))
-    console.print(f"written to {json}")
-
-
-def over_seeds(values: Sequence[float]) -> dict[str, float]:
-    """Returns the mean over seeds with the extremes."""
-    return {"ratio": sum(values) / len(values), "min": min(values), "max": max(values)}
+                write_figures(options.json, figures(runs))
+    console.print(f"written to {options.json}")
 
 
 def figures(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
@@ -102,17 +96,13 @@ def figures(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     import transformers
 
     found: dict[str, Any] = {}
-    for setting, each in runs.items():
+    for name, each in runs.items():
         for scorer in each[0]["pairs"] if each else ():
             for key in (BALANCED, "accuracy"):
                 values = [metrics["pairs"][scorer]["macro"][key] for metrics in each]
-                found[f"{setting}/{scorer}/{key}"] = over_seeds(values)
+                found[f"{name}/{scorer}/{key}"] = over_seeds(values)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    found["setting"] = {
-        "versions": {m.__name__: m.__version__ for m in (ray, torch, transformers)},
-        "threads": 1,
-        "driver_peak_gib": peak,
-    }
+    found["setting"] = setting(ray, torch, transformers, threads=1, driver_peak_gib=peak)
     return found | {"runs": {name: list(each) for name, each in runs.items()}}
 
 
@@ -146,4 +136,4 @@ def print_tables(runs: Mapping[str, Sequence[Mapping[str, Any]]], console: Any) 
 
 
 if __name__ == "__main__":
-    tyro.cli(main, prog="python -m evidence.real")
+    run(main, Options)

@@ -25,9 +25,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow.parquet as pq
-import tyro
 from numpy.typing import NDArray
 
+from benchmarks import harness
+from benchmarks.harness import run, write_figures
 from panoply.bandit.bandits import (
     MOSS,
     UCB1,
@@ -246,20 +247,23 @@ def replay_all(data: Recorded, num_orders: int, seed: int) -> dict[str, dict[str
     return found
 
 
-def main(scores: Path, json: Path, orders: int = 200, seed: int = 0) -> None:
-    """Replays a table and prints the figures.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options(harness.Options):
+    """Options of the replay."""
 
-    Args:
-        scores: recorded scores.
-        json: where the figures go.
-        orders: random orders of the items.
-        seed: of the orders and the draws.
-    """
-    from workflows.cluster.tracking import write_json
+    scores: Path
+    """Table of recorded scores."""
+    orders: int = 200
+    """Random orders of the items."""
+    seed: int = 0
+    """Seed of the orders and the draws."""
 
-    data = read_scores(scores)
-    found = replay_all(data, orders, seed)
-    write_json(json, found)
+
+def main(options: Options) -> None:
+    """Replays a table and prints the figures."""
+    data = read_scores(options.scores)
+    found = replay_all(data, options.orders, options.seed)
+    write_figures(options.json, found)
     print_table(data, found)
 
 
@@ -286,4 +290,4 @@ def print_table(data: Recorded, found: dict[str, dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main, prog="python -m evidence.replay")
+    run(main, Options)

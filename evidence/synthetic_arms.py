@@ -1,4 +1,4 @@
-"""How the constants of `evidence.replay` were fixed: `python -m evidence.synthetic_arms`.
+"""The constants of `evidence.replay`, fixed: `python -m evidence.synthetic_arms --json FILE`.
 
 Tables of right and wrong answers that share nothing with any recorded one:
 
@@ -15,13 +15,14 @@ of its best mean over the pass, and of the second half where these are equal to 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
-import tyro
 from numpy.typing import NDArray
 from scipy.special import expit
 
+from benchmarks import harness
+from benchmarks.harness import run, write_figures
 from panoply.bandit.bandits import (
     MOSS,
     UCB1,
@@ -78,27 +79,28 @@ def way_to_the_best(policy: Bandit, tables: NDArray[np.float64]) -> tuple[float,
     return whole, half
 
 
-def main(json: Path | None = None, num_tables: int = 100, seed: int = 0) -> None:
-    """Compares constants on synthetic tables and prints a table.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options(harness.Options):
+    """Options of the comparison."""
 
-    Args:
-        json: where the figures go.
-        num_tables: of each size.
-        seed: of the tables.
-    """
-    from workflows.cluster.tracking import write_json
+    num_tables: int = 100
+    """Tables of each size."""
+    seed: int = 0
+    """Seed of the tables."""
 
+
+def main(options: Options) -> None:
+    """Compares constants on synthetic tables and prints a table."""
     made: dict[str, list[tuple[float, float]]] = {}
     for items, arms in SIZES:
-        tables = draw_tables(seed, num_tables, items, arms)
+        tables = draw_tables(options.seed, options.num_tables, items, arms)
         for name, policy in candidates(items, arms).items():
             made.setdefault(name, []).append(way_to_the_best(policy, tables))
     figures = {
         name: {"pass": float(np.mean(found, 0)[0]), "second_half": float(np.mean(found, 0)[1])}
         for name, found in made.items()
     }
-    if json is not None:
-        write_json(json, figures)
+    write_figures(options.json, figures)
     print_table(figures, made)
 
 
@@ -117,4 +119,4 @@ def print_table(
 
 
 if __name__ == "__main__":
-    tyro.cli(main, prog="python -m evidence.synthetic_arms")
+    run(main, Options)

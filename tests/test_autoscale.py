@@ -11,6 +11,8 @@ from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE
 
 from tests.builders.ray_head import ROOT, eventually, free_ports, ray_head
 
+pytestmark = pytest.mark.ray
+
 COMMANDS = (
     "initialization_commands",
     "setup_commands",

@@ -4,15 +4,21 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_backbone import TURNS, byte_tokenizer
-from test_export import make_run
-from test_scalar import PROMPT, RESPONSES, assert_the_same_everywhere, save_small, small_decoder
 from transformers import AutoTokenizer
 
 from panoply.config import Rendering
 from panoply.data.schema import digest
 from panoply.hub.artefact.average import average_models
 from panoply.hub.artefact.scalar import load_scalar_model
+from tests.builders.models import (
+    PROMPT,
+    RESPONSES,
+    assert_the_same_everywhere,
+    make_run,
+    save_small,
+    small_decoder,
+)
+from tests.builders.tokenizers import TURNS, byte_tokenizer
 
 
 @pytest.fixture

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from panoply.config import BackboneConfig, Rendering
 from panoply.hub.backbone.backbone import Backbone, hash_weights, load_backbone
@@ -12,37 +11,9 @@ from panoply.hub.backbone.renderer import PLAIN_TEMPLATE, Renderer
 from panoply.hub.backbone.smollm2 import SHA256, cache_root
 from panoply.model.decoder import Decoder
 from panoply.model.forward import encode, encode_plain
+from tests.builders.tokenizers import TURNS, WORDS, byte_tokenizer
 
 PROMPT = [{"role": "user", "content": "How are you?"}]
-TURNS = (
-    "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
-)
-WORDS = (
-    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
-    "{% if add_generation_prompt %}assistant: {% endif %}"
-)
-"""Ends in a space, so that a tokenizer may merge it with what follows."""
-
-
-def byte_tokenizer(template, *, adds_bos=False, merges=()):
-    """One token per byte unless merged, with <s>, <|start|> and <|end|>."""
-    vocab = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    vocab |= {a + b: len(vocab) + i for i, (a, b) in enumerate(merges)}
-    inner = Tokenizer(models.BPE(vocab=vocab, merges=list(merges)))
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    inner.add_special_tokens(["<s>", "<|start|>", "<|end|>"])
-    if adds_bos:
-        bos = ("<s>", inner.token_to_id("<s>"))
-        inner.post_processor = processors.TemplateProcessing(
-            single="<s> $A", pair="<s> $A $B", special_tokens=[bos]
-        )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, bos_token="<s>", eos_token="<|end|>", pad_token="<|end|>"
-    )
-    tokenizer.chat_template = template
-    return tokenizer
 
 
 def whole(tokenizer, prompt, response):

@@ -1,13 +1,13 @@
 """The queue before a model: order, groups, budget, deadlines, overload, failures."""
 
 import asyncio
-import time
+import threading
 
 import pytest
 
 from panoply.config.serve import BatchConfig
 from panoply.model.gather import Tokenized
-from panoply.serve.batching import Batcher, Overloaded
+from panoply.serve.batching import NUM_POLLS, Batcher, Overloaded
 
 
 def talk(prompt, response, size=4):
@@ -16,22 +16,49 @@ def talk(prompt, response, size=4):
 
 
 class Model:
-    """Scores a conversation by its last token, and remembers its batches."""
+    """Scores a conversation by its last token, remembers its batches, and waits when told to."""
 
-    def __init__(self, seconds=0.0, broken=()):
-        self.batches, self.seconds, self.broken = [], seconds, broken
+    def __init__(self, broken=()):
+        self.batches, self.broken = [], broken
+        self.entered, self.may_go_on = threading.Event(), threading.Event()
+        self.may_go_on.set()
 
     def __call__(self, conversations):
         """Scores one batch."""
         self.batches.append([c.tokens[0] for c in conversations])
-        time.sleep(self.seconds)
+        self.entered.set()
+        assert self.may_go_on.wait(60)
         if any(c.tokens[-1] in self.broken for c in conversations):
             raise RuntimeError("this text breaks the model")
         return [float(c.tokens[-1]) for c in conversations]
 
+    async def hold(self, queue):
+        """Starts a forward of one conversation, which ends when `may_go_on` is set."""
+        self.may_go_on.clear()
+        task = asyncio.create_task(queue.score([talk(0, 0)], 60.0))
+        await asyncio.to_thread(self.entered.wait, 60)
+        return task
 
-def batcher(model, **config):
-    return Batcher(model, BatchConfig(**config))
+
+class Clock:
+    """Time that passes only where somebody sleeps."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        """Seconds since the start."""
+        return self.now
+
+    async def sleep(self, seconds):
+        """Lets time pass, and others run."""
+        self.now += seconds
+        await asyncio.sleep(0)
+
+
+def batcher(model, clock=None, **config):
+    clock = clock or Clock()
+    return Batcher(model, BatchConfig(**config), clock=clock, sleep=clock.sleep)
 
 
 async def ask(queue, asked, timeout=60.0):
@@ -52,7 +79,7 @@ def test_everyone_gets_their_own_answer_in_order():
 
 
 def test_requests_of_one_prompt_meet_in_one_batch_however_they_came():
-    model = Model(seconds=0.02)
+    model = Model()
     queue = batcher(model, max_tokens=4 + 6)  # a prompt and six responses
     asked = [talk(p, r) for r in range(6) for p in (1, 2, 3)]
     asyncio.run(ask(queue, asked))
@@ -67,20 +94,23 @@ def test_a_batch_keeps_the_budget_with_shared_tokens_counted_once():
 
 
 def test_a_batch_is_what_is_soon_done_and_parts_no_prompt():
+    clock = Clock()
+
     class Slow(Model):
         def __call__(self, conversations):
-            time.sleep(0.005 * len(conversations))
+            clock.now += 0.005 * len(conversations)
             return super().__call__(conversations)
 
     model = Slow()
-    queue = batcher(model, max_seconds=0.04, max_wait=0.0)
+    queue = batcher(model, clock, max_seconds=0.04, max_wait=0.0)
     asked = [[talk(p, r) for r in range(5)] for p in range(12)]
 
     async def run():
         return await asyncio.gather(*(queue.score(cs, 60.0) for cs in asked))
 
     asyncio.run(run())
-    assert all(len(batch) <= 15 for batch in model.batches)
+    # The first batch has no speed to go by. Of 13 tokens a prompt in .025 s, .04 s are 20.8.
+    assert [len(batch) for batch in model.batches] == [5, 10, 10, 10, 10, 10, 5]
     prompts = [prompt for batch in model.batches for prompt in set(batch)]
     assert sorted(prompts) == list(range(12))
 
@@ -93,70 +123,96 @@ def test_a_conversation_above_the_budget_is_scored_alone():
 
 
 def test_the_longest_waiting_goes_first():
-    model = Model(seconds=0.05)
+    model = Model()
     queue = batcher(model, max_tokens=5, max_wait=0.0)
 
     async def run():
-        tasks = []
+        tasks = [await model.hold(queue)]
         for prompt in (3, 1, 2):
             tasks.append(asyncio.create_task(queue.score([talk(prompt, 0)], 60.0)))
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0)
+        model.may_go_on.set()
         await asyncio.gather(*tasks)
 
     asyncio.run(run())
-    assert model.batches == [[3], [1], [2]]
+    assert model.batches == [[0], [3], [1], [2]]
 
 
 def test_what_arrives_in_the_wait_joins_the_first_batch():
-    model = Model()
-    queue = batcher(model, max_wait=0.5)
+    model, clock, tasks = Model(), Clock(), []
+    queue = batcher(model, clock, max_wait=0.5)
+
+    async def sleep(seconds):
+        if len(tasks) < 3:
+            tasks.append(asyncio.create_task(queue.score([talk(1, len(tasks))], 60.0)))
+        await clock.sleep(seconds)
+
+    queue.sleep = sleep
 
     async def run():
-        tasks = []
-        for response in range(5):
-            tasks.append(asyncio.create_task(queue.score([talk(1, response)], 60.0)))
-            await asyncio.sleep(0.02)
+        await queue.score([talk(1, 9)], 60.0)
         await asyncio.gather(*tasks)
 
     asyncio.run(run())
-    assert model.batches == [[1] * 5]
+    assert model.batches == [[1] * 4]
+
+
+def test_a_wait_ends_though_more_keep_coming():
+    model, clock, tasks = Model(), Clock(), []
+    queue = batcher(model, clock, max_wait=0.5)
+
+    async def sleep(seconds):
+        tasks.append(asyncio.create_task(queue.score([talk(1, len(tasks))], 60.0)))
+        await clock.sleep(seconds)
+
+    queue.sleep = sleep
+
+    async def run():
+        await queue.score([talk(1, 9)], 60.0)
+        queue.sleep = clock.sleep
+        await asyncio.gather(*tasks)
+
+    asyncio.run(run())
+    assert len(model.batches[0]) == 1 + NUM_POLLS
 
 
 def test_nobody_waits_for_siblings_that_do_not_come():
-    queue = batcher(Model(), max_wait=2.0)
-    begun = time.monotonic()
+    clock = Clock()
+    queue = batcher(Model(), clock, max_wait=2.0)
     asyncio.run(ask(queue, [talk(1, 1)]))
-    assert time.monotonic() - begun < 1.5
+    assert clock.now == pytest.approx(2.0 / NUM_POLLS)
 
 
 def test_a_request_that_waited_past_its_deadline_is_not_computed():
-    model = Model(seconds=0.2)
-    queue = batcher(model, max_wait=0.0)
+    model, clock = Model(), Clock()
+    queue = batcher(model, clock, max_wait=0.0)
 
     async def run():
-        first = asyncio.create_task(queue.score([talk(1, 1)], 60.0))
-        await asyncio.sleep(0.05)
-        late = await queue.score([talk(2, 2)], 0.05)
-        return await first, late
+        first = await model.hold(queue)
+        late = asyncio.create_task(queue.score([talk(2, 2)], 0.05))
+        await asyncio.sleep(0)
+        clock.now += 0.2
+        model.may_go_on.set()
+        return await first, await late
 
     first, late = asyncio.run(run())
-    assert first == [1.0]
+    assert first == [0.0]
     assert isinstance(late[0], TimeoutError)
-    assert model.batches == [[1]]
+    assert model.batches == [[0]]
 
 
 def test_a_full_queue_turns_requests_away_with_the_time_to_come_back():
-    model = Model(seconds=0.1)
+    model = Model()
     queue = batcher(model, max_queued=4, max_tokens=5, max_wait=0.0)
 
     async def run():
-        tasks = [asyncio.create_task(queue.score([talk(p, p)], 60.0)) for p in range(4)]
-        await asyncio.sleep(0.02)  # the first is taken out of the queue
-        tasks.append(asyncio.create_task(queue.score([talk(4, 4)], 60.0)))
+        tasks = [await model.hold(queue)]
+        tasks += [asyncio.create_task(queue.score([talk(p, p)], 60.0)) for p in range(1, 5)]
         await asyncio.sleep(0)
         with pytest.raises(Overloaded, match="4 responses wait, at most 4") as full:
             await queue.score([talk(9, 9)], 60.0)
         assert full.value.retry_after >= 1
+        model.may_go_on.set()
         return await asyncio.gather(*tasks)
 
     assert asyncio.run(run()) == [[float(p)] for p in range(5)]
@@ -176,18 +232,20 @@ def test_a_text_that_breaks_the_model_fails_alone():
 
 
 def test_a_caller_that_leaves_costs_the_others_nothing():
-    model = Model(seconds=0.05)
+    model = Model()
     queue = batcher(model, max_tokens=5, max_wait=0.0)
 
     async def run():
-        tasks = [asyncio.create_task(queue.score([talk(p, p)], 60.0)) for p in (1, 2, 3)]
-        await asyncio.sleep(0.01)
+        tasks = [await model.hold(queue)]
+        tasks += [asyncio.create_task(queue.score([talk(p, p)], 60.0)) for p in (2, 3)]
+        await asyncio.sleep(0)
         tasks[1].cancel()
+        model.may_go_on.set()
         return await asyncio.gather(*tasks, return_exceptions=True)
 
-    found = asyncio.run(run())
-    assert (found[0], found[2]) == ([1.0], [3.0])
-    assert model.batches == [[1], [3]]
+    answers = asyncio.run(run())
+    assert (answers[0], answers[2]) == ([0.0], [3.0])
+    assert model.batches == [[0], [3]]
     assert queue.num_queued == 0
 
 

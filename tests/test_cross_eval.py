@@ -8,8 +8,6 @@ import pyarrow.parquet as pq
 import pytest
 from matplotlib.image import imread
 from rich.console import Console
-from test_export import make_run
-from test_scalar import save_small, small_decoder
 from transformers import AutoTokenizer
 
 from panoply.config.evaluate import CrossEvalConfig, EvaluateConfig
@@ -20,6 +18,7 @@ from panoply.report.plots import matrix
 from panoply.report.progress import RunLogger
 from panoply.report.tables import matrix_table
 from panoply.synthetic.planted import make_world
+from tests.builders.models import make_run, save_small, small_decoder
 from workflows.cross_eval import (
     ScoredRow,
     ensemble,

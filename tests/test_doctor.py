@@ -8,17 +8,22 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_backbone import TURNS, byte_tokenizer
-from test_export import make_run
-from test_pairwise import judge
-from test_published import SIZE, publish, small_classifier
-from test_scalar import save_small, small_decoder
 
 from panoply.config import Rendering
 from panoply.hub.artefact.load import load_reward_model
 from panoply.hub.doctor.checks import examine, examine_loaded
 from panoply.measure import conformance
 from panoply.measure.conformance import drift, flips
+from tests.builders.models import (
+    SIZE,
+    make_pairwise,
+    make_run,
+    publish,
+    save_small,
+    small_classifier,
+    small_decoder,
+)
+from tests.builders.tokenizers import TURNS, byte_tokenizer
 
 CLOSED = TURNS.replace("<|end|>\n", "<|end|>")
 """A turn ends with its last token, and no text follows it."""
@@ -73,7 +78,7 @@ def test_our_own_models_and_pairwise_ones_are_examined_too(tmp_path):
     # bfloat16 moves a head with random weights by more than a trained one.
     assert {f.check for f in findings if f.verdict != "ok"} <= {"bfloat16"}
     assert "parity" in told(findings)
-    findings = examine(judge(tmp_path / "pairs", marked("<s>" + CLOSED, adds_bos=True)))
+    findings = examine(make_pairwise(tmp_path / "pairs", marked("<s>" + CLOSED, adds_bos=True)))
     assert [f.check for f in findings if f.verdict == "fail"] == []
     assert told(findings)["BOS"].values["here"] == 0
     assert told(findings)["batch drift"].verdict == "ok"

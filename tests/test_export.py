@@ -1,128 +1,30 @@
 """Exported scalar heads: the run's scores through transformers alone, and the model card."""
 
-import json
-
 import pytest
 import torch
 from transformers import (
     AutoConfig,
-    AutoModel,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
 )
 
-from panoply.config import Rendering
-from panoply.config.armorm import GateConfig
 from panoply.hub.artefact.export import export_scalar
-from panoply.hub.artefact.gated import GatedModel, pooled, save_gated_model
+from panoply.hub.artefact.gated import pooled
 from panoply.hub.artefact.load import load_reward_model
-from panoply.hub.artefact.manifest import Manifest
 from panoply.hub.artefact.model_card import write_card
-from panoply.hub.backbone.backbone import Backbone
-from panoply.hub.backbone.renderer import Renderer
-from panoply.model.gate import make_gate
-from panoply.model.reward_model import GatedHead
-
-SIZE, DEPTH = 32, 2
-PROMPT = [{"role": "user", "content": "How do I boil an egg?"}]
-RESPONSES = ["Ten minutes.", "No.", "", "Put it into boiling water, and wait for a while."]
-GATE = GateConfig(hidden_size=4)
-METRICS = {
-    "objectives": {"editors-concise": {"spearman": 0.51, "n": 118.0}},
-    "pairs": {
-        name: {
-            "log_loss": 0.6,
-            "ece": None,
-            "macro": {
-                "accuracy": accuracy,
-                "accuracy_length_balanced": 0.58,
-                "ci95_length_balanced": [0.5, 0.7],
-            },
-        }
-        for name, accuracy in (("gate", 0.7), ("linear_bt", 0.6123))
-    },
-}
-
-
-def small_model(family="llama", dtype=torch.float32):
-    torch.manual_seed(1)
-    config = AutoConfig.for_model(
-        family,
-        vocab_size=270,
-        hidden_size=SIZE,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.3,
-    )
-    return AutoModel.from_config(config, dtype=dtype)
-
-
-def small_backbone(tokenizer, family="llama", dtype="float32", **rendering):
-    model = small_model(family, getattr(torch, dtype))
-    return Backbone("a/b", model, Renderer(tokenizer, Rendering(**rendering)), [DEPTH])
-
-
-def make_run(out, tokenizer, *, family="llama", pooling="last", dtype="float32", **rendering):
-    """A run's OUT/model around a random backbone cut to two layers; returns it with its head."""
-    backbone = small_backbone(tokenizer, family, dtype, **rendering)
-    renderer = backbone.renderer
-    names = ("editors-concise", "preference|east")
-    manifest = Manifest(
-        objectives=names,
-        maps={names[0]: {"low": 1, "high": 10, "bin_centers": False}},
-        pooling=pooling,
-        rendering=renderer.rendering,
-        gate=GATE,
-        temperature=0.5,
-        seed=3,
-        template_hash=renderer.template_hash,
-        bos=tuple(renderer.bos),
-        backbone="a/b",
-        weights_hash=backbone.weights_hash,
-        depth=DEPTH,
-        dtype=dtype,
-        data={
-            "ratings": {"id": "r" * 8, "rows": 4800, "by_source": {"editors": 4800}},
-            "pairs": {"id": "p" * 8, "rows": 3600, "by_source": {"east": 2600, "west": 1000}},
-        },
-    )
-    weight = torch.randn(SIZE, dtype=torch.float64)
-    head = GatedHead(len(names), SIZE, make_gate(SIZE, len(names), GATE))
-    head.weight.normal_()
-    head.unit.fill_(1.5)
-    head.penalty.fill_(0.1)
-    head.length_weight.normal_()
-    baselines = {"linear_bt": weight, "scale.linear_bt": torch.tensor(1.25)}
-    save_gated_model(GatedModel(backbone, head, manifest), out / "model", baselines, ["0" * 32])
-    (out / "metrics.json").write_text(json.dumps(METRICS))
-    return out / "model", weight
+from tests.builders.models import (
+    PROMPT,
+    RESPONSES,
+    chats,
+    make_run,
+    scores_by_transformers,
+    small_backbone,
+)
 
 
 def own_scores(folder, weight):
     model = load_reward_model(folder)
     tree = model.backbone.renderer.render(PROMPT, RESPONSES).tree
     return (pooled(model.backbone.features([tree]), "last").double() @ weight).tolist()
-
-
-def chats():
-    return [[*PROMPT, {"role": "assistant", "content": response}] for response in RESPONSES]
-
-
-@torch.no_grad()
-def scores_by_transformers(folder, batches):
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForSequenceClassification.from_pretrained(folder)
-    assert model.config.num_labels == 1
-    assert model.dtype == torch.float32
-    scores = []
-    for batch in batches:
-        inputs = tokenizer.apply_chat_template(
-            batch, padding=True, return_dict=True, return_tensors="pt"
-        )
-        scores += model(**inputs).logits[:, 0].tolist()
-    return scores
 
 
 @pytest.fixture

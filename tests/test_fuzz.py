@@ -3,9 +3,9 @@
 import schemathesis
 from hypothesis import HealthCheck, Phase, settings
 from schemathesis.checks import not_a_server_error
-from test_gateway import Formula, serving
 
 from panoply.wire.request import ModelAnswer, scored
+from tests.builders.gateway import Formula, serving
 
 
 class Length(Formula):

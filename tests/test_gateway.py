@@ -4,16 +4,11 @@ import asyncio
 import json
 import math
 import re
-from contextlib import asynccontextmanager
 
 import httpx2
 import pytest
-from ray.exceptions import RayActorError
 
-from actors.gateway import Gateway, Model
-from actors.http import make_app
 from panoply.serve.calls import NUM_BUCKETS, bucket_of, shard_by_prompt
-from panoply.wire.dialect import RequestLimits
 from panoply.wire.request import (
     Chat,
     ModelAnswer,
@@ -24,50 +19,7 @@ from panoply.wire.request import (
     scored,
 )
 from tests.builders.app_server import serving as serving_app
-from tests.builders.wire_scores import scores_of
-
-
-class Formula:
-    """A model whose responses say their own score, and that remembers its calls."""
-
-    def __init__(self, name, *, seconds=0.0, dies=0, refuses=None, objectives=()):
-        self.name, self.seconds, self.dies, self.refuses = name, seconds, dies, refuses
-        self.calls, self.objectives = [], objectives
-
-    async def ask(self, call):
-        """Answers a call."""
-        self.calls.append(call)
-        await asyncio.sleep(self.seconds)
-        if self.dies:
-            self.dies -= 1
-            raise RayActorError
-        if self.refuses:
-            return self.refuses
-        items = tuple(scores_of(item, call.details, call.compares) for item in call.items)
-        told = {"weights": self.name} if "provenance" in call.details else {}
-        return ModelAnswer(model=self.name, items=items, provenance=told)
-
-    async def about(self):
-        """Says what it is."""
-        objectives = [{"name": name, "low": None, "high": None} for name in self.objectives]
-        return {"kind": "scalar", "objectives": objectives}
-
-
-@asynccontextmanager
-async def nothing_beside(_):
-    yield
-
-
-async def no_agents():
-    return []
-
-
-def serving(*formulas, keys=None, timeout=30.0, **limits):
-    models = {one.name: Model(one.ask, one.about, state="ready") for one in formulas}
-    gateway = Gateway(models, formulas[0].name, timeout)
-    return make_app(
-        gateway, RequestLimits(**limits), keys or {}, no_agents, nothing_beside
-    ), gateway
+from tests.builders.gateway import Formula, serving
 
 
 def post(app, path, payload=None, *, body=None, **headers):

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from test_scalar import save_small
 from transformers import AutoTokenizer
 
 from panoply.config.bandit import BanditConfig, SelectorConfig
@@ -22,6 +21,7 @@ from panoply.laser.log import Log
 from panoply.laser.scored import read_scored
 from panoply.report.progress import RunLogger
 from tests.builders.laser_runs import SHORT, laser_config
+from tests.builders.models import save_small
 from workflows.laser import run_laser, tasks_of
 
 ARMS = ("scalar", "short")

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+pytestmark = pytest.mark.ray
+
 FAST_DEATH = {
     "health_check_initial_delay_ms": 0,
     "health_check_period_ms": 500,

@@ -15,6 +15,8 @@ from panoply.preference.distributed import Group
 from tests.builders.distributed_runs import work
 from tests.builders.preference_runs import make_task, other, small_config, write_pairs
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, tiny_model_folder):

@@ -7,7 +7,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_report import example_metrics
 
 from panoply.armorm.confident_errors import MOST, confident_mistakes, report_mistakes
 from panoply.data.tables import PairTable, Split
@@ -16,6 +15,7 @@ from panoply.report.page.charts import Axis
 from panoply.report.page.summary import verdict
 from panoply.report.page.write import write_page
 from tests.builders.contrast import LOWEST_CONTRAST
+from tests.builders.example_metrics import example_metrics
 from workflows.cluster.tracking import write_json
 
 HOSTILE = "<script>document.title='taken'</script>"

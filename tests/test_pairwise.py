@@ -4,12 +4,13 @@ import math
 
 import pytest
 import torch
-from test_backbone import TURNS, byte_tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from panoply.hub.artefact.load import load_reward_model
 from panoply.hub.published.pairwise import PairwiseModel, context
 from panoply.serve.calls import ReplicaRequest
+from tests.builders.models import make_pairwise
+from tests.builders.tokenizers import TURNS, byte_tokenizer
 
 PROMPT = [
     {"role": "user", "content": "Name a prime."},
@@ -23,34 +24,6 @@ PUBLISHED = (
     " {{ message['content'] }}{% endif %}{% endfor %}\n\n\n"
 )
 """The context's template in the published usage example."""
-
-
-def judge(folder, tokenizer, *, answers=True, **changes):
-    """A small language model that says A or B, which depends on what it reads."""
-    torch.manual_seed(0)
-    fields = {
-        "vocab_size": 270,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "initializer_range": 0.3,
-    }
-    config = AutoConfig.for_model(changes.pop("family", "llama"), **fields | changes)
-    model = AutoModelForCausalLM.from_config(config)
-    if answers:
-        # One dimension of the residual stream is the same for all tokens, and asks for A or B.
-        with torch.no_grad():
-            model.model.embed_tokens.weight[:, 0] = 8.0
-            for layer in model.model.layers:
-                layer.self_attn.o_proj.weight[0] = layer.mlp.down_proj.weight[0] = 0
-            model.lm_head.weight[:, 0] = -3.0
-            labels = [tokenizer(x, add_special_tokens=False)["input_ids"][0] for x in "AB"]
-            model.lm_head.weight[labels, 0] = 3.0
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @torch.no_grad()
@@ -81,7 +54,7 @@ def tokenizer():
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_a_comparison_is_the_published_formula_over_both_orders(family, tokenizer, tmp_path):
-    model = load_reward_model(judge(tmp_path, tokenizer, family=family))
+    model = load_reward_model(make_pairwise(tmp_path, tokenizer, family=family))
     assert isinstance(model, PairwiseModel)
     found = [model.compare(PROMPT, a, b) for a, b in PAIRS]
     wanted = [by_the_published_example(tmp_path, PROMPT, a, b) for a, b in PAIRS]
@@ -95,7 +68,7 @@ def test_a_comparison_is_the_published_formula_over_both_orders(family, tokenize
 
 
 def test_both_orders_share_the_context(tokenizer, tmp_path):
-    model = load_reward_model(judge(tmp_path, tokenizer))
+    model = load_reward_model(make_pairwise(tmp_path, tokenizer))
     tree = model.render_pair(PROMPT, "97", "4").tree
     text = tokenizer.decode(tree.shared)
     assert text.endswith("A larger one.\n [RESPONSE A] ")
@@ -104,7 +77,7 @@ def test_both_orders_share_the_context(tokenizer, tmp_path):
 
 
 def test_a_long_conversation_keeps_its_end_and_long_responses_their_beginning(tokenizer, tmp_path):
-    model = load_reward_model(judge(tmp_path, tokenizer, max_position_embeddings=256))
+    model = load_reward_model(make_pairwise(tmp_path, tokenizer, max_position_embeddings=256))
     prompt = [{"role": "user", "content": "first " + "x" * 300 + " last"}]
     rendered = model.render_pair(prompt, "begins " + "y" * 300 + " ends", "short")
     rows = [rendered.tree.shared + branch.tokens for branch in rendered.tree.branches]
@@ -119,7 +92,7 @@ def test_a_long_conversation_keeps_its_end_and_long_responses_their_beginning(to
 
 
 def test_there_is_no_score_and_the_error_says_what_to_ask(tokenizer, tmp_path):
-    model = load_reward_model(judge(tmp_path, tokenizer))
+    model = load_reward_model(make_pairwise(tmp_path, tokenizer))
     message = r"no scalar score: ask compare\(prompt, a, b\)"
     with pytest.raises(ValueError, match=message):
         model.score(PROMPT, ["97"])
@@ -132,7 +105,7 @@ def test_there_is_no_score_and_the_error_says_what_to_ask(tokenizer, tmp_path):
 
 def test_a_language_model_that_answers_neither_is_refused(tokenizer, tmp_path):
     with pytest.raises(ValueError, match=r"says neither 'A' nor 'B' \(probability 0\.\d+"):
-        load_reward_model(judge(tmp_path, tokenizer, answers=False))
+        load_reward_model(make_pairwise(tmp_path, tokenizer, answers=False))
 
 
 def test_a_system_turn_is_refused_with_the_fix():

@@ -21,6 +21,8 @@ from tests.builders.policy_rounds import configured, policy_task, ranked_prompts
 from workflows.cluster.policy import train_round
 from workflows.cluster.rollouts import calls, rollouts, sampler_pool
 
+pytestmark = pytest.mark.ray
+
 LONG = SamplingConfig(max_tokens=200, rows=8, temperature=1.0)
 QUESTIONS = [
     Question(f"q{i}", [{"role": "user", "content": "say " + "a" * (i % 5) + str(i)}])

@@ -22,6 +22,8 @@ from panoply.report.tables import RAW
 from tests.builders.preference_runs import small_config, write_pairs
 from workflows.preference import OWN, PLAIN, run_preference
 
+pytestmark = pytest.mark.ray
+
 MORE = WeightingConfig(sources="more")
 
 

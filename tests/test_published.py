@@ -8,52 +8,23 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_backbone import TURNS, byte_tokenizer
-from test_export import make_run
-from test_scalar import PROMPT, RESPONSES, save_small
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from panoply.hub.artefact.load import load_reward_model
 from panoply.hub.backbone.renderer import DATE, FIXED_CLOCK
 from panoply.hub.published.head_model import HeadModel
+from tests.builders.models import (
+    PROMPT,
+    RESPONSES,
+    SIZE,
+    make_run,
+    publish,
+    save_small,
+    small_classifier,
+)
+from tests.builders.tokenizers import TURNS, byte_tokenizer
 
-SIZE = 32
 CHATS = [[*PROMPT, {"role": "assistant", "content": response}] for response in RESPONSES]
-
-
-def small_classifier(family="llama", **changes):
-    torch.manual_seed(3)
-    shape = {
-        "vocab_size": 270,
-        "hidden_size": SIZE,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "initializer_range": 0.3,
-        "num_labels": 1,
-    }
-    if family == "gemma2":
-        shape["head_dim"] = 8
-    config = AutoConfig.for_model(family, **shape | changes)
-    return AutoModelForSequenceClassification.from_config(config)
-
-
-def publish(folder, tokenizer, model=None, *, fields=None, tensors=None):
-    """Writes a classifier's folder; `fields` of its configuration and its tensors may be changed.
-
-    A field or tensor that is None is left out.
-    """
-    (model or small_classifier()).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    found = json.loads((folder / "config.json").read_text()) | (fields or {})
-    kept = {name: value for name, value in found.items() if value is not None}
-    (folder / "config.json").write_text(json.dumps(kept))
-    if tensors:
-        held = load_file(folder / "model.safetensors") | tensors
-        held = {name: value for name, value in held.items() if value is not None}
-        save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
 
 
 @torch.no_grad()

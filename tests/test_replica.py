@@ -4,12 +4,6 @@ import asyncio
 
 import pytest
 import torch
-from test_backbone import TURNS, byte_tokenizer
-from test_export import make_run
-from test_pairwise import judge as make_pairwise
-from test_published import publish
-from test_request_tokens import MERGES, WHITE
-from test_scalar import save_small
 from transformers import AutoTokenizer
 
 from actors.function_replica import FunctionReplica
@@ -21,6 +15,8 @@ from panoply.serve.calls import ReplicaRequest
 from panoply.wire.request import Chat, RenderedText, RequestError, Tokens
 from panoply.wire.slime import Sample
 from panoply.wire.trainers import verl_request
+from tests.builders.models import make_pairwise, make_run, publish, save_small
+from tests.builders.tokenizers import MERGES, TURNS, WHITE, byte_tokenizer
 
 PROMPTS = [
     [{"role": "user", "content": text}] for text in ("How do I boil an egg?", "Why?", "Well" * 9)

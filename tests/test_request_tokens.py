@@ -3,7 +3,6 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_backbone import TURNS, WORDS, byte_tokenizer
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -11,6 +10,7 @@ from panoply.config import Rendering
 from panoply.hub.backbone.renderer import PLAIN_TEMPLATE, Renderer
 from panoply.hub.backbone.request_tokens import RequestTokenizer
 from panoply.hub.backbone.smollm2 import SHA256, cache_root
+from tests.builders.tokenizers import HEBREW, MERGES, TURNS, WHITE, WORDS, byte_tokenizer
 
 PROMPT = [
     {"role": "user", "content": "How are you?"},
@@ -19,11 +19,6 @@ PROMPT = [
 ]
 RESPONSES = ["Fine.", "Fine, thanks <3", "", "a" * 60]
 GATES = ["turn_end", "header_first", "prompt_last"]
-MERGES = [
-    *(("Ċ", "Ċ"), ("ĊĊ", "ĊĊ"), ("Ġ", "Ġ"), ("Ġ", "Ċ"), ("ĠĠ", "Ċ")),
-    *(("č", "Ċ"), ("Ġ", "h"), ("Ġh", "i"), (".", "Ċ")),
-]
-"""White space merges, as in the tokenizers of Llama 3, Qwen and SmolLM2."""
 LINES = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 """How Llama 3's and Qwen's tokenizers split a text: all line breaks in a row are one piece."""
 HEADED = (
@@ -170,12 +165,6 @@ def test_token_ids_that_are_no_conversation_are_refused(ids):
         reader().ids(ids)
 
 
-HEBREW = "\u05e9\u05dc\u05d5\u05dd"
-WHITE = [
-    *("\n", "\n\n", "\n\n\n\n", " ", "\t", "  \n", "\r\n", " \n \n"),
-    *("\nFine.", "\n\nTurn the water off.", " Fine.", "\tFine.", "  \nFine.", "\r\nFine.\r\n"),
-    *("", "🙂", "\n🙂\n", HEBREW, f"\n{HEBREW} ", "hi", "Fine.\n", "Fine. \n\n"),
-]
 CASES = {
     "lines": (TURNS, {"lines": True}, ["<|end|>\n", "", "<|end|>"]),
     "turns": (TURNS, {}, ["<|end|>\n", "", "<|end|>", "<|end|>\n\n", "<|end|><|end|>"]),

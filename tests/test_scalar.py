@@ -6,9 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from test_backbone import TURNS, byte_tokenizer
-from test_export import scores_by_transformers
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from panoply.config import Rendering
 from panoply.data.schema import split_key
@@ -21,67 +19,18 @@ from panoply.hub.backbone.attention import attend_by_trees
 from panoply.hub.backbone.pretrained import check_vocabulary
 from panoply.hub.backbone.renderer import Renderer
 from panoply.model.decoder import Decoder
-
-SIZE, DEPTH = 32, 2
-PROMPT = [{"role": "user", "content": "How do I boil an egg?"}]
-RESPONSES = ["Ten minutes.", "No.", "", "Put it into boiling water, and wait for a while."]
-
-
-def small_decoder(family="llama", dtype=torch.float32, seed=1, **changes):
-    torch.manual_seed(seed)
-    shape = {
-        "vocab_size": 270,
-        "hidden_size": SIZE,
-        "intermediate_size": 48,
-        "num_hidden_layers": DEPTH,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "initializer_range": 0.3,
-    }
-    return AutoModel.from_config(AutoConfig.for_model(family, **shape | changes), dtype=dtype)
-
-
-def small_card(num_heads=1, **changes):
-    fields = {
-        "rendering": Rendering(),
-        "temperature": 2.0,
-        "seed": 3,
-        "template_hash": "",
-        "bos": (),
-        "backbone": "a/b",
-        "depth": DEPTH,
-        "dtype": "float32",
-        "sources": ("east", "west"),
-        "data": {"pairs": {"id": "p" * 8, "rows": 30, "by_source": {"east": 20, "west": 10}}},
-        "method": {"loss": "bradley_terry", "weights": {"east": 0.5, "west": 0.5}},
-        "centers": tuple(0.3 + k for k in range(num_heads)),
-        "scales": tuple(1.5 + k for k in range(num_heads)),
-    }
-    return ScalarManifest(**fields | changes)
-
-
-def save_small(folder, tokenizer, *, num_heads=1, model=None, seen=(), **changes):
-    """A random scalar model as a folder; returns its heads."""
-    torch.manual_seed(2)
-    heads_KD = torch.randn(num_heads, SIZE)
-    model = model or small_decoder()
-    renderer = Renderer(tokenizer, Rendering())
-    save_scalar_model(model, renderer, heads_KD, small_card(num_heads, **changes), folder, seen)
-    return heads_KD
-
-
-def chats():
-    return [[*PROMPT, {"role": "assistant", "content": response}] for response in RESPONSES]
-
-
-def assert_the_same_everywhere(folder):
-    wanted = load_scalar_model(folder).score(PROMPT, RESPONSES)
-    assert wanted.dtype == np.float32
-    alone = scores_by_transformers(folder, [[chat] for chat in chats()])
-    batched = scores_by_transformers(folder, [chats()])
-    assert alone == pytest.approx(wanted, rel=1e-4, abs=1e-5)
-    assert batched == pytest.approx(wanted, rel=1e-4, abs=1e-5)
-    assert np.ptp(wanted) > 0.1
+from tests.builders.models import (
+    DEPTH,
+    PROMPT,
+    RESPONSES,
+    SIZE,
+    assert_the_same_everywhere,
+    chats,
+    save_small,
+    small_card,
+    small_decoder,
+)
+from tests.builders.tokenizers import TURNS, byte_tokenizer
 
 
 @pytest.fixture

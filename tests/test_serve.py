@@ -12,14 +12,13 @@ from itertools import pairwise
 import httpx2
 import psutil
 import pytest
-from test_export import make_run
-from test_scalar import save_small
 from transformers import AutoTokenizer
 
 from panoply.config.serve import ScalingConfig, ServeConfig
 from panoply.hub.artefact.load import load_reward_model
 from panoply.wire.client import Client
 from panoply.wire.request import Chat, ScoreRequest
+from tests.builders.models import make_run, save_small
 from workflows.cluster.gateway import states
 from workflows.serve import deployed, pinned
 
@@ -98,8 +97,8 @@ def counted(name, model):
 def settled():
     """The responses of the scalar model by process, once what was asked before is told."""
     known, since = counted("panoply_responses_total", "scalar"), time.monotonic()
-    while time.monotonic() - since < 12:  # the nodes tell every ten seconds
-        time.sleep(1)
+    while time.monotonic() - since < 4:  # the nodes tell every second
+        time.sleep(0.2)
         if (now := counted("panoply_responses_total", "scalar")) != known:
             known, since = now, time.monotonic()
     return known

@@ -154,6 +154,7 @@ def test_a_server_that_is_named_wrong_is_refused(wrong):
         PolicyServerConfig(**wrong)
 
 
+@pytest.mark.ray
 def test_a_loop_samples_from_a_server_by_the_adapters_of_each_round(
     cluster, tiny_policy_folder, tmp_path
 ):

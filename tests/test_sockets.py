@@ -23,6 +23,8 @@ from tests.builders.servers import models_at, score, servers
 from workflows import ALONE, LOOPBACK_ONLY, TOKENS
 from workflows.cluster.address import answering, reserved
 
+pytestmark = pytest.mark.ray
+
 STRANGER = {name: value for name, value in os.environ.items() if "RAY_" not in name}
 """Environment of a user who was told nothing."""
 JOIN = """

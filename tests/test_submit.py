@@ -13,6 +13,8 @@ from ray._private.runtime_env.packaging import create_package
 from tests.builders.ray_head import ROOT, eventually, free_ports, ray_head
 from tests.builders.servers import models_at, score, servers
 
+pytestmark = pytest.mark.ray
+
 PACKAGES = ("actors", "jobs", "panoply", "workflows")
 RAYS_OWN = {
     "ActorLocationTracker",

@@ -22,6 +22,8 @@ from workflows.cluster.mlflow_calls import TrackerError
 from workflows.cluster.tracking import open_tracker, track
 from workflows.preference import run_preference
 
+pytestmark = pytest.mark.ray
+
 METRICS = {"pairs": {"gate": {"accuracy": 0.5, "undefined": None}}}
 HISTORY = {"score": [{"step": i, "loss": 1 / (1 + i), "weights": [1.0]} for i in range(4)]}
 TRIALS = {

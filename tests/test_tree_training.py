@@ -4,7 +4,6 @@ from copy import deepcopy
 
 import pytest
 import torch
-from test_forward import FAMILIES, alike_trees, make, random_trees, relative
 from torch import nn
 
 from panoply.hub.backbone.attention import attend_by_trees
@@ -15,6 +14,7 @@ from panoply.model.reward_net import RewardNet
 from panoply.preference.batch_sampler import step_ids
 from panoply.preference.step import PairTree, micro_batches
 from panoply.preference.step import compute_gradients as step_gradients
+from tests.builders.token_trees import FAMILIES, alike_trees, make, random_trees, relative
 
 
 def comparisons(seed, num_trees=5):

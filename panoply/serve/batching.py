@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Generic, TypeAlias, TypeVar
@@ -64,11 +64,15 @@ class Batcher(Generic[T]):
         run: scores conversations, in order; called in a thread, never twice at once.
         config: limits of a batch and of the queue.
         watch: called with the statistics of every batch.
+        clock: seconds, from any start.
+        sleep: waits for so many seconds of that clock.
     """
 
     run: Callable[[Sequence[Tokenized]], Sequence[T]]
     config: BatchConfig
     watch: Callable[[BatchStats], None] = lambda _: None
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     _groups: dict[Key, list[_Waiting[T]]] = field(default_factory=dict[Key, "list[_Waiting[T]]"])
     num_queued: int = 0
     """Responses in the queue."""
@@ -95,7 +99,7 @@ class Batcher(Generic[T]):
                 f"{self.num_queued} responses wait, at most {self.config.max_queued}",
                 max(1.0, min(wait, 60.0)),
             )
-        now, loop = time.monotonic(), asyncio.get_running_loop()
+        now, loop = self.clock(), asyncio.get_running_loop()
         waiting = [_Waiting[T](c, now, now + timeout, loop.create_future()) for c in conversations]
         for entry in waiting:
             c = entry.conversation
@@ -113,11 +117,11 @@ class Batcher(Generic[T]):
             batch = self._take()
             if not batch:
                 continue
-            begun = time.monotonic()
+            begun = self.clock()
             outputs = await asyncio.get_running_loop().run_in_executor(
                 self._thread, self._bisect, [entry.conversation for entry in batch]
             )
-            seconds = time.monotonic() - begun
+            seconds = self.clock() - begun
             for entry, output in zip(batch, outputs, strict=True):
                 if not entry.done.done():  # its caller may have gone
                     entry.done.set_result(output)
@@ -136,9 +140,9 @@ class Batcher(Generic[T]):
         """Waits for more, as long as they keep coming and nothing has waited for too long."""
         ends = min(group[0].arrived for group in self._groups.values()) + self.config.max_wait
         seen = -1
-        while seen != self.num_queued and time.monotonic() < ends:
+        while seen != self.num_queued and self.clock() < ends:
             seen = self.num_queued
-            await asyncio.sleep(self.config.max_wait / NUM_POLLS)
+            await self.sleep(self.config.max_wait / NUM_POLLS)
 
     def _take(self) -> list[_Waiting[T]]:
         """Takes a batch out of the queue: the longest waiting groups, for about `max_seconds`."""
@@ -155,10 +159,10 @@ class Batcher(Generic[T]):
 
     def _take_of(self, key: Key, batch: list[_Waiting[T]], room: int) -> int:
         """Moves what fits of one group into the batch; returns the tokens that are left."""
-        now = time.monotonic()
+        now = self.clock()
         left: list[_Waiting[T]] = []
         has_prompt = False
-        for entry in self._groups.pop(key):
+        for entry in self._groups[key]:
             c = entry.conversation
             # The group's prompt is computed once.
             cost = len(c.tokens) - (c.start if has_prompt else 0)
@@ -176,7 +180,9 @@ class Batcher(Generic[T]):
             room -= cost
             has_prompt = True
         if left:
-            self._groups = {key: left, **self._groups}  # still the longest waiting
+            self._groups[key] = left  # in its place among those that wait
+        else:
+            del self._groups[key]
         return room
 
     def _bisect(self, conversations: Sequence[Tokenized]) -> Sequence[T | Exception]:

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from test_backbone import TURNS, byte_tokenizer
-from test_export import make_run
-from test_scalar import save_small
 
 from panoply.hub.artefact.load import load_reward_model
+from tests.builders.models import make_run, save_small
+from tests.builders.tokenizers import TURNS, byte_tokenizer
 from tests.clients.dialogs import DIALOGS
 
 MERGES = [("Ċ", "Ċ"), ("ĊĊ", "Ċ"), ("Ġ", "Ġ"), ("t", "Ċ"), ("Ġ", "t"), (".", "Ċ")]

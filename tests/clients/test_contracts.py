@@ -15,6 +15,8 @@ import requests
 
 from tests.clients.dialogs import DIALOGS, DISTINCT, MODELS, opening, whole
 
+pytestmark = pytest.mark.ray
+
 END = "<|end|>"
 SLOW = 180
 """Seconds for a request of some 70 conversations, one of 20,000 tokens among them."""

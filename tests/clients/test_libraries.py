@@ -10,6 +10,8 @@ import pytest
 
 from tests.clients.dialogs import DIALOGS, DISTINCT, MODELS, whole
 
+pytestmark = pytest.mark.ray
+
 QUERY = "How do I fix a tap?"
 DOCUMENTS = [reply for _, reply in DISTINCT if reply.strip()]
 """Replies of all kinds; most libraries refuse an empty document themselves."""

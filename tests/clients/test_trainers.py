@@ -12,6 +12,8 @@ from transformers import AutoTokenizer
 from panoply.wire.client import Client
 from tests.clients.dialogs import DISTINCT
 
+pytestmark = pytest.mark.ray
+
 PROMPTS = Dataset.from_list([{"prompt": prompt} for prompt, _ in DISTINCT[-8:]])
 
 

@@ -24,7 +24,7 @@ from evidence.synthetic_arms import draw_tables, way_to_the_best
 from panoply.bandit.bandits import FixedArm
 from panoply.bandit.replay import replay
 
-RECORDED = Path(__file__).parents[1] / "../shared/data/arms/rewardmath_scores.parquet"
+RECORDED = Path(__file__).parents[2] / "../shared/data/arms/rewardmath_scores.parquet"
 
 
 def write(path, rows, arms):
