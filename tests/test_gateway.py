@@ -314,7 +314,7 @@ def test_models_are_listed_with_what_they_are():
 def test_one_model_is_retrieved_by_its_name_and_told_to_tei_s_clients():
     app, gateway = serving(Formula("a"), Formula("b"))
     asyncio.run(gateway.learn({"a": ("ready", ""), "b": ("ready", "")}))
-    gateway.models["b"].told = {
+    gateway.models["b"].description = {
         "kind": "scalar",
         "provenance": {"weights": "w", "dtype": "float32"},
     }

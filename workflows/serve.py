@@ -30,7 +30,7 @@ from ray import serve
 from ray.exceptions import RayActorError
 
 from actors.function_replica import arm_of
-from actors.gateway import State
+from actors.gateway import ModelState
 from panoply.config.serve import ServeConfig, ServedModelConfig
 from panoply.hub.published.loading import is_hub_name
 from panoply.report.progress import RunLogger
@@ -99,7 +99,7 @@ def follow(server: Server, stopped: threading.Event, logger: RunLogger) -> None:
         ConnectionError: the gateway or Ray Serve is gone, or somebody else answers in its place.
         RuntimeError: no model could be started.
     """
-    known: dict[str, tuple[State, str]] = {}
+    known: dict[str, tuple[ModelState, str]] = {}
     apps = {**server.apps, THE_GATEWAY: server.gateway}
     was_up, address = False, ""
     while not stopped.wait(POLL_SECONDS):
@@ -127,7 +127,7 @@ def follow(server: Server, stopped: threading.Event, logger: RunLogger) -> None:
             logger.info(f"{address} has the page, {address}docs the endpoints")
 
 
-def is_settled(known: Mapping[str, tuple[State, str]]) -> bool:
+def is_settled(known: Mapping[str, tuple[ModelState, str]]) -> bool:
     """Whether no model is on its way."""
     return all(state != "starting" for state, _ in known.values())
 

@@ -20,12 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from ray import serve
-from ray.exceptions import RayActorError
-from ray.serve.exceptions import BackPressureError
 
+from actors.ask_replica import Ask, ask_replica
 from actors.function_replica import FunctionReplica
-from actors.gateway import Ask
-from actors.internal_error import internal_error
 from panoply.config.serve import ServedModelConfig
 from panoply.data.schema import digest
 from panoply.serve.calls import ReplicaRequest, bucket_of
@@ -85,18 +82,8 @@ class Arms:
             await asyncio.sleep(wait)
 
     async def _once(self, name: str, chat: Chat, left: float) -> ModelAnswer | RequestError:
-        call = ReplicaRequest(items=(chat,), bucket=bucket_of(chat), timeout=left)
-        try:
-            async with asyncio.timeout(left):
-                return await self.asks[name](call)
-        except TimeoutError:
-            return RequestError(f"{name!r} gave no answer within {self.timeout:g} s", 504)
-        except RayActorError:
-            return RequestError(f"{name!r} lost the replica that was scoring", 503)
-        except BackPressureError:
-            return RequestError(f"{name!r} is busy: its queue is full", 429)
-        except Exception as error:  # of an arm, which must not end the run
-            return internal_error(f"arm {name!r}", error)
+        request = ReplicaRequest(items=(chat,), bucket=bucket_of(chat), timeout=left)
+        return await ask_replica(name, self.asks[name], request)
 
 
 def _again(answer: ModelAnswer | RequestError) -> tuple[bool, float]:

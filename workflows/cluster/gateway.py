@@ -19,7 +19,7 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
-from actors.gateway import Gateway, Model, State
+from actors.gateway import Gateway, Model, ModelState
 from actors.http import make_app
 from panoply.config.serve import GatewayArgs
 from panoply.wire.dialect import RequestLimits
@@ -121,14 +121,14 @@ def secret(variable: str) -> str:
     return os.environ[variable]
 
 
-def states(apps: Mapping[str, str]) -> dict[str, tuple[State, str]]:
+def states(apps: Mapping[str, str]) -> dict[str, tuple[ModelState, str]]:
     """Returns how applications are doing, and why those that failed did.
 
     Args:
         apps: their names, by what they are called in the answer.
     """
     known = serve.status().applications
-    found: dict[str, tuple[State, str]] = {}
+    found: dict[str, tuple[ModelState, str]] = {}
     for name, app_name in apps.items():
         app = known.get(app_name)
         if app is None:
