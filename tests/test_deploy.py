@@ -20,12 +20,13 @@ from rich.console import Console
 from jobs.recipes import SERVE
 from panoply.config.serve import ScalingConfig, ServeConfig
 from panoply.report.progress import RunLogger
-from tests.builders.ray_head import ROOT
+from tests.builders.ray_head import ROOT, free_ports
 from workflows.cluster.models import model_app
-from workflows.serve import admitted, deployed, follow, pinned, run_serve, serve_file, targets
+from workflows.cluster.resolve_model import resolve_model
+from workflows.serve import admitted, deployed, follow, run_serve, serve_file, targets
 
 LENGTH = "function:panoply.serve.verifiers:length"
-PORT = 8432
+[PORT] = free_ports(1)
 URL = f"http://127.0.0.1:{PORT}"
 
 
@@ -65,7 +66,7 @@ def test_the_file_has_no_key_that_ray_would_drop_and_builds_what_the_job_builds(
     assert (read.http_options.host, read.http_options.port) == ("0.0.0.0", 8000)
     assert [app.route_prefix for app in read.applications] == [None, None, None, "/"]
 
-    wanted = targets([pinned(arm) for arm in config.arms()], config)
+    wanted = targets([resolve_model(model) for model in config.served_models()], config)
     built = {app.name: import_attr(app.import_path)(app.args) for app in read.applications}
     assert (
         list(built)
@@ -167,7 +168,8 @@ def live(cluster, tmp_path_factory):
     config, _ = written(
         tmp_path_factory.mktemp("deploy"), f"stays={LENGTH}", f"goes={LENGTH}", port=PORT
     )
-    stays, goes = (replace(arm, scaling=ScalingConfig(cpus=0.1)) for arm in config.arms())
+    small = ScalingConfig(cpus=0.1)
+    stays, goes = [replace(model, scaling=small) for model in config.served_models()]
     idle = ScalingConfig(min_replicas=0, max_replicas=1, idle_seconds=1.0, cpus=0.1)
     file = serve_file([stays, replace(goes, scaling=idle)], config)
     serve.start(http_options={"host": config.host, "port": PORT})
@@ -240,12 +242,12 @@ def test_another_setting_of_one_model_leaves_the_replicas_of_the_others(live):
 def beside(**settings):
     """A server of another name on the cluster of the file."""
     config = ServeConfig(models=(f"mine={LENGTH}",), **{"port": PORT, "name": "own"} | settings)
-    return deployed(config.arms(), config)
+    return deployed(config.served_models(), config)
 
 
 def test_a_server_that_would_replace_what_others_deployed_is_refused(live):
     before = set(serve.status().applications)
-    taken = model_app(asdict(ServeConfig(models=(f"x={LENGTH}",)).arms()[0]))
+    taken = model_app(asdict(ServeConfig(models=(f"x={LENGTH}",)).served_models()[0]))
     serve.run(taken, name="foreign", route_prefix="/servers/taken")
     for settings, told in (
         ({"name": "panoply"}, "'panoply[-a-z]*' was deployed on this cluster from a file: take an"),
@@ -261,12 +263,12 @@ def test_a_server_that_would_replace_what_others_deployed_is_refused(live):
 
 def test_a_server_takes_the_place_of_a_killed_one_and_ends_when_its_gateway_is_taken_down(live):
     before = set(serve.status().applications)
-    left = model_app(asdict(ServeConfig(models=(f"old={LENGTH}",)).arms()[0]))
+    left = model_app(asdict(ServeConfig(models=(f"old={LENGTH}",)).served_models()[0]))
     serve.run(left, name="own-model-old", route_prefix=None)
     watch = RunLogger(Console(file=io.StringIO(), width=300))
 
     def strike():
-        wait_until(lambda: "has the page" in watch.console.file.getvalue())
+        wait_until(lambda: "Serving at" in watch.console.file.getvalue())
         serve.delete("own-gateway")
 
     with beside(port=0) as server:
@@ -277,7 +279,7 @@ def test_a_server_takes_the_place_of_a_killed_one_and_ends_when_its_gateway_is_t
         with pytest.raises(ConnectionError, match=told):
             follow(server, threading.Event(), watch)
         lines = watch.console.file.getvalue()
-        assert f"{URL}/servers/own/ has the page" in lines
+        assert f"Serving at {URL}/servers/own/ (UI)" in lines
         assert "the gateway: ready" in lines
     assert set(serve.status().applications) == before
 

@@ -20,10 +20,12 @@ from panoply.config.serve import ScalingConfig, ServeConfig
 from panoply.hub.artefact.load import load_reward_model
 from panoply.wire.client import Client
 from panoply.wire.request import Chat, ScoreRequest
+from tests.builders.ray_head import free_ports
 from workflows.cluster.gateway import states
-from workflows.serve import deployed, pinned
+from workflows.cluster.resolve_model import resolve_model
+from workflows.serve import deployed
 
-PORT = 8421
+[PORT] = free_ports(1)
 URL = f"http://127.0.0.1:{PORT}"
 RESPONSES = ("Ten minutes.", "No.", "", "Put it into boiling water, and wait.")
 
@@ -52,8 +54,9 @@ def served(cluster, tiny_model_folder, tmp_path_factory):
         scaling=ScalingConfig(cpus=0.1),
     )
     two = ScalingConfig(min_replicas=2, max_replicas=2, cpus=0.1)
-    arms = [replace(a, scaling=two) if a.name == "scalar" else a for a in config.arms()]
-    with deployed([pinned(arm) for arm in arms], config):
+    models = [resolve_model(model) for model in config.served_models()]
+    models = [replace(m, scaling=two) if m.name == "scalar" else m for m in models]
+    with deployed(models, config):
         wait_until(lambda: all(s != "starting" for s in seen().values()), seconds=120)
         yield load_reward_model(root / "scalar")
 
@@ -167,7 +170,7 @@ def kill(app, name):
 
 
 def test_a_judge_that_is_killed_under_load_costs_no_answer(served, record_property):
-    num, pause = under_load(served, lambda: kill("panoply-model-scalar", "Judge"))
+    num, pause = under_load(served, lambda: kill("panoply-model-scalar", "RewardModel"))
     record_property("seconds_to_recover", pause)
     assert num > 50
     wait_until(

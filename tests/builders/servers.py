@@ -41,14 +41,14 @@ class Served:
 
         def told():
             assert self.process.poll() is None, self.told()
-            return re.search(r"(http://\S+/) has the page", self.told())
+            return re.search(r"Serving at (http://\S+/) \(UI\)", self.told())
 
         return eventually(told, 90, "the server tells its address")[1]
 
     def refusal(self):
         """Returns what it says in the end, without ever having told an address."""
         assert self.process.wait(90) == 2, self.told()
-        assert "has the page" not in self.told()
+        assert "Serving at" not in self.told()
         assert "Traceback" not in self.told()
         return self.told()
 

@@ -25,8 +25,8 @@ from panoply.config.serve import GatewayArgs
 from panoply.wire.dialect import RequestLimits
 
 T = TypeVar("T")
-JUDGE = "Judge"
-"""Name of their deployment."""
+DEPLOYMENT = "RewardModel"
+"""Name of the deployment of any model, in the application that carries the model's name."""
 MOST_CALLS = 1024
 """Calls that a replica has in hand; its own queue is what turns requests away."""
 POLL_SECONDS = 1.0
@@ -89,7 +89,7 @@ def http_gateway(config: GatewayArgs) -> FastAPI:
     models: dict[str, Model] = {}
     for name, app in apps.items():
         # Not `get_deployment_handle`: `serve deploy` may start this application before the models'.
-        handle: DeploymentHandle[Any] = DeploymentHandle(JUDGE, app)
+        handle: DeploymentHandle[Any] = DeploymentHandle(DEPLOYMENT, app)
         models[name] = Model(ask=handle.answer.remote, about=handle.about.remote)
     gateway = Gateway(models, config.default or config.models[0], config.timeout)
 
