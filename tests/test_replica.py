@@ -20,7 +20,7 @@ from panoply.hub.artefact.load import load_reward_model
 from panoply.serve.calls import ReplicaRequest
 from panoply.wire.request import Chat, RenderedText, RequestError, Tokens
 from panoply.wire.slime import Sample
-from panoply.wire.trainers import verl_request
+from panoply.wire.verl import verl_request
 
 PROMPTS = [
     [{"role": "user", "content": text}] for text in ("How do I boil an egg?", "Why?", "Well" * 9)
