@@ -21,7 +21,7 @@ from panoply.hub.artefact.load import load_reward_model
 from panoply.wire.client import Client
 from panoply.wire.request import Chat, ScoreRequest
 from tests.builders.ray_head import free_ports
-from workflows.cluster.gateway import states
+from workflows.cluster.gateway import model_states
 from workflows.cluster.resolve_model import resolve_model
 from workflows.serve import deployed
 
@@ -174,7 +174,7 @@ def test_a_judge_that_is_killed_under_load_costs_no_answer(served, record_proper
     record_property("seconds_to_recover", pause)
     assert num > 50
     wait_until(
-        lambda: states({"scalar": "panoply-model-scalar"})["scalar"][0] == "ready", seconds=60
+        lambda: model_states({"scalar": "panoply-model-scalar"})["scalar"][0] == "ready", seconds=60
     )
 
 

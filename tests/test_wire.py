@@ -654,7 +654,7 @@ def test_dialects_at_one_path_are_told_apart_by_their_keys():
 
 def test_every_payload_has_a_schema_for_the_docs():
     for endpoint in ENDPOINTS:
-        assert endpoint.call.model_json_schema()["type"] == "object"
+        assert endpoint.payload.model_json_schema()["type"] == "object"
 
 
 def test_the_sigmoid_is_the_formula_and_saturates_without_overflow():

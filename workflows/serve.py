@@ -36,8 +36,8 @@ from workflows.cluster.gateway import (
     gateway_app,
     gateway_name,
     model_name,
+    model_states,
     secret,
-    states,
 )
 from workflows.cluster.models import model_app
 from workflows.cluster.ray_cluster import connect
@@ -98,7 +98,7 @@ def follow(server: Server, stopped: threading.Event, logger: RunLogger) -> None:
     was_up, address = False, ""
     while not stopped.wait(POLL_SECONDS):
         try:
-            before, current = current, states(apps)
+            before, current = current, model_states(apps)
         except RayActorError as error:
             if serve_controller() is not None:  # it died, and Ray is about to restart it
                 continue

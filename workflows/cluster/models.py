@@ -1,4 +1,4 @@
-"""The Serve application of one model: its replicas, and how they come and go."""
+"""Serve application of one model: its replicas and their scaling."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def model_app(args: Mapping[str, Any]) -> Application:
     """Returns the application of one model, from the fields of a `ServedModelConfig`.
 
     Raises:
-        ValueError: a setting that there is not, or one that is wrong.
+        ValueError: a setting is unknown or wrong.
     """
     if "key_variable" in args:
         raise ValueError(
