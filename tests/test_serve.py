@@ -77,16 +77,16 @@ def wait_until(holds, seconds):
 
 def test_what_cannot_load_says_why_and_the_others_answer(served):
     assert seen() == {"scalar": "ready", "gated": "ready", "length": "ready", "broken": "failed"}
-    entries = {one["id"]: one for one in httpx2.get(f"{URL}/v1/models").json()["data"]}
+    entries = {entry["id"]: entry for entry in httpx2.get(f"{URL}/v1/models").json()["data"]}
     assert "panoply.json" in entries["broken"]["reason"] or "Error" in entries["broken"]["reason"]
     items = [{"prompt": prompt(0), "responses": list(RESPONSES)}]
-    asked = {"models": ["scalar", "length", "broken", "gated"], "items": items}
-    told = httpx2.post(f"{URL}/v1/rewards", json=asked, timeout=60).json()["results"]
-    scores = [[score["score"] for score in result["items"][0]] for result in told]
+    payload = {"models": ["scalar", "length", "broken", "gated"], "items": items}
+    results = httpx2.post(f"{URL}/v1/rewards", json=payload, timeout=60).json()["results"]
+    scores = [[score["score"] for score in result["items"][0]] for result in results]
     assert scores[0] == pytest.approx(served.score(prompt(0), RESPONSES), rel=1e-4)
     assert scores[1] == [len(response) for response in RESPONSES]
     assert scores[2] == [None] * 4
-    assert "could not be started" in told[2]["items"][0][0]["error"]
+    assert "could not be started" in results[2]["items"][0][0]["error"]
     assert None not in scores[3]
 
 
@@ -100,12 +100,12 @@ def counted(name, model):
 
 def settled():
     """The responses of the scalar model by process, once what was asked before is told."""
-    known, since = counted("panoply_responses_total", "scalar"), time.monotonic()
+    count, since = counted("panoply_responses_total", "scalar"), time.monotonic()
     while time.monotonic() - since < 12:  # the nodes tell every ten seconds
         time.sleep(1)
-        if (now := counted("panoply_responses_total", "scalar")) != known:
-            known, since = now, time.monotonic()
-    return known
+        if (now := counted("panoply_responses_total", "scalar")) != count:
+            count, since = now, time.monotonic()
+    return count
 
 
 def test_requests_that_share_a_prompt_go_to_one_replica_and_others_are_spread(served):
@@ -124,15 +124,15 @@ def test_requests_that_share_a_prompt_go_to_one_replica_and_others_are_spread(se
 
 def under_load(served, disturb, seconds=20.0, num_clients=8):
     """Clients ask while something dies; returns answers right, and the longest time without one."""
-    wanted = {i: served.score(prompt(i), RESPONSES) for i in range(12)}
+    expected = {i: served.score(prompt(i), RESPONSES) for i in range(12)}
     wrong, right, failed = [], [], []
     ends = time.monotonic() + seconds
 
-    def ask(own):
+    def ask(first):
         with Client(URL, timeout=60) as client:
-            i = own
+            i = first
             while time.monotonic() < ends:
-                i = (i + 1) % len(wanted)
+                i = (i + 1) % len(expected)
                 request = ScoreRequest(
                     items=(Chat(tuple(prompt(i)), RESPONSES),), models=("scalar",)
                 )
@@ -141,9 +141,9 @@ def under_load(served, disturb, seconds=20.0, num_clients=8):
                 except Exception as error:  # whatever it is, an answer is missing
                     failed.append(repr(error))
                     continue
-                told = [score.score for score in item]
-                close = told == pytest.approx(wanted[i], rel=1e-4)
-                (right if close else wrong).append((time.monotonic(), told))
+                results = [score.score for score in item]
+                close = results == pytest.approx(expected[i], rel=1e-4)
+                (right if close else wrong).append((time.monotonic(), results))
 
     threads = [threading.Thread(target=ask, args=(k,)) for k in range(num_clients)]
     for thread in threads:
@@ -185,8 +185,8 @@ def test_a_gateway_that_is_killed_under_load_costs_no_answer(served, record_prop
 
 
 def test_metrics_of_all_nodes_are_relayed(served):
-    def told():
+    def metrics_text():
         return httpx2.get(f"{URL}/metrics", timeout=10).text
 
-    wanted = ("panoply_requests_total", "panoply_batch_tokens", "panoply_shared_tokens_total")
-    wait_until(lambda: all(name in told() for name in wanted), seconds=60)
+    expected = ("panoply_requests_total", "panoply_batch_tokens", "panoply_shared_tokens_total")
+    wait_until(lambda: all(name in metrics_text() for name in expected), seconds=60)
