@@ -133,7 +133,7 @@ class Gateway:
             RequestError: none of the models has an objective of that name.
         """
         by_model = {name: self.models[name].objectives for name in request.models}
-        available = {objective for names in by_model.values() for objective in names or ()}
+        available = set[str]().union(*(names or () for names in by_model.values()))
         unknown = sorted(set(request.weights) - available)
         if unknown and None not in by_model.values():  # one that was never up may have it
             raise RequestError(

@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -226,12 +227,14 @@ async def _relayed(agents: Sequence[str]) -> str:
     """Returns our own metrics of all nodes; a node that does not answer is left out."""
     async with httpx2.AsyncClient(timeout=5.0) as client:
         answers = await asyncio.gather(*map(client.get, agents), return_exceptions=True)
-    texts = [answer.text for answer in answers if isinstance(answer, httpx2.Response)]
-    lines = [line for text in texts for line in text.splitlines() if "panoply_" in line]
-    return "\n".join(dict.fromkeys([*lines, ""]))
+    lines: dict[str, None] = {}  # in order, each once
+    for answer in answers:
+        if isinstance(answer, httpx2.Response):
+            lines |= dict.fromkeys(x for x in answer.text.splitlines() if "panoply_" in x)
+    return "\n".join([*lines, ""])
 
 
-PATHS = list(dict.fromkeys(path for endpoint in ENDPOINTS for path in endpoint.paths))
+PATHS = list(dict.fromkeys(chain.from_iterable(endpoint.paths for endpoint in ENDPOINTS)))
 """Paths of all dialects."""
 
 NO_TEXT = (

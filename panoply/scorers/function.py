@@ -34,6 +34,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from inspect import Parameter
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import Any, SupportsFloat, TypeVar
@@ -148,7 +149,7 @@ class FunctionScorer:
 
     async def score(self, items: Sequence[Item]) -> Scores:
         """Returns the scores of all items; those that failed as errors of their response."""
-        samples = [sample for item in items for sample in _samples(item)]
+        samples = list(chain.from_iterable(map(_samples, items)))
         if self._takes_lists:
             flat = await self._call(samples) if samples else []
         else:

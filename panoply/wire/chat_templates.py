@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 
 BOS = ("<|begin_of_text|>", "<|startoftext|>", "<bos>", "<s>")
 """Beginnings of a sequence, as tokenizers write them."""
@@ -177,5 +178,5 @@ chatml: Qwen, SmolLM, Hermes, Yi. llama3: Llama 3 to 3.3. gemma: Gemma 1 to 3. z
 phi3: Phi-3. tulu: Tulu 2 and 3, OLMo. mistral: Mistral Instruct. vicuna: Vicuna 1.1 and later.
 """
 
-ENDS = tuple({end: None for form in TEMPLATES.values() for end in form.ends})
+ENDS = tuple(dict.fromkeys(chain.from_iterable(form.ends for form in TEMPLATES.values())))
 """Tokens with which policies of all these families end their turns."""

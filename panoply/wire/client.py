@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Sequence
+from itertools import chain
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
@@ -192,4 +193,4 @@ def _comparison(model: str, pairs: Sequence[Pair]) -> ScoreRequest:
 
 
 def _of_pairs(answer: ScoreAnswer) -> list[Score]:
-    return [score for item in answer.models[0].items for score in item]
+    return list(chain.from_iterable(answer.models[0].items))

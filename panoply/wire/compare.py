@@ -69,7 +69,7 @@ class ComparePayload(DialectPayload):
 
     def render(self, answer: ScoreAnswer, request: ScoreRequest) -> Payload:
         """Returns the probability of each pair, or its error."""
-        received = [[len(item) for item in model.items] for model in answer.models]
+        received = [model.num_scores for model in answer.models]
         if received != [[1] * len(request.items)]:
             what = f"{len(request.items)} pairs were asked for, got {received}"
             raise RequestError(f"internal error: {what}", 500)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Literal, TypeAlias
 
 from pydantic import JsonValue
@@ -183,6 +184,11 @@ class ModelAnswer:
     provenance: Mapping[str, str] = field(default_factory=dict[str, str])
     """Hashes of weights and template, as the artefact has them; empty where nobody asked."""
 
+    @property
+    def num_scores(self) -> list[int]:
+        """Number of scores of each item."""
+        return list(map(len, self.items))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreAnswer:
@@ -208,12 +214,12 @@ def single_model_scores(
             answer does not fit the request.
     """
     expected = [[len(item.responses) for item in request.items]]
-    received = [[len(item) for item in model.items] for model in answer.models]
+    received = [model.num_scores for model in answer.models]
     if received != expected:
         what = f"scores by model and item are {received}, expected {expected}"
         raise RequestError(f"internal error: {what}", 500)
     model = answer.models[0]
-    scores = [score for item in model.items for score in item]
+    scores = list(chain.from_iterable(model.items))
     failed = {i: score for i, score in enumerate(scores) if score.error}
     if failed:
         may_pass = any(score.transient for score in failed.values())

@@ -169,12 +169,6 @@ def _item_payload(item: Item) -> dict[str, Payload]:
     return payload
 
 
-class _Driver(BaseModel):
-    objective: str
-    value: FiniteFloat
-    contribution: FiniteFloat
-
-
 class ScoreEntry(BaseModel):
     """Score or error in an answer of our own endpoints; unknown keys are not read."""
 
@@ -183,18 +177,17 @@ class ScoreEntry(BaseModel):
     transient: bool = False
     objectives: dict[str, FiniteFloat] = {}
     gate: dict[str, FiniteFloat] = {}
-    drivers: list[_Driver] = []
+    drivers: tuple[Driver, ...] = ()
     num_tokens: int = 0
     num_cut: int = 0
 
     def read(self) -> Score:
         """Returns the neutral score."""
-        drivers = tuple(Driver(d.objective, d.value, d.contribution) for d in self.drivers)
         return Score(
             score=self.score,
             error=self.error,
             transient=self.transient,
-            details=Details(objectives=self.objectives, gate=self.gate, drivers=drivers),
+            details=Details(objectives=self.objectives, gate=self.gate, drivers=self.drivers),
             num_tokens=self.num_tokens,
             num_cut=self.num_cut,
         )
@@ -206,8 +199,10 @@ class _Result(BaseModel):
     provenance: dict[str, str] = {}
 
     def read(self) -> ModelAnswer:
-        items = tuple(tuple(entry.read() for entry in item) for item in self.items)
-        return ModelAnswer(model=self.model, items=items, provenance=self.provenance)
+        items: list[tuple[Score, ...]] = []
+        for item in self.items:
+            items.append(tuple(entry.read() for entry in item))
+        return ModelAnswer(model=self.model, items=tuple(items), provenance=self.provenance)
 
 
 class _Answer(BaseModel):
@@ -243,7 +238,6 @@ def _check_fit(models: Sequence[ModelAnswer], request: ScoreRequest) -> None:
         raise ValueError(f"{names} answered, {expected_names or 'one model'} were asked for")
     expected = [len(item.responses) for item in request.items]
     for model in models:
-        received = [len(item) for item in model.items]
-        if received != expected:
-            what = f"answered {received} scores, {expected} were asked for"
+        if model.num_scores != expected:
+            what = f"answered {model.num_scores} scores, {expected} were asked for"
             raise ValueError(f"{model.model!r} {what}")

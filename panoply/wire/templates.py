@@ -90,11 +90,11 @@ def as_chat(item: RenderedText, template: str) -> Chat:
     form = _form(template)
     if not item.prompt:
         split = [_last_turn(text, template) for text in item.responses]
-        prompts = {tuple((turn["role"], turn["content"]) for turn in turns) for turns, _ in split}
-        if len(prompts) > 1:
+        prompt = split[0][0] if split else ()
+        if any(turns != prompt for turns, _ in split):
             why = "its conversations share no prompt; send an item for each"
             raise _refusal(template, why, item.responses[0])
-        return Chat(split[0][0] if split else (), tuple(reply for _, reply in split), item.label)
+        return Chat(prompt, tuple(reply for _, reply in split), item.label)
     turns, opened = parse(item.prompt, template)
     if opened is None:
         opening = form.openings["assistant"]
