@@ -27,7 +27,7 @@ def ask(*script, timeout=30.0):
         if isinstance(step, float):
             await asyncio.sleep(step)
             return ANSWER
-        if isinstance(step, Exception):
+        if isinstance(step, Exception) and not isinstance(step, RequestError):
             raise step
         return step
 

@@ -10,17 +10,15 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass
 from types import CodeType
-from typing import Any, ClassVar, Generic, TypeVar
-
-C = TypeVar("C")
-"""A client, or an async one."""
+from typing import Any, ClassVar
 
 
 @dataclass(eq=False)
-class RewardFunction(Generic[C]):
+class RewardFunction:
     """Function that asks a client for the scores of one model, and that is logged by its name."""
 
-    client: C
+    client: Any
+    """A client, or an async one, as the subclass says."""
     model: str
 
     def __post_init__(self) -> None:
@@ -28,7 +26,7 @@ class RewardFunction(Generic[C]):
 
 
 @dataclass(eq=False)
-class CoroutineFunction(RewardFunction[C]):
+class CoroutineFunction(RewardFunction):
     """Reward function with an async `__call__`, which trainers take for a coroutine function.
 
     verl asks `inspect.iscoroutinefunction` of the object itself, which takes for a function what

@@ -24,7 +24,7 @@ from panoply.wire.reward_functions import CoroutineFunction, RewardFunction
 from panoply.wire.values import json_value
 
 if TYPE_CHECKING:
-    pass
+    from panoply.wire.client import AsyncClient, Client
 
 LOG = logging.getLogger(__name__)
 Text: TypeAlias = str | Sequence[Mapping[str, Any]]
@@ -34,9 +34,10 @@ _DIALOG: TypeAdapter[Any] = TypeAdapter(DialogTurns)
 
 
 @dataclass(eq=False)
-class TrlReward(RewardFunction["Client"]):
+class TrlReward(RewardFunction):
     """Reward function for TRL and ms-swift, which log it under the model's name."""
 
+    client: Client
     label_column: str | None = None
 
     def __call__(
@@ -56,9 +57,10 @@ class TrlReward(RewardFunction["Client"]):
 
 
 @dataclass(eq=False)
-class AsyncTrlReward(CoroutineFunction["AsyncClient"]):
+class AsyncTrlReward(CoroutineFunction):
     """As `TrlReward`, for trainers that await it beside others."""
 
+    client: AsyncClient
     label_column: str | None = None
 
     async def __call__(

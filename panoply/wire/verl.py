@@ -18,7 +18,7 @@ from panoply.wire.reward_functions import CoroutineFunction, RewardFunction
 from panoply.wire.values import json_value
 
 if TYPE_CHECKING:
-    pass
+    from panoply.wire.client import AsyncClient, Client
 
 PROMPT_KEY = "prompt"
 """Key of the prompt in `extra_info`, where no other is named."""
@@ -26,9 +26,10 @@ _PROMPT: TypeAdapter[Any] = TypeAdapter(PromptTurns)
 
 
 @dataclass(eq=False)
-class VerlScore(RewardFunction["Client"]):
+class VerlScore(RewardFunction):
     """verl's `compute_score`."""
 
+    client: Client
     prompt_key: str | None = None
 
     def __call__(
@@ -51,9 +52,10 @@ class VerlScore(RewardFunction["Client"]):
 
 
 @dataclass(eq=False)
-class AsyncVerlScore(CoroutineFunction["AsyncClient"]):
+class AsyncVerlScore(CoroutineFunction):
     """As `VerlScore`, for the reward loop that awaits it."""
 
+    client: AsyncClient
     prompt_key: str | None = None
 
     async def __call__(
