@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ PREFIX = "/models/{name}"
 POLICY = "default-src 'self'; img-src 'self' data:; base-uri 'none'; frame-ancestors 'none'"
 SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120]
 TRUNCATED = "X-Truncated-Texts"
-"""Header of an answer: how many of its texts the models' limits cut; none where none was."""
+"""Header with the number of texts that the models' limits cut; left out where none was."""
 ABOUT = """Scores by several reward models, in the words of the client's own protocol.
 
 Every path of a protocol also stands behind `/models/NAME`, which names the model."""
@@ -54,12 +55,12 @@ def make_app(
         gateway: answers requests.
         limits: the most that a request may ask.
         keys: API key of each model that asks for one.
-        agents: returns the URLs at which the nodes tell their metrics.
-        lifespan: what runs beside it.
-        run: id of this start of the server, told at `/health`.
+        agents: returns the URLs of the nodes' metrics.
+        lifespan: context that is open while the application runs.
+        run: id of this start of the server, shown at `/health`.
     """
     app = FastAPI(title="Panoply", description=ABOUT, version="1", lifespan=lifespan)
-    meters = GatewayMetrics()
+    metrics = GatewayMetrics()
 
     async def score(request: Request) -> Response:
         path, name = _path(request), request.path_params.get("name")
@@ -67,21 +68,21 @@ def make_app(
         try:
             payload = decode(await _body(request, limits.max_bytes), limits)
             endpoint = endpoint_at(path, payload)
-            call = endpoint.parse(payload)
-            asked = gateway.named(limits.check(call.request()), name)
-            _check_keys(request, asked, keys)
-            answer = await gateway.score(asked)
-            status, body = 200, _json(call.render(answer, asked))
+            typed = endpoint.parse(payload)
+            score_request = gateway.named(limits.check(typed.request()), name)
+            _check_keys(request, score_request, keys)
+            answer = await gateway.score(score_request)
+            status, body = 200, _json(typed.render(answer, score_request))
             if cut := num_truncated(answer):
                 headers[TRUNCATED] = str(cut)
-            meters.scored(asked, time.monotonic() - begun)
+            metrics.scored(score_request, time.monotonic() - begun)
         except Exception as error:
             refused = error if isinstance(error, RequestError) else internal_error(path, error)
             status, refusal = endpoint.refuse(refused)
             body = _json(refusal)
             if refused.retry_after is not None:
                 headers["Retry-After"] = str(max(1, round(refused.retry_after)))
-        meters.answered(path, status, time.monotonic() - begun)
+        metrics.answered(path, status, time.monotonic() - begun)
         return Response(body, status, headers, "application/json")
 
     for path in PATHS:
@@ -96,11 +97,11 @@ def make_app(
     def health() -> JSONResponse:
         states = {entry["id"]: entry["state"] for entry in gateway.directory()}
         well = any(state != "failed" for state in states.values())
-        told = {"status": "ok" if well else "no model works", "models": states, "run": run}
-        return JSONResponse(told, 200 if well else 503)
+        status = "ok" if well else "no model works"
+        return JSONResponse({"status": status, "models": states, "run": run}, 200 if well else 503)
 
     @app.get("/metrics", summary="Prometheus metrics of all nodes.")
-    async def metrics() -> PlainTextResponse:
+    async def node_metrics() -> PlainTextResponse:
         return PlainTextResponse(await _relayed(await agents()))
 
     @app.get("/", include_in_schema=False)
@@ -113,7 +114,7 @@ def make_app(
 
 
 def _add_models(app: FastAPI, gateway: Gateway, limits: RequestLimits) -> None:
-    """Adds what says which models there are."""
+    """Adds the routes that describe the models."""
 
     @app.get("/v1/models", summary="The models, with their state and objectives.")
     def models() -> JSONResponse:
@@ -130,7 +131,7 @@ def _add_models(app: FastAPI, gateway: Gateway, limits: RequestLimits) -> None:
 
 
 def _add_refusals(app: FastAPI) -> None:
-    """Adds what answers a name that no model has, and a path that is no endpoint."""
+    """Adds the answers to a name that no model has, and to a path that is no endpoint."""
 
     @app.exception_handler(RequestError)
     def refuse(_: Request, error: RequestError) -> JSONResponse:
@@ -144,7 +145,7 @@ def _add_refusals(app: FastAPI) -> None:
 
 
 def _directions(request: Request) -> str:
-    """Returns what to ask in place of a path or method that is no endpoint."""
+    """Returns a hint for a path or method that is no endpoint."""
     path = request.url.path
     name = re.sub(r"^/models/[^/]+|/v[12](?=/)", "", path).strip("/")
     elsewhere = f"{ELSEWHERE[name]}. " if name in ELSEWHERE else ""
@@ -156,21 +157,21 @@ def _directions(request: Request) -> str:
 
 
 class GatewayMetrics:
-    """What Prometheus is told of requests."""
+    """Prometheus metrics of requests."""
 
     def __init__(self) -> None:
-        told = "Seconds until answered."
+        seconds = "Seconds until answered."
         self.count = Counter("panoply_requests_total", "Requests.", ("path", "status"))
-        self.seconds = Histogram("panoply_request_seconds", told, SECONDS, ("path",))
-        self.of_model = Histogram("panoply_model_seconds", told, SECONDS, ("model",))
+        self.seconds = Histogram("panoply_request_seconds", seconds, SECONDS, ("path",))
+        self.of_model = Histogram("panoply_model_seconds", seconds, SECONDS, ("model",))
 
-    def scored(self, asked: ScoreRequest, seconds: float) -> None:
-        """Tells of a request that was scored."""
-        for model in asked.models:
+    def scored(self, request: ScoreRequest, seconds: float) -> None:
+        """Counts a request that was scored."""
+        for model in request.models:
             self.of_model.observe(seconds, {"model": model})
 
     def answered(self, path: str, status: int, seconds: float) -> None:
-        """Tells of a request, whatever came of it."""
+        """Counts a request, whatever its status."""
         self.count.inc(1, {"path": path, "status": str(status)})
         self.seconds.observe(seconds, {"path": path})
 
@@ -181,12 +182,12 @@ def _path(request: Request) -> str:
 
 
 def _route(prefix: str, path: str) -> str:
-    """Returns where a dialect's path is; a bare `/` behind a prefix is the prefix itself."""
+    """Returns the route of a dialect's path; a bare `/` behind a prefix is the prefix itself."""
     return prefix if prefix and path == "/" else prefix + path
 
 
 async def _body(request: Request, most: int) -> bytes:
-    """Returns the body, read no further than it may be long.
+    """Returns the body, reading at most the allowed bytes.
 
     Raises:
         RequestError: 413 beyond that, 400 for a client that goes before its end.
@@ -196,22 +197,22 @@ async def _body(request: Request, most: int) -> bytes:
         async for chunk in request.stream():
             body += chunk
             if len(body) > most:
-                told = f"the body has more than {most} bytes: send several requests"
-                raise RequestError(told, 413)
+                why = f"the body has more than {most} bytes: send several requests"
+                raise RequestError(why, 413)
     except ClientDisconnect as error:
         raise RequestError("the connection ended before the body did") from error
     return bytes(body)
 
 
-def _check_keys(request: Request, asked: ScoreRequest, keys: Mapping[str, str]) -> None:
-    """Checks the key of every model that is asked and has one.
+def _check_keys(request: Request, score_request: ScoreRequest, keys: Mapping[str, str]) -> None:
+    """Checks the key of every requested model that has one.
 
     Raises:
         RequestError: 401 if it was not sent, or is another.
     """
     sent = request.headers.get("authorization", "").removeprefix("Bearer ")
     sent = (sent or request.headers.get("x-api-key", "")).encode(errors="replace")
-    for name in asked.models:
+    for name in score_request.models:
         if name in keys and not secrets.compare_digest(sent, keys[name].encode()):
             raise RequestError(
                 f"model {name!r} asks for its API key, as `Authorization: Bearer KEY`", 401
@@ -223,16 +224,18 @@ def _json(answer: Any) -> bytes:
 
 
 async def _relayed(agents: Sequence[str]) -> str:
-    """Returns our own metrics as the nodes tell them; a node that does not answer is left out."""
+    """Returns our own metrics of all nodes; a node that does not answer is left out."""
     async with httpx2.AsyncClient(timeout=5.0) as client:
-        found = await asyncio.gather(*map(client.get, agents), return_exceptions=True)
-    texts = [answer.text for answer in found if isinstance(answer, httpx2.Response)]
-    lines = [line for text in texts for line in text.splitlines() if "panoply_" in line]
-    return "\n".join(dict.fromkeys([*lines, ""]))
+        answers = await asyncio.gather(*map(client.get, agents), return_exceptions=True)
+    lines: dict[str, None] = {}  # in order, each once
+    for answer in answers:
+        if isinstance(answer, httpx2.Response):
+            lines |= dict.fromkeys(x for x in answer.text.splitlines() if "panoply_" in x)
+    return "\n".join([*lines, ""])
 
 
-PATHS = list(dict.fromkeys(path for endpoint in ENDPOINTS for path in endpoint.paths))
-"""Of all dialects."""
+PATHS = list(dict.fromkeys(chain.from_iterable(endpoint.paths for endpoint in ENDPOINTS)))
+"""Paths of all dialects."""
 
 NO_TEXT = (
     "The models here score and write no text: ask `/v1/rewards`, or `/classify` with `messages`"
@@ -252,7 +255,7 @@ ELSEWHERE: Mapping[str, str] = {
         ("embed", "embed_all", "embed_sparse", "embeddings", "similarity"), NO_EMBEDDING
     ),
 }
-"""By a path of the other servers, without version: what to ask here."""
+"""Hints by a path of other servers, without version."""
 
 REFUSALS: dict[int | str, str] = {
     400: "The body is wrong; the message names the key, its value and what is allowed.",
@@ -262,39 +265,42 @@ REFUSALS: dict[int | str, str] = {
     422: "A text cannot be scored.",
     424: "A text cannot be scored (TEI).",
     429: "The model is busy; `Retry-After` says for how long.",
-    500: "An error that nobody foresaw; the log says where.",
+    500: "An unexpected error; the log says where.",
     503: "The model cannot answer now.",
 }
 
 REFS, SCHEMAS = models_json_schema(
-    [(endpoint.call, "validation") for endpoint in ENDPOINTS],
+    [(endpoint.payload, "validation") for endpoint in ENDPOINTS],
     ref_template="#/components/schemas/{model}",
 )
-"""Of the dialects' payloads: FastAPI does not see them, since keys choose among them."""
+"""Schemas of the dialects' payloads: FastAPI does not see them, since keys choose among them."""
 
 
 def _described(prefix: str, path: str) -> dict[str, Any]:
-    """Returns what OpenAPI says of a path: the payloads of the dialects that share it."""
+    """Returns a path's description for OpenAPI: the payloads of the dialects that share it."""
     at = [endpoint for endpoint in ENDPOINTS if path in endpoint.paths]
-    bodies = [REFS[endpoint.call, "validation"] for endpoint in at]
+    bodies = [REFS[endpoint.payload, "validation"] for endpoint in at]
     schema = bodies[0] if len(bodies) == 1 else {"anyOf": bodies}
     body = {"required": True, "content": {"application/json": {"schema": schema}}}
-    named = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
-    told = {"requestBody": body} | ({"parameters": [named]} if prefix else {})
+    extra: dict[str, Any] = {"requestBody": body}
+    if prefix:
+        name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
+        extra["parameters"] = [name]
+    summaries = [(endpoint.payload.__doc__ or "").splitlines()[0] for endpoint in at]
     return {
         "tags": [endpoint.dialect for endpoint in at],
-        "summary": " / ".join((endpoint.call.__doc__ or "").splitlines()[0] for endpoint in at),
-        "openapi_extra": told,
+        "summary": " / ".join(summaries),
+        "openapi_extra": extra,
         "responses": {status: {"description": words} for status, words in REFUSALS.items()},
     }
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
-        told = get_openapi(
+        schema = get_openapi(
             title=app.title, version=app.version, description=app.description, routes=app.routes
         )
-        components = told.setdefault("components", {}).setdefault("schemas", {})
+        components = schema.setdefault("components", {}).setdefault("schemas", {})
         components |= SCHEMAS["$defs"]
-        app.openapi_schema = told
+        app.openapi_schema = schema
     return app.openapi_schema

@@ -108,7 +108,7 @@ def cpu_of_arms() -> float:
 def scoring(args: Args, models: ArmsConfig, shared: ArmsConfig) -> dict[str, Any]:
     """Returns the walls of all kinds, in turns, and their ratios by repeat."""
     from workflows.cluster.arms import asking
-    from workflows.serve import pinned
+    from workflows.cluster.resolve_model import resolve_model
 
     names, chats = models.names, sampled(args)
     kinds: dict[str, Callable[[int], Sequence[str]]] = {
@@ -118,7 +118,7 @@ def scoring(args: Args, models: ArmsConfig, shared: ArmsConfig) -> dict[str, Any
         "shared": lambda _: shared.names,
     }
     walls: dict[str, list[Wall]] = {kind: [] for kind in kinds}
-    judges = [pinned(arm) for arm in (*models.arms(), *shared.arms())]
+    judges = [resolve_model(arm) for arm in (*models.arms(), *shared.arms())]
     with asking(judges, models.timeout, "benchmark") as arms:
         for kind in ("ensemble", "shared"):  # first batches measure their own speed
             scored(arms, chats, kinds[kind])

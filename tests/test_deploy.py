@@ -20,12 +20,13 @@ from rich.console import Console
 from jobs.recipes import SERVE
 from panoply.config.serve import ScalingConfig, ServeConfig
 from panoply.report.progress import RunLogger
-from tests.builders.ray_head import ROOT
+from tests.builders.ray_head import ROOT, free_ports
 from workflows.cluster.models import model_app
-from workflows.serve import admitted, deployed, follow, pinned, run_serve, serve_file, targets
+from workflows.cluster.resolve_model import resolve_model
+from workflows.serve import admitted, deployed, follow, run_serve, serve_file, targets
 
 LENGTH = "function:panoply.serve.verifiers:length"
-PORT = 8432
+[PORT] = free_ports(1)
 URL = f"http://127.0.0.1:{PORT}"
 
 
@@ -59,20 +60,20 @@ def test_the_file_has_no_key_that_ray_would_drop_and_builds_what_the_job_builds(
     read = ServeDeploySchema.model_validate(file)
     assert unknown_keys(file, ServeDeploySchema) == []
     assert unknown_keys(file["http_options"], type(read.http_options)) == []
-    for own, app in zip(file["applications"], read.applications, strict=True):
-        assert unknown_keys(own, type(app)) == []
+    for entry, app in zip(file["applications"], read.applications, strict=True):
+        assert unknown_keys(entry, type(app)) == []
     assert unknown_keys({"import_paht": "x"}, type(read.applications[0])) == ["import_paht"]
     assert (read.http_options.host, read.http_options.port) == ("0.0.0.0", 8000)
     assert [app.route_prefix for app in read.applications] == [None, None, None, "/"]
 
-    wanted = targets([pinned(arm) for arm in config.arms()], config)
+    expected = targets([resolve_model(model) for model in config.served_models()], config)
     built = {app.name: import_attr(app.import_path)(app.args) for app in read.applications}
     assert (
         list(built)
-        == [name for name, _, _ in wanted]
+        == [name for name, _, _ in expected]
         == ["panoply-model-a", "panoply-model-b", "panoply-model-c", "panoply-gateway"]
     )
-    for name, path, args in wanted[:-1]:
+    for name, path, args in expected[:-1]:
         assert path == "workflows.cluster.models:model_app"
         assert same(built[name], model_app(args))
     assert not same(built["panoply-model-a"], built["panoply-model-b"])
@@ -106,10 +107,10 @@ def test_a_protection_that_nothing_would_enforce_stops_the_server(tmp_path, monk
     assert gateway["keys"] == {"b": "KEY"}
     build = import_attr("workflows.cluster.gateway:gateway_app")
     build(gateway_args())
-    told = r"name the key in its `keys` instead: \{a: KEY\}"
-    with pytest.raises(ValueError, match=f"(?i){told}"):
+    message = r"name the key in its `keys` instead: \{a: KEY\}"
+    with pytest.raises(ValueError, match=f"(?i){message}"):
         model_app(model | {"key_variable": "KEY"})
-    for changes, told in (
+    for changes, message in (
         ({"keys": {"A": "KEY"}}, r"`keys` must be names among \['a', 'b'\], got \['A'\]"),
         ({"keys": {"a": ""}}, r"`keys\['a'\]` must be an environment variable's name, got ''"),
         (
@@ -120,15 +121,15 @@ def test_a_protection_that_nothing_would_enforce_stops_the_server(tmp_path, monk
         ({"models": ["a", "a"]}, "`models` must be different"),
         ({"name": "a-model"}, "`name` must be letters, digits"),
     ):
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             build(gateway_args(**changes))
-    for keys, told in (
+    for keys, message in (
         (("c=KEY",), r"`keys` must be names among \['a', 'b'\], got \['c'\]"),
         (("b=",), r"`keys\['b'\]` must be an environment variable's name"),
         (("b=KEY", "b=OTHER"), "`keys` must be one of each model"),
         (("b",), "`keys` must be NAME=VARIABLE, got 'b'"),
     ):
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             written(tmp_path, f"a={LENGTH}", f"b={LENGTH}", keys=keys)
     monkeypatch.delenv("KEY", raising=False)
     with pytest.raises(ValueError, match="environment variable 'KEY' holds no API key"):
@@ -144,13 +145,13 @@ def test_the_rayservice_serves_what_can_be_built_where_its_clients_ask():
     assert {"containerPort": read.http_options.port, "name": "serve"} in pod["ports"]
     assert read.http_options.host == "0.0.0.0"
     gpus = {}
-    for own, app in zip(file["applications"], read.applications, strict=True):
-        assert unknown_keys(own, type(app)) == []
+    for entry, app in zip(file["applications"], read.applications, strict=True):
+        assert unknown_keys(entry, type(app)) == []
         built = import_attr(app.import_path)(app.args)._bound_deployment
         gpus[app.name] = built.ray_actor_options.get("num_gpus")
     assert gpus == {"panoply-model-armorm": 1, "panoply-model-length": 0, "panoply-gateway": None}
     models = [app.args for app in read.applications[:-1]]
-    assert [one["name"] for one in models] == read.applications[-1].args["models"]
+    assert [model["name"] for model in models] == read.applications[-1].args["models"]
     (mount,) = pod["volumeMounts"]
     assert models[0]["where"].startswith(mount["mountPath"])
 
@@ -167,7 +168,8 @@ def live(cluster, tmp_path_factory):
     config, _ = written(
         tmp_path_factory.mktemp("deploy"), f"stays={LENGTH}", f"goes={LENGTH}", port=PORT
     )
-    stays, goes = (replace(arm, scaling=ScalingConfig(cpus=0.1)) for arm in config.arms())
+    small = ScalingConfig(cpus=0.1)
+    stays, goes = [replace(model, scaling=small) for model in config.served_models()]
     idle = ScalingConfig(min_replicas=0, max_replicas=1, idle_seconds=1.0, cpus=0.1)
     file = serve_file([stays, replace(goes, scaling=idle)], config)
     serve.start(http_options={"host": config.host, "port": PORT})
@@ -204,12 +206,12 @@ def wait_until(holds, seconds=200):
 
 
 def pids(app):
-    found = set()
+    pids = set()
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):  # it ends while we look; a zombie is one of these
             if f"ServeReplica:{app}:" in " ".join(process.cmdline()):
-                found.add(process.pid)
-    return found
+                pids.add(process.pid)
+    return pids
 
 
 def test_an_idle_model_comes_when_it_is_asked_and_goes_again(live):
@@ -225,7 +227,7 @@ def test_an_idle_model_comes_when_it_is_asked_and_goes_again(live):
 def test_another_setting_of_one_model_leaves_the_replicas_of_the_others(live):
     wait_until(lambda: state("stays") == "ready")
     before = {app: pids(app) for app in ("panoply-model-stays", "panoply-gateway")}
-    assert all(len(own) == 1 for own in before.values())
+    assert all(len(entry) == 1 for entry in before.values())
     changed = [
         app | {"args": app["args"] | {"where": "function:panoply.serve.verifiers:exact"}}
         if app["name"] == "panoply-model-goes"
@@ -240,20 +242,20 @@ def test_another_setting_of_one_model_leaves_the_replicas_of_the_others(live):
 def beside(**settings):
     """A server of another name on the cluster of the file."""
     config = ServeConfig(models=(f"mine={LENGTH}",), **{"port": PORT, "name": "own"} | settings)
-    return deployed(config.arms(), config)
+    return deployed(config.served_models(), config)
 
 
 def test_a_server_that_would_replace_what_others_deployed_is_refused(live):
     before = set(serve.status().applications)
-    taken = model_app(asdict(ServeConfig(models=(f"x={LENGTH}",)).arms()[0]))
+    taken = model_app(asdict(ServeConfig(models=(f"x={LENGTH}",)).served_models()[0]))
     serve.run(taken, name="foreign", route_prefix="/servers/taken")
-    for settings, told in (
+    for settings, message in (
         ({"name": "panoply"}, "'panoply[-a-z]*' was deployed on this cluster from a file: take an"),
         ({"name": "taken"}, "'foreign' answers at /servers/taken of this cluster: take another"),
         ({"port": PORT + 1}, f"listens at 127.0.0.1:{PORT} .* Add `--host 127.0.0.1 --port {PORT}"),
         ({"host": "0.0.0.0"}, f"listens at 127.0.0.1:{PORT} .* Add `--host 127.0.0.1"),
     ):
-        with pytest.raises(ValueError, match=told), beside(**settings):
+        with pytest.raises(ValueError, match=message), beside(**settings):
             pass
     serve.delete("foreign")
     assert set(serve.status().applications) == before
@@ -261,23 +263,23 @@ def test_a_server_that_would_replace_what_others_deployed_is_refused(live):
 
 def test_a_server_takes_the_place_of_a_killed_one_and_ends_when_its_gateway_is_taken_down(live):
     before = set(serve.status().applications)
-    left = model_app(asdict(ServeConfig(models=(f"old={LENGTH}",)).arms()[0]))
+    left = model_app(asdict(ServeConfig(models=(f"old={LENGTH}",)).served_models()[0]))
     serve.run(left, name="own-model-old", route_prefix=None)
     watch = RunLogger(Console(file=io.StringIO(), width=300))
 
     def strike():
-        wait_until(lambda: "has the page" in watch.console.file.getvalue())
+        wait_until(lambda: "Serving at" in watch.console.file.getvalue())
         serve.delete("own-gateway")
 
     with beside(port=0) as server:
         names = {"own-gateway", "own-model-mine"}
         assert set(serve.status().applications) - before == names
         threading.Thread(target=strike).start()
-        told = "the gateway is gone: .* Somebody else took 'own-gateway' down"
-        with pytest.raises(ConnectionError, match=told):
+        message = "the gateway is gone: .* Somebody else took 'own-gateway' down"
+        with pytest.raises(ConnectionError, match=message):
             follow(server, threading.Event(), watch)
         lines = watch.console.file.getvalue()
-        assert f"{URL}/servers/own/ has the page" in lines
+        assert f"Serving at {URL}/servers/own/ (UI)" in lines
         assert "the gateway: ready" in lines
     assert set(serve.status().applications) == before
 

@@ -19,11 +19,11 @@ TEXT = RenderedText(
 
 def ask(url, dialect, *items, **settings):
     async def scores():
-        arm = EndpointScorer(url, dialect, **{"template": "chatml", **settings})
+        scorer = EndpointScorer(url, dialect, **{"template": "chatml", **settings})
         try:
-            return await arm.score(items)
+            return await scorer.score(items)
         finally:
-            await arm.close()
+            await scorer.close()
 
     return asyncio.run(scores())
 
@@ -35,16 +35,16 @@ def numbers(scores):
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_every_dialect_scores_conversations_and_text_over_the_wire(dialect):
     with serving() as (url, seen):
-        found = ask(url, dialect, CHAT, Chat((USER,), ()), TEXT, model="m")
-    assert numbers(found) == [[1.5, -2, 0], [], [7]]
+        results = ask(url, dialect, CHAT, Chat((USER,), ()), TEXT, model="m")
+    assert numbers(results) == [[1.5, -2, 0], [], [7]]
     assert {path for path, *_ in seen} == {DIALECTS[dialect].path}
 
 
 def test_a_path_of_the_url_is_kept_and_the_key_comes_from_the_environment(monkeypatch):
     monkeypatch.setenv("RM_KEY", "secret")
     with serving() as (url, seen):
-        found = ask(f"{url}/v1/classify", "vllm", CHAT, model="m", api_key_env="RM_KEY")
-    assert numbers(found) == [[1.5, -2, 0]]
+        results = ask(f"{url}/v1/classify", "vllm", CHAT, model="m", api_key_env="RM_KEY")
+    assert numbers(results) == [[1.5, -2, 0]]
     path, headers, payload, _ = seen[0]
     assert path == "/v1/classify"
     assert headers["authorization"] == "Bearer secret"
@@ -54,8 +54,8 @@ def test_a_path_of_the_url_is_kept_and_the_key_comes_from_the_environment(monkey
 def test_no_more_requests_than_allowed_are_on_their_way_and_none_is_lost():
     with serving() as (url, seen):
         items = [Chat((USER,), (f"x #{i}",)) for i in range(40)]
-        found = ask(url, "vllm", *items, max_concurrent=2)
-    assert numbers(found) == [[i] for i in range(40)]
+        results = ask(url, "vllm", *items, max_concurrent=2)
+    assert numbers(results) == [[i] for i in range(40)]
     assert len(seen) == 40
 
 
@@ -113,10 +113,10 @@ def test_a_response_with_a_marker_of_the_template_costs_no_other_its_score():
 
 def test_what_cannot_be_sent_is_an_error_of_its_own_item():
     with serving() as (url, _):
-        found = ask(url, "openrlhf", CHAT, Tokens(((1,), (2,))), template="")
-        assert [score.error for score in found[0]] == [found[0][0].error] * 3
-        assert "unless `template`" in found[0][0].error
-        assert "no token ids" in found[1][1].error
+        results = ask(url, "openrlhf", CHAT, Tokens(((1,), (2,))), template="")
+        assert [score.error for score in results[0]] == [results[0][0].error] * 3
+        assert "unless `template`" in results[0][0].error
+        assert "no token ids" in results[1][1].error
         half, good = ask(url, "slime", Chat((USER,), ("\ud800 #1",)), CHAT)
     assert "cannot be sent" in half[0].error
     assert numbers([good]) == [[1.5, -2, 0]]
@@ -124,7 +124,7 @@ def test_what_cannot_be_sent_is_an_error_of_its_own_item():
 
 def test_wrong_settings_are_told_before_anything_is_sent(monkeypatch):
     monkeypatch.delenv("RM_KEY", raising=False)
-    for settings, told in (
+    for settings, message in (
         ({"url": "localhost:8000"}, "must be http://HOST or https://HOST, got 'localhost:8000'"),
         ({"dialect": "triton"}, r"must be one of \['panoply', .*got 'triton'"),
         ({"template": "x"}, r"must be empty or of \['chatml'.*got 'x'"),
@@ -132,5 +132,5 @@ def test_wrong_settings_are_told_before_anything_is_sent(monkeypatch):
         ({"max_concurrent": 0}, "at least 1, got 0"),
         ({"api_key_env": "RM_KEY"}, "'RM_KEY', which is not set on this node"),
     ):
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             EndpointScorer(**{"url": "http://h", "dialect": "vllm", **settings})

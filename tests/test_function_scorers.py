@@ -1,4 +1,4 @@
-"""Function arms: what a user's function is told, what it may return, and what becomes of faults."""
+"""Functions as scorers: their arguments, what they may return, and what becomes of faults."""
 
 import asyncio
 import re
@@ -38,15 +38,15 @@ def write(folder, text, name="rewards.py"):
 
 
 def test_a_function_is_told_prompt_response_and_label_of_each_response_in_turn():
-    told = []
+    calls = []
 
     def reward(prompt, response, label):
-        told.append((prompt, response, label))
+        calls.append((prompt, response, label))
         return len(response)
 
-    found = scores(reward, CHAT, Chat((USER,), ()), Chat((USER,), ("x",)), max_concurrent=1)
-    assert [[score.score for score in item] for item in found] == [[9, 2], [], [1]]
-    assert told == [([USER], "It is 42.", 42), ([USER], "41", 42), ([USER], "x", None)]
+    results = scores(reward, CHAT, Chat((USER,), ()), Chat((USER,), ("x",)), max_concurrent=1)
+    assert [[score.score for score in item] for item in results] == [[9, 2], [], [1]]
+    assert calls == [([USER], "It is 42.", 42), ([USER], "41", 42), ([USER], "x", None)]
 
 
 def test_it_may_leave_out_what_it_does_not_read_and_may_be_a_coroutine_or_an_object():
@@ -67,23 +67,23 @@ def test_it_may_leave_out_what_it_does_not_read_and_may_be_a_coroutine_or_an_obj
 
 @pytest.mark.parametrize("is_async", [False, True])
 def test_a_function_of_lists_gets_all_responses_of_a_call_at_once(is_async):
-    told = []
+    calls = []
 
     def reward(prompts, responses, labels):
-        told.append((prompts, responses, labels))
+        calls.append((prompts, responses, labels))
         return [len(response) for response in responses]
 
     async def later(prompts, responses, labels):
         return reward(prompts, responses, labels)
 
     other = Chat(({"role": "user", "content": "Why?"},), ("x",))
-    found = scores(later if is_async else reward, CHAT, Tokens(((1, 2),)), other)
-    assert [[score.score for score in item] for item in found] == [[9, 2], [None], [1]]
-    assert told == [
+    results = scores(later if is_async else reward, CHAT, Tokens(((1, 2),)), other)
+    assert [[score.score for score in item] for item in results] == [[9, 2], [None], [1]]
+    assert calls == [
         ([[USER], [USER], list(other.prompt)], ["It is 42.", "41", "x"], [42, 42, None])
     ]
     assert scores(later if is_async else reward) == ()
-    assert len(told) == 1
+    assert len(calls) == 1
 
 
 def test_a_prompt_is_a_copy_that_the_function_may_write_into():
@@ -132,17 +132,17 @@ def test_any_kind_of_number_is_a_score(number):
 
 
 def test_the_other_numbers_of_a_dict_are_objectives():
-    given = {"score": 0, "tone": 0.5, "polite": True, "why": "short", "nan": float("nan")}
-    found = first(lambda response: given | {"nothing": None})
-    assert found.score == 0
-    assert found.details == Details(objectives={"tone": 0.5, "polite": 1})
+    returned = {"score": 0, "tone": 0.5, "polite": True, "why": "short", "nan": float("nan")}
+    results = first(lambda response: returned | {"nothing": None})
+    assert results.score == 0
+    assert results.details == Details(objectives={"tone": 0.5, "polite": 1})
 
 
 # What goes wrong
 
 
 @pytest.mark.parametrize(
-    ("returned", "told"),
+    ("returned", "message"),
     [
         (None, "no score: the function gave none"),
         ({"score": None}, "no score: the function gave none"),
@@ -155,11 +155,11 @@ def test_the_other_numbers_of_a_dict_are_objectives():
         (np.ones(3), "raised TypeError"),
     ],
 )
-def test_what_is_no_number_is_no_score_and_never_0(returned, told):
-    found = first(lambda response: returned)
-    assert found.score is None
-    assert not found.transient
-    assert re.search(told, found.error)
+def test_what_is_no_number_is_no_score_and_never_0(returned, message):
+    results = first(lambda response: returned)
+    assert results.score is None
+    assert not results.transient
+    assert re.search(message, results.error)
 
 
 def test_an_exception_is_the_error_of_its_own_response():
@@ -180,26 +180,26 @@ def test_no_exception_stops_the_arm(error, is_async):
     async def later(response):
         reward(response)
 
-    found = first(later if is_async else reward)
+    results = first(later if is_async else reward)
     kind = "RuntimeError" if is_async and isinstance(error, StopIteration) else type(error).__name__
-    assert found.error.startswith(f"the function raised {kind}:")
+    assert results.error.startswith(f"the function raised {kind}:")
 
 
 def test_an_error_does_not_carry_a_whole_response():
     def reward(response):
         raise ValueError(f"cannot read\n{response}")
 
-    found = first(reward, Chat((USER,), ("x" * 10_000,)))
-    assert found.error.startswith("the function raised ValueError: cannot read xxx")
-    assert len(found.error) < 300
+    results = first(reward, Chat((USER,), ("x" * 10_000,)))
+    assert results.error.startswith("the function raised ValueError: cannot read xxx")
+    assert len(results.error) < 300
 
 
 def test_a_list_of_another_length_is_an_error_of_all_its_responses():
-    for returned, told in (([1.0], "returned 1 for 2"), (0.5, "float"), ("ab", "returned str")):
-        found = scores(lambda responses, returned=returned: returned, CHAT)[0]
-        assert all(told in score.error for score in found)
-    found = scores(lambda responses: iter([1, None]), CHAT)[0]
-    assert [score.score for score in found] == [1, None]
+    for returned, message in (([1.0], "returned 1 for 2"), (0.5, "float"), ("ab", "returned str")):
+        results = scores(lambda responses, returned=returned: returned, CHAT)[0]
+        assert all(message in score.error for score in results)
+    results = scores(lambda responses: iter([1, None]), CHAT)[0]
+    assert [score.score for score in results] == [1, None]
     failed = scores(lambda responses: 1 / 0, CHAT)[0]
     assert all("ZeroDivisionError" in score.error for score in failed)
 
@@ -221,8 +221,8 @@ def test_calls_run_beside_each_other_but_not_more_than_are_allowed():
             running -= 1
         return 1
 
-    found = scores(reward, Chat((USER,), ("x",) * 9), max_concurrent=3)[0]
-    assert [score.score for score in found] == [1] * 9
+    results = scores(reward, Chat((USER,), ("x",) * 9), max_concurrent=3)[0]
+    assert [score.score for score in results] == [1] * 9
     assert most == 3
 
 
@@ -257,16 +257,16 @@ def test_calls_that_hang_do_not_hold_up_new_ones_until_there_are_too_many():
         return 1
 
     async def ask():
-        arm = FunctionScorer(reward, timeout=0.1, max_concurrent=2)
-        one, many = Chat((USER,), ("hang",)), Chat((USER,), ("x", "x"))
-        assert "did not return" in (await arm.score([one]))[0][0].error
-        assert [score.score for score in (await arm.score([many]))[0]] == [1, 1]
-        await arm.score([one])
-        refused = (await arm.score([many]))[0]
+        scorer = FunctionScorer(reward, timeout=0.1, max_concurrent=2)
+        single, many = Chat((USER,), ("hang",)), Chat((USER,), ("x", "x"))
+        assert "did not return" in (await scorer.score([single]))[0][0].error
+        assert [score.score for score in (await scorer.score([many]))[0]] == [1, 1]
+        await scorer.score([single])
+        refused = (await scorer.score([many]))[0]
         assert all(score.transient and "2 calls" in score.error for score in refused)
         stop.set()
         await asyncio.sleep(0.1)
-        assert [score.score for score in (await arm.score([many]))[0]] == [1, 1]
+        assert [score.score for score in (await scorer.score([many]))[0]] == [1, 1]
 
     asyncio.run(ask())
 
@@ -274,9 +274,9 @@ def test_calls_that_hang_do_not_hold_up_new_ones_until_there_are_too_many():
 def test_a_call_that_hangs_does_not_keep_the_process():
     code = """if True:
         import asyncio, time
-        from panoply.scorers.function import FunctionArm
+        from panoply.scorers.function import FunctionScorer
         from panoply.wire.request import Chat
-        arm = FunctionArm(lambda response: time.sleep(60), timeout=0.1)
+        arm = FunctionScorer(lambda response: time.sleep(60), timeout=0.1)
         print(asyncio.run(arm.score([Chat((), ("x",))]))[0][0].error)
     """
     done = subprocess.run(
@@ -291,26 +291,26 @@ def test_a_call_that_hangs_does_not_keep_the_process():
 def test_a_function_is_found_in_a_file_or_a_package(tmp_path, monkeypatch):
     source = "from dataclasses import dataclass\n@dataclass\nclass A:\n    x: int = 3\n"
     path = write(tmp_path, source + "def reward(response: 'str') -> float:\n    return A().x\n")
-    arm = load_function(f"{path}:reward", timeout=3)
-    assert asyncio.run(arm.score([CHAT]))[0][0].score == 3
+    scorer = load_function(f"{path}:reward", timeout=3)
+    assert asyncio.run(scorer.score([CHAT]))[0][0].score == 3
     monkeypatch.chdir(tmp_path)
     assert load_function("rewards.py:reward")
-    arm = load_function("panoply.serve.verifiers:length")
-    assert asyncio.run(arm.score([CHAT]))[0][0].score == 9
+    scorer = load_function("panoply.serve.verifiers:length")
+    assert asyncio.run(scorer.score([CHAT]))[0][0].score == 9
 
 
 def test_files_of_one_name_are_two_modules(tmp_path):
-    arms = []
+    scorers = []
     for number in (1, 2):
         folder = tmp_path / str(number)
         folder.mkdir()
         path = write(folder, f"def reward(response):\n    return {number}\n")
-        arms.append(load_function(f"{path}:reward"))
-    assert [asyncio.run(arm.score([CHAT]))[0][0].score for arm in arms] == [1, 2]
+        scorers.append(load_function(f"{path}:reward"))
+    assert [asyncio.run(scorer.score([CHAT]))[0][0].score for scorer in scorers] == [1, 2]
 
 
 @pytest.mark.parametrize(
-    ("where", "told"),
+    ("where", "message"),
     [
         ("rewards", r"named 'package\.module:name' or 'path/to/file\.py:name', got 'rewards'"),
         ("rewards:", "got 'rewards:'"),
@@ -324,8 +324,8 @@ def test_files_of_one_name_are_two_modules(tmp_path):
         ("panoply.wire.request:Chat", "'Chat' is a class, not a function"),
     ],
 )
-def test_what_cannot_be_found_is_told(where, told):
-    with pytest.raises(ValueError, match=told):
+def test_what_cannot_be_found_is_told(where, message):
+    with pytest.raises(ValueError, match=message):
         load_function(where)
 
 
@@ -343,7 +343,7 @@ def test_a_module_that_cannot_be_imported_is_told_with_its_own_error(tmp_path, m
 
 
 @pytest.mark.parametrize(
-    ("function", "told"),
+    ("function", "message"),
     [
         (lambda text: 1, r"it needs \['text'\]"),
         (lambda prompts, completions: 1, "it needs"),
@@ -354,8 +354,8 @@ def test_a_module_that_cannot_be_imported_is_told_with_its_own_error(tmp_path, m
         (3, "is of type int, not a function"),
     ],
 )
-def test_a_signature_that_does_not_fit_is_told_before_anything_is_called(function, told):
-    with pytest.raises(ValueError, match=told):
+def test_a_signature_that_does_not_fit_is_told_before_anything_is_called(function, message):
+    with pytest.raises(ValueError, match=message):
         FunctionScorer(function)
 
 

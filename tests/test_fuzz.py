@@ -36,5 +36,6 @@ def test_no_body_brings_the_server_down(case):
 
 
 def test_every_endpoint_is_fuzzed():
-    operations = {one.ok().path for one in SCHEMA.include(method="POST").get_all_operations()}
-    assert len(operations) == 46
+    operations = SCHEMA.include(method="POST").get_all_operations()
+    paths = {operation.ok().path for operation in operations}
+    assert len(paths) == 46

@@ -50,14 +50,14 @@ def test_several_models_answer_one_call_with_their_provenance():
     payload = {"models": ["b", "a"], "items": items, "details": ["provenance"]}
     answer = post(app, "/v1/rewards", payload)
     assert answer.status_code == 200
-    told = answer.json()["results"]
-    assert [one["model"] for one in told] == ["b", "a"]
-    assert [one["provenance"] for one in told] == [{"weights": "b"}, {"weights": "a"}]
-    first, second = told[0]["items"][0]
+    results = answer.json()["results"]
+    assert [entry["model"] for entry in results] == ["b", "a"]
+    assert [entry["provenance"] for entry in results] == [{"weights": "b"}, {"weights": "a"}]
+    first, second = results[0]["items"][0]
     assert first["score"] == 1.5
     assert second["score"] is None
     assert "not finite" in second["error"]
-    assert told[0]["items"][1] == []
+    assert results[0]["items"][1] == []
 
 
 def test_pairs_are_compared_in_order_and_one_that_fails_fails_alone():
@@ -80,7 +80,7 @@ def test_pairs_are_compared_in_order_and_one_that_fails_fails_alone():
 def test_a_lost_model_fails_each_pair_once():
     app, _ = serving(Formula("a", dies=2))
     answer = post(app, "/v1/compare", {"pairs": [{"prompt": CHAT, "a": "x#1", "b": "y#2"}] * 3})
-    assert [one["transient"] for one in answer.json()["results"]] == [True] * 3
+    assert [entry["transient"] for entry in answer.json()["results"]] == [True] * 3
 
 
 def test_a_path_names_the_model_and_overrules_the_payload():
@@ -157,21 +157,21 @@ def test_replicas_lost_twice_are_told_as_a_passing_fault():
     assert "lost the replica" in answer.json()["error"]
     app, _ = serving(Formula("a", dies=2), Formula("b"))
     items = [{"prompt": CHAT, "responses": ["x#1"]}]
-    told = post(app, "/v1/rewards", {"models": ["a", "b"], "items": items}).json()["results"]
-    assert told[0]["items"][0][0]["transient"] is True
-    assert told[1]["items"][0][0]["score"] == 1.0
+    results = post(app, "/v1/rewards", {"models": ["a", "b"], "items": items}).json()["results"]
+    assert results[0]["items"][0][0]["transient"] is True
+    assert results[1]["items"][0][0]["score"] == 1.0
 
 
 @pytest.mark.parametrize(
     ("path", "payload", "message"),
     [
-        ("/get_reward", {"query": ["SECRET#1"]}, lambda told: told["error"]),
-        ("/v1/classify", {"input": "SECRET#1"}, lambda told: told["error"]["message"]),
-        ("/predict", {"inputs": "SECRET#1"}, lambda told: told["error"]),
+        ("/get_reward", {"query": ["SECRET#1"]}, lambda answer: answer["error"]),
+        ("/v1/classify", {"input": "SECRET#1"}, lambda answer: answer["error"]["message"]),
+        ("/predict", {"inputs": "SECRET#1"}, lambda answer: answer["error"]),
         (
             "/v1/compare",
             {"pairs": [{"prompt": CHAT, "a": "SECRET", "b": ""}]},
-            lambda told: told["error"],
+            lambda answer: answer["error"],
         ),
     ],
 )
@@ -202,10 +202,10 @@ def test_an_unforeseen_fault_of_one_model_does_not_take_the_answers_of_the_other
     formula.ask = raises
     items = [{"prompt": CHAT, "responses": ["x#1"]}]
     app, _ = serving(formula, Formula("b"))
-    told = post(app, "/v1/rewards", {"models": ["a", "b"], "items": items}).json()["results"]
-    assert told[0]["items"][0][0]["transient"] is False
-    assert "failed with KeyError" in told[0]["items"][0][0]["error"]
-    assert told[1]["items"][0][0]["score"] == 1.0
+    results = post(app, "/v1/rewards", {"models": ["a", "b"], "items": items}).json()["results"]
+    assert results[0]["items"][0][0]["transient"] is False
+    assert "failed with KeyError" in results[0]["items"][0][0]["error"]
+    assert results[1]["items"][0][0]["score"] == 1.0
 
 
 def test_an_answer_that_does_not_fit_is_a_500_too():
@@ -229,16 +229,16 @@ def test_a_busy_model_does_not_take_the_answers_of_the_others():
     busy = RequestError("'a' is busy", 429, 2.0)
     app, _ = serving(Formula("a", refuses=busy), Formula("b"))
     items = [{"prompt": CHAT, "responses": ["x#1"]}]
-    told = post(app, "/v1/rewards", {"models": ["a", "b"], "items": items}).json()["results"]
-    assert told[0]["items"][0][0] == {"score": None, "error": "'a' is busy", "transient": True}
-    assert told[1]["items"][0][0]["score"] == 1.0
+    results = post(app, "/v1/rewards", {"models": ["a", "b"], "items": items}).json()["results"]
+    assert results[0]["items"][0][0] == {"score": None, "error": "'a' is busy", "transient": True}
+    assert results[1]["items"][0][0]["score"] == 1.0
 
 
 def test_a_request_is_answered_within_its_own_time():
     app, _ = serving(Formula("a", seconds=5.0))
     items = [{"prompt": CHAT, "responses": ["x#1"]}]
-    told = post(app, "/v1/rewards", {"items": items, "timeout": 0.1}).json()["results"]
-    assert told[0]["items"][0][0]["error"] == "'a' gave no answer within 0.1 s"
+    results = post(app, "/v1/rewards", {"items": items, "timeout": 0.1}).json()["results"]
+    assert results[0]["items"][0][0]["error"] == "'a' gave no answer within 0.1 s"
 
 
 def test_a_model_that_failed_says_why_and_is_not_asked():
@@ -266,7 +266,7 @@ def test_models_are_listed_with_what_they_are():
 def test_one_model_is_retrieved_by_its_name_and_told_to_tei_s_clients():
     app, gateway = serving(Formula("a"), Formula("b"))
     asyncio.run(gateway.learn({"a": ("ready", ""), "b": ("ready", "")}))
-    gateway.models["b"].told = {
+    gateway.models["b"].description = {
         "kind": "scalar",
         "provenance": {"weights": "w", "dtype": "float32"},
     }
@@ -285,7 +285,7 @@ def test_one_model_is_retrieved_by_its_name_and_told_to_tei_s_clients():
 
 
 @pytest.mark.parametrize(
-    ("path", "told"),
+    ("path", "hint"),
     [
         ("/v1/chat/completions", "score and write no text"),
         ("/generate", "score and write no text"),
@@ -295,12 +295,12 @@ def test_one_model_is_retrieved_by_its_name_and_told_to_tei_s_clients():
         ("/", ""),
     ],
 )
-def test_what_is_no_endpoint_is_told_with_those_there_are(path, told):
+def test_what_is_no_endpoint_is_told_with_those_there_are(path, hint):
     app, _ = serving(Formula("a"))
     answer = get(app, "/classify") if path == "/" else post(app, path, {})
     assert answer.status_code == (405 if path == "/" else 404)
     message = answer.json()["error"]["message"]
-    assert told.lower() in message.lower()
+    assert hint.lower() in message.lower()
     for endpoint in ("/v1/rewards", "/get_reward", "/v1/score/evaluation", "/models/NAME"):
         assert endpoint in message
 
@@ -433,12 +433,12 @@ def test_huggingface_s_client_scores_and_asks_what_it_talks_to(monkeypatch):
 
 
 def test_openapi_describes_the_payloads_of_every_dialect():
-    told = get(serving(Formula("a"))[0], "/openapi.json").json()
-    schema = told["paths"]["/classify"]["post"]["requestBody"]["content"]["application/json"]
-    names = [one["$ref"].rpartition("/")[2] for one in schema["schema"]["anyOf"]]
+    openapi = get(serving(Formula("a"))[0], "/openapi.json").json()
+    schema = openapi["paths"]["/classify"]["post"]["requestBody"]["content"]["application/json"]
+    names = [entry["$ref"].rpartition("/")[2] for entry in schema["schema"]["anyOf"]]
     assert len(names) == 2
-    assert all(name in told["components"]["schemas"] for name in names)
-    text = json.dumps(told)
+    assert all(name in openapi["components"]["schemas"] for name in names)
+    text = json.dumps(openapi)
     for ref in {part.split('"')[0] for part in text.split('"$ref": "#/components/schemas/')[1:]}:
-        assert ref in told["components"]["schemas"]
-    assert "/models/{name}/v1/rewards" in told["paths"]
+        assert ref in openapi["components"]["schemas"]
+    assert "/models/{name}/v1/rewards" in openapi["paths"]

@@ -98,8 +98,8 @@ def gateway(key=""):
         if locked(request):
             return JSONResponse({"error": "an API key is needed"}, 401)
         if (refusal := app.state.refusal) is not None:
-            told, headers = {"error": refusal.message}, {"Retry-After": str(refusal.retry_after)}
-            return JSONResponse(told, refusal.status, headers)
+            answer, headers = {"error": refusal.message}, {"Retry-After": str(refusal.retry_after)}
+            return JSONResponse(answer, refusal.status, headers)
         body = await request.body()
         app.state.seen.append(json.loads(body))
         status, payload = post_bytes("/v1/rewards", body, answer_to=answer_to)
@@ -187,9 +187,9 @@ def test_a_round_goes_by_keyboard_alone_and_focus_is_seen(visit, server):
     press("Control+Enter")
     page.locator("#results table").first.wait_for()
     assert page.locator("#said").inner_text().startswith("3 responses, 2 models, ")
-    found = cells(page, "Raw scores; the best of each model is marked")
-    assert [row[2] for row in found[1:4]] == ["1.000\nrank 3", "3.000\nbest", "2.000\nrank 2"]
-    assert found[4] == ["ranking", "B > C > A", "B > C > A"]
+    shown = cells(page, "Raw scores; the best of each model is marked")
+    assert [row[2] for row in shown[1:4]] == ["1.000\nrank 3", "3.000\nbest", "2.000\nrank 2"]
+    assert shown[4] == ["ranking", "B > C > A", "B > C > A"]
     sent = server.state.seen[-1]
     assert sent["models"] == ["gated", "said"]
     assert sent["items"][0]["prompt"] == [{"role": "user", "content": "Which?"}]
@@ -229,7 +229,7 @@ def test_results_have_captions_headers_names_and_are_announced(visit, server):
 @pytest.mark.parametrize("width", [320, 375])
 def test_a_narrow_window_never_scrolls_sideways(visit, server, width):
     page = visit(server.url, width)
-    every = [own["id"] for own in MODELS[:3]]
+    every = [model["id"] for model in MODELS[:3]]
     long = "x" * 400 + "#1 #1"
     scores_of(page, long, "b#2 #2", "c#3 #nan", "d#4 #0", "e#nan #4", models=every)
     page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
@@ -268,12 +268,12 @@ def test_a_score_that_failed_is_an_error_in_words_and_never_a_number(visit, serv
     page = visit(server.url)
     scores_of(page, "x#1 #1", "x#2 #nan", "x#3 #lost", "x#3 #4", models=("said", idle))
     assert page.locator("#said").inner_text().endswith(", 2 of 8 scores missing.")
-    found = cells(page, "Raw scores; the best of each model is marked")
-    assert found[1][1:] == ["1.000\nrank 2", "1.000\nrank 4"]
-    assert found[2][1] == "no score\nthe model's score is not finite: nan"
-    assert found[3][1] == "no score\nthe replica was lost; trying again may help"
-    assert found[4][1:] == ["4.000\nbest", "3.000\nbest, tied"]
-    assert found[5][1:] == ["D > A", "C = D > B > A"]
+    shown = cells(page, "Raw scores; the best of each model is marked")
+    assert shown[1][1:] == ["1.000\nrank 2", "1.000\nrank 4"]
+    assert shown[2][1] == "no score\nthe model's score is not finite: nan"
+    assert shown[3][1] == "no score\nthe replica was lost; trying again may help"
+    assert shown[4][1:] == ["4.000\nbest", "3.000\nbest, tied"]
+    assert shown[5][1:] == ["D > A", "C = D > B > A"]
     # Of six pairs, five lack a score; A and D are left.
     assert cells(page, "Agreement of models")[1][1:] == ["1 of 1", "1.00", "0", "5"]
 
@@ -300,11 +300,11 @@ def test_agreement_is_the_number_computed_by_hand(visit, server):
 def test_ties_and_missing_scores_are_counted_and_tau_is_kendall_s(visit, server, a, b, counts):
     page = visit(server.url)
     module = "import(new URL('page/numbers.js', document.baseURI))"
-    found = page.evaluate(f"async ([a, b]) => (await {module}).agreement(a, b)", [a, b])
-    assert tuple(found[name] for name in ("alike", "opposite", "tied", "missing")) == counts
+    shown = page.evaluate(f"async ([a, b]) => (await {module}).agreement(a, b)", [a, b])
+    assert tuple(shown[name] for name in ("alike", "opposite", "tied", "missing")) == counts
     both = [(x, y) for x, y in zip(a, b, strict=True) if None not in (x, y)]
     tau = kendalltau(*zip(*both, strict=True)).statistic if len(both) > 1 else None
-    assert found["tau"] == (None if tau is None or tau != tau else pytest.approx(tau))
+    assert shown["tau"] == (None if tau is None or tau != tau else pytest.approx(tau))
 
 
 def test_bars_stand_on_the_source_s_scale_beside_the_weight(visit, server):
@@ -390,7 +390,7 @@ def test_markup_is_text_wherever_it_comes_from(visit, server):
     assert HOSTILE in page.locator("#models").inner_text()
     assert page.locator("img").count() == 0
     assert page.title() == "Score responses: Panoply"
-    assert all(asked.startswith(server.url) for asked in page.asked if asked != "data:,")
+    assert all(address.startswith(server.url) for address in page.asked if address != "data:,")
     assert page.said == []
 
 
@@ -468,8 +468,8 @@ def test_a_refusal_is_said_in_the_server_s_words(visit, server):
         page.get_by_text("503").wait_for()
     finally:
         server.state.refusal = None
-    told = "The server refused (503): the queue is full: try again in 5 s"
-    assert page.locator("#said").inner_text() == told
+    message = "The server refused (503): the queue is full: try again in 5 s"
+    assert page.locator("#said").inner_text() == message
     assert page.locator("#results table").count() == 0
 
 
@@ -479,5 +479,5 @@ def test_it_works_under_a_route_prefix(visit):
     with serving(app) as url:
         page = visit(f"{url}/rewards/")
         scores_of(page, "a #1", "b #2")
-        assert all(f"{url}/rewards/" in asked for asked in page.asked if asked != "data:,")
+        assert all(f"{url}/rewards/" in address for address in page.asked if address != "data:,")
         page.close()

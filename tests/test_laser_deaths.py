@@ -30,7 +30,7 @@ DEATHS = {
     "sampler": ("ray::Sampler.sample", "log/decisions-00000000.parquet", "000/samples.parquet"),
     "selector": ("ray::Selector", "log/decisions-00000001.parquet", "log/rewards-00000001.parquet"),
     "learner": ("RayTrainWorker", "002/spoken.npz", "002/done.json"),
-    "replica": (":Judge", "log/decisions-00000003.parquet", "003/samples.parquet"),
+    "replica": (":RewardModel", "log/decisions-00000003.parquet", "003/samples.parquet"),
 }
 
 

@@ -7,8 +7,9 @@ from mlflow import MlflowClient
 
 from panoply.config.serve import ServedModelConfig
 from panoply.report.progress import RunLogger
+from panoply.scorers.where import LocalModel, parse_where
+from workflows.cluster.resolve_model import resolve_model
 from workflows.cluster.tracking import open_tracker
-from workflows.serve import pinned
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +34,8 @@ def which(place):
 
 
 def folder_of(uri, tmp_path):
-    arm = pinned(ServedModelConfig(name="m", where=uri))
-    assert arm.kind == "model"
+    arm = resolve_model(ServedModelConfig(name="m", where=uri))
+    assert isinstance(parse_where(arm.where), LocalModel)
     return type(tmp_path)(arm.where)
 
 
@@ -74,6 +75,6 @@ def test_what_the_registry_does_not_have_is_told_in_one_sentence(registry, uri):
     with pytest.raises(
         ValueError, match=r"no model 'models:/.*' in the registry 'sqlite:///"
     ) as told:
-        pinned(ServedModelConfig(name="m", where=uri))
+        resolve_model(ServedModelConfig(name="m", where=uri))
     assert "\n" not in str(told.value)
     assert "models:/NAME@ALIAS" in str(told.value)

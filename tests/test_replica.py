@@ -13,8 +13,8 @@ from panoply.hub.doctor import examine_loaded
 from panoply.hub.reward_model import ScoringModel, provenance_of
 from panoply.serve.calls import ReplicaRequest
 from panoply.wire.request import Chat, RenderedText, RequestError, Tokens
-from panoply.wire.slime import Sample
-from panoply.wire.trainers import verl_request
+from panoply.wire.slime import SlimeSample
+from panoply.wire.verl import verl_request
 from tests.builders.models import make_pairwise, make_run, publish, save_small
 from tests.builders.tokenizers import MERGES, TURNS, WHITE, byte_tokenizer
 
@@ -163,8 +163,8 @@ def test_a_reply_scores_alike_in_all_forms_whatever_white_space_it_begins_with(m
                 RenderedText(prompt, (response,)),
                 RenderedText("", (whole,)),
                 Tokens((tuple(ids),)),
-                *Sample(prompt=dialogue, response=f"{response}<|end|>").request().items,
-                *Sample(prompt=prompt, response=f"{response}<|end|>").request().items,
+                *SlimeSample(prompt=dialogue, response=f"{response}<|end|>").request().items,
+                *SlimeSample(prompt=prompt, response=f"{response}<|end|>").request().items,
             ]
             items += forms
             expected += [float(model.score(dialogue, [response])[0])] * len(forms)
@@ -182,7 +182,7 @@ def test_a_reply_scores_alike_in_all_forms_whatever_white_space_it_begins_with(m
 def test_the_token_that_ended_a_policys_reply_is_no_content_behind_messages(folders, end):
     replica, model = replica_of(folders["gated"])
     expected = model.score(PROMPTS[0], ["No."])
-    slime = Sample(prompt=PROMPTS[0], response="No." + end).request()
+    slime = SlimeSample(prompt=PROMPTS[0], response="No." + end).request()
     verl = verl_request("m", "No." + end, None, {"prompt": PROMPTS[0]}, "prompt")
     (answer,) = answers(replica, [request(*slime.items, *verl.items)])
     assert values(answer) == [[pytest.approx(float(expected[0]), rel=1e-4)]] * 2

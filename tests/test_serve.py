@@ -19,10 +19,12 @@ from panoply.hub.artefact.load import load_reward_model
 from panoply.wire.client import Client
 from panoply.wire.request import Chat, ScoreRequest
 from tests.builders.models import make_run, save_small
-from workflows.cluster.gateway import states
-from workflows.serve import deployed, pinned
+from tests.builders.ray_head import free_ports
+from workflows.cluster.gateway import model_states
+from workflows.cluster.resolve_model import resolve_model
+from workflows.serve import deployed
 
-PORT = 8421
+[PORT] = free_ports(1)
 URL = f"http://127.0.0.1:{PORT}"
 RESPONSES = ("Ten minutes.", "No.", "", "Put it into boiling water, and wait.")
 
@@ -51,8 +53,9 @@ def served(cluster, tiny_model_folder, tmp_path_factory):
         scaling=ScalingConfig(cpus=0.1),
     )
     two = ScalingConfig(min_replicas=2, max_replicas=2, cpus=0.1)
-    arms = [replace(a, scaling=two) if a.name == "scalar" else a for a in config.arms()]
-    with deployed([pinned(arm) for arm in arms], config):
+    models = [resolve_model(model) for model in config.served_models()]
+    models = [replace(m, scaling=two) if m.name == "scalar" else m for m in models]
+    with deployed(models, config):
         wait_until(lambda: all(s != "starting" for s in seen().values()), seconds=120)
         yield load_reward_model(root / "scalar")
 
@@ -73,16 +76,16 @@ def wait_until(holds, seconds):
 
 def test_what_cannot_load_says_why_and_the_others_answer(served):
     assert seen() == {"scalar": "ready", "gated": "ready", "length": "ready", "broken": "failed"}
-    entries = {one["id"]: one for one in httpx2.get(f"{URL}/v1/models").json()["data"]}
+    entries = {entry["id"]: entry for entry in httpx2.get(f"{URL}/v1/models").json()["data"]}
     assert "panoply.json" in entries["broken"]["reason"] or "Error" in entries["broken"]["reason"]
     items = [{"prompt": prompt(0), "responses": list(RESPONSES)}]
-    asked = {"models": ["scalar", "length", "broken", "gated"], "items": items}
-    told = httpx2.post(f"{URL}/v1/rewards", json=asked, timeout=60).json()["results"]
-    scores = [[score["score"] for score in result["items"][0]] for result in told]
+    payload = {"models": ["scalar", "length", "broken", "gated"], "items": items}
+    results = httpx2.post(f"{URL}/v1/rewards", json=payload, timeout=60).json()["results"]
+    scores = [[score["score"] for score in result["items"][0]] for result in results]
     assert scores[0] == pytest.approx(served.score(prompt(0), RESPONSES), rel=1e-4)
     assert scores[1] == [len(response) for response in RESPONSES]
     assert scores[2] == [None] * 4
-    assert "could not be started" in told[2]["items"][0][0]["error"]
+    assert "could not be started" in results[2]["items"][0][0]["error"]
     assert None not in scores[3]
 
 
@@ -96,12 +99,12 @@ def counted(name, model):
 
 def settled():
     """The responses of the scalar model by process, once what was asked before is told."""
-    known, since = counted("panoply_responses_total", "scalar"), time.monotonic()
+    count, since = counted("panoply_responses_total", "scalar"), time.monotonic()
     while time.monotonic() - since < 4:  # the nodes tell every second
         time.sleep(0.2)
-        if (now := counted("panoply_responses_total", "scalar")) != known:
-            known, since = now, time.monotonic()
-    return known
+        if (now := counted("panoply_responses_total", "scalar")) != count:
+            count, since = now, time.monotonic()
+    return count
 
 
 def test_requests_that_share_a_prompt_go_to_one_replica_and_others_are_spread(served):
@@ -120,15 +123,15 @@ def test_requests_that_share_a_prompt_go_to_one_replica_and_others_are_spread(se
 
 def under_load(served, disturb, seconds=20.0, num_clients=8):
     """Clients ask while something dies; returns answers right, and the longest time without one."""
-    wanted = {i: served.score(prompt(i), RESPONSES) for i in range(12)}
+    expected = {i: served.score(prompt(i), RESPONSES) for i in range(12)}
     wrong, right, failed = [], [], []
     ends = time.monotonic() + seconds
 
-    def ask(own):
+    def ask(first):
         with Client(URL, timeout=60) as client:
-            i = own
+            i = first
             while time.monotonic() < ends:
-                i = (i + 1) % len(wanted)
+                i = (i + 1) % len(expected)
                 request = ScoreRequest(
                     items=(Chat(tuple(prompt(i)), RESPONSES),), models=("scalar",)
                 )
@@ -137,9 +140,9 @@ def under_load(served, disturb, seconds=20.0, num_clients=8):
                 except Exception as error:  # whatever it is, an answer is missing
                     failed.append(repr(error))
                     continue
-                told = [score.score for score in item]
-                close = told == pytest.approx(wanted[i], rel=1e-4)
-                (right if close else wrong).append((time.monotonic(), told))
+                results = [score.score for score in item]
+                close = results == pytest.approx(expected[i], rel=1e-4)
+                (right if close else wrong).append((time.monotonic(), results))
 
     threads = [threading.Thread(target=ask, args=(k,)) for k in range(num_clients)]
     for thread in threads:
@@ -166,11 +169,11 @@ def kill(app, name):
 
 
 def test_a_judge_that_is_killed_under_load_costs_no_answer(served, record_property):
-    num, pause = under_load(served, lambda: kill("panoply-model-scalar", "Judge"))
+    num, pause = under_load(served, lambda: kill("panoply-model-scalar", "RewardModel"))
     record_property("seconds_to_recover", pause)
     assert num > 50
     wait_until(
-        lambda: states({"scalar": "panoply-model-scalar"})["scalar"][0] == "ready", seconds=60
+        lambda: model_states({"scalar": "panoply-model-scalar"})["scalar"][0] == "ready", seconds=60
     )
 
 
@@ -181,8 +184,8 @@ def test_a_gateway_that_is_killed_under_load_costs_no_answer(served, record_prop
 
 
 def test_metrics_of_all_nodes_are_relayed(served):
-    def told():
+    def metrics_text():
         return httpx2.get(f"{URL}/metrics", timeout=10).text
 
-    wanted = ("panoply_requests_total", "panoply_batch_tokens", "panoply_shared_tokens_total")
-    wait_until(lambda: all(name in told() for name in wanted), seconds=60)
+    expected = ("panoply_requests_total", "panoply_batch_tokens", "panoply_shared_tokens_total")
+    wait_until(lambda: all(name in metrics_text() for name in expected), seconds=60)

@@ -41,9 +41,10 @@ def listening(pid):
         with suppress(psutil.Error):  # it ends while we look
             titles[process.pid] = " ".join(process.cmdline())
     return {
-        (one.laddr.ip.removeprefix("::ffff:"), one.laddr.port, titles[one.pid])
-        for one in psutil.net_connections("inet")
-        if one.pid in titles and (one.status == psutil.CONN_LISTEN or one.type == socket.SOCK_DGRAM)
+        (opened.laddr.ip.removeprefix("::ffff:"), opened.laddr.port, titles[opened.pid])
+        for opened in psutil.net_connections("inet")
+        if opened.pid in titles
+        and (opened.status == psutil.CONN_LISTEN or opened.type == socket.SOCK_DGRAM)
     }
 
 
@@ -97,8 +98,8 @@ def test_a_token_is_made_for_each_run_and_nothing_is_changed_where_a_cluster_is_
         assert made["RAY_AUTH_MODE"] == "token"
         assert LOOPBACK_ONLY.items() <= made.items()
     assert first["RAY_AUTH_TOKEN"] != second["RAY_AUTH_TOKEN"]
-    given = settings(RAY_AUTH_TOKEN_PATH="/somewhere")
-    assert "RAY_AUTH_TOKEN" not in given
+    configured = settings(RAY_AUTH_TOKEN_PATH="/somewhere")
+    assert "RAY_AUTH_TOKEN" not in configured
     joined = settings(RAY_ADDRESS="192.0.2.1:6379")
     assert not set(joined) & {*ALONE, *LOOPBACK_ONLY, *TOKENS}
     late = settings("import ray; from workflows.cluster.ray_cluster import connect; connect(1)")
@@ -128,19 +129,19 @@ def test_of_two_servers_started_at_one_port_one_answers_and_no_stranger_joins_it
     [port] = free_ports(1)
     with servers(tmp_path) as start:
         both = [start("--port", port, model=name, more=[f"broken={broken}"]) for name in "ab"]
-        while all(one.process.poll() is None for one in both):
+        while all(server.process.poll() is None for server in both):
             time.sleep(0.1)
-        loser, winner = sorted(both, key=lambda one: one.process.poll() is None)
+        loser, winner = sorted(both, key=lambda server: server.process.poll() is None)
         assert f"cannot listen at 127.0.0.1:{port}: Address already in use" in loser.refusal()
         assert winner.address() == f"http://127.0.0.1:{port}/"
-        assert re.search(r"broken: failed: .*must be closed with \[/INST\]", winner.told())
+        assert re.search(r"broken: failed: .*must be closed with \[/INST\]", winner.output())
         assert models_at(winner.address()) == ["ab"[both.index(winner)]]
         assert score(winner.address(), "four") == 4.0
 
         sockets = listening(winner.process.pid)
         assert ("127.0.0.1", port) in {(ip, port) for ip, port, _ in sockets}
         assert len(sockets) > 8, sockets
-        opened = {one for one in sockets if is_open(one[0])}
+        opened = {entry for entry in sockets if is_open(entry[0])}
         assert all(asks_for_a_secret(port) for _, port, _ in opened), opened
         [gcs] = [port for _, port, title in sockets if "gcs_server" in title]
         for settings in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token"}):
@@ -169,7 +170,7 @@ def test_a_run_that_samples_and_trains_opens_nothing_to_strangers(tmp_path, tiny
         log.close()
     assert run.returncode == 0, (tmp_path / "log").read_text()
     assert "RayTrainWorker" in " ".join(title for _, _, title in seen)
-    assert not [one for one in seen if is_open(one[0])]
+    assert not [entry for entry in seen if is_open(entry[0])]
 
 
 class Named(HTTPServer):
@@ -195,16 +196,16 @@ def answered_by(*bodies):
     """Yields a port at which several servers listen."""
     [port] = free_ports(1)
     running = [Named(port, body) for body in bodies]
-    threads = [threading.Thread(target=one.serve_forever, args=(0.05,)) for one in running]
+    threads = [threading.Thread(target=server.serve_forever, args=(0.05,)) for server in running]
     for thread in threads:
         thread.start()
     try:
         yield port
     finally:
-        for one, thread in zip(running, threads, strict=True):
-            one.shutdown()
+        for server, thread in zip(running, threads, strict=True):
+            server.shutdown()
             thread.join()
-            one.server_close()
+            server.server_close()
 
 
 def test_an_address_is_told_only_if_all_its_answers_are_of_this_run():

@@ -75,23 +75,23 @@ CASES = {
 cases = pytest.mark.parametrize("name", CASES)
 
 
-def source(given):
-    if not given.endswith(".jinja"):
-        return given
+def source(template):
+    if not template.endswith(".jinja"):
+        return template
     trl = find_spec("trl")  # not imported, which takes seconds
     if trl is None:
         pytest.skip("the published templates come with TRL")
-    return (Path(trl.origin).parent / "chat_templates" / given).read_text()
+    return (Path(trl.origin).parent / "chat_templates" / template).read_text()
 
 
 @cache
-def compiled(given):
+def compiled(template):
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
     )
     environment.globals["raise_exception"] = lambda why: pytest.fail(why)
     environment.globals["strftime_now"] = lambda form: "26 Jul 2025"
-    return environment.from_string(source(given))
+    return environment.from_string(source(template))
 
 
 def written(name, messages, *, opens=False):
@@ -102,15 +102,15 @@ def written(name, messages, *, opens=False):
     )
 
 
-def told(name, messages):
+def template_turns(name, messages):
     """The messages as the template itself takes them."""
     family = TEMPLATES[CASES[name][1]]
     cut = [
         m | {"content": m["content"].strip() if family.trims else m["content"]} for m in messages
     ]
     if name == "qwen2_5" and cut[0]["role"] != "system":
-        own = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
-        return ({"role": "system", "content": own}, *cut)
+        default = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+        return ({"role": "system", "content": default}, *cut)
     if name in ("llama3_1", "llama3_2") and cut[0] == {"role": "system", "content": ""}:
         return tuple(cut[1:])
     return tuple(cut)
@@ -150,11 +150,11 @@ def own_pieces(name):
 
 def foreign(name):
     """Content with anything in it but the family's own markers, whole or in the making."""
-    own = own_pieces(name)
-    starts = tuple(piece[0] for piece in own)
+    pieces = own_pieces(name)
+    starts = tuple(piece[0] for piece in pieces)
     return CONTENT.filter(
         lambda text: (
-            not any(piece in text for piece in own)
+            not any(piece in text for piece in pieces)
             and not text.rstrip().endswith(starts)
             and (text.strip() or CASES[name][1] != "vicuna")
         )
@@ -167,16 +167,16 @@ def test_rendered_prompts_and_responses_come_back_as_they_were_told(name):
 
     @given(conversations(name, foreign(name)))
     @settings(max_examples=60, deadline=None, derandomize=True)
-    def check(given):
-        prompt, responses = given
-        wanted = told(name, prompt)
+    def check(conversation):
+        prompt, responses = conversation
+        expected = template_turns(name, prompt)
         text = written(name, prompt, opens=True)
-        assert parse(text, family) == (wanted, "")
+        assert parse(text, family) == (expected, "")
         ended = tuple(f"{response}{end}" for response in responses)
         cut = tuple(r.strip() if TEMPLATES[family].trims else r for r in responses)
-        assert as_chat(RenderedText(text, ended, 3), family) == Chat(wanted, cut, 3)
+        assert as_chat(RenderedText(text, ended, 3), family) == Chat(expected, cut, 3)
         whole = written(name, [*prompt, {"role": "assistant", "content": responses[0]}])
-        assert as_chat(RenderedText("", (whole,)), family) == Chat(wanted, cut[:1])
+        assert as_chat(RenderedText("", (whole,)), family) == Chat(expected, cut[:1])
 
     check()
 
@@ -188,14 +188,14 @@ def test_content_with_markers_is_refused_or_comes_back_but_is_never_another_conv
 
     @given(conversations(name))
     @settings(max_examples=100, deadline=None, derandomize=True)
-    def check(given):
-        prompt, responses = given
+    def check(conversation):
+        prompt, responses = conversation
         begins = BOS if name == "vicuna" else ()
         if any(mark in message["content"] for message in prompt for mark in (end, *begins)):
             return
         text = written(name, prompt, opens=True)
         with suppress(RequestError):
-            assert as_chat(RenderedText(text, tuple(responses)), family).prompt == told(
+            assert as_chat(RenderedText(text, tuple(responses)), family).prompt == template_turns(
                 name, prompt
             )
 
@@ -252,7 +252,7 @@ USER = {"role": "user", "content": "Why?"}
 
 
 @pytest.mark.parametrize(
-    ("response", "wanted"),
+    ("response", "expected"),
     [
         ("So.", "So."),
         ("So.<|im_end|>", "So."),
@@ -265,27 +265,27 @@ USER = {"role": "user", "content": "Why?"}
         ("</s>", "</s>"),
     ],
 )
-def test_what_ended_a_response_is_no_part_of_it(response, wanted):
-    assert as_chat(RenderedText(PROMPT, (response,)), "chatml") == Chat((USER,), (wanted,))
+def test_what_ended_a_response_is_no_part_of_it(response, expected):
+    assert as_chat(RenderedText(PROMPT, (response,)), "chatml") == Chat((USER,), (expected,))
 
 
 def test_what_a_template_puts_behind_the_header_is_the_start_of_the_response():
     opened = f"{PROMPT}<think>\n"
     assert parse(opened, "chatml") == ((USER,), "<think>\n")
-    found = as_chat(RenderedText(opened, ("Hm.</think>So.<|im_end|>", "</think>")), "chatml")
-    assert found.responses == ("<think>\nHm.</think>So.", "<think>\n</think>")
+    chat = as_chat(RenderedText(opened, ("Hm.</think>So.<|im_end|>", "</think>")), "chatml")
+    assert chat.responses == ("<think>\nHm.</think>So.", "<think>\n</think>")
 
 
 def test_llama_s_dates_are_left_out_and_the_system_prompt_behind_them_is_not():
     header = "<|start_header_id|>{}<|end_header_id|>\n\n"
     dates = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
     user = f"{header.format('user')}Why?<|eot_id|>{header.format('assistant')}"
-    for system, wanted in (
+    for system, expected in (
         ("", (USER,)),
         ("Be brief.", ({"role": "system", "content": "Be brief."}, USER)),
     ):
         text = f"<|begin_of_text|>{header.format('system')}{dates}{system}<|eot_id|>{user}"
-        assert as_chat(RenderedText(text, ("So.",)), "llama3").prompt == wanted
+        assert as_chat(RenderedText(text, ("So.",)), "llama3").prompt == expected
 
 
 def test_several_whole_conversations_have_one_prompt():

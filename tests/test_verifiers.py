@@ -37,7 +37,7 @@ def test_an_exact_answer_is_the_label_or_one_of_them():
 
 
 @pytest.mark.parametrize(
-    ("response", "label", "wanted"),
+    ("response", "label", "expected"),
     [
         ("It is 41, no, 42.", "42", 1),
         ("It is 42, no, 41.", "42", 0),
@@ -64,8 +64,8 @@ def test_an_exact_answer_is_the_label_or_one_of_them():
         ("1", None, None),
     ],
 )
-def test_the_last_number_is_compared_as_a_number(response, label, wanted):
-    assert last_number(response, label) == wanted
+def test_the_last_number_is_compared_as_a_number(response, label, expected):
+    assert last_number(response, label) == expected
 
 
 def test_a_label_without_a_number_is_an_error_and_not_a_wrong_answer():

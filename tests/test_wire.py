@@ -14,7 +14,7 @@ import torch
 from panoply.data.schema import ROLES
 from panoply.wire.request import Chat, RenderedText, Role, Tokens, sigmoid
 from panoply.wire.routes import ENDPOINTS, endpoint_at
-from tests.builders.wire_scores import asked, post
+from tests.builders.wire_scores import post, request_of
 
 USER = {"role": "user", "content": "Why?"}
 CHAT = [USER, {"role": "assistant", "content": "So. #1.5"}]
@@ -36,7 +36,7 @@ def test_openrlhf_of_today_sends_one_sample_and_reads_three_keys():
     # The client: reward=info.get("rewards"), scores=info.get("scores") or rewards, extra_logs.
     assert answer["rewards"] == answer["scores"] == [1.5]
     assert answer["extra_logs"] == {"helpfulness": [0.75], "brevity": [-1.5]}
-    assert asked("/get_reward", payload).items == (RenderedText(prompt, ("So. #1.5<|end|>",)),)
+    assert request_of("/get_reward", payload).items == (RenderedText(prompt, ("So. #1.5<|end|>",)),)
 
 
 def test_openrlhf_up_to_0_5_sends_queries_alone():
@@ -53,12 +53,17 @@ def test_openrlhf_s_other_urls_get_empty_lists_for_empty_lists():
 
 def test_a_prompt_that_openrlhf_truncated_leaves_the_query_whole():
     payload = {"query": ["end of prompt. So #1"], "prompts": ["start and end of prompt."]}
-    assert asked("/get_reward", payload).items == (RenderedText("", ("end of prompt. So #1",)),)
+    assert request_of("/get_reward", payload).items == (
+        RenderedText("", ("end of prompt. So #1",)),
+    )
 
 
 def test_openrlhf_s_labels_arrive_whatever_they_are():
     payload = {"query": ["a #1", "b #2"], "labels": ["42", {"gold": [1, None]}]}
-    assert [i.label for i in asked("/get_reward", payload).items] == ["42", {"gold": [1, None]}]
+    assert [i.label for i in request_of("/get_reward", payload).items] == [
+        "42",
+        {"gold": [1, None]},
+    ]
 
 
 # vLLM and verl
@@ -70,7 +75,7 @@ def test_verl_reads_the_last_of_probs_from_vllm():
     assert status == 200
     assert answer["data"][-1]["probs"][-1] == 1.5
     assert answer["model"] == "/models/rm"
-    assert asked("/classify", payload).models == ("/models/rm",)
+    assert request_of("/classify", payload).models == ("/models/rm",)
 
 
 def test_vllm_s_classify_has_the_keys_of_vllm():
@@ -116,15 +121,17 @@ def test_messages_are_rendered_by_us_and_the_last_turn_is_what_is_scored():
     status, answer = post("/classify", payload)
     assert status == 200
     assert answer["data"][0]["probs"] == [1.5]
-    assert asked("/classify", payload).items == (Chat((USER,), ("So. #1.5",)),)
+    assert request_of("/classify", payload).items == (Chat((USER,), ("So. #1.5",)),)
     parts = [USER, {"role": "assistant", "content": [{"type": "text", "text": "So. #1.5"}]}]
-    assert asked("/classify", payload | {"messages": parts}) == asked("/classify", payload)
+    assert request_of("/classify", payload | {"messages": parts}) == request_of(
+        "/classify", payload
+    )
 
 
 def test_token_ids_stay_token_ids():
-    one = asked("/classify", {"input": [1, 2, 3]})
-    many = asked("/classify", {"input": [[1, 2, 3], [4]]})
-    assert one.items == (Tokens(((1, 2, 3),)),)
+    single = request_of("/classify", {"input": [1, 2, 3]})
+    many = request_of("/classify", {"input": [[1, 2, 3], [4]]})
+    assert single.items == (Tokens(((1, 2, 3),)),)
     assert many.items == (Tokens(((1, 2, 3),)), Tokens(((4,),)))
     answer = post("/classify", {"input": [[1, 2, 3], [4]], "use_activation": False})[1]
     assert [entry["probs"] for entry in answer["data"]] == [[0.6], [0.4]]
@@ -151,9 +158,9 @@ def test_vllm_s_score_takes_one_to_many_and_pairs_by_all_of_its_names(first, sec
         (0, "score", 1),
         (1, "score", 2),
     ]
-    one = asked("/score", payload).items
-    assert one == (Chat(({"role": "user", "content": "q"},), ("a #1", "b #2")),)
-    assert len(asked("/score", payload | {first: ["q", "r"]}).items) == 2
+    single = request_of("/score", payload).items
+    assert single == (Chat(({"role": "user", "content": "q"},), ("a #1", "b #2")),)
+    assert len(request_of("/score", payload | {first: ["q", "r"]}).items) == 2
     status, answer = post("/score", payload | {first: ["q", "r", "s"]})
     assert status == 400
     assert "1:1, 1:N or N:N, got 3:2" in answer["error"]["message"]
@@ -165,9 +172,9 @@ def test_vllm_s_rerank_is_sorted_with_its_documents():
         results = post(path, payload)[1]["results"]
         assert [r["index"] for r in results] == [1, 0, 2, 3]
         assert results[0]["document"] == {"text": "b #9"}
-    for top_n, wanted in ((2, [1, 0]), (0, [1, 0, 2, 3]), (None, [1, 0, 2, 3]), (1, [1])):
+    for top_n, expected in ((2, [1, 0]), (0, [1, 0, 2, 3]), (None, [1, 0, 2, 3]), (1, [1])):
         ranked = post("/rerank", payload | {"top_n": top_n})[1]["results"]
-        assert [r["index"] for r in ranked] == wanted
+        assert [r["index"] for r in ranked] == expected
 
 
 def test_ranks_follow_raw_scores_where_the_sigmoid_is_full():
@@ -254,7 +261,7 @@ TEI_RANKED = {"query": "q", "texts": ["a #1"]}
 
 
 @pytest.mark.parametrize(
-    ("path", "payload", "change", "told"),
+    ("path", "payload", "change", "message"),
     [
         ("/classify", CLASSIFY, {"chat_template_kwargs": {"a": 1}}, "renders by the chat template"),
         ("/classify", CLASSIFY, {"mm_processor_kwargs": {"a": 1}}, "text alone is scored"),
@@ -294,12 +301,12 @@ TEI_RANKED = {"query": "q", "texts": ["a #1"]}
     ],
 )
 def test_a_key_that_may_change_the_number_is_refused_by_name_with_what_to_do(
-    path, payload, change, told
+    path, payload, change, message
 ):
     status, answer = post(path, payload | change)
     assert status == (422 if endpoint_at(path, payload).dialect == "tei" else 400)
     assert f"`{next(iter(change))}" in str(answer)
-    assert told in str(answer)
+    assert message in str(answer)
     nothing = dict.fromkeys(change)
     if set(payload) - {"model", "items"}:
         assert post(path, payload | nothing)[0] == 200
@@ -397,7 +404,7 @@ def test_documents_may_be_objects_or_one_string():
         (2, "c #3"),
         (0, "a #1"),
     ]
-    assert asked("/rerank", {"query": {"text": "q"}, "documents": mixed}).items[0].prompt == (
+    assert request_of("/rerank", {"query": {"text": "q"}, "documents": mixed}).items[0].prompt == (
         {"role": "user", "content": "q"},
     )
     (alone,) = post("/rerank", {"query": "q", "documents": "a #1"})[1]["results"]
@@ -427,8 +434,10 @@ def test_a_name_is_handed_on_and_keys_without_a_value_are_none():
     turns = [USER | {"name": None, "tool_calls": []}, CHAT[1] | {"tool_calls": None}, named]
     reply = {"role": "assistant", "content": [{"type": "text", "text": "x #1", "image": None}]}
     expected = (USER, CHAT[1], {"role": "tool", "content": "5", "name": "add"})
-    assert asked("/classify", {"messages": [*turns, reply]}).items == (Chat(expected, ("x #1",)),)
-    assert asked("/slime", {"prompt": turns, "response": "x #1"}).items[0].prompt == expected
+    assert request_of("/classify", {"messages": [*turns, reply]}).items == (
+        Chat(expected, ("x #1",)),
+    )
+    assert request_of("/slime", {"prompt": turns, "response": "x #1"}).items[0].prompt == expected
 
 
 # SGLang
@@ -482,11 +491,11 @@ def test_sglang_s_encode_and_its_base_url_answer_as_classify_does():
 
 def test_tei_tells_a_text_from_a_pair_from_a_batch():
     raw = {"raw_scores": True, "truncate": False, "truncation_direction": "right"}
-    one = [{"score": 1.5, "label": "LABEL_0"}]
-    assert post("/predict", {"inputs": TEXT} | raw) == (200, one)
+    single = [{"score": 1.5, "label": "LABEL_0"}]
+    assert post("/predict", {"inputs": TEXT} | raw) == (200, single)
     pair = {"inputs": ["Why?", "So #1.5"]} | raw
-    assert post("/predict", pair) == (200, one)
-    assert asked("/predict", pair).items == (Chat((USER,), ("So #1.5",)),)
+    assert post("/predict", pair) == (200, single)
+    assert request_of("/predict", pair).items == (Chat((USER,), ("So #1.5",)),)
     batch = {"inputs": [["a #1"], ["b", "c #2"]]} | raw
     assert [p[0]["score"] for p in post("/predict", batch)[1]] == [1, 2]
     assert post("/predict", {"inputs": TEXT})[1][0]["score"] == pytest.approx(squashed(1.5))
@@ -540,8 +549,8 @@ def test_llama_factory_reads_scores_and_names_no_model_by_model():
     assert answer["id"].startswith("scoreval-")
     assert answer["scores"] == [1.5, -2]
     assert post("/", payload)[1]["scores"] == [1.5, -2]
-    assert asked("/v1/score/evaluation", payload).models == ()
-    assert asked("/v1/score/evaluation", payload | {"model": "a"}).models == ("a",)
+    assert request_of("/v1/score/evaluation", payload).models == ()
+    assert request_of("/v1/score/evaluation", payload | {"model": "a"}).models == ("a",)
     status, answer = post("/v1/score/evaluation", {"messages": "a #1"})
     assert status == 400
     assert "`messages`: Input should be a valid list" in answer["detail"]
@@ -558,7 +567,7 @@ def test_slime_s_answer_is_the_number_itself():
     assert details["objectives"] == {"helpfulness": 0.35, "brevity": -0.7}
     chat = {"prompt": [USER], "response": "So #0.7", "label": "gold"}
     assert post("/slime", chat) == (200, 0.7)
-    assert asked("/slime", chat).items == (Chat((USER,), ("So #0.7",), "gold"),)
+    assert request_of("/slime", chat).items == (Chat((USER,), ("So #0.7",), "gold"),)
 
 
 # All of them
@@ -580,8 +589,8 @@ def test_a_score_that_failed_fails_a_request_that_cannot_say_so():
         ("/slime", {"prompt": "q", "response": broken}, 422),
         ("/slime/details", {"prompt": "q", "response": lost}, 503),
     ):
-        found, answer = post(path, payload)
-        assert found == status
+        received, answer = post(path, payload)
+        assert received == status
         assert "scores failed" in str(answer)
         assert "/v1/rewards" in str(answer)
 
@@ -654,7 +663,7 @@ def test_dialects_at_one_path_are_told_apart_by_their_keys():
 
 def test_every_payload_has_a_schema_for_the_docs():
     for endpoint in ENDPOINTS:
-        assert endpoint.call.model_json_schema()["type"] == "object"
+        assert endpoint.payload.model_json_schema()["type"] == "object"
 
 
 def test_the_sigmoid_is_the_formula_and_saturates_without_overflow():

@@ -24,7 +24,7 @@ from panoply.wire.request import (
     single_model_scores,
 )
 from panoply.wire.routes import ENDPOINTS
-from tests.builders.wire_scores import LIMITS, asked, post, post_bytes
+from tests.builders.wire_scores import LIMITS, post, post_bytes, request_of
 
 PATHS = sorted({path for endpoint in ENDPOINTS for path in endpoint.paths})
 USER = {"role": "user", "content": "Why?"}
@@ -161,11 +161,11 @@ def test_no_path_takes_just_any_json(path, payload):
 
 
 def asked_bytes(path, body):
-    return LIMITS.check(asked(path, decode(body, LIMITS)))
+    return LIMITS.check(request_of(path, decode(body, LIMITS)))
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "message"),
     [
         (b"", "not JSON"),
         (b"{", "not JSON"),
@@ -186,17 +186,17 @@ def asked_bytes(path, body):
         (b'{"prompts": ["a"]}', "`query`: Field required"),
     ],
 )
-def test_a_broken_body_is_told_what_is_wrong(body, told):
+def test_a_broken_body_is_told_what_is_wrong(body, message):
     status, answer = post_bytes("/get_reward", body)
     assert status == 400
-    assert told in answer["error"]
+    assert message in answer["error"]
 
 
 def test_a_label_may_be_deep_but_not_deeper_than_is_read():
-    for depth, wanted in ((100, {200}), (400, {400}), (900, {400})):
+    for depth, expected in ((100, {200}), (400, {400}), (900, {400})):
         label = "[" * depth + "]" * depth
         body = f'{{"query": ["a #1"], "labels": [{label}]}}'.encode()
-        assert post_bytes("/get_reward", body)[0] in wanted
+        assert post_bytes("/get_reward", body)[0] in expected
 
 
 def test_a_key_that_is_no_text_does_not_break_the_message():
@@ -272,16 +272,16 @@ def test_a_score_has_a_number_or_a_reason():
 
 def test_a_detail_without_a_value_is_left_out_of_a_score_that_has_one():
     broken = Driver("safety", math.nan, 1.0)
-    found = scored(1.0, objectives={"safety": math.nan, "tone": 2.0}, drivers=[broken]).details
-    assert found == Details(objectives={"tone": 2.0})
+    details = scored(1.0, objectives={"safety": math.nan, "tone": 2.0}, drivers=[broken]).details
+    assert details == Details(objectives={"tone": 2.0})
     with pytest.raises(ValueError, match="details must be finite"):
         Details(drivers=(broken,))
 
 
 def test_an_answer_of_another_shape_is_an_error_of_ours_and_not_scores_in_the_wrong_place():
     request = ScoreRequest(items=(Chat((USER,), ("a", "b")), Chat((USER,), ("c",))))
-    one = scored(1.0)
-    for items in (((one,), (one, one)), ((one, one, one),), ()):
+    score = scored(1.0)
+    for items in (((score,), (score, score)), ((score, score, score),), ()):
         answer = ScoreAnswer(models=(ModelAnswer(model="m", items=items),), id="1", created=1)
         with pytest.raises(RequestError, match="internal error") as raised:
             single_model_scores(answer, request)

@@ -95,8 +95,8 @@ def test_a_server_that_is_not_there_is_a_timeout_with_the_reason(ask):
 @both
 @pytest.mark.parametrize("status", [400, 404, 413, 422])
 def test_a_refusal_is_final_and_carries_the_server_s_words(ask, status):
-    refusal, told = (status, {}, {"error": "no model 'm'"}), rf"HTTP {status}: .*no model 'm'"
-    with serving(refusal) as (url, seen), pytest.raises(RewardServerError, match=told):
+    refusal, message = (status, {}, {"error": "no model 'm'"}), rf"HTTP {status}: .*no model 'm'"
+    with serving(refusal) as (url, seen), pytest.raises(RewardServerError, match=message):
         ask(url)
     assert len(seen) == 1
 
@@ -120,10 +120,10 @@ def test_pairs_are_compared_by_both_clients():
 
     with serving() as (url, seen):
         with Client(url) as client:
-            found = client.compare("m", pairs)
-        assert asyncio.run(ask(url)) == found
-    assert found[0].score == pytest.approx(1 / (1 + math.exp(-2)))
-    assert (found[1].score, found[1].error, found[1].transient) == (
+            result = client.compare("m", pairs)
+        assert asyncio.run(ask(url)) == result
+    assert result[0].score == pytest.approx(1 / (1 + math.exp(-2)))
+    assert (result[1].score, result[1].error, result[1].transient) == (
         None,
         "the replica was lost",
         True,
@@ -316,10 +316,10 @@ def test_nothing_that_is_printed_holds_the_key():
 def as_trl(func, prompts, completions, **columns):
     """What GRPOTrainer does: keywords, columns as lists, None becomes NaN."""
     columns |= {"completion_ids": [[1]] * len(prompts), "trainer_state": None, "log_extra": None}
-    found = func(prompts=prompts, completions=completions, **columns)
-    found = asyncio.run(found) if inspect.iscoroutinefunction(func) else found
-    assert len(found) == len(prompts)
-    return found
+    result = func(prompts=prompts, completions=completions, **columns)
+    result = asyncio.run(result) if inspect.iscoroutinefunction(func) else result
+    assert len(result) == len(prompts)
+    return result
 
 
 clients = pytest.mark.parametrize("kind", [Client, AsyncClient])
@@ -346,8 +346,8 @@ def test_trl_s_conversations_meet_by_prompt_and_come_back_in_place(kind):
     prompts = [[USER], other, [USER], other]
     with serving() as (url, seen):
         func = kind(url).trl_reward_func("armorm")
-        found = as_trl(func, prompts, [reply(f"x #{i}") for i in range(4)])
-    assert found == [0, 1, 2, 3]
+        result = as_trl(func, prompts, [reply(f"x #{i}") for i in range(4)])
+    assert result == [0, 1, 2, 3]
     assert seen[0][2]["items"] == [
         {"prompt": [USER], "responses": ["x #0", "x #2"]},
         {"prompt": other, "responses": ["x #1", "x #3"]},
@@ -363,10 +363,10 @@ def test_a_missing_score_is_none_for_trl_and_its_share_is_logged(kind):
     logged = {}
     with serving() as (url, _):
         func = kind(url).trl_reward_func("armorm")
-        found = as_trl(
+        result = as_trl(
             func, [[USER]] * 6, [*completions, call, tool, []], log_metric=logged.__setitem__
         )
-    assert found == [None, 0, None, None, None, None]
+    assert result == [None, 0, None, None, None, None]
     assert logged == {
         "rewards/armorm/missing": pytest.approx(5 / 6),
         "rewards/armorm/truncated": 0,
@@ -493,8 +493,8 @@ def test_labels_reach_function_arms_as_data_sets_hold_them(kind):
 def test_labels_reach_function_arms_and_keep_their_samples_apart(kind):
     with serving() as (url, seen):
         func = kind(url).trl_reward_func("exact", label_column="answer")
-        found = as_trl(func, ["p", "p", "p"], ["a #1", "b #2", "c #3"], answer=["4", "5", "4"])
-        assert found == [1, 2, 3]
+        result = as_trl(func, ["p", "p", "p"], ["a #1", "b #2", "c #3"], answer=["4", "5", "4"])
+        assert result == [1, 2, 3]
         with pytest.raises(KeyError, match="no column 'answer'"):
             as_trl(func, ["p"], ["a #1"])
     assert seen[0][2]["items"] == [
@@ -568,7 +568,7 @@ def test_completions_without_prompts_go_alone_and_a_column_of_prompts_is_no_conv
 
 def as_verl(func, solution, extra_info, ground_truth="gold"):
     """What verl's reward loop does: keywords, with a router's address beside them."""
-    found = func(
+    result = func(
         data_source="data",
         solution_str=solution,
         ground_truth=ground_truth,
@@ -576,7 +576,7 @@ def as_verl(func, solution, extra_info, ground_truth="gold"):
         reward_router_address=None,
         reward_model_tokenizer=None,
     )
-    return asyncio.run(found) if inspect.iscoroutinefunction(func) else found
+    return asyncio.run(result) if inspect.iscoroutinefunction(func) else result
 
 
 @clients
@@ -584,8 +584,8 @@ def test_verl_gets_a_score_with_its_objectives(kind):
     with serving() as (url, seen):
         func = kind(url).verl_compute_score("armorm")
         assert inspect.iscoroutinefunction(func) == (kind is AsyncClient)
-        found = as_verl(func, "So #0.5", {"prompt": [USER]})
-        assert found == {"score": 0.5, "helpfulness": 0.25, "brevity": -0.5, "truncated": 0}
+        result = as_verl(func, "So #0.5", {"prompt": [USER]})
+        assert result == {"score": 0.5, "helpfulness": 0.25, "brevity": -0.5, "truncated": 0}
         assert as_verl(func, "So #0", {"prompt": "Why?"})["score"] == 0
     item = {"prompt": [USER], "responses": ["So #0.5"], "label": "gold"}
     assert seen[0][2]["items"] == [item]

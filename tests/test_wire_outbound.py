@@ -49,14 +49,16 @@ def test_every_dialect_gives_back_raw_scores_in_order(dialect, item, template):
     assert sum(request.num_responses for request in requests) == len(item.responses)
 
 
-@pytest.mark.parametrize(("dialect", "item", "template"), [one for one in EVERY if one[1] != IDS])
+@pytest.mark.parametrize(
+    ("dialect", "item", "template"), [case for case in EVERY if case[1] != IDS]
+)
 def test_any_number_of_any_scores_comes_back(dialect, item, template):
     @given(st.lists(st.floats(-1e6, 1e6), max_size=6))
     @settings(max_examples=25, deadline=None, derandomize=True)
     def check(numbers):
         responses = tuple(f"text #{number!r}" for number in numbers)
-        told = type(item)(item.prompt, responses, item.label)
-        assert [score.score for score in ask(dialect, told, template)[1]] == numbers
+        item_of_scores = type(item)(item.prompt, responses, item.label)
+        assert [score.score for score in ask(dialect, item_of_scores, template)[1]] == numbers
 
     check()
 
@@ -65,10 +67,10 @@ def test_any_number_of_any_scores_comes_back(dialect, item, template):
 @pytest.mark.parametrize("dialect", ["panoply", "slime"])
 def test_what_carries_messages_carries_the_whole_item(dialect, item):
     requests, _ = ask(dialect, item)
-    read = [one for request in requests for one in request.items]
-    assert tuple(response for one in read for response in one.responses) == item.responses
-    assert {type(one) for one in read} == {type(item)}
-    assert all((one.prompt, one.label) == (item.prompt, item.label) for one in read)
+    read = [part for request in requests for part in request.items]
+    assert tuple(response for part in read for response in part.responses) == item.responses
+    assert {type(part) for part in read} == {type(item)}
+    assert all((part.prompt, part.label) == (item.prompt, item.label) for part in read)
 
 
 def test_vllm_is_sent_messages_and_each_name_of_the_switch():
@@ -96,7 +98,7 @@ def test_openrlhf_gets_bos_prompts_and_labels_and_gives_objectives():
 def test_servers_that_add_bos_are_sent_none(dialect):
     requests, _ = ask(dialect, RENDERED)
     texts = [
-        response for request in requests for one in request.items for response in one.responses
+        response for request in requests for part in request.items for response in part.responses
     ]
     assert texts == [f"<|user|>\nWhy?</s>\n<|assistant|>\n{r}" for r in RENDERED.responses]
 
@@ -178,8 +180,8 @@ def test_slime_s_null_is_an_error(answer):
 
 @pytest.mark.parametrize("answer", [0.7, 1, {"score": 0.7}, {"score": 1, "model": "m"}])
 def test_slime_s_number_may_stand_in_an_object(answer):
-    wanted = answer["score"] if isinstance(answer, dict) else answer
-    assert read("slime", answer)[0].score == wanted
+    expected = answer["score"] if isinstance(answer, dict) else answer
+    assert read("slime", answer)[0].score == expected
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from panoply.wire.request import Chat, RenderedText, ScoreRequest, Tokens, sigmoid
 from panoply.wire.rewards import RewardsPayload, payload_of, read_answer
-from tests.builders.wire_scores import answer_to, asked, post
+from tests.builders.wire_scores import answer_to, post, request_of
 
 USER = {"role": "user", "content": "Why?"}
 ITEM = {"prompt": [USER], "responses": ["good #1.5", "bad #-2"]}
@@ -56,7 +56,7 @@ def test_scores_are_raw_and_squashed_on_request():
 
 
 def test_weights_and_the_time_that_is_left_reach_the_models():
-    request = asked("/v1/rewards", {"items": [ITEM], "weights": {"safety": 2}, "timeout": 3})
+    request = request_of("/v1/rewards", {"items": [ITEM], "weights": {"safety": 2}, "timeout": 3})
     assert request.weights == {"safety": 2}
     assert request.timeout == 3
     assert request.items == (Chat((USER,), ("good #1.5", "bad #-2")),)
@@ -70,7 +70,7 @@ def test_empty_lists_are_answered_with_empty_lists():
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"item": []}, "`item`: not read by `/v1/rewards`"),
         ({"items": [ITEM | {"weight": 1}]}, "`items.0.weight`: Extra inputs"),
@@ -85,10 +85,10 @@ def test_empty_lists_are_answered_with_empty_lists():
         ({"activation": "softmax"}, "`activation`: Input should be 'none' or 'sigmoid'"),
     ],
 )
-def test_what_is_wrong_is_named(change, told):
+def test_what_is_wrong_is_named(change, message):
     status, answer = post("/v1/rewards", {"items": [ITEM]} | change)
     assert status == 400
-    assert told in answer["error"]
+    assert message in answer["error"]
 
 
 CALL = {"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}
@@ -117,7 +117,7 @@ def test_a_prompt_that_cannot_be_read_costs_only_its_own_scores(prompt, why):
         assert none == []
         assert [entry["score"] for entry in bad] == [None, None]
         assert all(why in entry["error"] and not entry["transient"] for entry in bad)
-    assert len(asked("/v1/rewards", {"items": items}).items) == 2
+    assert len(request_of("/v1/rewards", {"items": items}).items) == 2
     status, answer = post("/v1/rewards", {"items": [broken]})
     assert status == 400
     assert why in answer["error"]
@@ -135,7 +135,7 @@ def test_a_pair_whose_prompt_cannot_be_read_fails_alone():
 
 def test_responses_alone_reach_the_models_without_a_prompt():
     item = {"responses": ["good #1.5"], "label": "gold"}
-    assert asked("/v1/rewards", {"items": [item]}).items == (Chat((), ("good #1.5",), "gold"),)
+    assert request_of("/v1/rewards", {"items": [item]}).items == (Chat((), ("good #1.5",), "gold"),)
     assert payload_of(ScoreRequest(items=(Chat((), ("good #1.5",)),))) == {
         "items": [{"responses": ("good #1.5",)}]
     }
@@ -188,14 +188,16 @@ def test_failed_scores_go_there_and_back_too():
 
 
 def test_an_answer_to_another_request_is_refused():
-    request = asked("/v1/rewards", {"items": [ITEM], "models": ["m"]})
+    request = request_of("/v1/rewards", {"items": [ITEM], "models": ["m"]})
     payload = post("/v1/rewards", {"items": [ITEM], "models": ["m"]})[1]
     assert read_answer(payload, request).models[0].model == "m"
     for other in ({"items": [ITEM, ITEM], "models": ["m"]}, {"items": [ITEM], "models": ["n"]}):
         with pytest.raises(ValueError, match="were asked"):
-            read_answer(payload, asked("/v1/rewards", other))
+            read_answer(payload, request_of("/v1/rewards", other))
     with pytest.raises(ValueError, match=r"\[\] answered"):
-        read_answer({"id": "1", "created": 1, "results": []}, asked("/v1/rewards", {"items": []}))
+        read_answer(
+            {"id": "1", "created": 1, "results": []}, request_of("/v1/rewards", {"items": []})
+        )
     with pytest.raises(ValueError, match=r"no answer of `/v1/rewards`: `id`: Field required"):
         read_answer({}, request)
 

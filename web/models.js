@@ -1,4 +1,4 @@
-/** The models that can be asked, and weights that take the gate's place. */
+/** The models of the server, and weights that take the gate's place. */
 import { breakable, element } from "./dom.js";
 
 const at = (id) => document.getElementById(id);
@@ -8,38 +8,38 @@ export const picked = new Set();
 export let models = null;
 
 /** Takes the list of `/v1/models`; at first its defaults are picked, unless a link picked some. */
-export function takeModels(found) {
+export function takeModels(listed) {
   const isFirst = models === null && !picked.size;
-  for (const own of found) if (isFirst && own.default) picked.add(own.id);
-  models = found;
+  for (const model of listed) if (isFirst && model.default) picked.add(model.id);
+  models = listed;
   showModels();
 }
 
 export function showModels() {
   const focused = document.activeElement.closest("#models input")?.value;
-  at("models").replaceChildren(...(models ?? []).map((own, i) => {
-    const disabled = own.state === "failed";
-    if (disabled) picked.delete(own.id);
+  at("models").replaceChildren(...(models ?? []).map((model, i) => {
+    const disabled = model.state === "failed";
+    if (disabled) picked.delete(model.id);
     const box = element("input", {
       type: "checkbox",
       id: `model-${i}`,
-      value: own.id,
-      checked: picked.has(own.id),
+      value: model.id,
+      checked: picked.has(model.id),
       disabled,
       "aria-describedby": `state-${i}`,
     });
     box.addEventListener("change", () => {
-      if (box.checked) picked.add(own.id);
-      else picked.delete(own.id);
+      if (box.checked) picked.add(model.id);
+      else picked.delete(model.id);
       showWeights();
     });
-    const told = own.state === "idle" ? "idle, starts when asked" : own.state;
-    const state = element("span", { className: "state" }, told);
-    const why = own.reason && `: ${own.reason}`;
+    const text = model.state === "idle" ? "idle, starts when asked" : model.state;
+    const state = element("span", { className: "state" }, text);
+    const why = model.reason && `: ${model.reason}`;
     const id = `state-${i}`;
-    const about = element("span", { className: "soft", id }, `${own.kind}, `, state, why);
-    const label = element("label", { htmlFor: box.id }, breakable(own.id));
-    return element("li", { className: own.state }, box, label, about);
+    const about = element("span", { className: "soft", id }, `${model.kind}, `, state, why);
+    const label = element("label", { htmlFor: box.id }, breakable(model.id));
+    return element("li", { className: model.state }, box, label, about);
   }));
   [...at("models").querySelectorAll("input")].find(({ value }) => value === focused)?.focus();
   showWeights();

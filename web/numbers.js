@@ -1,13 +1,13 @@
-/** What is computed from scores. No score (null) is never taken for a number. */
+/** Numbers derived from scores. No score (null) is never taken for a number. */
 
 /** @param {number} i place of a response */
 export const letter = (i) => String.fromCharCode(65 + i);
 
 /** All pairs of places below `num`, the lower one first. */
 export function pairs(num) {
-  const found = [];
-  for (let i = 0; i < num; i++) for (let j = i + 1; j < num; j++) found.push([i, j]);
-  return found;
+  const places = [];
+  for (let i = 0; i < num; i++) for (let j = i + 1; j < num; j++) places.push([i, j]);
+  return places;
 }
 
 /**
@@ -20,31 +20,31 @@ export function pairs(num) {
  * @param {(number|null)[]} b of the other
  */
 export function agreement(a, b) {
-  const found = { alike: 0, opposite: 0, tied: 0, missing: 0, tau: null };
+  const counts = { alike: 0, opposite: 0, tied: 0, missing: 0, tau: null };
   let tiesA = 0;
   let tiesB = 0;
   for (const [i, j] of pairs(a.length)) {
     if ([a[i], a[j], b[i], b[j]].includes(null)) {
-      found.missing++;
+      counts.missing++;
       continue;
     }
     const signA = Math.sign(a[i] - a[j]);
     const signB = Math.sign(b[i] - b[j]);
     tiesA += signA === 0;
     tiesB += signB === 0;
-    found[signA * signB === 0 ? "tied" : signA === signB ? "alike" : "opposite"]++;
+    counts[signA * signB === 0 ? "tied" : signA === signB ? "alike" : "opposite"]++;
   }
-  const n = found.alike + found.opposite + found.tied;
+  const n = counts.alike + counts.opposite + counts.tied;
   const scale = Math.sqrt((n - tiesA) * (n - tiesB));
-  if (scale > 0) found.tau = (found.alike - found.opposite) / scale;
-  return found;
+  if (scale > 0) counts.tau = (counts.alike - counts.opposite) / scale;
+  return counts;
 }
 
 /** Rank of each score, 1 the highest; equal scores share a rank, and null has none. */
 export const ranks = (scores) =>
-  scores.map((own) => {
-    const above = scores.filter((other) => other !== null && other > own);
-    return own === null ? null : 1 + above.length;
+  scores.map((score) => {
+    const above = scores.filter((other) => other !== null && other > score);
+    return score === null ? null : 1 + above.length;
   });
 
 /** Places with a score, the best first; equal ones in their own order. */
@@ -53,9 +53,9 @@ export const ordered = (scores) =>
 
 /** A ranking in letters: `B > A = C`. */
 export const ranking = (scores) =>
-  ordered(scores).reduce((told, i, at, all) => {
+  ordered(scores).reduce((text, i, at, all) => {
     const sign = scores[all[at - 1]] === scores[i] ? " = " : " > ";
-    return told + (at ? sign : "") + letter(i);
+    return text + (at ? sign : "") + letter(i);
   }, "");
 
 /** Decimals that give the largest of some numbers three digits. */
@@ -67,8 +67,8 @@ export function decimals(values) {
 /** Decimals, at least three, that show different scores as different where six can. */
 export function scoreDecimals(scores) {
   const distinct = [...new Set(scores)];
-  const told = (n) => new Set(distinct.map((score) => score.toFixed(n))).size;
-  return [3, 4, 5].find((n) => told(n) === distinct.length) ?? 6;
+  const numDistinct = (n) => new Set(distinct.map((score) => score.toFixed(n))).size;
+  return [3, 4, 5].find((n) => numDistinct(n) === distinct.length) ?? 6;
 }
 
 /** A number with its sign. */

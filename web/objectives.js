@@ -11,33 +11,35 @@ export function moved(column) {
 }
 
 function objectives({ model, scores, objectives: listed, steered }) {
-  const names = [...new Set(scores.flatMap((own) => Object.keys(own.objectives ?? {})))];
-  const scales = new Map(listed.map((own) => [own.name, own]));
+  const names = [...new Set(scores.flatMap((score) => Object.keys(score.objectives ?? {})))];
+  const scales = new Map(listed.map((objective) => [objective.name, objective]));
   const weights = (name) => scores.flatMap(({ gate = {} }) => gate[name] ?? []);
   const added = scores.map(({ drivers = [] }) =>
     new Map(drivers.map(({ objective, contribution }) => [objective, contribution])));
-  const all = { weight: names.flatMap(weights), added: added.flatMap((own) => [...own.values()]) };
+  const contributions = added.flatMap((values) => [...values.values()]);
+  const all = { weight: names.flatMap(weights), added: contributions };
   const digits = { weight: decimals(all.weight), added: decimals(all.added) };
   const heaviest = Math.max(1e-9, ...all.weight.map(Math.abs));
   const sizes = {
     weight: (name) => Math.max(-1, ...weights(name).map(Math.abs)),
-    contribution: (name) => Math.max(...added.map((own) => Math.abs(own.get(name) ?? -0))),
+    contribution: (name) => Math.max(...added.map((values) => Math.abs(values.get(name) ?? -0))),
   };
 
   const weightCell = (name) => {
-    const own = weights(name);
-    const ends = [Math.min(...own), Math.max(...own)].map((end) => end.toFixed(digits.weight));
-    const told = [...new Set(ends)].join(" to "); // a gate reads the prompt alone: one weight
+    const shares = weights(name);
+    const ends = [Math.min(...shares), Math.max(...shares)].map((x) => x.toFixed(digits.weight));
+    const range = [...new Set(ends)].join(" to "); // a gate reads the prompt alone: one weight
     const bar = element("s", { style: { width: `${(100 * sizes.weight(name)) / heaviest}%` } });
     const track = element("span", { className: "track" }, bar);
-    return element("td", { className: "weight" }, own.length ? told : "-", track);
+    return element("td", { className: "weight" }, shares.length ? range : "-", track);
   };
   const addedCell = (name) => {
-    const told = added.map((own) => (own.has(name) ? signed(own.get(name), digits.added) : "-"));
-    return element("td", { className: "lines" }, ...told.map((text) => element("span", {}, text)));
+    const lines = added.map((values) =>
+      (values.has(name) ? signed(values.get(name), digits.added) : "-"));
+    return element("td", { className: "lines" }, ...lines.map((text) => element("span", {}, text)));
   };
   const line = (name) => {
-    const values = scores.map((own) => own.objectives?.[name] ?? null);
+    const values = scores.map((score) => score.objectives?.[name] ?? null);
     const scale = scaleOf(scales.get(name), values.filter((value) => value !== null));
     const note = scale.known ? null : element("small", {}, "no known scale");
     const cells = [bars(values, scale)];
@@ -90,7 +92,7 @@ function bars(values, { low, high }) {
 function why({ scores, raw, objectives: listed }) {
   const places = ordered(raw).filter((i) => scores[i].drivers);
   if (places.length < 2) return [];
-  const scales = new Map(listed.map((own) => [own.name, own]));
+  const scales = new Map(listed.map((objective) => [objective.name, objective]));
   const place = element("div");
   const draw = () => place.replaceChildren(drivers(+first.value, +second.value, scores, scales));
   const options = places.toSorted((i, j) => i - j).map((i) => [i, letter(i)]);
@@ -103,12 +105,12 @@ function why({ scores, raw, objectives: listed }) {
 
 /** Contributions to response i less those to j, which add up to the difference of the scores. */
 function drivers(i, j, scores, scales) {
-  const found = differences(scores[i].drivers, scores[j].drivers);
-  const sum = (all) => all.reduce((total, own) => total + own.moved, 0);
+  const moves = differences(scores[i].drivers, scores[j].drivers);
+  const sum = (all) => all.reduce((total, move) => total + move.moved, 0);
   const total = scores[i].score - scores[j].score;
-  const others = found.slice(MOST);
-  const unknown = total - sum(found);
-  const parts = found.slice(0, MOST).map(({ objective, values, moved }) => {
+  const others = moves.slice(MOST);
+  const unknown = total - sum(moves);
+  const parts = moves.slice(0, MOST).map(({ objective, values, moved }) => {
     const { low, high } = scaleOf(scales.get(objective), values);
     return [breakable(objective), moved, ...values.map((v) => v.toFixed(decimals([low, high])))];
   });

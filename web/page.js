@@ -1,4 +1,4 @@
-/** The form: what is asked, the server's key, and a link that holds it all. */
+/** The form: its request, the server's key, and a link that holds both. */
 import { tag } from "./dom.js";
 import { models, picked, showModels, steer, takeModels, weightFields } from "./models.js";
 import { letter } from "./numbers.js";
@@ -24,8 +24,8 @@ class Refused extends Error {
     const error = payload?.error ?? payload?.detail;
     const why = error?.message ?? (typeof error === "string" ? error : "");
     const wait = headers.get("retry-after");
-    const told = [`The server refused (${status})`, why, wait && `try again in ${wait} s`];
-    super(told.filter(Boolean).join(": "));
+    const parts = [`The server refused (${status})`, why, wait && `try again in ${wait} s`];
+    super(parts.filter(Boolean).join(": "));
     this.status = status;
   }
 }
@@ -42,8 +42,8 @@ async function call(path, options = {}) {
 }
 
 /** Says why a call failed; where a key is missing or wrong, asks for it and calls `again`. */
-function failed(error, tell, again) {
-  tell(error.status === 401 ? "Waiting for an API key." : error.message);
+function failed(error, show, again) {
+  show(error.status === 401 ? "Waiting for an API key." : error.message);
   if (error.status !== 401) return;
   afterKey = again;
   at("wrong-key").hidden = !key;
@@ -61,12 +61,12 @@ at("unlock").addEventListener("submit", (event) => {
 });
 
 async function listModels() {
-  const tell = (text) => { at("models-said").textContent = text; };
+  const show = (text) => { at("models-said").textContent = text; };
   try {
     takeModels((await call("models")).data);
-    tell(models.length ? "" : "This server has no models.");
+    show(models.length ? "" : "This server has no models.");
   } catch (error) {
-    failed(error, tell, listModels);
+    failed(error, show, listModels);
   }
 }
 
@@ -124,12 +124,12 @@ function read() {
     models: (models ?? []).map(({ id }) => id).filter((id) => picked.has(id)),
     items: [{ prompt, responses }],
     details: DETAILS,
-    ...(set.length && { weights: Object.fromEntries(set.map((own) => [own.name, +own.value])) }),
+    ...(set.length && { weights: Object.fromEntries(set.map((f) => [f.name, +f.value])) }),
   };
 }
 
 /** What is wrong with the form and the field to go to, or null. */
-function complaint(asked) {
+function complaint(request) {
   const empty = [...at("ask").querySelectorAll("textarea")].find(({ value }) => !value.trim());
   if (empty) return [`${empty.ariaLabel} is empty.`, empty];
   const role = at("turns").lastElementChild.querySelector("select");
@@ -138,14 +138,14 @@ function complaint(asked) {
   }
   const odd = weightFields().find(({ validity }) => validity.badInput);
   if (odd) return [`The weight of ${odd.name} is no number.`, odd];
-  if (asked.models.length) return null;
+  if (request.models.length) return null;
   return ["Choose a model.", at("models").querySelector("input:enabled") ?? at("refresh")];
 }
 
 async function score() {
   for (const field of at("ask").querySelectorAll("[aria-invalid]")) field.ariaInvalid = null;
-  const asked = read();
-  const wrong = complaint(asked);
+  const request = read();
+  const wrong = complaint(request);
   if (wrong) {
     const [why, field] = wrong;
     say(why);
@@ -157,13 +157,13 @@ async function score() {
   say("Scoring…");
   const start = performance.now();
   try {
-    const answer = await call("rewards", { method: "POST", body: JSON.stringify(asked), signal });
+    const answer = await call("rewards", { method: "POST", body: JSON.stringify(request), signal });
     const milliseconds = performance.now() - start;
-    say(showAnswer(at("results"), { asked, answer, models, milliseconds }));
+    say(showAnswer(at("results"), { request, answer, models, milliseconds }));
     at("stale").hidden = true;
     at("results").scrollIntoView();
     const scores = answer.results.flatMap(({ items }) => items[0]);
-    if (!asked.weights) gate = Object.assign({}, ...scores.map((own) => own.gate));
+    if (!request.weights) gate = Object.assign({}, ...scores.map((score) => score.gate));
     at("from-gate").disabled = !Object.keys(gate).length;
     listModels(); // asking may have started some
   } catch (error) {
@@ -182,7 +182,8 @@ at("unsteer").addEventListener("click", () => {
   changed();
 });
 at("from-gate").addEventListener("click", () => {
-  steer(Object.fromEntries(Object.entries(gate).map(([name, own]) => [name, +own.toPrecision(3)])));
+  const rounded = Object.entries(gate).map(([name, weight]) => [name, +weight.toPrecision(3)]);
+  steer(Object.fromEntries(rounded));
   changed();
 });
 document.addEventListener("keydown", (event) => {
@@ -202,13 +203,13 @@ at("link").addEventListener("click", async () => {
   say(`The link is ${(await copied) ? "copied" : "in the address bar"}; it holds the texts.`);
 });
 
-function fill({ models: asked = [], items: [{ prompt, responses }], weights = {} }) {
+function fill({ models: names = [], items: [{ prompt, responses }], weights = {} }) {
   at("turns").replaceChildren();
   at("responses").replaceChildren();
   for (const { role, content } of prompt) add(at("turns"), content, role);
   for (const text of responses.slice(0, MOST)) add(at("responses"), text);
-  if (asked.length) picked.clear();
-  for (const id of asked) picked.add(id);
+  if (names.length) picked.clear();
+  for (const id of names) picked.add(id);
   steer(weights);
   showModels();
 }

@@ -6,17 +6,17 @@ import { moved } from "./objectives.js";
 /**
  * Shows an answer and returns it in a sentence.
  * @param {Element} place what is replaced
- * @param {object} found the request as `asked`, its `answer`, the `models` listed, `milliseconds`
+ * @param {object} shown the request as `request`, its `answer`, the `models` listed, `milliseconds`
  */
-export function showAnswer(place, { asked, answer, models, milliseconds }) {
-  const { responses } = asked.items[0];
+export function showAnswer(place, { request, answer, models, milliseconds }) {
+  const { responses } = request.items[0];
   const columns = answer.results.map(({ model, items: [scores], provenance = {} }) => ({
     model,
     scores,
     provenance,
     raw: scores.map(({ score }) => score),
     objectives: models.find(({ id }) => id === model)?.objectives ?? [],
-    steered: Boolean(asked.weights),
+    steered: Boolean(request.weights),
   }));
   const latency = `${Math.round(milliseconds)} ms`;
   place.replaceChildren(
@@ -26,16 +26,16 @@ export function showAnswer(place, { asked, answer, models, milliseconds }) {
       scoreTable(columns, responses),
       ...(columns.length > 1 ? agreements(columns) : []),
     ),
-    ...columns.filter(({ scores }) => scores.some((own) => own.objectives)).map(moved),
+    ...columns.filter(({ scores }) => scores.some((score) => score.objectives)).map(moved),
   );
   const lost = columns.flatMap(({ raw }) => raw).filter((score) => score === null).length;
   const whole = columns.length * responses.length;
-  const told = lost ? `, ${lost} of ${whole} scores missing` : "";
-  return `${responses.length} responses, ${plural(columns.length, "model")}, ${latency}${told}.`;
+  const note = lost ? `, ${lost} of ${whole} scores missing` : "";
+  return `${responses.length} responses, ${plural(columns.length, "model")}, ${latency}${note}.`;
 }
 
 const plural = (count, name) => `${count} ${name}${count === 1 ? "" : "s"}`;
-const tokens = (scores) => scores.reduce((sum, own) => sum + (own.num_tokens ?? 0), 0);
+const tokens = (scores) => scores.reduce((sum, score) => sum + (score.num_tokens ?? 0), 0);
 const grouped = (count) => (count ? count.toLocaleString("en") : "-");
 
 /** Letters of a model's best responses, `A = B` where they tie; empty without scores. */
@@ -54,7 +54,7 @@ function figures(columns, latency) {
   ];
   if (columns.length > 1) {
     const all = pairs(columns.length).map(([i, j]) => agreement(columns[i].raw, columns[j].raw));
-    const sum = (name) => all.reduce((total, own) => total + own[name], 0);
+    const sum = (name) => all.reduce((total, column) => total + column[name], 0);
     const decided = sum("alike") + sum("opposite");
     const share = decided ? `${sum("alike")} of ${decided}` : "-";
     shown.splice(1, 0, ["Agreement", share, "pairs of responses that two models order alike"]);
@@ -75,7 +75,7 @@ function scoreTable(columns, responses) {
   const rows = responses.map((text, i) => {
     const opening = element("span", { title: text.slice(0, 1000) }, text.slice(0, 160));
     const name = element("span", { className: "excerpt" }, tag(i), opening);
-    return row(name, ...columns.map((own) => scoreCell(own, i)));
+    return row(name, ...columns.map((column) => scoreCell(column, i)));
   });
   const foot = [
     row("ranking", ...columns.map(({ raw }) => cell(ranking(raw) || "-"))),
@@ -83,10 +83,10 @@ function scoreTable(columns, responses) {
   ];
   const named = { weights: "hash of weights", template: "hash of template", dtype: "computed in" };
   for (const [name, label] of Object.entries(named)) {
-    const told = columns.map(({ provenance }) => provenance[name] ?? "-");
-    if (told.every((text) => text === "-")) continue;
-    const cells = told.map((text) => element("code", { title: text }, text.slice(0, 12)));
-    foot.push(row(label, ...cells.map((own) => cell(own))));
+    const hashes = columns.map(({ provenance }) => provenance[name] ?? "-");
+    if (hashes.every((text) => text === "-")) continue;
+    const cells = hashes.map((text) => element("code", { title: text }, text.slice(0, 12)));
+    foot.push(row(label, ...cells.map((code) => cell(code))));
   }
   const heads = columns.map(({ model }) => head(breakable(model), "model"));
   heads.unshift(head("response"));
@@ -116,14 +116,14 @@ const AGREEMENT =
 
 function agreements(columns) {
   const rows = pairs(columns.length).map(([i, j]) => {
-    const found = agreement(columns[i].raw, columns[j].raw);
+    const counts = agreement(columns[i].raw, columns[j].raw);
     const [first, second] = [i, j].map((k) => breakable(columns[k].model));
     return row(
       element("span", {}, first, " and ", second),
-      cell(`${found.alike} of ${found.alike + found.opposite}`),
-      cell(found.tau === null ? "-" : found.tau.toFixed(2)),
-      cell(found.tied),
-      cell(found.missing),
+      cell(`${counts.alike} of ${counts.alike + counts.opposite}`),
+      cell(counts.tau === null ? "-" : counts.tau.toFixed(2)),
+      cell(counts.tied),
+      cell(counts.missing),
     );
   });
   const heads = ["models", "ordered alike", "Kendall τ-b", "tied", "missing"];

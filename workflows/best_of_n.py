@@ -47,11 +47,11 @@ from workflows.cluster.ray_cluster import (
     connect,
     run_folder,
 )
+from workflows.cluster.resolve_model import resolve_model
 from workflows.cluster.rollouts import sampler_pool
 from workflows.cluster.samples import Rollouts
 from workflows.cluster.tracking import git_commit, open_tracker, write_json
 from workflows.laser import CONTEXTS, all_tasks, cpus_of, verifier_of
-from workflows.serve import pinned
 
 BEST_POSSIBLE = "any right"
 """Whether any of the n responses is right: no choice among them can do better."""
@@ -67,7 +67,7 @@ def run_best_of_n(config: BestOfNConfig, logger: RunLogger) -> dict[str, Any]:
     out = run_folder(config.out)
     resolve(config.model)
     tracker = open_tracker(config.experiment, out)
-    arms = [pinned(arm) for arm in config.arms.arms()]
+    arms = [resolve_model(arm) for arm in config.arms.arms()]
     judges = [*arms, *verifier_of(config.prompts)]
     names = config.arms.names
     tasks = tasks_for(config)

@@ -56,6 +56,7 @@ from panoply.laser.rounds import RoundPrompt
 from panoply.laser.scored import ScoredPrompt
 from panoply.laser.signals import PromptOutcome
 from panoply.report.progress import RunLogger
+from panoply.scorers.where import LocalModel, parse_where
 from panoply.types import Array
 from workflows.cluster.arms import asking
 from workflows.cluster.bandit_actor import selecting
@@ -69,10 +70,10 @@ from workflows.cluster.ray_cluster import (
     connect,
     run_folder,
 )
+from workflows.cluster.resolve_model import resolve_model
 from workflows.cluster.rollouts import sampler_pool
 from workflows.cluster.samples import Rollouts
 from workflows.cluster.tracking import open_tracker
-from workflows.serve import pinned
 
 CONTEXTS = "contexts.npz"
 FREE = ("strategies", "watch", "num_samplers", "server", "num_workers", "gpus", "experiment")
@@ -113,7 +114,7 @@ def run_laser(config: LaserConfig, logger: RunLogger) -> dict[str, Any]:
     resolve(config.backbone.model)
     check_server(config.server)
     tracker = open_tracker(config.experiment, out)
-    arms = [pinned(arm) for arm in config.arms.arms()]
+    arms = [resolve_model(arm) for arm in config.arms.arms()]
     judges = [*arms, *verifier_of(config.prompts)]
     train, labeled, held_out = tasks_of(config)
     next(rounds_of(train, config.prompts_per_round, 1, config.seed))
@@ -224,15 +225,15 @@ def all_tasks(config: PromptsConfig, seed: int) -> list[Task]:
 
 def cpus_of(arms: Sequence[ServedModelConfig]) -> int:
     """Returns the CPUs that the models among the arms may take."""
-    scaled = [arm.scaling for arm in arms if arm.kind == "model"]
+    scaled = [arm.scaling for arm in arms if isinstance(parse_where(arm.where), LocalModel)]
     return int(np.ceil(sum(one.cpus * one.max_replicas for one in scaled)))
 
 
 def verifier_of(config: PromptsConfig) -> list[ServedModelConfig]:
     """Returns the verifier as an arm, where there is one."""
-    return (
-        [pinned(ServedModelConfig(name=VERIFIER, where=config.verifier))] if config.verifier else []
-    )
+    if not config.verifier:
+        return []
+    return [resolve_model(ServedModelConfig(name=VERIFIER, where=config.verifier))]
 
 
 def contexts_of(config: LaserConfig, tasks: Sequence[Task], file: Path) -> dict[str, Array]:

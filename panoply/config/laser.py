@@ -89,7 +89,7 @@ class ArmsConfig:
         Raises:
             ValueError: two of them have one name.
         """
-        return ServeConfig(models=self.models, scaling=self.scaling).arms()
+        return ServeConfig(models=self.models, scaling=self.scaling).served_models()
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -1,20 +1,16 @@
-"""What is served, and how: frozen dataclasses. Values are checked when made."""
+"""Configuration of a server: frozen dataclasses, whose values are checked when made."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
 
 from panoply.config import require
 
-Kind: TypeAlias = Literal["model", "function", "remote", "replay"]
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
-FUNCTION, REPLAY = "function:", "replay:"
 SERVER = re.compile(r"[A-Za-z0-9]\w{0,63}", re.ASCII)
-"""Without a hyphen, which ends it in the names of its applications."""
-OWN = "panoply"
+"""Names of servers: without a hyphen, which ends the name in those of the applications."""
 DEFAULT_SERVER = "panoply"
 STRICT = {"extra": "forbid"}
 """Read by pydantic, where these are made from a file: a misspelled setting is an error."""
@@ -22,20 +18,21 @@ STRICT = {"extra": "forbid"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchConfig:
-    """How long and how much the queue before a model collects."""
+    """Dynamic batching in the queue before a model."""
 
     __pydantic_config__ = STRICT
 
     max_seconds: float = 0.5
-    """Seconds that a forward should take, by the speed of those before: what waits is cut into
-    batches of about that, but never between responses to one prompt."""
+    """Target seconds of a forward. Batches are sized to it by the speed of the last one, and are
+    never cut between responses to one prompt."""
     max_tokens: int = 16_384
-    """Most tokens of a batch, shared ones counted once. One prompt's responses beyond it are
-    parted."""
+    """Maximum tokens of a batch, shared ones counted once. One prompt's responses are split beyond
+    it."""
     max_wait: float = 0.02
-    """Seconds that the first of an idle queue waits for others, as long as they keep coming."""
+    """Maximum seconds that the first response of an idle queue waits for more, as long as they keep
+    coming."""
     max_queued: int = 4096
-    """Responses that may wait; beyond, requests are turned away with 429 and Retry-After."""
+    """Maximum responses that wait; beyond it requests get 429 with Retry-After."""
 
     def __post_init__(self) -> None:
         for name in ("max_tokens", "max_queued"):
@@ -46,21 +43,22 @@ class BatchConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScalingConfig:
-    """Replicas of a model, and what each may take."""
+    """Replicas of a model, and the resources of each."""
 
     __pydantic_config__ = STRICT
 
     min_replicas: int = 1
-    """0 lets an idle model go; the first request then waits for it to load."""
+    """Minimum replicas. 0 unloads an idle model; the next request then waits for it to load."""
     max_replicas: int = 1
+    """Maximum replicas."""
     target_requests: float = 64.0
-    """Requests that one replica should have in hand; more of them start another replica."""
+    """Target requests in progress per replica; more of them start another replica."""
     idle_seconds: float = 300.0
-    """How long a replica has little to do before it goes."""
+    """Seconds with little to do after which a replica stops."""
     cpus: float = 1.0
-    """Of each replica; it computes with as many threads."""
+    """CPUs of each replica, which computes with as many threads."""
     gpus: float = 0.0
-    """Of each replica. Fractions put several models on one GPU: .25 of 80 GB holds an 8B model."""
+    """GPUs of each replica. Fractions share one GPU: .25 of 80 GB holds an 8B model."""
 
     def __post_init__(self) -> None:
         fits = 0 <= self.min_replicas <= self.max_replicas and self.max_replicas >= 1
@@ -72,37 +70,27 @@ class ScalingConfig:
             require(getattr(self, name) >= 0, f"scaling.{name}", getattr(self, name), ">= 0")
 
 
-@dataclass(frozen=True, slots=True)
-class Remote:
-    """An endpoint of another server."""
-
-    url: str
-    dialect: str
-    model: str
-    """Its name there; empty where the server has one."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedModelConfig:
-    """One reward model behind a name."""
+    """One scorer behind a name: a reward model, a function, an endpoint or recorded scores."""
 
     __pydantic_config__ = STRICT
 
     name: str
-    """What clients call it; also its path, `/models/NAME/...`."""
+    """Name that clients use, also in the path `/models/NAME/...`."""
     where: str
-    """A model's folder, hub name or `models:/NAME@ALIAS` of MLflow; `function:MODULE:NAME` or
-    `function:FILE.py:NAME`, a Python callable; another reward server's endpoint as
-    `DIALECT+URL#MODEL`: `vllm+http://HOST:8000#skywork`; or `replay:FILE`, recorded scores."""
+    """WHERE of the scorer (`panoply.scorers.where`): a model's folder, hub name or
+    `models:/NAME@ALIAS`; `function:MODULE:NAME` or `function:FILE.py:NAME`; `DIALECT+URL#MODEL`,
+    as `vllm+http://HOST:8000#skywork`; or `replay:FILE`."""
     rendered_by: str = ""
-    """Template family that writes rendered text (OpenRLHF's queries, vLLM's `input`) where it is
-    not the model's own: its turns are read and rendered again."""
+    """Template family of the rendered text that clients send (OpenRLHF's queries, vLLM's `input`)
+    where it is not the model's own: its turns are parsed and rendered again."""
     trust_remote_code: bool = False
     """Run the Python code that a model on the hub brings."""
     remote_template: str = ""
-    """Of a remote arm whose protocol carries text alone: template family that writes it."""
+    """Template family in which conversations are sent to an endpoint that takes text alone."""
     remote_key_variable: str = ""
-    """Of a remote arm: environment variable of the node that holds the key it asks for."""
+    """Environment variable, on the replica's node, of the API key that an endpoint asks for."""
     scaling: ScalingConfig = ScalingConfig()
     batch: BatchConfig = BatchConfig()
 
@@ -111,51 +99,23 @@ class ServedModelConfig:
         require(NAME.fullmatch(self.name) is not None, "name", self.name, allowed)
         require(bool(self.where), "where", self.where, "a folder, hub name, function or URL")
 
-    @property
-    def kind(self) -> Kind:
-        """What it is, by `where`."""
-        if self.where.startswith(FUNCTION):
-            return "function"
-        if self.where.startswith(REPLAY):
-            return "replay"
-        is_url = "://" in self.where and not self.where.startswith("models:/")
-        return "remote" if is_url else "model"
-
-    @property
-    def function(self) -> str:
-        """Where the function is: `MODULE:NAME` or `FILE.py:NAME`."""
-        return self.where.removeprefix(FUNCTION)
-
-    @property
-    def recorded(self) -> str:
-        """Table of a replayed arm's scores."""
-        return self.where.removeprefix(REPLAY)
-
-    @property
-    def remote(self) -> Remote:
-        """The endpoint of another server; our own dialect where none is named."""
-        address, _, model = self.where.partition("#")
-        scheme, _, rest = address.partition("://")
-        dialect, plus, inner = scheme.partition("+")
-        return Remote(f"{inner if plus else scheme}://{rest}", dialect if plus else OWN, model)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayConfig:
-    """The HTTP server before all models."""
+    """HTTP gateway before all models."""
 
     __pydantic_config__ = STRICT
 
     default: str = ""
-    """Model that answers where a client names none; empty: the first one."""
+    """Name of the model that answers where a client names none; empty: the first one."""
     timeout: float = 120.0
-    """Seconds within which a request is answered, unless it names fewer itself."""
+    """Maximum seconds until a request is answered; it may name fewer itself."""
     max_bytes: int = 16 * 2**20
-    """Of a body."""
+    """Maximum bytes of a request's body."""
     max_responses: int = 4096
-    """Texts in one request."""
+    """Maximum texts in one request."""
     replicas: int = 1
-    """Gateways. One forwards some hundred requests a second."""
+    """Gateway replicas. One forwards some hundred requests a second."""
 
     def __post_init__(self) -> None:
         for name in ("timeout", "max_bytes", "max_responses", "replicas"):
@@ -164,17 +124,17 @@ class GatewayConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayArgs(GatewayConfig):
-    """What the gateway's application is made from: its settings, and the models behind it."""
+    """Arguments of the gateway's application: its settings, and the models behind it."""
 
     name: str = DEFAULT_SERVER
-    """Of the server; the applications of its models are called NAME-model-MODEL."""
+    """Name of the server; the applications of its models are called NAME-model-MODEL."""
     run: str = ""
-    """Id of this start of the server, told at `/health`; empty where it is deployed from a file."""
+    """Id of this start of the server, shown at `/health`; empty where a file deployed it."""
     models: tuple[str, ...]
-    """Their names."""
+    """Names of the models."""
     keys: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Of the models that ask for an API key: the environment variable that holds it. Nothing else
-    protects a model."""
+    """Environment variable of the API key, by the model that asks for one. Nothing else protects a
+    model."""
 
     def __post_init__(self) -> None:
         # Not `super()`: a dataclass with slots is another class than the one it was written as.
@@ -197,13 +157,13 @@ def check_server(name: str) -> None:
 
 
 def check_names(names: Sequence[str], default: str, keys: Mapping[str, str]) -> None:
-    """Checks that what is asked for some models is asked for models that there are.
+    """Checks that settings for some models name models that there are.
 
     Raises:
         ValueError: the default or a key names no model, or a key has no variable.
     """
-    known = not default or default in names
-    require(known, "gateway.default", default, f"one of {list(names)}, or empty")
+    is_known = not default or default in names
+    require(is_known, "gateway.default", default, f"one of {list(names)}, or empty")
     unknown = sorted(set(keys) - set(names))
     require(not unknown, "keys", unknown, f"names among {list(names)}")
     for name, variable in keys.items():
@@ -212,31 +172,34 @@ def check_names(names: Sequence[str], default: str, keys: Mapping[str, str]) -> 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeConfig:
-    """A set of reward models behind one gateway."""
+    """Set of reward models behind one gateway."""
 
     models: tuple[str, ...]
-    """`NAME=WHERE` of each; WHERE is a folder, a hub name, `models:/NAME@ALIAS`,
-    `function:MODULE:NAME` or `DIALECT+URL`. Without NAME= it is called as the last part of
-    where it is."""
+    """`NAME=WHERE` of each model; WHERE is a folder, a hub name, `models:/NAME@ALIAS`,
+    `function:MODULE:NAME`, `DIALECT+URL#MODEL` or `replay:FILE`. Without NAME= the last part of
+    WHERE is the name."""
     host: str = "127.0.0.1"
-    """Address that the server listens at; 0.0.0.0 opens it to the network."""
+    """Address to listen at; 0.0.0.0 opens the server to the network."""
     port: int = 8000
-    """0 takes any that is free."""
+    """Port to listen at; 0 takes any that is free."""
     name: str = DEFAULT_SERVER
-    """Of the server. Another one beside it on the same cluster takes another name, and answers
-    below `/servers/NAME/` at the same port."""
+    """Name of the server. Another server on the same cluster takes another name, and answers below
+    `/servers/NAME/` at the same port."""
     scaling: ScalingConfig = ScalingConfig()
-    """Of every model; differing ones are named in the file that `--write` leaves."""
+    """Replicas of every model; edit the file that `--write` leaves for values by model."""
     batch: BatchConfig = BatchConfig()
+    """Batching of every model."""
     gateway: GatewayConfig = GatewayConfig()
+    """HTTP gateway before the models."""
     keys: tuple[str, ...] = ()
-    """`NAME=VARIABLE`: the API key of a model, by the environment variable that holds it."""
+    """`NAME=VARIABLE` of each model that asks for an API key, which the environment variable
+    holds."""
     rendered_by: str = ""
-    """Template family that writes rendered text, where it is not the models' own."""
+    """Template family of the rendered text that clients send, where it is not the models' own."""
     trust_remote_code: tuple[str, ...] = ()
-    """Names of models whose own Python code may run."""
+    """Names of the models whose own Python code may run."""
     write: str = ""
-    """Write the file for `serve deploy` here, and serve nothing."""
+    """File to write for `serve deploy`; nothing is served then."""
 
     def __post_init__(self) -> None:
         require(bool(self.models), "models", self.models, "one NAME=WHERE or more")
@@ -248,13 +211,13 @@ class ServeConfig:
         """Path below which the server answers."""
         return "/" if self.name == DEFAULT_SERVER else f"/servers/{self.name}"
 
-    def arms(self) -> tuple[ServedModelConfig, ...]:
+    def served_models(self) -> tuple[ServedModelConfig, ...]:
         """Returns the models with their settings.
 
         Raises:
             ValueError: two models have one name, or a setting names a model that is not there.
         """
-        named = list(map(_named, self.models))
+        named = [_name_and_where(model) for model in self.models]
         names = [name for name, _ in named]
         require(len(set(names)) == len(names), "models", names, "models of different names")
         check_names(names, self.gateway.default, self.key_variables())
@@ -278,19 +241,19 @@ class ServeConfig:
         Raises:
             ValueError: a pair has no `=`, or a model has two.
         """
-        pairs = [pair.partition("=") for pair in self.keys]
-        for pair, (_, equals, _) in zip(self.keys, pairs, strict=True):
+        variables: dict[str, str] = {}
+        for pair in self.keys:
+            name, equals, variable = pair.partition("=")
             require(bool(equals), "keys", pair, "NAME=VARIABLE")
-        found = {name: variable for name, _, variable in pairs}
-        require(len(found) == len(pairs), "keys", self.keys, "one of each model")
-        return found
+            require(name not in variables, "keys", self.keys, "one of each model")
+            variables[name] = variable
+        return variables
 
 
-def _named(model: str) -> tuple[str, str]:
-    """Returns name and place of `NAME=WHERE`, or of a place that names itself."""
+def _name_and_where(model: str) -> tuple[str, str]:
+    """Returns the parts of `NAME=WHERE`; of a bare WHERE, its last telling part is the name."""
     name, equals, where = model.partition("=")
     if equals and NAME.fullmatch(name):
         return name, where
-    parts = [part for part in re.split(r"[/:@]", model) if part]
-    own = next((part for part in reversed(parts) if part not in ("model", "latest")), "")
-    return own, model
+    parts = [part for part in re.split(r"[/:@]", model) if part not in ("", "model", "latest")]
+    return parts[-1] if parts else "", model

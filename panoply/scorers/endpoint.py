@@ -1,4 +1,4 @@
-"""Remote arms: any endpoint that speaks one of the dialects, scored as the models beside it are."""
+"""Endpoints of other servers that speak one of the dialects, scored as models here are."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from panoply.wire.request import Item, RequestError, Score
 from panoply.wire.retry import RetryingRequest, RewardServerError
 
 AT_FAULT = (400, 413, 422, 424)
-"""Statuses that say that the text is at fault, and not the server or how it is asked."""
+"""Statuses by which a server says that the text is at fault, and not the server or its load."""
 
 
 class EndpointScorer:
-    """A reward model behind an endpoint of another server."""
+    """Reward model behind an endpoint of another server."""
 
     def __init__(
         self,
@@ -33,17 +33,17 @@ class EndpointScorer:
         api_key_env: str = "",
         max_concurrent: int = 64,
     ) -> None:
-        """Checks the settings; no connection is made. It is for one event loop.
+        """Checks the settings; no connection is made. A scorer belongs to one event loop.
 
         Args:
-            url: of the endpoint; of a server, without a path, it is where the dialect has it.
+            url: address of the endpoint; without a path, the dialect's own path is added.
             dialect: one of `panoply.wire.outbound.DIALECTS`.
-            model: its name there; empty where the server has one.
-            template: family that messages are written in, where the dialect carries text alone
+            model: name of the model there; empty where the server has one.
+            template: family in which messages are written, where the dialect carries text alone
                 (`panoply.wire.templates`).
-            timeout: seconds of one call of `score` with all attempts.
-            api_key_env: environment variable that holds the key, sent as a bearer token.
-            max_concurrent: requests at the same time.
+            timeout: maximum seconds of one call of `score`, with all attempts.
+            api_key_env: environment variable of the key, sent as a bearer token.
+            max_concurrent: maximum requests at the same time.
 
         Raises:
             ValueError: a setting is wrong, or there is no such variable.
@@ -87,16 +87,18 @@ class EndpointScorer:
         try:
             posts = self._dialect.posts(item, self._model, self._template)
         except RequestError as error:
-            found = [Score(error=error.message)]
+            results = [Score(error=error.message)]
         else:
-            found = await asyncio.gather(*(self._post(post, ends) for post in posts))
-        if len(found) == 1 < num and isinstance(found[0], Score) and not found[0].transient:
+            results = await asyncio.gather(*(self._post(post, ends) for post in posts))
+        if len(results) == 1 < num and isinstance(results[0], Score) and not results[0].transient:
             # One response may be at fault for all that were sent with it.
             alone = [replace(item, responses=item.responses[i : i + 1]) for i in range(num)]
-            found = await asyncio.gather(*(self._item(one, ends) for one in alone))
-        each = num // len(found)
-        of_posts = [(one,) * each if isinstance(one, Score) else one for one in found]
-        return tuple(score for scores in of_posts for score in scores)
+            results = await asyncio.gather(*(self._item(part, ends) for part in alone))
+        num_each = num // len(results)
+        scores: list[Score] = []
+        for result in results:
+            scores += [result] * num_each if isinstance(result, Score) else result
+        return tuple(scores)
 
     async def _post(self, post: Post, ends: float) -> tuple[Score, ...] | Score:
         """Returns the scores of a post, or the error of all of them."""

@@ -1,4 +1,4 @@
-"""Function arms: rewards in plain Python, scored as the models beside them are.
+"""Rewards in plain Python, scored as the models beside them are.
 
     def reward(prompt: list[dict], response: str, label) -> float | dict[str, float] | None: ...
 
@@ -8,7 +8,7 @@ Either may be `async def`, and may leave out what it does not read, all but the 
 called with keywords. The second gets all responses of one call. `label` is what the client sent,
 None where it sent none.
 
-A dict has the key `score`; its other numbers become objectives, and what is no number is left out.
+A dict has the key `score`; its other numbers become objectives, and other values are left out.
 None says that the function does not apply: no score, which is not 0. So do an exception and NaN.
 
 Of text that went through a template already, `prompt` is one message of the role `rendered`, or
@@ -18,7 +18,7 @@ sent a response alone. A message has a `name` where the client's had one.
 
 A plain function runs in a thread. One that is over its time is left to itself, for threads cannot
 be stopped; one that never lets go of the interpreter's lock (a match of `re` that backtracks, say)
-stops everything in its process while it runs, this arm's clock included.
+stops everything in its process while it runs, its own time limit included.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from inspect import Parameter
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import Any, SupportsFloat, TypeVar
@@ -43,20 +44,20 @@ from pydantic import JsonValue
 from panoply.wire.request import Chat, Item, Score, Tokens, scored
 
 Scores = tuple[tuple[Score, ...], ...]
-"""By item and response."""
+"""Scores by item and response."""
 T = TypeVar("T")
 
 
 def load_function(where: str, *, timeout: float = 30.0, max_concurrent: int = 16) -> FunctionScorer:
-    """Returns the function of "package.module:name" or "path/to/file.py:name" as an arm.
+    """Returns the function of "package.module:name" or "path/to/file.py:name" as a scorer.
 
     Args:
-        where: its place. A file can import what is installed, and not the files beside it.
-        timeout: seconds of one call.
-        max_concurrent: calls at the same time.
+        where: its place. A file can import installed packages, and not the files beside it.
+        timeout: maximum seconds of one call.
+        max_concurrent: maximum calls at the same time.
 
     Raises:
-        ValueError: there is no such function, or it cannot be called as an arm is.
+        ValueError: there is no such function, or its parameters are others.
     """
     place, _, name = where.rpartition(":")
     if not place or not name.isidentifier():
@@ -78,12 +79,12 @@ def _from_package(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except Exception as error:  # importing runs anything
-        # What is missing may be the module itself, or one that it imports.
+        # The missing module may be this one, or one that it imports.
         if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
             raise ValueError(
                 f"no module {name!r}: {error.name!r} is not on the path; install it, or name a file"
             ) from error
-        raise ValueError(f"importing {name!r} failed with {_told(error)}") from error
+        raise ValueError(f"importing {name!r} failed with {_described(error)}") from error
 
 
 def _from_file(path: Path) -> ModuleType:
@@ -100,13 +101,13 @@ def _from_file(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
-        raise ValueError(f"importing {str(path)!r} failed with {_told(error)}") from error
+        raise ValueError(f"importing {str(path)!r} failed with {_described(error)}") from error
     return module
 
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """What a function is told of one response."""
+    """Response, its prompt and its label."""
 
     prompt: tuple[Mapping[str, str], ...]
     response: str
@@ -119,7 +120,7 @@ class _Sample:
 
 
 class FunctionScorer:
-    """A function that scores responses."""
+    """Function that scores responses."""
 
     def __init__(
         self, function: Callable[..., Any], *, timeout: float = 30.0, max_concurrent: int = 16
@@ -128,8 +129,8 @@ class FunctionScorer:
 
         Args:
             function: as in the module's docstring.
-            timeout: seconds of one call.
-            max_concurrent: calls at the same time.
+            timeout: maximum seconds of one call.
+            max_concurrent: maximum calls at the same time.
 
         Raises:
             ValueError: a setting is wrong, or the function cannot be called so.
@@ -140,7 +141,7 @@ class FunctionScorer:
             raise ValueError(f"`max_concurrent` must be at least 1, got {max_concurrent!r}")
         self.timeout, self.max_concurrent = timeout, max_concurrent
         self._function = function
-        self._names, self._takes_lists = _parameters(function)
+        self._names, self._takes_lists = _keywords(function)
         calls = (function, type(function).__call__)
         self._is_async = any(map(inspect.iscoroutinefunction, calls))
         self._slots = asyncio.Semaphore(max_concurrent)
@@ -148,32 +149,36 @@ class FunctionScorer:
 
     async def score(self, items: Sequence[Item]) -> Scores:
         """Returns the scores of all items; those that failed as errors of their response."""
-        samples = [_samples(item) for item in items]
-        readable = [sample for of_item in samples for sample in of_item or ()]
-        calls = [readable] if self._takes_lists else [[sample] for sample in readable]
-        told = await asyncio.gather(*(self._call(of_call) for of_call in calls if of_call))
-        scores = iter([score for of_call in told for score in of_call])
+        samples = list(chain.from_iterable(map(_samples, items)))
+        if self._takes_lists:
+            flat = await self._call(samples) if samples else []
+        else:
+            calls = await asyncio.gather(*(self._call([sample]) for sample in samples))
+            flat = [score for (score,) in calls]
+        scores = iter(flat)
         unreadable = Score(error="token ids have no text that a function could read")
-        return tuple(
-            (unreadable,) * len(item.responses)
-            if of_item is None
-            else tuple(next(scores) for _ in of_item)
-            for item, of_item in zip(items, samples, strict=True)
-        )
+        by_item: list[tuple[Score, ...]] = []
+        for item in items:
+            num = len(item.responses)
+            if isinstance(item, Tokens):
+                by_item.append((unreadable,) * num)
+            else:
+                by_item.append(tuple(next(scores) for _ in range(num)))
+        return tuple(by_item)
 
     async def _call(self, samples: Sequence[_Sample]) -> list[Score]:
         async with self._slots:
             if self._num_overdue >= self.max_concurrent:
                 why = f"{self._num_overdue} calls of the function hang after their time"
                 return [Score(error=why, transient=True)] * len(samples)
-            work = (
-                asyncio.ensure_future(self._await(samples))
-                if self._is_async
-                else _in_thread(lambda: self._run(samples))
-            )
+            if self._is_async:
+                work = awaited = asyncio.ensure_future(self._await(samples))
+            else:
+                work = _in_thread(lambda: self._run(samples))
+                awaited = asyncio.shield(work)
             try:
                 async with asyncio.timeout(self.timeout):
-                    return await (work if self._is_async else asyncio.shield(work))
+                    return await awaited
             except TimeoutError:
                 why = f"the function did not return within {self.timeout:g} s"
                 return [Score(error=why)] * len(samples)
@@ -203,7 +208,11 @@ class FunctionScorer:
         each = [sample.arguments() for sample in samples]
         if not self._takes_lists:
             return {name: each[0][name] for name in self._names}
-        return {name: [one[name.removesuffix("s")] for one in each] for name in self._names}
+        arguments: dict[str, Any] = {}
+        for name in self._names:
+            singular = name.removesuffix("s")
+            arguments[name] = [sample[singular] for sample in each]
+        return arguments
 
     def _read(self, returned: Any, num: int) -> list[Score]:
         if not self._takes_lists:
@@ -216,8 +225,12 @@ class FunctionScorer:
         return [_score(reward) for reward in rewards]
 
 
-def _parameters(function: Callable[..., Any]) -> tuple[list[str], bool]:
-    """Returns the names that a function is called with, and whether it takes lists."""
+def _keywords(function: Callable[..., Any]) -> tuple[list[str], bool]:
+    """Returns the keywords that a function is called with, and whether it takes lists.
+
+    Raises:
+        ValueError: it is no function, takes no response, or needs other arguments.
+    """
     name = getattr(function, "__qualname__", repr(function))
     if inspect.isclass(function) or not callable(function):
         kind = "a class" if inspect.isclass(function) else f"of type {type(function).__name__}"
@@ -226,33 +239,36 @@ def _parameters(function: Callable[..., Any]) -> tuple[list[str], bool]:
         signature = inspect.signature(function)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name!r} has no signature that can be read: wrap it") from error
-    found = signature.parameters.values()
-    named = [
-        p for p in found if p.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
-    ]
-    names = {parameter.name for parameter in named}
+    parameters = list(signature.parameters.values())
+    by_keyword = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
+    names = {parameter.name for parameter in parameters if parameter.kind in by_keyword}
     takes_lists = "responses" in names
-    known = [f"{word}{'s' * takes_lists}" for word in ("prompt", "response", "label")]
-    others = [
-        p.name
-        for p in found
-        if p.name not in known
-        and p.default is Parameter.empty
-        and p.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+    keywords = ["prompt", "response", "label"]
+    if takes_lists:
+        keywords = [f"{keyword}s" for keyword in keywords]
+    response = keywords[1]
+    needed = [
+        parameter.name
+        for parameter in parameters
+        if parameter.default is Parameter.empty
+        and parameter.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+        and parameter.name not in keywords
     ]
-    if known[1] not in names or others:
-        wrong = f"it needs {others}" if others else f"it takes no `{known[1]}`"
+    if response not in names or needed:
+        fault = f"it needs {needed}" if needed else f"it takes no `{response}`"
         raise ValueError(
             f"{name}{signature} is called with keywords `prompt`, `response`, `label` (or with "
-            f"`prompts`, `responses`, `labels`, as lists), and {wrong}"
+            f"`prompts`, `responses`, `labels`, as lists), and {fault}"
         )
-    takes_any = any(p.kind is Parameter.VAR_KEYWORD for p in found)
-    return [word for word in known if word in names or takes_any], takes_lists
+    if any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters):
+        return keywords, takes_lists
+    return [keyword for keyword in keywords if keyword in names], takes_lists
 
 
-def _samples(item: Item) -> list[_Sample] | None:
+def _samples(item: Item) -> list[_Sample]:
+    """Returns a sample for each response of an item; none of token ids, which have no text."""
     if isinstance(item, Tokens):
-        return None
+        return []
     if isinstance(item, Chat):
         prompt = item.prompt
     else:
@@ -261,7 +277,7 @@ def _samples(item: Item) -> list[_Sample] | None:
 
 
 def _score(reward: Any) -> Score:
-    """Returns what a function returned for one response as a score."""
+    """Returns a function's reward for one response as a score."""
     named = reward if isinstance(reward, Mapping) else {"score": reward}
     value = named.get("score")
     if value is None:
@@ -281,13 +297,15 @@ def _score(reward: Any) -> Score:
 
 
 def _failed(error: BaseException, num: int) -> list[Score]:
-    return [Score(error=f"the function raised {_told(error)}")] * num
+    return [Score(error=f"the function raised {_described(error)}")] * num
 
 
-def _told(error: BaseException) -> str:
+def _described(error: BaseException) -> str:
     """Returns an error's type and the start of its text, which may hold a whole response."""
     text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:200]}{'...' * (len(text) > 200)}"
+    if len(text) > 200:
+        text = f"{text[:200]}..."
+    return f"{type(error).__name__}: {text}"
 
 
 def _in_thread(call: Callable[[], T]) -> asyncio.Future[T]:

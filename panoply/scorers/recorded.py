@@ -1,4 +1,4 @@
-"""Replayed arms: scores that were recorded before, found again by prompt and response."""
+"""Scores that were recorded before, looked up by prompt and response."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from panoply.wire.request import Chat, Item, Score, scored
 
 
 class RecordedScorer:
-    """A table of recorded scores."""
+    """Table of recorded scores."""
 
     def __init__(self, file: str) -> None:
         """Reads a table with `prompt` (turns, or a user's text), `response` and `score`.
@@ -41,6 +41,6 @@ class RecordedScorer:
         if not isinstance(item, Chat):
             why = "recorded scores are found by turns, not by rendered text or tokens"
             return (Score(error=why),) * len(item.responses)
-        found = [self.scores.get(text_id(item.prompt, response)) for response in item.responses]
+        values = [self.scores.get(text_id(item.prompt, response)) for response in item.responses]
         unknown = Score(error=f"{self.file!r} has no score of this response")
-        return tuple(unknown if value is None else scored(value) for value in found)
+        return tuple(unknown if value is None else scored(value) for value in values)

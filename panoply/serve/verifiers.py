@@ -1,6 +1,6 @@
-r"""Function arms that users ask for first, by the place `panoply.serve.verifiers:NAME`.
+r"""Reward functions that are asked for first: `function:panoply.serve.verifiers:NAME`.
 
-The answer of a response is what stands in its last `\boxed{}` or `<answer></answer>`, or behind
+The answer of a response is the text in its last `\boxed{}` or `<answer></answer>`, or behind
 `####` in its last line; else the whole response. A sample without a label has no score.
 """
 
@@ -22,9 +22,9 @@ _NUMBER = re.compile(
 )
 _FRACTION = re.compile(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}", re.ASCII)
 _LONGEST = 300
-"""Characters of a number; a longer one equals none."""
+"""Maximum characters of a number; a longer one equals none."""
 _SECONDS = 2.0
-"""For a client's pattern, which may backtrack for ever."""
+"""Time limit of a client's pattern, which may backtrack for ever."""
 
 
 def exact(response: str, label: JsonValue) -> float | None:
@@ -35,7 +35,7 @@ def exact(response: str, label: JsonValue) -> float | None:
     if label is None:
         return None
     allowed = label if isinstance(label, list) else [label]
-    return float(answer_of(response) in [str(one).strip() for one in allowed])
+    return float(answer_of(response) in [str(value).strip() for value in allowed])
 
 
 def last_number(response: str, label: JsonValue) -> float | None:
@@ -48,10 +48,10 @@ def last_number(response: str, label: JsonValue) -> float | None:
     """
     if label is None:
         return None
-    wanted = _last(answer_of(str(label)))
-    if wanted is None:
+    expected = _last(answer_of(str(label)))
+    if expected is None:
         raise ValueError(f"the label holds no number: {str(label)[:50]!r}")
-    return float(_last(answer_of(response)) == wanted)
+    return float(_last(answer_of(response)) == expected)
 
 
 def regex(response: str, label: JsonValue) -> float | None:
@@ -66,12 +66,12 @@ def regex(response: str, label: JsonValue) -> float | None:
         return None
     if not isinstance(label, str):
         raise ValueError(f"the label must be a regular expression, got {label!r:.50}")
-    found = regexes.search(label, response, timeout=_SECONDS, concurrent=True)
-    return float(found is not None)
+    match = regexes.search(label, response, timeout=_SECONDS, concurrent=True)
+    return float(match is not None)
 
 
 def length(response: str) -> float:
-    """Returns the number of characters: what a reward model has to be better than."""
+    """Returns the number of characters: the control that a reward model has to beat."""
     return float(len(response))
 
 
@@ -108,7 +108,7 @@ def answer_of(text: str) -> str:
 
 def _last(text: str) -> Fraction | None:
     plain = _FRACTION.sub(r"\1/\2", text.replace("\N{MINUS SIGN}", "-"))
-    found = [match[0] for match in _NUMBER.finditer(plain)]
-    if not found or len(found[-1]) > _LONGEST:
+    numbers = [match[0] for match in _NUMBER.finditer(plain)]
+    if not numbers or len(numbers[-1]) > _LONGEST:
         return None
-    return Fraction(found[-1].replace(",", ""))
+    return Fraction(numbers[-1].replace(",", ""))

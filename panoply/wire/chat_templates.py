@@ -1,10 +1,11 @@
-"""How the common families of chat templates mark turns."""
+"""Markers of turns in the common families of chat templates."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 
 BOS = ("<|begin_of_text|>", "<|startoftext|>", "<bos>", "<s>")
 """Beginnings of a sequence, as tokenizers write them."""
@@ -12,57 +13,65 @@ BOS = ("<|begin_of_text|>", "<|startoftext|>", "<bos>", "<s>")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Template:
-    """How a family of templates marks turns. A role that has no opening has no turn."""
+    """Markers of turns in a family of templates. A role that has no opening has no turn."""
 
     openings: Mapping[str, str]
-    """By role."""
+    """Text before a turn, by role."""
     closings: Mapping[str, tuple[str, ...]]
-    """By role; the first is how we write it."""
+    """Texts that may stand behind a turn, by role; the first is the one that we write."""
     ends: tuple[str, ...]
-    """What a policy ends its own turn with. Stands in no content."""
+    """Tokens with which a policy ends its own turn. No content holds one."""
     marks: tuple[str, ...] = ()
-    """What else stands in no content."""
+    """Other texts that no content holds."""
     before: str = ""
-    """What stands before an opening, as the look-behind of a regular expression."""
+    """Look-behind of a regular expression, for the text before an opening."""
     pad: str = ""
-    """Stands between an opening and its content."""
+    """Text between an opening and its content."""
     trims: bool = False
-    """Whether it cuts the white space around content."""
+    """Whether the template cuts the white space around content."""
     alternates: bool = False
-    """Markers are plain words that content may hold, so that only a system turn, if any, and then
-    user and assistant in turn are what it says."""
+    """Whether turns must alternate between user and assistant, behind at most one system turn: the
+    markers are plain words, which content may hold."""
     has_head: bool = False
     """Whether text in front of the first opening is the system prompt."""
     preamble: str = ""
-    """A regular expression of what it writes in front of a system prompt."""
+    """Regular expression of the text that the template writes in front of a system prompt."""
     bos: str = ""
-    """What it writes in front of all."""
+    """Text that the template writes in front of all."""
     pattern: re.Pattern[str] = field(init=False, compare=False, repr=False)
-    """Any opening; `lastgroup` is its role."""
+    """Regular expression of any opening; `lastgroup` is its role."""
 
     def __post_init__(self) -> None:
         groups = [f"(?P<{role}>{re.escape(text)})" for role, text in self.openings.items()]
         object.__setattr__(self, "pattern", re.compile(f"{self.before}(?:{'|'.join(groups)})"))
 
     def closed(self, role: str, inside: str) -> str | None:
-        """Returns the content of a turn that ends as this role's turns do."""
-        found = [end for end in self.closings[role] if inside.endswith(end)]
-        return inside[: len(inside) - len(max(found, key=len))] if found else None
+        """Returns the content of a turn; None where it does not end as this role's turns do."""
+        ends = [end for end in self.closings[role] if inside.endswith(end)]
+        return inside[: len(inside) - len(max(ends, key=len))] if ends else None
 
     def without_end(self, reply: str) -> str:
         """Returns a policy's turn without the tokens that ended it; see `without_end`."""
         return without_end(reply, self.ends)
 
     def content(self, text: str) -> str:
-        """Returns the content of a turn as the template was told it.
+        """Returns the content of a turn as the template was given it.
 
         Raises:
-            ValueError: it holds what no content holds.
+            ValueError: it holds a marker.
         """
-        held = [mark for mark in (*self.ends, *self.marks) if mark in text]
-        if held:
-            raise ValueError(f"holds {held[0]!r}, so that where it ends cannot be told")
+        marks = [mark for mark in (*self.ends, *self.marks) if mark in text]
+        if marks:
+            raise ValueError(f"holds {marks[0]!r}, so that where it ends cannot be told")
         return text.strip() if self.trims else text
+
+
+def without_bos(text: str) -> str:
+    """Returns a text without the beginning of a sequence in front of it."""
+    for bos in BOS:
+        if text.startswith(bos):
+            return text.removeprefix(bos)
+    return text
 
 
 def without_end(reply: str, ends: Collection[str]) -> str:
@@ -82,7 +91,7 @@ def without_end(reply: str, ends: Collection[str]) -> str:
 
 
 def _tagged(end: str, *others: str) -> Template:
-    """Zephyr's turns and their like; `others` are more ends of a policy."""
+    """Returns a template with Zephyr's markers; `others` are more ends of a policy's turn."""
     roles = ("system", "user", "assistant")
     return Template(
         openings={role: f"<|{role}|>\n" for role in roles},
@@ -163,11 +172,11 @@ TEMPLATES: Mapping[str, Template] = {
         has_head=True,
     ),
 }
-"""By family; where several fit a text, the first is the stricter one.
+"""Templates by family; where several fit a text, the first is the stricter one.
 
 chatml: Qwen, SmolLM, Hermes, Yi. llama3: Llama 3 to 3.3. gemma: Gemma 1 to 3. zephyr: Zephyr.
 phi3: Phi-3. tulu: Tulu 2 and 3, OLMo. mistral: Mistral Instruct. vicuna: Vicuna 1.1 and later.
 """
 
-ENDS = tuple({end: None for form in TEMPLATES.values() for end in form.ends})
-"""What policies of all these families end their turns with."""
+ENDS = tuple(dict.fromkeys(chain.from_iterable(form.ends for form in TEMPLATES.values())))
+"""Tokens with which policies of all these families end their turns."""

@@ -1,4 +1,4 @@
-"""A client of `/v1/rewards` and `/v1/compare`, sync and async; what TRL and verl call.
+"""Client of `/v1/rewards` and `/v1/compare`, sync and async, with reward functions for trainers.
 
     reward = Client("http://HOST:8000").trl_reward_func("armorm")
     trainer = GRPOTrainer(reward_funcs=[reward], ...)
@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Sequence
+from itertools import chain
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
@@ -27,22 +28,25 @@ from pydantic import SecretStr
 from panoply.wire import compare, rewards
 from panoply.wire.request import Chat, Message, Score, ScoreAnswer, ScoreRequest
 from panoply.wire.retry import RetryingRequest
-from panoply.wire.reward_functions import AsyncTrlReward, AsyncVerlScore, TrlReward, VerlScore
+from panoply.wire.trl import AsyncTrlReward, TrlReward
+from panoply.wire.verl import AsyncVerlScore, VerlScore
 
 Pair: TypeAlias = tuple[Sequence[Message], str, str]
 """A prompt, and two responses to it."""
 
 
 class _Settings:
-    """What both clients are made from, and what of them goes to another process."""
+    """Settings of both clients. A copy in another process has them, and no connection."""
+
+    _http: dict[Any, Any]
 
     def __init__(self, url: str, *, timeout: float = 120.0, api_key: str | None = None) -> None:
         """Checks the settings; no connection is made.
 
         Args:
-            url: of the server, without a path.
+            url: address of the server, without a path.
             timeout: seconds for a request with all of its attempts, where it names none itself.
-            api_key: sent as a bearer token.
+            api_key: key that is sent as a bearer token.
         """
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"`url` must start with http:// or https://, got {url!r}")
@@ -51,21 +55,22 @@ class _Settings:
         self.url = url.rstrip("/")
         self.timeout = timeout
         self.api_key = None if api_key is None else SecretStr(api_key)
+        self._http = {}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r}, timeout={self.timeout!r})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_http"}
+        return {**vars(self), "_http": {}}
 
     @property
     def headers(self) -> dict[str, str]:
-        """Sent with every request."""
+        """Headers of every request."""
         key = self.api_key.get_secret_value() if self.api_key else ""
         return {"Authorization": f"Bearer {key}"} if key else {}
 
-    def attempts(self, request: ScoreRequest) -> RetryingRequest[ScoreAnswer]:
-        """Returns a request on its way. The server is told how long somebody still waits."""
+    def retrying(self, request: ScoreRequest) -> RetryingRequest[ScoreAnswer]:
+        """Returns a request that tells the server at each attempt how many seconds are left."""
         dialect, path = (compare, "compare") if request.compares else (rewards, "rewards")
         payload = dialect.payload_of(request)
         timeout = self.timeout if request.timeout is None else request.timeout
@@ -78,14 +83,10 @@ class _Settings:
 
 
 class Client(_Settings):
-    """A client for plain functions. Threads may share it, and each process connects by itself."""
+    """Client for plain functions. Threads may share it, and each process connects by itself."""
 
-    def __init__(self, url: str, *, timeout: float = 120.0, api_key: str | None = None) -> None:
-        super().__init__(url, timeout=timeout, api_key=api_key)
-        self._http: dict[int, httpx2.Client] = {}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _http={})
+    _http: dict[int, httpx2.Client]
+    """Connections by the id of the process."""
 
     def __enter__(self) -> Self:
         return self
@@ -100,7 +101,7 @@ class Client(_Settings):
             http.close()
 
     def _connections(self) -> httpx2.Client:
-        """Returns those of this process: a fork must not write into its parent's sockets."""
+        """Returns this process's own: a fork must not write into its parent's sockets."""
         process = os.getpid()
         http = self._http.get(process)
         return http or self._http.setdefault(process, httpx2.Client(headers=self.headers))
@@ -112,7 +113,7 @@ class Client(_Settings):
             RewardServerError: the server refused it, or its answer cannot be read.
             TimeoutError: there was no answer in time.
         """
-        return self.attempts(request).post(self._connections())
+        return self.retrying(request).post(self._connections())
 
     def compare(self, model: str, pairs: Sequence[Pair]) -> list[Score]:
         """Returns the probability that the first response is better, or the error, of each pair.
@@ -127,7 +128,7 @@ class Client(_Settings):
 
         Args:
             model: name of the reward model.
-            label_column: column of the data set that function arms compare with.
+            label_column: column of the data set that functions compare with.
         """
         return TrlReward(self, model, label_column)
 
@@ -136,21 +137,16 @@ class Client(_Settings):
 
         Args:
             model: name of the reward model.
-            prompt_key: where the prompt stands in `extra_info`, as messages or as a user's text;
-                None: under "prompt", and a function that reads none does without.
+            prompt_key: key of the prompt in `extra_info`, as messages or as a user's text; None:
+                "prompt", and a function that reads none does without.
         """
         return VerlScore(self, model, prompt_key)
 
 
 class AsyncClient(_Settings):
-    """A client for coroutines. Event loops may share it, and each of them connects by itself."""
+    """Client for coroutines. Event loops may share it, and each of them connects by itself."""
 
-    def __init__(self, url: str, *, timeout: float = 120.0, api_key: str | None = None) -> None:
-        super().__init__(url, timeout=timeout, api_key=api_key)
-        self._http: dict[asyncio.AbstractEventLoop, httpx2.AsyncClient] = {}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _http={})
+    _http: dict[asyncio.AbstractEventLoop, httpx2.AsyncClient]
 
     async def __aenter__(self) -> Self:
         return self
@@ -165,7 +161,7 @@ class AsyncClient(_Settings):
             await http.aclose()
 
     def _connections(self) -> httpx2.AsyncClient:
-        """Returns those of the running event loop; they die with the loop they were made in."""
+        """Returns the running event loop's own: connections die with the loop they were made in."""
         loop = asyncio.get_running_loop()
         if loop not in self._http:
             for other in self._http.copy():  # threads run loops of their own beside this one
@@ -175,13 +171,8 @@ class AsyncClient(_Settings):
         return self._http[loop]
 
     async def score(self, request: ScoreRequest) -> ScoreAnswer:
-        """Returns the scores of a request.
-
-        Raises:
-            RewardServerError: the server refused it, or its answer cannot be read.
-            TimeoutError: there was no answer in time.
-        """
-        return await self.attempts(request).post_async(self._connections())
+        """As `Client.score`."""
+        return await self.retrying(request).post_async(self._connections())
 
     async def compare(self, model: str, pairs: Sequence[Pair]) -> list[Score]:
         """As `Client.compare`."""
@@ -202,4 +193,4 @@ def _comparison(model: str, pairs: Sequence[Pair]) -> ScoreRequest:
 
 
 def _of_pairs(answer: ScoreAnswer) -> list[Score]:
-    return [score for item in answer.models[0].items for score in item]
+    return list(chain.from_iterable(answer.models[0].items))

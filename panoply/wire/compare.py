@@ -6,8 +6,8 @@
     {"id": "...", "created": 1700000000, "model": "pm", "results": [
         {"probability": 0.73}, {"probability": null, "error": "...", "transient": false}]}
 
-One result for each pair, in the order sent: P(a > b). `truncated` and `num_cut` stand beside one of
-which the model's limits cut a text. A model with scores says by its temperature T
+One result for each pair, in the order sent: P(a > b), with `truncated` and `num_cut` where the
+model's limits cut a text. A model with scores answers by its temperature T
 
     P(a > b) = sigma( (s_a - s_b) / T )
 
@@ -23,7 +23,7 @@ from typing import Annotated, Self
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from panoply.wire.dialect import DialectPayload, explain
-from panoply.wire.messages import Prompt, WithPrompt, check_readable, messages
+from panoply.wire.messages import PromptTurns, WithPrompt, check_readable, messages
 from panoply.wire.request import (
     Chat,
     ModelAnswer,
@@ -34,23 +34,23 @@ from panoply.wire.request import (
     ScoreRequest,
     cut_mark,
 )
+from panoply.wire.rewards import ScoreEntry, Timeout, error_entry
 
 
-class Pair(WithPrompt):
-    """A prompt and two responses to it."""
+class ComparePair(WithPrompt):
+    """Prompt and two responses to it."""
 
-    prompt: Prompt
+    prompt: PromptTurns
     a: str
     b: str
 
 
-class Compare(DialectPayload):
-    """A call of `/v1/compare`."""
+class ComparePayload(DialectPayload):
+    """Payload of `/v1/compare`."""
 
-    pairs: Annotated[list[Pair], Field(fail_fast=True)]
+    pairs: Annotated[list[ComparePair], Field(fail_fast=True)]
     model: str = ""
-    timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """Seconds."""
+    timeout: Timeout | None = None
 
     @model_validator(mode="after")
     def _some_prompt(self) -> Self:
@@ -58,7 +58,7 @@ class Compare(DialectPayload):
         return self
 
     def request(self) -> ScoreRequest:
-        """Returns what is asked."""
+        """Returns the neutral request, without the pairs whose prompt cannot be read."""
         readable = [pair for pair in self.pairs if not pair.reason]
         return ScoreRequest(
             items=tuple(Chat(messages(pair.prompt), (pair.a, pair.b)) for pair in readable),
@@ -69,29 +69,32 @@ class Compare(DialectPayload):
 
     def render(self, answer: ScoreAnswer, request: ScoreRequest) -> Payload:
         """Returns the probability of each pair, or its error."""
-        given = [[len(item) for item in model.items] for model in answer.models]
-        if given != [[1] * len(request.items)]:
-            told = f"internal error: {len(request.items)} pairs were asked for, got {given}"
-            raise RequestError(told, 500)
+        received = [model.num_scores for model in answer.models]
+        if received != [[1] * len(request.items)]:
+            what = f"{len(request.items)} pairs were asked for, got {received}"
+            raise RequestError(f"internal error: {what}", 500)
         (model,) = answer.models
         scores = iter(model.items)
-        results = [
-            _result(Score(error=pair.reason) if pair.reason else next(scores)[0])
-            for pair in self.pairs
-        ]
-        told = {"id": answer.id, "created": answer.created, "model": model.model}
-        return {**told, "results": results}
+        results: list[Payload] = []
+        for pair in self.pairs:
+            results.append(_entry(Score(error=pair.reason) if pair.reason else next(scores)[0]))
+        return {
+            "id": answer.id,
+            "created": answer.created,
+            "model": model.model,
+            "results": results,
+        }
 
 
-def _result(score: Score) -> Payload:
+def _entry(score: Score) -> Payload:
     if score.error:
-        return {"probability": None, "error": score.error, "transient": score.transient}
+        return error_entry("probability", score)
     cut = {"num_cut": score.num_cut} if score.num_cut else {}
     return {"probability": score.score, **cut_mark(score), **cut}
 
 
 def payload_of(request: ScoreRequest) -> dict[str, Payload]:
-    """Returns a request as the payload of a call, the inverse of `Compare.request`.
+    """Returns a request as a payload, the inverse of `ComparePayload.request`.
 
     Raises:
         ValueError: an item is no prompt in turns with two responses, or several models are named.
@@ -104,45 +107,38 @@ def payload_of(request: ScoreRequest) -> dict[str, Payload]:
             raise ValueError("`/v1/compare` takes prompts in turns with two responses each")
         a, b = item.responses
         pairs.append({"prompt": item.prompt, "a": a, "b": b})
-    named = {"model": request.models[0]} if request.models else {}
-    late = {} if request.timeout is None else {"timeout": request.timeout}
-    return {"pairs": pairs, **named, **late}
+    payload: dict[str, Payload] = {"pairs": pairs}
+    if request.models:
+        payload["model"] = request.models[0]
+    if request.timeout is not None:
+        payload["timeout"] = request.timeout
+    return payload
 
 
-class _Result(BaseModel):
-    probability: Annotated[float, Field(ge=0, le=1)] | None
-    error: str = ""
-    transient: bool = False
-    num_cut: int = 0
-
-    def read(self) -> Score:
-        return Score(
-            score=self.probability,
-            error=self.error,
-            transient=self.transient,
-            num_cut=self.num_cut,
-        )
+class _Entry(ScoreEntry):
+    score: Annotated[float, Field(ge=0, le=1)] | None = Field(validation_alias="probability")
 
 
 class _Answer(BaseModel):
     id: str
     created: int
     model: str
-    results: list[_Result]
+    results: list[_Entry]
 
 
 def read_answer(payload: Payload, request: ScoreRequest) -> ScoreAnswer:
-    """Returns an answer's payload as an answer, the inverse of `Compare.render`.
+    """Returns an answer's payload as an answer, the inverse of `ComparePayload.render`.
 
     Raises:
         ValueError: it is no answer of `/v1/compare`, or not one to this request.
     """
     try:
-        found = _Answer.model_validate(payload)
+        answer = _Answer.model_validate(payload)
     except ValidationError as error:
         raise ValueError(f"no answer of `/v1/compare`: {explain(error)}") from error
-    if len(found.results) != len(request.items):
-        asked = len(request.items)
-        raise ValueError(f"{found.model!r} answered {len(found.results)} of {asked} pairs")
-    model = ModelAnswer(model=found.model, items=tuple((r.read(),) for r in found.results))
-    return ScoreAnswer(models=(model,), id=found.id, created=found.created)
+    received, expected = len(answer.results), len(request.items)
+    if received != expected:
+        raise ValueError(f"{answer.model!r} answered {received} of {expected} pairs")
+    items = tuple((entry.read(),) for entry in answer.results)
+    model = ModelAnswer(model=answer.model, items=items)
+    return ScoreAnswer(models=(model,), id=answer.id, created=answer.created)

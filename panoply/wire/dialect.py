@@ -1,4 +1,4 @@
-"""How a body becomes a typed call: decoding, validation, limits, and what an endpoint is."""
+"""From a body to a typed payload: decoding, validation, limits; and what an endpoint is."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from reprlib import Repr
@@ -23,6 +23,7 @@ from panoply.wire.request import (
     ScoreAnswer,
     ScoreRequest,
     Tokens,
+    abbreviate,
 )
 
 _SHORT = Repr()
@@ -39,10 +40,10 @@ class Strict(BaseModel):
 
 
 class DialectPayload(BaseModel, ABC):
-    """A payload of one dialect: what it asks, and how its client reads the answer.
+    """Payload of one dialect: the request in it, and the answer as its client reads it.
 
     A key whose value is null is no key. A key that no field reads is refused unless it is known to
-    change no score: dropped without a word, it could change one.
+    change no score: dropped in silence, it could change one.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
@@ -50,21 +51,21 @@ class DialectPayload(BaseModel, ABC):
     harmless: ClassVar[frozenset[str]] = frozenset()
     """Keys that the dialect's clients send and that change no score."""
     refused: ClassVar[Mapping[str, str]] = {}
-    """Keys that would change a score or the answer's shape here, with what to do instead. A value
-    that asks for nothing (false, 0, empty) passes."""
+    """Keys that would change a score or the answer's shape, with what to do instead. A value that
+    asks for nothing (false, 0, empty) passes."""
 
     @classmethod
     def keys(cls) -> frozenset[str]:
         """Returns the keys that fields read, by all of their names."""
-        names: list[str] = []
+        names: set[str] = set()
         for name, field in cls.model_fields.items():
             alias = field.validation_alias
-            names += [str(a) for a in alias.choices] if isinstance(alias, AliasChoices) else [name]
+            names |= set(map(str, alias.choices)) if isinstance(alias, AliasChoices) else {name}
         return frozenset(names)
 
     @abstractmethod
     def request(self) -> ScoreRequest:
-        """Returns what is asked, in our own words."""
+        """Returns the neutral request."""
 
     @abstractmethod
     def render(self, answer: ScoreAnswer, request: ScoreRequest) -> Payload:
@@ -75,52 +76,62 @@ class DialectPayload(BaseModel, ABC):
         """
 
 
+class ModelPayload(DialectPayload):
+    """Payload that may name one model."""
+
+    model: str | None = None
+
+    def models(self) -> tuple[str, ...]:
+        """Returns the model's name, where there is one."""
+        return () if self.model is None else (self.model,)
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A dialect's place: `POST` a payload to one of `paths`, or to `/models/{name}` before it."""
+    """Place of a dialect: `POST` a payload to one of `paths`, also behind `/models/{name}`."""
 
     dialect: str
     paths: tuple[str, ...]
-    keys: frozenset[str]
-    """Where dialects share a path, a payload with one of these keys is for this one."""
-    call: type[DialectPayload]
+    payload: type[DialectPayload]
     refuse: Callable[[RequestError], tuple[int, Payload]]
-    """Status and payload of an error, as the dialect's clients know them."""
+    """Returns status and payload of an error, as the dialect's clients know them."""
+    keys: frozenset[str] = frozenset()
+    """Keys that mark a payload as this dialect's, where dialects share a path."""
 
     def parse(self, payload: JsonValue) -> DialectPayload:
-        """Returns the payload as a call.
+        """Returns the payload, typed and checked.
 
         Raises:
             RequestError: 400, naming each key that is wrong.
         """
         if not isinstance(payload, dict):
             raise RequestError(f"the body must be a JSON object, got {_SHORT.repr(payload)}")
-        call, keys = self.call, self.call.keys()
+        kind, keys = self.payload, self.payload.keys()
         present = {key: value for key, value in payload.items() if value is not None}
-        if wrong := [key for key, value in present.items() if value and key in call.refused]:
-            raise RequestError(_all_of(f"`{key}`: {call.refused[key]}" for key in wrong))
-        if unread := sorted(present.keys() - keys - call.harmless - call.refused.keys()):
-            names = _all_of(f"`{_place([key])}`" for key in unread)
+        if wrong := [key for key, value in present.items() if value and key in kind.refused]:
+            raise RequestError(abbreviate(f"`{key}`: {kind.refused[key]}" for key in wrong))
+        if unread := sorted(present.keys() - keys - kind.harmless - kind.refused.keys()):
+            names = abbreviate(f"`{_place([key])}`" for key in unread)
             raise RequestError(
                 f"{names}: not read by `{self.paths[0]}`, and what is dropped without a word may "
                 f"change a score: leave it out. Keys that are read: {sorted(keys)}"
             )
         try:
-            return call.model_validate({key: present[key] for key in present if key in keys})
+            return kind.model_validate({key: present[key] for key in present if key in keys})
         except ValidationError as error:
             raise RequestError(explain(error)) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestLimits:
-    """The most that one request may ask."""
+    """Limits of one request."""
 
     max_bytes: int = 16 * 2**20
-    """Of the body."""
+    """Maximum bytes of the body."""
     max_responses: int = 4096
-    """Scores that one model owes, and items."""
+    """Maximum responses per model, and maximum items."""
     max_size: int = 4_000_000
-    """Characters of text, or token ids; a prompt counts once for all of its responses."""
+    """Maximum characters of text, or token ids; a prompt counts once for all of its responses."""
 
     def check(self, request: ScoreRequest) -> ScoreRequest:
         """Returns the request if it keeps the limits.
@@ -197,19 +208,12 @@ def _size(item: Item) -> int:
 
 
 def explain(error: ValidationError) -> str:
-    """Returns what is wrong with a payload: each key, why, and its value in short."""
-    found = error.errors(include_url=False, include_context=False)
-    return _all_of(
+    """Returns the faults of a payload: each key, the reason, and its value in short."""
+    faults = error.errors(include_url=False, include_context=False)
+    return abbreviate(
         f"`{_place(wrong['loc'])}`: {wrong['msg']}, got {_SHORT.repr(wrong['input'])}"
-        for wrong in found
+        for wrong in faults
     )
-
-
-def _all_of(reasons: Iterable[str]) -> str:
-    """Returns the first reasons in one line, and how many more there are."""
-    each = list(reasons)
-    more = [f"and {len(each) - 5} more"] if len(each) > 5 else []
-    return "; ".join([*each[:5], *more])
 
 
 def _place(keys: Sequence[int | str]) -> str:

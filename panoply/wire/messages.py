@@ -1,4 +1,4 @@
-"""Conversations and token ids as payloads hold them."""
+"""Conversations and token ids in payloads."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pydantic import (
     Field,
     ModelWrapValidatorHandler,
     PrivateAttr,
+    TypeAdapter,
     ValidationError,
     model_validator,
 )
@@ -17,9 +18,12 @@ from pydantic import (
 from panoply.wire.dialect import Strict, explain
 from panoply.wire.request import Chat, Item, Message, RenderedText, Role, Tokens
 
+THOUGHTS = frozenset({"reasoning", "reasoning_content", "thinking"})
+"""Keys of a trainer's message that hold what a policy thought before its reply."""
+
 
 class _Part(Strict):
-    """Rows of a data set have every key of any of them: one without a value is none."""
+    """Part of a message. Optional keys without a value are dropped: rows of data sets have all."""
 
     @model_validator(mode="before")
     @classmethod
@@ -36,27 +40,26 @@ def _is_empty(value: Any) -> bool:
 
 
 class TextPart(_Part):
-    """A piece of a message; other kinds (images, audio) are refused."""
+    """Piece of a message that is text; other kinds (images, audio) are refused."""
 
     type: Literal["text"]
     text: str
 
 
 class Turn(_Part):
-    """A message. Keys that change what it says (tool_calls, reasoning) are refused, not dropped."""
+    """Message. Keys that change its content (tool_calls, reasoning) are refused, not dropped."""
 
     role: Role
     content: str | list[TextPart]
     name: str | None = None
-    """Of the speaker or the tool; the model's template decides whether it is written."""
+    """Name of the speaker or tool; the model's template decides whether it is written."""
 
     def message(self) -> Message:
-        """Returns it as a message, parts on lines of their own as vLLM joins them."""
-        return {
-            "role": self.role,
-            "content": joined(self.content),
-            **({"name": self.name} if self.name else {}),
-        }
+        """Returns the neutral message."""
+        message = {"role": self.role, "content": joined(self.content)}
+        if self.name:
+            message["name"] = self.name
+        return message
 
 
 def joined(content: str | list[TextPart]) -> str:
@@ -80,14 +83,14 @@ def _ends_with_response(turns: list[Turn]) -> list[Turn]:
     return turns
 
 
-Turns: TypeAlias = Annotated[list[Turn], Field(fail_fast=True)]
-Prompt: TypeAlias = Annotated[Turns, AfterValidator(_ends_before_response)]
-Conversation: TypeAlias = Annotated[Turns, AfterValidator(_ends_with_response)]
+_Turns: TypeAlias = Annotated[list[Turn], Field(fail_fast=True)]
+PromptTurns: TypeAlias = Annotated[_Turns, AfterValidator(_ends_before_response)]
+DialogTurns: TypeAlias = Annotated[_Turns, AfterValidator(_ends_with_response)]
 """A prompt and one response, as its last turn."""
 
 
 class WithPrompt(Strict):
-    """A part of a payload; a prompt that cannot be read costs no other part its answer."""
+    """Part of a payload whose prompt may be unreadable, which costs no other part its answer."""
 
     _reason: str = PrivateAttr("")
 
@@ -99,19 +102,19 @@ class WithPrompt(Strict):
         except ValidationError as error:
             if any(wrong["loc"][:1] != ("prompt",) for wrong in error.errors()):
                 raise
-            # An empty turn stands where the prompt was, and nothing is asked of a model.
+            # An empty turn takes the prompt's place; the part is never sent to a model.
             part = handler({**value, "prompt": [{"role": "user", "content": ""}]})
             part._reason = explain(error)
             return part
 
     @property
     def reason(self) -> str:
-        """Why the prompt cannot be read; empty where it can."""
+        """Reason why the prompt cannot be read; empty where it can."""
         return self._reason
 
 
 def check_readable(parts: Sequence[WithPrompt]) -> None:
-    """Checks that the prompt of some part can be read.
+    """Checks that at least one part's prompt can be read.
 
     Raises:
         ValueError: there are parts, and none can be read.
@@ -133,19 +136,46 @@ def messages(turns: list[Turn]) -> tuple[Message, ...]:
     return tuple(turn.message() for turn in turns)
 
 
-def chat(conversation: list[Turn]) -> Chat:
-    """Returns a Conversation as a prompt and its response."""
-    *prompt, response = messages(conversation)
+def read_turns(kind: TypeAdapter[Any], turns: Sequence[Any]) -> tuple[Message, ...]:
+    """Returns a trainer's turns as messages, without what the policy thought before its reply.
+
+    Raises:
+        ValueError: a turn cannot be read, or they do not end as they should.
+    """
+    replies: list[Any] = []
+    for turn in turns:
+        if isinstance(turn, Mapping):
+            keys = cast(Mapping[Any, Any], turn).items()
+            replies.append({key: value for key, value in keys if key not in THOUGHTS})
+        else:
+            replies.append(turn)
+    try:
+        return messages(kind.validate_python(replies))
+    except ValidationError as error:
+        raise ValueError(explain(error)) from error
+
+
+def dialog(turns: list[Turn]) -> Chat:
+    """Returns a prompt and its response, which is the last turn."""
+    *prompt, response = messages(turns)
     return Chat(tuple(prompt), (response["content"],))
 
 
-def items_of(given: TextOrTokens) -> tuple[Item, ...]:
+def user_turn(text: str, responses: list[str]) -> Chat:
+    """Returns a text as a user's turn, and the responses to it."""
+    return Chat(({"role": "user", "content": text},), tuple(responses))
+
+
+def items_of(conversations: TextOrTokens) -> tuple[Item, ...]:
     """Returns each conversation as an item of its own; those that share a prefix meet later."""
-    if isinstance(given, str):
-        return (RenderedText("", (given,)),)
-    if given and isinstance(given[0], int):
-        return (Tokens((tuple(cast(list[int], given)),)),)
-    return tuple(
-        RenderedText("", (one,)) if isinstance(one, str) else Tokens((tuple(cast(list[int], one)),))
-        for one in given
-    )
+    if isinstance(conversations, str):
+        return (RenderedText("", (conversations,)),)
+    if conversations and isinstance(conversations[0], int):
+        return (Tokens((tuple(cast(list[int], conversations)),)),)
+    items: list[Item] = []
+    for conversation in conversations:
+        if isinstance(conversation, str):
+            items.append(RenderedText("", (conversation,)))
+        else:
+            items.append(Tokens((tuple(cast(list[int], conversation)),)))
+    return tuple(items)

@@ -61,11 +61,12 @@ class GetReward(DialectPayload):
         """Logs the objectives that every response has."""
         _, scores = single_model_scores(answer, request)
         rewards = [require_score(score) for score in scores]
-        first = scores[0].details.objectives if scores else {}
-        objectives = [name for name in first if all(name in s.details.objectives for s in scores)]
-        logs = {name: [score.details.objectives[name] for score in scores] for name in objectives}
-        answered = {"rewards": rewards, "scores": rewards, "extra_logs": logs}
-        return answered | truncated(scores)
+        objectives = [score.details.objectives for score in scores]
+        logs: dict[str, Payload] = {}
+        for name in objectives[0] if objectives else ():
+            if all(name in named for named in objectives):
+                logs[name] = [named[name] for named in objectives]
+        return {"rewards": rewards, "scores": rewards, "extra_logs": logs, **truncated(scores)}
 
 
 def refuse(error: RequestError) -> tuple[int, Payload]:

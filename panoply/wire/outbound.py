@@ -1,10 +1,10 @@
-"""The dialects from the client's side: what to post for an item, and the scores in an answer.
+"""The dialects from the client's side: payloads for an item, and the scores in an answer.
 
 Raw scores are asked for wherever a dialect has a switch, under each of its names: a server that
-knows another one would squash the scores, and nothing would tell. Where a dialect has one label a
-model, a second one is an error: which of them is the reward is not said.
+knows another one would squash the scores in silence. Where a dialect has one label a model, a
+second one is an error, since nothing tells which of them is the reward.
 
-What a dialect carries:
+Kinds of items by dialect:
 1. panoply: messages and text; all responses to a prompt at once.
 2. slime: messages and text; one response at a time.
 3. vllm (`/classify`): messages one conversation at a time, text or token ids many at a time.
@@ -25,7 +25,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
-from panoply.wire.chat_templates import BOS, TEMPLATES
+from panoply.wire.chat_templates import TEMPLATES, without_bos
 from panoply.wire.dialect import explain
 from panoply.wire.request import (
     Chat,
@@ -46,34 +46,34 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Post:
-    """One payload for some responses of an item, and how its answer is read."""
+    """Payload for some responses of an item, and the parser of its answer."""
 
     payload: Mapping[str, Payload]
     read: Callable[[JsonValue], tuple[Score, ...]]
-    """Scores of these responses in their order; raises ValueError where it is no such answer."""
+    """Returns the responses' scores in order; raises ValueError where it is no such answer."""
     timed: bool = False
-    """Whether the server can be told how long somebody waits."""
+    """Whether the payload may say how many seconds are left for the answer."""
 
     def payload_within(self, seconds: float) -> Mapping[str, Payload]:
-        """Returns the payload with the seconds that somebody waits."""
+        """Returns the payload with the seconds that are left for the answer."""
         return {**self.payload, "timeout": seconds} if self.timed else self.payload
 
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """How one protocol is asked."""
+    """Client's side of one protocol."""
 
     path: str
     posts: Callable[[Item, str, str], Sequence[Post]]
-    """Of an item, a model's name ("" for none) and a template ("" for none): what to post, whose
-    answers together have the item's responses in their order.
+    """Returns what to post for an item, a model's name ("" for none) and a template ("" for none).
+    The answers together have the item's responses in their order.
 
     Raises RequestError, 422, where the protocol cannot carry the item.
     """
 
 
 class _Answer(BaseModel):
-    """What is read of an answer; numbers are not taken from strings, and other keys are not read.
+    """Part of an answer that is read. Numbers are not taken from strings.
 
     A number may be null or not finite, and is then no score.
     """
@@ -108,18 +108,17 @@ def _openrlhf(item: Item, model: str, template: str) -> list[Post]:
     }
 
     def read(answer: JsonValue) -> tuple[Score, ...]:
-        found = _read(_REWARDS, answer)
-        logs = {
-            name: log
-            for name, log in found.extra_logs.items()
-            if isinstance(log, list) and len(log) == len(found.rewards)
-        }
+        parsed = _read(_REWARDS, answer)
         scores: list[Score] = []
-        for i, reward in enumerate(found.rewards):
-            numbers = {name: log[i] for name, log in logs.items()}
-            scores.append(
-                _score(reward, {k: v for k, v in numbers.items() if isinstance(v, int | float)})
-            )
+        for i, reward in enumerate(parsed.rewards):
+            objectives: dict[str, float] = {}
+            for name, log in parsed.extra_logs.items():
+                # A log of another length than the rewards is none of single responses.
+                if isinstance(log, list) and len(log) == len(parsed.rewards):
+                    value = log[i]
+                    if isinstance(value, int | float):
+                        objectives[name] = value
+            scores.append(_score(reward, objectives))
         return _all(scores, len(texts))
 
     return [Post(payload, read)]
@@ -136,8 +135,8 @@ def _slime(item: Item, model: str, template: str) -> list[Post]:
     _check_prompt("slime", item)
 
     def read(answer: JsonValue) -> tuple[Score, ...]:
-        found = _read(_SAMPLE, answer)
-        detailed = found if isinstance(found, _Detailed) else _Detailed(score=found)
+        sample = _read(_SAMPLE, answer)
+        detailed = sample if isinstance(sample, _Detailed) else _Detailed(score=sample)
         return (_score(detailed.score, detailed.objectives),)
 
     return [
@@ -177,8 +176,8 @@ def _vllm(item: Item, model: str, template: str) -> list[Post]:
         ]
         chat: dict[str, Payload] = {"add_generation_prompt": False, "add_special_tokens": False}
         return [Post({**raw, **chat, "messages": turns}, read_many(1)) for turns in conversations]
-    given = item.responses if isinstance(item, Tokens) else _texts("vllm", item, template)[1]
-    return [Post({**raw, "input": given}, read_many(len(given)))]
+    inputs = item.responses if isinstance(item, Tokens) else _texts("vllm", item, template)[1]
+    return [Post({**raw, "input": inputs}, read_many(len(inputs)))]
 
 
 class _Embedding(_Answer):
@@ -193,8 +192,8 @@ def _sglang(item: Item, model: str, template: str) -> list[Post]:
         payload = {**named, "text": _texts("sglang", item, template)[1]}
 
     def read(answer: JsonValue) -> tuple[Score, ...]:
-        found = _read(_EMBEDDINGS, answer)
-        return _all([_only(entry.embedding) for entry in found], len(item.responses))
+        entries = _read(_EMBEDDINGS, answer)
+        return _all([_only(entry.embedding) for entry in entries], len(item.responses))
 
     return [Post(payload, read)]
 
@@ -213,8 +212,10 @@ def _tei(item: Item, model: str, template: str) -> list[Post]:
         inputs = [[text] for text in _texts("tei", item, template)[1]]
 
     def read(answer: JsonValue) -> tuple[Score, ...]:
-        found = _read(_LABELS, answer)
-        return _all([_only([one.score for one in labels]) for labels in found], len(inputs))
+        scores: list[Score] = []
+        for labels in _read(_LABELS, answer):
+            scores.append(_only([label.score for label in labels]))
+        return _all(scores, len(inputs))
 
     return [Post({"inputs": inputs, "raw_scores": True, "truncate": False}, read)]
 
@@ -227,7 +228,7 @@ DIALECTS: Mapping[str, Dialect] = {
     "sglang": Dialect("/classify", _sglang),
     "tei": Dialect("/predict", _tei),
 }
-"""By name, with the path where each is expected."""
+"""Dialects by name, with the path where each is expected."""
 
 
 def _texts(
@@ -237,9 +238,10 @@ def _texts(
     if isinstance(item, Tokens):
         raise _cannot(dialect, "token ids")
     if isinstance(item, RenderedText):
-        start = item.prompt if has_bos else _without_bos(item.prompt)
-        whole = [f"{item.prompt}{response}" for response in item.responses]
-        return start or None, whole if has_bos else list(map(_without_bos, whole))
+        texts = [f"{item.prompt}{response}" for response in item.responses]
+        if has_bos:
+            return item.prompt or None, texts
+        return without_bos(item.prompt) or None, list(map(without_bos, texts))
     _check_prompt(dialect, item)
     if not template:
         raise _cannot(dialect, "messages, unless `template` says how they are written")
@@ -247,10 +249,6 @@ def _texts(
     start = (form.bos if has_bos else "") + render(item.prompt, template)
     replies = [{"role": "assistant", "content": response} for response in item.responses]
     return start + form.openings["assistant"], [start + render((r,), template) for r in replies]
-
-
-def _without_bos(text: str) -> str:
-    return text.removeprefix(next((bos for bos in BOS if text.startswith(bos)), ""))
 
 
 def _check_prompt(dialect: str, item: Item) -> None:

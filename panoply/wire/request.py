@@ -1,6 +1,6 @@
-"""What is asked and what is answered, free of any dialect.
+"""Protocol-neutral request and response types.
 
-A score is raw here, always: an activation is how some dialects say a number, and is applied when
+A score is always raw here: an activation is how some dialects write a number, and is applied when
 an answer is rendered. A score that failed or is not finite is an error of its response, never 0.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Literal, TypeAlias
 
 from pydantic import JsonValue
@@ -17,19 +18,19 @@ Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
 Message: TypeAlias = Mapping[str, str]
 """A turn: its `role` and its `content`, and the speaker's `name` where it has one."""
 Payload: TypeAlias = "Mapping[str, Payload] | Sequence[Payload] | str | float | bool | None"
-"""What becomes JSON."""
+"""A value that becomes JSON."""
 FLOAT32_MAX = (2 - 2**-23) * 2.0**127
 """Scores are float32 from the head on, and clients hold them as such."""
 Detail: TypeAlias = Literal["objectives", "gate", "drivers", "provenance"]
 
 
 class RequestError(ValueError):
-    """A request that gets no answer: what is wrong and what to do, with an HTTP status."""
+    """Refusal of a request: the fault and what to do about it, with an HTTP status."""
 
     def __init__(self, message: str, status: int = 400, retry_after: float | None = None) -> None:
         super().__init__(message, status, retry_after)  # so that it survives pickling
         self.message, self.status, self.retry_after = message, status, retry_after
-        """Seconds in `retry_after`, for the header of that name."""
+        """Seconds for the header Retry-After; None: it is not sent."""
 
     def __str__(self) -> str:
         return self.message
@@ -45,7 +46,7 @@ class Chat:
     responses: tuple[str, ...]
     """May be empty, and is then answered with no score."""
     label: JsonValue = None
-    """What the client knows of the right answer; read by function arms alone."""
+    """Right answer, as far as the client knows it; only functions read it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,44 +74,44 @@ Item: TypeAlias = Chat | RenderedText | Tokens
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreRequest:
-    """What any client wants scored. Items and their responses are answered in this order."""
+    """Items to score. They and their responses are answered in this order."""
 
     items: tuple[Item, ...]
     models: tuple[str, ...] = ()
-    """Names; empty where the client named none, and the path or the server's default decides."""
+    """Names; empty where the client sent none, and the path or the server's default decides."""
     weights: Mapping[str, float] = field(default_factory=dict[str, float])
-    """By objective, in place of the gate's weights; one that is not named weighs 0. Empty: the
-    gate decides."""
+    """Weights by objective, in place of the gate's; one that is not named weighs 0. Empty: the gate
+    decides."""
     details: frozenset[Detail] = frozenset()
-    """What is wanted beside the score."""
+    """Details wanted beside the score."""
     timeout: float | None = None
-    """Seconds from arrival after which nobody waits for the answer."""
+    """Seconds from arrival after which the client no longer waits."""
     compares: bool = False
     """Each item has two responses, and is answered with one `Score`: the probability that the first
     is better."""
 
     @property
     def num_responses(self) -> int:
-        """How many responses a model reads."""
+        """Number of responses that each model reads."""
         return sum(len(item.responses) for item in self.items)
 
 
 @dataclass(frozen=True, slots=True)
 class Driver:
-    """How one objective moved one score."""
+    """Share of one objective in one score."""
 
     objective: str
     value: float
     """Predicted rating in the source's own scale."""
     contribution: float
-    """What it adds to the score of an average response."""
+    """Difference that it makes to the score of an average response."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Details:
-    """What a model says beside its score; empty where it was not asked or has no such thing.
+    """Details of a score; empty where they were not asked for or the model has none.
 
-    Numbers are finite: what has no value is left out.
+    Numbers are finite: a detail without a value is left out.
     """
 
     objectives: Mapping[str, float] = field(default_factory=dict[str, float])
@@ -118,20 +119,21 @@ class Details:
     drivers: tuple[Driver, ...] = ()
 
     def __post_init__(self) -> None:
-        moved = [number for d in self.drivers for number in (d.value, d.contribution)]
-        numbers = [*self.objectives.values(), *self.gate.values(), *moved]
+        numbers = [*self.objectives.values(), *self.gate.values()]
+        for driver in self.drivers:
+            numbers += [driver.value, driver.contribution]
         if not all(map(math.isfinite, numbers)):
             raise ValueError(f"details must be finite, got {self}; see `scored`")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """What a model says of one response (compared: of a pair): a number, or why there is none."""
+    """Score of one response (compared: of a pair): a number, or the reason why there is none."""
 
     score: float | None = None
     error: str = ""
     transient: bool = False
-    """The same request may succeed later (a lost replica), unlike one whose text is at fault."""
+    """Whether the same request may succeed later (a lost replica). No: its text is at fault."""
     details: Details = Details()
     num_tokens: int = 0
     """Tokens of the rendered conversation."""
@@ -154,9 +156,9 @@ def scored(
     num_tokens: int = 0,
     num_cut: int = 0,
 ) -> Score:
-    """Returns what a model computed: an error where the score is not finite.
+    """Returns a model's number as a score: an error where it is not finite.
 
-    A detail that is not finite is left out.
+    Details that are not finite are left out.
     """
     if not abs(value) <= FLOAT32_MAX:  # NaN compares as false
         return Score(error=f"the model's score is not finite: {value}", num_tokens=num_tokens)
@@ -178,18 +180,23 @@ class ModelAnswer:
 
     model: str
     items: tuple[tuple[Score, ...], ...]
-    """By item and response, as asked."""
+    """Scores by item and response, in the order of the request."""
     provenance: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Hashes of weights and template, as the artefact has them; empty where not asked for."""
+    """Hashes of weights and template, as the artefact has them; empty where nobody asked."""
+
+    @property
+    def num_scores(self) -> list[int]:
+        """Number of scores of each item."""
+        return list(map(len, self.items))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreAnswer:
-    """The scores of all models asked, in the order they were named."""
+    """The scores of all models of a request, in its order."""
 
     models: tuple[ModelAnswer, ...]
     id: str
-    """Of this answer; unique on its server."""
+    """Id of the answer, unique on its server."""
     created: int
     """Unix time in seconds."""
 
@@ -197,7 +204,7 @@ class ScoreAnswer:
 def single_model_scores(
     answer: ScoreAnswer, request: ScoreRequest
 ) -> tuple[ModelAnswer, list[Score]]:
-    """Returns the one model of an answer and its scores in the order asked, all of them there.
+    """Returns the one model of an answer and its scores in the order of the request, all present.
 
     For dialects that know neither several models nor an error of a single response: one that
     failed fails the request, since null breaks these clients and any number would be a lie.
@@ -206,37 +213,54 @@ def single_model_scores(
         RequestError: 422 if scores failed for good, 503 if trying again may help, and 500 if the
             answer does not fit the request.
     """
-    asked = [len(item.responses) for item in request.items]
-    if len(answer.models) != 1 or [len(item) for item in answer.models[0].items] != asked:
-        given = [[len(item) for item in model.items] for model in answer.models]
-        raise RequestError(f"internal error: {asked} scores were asked for, got {given}", 500)
+    expected = [[len(item.responses) for item in request.items]]
+    received = [model.num_scores for model in answer.models]
+    if received != expected:
+        what = f"scores by model and item are {received}, expected {expected}"
+        raise RequestError(f"internal error: {what}", 500)
     model = answer.models[0]
-    scores = [score for item in model.items for score in item]
-    failed = [i for i, score in enumerate(scores) if score.error]
+    scores = list(chain.from_iterable(model.items))
+    failed = {i: score for i, score in enumerate(scores) if score.error}
     if failed:
-        told = "; ".join(f"{i}: {scores[i].error}" for i in failed[:5])
-        more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""
+        may_pass = any(score.transient for score in failed.values())
+        reasons = abbreviate(f"{i}: {score.error}" for i, score in failed.items())
         raise RequestError(
             f"{len(failed)} of {len(scores)} scores failed, and this protocol has no error of a "
-            f"single score: {told}{more}. `/v1/rewards` answers with those that did not",
-            503 if any(scores[i].transient for i in failed) else 422,
+            f"single score: {reasons}. `/v1/rewards` answers with those that did not",
+            503 if may_pass else 422,
         )
     return model, scores
 
 
+def abbreviate(reasons: Iterable[str]) -> str:
+    """Returns the first five reasons in one line, and how many more there are."""
+    listed = list(reasons)
+    if len(listed) > 5:
+        listed[5:] = [f"and {len(listed) - 5} more"]
+    return "; ".join(listed)
+
+
+def best_first(scores: Sequence[Score]) -> list[int]:
+    """Returns the places of scores from high to low, by the raw score: a sigmoid saturates."""
+    return sorted(range(len(scores)), key=lambda i: -require_score(scores[i]))
+
+
 def num_truncated(answer: ScoreAnswer) -> int:
-    """Returns how many texts the limits of a model cut."""
-    by_model = [[score.num_cut > 0 for item in m.items for score in item] for m in answer.models]
-    return sum(map(any, zip(*by_model, strict=True)))
+    """Returns the number of texts that the limits of some model cut."""
+    cut: set[tuple[int, int]] = set()
+    for model in answer.models:
+        for i, item in enumerate(model.items):
+            cut |= {(i, j) for j, score in enumerate(item) if score.num_cut}
+    return len(cut)
 
 
 def cut_mark(score: Score) -> dict[str, Payload]:
-    """Returns what stands beside a score whose text was cut, empty for a whole one."""
+    """Returns the keys beside a score whose text was cut; none beside that of a whole one."""
     return {"truncated": True} if score.num_cut else {}
 
 
 def truncated(scores: Sequence[Score]) -> dict[str, Payload]:
-    """Returns which texts were cut, for answers without a place beside each; empty if none was."""
+    """Returns a list of the texts that were cut, for answers without a place beside each score."""
     marks = [score.num_cut > 0 for score in scores]
     return {"truncated": marks} if any(marks) else {}
 
@@ -245,9 +269,9 @@ def check_limit(key: str, most: int | None, scores: Sequence[Score]) -> None:
     """Checks that a client's own limit on tokens cuts no text: only the model's limits are applied.
 
     Args:
-        key: that holds the limit, for the message.
-        most: tokens of a text; None, or below 0: no limit.
-        scores: of all texts.
+        key: name of the limit, for the message.
+        most: maximum tokens of a text; None, or below 0: no limit.
+        scores: scores of all texts.
 
     Raises:
         RequestError: 400, a text has more tokens.
@@ -264,7 +288,7 @@ def check_limit(key: str, most: int | None, scores: Sequence[Score]) -> None:
 
 
 def require_score(score: Score) -> float:
-    """Returns a score that is known to be there."""
+    """Returns the number of a score that did not fail."""
     assert score.score is not None, score.error
     return score.score
 

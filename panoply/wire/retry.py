@@ -1,7 +1,7 @@
-"""One HTTP request, asked until its time is over.
+"""HTTP requests that are retried until their time is over.
 
-A request is asked again where that can help: on 429 and 5xx (by the server's Retry-After) and on a
-broken connection. Scoring twice does no harm.
+A request is sent again where that can help: on 429 and 5xx (after the server's Retry-After) and on
+a broken connection. Scoring twice does no harm.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pydantic import JsonValue
 from panoply.wire.request import Payload
 
 RETRIED = (429, 500, 502, 503, 504)
-"""500 too: Ray Serve's proxy says it for a gateway that died with the request in hand."""
+"""Statuses that may pass. Ray Serve's proxy returns 500 when a gateway replica dies mid-request."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 8.0
 """Seconds. Pauses double, and a random half keeps clients from coming back all at once."""
 
@@ -27,12 +27,12 @@ T = TypeVar("T")
 
 
 class RewardServerError(RuntimeError):
-    """The server refused a request, or its answer cannot be read."""
+    """Refusal of a request by the server, or an answer that cannot be read."""
 
     def __init__(self, message: str, status: int = 200) -> None:
         super().__init__(message, status)  # so that it survives pickling
         self.status = status
-        """Of the answer; 200 where it cannot be read."""
+        """Status of the answer; 200 where it cannot be read."""
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -44,7 +44,7 @@ class _Pause:
 
 
 class RetryingRequest(Generic[T]):
-    """What to post where, how an answer is read, and when to give up."""
+    """Request that is posted until an answer comes or its time is over."""
 
     def __init__(
         self,
@@ -56,9 +56,9 @@ class RetryingRequest(Generic[T]):
         """Starts the clock.
 
         Args:
-            url: of the endpoint.
-            payload: what is posted, from the seconds that somebody still waits for the answer.
-            read: an answer's payload as what it says; raises ValueError where it is none.
+            url: address of the endpoint.
+            payload: returns what to post, from the seconds that are left for the answer.
+            read: parses an answer's payload; raises ValueError where it is none.
             timeout: seconds for all attempts.
         """
         self.url, self.payload, self.read, self.timeout = url, payload, read, timeout
@@ -66,7 +66,7 @@ class RetryingRequest(Generic[T]):
         self.num_failed = 0
 
     def post(self, http: httpx2.Client) -> T:
-        """Returns what the server answered.
+        """Returns the server's answer.
 
         Raises:
             RewardServerError: the server refused the request, or its answer cannot be read.
@@ -74,23 +74,23 @@ class RetryingRequest(Generic[T]):
         """
         while True:
             try:
-                found = self._answer(http.post(self.url, **self._next()))
+                result = self._answer(http.post(self.url, **self._next()))
             except httpx2.RequestError as error:
-                found = self._pause(repr(error))
-            if not isinstance(found, _Pause):
-                return found
-            time.sleep(found.seconds)
+                result = self._pause(repr(error))
+            if not isinstance(result, _Pause):
+                return result
+            time.sleep(result.seconds)
 
     async def post_async(self, http: httpx2.AsyncClient) -> T:
         """As `post`."""
         while True:
             try:
-                found = self._answer(await http.post(self.url, **self._next()))
+                result = self._answer(await http.post(self.url, **self._next()))
             except httpx2.RequestError as error:
-                found = self._pause(repr(error))
-            if not isinstance(found, _Pause):
-                return found
-            await asyncio.sleep(found.seconds)
+                result = self._pause(repr(error))
+            if not isinstance(result, _Pause):
+                return result
+            await asyncio.sleep(result.seconds)
 
     def _next(self) -> dict[str, Any]:
         left = max(self.ends - time.monotonic(), 1e-3)
@@ -102,19 +102,20 @@ class RetryingRequest(Generic[T]):
                 return self.read(response.json())
             except (ValueError, RecursionError) as error:
                 raise RewardServerError(f"cannot read what {self.url} answered: {error}") from error
-        told = f"HTTP {response.status_code}: {response.text[:500]}"
+        refusal = f"HTTP {response.status_code}: {response.text[:500]}"
         if response.status_code not in RETRIED:
-            why = f"{self.url} refused the request with {told}"
+            why = f"{self.url} refused the request with {refusal}"
             raise RewardServerError(why, response.status_code)
         # The header may be a date too; servers that ask to wait for a queue give seconds.
-        asked = response.headers.get("retry-after", "")
-        return self._pause(told, float(asked) if asked.isdecimal() else None)
+        retry_after = response.headers.get("retry-after", "")
+        return self._pause(refusal, float(retry_after) if retry_after.isdecimal() else None)
 
-    def _pause(self, why: str, asked: float | None = None) -> _Pause:
-        """Counts a failure and returns how long to wait, by the server's word or by count."""
+    def _pause(self, why: str, retry_after: float | None = None) -> _Pause:
+        """Counts a failure and returns the pause: the server's, or one that grows by the count."""
         self.num_failed += 1
         longest = min(FIRST_PAUSE * 2 ** (self.num_failed - 1), LONGEST_PAUSE)
-        pause = longest * random.uniform(0.5, 1) if asked is None else asked
+        jittered = longest * random.uniform(0.5, 1)
+        pause = jittered if retry_after is None else retry_after
         if time.monotonic() + pause >= self.ends:
             raise TimeoutError(
                 f"{self.url} gave no answer within {round(self.timeout, 2):g} s; attempt "

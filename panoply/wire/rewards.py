@@ -13,18 +13,20 @@ named weighs 0. A prompt is messages, which the model's own template renders; te
 a template already is `rendered` instead. An item with neither is responses alone: functions score
 it, models refuse it. A prompt that cannot be read (an image, a tool's call) costs its own item the
 scores, and the request fails only where none can be read. A text that the model's limits cut has
-`truncated` and `num_cut`, the tokens that were cut, beside its score. Unknown keys are refused: no
-typo passes in silence.
+`truncated` and `num_cut`, the tokens that were cut, beside its score. Unknown keys are refused, so
+that no typo passes in silence.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, Field, FiniteFloat, JsonValue, ValidationError, model_validator
 
 from panoply.wire.dialect import DialectPayload, explain
-from panoply.wire.messages import Prompt, Texts, WithPrompt, check_readable, messages
+from panoply.wire.messages import PromptTurns, Texts, WithPrompt, check_readable, messages
 from panoply.wire.request import (
     Chat,
     Detail,
@@ -42,11 +44,14 @@ from panoply.wire.request import (
     sigmoid,
 )
 
+Timeout: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+"""Seconds."""
+
 
 class RewardItem(WithPrompt):
-    """A prompt and responses to it."""
+    """Prompt and the responses to it."""
 
-    prompt: Prompt | None = None
+    prompt: PromptTurns | None = None
     rendered: str | None = None
     responses: Texts
     label: JsonValue = None
@@ -60,22 +65,21 @@ class RewardItem(WithPrompt):
         return self
 
     def item(self) -> Item:
-        """Returns it in our own words."""
+        """Returns the neutral item."""
         if self.rendered is None:
             return Chat(messages(self.prompt or []), tuple(self.responses), self.label)
         return RenderedText(self.rendered, tuple(self.responses), self.label)
 
 
 class RewardsPayload(DialectPayload):
-    """A call of `/v1/rewards`."""
+    """Payload of `/v1/rewards`."""
 
     items: Annotated[list[RewardItem], Field(fail_fast=True)]
     models: list[str] = Field(default_factory=list)
     details: list[Detail] = Field(default_factory=list)
     weights: dict[str, FiniteFloat] = Field(default_factory=dict)
     activation: Literal["none", "sigmoid"] = "none"
-    timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """Seconds."""
+    timeout: Timeout | None = None
 
     @model_validator(mode="after")
     def _some_prompt(self) -> Self:
@@ -89,7 +93,7 @@ class RewardsPayload(DialectPayload):
         return self
 
     def request(self) -> ScoreRequest:
-        """Returns what is asked."""
+        """Returns the neutral request, without the items whose prompt cannot be read."""
         return ScoreRequest(
             items=tuple(item.item() for item in self.items if not item.reason),
             models=tuple(self.models),
@@ -102,92 +106,88 @@ class RewardsPayload(DialectPayload):
         """Returns all scores, those that failed with their error."""
         results: list[Payload] = []
         for model in answer.models:
+            scored_items = iter(model.items)
+            items: list[list[Payload]] = []
+            for item in self.items:
+                if item.reason:
+                    unread = Score(error=item.reason)
+                    items.append([self._entry(unread)] * len(item.responses))
+                else:
+                    items.append([self._entry(score) for score in next(scored_items)])
             provenance = {"provenance": model.provenance} if model.provenance else {}
-            scores = iter(model.items)
-            by_item = [_unread(item) if item.reason else next(scores) for item in self.items]
-            items = [[self._entry(score) for score in of_item] for of_item in by_item]
             results.append({"model": model.model, "items": items, **provenance})
         return {"id": answer.id, "created": answer.created, "results": results}
 
     def _entry(self, score: Score) -> Payload:
-        entry: dict[str, Payload] = {
-            "score": None,
-            "error": score.error,
-            "transient": score.transient,
-        }
-        if score.score is not None:
-            squashed = self.activation == "sigmoid"
-            entry = {"score": sigmoid(score.score) if squashed else score.score}
-        details = score.details
-        drivers = [
-            {"objective": d.objective, "value": d.value, "contribution": d.contribution}
-            for d in details.drivers
-        ]
-        found = {
-            "objectives": details.objectives,
-            "gate": details.gate,
-            "drivers": drivers,
+        if score.score is None:
+            entry = error_entry("score", score)
+        elif self.activation == "sigmoid":
+            entry = {"score": sigmoid(score.score)}
+        else:
+            entry = {"score": score.score}
+        extras: dict[str, Payload] = {
+            "objectives": score.details.objectives,
+            "gate": score.details.gate,
+            "drivers": [asdict(driver) for driver in score.details.drivers],
             "num_tokens": score.num_tokens,
             "num_cut": score.num_cut,
         }
-        return entry | cut_mark(score) | {name: value for name, value in found.items() if value}
+        return entry | cut_mark(score) | {name: value for name, value in extras.items() if value}
 
 
-def _unread(item: RewardItem) -> tuple[Score, ...]:
-    """Returns the errors of an item whose prompt cannot be read."""
-    return (Score(error=item.reason),) * len(item.responses)
+def error_entry(key: str, score: Score) -> dict[str, Payload]:
+    """Returns the entry of a score that failed: null at its key, with the reason."""
+    return {key: None, "error": score.error, "transient": score.transient}
 
 
 def payload_of(request: ScoreRequest) -> dict[str, Payload]:
-    """Returns a request as the payload of a call, the inverse of `RewardsPayload.request`.
+    """Returns a request as a payload, the inverse of `RewardsPayload.request`.
 
     Raises:
         ValueError: an item is token ids, which this dialect does not carry.
     """
-    found: dict[str, Payload] = {
+    settings: dict[str, Payload] = {
         "models": request.models,
         "details": sorted(request.details),
         "weights": request.weights,
         "timeout": request.timeout,
     }
-    given = {name: value for name, value in found.items() if value}
-    return {"items": list(map(_item_payload, request.items)), **given}
+    named = {name: value for name, value in settings.items() if value}
+    return {"items": list(map(_item_payload, request.items)), **named}
 
 
 def _item_payload(item: Item) -> dict[str, Payload]:
     if isinstance(item, Tokens):
         raise ValueError("`/v1/rewards` takes messages or text, no token ids")
-    label = {} if item.label is None else {"label": item.label}
-    if isinstance(item, Chat):
-        prompt = {"prompt": item.prompt} if item.prompt else {}
-    else:
-        prompt = {"rendered": item.prompt}
-    return {**prompt, "responses": item.responses, **label}
+    payload: dict[str, Payload] = {"responses": item.responses}
+    if isinstance(item, RenderedText):
+        payload["rendered"] = item.prompt
+    elif item.prompt:
+        payload["prompt"] = item.prompt
+    if item.label is not None:
+        payload["label"] = item.label
+    return payload
 
 
-class _Driver(BaseModel):
-    objective: str
-    value: FiniteFloat
-    contribution: FiniteFloat
+class ScoreEntry(BaseModel):
+    """Score or error in an answer of our own endpoints; unknown keys are not read."""
 
-
-class _Score(BaseModel):
     score: FiniteFloat | None
     error: str = ""
     transient: bool = False
     objectives: dict[str, FiniteFloat] = {}
     gate: dict[str, FiniteFloat] = {}
-    drivers: list[_Driver] = []
+    drivers: tuple[Driver, ...] = ()
     num_tokens: int = 0
     num_cut: int = 0
 
     def read(self) -> Score:
-        drivers = tuple(Driver(d.objective, d.value, d.contribution) for d in self.drivers)
+        """Returns the neutral score."""
         return Score(
             score=self.score,
             error=self.error,
             transient=self.transient,
-            details=Details(objectives=self.objectives, gate=self.gate, drivers=drivers),
+            details=Details(objectives=self.objectives, gate=self.gate, drivers=self.drivers),
             num_tokens=self.num_tokens,
             num_cut=self.num_cut,
         )
@@ -195,8 +195,14 @@ class _Score(BaseModel):
 
 class _Result(BaseModel):
     model: str
-    items: list[list[_Score]]
+    items: list[list[ScoreEntry]]
     provenance: dict[str, str] = {}
+
+    def read(self) -> ModelAnswer:
+        items: list[tuple[Score, ...]] = []
+        for item in self.items:
+            items.append(tuple(entry.read() for entry in item))
+        return ModelAnswer(model=self.model, items=tuple(items), provenance=self.provenance)
 
 
 class _Answer(BaseModel):
@@ -212,24 +218,26 @@ def read_answer(payload: Payload, request: ScoreRequest) -> ScoreAnswer:
         ValueError: it is no answer of `/v1/rewards`, or not one to this request.
     """
     try:
-        found = _Answer.model_validate(payload)
+        answer = _Answer.model_validate(payload)
     except ValidationError as error:
         raise ValueError(f"no answer of `/v1/rewards`: {explain(error)}") from error
-    models = tuple(
-        ModelAnswer(
-            model=result.model,
-            items=tuple(tuple(score.read() for score in item) for item in result.items),
-            provenance=result.provenance,
-        )
-        for result in found.results
-    )
-    named = [model.model for model in models]
-    wanted = list(request.models) or named[:1]
-    if not wanted or named != wanted:
-        raise ValueError(f"{named} answered, {wanted or 'one model'} were asked for")
-    asked = [len(item.responses) for item in request.items]
+    models = tuple(result.read() for result in answer.results)
+    _check_fit(models, request)
+    return ScoreAnswer(models=models, id=answer.id, created=answer.created)
+
+
+def _check_fit(models: Sequence[ModelAnswer], request: ScoreRequest) -> None:
+    """Checks that the models of a request answered, each with a score for every response.
+
+    Raises:
+        ValueError: another model answered, or another number of scores.
+    """
+    names = [model.model for model in models]
+    expected_names = list(request.models) or names[:1]
+    if not names or names != expected_names:
+        raise ValueError(f"{names} answered, {expected_names or 'one model'} were asked for")
+    expected = [len(item.responses) for item in request.items]
     for model in models:
-        given = [len(item) for item in model.items]
-        if given != asked:
-            raise ValueError(f"{model.model!r} answered {given} scores, {asked} were asked for")
-    return ScoreAnswer(models=models, id=found.id, created=found.created)
+        if model.num_scores != expected:
+            what = f"answered {model.num_scores} scores, {expected} were asked for"
+            raise ValueError(f"{model.model!r} {what}")

@@ -1,12 +1,12 @@
-"""Every endpoint of every dialect, to be mounted in a few lines.
+"""All endpoints of all dialects, to be mounted in a few lines.
 
     endpoint = endpoint_at(path)
     try:
         payload = decode(body, limits)
         endpoint = endpoint_at(path, payload)
-        call = endpoint.parse(payload)
-        request = limits.check(call.request())
-        status, answer = 200, call.render(await score(request), request)
+        typed = endpoint.parse(payload)
+        request = limits.check(typed.request())
+        status, answer = 200, typed.render(await score(request), request)
     except RequestError as error:  # with a header Retry-After, where it has `retry_after`
         status, answer = endpoint.refuse(error)
 
@@ -22,53 +22,52 @@ from panoply.wire import compare, llamafactory, openrlhf, rewards, sglang, slime
 from panoply.wire.dialect import Endpoint
 
 ENDPOINTS: tuple[Endpoint, ...] = (
-    Endpoint("panoply", ("/v1/rewards",), frozenset(), rewards.RewardsPayload, openrlhf.refuse),
-    Endpoint("panoply", ("/v1/compare",), frozenset(), compare.Compare, openrlhf.refuse),
-    Endpoint("openrlhf", ("/get_reward",), frozenset(), openrlhf.GetReward, openrlhf.refuse),
-    Endpoint("slime", ("/slime",), frozenset(), slime.Sample, openrlhf.refuse),
-    Endpoint("slime", ("/slime/details",), frozenset(), slime.DetailedSample, openrlhf.refuse),
+    Endpoint("panoply", ("/v1/rewards",), rewards.RewardsPayload, openrlhf.refuse),
+    Endpoint("panoply", ("/v1/compare",), compare.ComparePayload, openrlhf.refuse),
+    Endpoint("openrlhf", ("/get_reward",), openrlhf.GetReward, openrlhf.refuse),
+    Endpoint("slime", ("/slime",), slime.SlimeSample, openrlhf.refuse),
+    Endpoint("slime", ("/slime/details",), slime.DetailedSlimeSample, openrlhf.refuse),
     Endpoint(
         "vllm",
         ("/classify", "/v1/classify"),
-        frozenset({"input", "messages"}),
-        vllm.Classify,
+        vllm.VllmClassify,
         vllm.refuse,
+        frozenset({"input", "messages"}),
     ),
-    Endpoint("vllm", ("/pooling", "/v1/pooling"), frozenset(), vllm.Pooling, vllm.refuse),
-    Endpoint("vllm", ("/score", "/v1/score"), frozenset(), vllm.TextPairs, vllm.refuse),
+    Endpoint("vllm", ("/pooling", "/v1/pooling"), vllm.VllmPooling, vllm.refuse),
+    Endpoint("vllm", ("/score", "/v1/score"), vllm.VllmScore, vllm.refuse),
     Endpoint(
         "vllm",
         ("/rerank", "/v1/rerank", "/v2/rerank"),
-        frozenset({"documents"}),
-        vllm.Rerank,
+        vllm.VllmRerank,
         vllm.refuse,
+        frozenset({"documents"}),
     ),
     Endpoint(
         "sglang",
         ("/classify", "/encode", "/sglang/classify", "/sglang/encode"),
-        frozenset({"text", "input_ids"}),
-        sglang.Classify,
+        sglang.SglangClassify,
         sglang.refuse,
+        frozenset({"text", "input_ids"}),
     ),
     Endpoint(
         "sglang",
         ("/v1/embeddings", "/sglang/v1/embeddings"),
-        frozenset(),
-        sglang.Embeddings,
+        sglang.SglangEmbeddings,
         sglang.refuse_openai,
     ),
-    Endpoint("sglang", ("/sglang/v1/rerank",), frozenset(), sglang.Rerank, sglang.refuse_openai),
-    Endpoint("tei", ("/predict", "/"), frozenset(), tei.Predict, tei.refuse),
-    Endpoint("tei", ("/rerank", "/"), frozenset({"texts"}), tei.Rerank, tei.refuse),
+    Endpoint("sglang", ("/sglang/v1/rerank",), sglang.SglangRerank, sglang.refuse_openai),
+    Endpoint("tei", ("/predict", "/"), tei.TeiPredict, tei.refuse),
+    Endpoint("tei", ("/rerank", "/"), tei.TeiRerank, tei.refuse, frozenset({"texts"})),
     Endpoint(
         "llamafactory",
         ("/v1/score/evaluation", "/"),
-        frozenset({"messages"}),
         llamafactory.Evaluation,
         llamafactory.refuse,
+        frozenset({"messages"}),
     ),
 )
-"""Where several share a path, the first takes what none of them knows by its keys."""
+"""All endpoints. Where several share a path, the first takes a payload with none of their keys."""
 
 
 def endpoint_at(path: str, payload: JsonValue = None) -> Endpoint:
@@ -77,8 +76,8 @@ def endpoint_at(path: str, payload: JsonValue = None) -> Endpoint:
     Raises:
         KeyError: no endpoint has this path.
     """
-    found = [endpoint for endpoint in ENDPOINTS if path in endpoint.paths]
-    if not found:
+    candidates = [endpoint for endpoint in ENDPOINTS if path in endpoint.paths]
+    if not candidates:
         raise KeyError(path)
-    keys = payload.keys() if isinstance(payload, dict) else ()
-    return next((endpoint for endpoint in found if endpoint.keys & set(keys)), found[0])
+    keys = set(payload) if isinstance(payload, dict) else set[str]()
+    return next((endpoint for endpoint in candidates if endpoint.keys & keys), candidates[0])

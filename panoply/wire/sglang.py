@@ -13,7 +13,7 @@ Scores are raw in all of them. A single text of `/classify` is answered with an 
 a list. `/v1/embeddings`, which verl reads, also takes what OpenAI's and vLLM's clients send there.
 A text that the model's limits cut has `"truncated": true` in `meta_info` or its entry.
 
-Where we differ:
+Where it differs from SGLang:
 1. `/v1/classify`, `/v1/score` and `/v1/rerank` are vLLM's (`panoply.wire.vllm`), since no key tells
    the two apart: SGLang's list of ranks is at `/sglang/v1/rerank`, where the other paths are too,
    so that a base URL may end with `/sglang`. Its `/v1/classify` puts one score through a softmax,
@@ -29,27 +29,27 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from panoply.wire.dialect import DialectPayload, status_name
-from panoply.wire.messages import ManyTokenIds, TextOrTokens, Texts, TokenIds, items_of
+from panoply.wire.dialect import ModelPayload
+from panoply.wire.messages import ManyTokenIds, TextOrTokens, Texts, TokenIds, items_of, user_turn
 from panoply.wire.request import (
     Payload,
     RequestError,
     Score,
     ScoreAnswer,
     ScoreRequest,
-    check_limit,
+    best_first,
     cut_mark,
     require_score,
     single_model_scores,
 )
-from panoply.wire.vectors import Dtype, Encoding, Endianness, vector
-from panoply.wire.vllm import NO_INSTRUCTION, RENDERING, TEXT_ALONE, ask, best_first
+from panoply.wire.vectors import VectorPayload
+from panoply.wire.vllm import NO_INSTRUCTION, TEXT_ALONE, PoolingPayload, error_fields, usage
 
 OWN_WEIGHTS = "a model answers with its own weights; serve the adapted one as a model of its own"
 OWN_POOLING = "the model pools where it was trained to; leave it out"
 
 
-class Classify(DialectPayload):
+class SglangClassify(ModelPayload):
     """Rendered or tokenized conversations."""
 
     harmless: ClassVar[frozenset[str]] = frozenset(
@@ -85,7 +85,6 @@ class Classify(DialectPayload):
         "return_prompt_token_ids": "scores alone are answered; leave it out",
     }
 
-    model: str | None = None
     dimensions: Literal[1] | None = None
     text: str | Texts | None = None
     input_ids: TokenIds | ManyTokenIds | None = None
@@ -98,9 +97,9 @@ class Classify(DialectPayload):
 
     def request(self) -> ScoreRequest:
         """Returns an item for each conversation."""
-        given = self.input_ids if self.text is None else self.text
-        assert given is not None
-        return ScoreRequest(items=items_of(given), models=_named(self.model))
+        conversations = self.input_ids if self.text is None else self.text
+        assert conversations is not None
+        return ScoreRequest(items=items_of(conversations), models=self.models())
 
     def render(self, answer: ScoreAnswer, request: ScoreRequest) -> Payload:
         """Returns a list, or the one entry of a text that came alone."""
@@ -114,14 +113,12 @@ class Classify(DialectPayload):
         return entries[0] if alone else entries
 
 
-class Embeddings(DialectPayload):
+class SglangEmbeddings(PoolingPayload, VectorPayload):
     """Rendered or tokenized conversations in OpenAI's words."""
 
-    harmless: ClassVar[frozenset[str]] = frozenset(
-        {"add_special_tokens", "cache_salt", "priority", "request_id", "rid", "user"}
-    )
+    harmless: ClassVar[frozenset[str]] = PoolingPayload.harmless | {"rid"}
     refused: ClassVar[Mapping[str, str]] = {
-        **RENDERING,
+        **PoolingPayload.refused,
         "embed_overrides": TEXT_ALONE,
         "embed_override_token_id": TEXT_ALONE,
         "lora_path": OWN_WEIGHTS,
@@ -130,50 +127,30 @@ class Embeddings(DialectPayload):
         "use_activation": "scores are raw here; `/classify` applies a sigmoid",
     }
 
-    model: str | None = None
     input: TextOrTokens
-    encoding_format: Encoding = "float"
-    embed_dtype: Dtype = "float32"
-    """Of base64."""
-    endianness: Endianness = "native"
-    """Of base64."""
     dimensions: Literal[1] | None = None
-    truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = None
-    """An error where a text has more tokens; -1: as many as the model takes."""
-    truncation_side: Literal["left", "right"] | None = None
-    """Not read: no text is cut by the client's limit."""
-    padding: Literal["do_not_pad"] | None = None
 
     def request(self) -> ScoreRequest:
         """Returns an item for each conversation."""
-        return ScoreRequest(items=items_of(self.input), models=_named(self.model))
+        return ScoreRequest(items=items_of(self.input), models=self.models())
 
     def render(self, answer: ScoreAnswer, request: ScoreRequest) -> Payload:
         """Returns the score as an embedding of size 1."""
-        model, scores = single_model_scores(answer, request)
-        check_limit("truncate_prompt_tokens", self.truncate_prompt_tokens, scores)
-        num_tokens = sum(score.num_tokens for score in scores)
-        form = (self.encoding_format, self.embed_dtype, self.endianness)
-        data = [
-            {
-                "object": "embedding",
-                "embedding": vector(require_score(score), *form),
-                "index": i,
-                **cut_mark(score),
-            }
-            for i, score in enumerate(scores)
-        ]
-        usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
-        return {"object": "list", "data": data, "model": model.model, "usage": usage}
+        model, scores = self.scores(answer, request)
+        data: list[Payload] = []
+        for i, score in enumerate(scores):
+            embedding = self.vector(require_score(score))
+            entry = {"object": "embedding", "embedding": embedding, "index": i}
+            data.append({**entry, **cut_mark(score)})
+        return {"object": "list", "data": data, "model": model.model, "usage": usage(scores)}
 
 
-class Rerank(DialectPayload):
+class SglangRerank(ModelPayload):
     """Documents by falling score, as a bare list."""
 
     harmless: ClassVar[frozenset[str]] = frozenset({"priority", "rid", "user"})
     refused: ClassVar[Mapping[str, str]] = {"instruct": NO_INSTRUCTION}
 
-    model: str | None = None
     query: str
     documents: Texts
     top_n: Annotated[int, Field(ge=1)] | None = None
@@ -181,28 +158,23 @@ class Rerank(DialectPayload):
 
     def request(self) -> ScoreRequest:
         """Returns one item with a response for each document."""
-        return ScoreRequest(items=(ask(self.query, self.documents),), models=_named(self.model))
+        item = user_turn(self.query, self.documents)
+        return ScoreRequest(items=(item,), models=self.models())
 
     def render(self, answer: ScoreAnswer, request: ScoreRequest) -> Payload:
         """Returns ranks, the best first; equal scores keep their order."""
         _, scores = single_model_scores(answer, request)
-        return [
-            {
-                "score": require_score(scores[i]),
-                **({"document": self.documents[i]} if self.return_documents else {}),
-                "index": i,
-                "meta_info": _meta(f"{answer.id}-{i}", scores[i]),
-            }
-            for i in best_first(scores)[: self.top_n]
-        ]
+        ranks: list[Payload] = []
+        for i in best_first(scores)[: self.top_n]:
+            document = {"document": self.documents[i]} if self.return_documents else {}
+            meta = _meta(f"{answer.id}-{i}", scores[i])
+            score = require_score(scores[i])
+            ranks.append({"score": score, **document, "index": i, "meta_info": meta})
+        return ranks
 
 
 def _meta(name: str, score: Score) -> Payload:
     return {"id": name, "prompt_tokens": score.num_tokens, **cut_mark(score)}
-
-
-def _named(model: str | None) -> tuple[str, ...]:
-    return () if model is None else (model,)
 
 
 def refuse(error: RequestError) -> tuple[int, Payload]:
@@ -212,11 +184,4 @@ def refuse(error: RequestError) -> tuple[int, Payload]:
 
 def refuse_openai(error: RequestError) -> tuple[int, Payload]:
     """Returns an error as SGLang's OpenAI endpoints have it: flat, unlike vLLM's."""
-    kind = status_name(error.status)
-    return error.status, {
-        "object": "error",
-        "message": error.message,
-        "type": kind,
-        "param": None,
-        "code": error.status,
-    }
+    return error.status, {"object": "error", **error_fields(error)}

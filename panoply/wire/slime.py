@@ -17,7 +17,7 @@ from pydantic import JsonValue
 
 from panoply.wire.chat_templates import ENDS, without_end
 from panoply.wire.dialect import DialectPayload
-from panoply.wire.messages import Prompt, messages
+from panoply.wire.messages import PromptTurns, messages
 from panoply.wire.request import (
     Chat,
     Item,
@@ -31,10 +31,10 @@ from panoply.wire.request import (
 )
 
 
-class Sample(DialectPayload):
+class SlimeSample(DialectPayload):
     """One sample, answered with its score."""
 
-    prompt: str | Prompt
+    prompt: str | PromptTurns
     response: str
     label: JsonValue = None
 
@@ -54,7 +54,7 @@ class Sample(DialectPayload):
         return require_score(score)
 
 
-class DetailedSample(Sample):
+class DetailedSlimeSample(SlimeSample):
     """One sample, answered with its score and its objectives."""
 
     def request(self) -> ScoreRequest:
@@ -66,4 +66,4 @@ class DetailedSample(Sample):
         model, (score,) = single_model_scores(answer, request)
         objectives = score.details.objectives
         entry = {"score": require_score(score), "model": model.model, "objectives": objectives}
-        return {**entry, **cut_mark(score)}
+        return entry | cut_mark(score)

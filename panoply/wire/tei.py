@@ -5,20 +5,20 @@
     {"inputs": [["text"], ["a", "b"]]}                 [[{...}], [{...}]]
     {"query": "q", "texts": ["a", "b"]}                [{"index": 1, "score": 0.9}], best first
 
-As there, scores go through a sigmoid unless `raw_scores` is true. huggingface_hub's client sends
+As in TEI, scores go through a sigmoid unless `raw_scores` is true. huggingface_hub's client sends
 `"parameters": {"function_to_apply": "none" | "sigmoid"}` instead, which is read too.
 
 A text that the model's limits cut has `"truncated": true` beside its score; where `truncate` is
-false the request is refused instead, as there.
+false the request is refused instead, as in TEI.
 
-Where we differ:
+Where it differs from TEI:
 1. A single text is a rendered conversation; of a pair the first is a user's turn and the second the
    response to it, as are `query` and a text.
 2. `truncation_direction` is not read: the artefact's own limits cut a prompt at its beginning and a
    response at its end.
 3. Empty lists are answered with empty lists, where TEI refuses them.
-4. `model`, `top_n` and `options` (how the hub waits), which some clients send, are not read, as
-   there: `/models/NAME` before the path names a model.
+4. `model`, `top_n` and `options` (how the hub waits), which some clients send, are not read, as in
+   TEI: `/models/NAME` before the path names a model.
 5. Any other key that is not read is refused, where TEI drops it.
 """
 
@@ -30,7 +30,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 from pydantic import Field
 
 from panoply.wire.dialect import DialectPayload, RequestLimits, Strict
-from panoply.wire.messages import Texts
+from panoply.wire.messages import Texts, user_turn
 from panoply.wire.request import (
     Item,
     Payload,
@@ -39,19 +39,19 @@ from panoply.wire.request import (
     Score,
     ScoreAnswer,
     ScoreRequest,
+    best_first,
     cut_mark,
     require_score,
     sigmoid,
     single_model_scores,
 )
-from panoply.wire.vllm import ask, best_first
 
 OneOrTwo: TypeAlias = Annotated[list[str], Field(min_length=1, max_length=2)]
 """A text, or a pair of texts."""
 
 
-class Switched(DialectPayload):
-    """What both payloads share: the switch of the activation, and whether texts may be cut."""
+class TeiPayload(DialectPayload):
+    """Keys that both payloads share: the activation's switch, and whether texts may be cut."""
 
     harmless: ClassVar[frozenset[str]] = frozenset({"model", "options", "top_n"})
 
@@ -62,11 +62,11 @@ class Switched(DialectPayload):
 
     @property
     def is_raw(self) -> bool:
-        """Whether scores are said as the model gives them, and not through a sigmoid."""
+        """Whether the client reads scores as the model gives them, and not through a sigmoid."""
         return self.raw_scores
 
     def number(self, score: Score) -> float:
-        """Returns a score as it is said: through the sigmoid unless raw ones are wanted."""
+        """Returns the number that the client reads: a sigmoid unless it wants raw scores."""
         return require_score(score) if self.is_raw else sigmoid(require_score(score))
 
     def scores(self, answer: ScoreAnswer, request: ScoreRequest) -> list[Score]:
@@ -86,15 +86,15 @@ class Switched(DialectPayload):
         return scores
 
 
-class Parameters(Strict):
-    """What huggingface_hub's client sends beside the inputs."""
+class TeiParameters(Strict):
+    """Parameters that huggingface_hub's client sends beside the inputs."""
 
     function_to_apply: Literal["sigmoid", "none"] | None = None
     top_k: int | None = None
-    """Not read: there is one label."""
+    """Without effect: there is one label."""
 
 
-class Predict(Switched):
+class TeiPredict(TeiPayload):
     """Texts or pairs of texts."""
 
     inputs: (
@@ -102,11 +102,11 @@ class Predict(Switched):
         | Annotated[list[str], Field(max_length=2)]
         | Annotated[list[OneOrTwo], Field(fail_fast=True)]
     )
-    parameters: Parameters = Parameters()
+    parameters: TeiParameters = TeiParameters()
 
     @property
     def is_raw(self) -> bool:
-        """Whether scores are said as the model gives them, and not through a sigmoid."""
+        """As `TeiPayload.is_raw`, unless huggingface_hub's key decides."""
         function = self.parameters.function_to_apply
         return self.raw_scores if function is None else function == "none"
 
@@ -134,7 +134,7 @@ class Predict(Switched):
         return [pair] if pair else [texts for texts in self.inputs if isinstance(texts, list)]
 
 
-class Rerank(Switched):
+class TeiRerank(TeiPayload):
     """Texts by falling score."""
 
     query: str
@@ -143,7 +143,7 @@ class Rerank(Switched):
 
     def request(self) -> ScoreRequest:
         """Returns one item with a response for each text."""
-        return ScoreRequest(items=(ask(self.query, self.texts),))
+        return ScoreRequest(items=(user_turn(self.query, self.texts),))
 
     def render(self, answer: ScoreAnswer, request: ScoreRequest) -> Payload:
         """Returns ranks, the best first; equal scores keep their order."""
@@ -157,17 +157,19 @@ class Rerank(Switched):
 
 
 def _item(texts: list[str]) -> Item:
-    return RenderedText("", (texts[0],)) if len(texts) == 1 else ask(texts[0], [texts[1]])
+    if len(texts) == 1:
+        return RenderedText("", (texts[0],))
+    return user_turn(texts[0], [texts[1]])
 
 
 def info(model: Mapping[str, Any], limits: RequestLimits) -> dict[str, Payload]:
-    """Returns what `/info` says of a model, as far as it is known here.
+    """Returns the answer of `/info` for a model, as far as it is known here.
 
     Limits on tokens are the model's own and are left out: they are two, of prompt and response.
 
     Args:
         model: its entry at `/v1/models`.
-        limits: of a request.
+        limits: limits of a request.
     """
     provenance = model.get("provenance", {})
     labels = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}

@@ -1,14 +1,13 @@
-r"""Text that one family's chat template wrote, as turns again, for a model that has another.
+r"""Parser of text that one family's chat template wrote, for a model that has another template.
 
-    as_chat(Rendered("<|user|>\nWhy?</s>\n<|assistant|>\n", ("So.</s>",)), "zephyr")
+    as_chat(RenderedText("<|user|>\nWhy?</s>\n<|assistant|>\n", ("So.</s>",)), "zephyr")
     Chat(({"role": "user", "content": "Why?"},), ("So.",))
 
-Text is taken apart only where it can be told what was content and what was the template: a marker
-of the family inside of a turn, a turn that does not end, or text in front of the first are refused.
-What a conversation never shows cannot be found: a user who wrote a whole turn, markers and all, is
-two turns to every model that reads the text.
+Text is parsed only where content and template can be told apart: a marker of the family inside of a
+turn, a turn that does not end, and text in front of the first are refused. A user who wrote a whole
+turn, markers and all, cannot be told from two turns, here or by any model that reads the text.
 
-What comes back is what a template was told, up to what it does itself:
+The turns are those that the template was given, up to what it does itself:
 1. White space around content, where the family's templates trim it (Llama-3, Gemma, Mistral,
    Vicuna).
 2. A system prompt that it puts into the user's turn (Gemma, Mistral) stays there, as does a tool's
@@ -21,14 +20,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-from panoply.wire.chat_templates import BOS, TEMPLATES, Template
+from panoply.wire.chat_templates import TEMPLATES, Template, without_bos
 from panoply.wire.request import Chat, Message, RenderedText, RequestError
 
 
 def parse(text: str, template: str) -> tuple[tuple[Message, ...], str | None]:
-    """Returns the turns of a text, and what stands in an assistant's turn that is still open.
+    """Returns the turns of a text, and the content of an assistant's turn that is still open.
 
-    The second is None where the last turn has ended, and empty where a prompt ends with the header
+    The content is None where the last turn has ended, and empty where a prompt ends with the header
     of the assistant's turn.
 
     Raises:
@@ -43,7 +42,7 @@ def parse(text: str, template: str) -> tuple[tuple[Message, ...], str | None]:
 
 
 def detect(text: str) -> str | None:
-    """Returns the family whose templates write such a text, None if there is none."""
+    """Returns the family whose templates write such a text; None if there is none."""
     for name, form in TEMPLATES.items():
         try:
             _parse(text, form)
@@ -91,11 +90,11 @@ def as_chat(item: RenderedText, template: str) -> Chat:
     form = _form(template)
     if not item.prompt:
         split = [_last_turn(text, template) for text in item.responses]
-        prompts = {tuple((turn["role"], turn["content"]) for turn in turns) for turns, _ in split}
-        if len(prompts) > 1:
+        prompt = split[0][0] if split else ()
+        if any(turns != prompt for turns, _ in split):
             why = "its conversations share no prompt; send an item for each"
             raise _refusal(template, why, item.responses[0])
-        return Chat(split[0][0] if split else (), tuple(reply for _, reply in split), item.label)
+        return Chat(prompt, tuple(reply for _, reply in split), item.label)
     turns, opened = parse(item.prompt, template)
     if opened is None:
         opening = form.openings["assistant"]
@@ -106,8 +105,8 @@ def as_chat(item: RenderedText, template: str) -> Chat:
     for i, response in enumerate(item.responses):
         reply = form.without_end(opened + response)
         try:
-            if found := form.pattern.search(reply):
-                raise ValueError(f"opens a turn with {found[0]!r}, as part of the prompt may")
+            if opening := form.pattern.search(reply):
+                raise ValueError(f"opens a turn with {opening[0]!r}, as part of the prompt may")
             responses.append(form.content(reply))
         except ValueError as error:
             raise _refusal(template, f"response {i} {error}", item.prompt) from error
@@ -133,10 +132,8 @@ def _check_prompt(turns: tuple[Message, ...], template: str, text: str) -> None:
 
 
 def _parse(text: str, form: Template) -> tuple[tuple[Message, ...], str | None]:
-    body = text.removeprefix(next((bos for bos in BOS if text.startswith(bos)), ""))
     turns: list[Message] = []
-    for role, inside, is_last in _turns(body, form):
-        told = f"turn {len(turns) + 1} ({role})"
+    for role, inside, is_last in _turns(without_bos(text), form):
         if role == "assistant" and is_last:
             content = form.without_end(inside)
             is_open = content == inside
@@ -146,35 +143,36 @@ def _parse(text: str, form: Template) -> tuple[tuple[Message, ...], str | None]:
             if content is None:
                 ends = " or ".join(map(repr, form.closings[role]))
                 raise ValueError(f"does not end with {ends}")
-            found = form.content(content)
+            content = form.content(content)
         except ValueError as error:
-            raise ValueError(f"{told} {error}") from error
+            raise ValueError(f"turn {len(turns) + 1} ({role}) {error}") from error
         if is_open:
             return tuple(turns), content
-        if role == "system" and (written := re.match(form.preamble, found)) and written[0]:
-            found = found[written.end() :].strip()
-            if not found:
+        if role == "system" and (preamble := re.match(form.preamble, content)) and preamble[0]:
+            content = content[preamble.end() :].strip()
+            if not content:
                 continue
-        turns.append({"role": role, "content": found})
+        turns.append({"role": role, "content": content})
     return tuple(turns), None
 
 
 def _turns(body: str, form: Template) -> Iterator[tuple[str, str, bool]]:
-    """Yields the role of each turn, what is inside of it, and whether it is the last."""
+    """Yields the role of each turn, the text inside of it, and whether it is the last."""
     first = form.pattern.search(body) if form.has_head else form.pattern.match(body)
     if first is None:
         opening = form.openings["user"]
         raise ValueError(f"it begins with {body[:40]!r} and not with a turn as {opening!r}")
-    head, found = body[: first.start()], list(form.pattern.finditer(body))
-    roles = [str(opening.lastgroup) for opening in found]
+    head, openings = body[: first.start()], list(form.pattern.finditer(body))
+    roles = [str(opening.lastgroup) for opening in openings]
     if form.alternates:
-        others = roles[not head and roles[0] == "system" :]
+        has_system_turn = not head and roles[0] == "system"
+        others = roles[1:] if has_system_turn else roles
         if others != (["user", "assistant"] * len(others))[: len(others)]:
             raise ValueError(f"the roles {roles[:20]} do not alternate, so a marker may be content")
     if head:
         yield "system", head, False
-    ends = [opening.start() for opening in found[1:]]
-    for i, opening in enumerate(found):
+    ends = [opening.start() for opening in openings[1:]]
+    for i, opening in enumerate(openings):
         is_last = i == len(ends)
         yield roles[i], body[opening.end() : None if is_last else ends[i]], is_last
 

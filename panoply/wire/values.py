@@ -1,7 +1,7 @@
-"""Values as data sets hold them, as JSON.
+"""Conversion of the values in data sets to JSON.
 
-Arrays, scalars and rows of numpy, pandas, pyarrow and torch are read by what they offer (`tolist`,
-`as_py`), so that none of these has to be there.
+Arrays, scalars and rows of numpy, pandas, pyarrow and torch are converted by their own methods
+(`tolist`, `as_py`), so that none of these packages has to be installed.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from pydantic import JsonValue
 def json_value(value: Any, what: str) -> JsonValue:
     """Returns a value of a data set as JSON.
 
-    What is missing there (NaN, NaT, NA) is null. Dates are text as ISO 8601 has them, spans of time
+    Missing values (NaN, NaT, NA) are null. Dates are text as ISO 8601 has them, spans of time
     text as their library writes them, decimals and fractions text with all of their digits, and
     sets are sorted lists. Keys that are numbers, true or false become text, as JSON has them.
 
     Args:
-        value: of a data set.
-        what: it is, for the message.
+        value: value of a data set.
+        what: its name, for the message.
 
     Raises:
-        TypeError: it is, or holds, something that is no JSON value.
+        TypeError: it is, or holds, a value that JSON does not have.
         ValueError: it holds an infinite number.
     """
     if _is_missing(value):
@@ -66,7 +66,7 @@ def _finite(value: float, what: str) -> float:
 
 
 def _is_missing(value: Any) -> bool:
-    """Returns whether a value is None, NaN, or what pandas and numpy have in their place."""
+    """Returns whether a value is None, NaN, or NA and NaT of pandas and numpy."""
     if value is None or type(value).__name__ in ("NAType", "NaTType"):
         return True
     compares = isinstance(value, float | Decimal) or _is_numpy_time(value)
@@ -80,10 +80,10 @@ def _is_numpy_time(value: Any) -> bool:
 
 
 def _plain(value: Any, what: str) -> Any:
-    """Returns a value of another library as Python has it.
+    """Returns a value of another library as Python's own.
 
     Raises:
-        TypeError: it offers no such thing.
+        TypeError: it has no method that converts it.
     """
     if _is_numpy_time(value):
         return str(value)
@@ -93,7 +93,7 @@ def _plain(value: Any, what: str) -> Any:
     for method in ("as_py", "tolist", "to_pylist", "isoformat"):
         if callable(convert := getattr(value, method, None)):
             plain = convert()
-            if not isinstance(plain, kind):  # or it would be asked for ever
+            if not isinstance(plain, kind):  # or the conversion would never end
                 return plain
     raise TypeError(
         f"{what} holds a {kind.__module__}.{kind.__qualname__}, which is no JSON value: make it "

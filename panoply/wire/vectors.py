@@ -1,9 +1,4 @@
-"""A score as the only number of a vector, as embedding endpoints encode vectors.
-
-vLLM's words: `encoding_format` is a list of floats or base64; of base64, `embed_dtype` is the type
-of the numbers and `endianness` the order of their bytes. Without them base64 is float32 as this
-machine has it, which OpenAI's clients read.
-"""
+"""A score as the only number of a vector, as embedding endpoints encode vectors."""
 
 from __future__ import annotations
 
@@ -12,38 +7,44 @@ import struct
 from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
+from panoply.wire.dialect import DialectPayload
 from panoply.wire.request import Payload, RequestError
 
-Encoding: TypeAlias = Literal["float", "base64"]
-Dtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
 Endianness: TypeAlias = Literal["native", "little", "big"]
 ORDERS: Mapping[Endianness, str] = {"native": "=", "little": "<", "big": ">"}
-"""How `struct` writes them."""
+"""Prefixes of `struct` for the orders of bytes."""
 
 
-def vector(
-    number: float,
-    encoding: Encoding,
-    dtype: Dtype = "float32",
-    endianness: Endianness = "native",
-) -> Payload:
-    """Returns a vector of one number: a list, or its bytes as base64.
+class VectorPayload(DialectPayload):
+    """Payload whose client chooses how vectors are encoded, in vLLM's words."""
 
-    Raises:
-        RequestError: 422, the number is too large for the type.
-    """
-    if encoding == "float":
-        return [number]
-    order = ORDERS[endianness]
-    try:
-        if dtype == "bfloat16":
-            packed = struct.pack(f"{order}H", _bfloat16(number))
-        else:
-            packed = struct.pack(f"{order}{'f' if dtype == 'float32' else 'e'}", number)
-    except OverflowError as error:
-        why = f"the score {number} is too large for {dtype}: ask for `embed_dtype` float32"
-        raise RequestError(why, 422) from error
-    return base64.b64encode(packed).decode()
+    encoding_format: Literal["float", "base64"] = "float"
+    embed_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Type of the numbers in base64. Floats in JSON keep all of their digits."""
+    endianness: Endianness = "native"
+    """Order of the bytes in base64. The default, this machine's, is what OpenAI's clients read."""
+
+    def vector(self, number: float) -> Payload:
+        """Returns a vector of one number: a list, or its bytes as base64.
+
+        Raises:
+            RequestError: 422, the number is too large for the type.
+        """
+        if self.encoding_format == "float":
+            return [number]
+        order = ORDERS[self.endianness]
+        try:
+            match self.embed_dtype:
+                case "float32":
+                    packed = struct.pack(f"{order}f", number)
+                case "float16":
+                    packed = struct.pack(f"{order}e", number)
+                case "bfloat16":
+                    packed = struct.pack(f"{order}H", _bfloat16(number))
+        except OverflowError as error:
+            why = f"the score {number} is too large for {self.embed_dtype}: ask for"
+            raise RequestError(f"{why} `embed_dtype` float32", 422) from error
+        return base64.b64encode(packed).decode()
 
 
 def _bfloat16(number: float) -> int:

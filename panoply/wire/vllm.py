@@ -10,17 +10,17 @@
     {"model": "m", "query": "q", "documents": ["a", {"text": "b"}] | "a", "top_n": 0}
     {"results": [{"index": 1, "document": {"text": "b"}, "relevance_score": 0.9}], ...}  best first
 
-As there, a score goes through a sigmoid unless `use_activation` is false (older names of the
+As in vLLM, a score goes through a sigmoid unless `use_activation` is false (older names of the
 switch: `activation`, `softmax`).
 
 A text that the model's limits cut has `"truncated": true` in its entry.
 
-Where we differ:
+Where it differs from vLLM:
 1. `add_special_tokens` is not read: BOS comes once, by the artefact's rule, whatever is received.
 2. Texts are cut by the artefact's own limits alone. A limit of the client's on tokens
    (`truncate_prompt_tokens`, `max_tokens_per_query`, `max_tokens_per_doc`) is accepted where no
    text has more, and is an error where it would cut one.
-3. A template of the client's (`chat_template`, `chat_template_kwargs`, `instruction`,
+3. A client's own template (`chat_template`, `chat_template_kwargs`, `instruction`,
    `add_generation_prompt`, `continue_final_message`) is refused: the model was trained on its own.
 4. `text_1` or `query` is a user's turn and `text_2` or a document the response to it.
 5. `/pooling` answers the task classify alone: a reward model has no embedding, nor token scores. Of
@@ -31,28 +31,36 @@ Where we differ:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
-from panoply.wire.dialect import DialectPayload, Strict, status_name
-from panoply.wire.messages import Conversation, TextOrTokens, TextPart, chat, items_of, joined
+from panoply.wire.dialect import ModelPayload, Strict, status_name
+from panoply.wire.messages import (
+    DialogTurns,
+    TextOrTokens,
+    TextPart,
+    dialog,
+    items_of,
+    joined,
+    user_turn,
+)
 from panoply.wire.request import (
-    Chat,
     ModelAnswer,
     Payload,
     RequestError,
     Score,
     ScoreAnswer,
     ScoreRequest,
+    best_first,
     check_limit,
     cut_mark,
     require_score,
     sigmoid,
     single_model_scores,
 )
-from panoply.wire.vectors import Dtype, Encoding, Endianness, vector
+from panoply.wire.vectors import VectorPayload
 
 OWN_TEMPLATE = "the model renders by the chat template that it was trained on; leave it out"
 NO_INSTRUCTION = (
@@ -61,40 +69,29 @@ NO_INSTRUCTION = (
 )
 TEXT_ALONE = "text alone is scored here; leave it out"
 
-RENDERING: Mapping[str, str] = {
-    "add_generation_prompt": "a conversation ends with the reply that is scored; leave it out",
-    "chat_template": OWN_TEMPLATE,
-    "chat_template_kwargs": OWN_TEMPLATE,
-    "continue_final_message": "the reply that is scored has ended; leave it out",
-    "media_io_kwargs": TEXT_ALONE,
-    "mm_processor_kwargs": TEXT_ALONE,
-}
-"""Keys that say how a conversation is rendered, with why they are refused."""
-
 Limit: TypeAlias = Annotated[int, Field(ge=0)]
 """Tokens; 0 is no limit."""
 
 
-class Switched(DialectPayload):
-    """What all of vLLM's payloads share: a model's name, the activation's switch, a limit."""
+class PoolingPayload(ModelPayload):
+    """Keys that vLLM's pooling requests share with SGLang's in OpenAI's words."""
 
     harmless: ClassVar[frozenset[str]] = frozenset(
         {"add_special_tokens", "cache_salt", "priority", "request_id", "user"}
     )
     refused: ClassVar[Mapping[str, str]] = {
-        **RENDERING,
-        "normalize": "was removed from vLLM too; `use_activation` false gives raw scores",
-        "raw_scores": "is another server's; `use_activation` false gives raw scores",
+        "add_generation_prompt": "a conversation ends with the reply that is scored; leave it out",
+        "chat_template": OWN_TEMPLATE,
+        "chat_template_kwargs": OWN_TEMPLATE,
+        "continue_final_message": "the reply that is scored has ended; leave it out",
+        "media_io_kwargs": TEXT_ALONE,
+        "mm_processor_kwargs": TEXT_ALONE,
     }
 
-    model: str | None = None
-    use_activation: bool | None = None
-    activation: bool | None = None
-    softmax: bool | None = None
     truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = None
     """An error where a text has more tokens; -1: as many as the model takes."""
     truncation_side: Literal["left", "right"] | None = None
-    """Not read: no text is cut by the client's limit."""
+    """Without effect: no text is cut by the client's limit."""
     padding: Literal["do_not_pad"] | None = None
 
     def scores(self, answer: ScoreAnswer, request: ScoreRequest) -> tuple[ModelAnswer, list[Score]]:
@@ -107,22 +104,51 @@ class Switched(DialectPayload):
         check_limit("truncate_prompt_tokens", self.truncate_prompt_tokens, scores)
         return model, scores
 
-    def models(self) -> tuple[str, ...]:
-        """Returns the model's name, where there is one."""
-        return () if self.model is None else (self.model,)
+
+class VllmPayload(PoolingPayload):
+    """Keys that all of vLLM's payloads share."""
+
+    refused: ClassVar[Mapping[str, str]] = {
+        **PoolingPayload.refused,
+        "normalize": "was removed from vLLM too; `use_activation` false gives raw scores",
+        "raw_scores": "is another server's; `use_activation` false gives raw scores",
+    }
+
+    use_activation: bool | None = None
+    activation: bool | None = None
+    softmax: bool | None = None
 
     def number(self, score: Score) -> float:
-        """Returns a score as it is said: through the sigmoid unless it was switched off."""
-        named = (self.use_activation, self.activation, self.softmax)
-        on = next((switch for switch in named if switch is not None), True)
-        return sigmoid(require_score(score)) if on else require_score(score)
+        """Returns the number that the client reads: a sigmoid unless it was switched off."""
+        switches = (self.use_activation, self.activation, self.softmax)
+        is_on = next((switch for switch in switches if switch is not None), True)
+        return sigmoid(require_score(score)) if is_on else require_score(score)
+
+    def listed(
+        self,
+        kind: str,
+        answer: ScoreAnswer,
+        request: ScoreRequest,
+        entry: Callable[[Score], dict[str, Payload]],
+    ) -> Payload:
+        """Returns an answer whose `data` has an entry for each score."""
+        model, scores = self.scores(answer, request)
+        data = [{"index": i, **entry(score), **cut_mark(score)} for i, score in enumerate(scores)]
+        return {
+            "id": f"{kind}-{answer.id}",
+            "object": "list",
+            "created": answer.created,
+            "model": model.model,
+            "usage": usage(scores) | {"completion_tokens": 0, "prompt_tokens_details": None},
+            "data": data,
+        }
 
 
-class Conversations(Switched):
+class VllmConversations(VllmPayload):
     """Whole conversations: rendered, tokenized, or one in messages."""
 
     input: TextOrTokens | None = None
-    messages: Conversation | None = None
+    messages: DialogTurns | None = None
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
@@ -133,69 +159,52 @@ class Conversations(Switched):
     def request(self) -> ScoreRequest:
         """Returns an item for each conversation."""
         if self.messages is not None:
-            return ScoreRequest(items=(chat(self.messages),), models=self.models())
+            return ScoreRequest(items=(dialog(self.messages),), models=self.models())
         assert self.input is not None
         return ScoreRequest(items=items_of(self.input), models=self.models())
 
 
-class Classify(Conversations):
+class VllmClassify(VllmConversations):
     """`/classify`: the score is the last of `probs`."""
 
     def render(self, answer: ScoreAnswer, request: ScoreRequest) -> Payload:
         """Returns one entry of `data` for each conversation."""
-        model, scores = self.scores(answer, request)
-        data = [
-            {
-                "index": i,
-                "label": "LABEL_0",
-                "probs": [self.number(score)],
-                "num_classes": 1,
-                **cut_mark(score),
-            }
-            for i, score in enumerate(scores)
-        ]
-        return _listed("classify", answer, model, scores) | {"data": data}
+        return self.listed(
+            "classify",
+            answer,
+            request,
+            lambda score: {"label": "LABEL_0", "probs": [self.number(score)], "num_classes": 1},
+        )
 
 
-class Pooling(Conversations):
+class VllmPooling(VllmConversations, VectorPayload):
     """`/pooling`: the score is the only number of `data[i].data`."""
 
     refused: ClassVar[Mapping[str, str]] = {
-        **Conversations.refused,
+        **VllmPayload.refused,
         "dimensions": "a score has one dimension; leave it out",
     }
 
     task: Literal["classify"] | None = None
-    encoding_format: Encoding = "float"
-    embed_dtype: Dtype = "float32"
-    """Of base64; floats in JSON keep all of their digits."""
-    endianness: Endianness = "native"
-    """Of base64."""
 
     def render(self, answer: ScoreAnswer, request: ScoreRequest) -> Payload:
         """Returns one entry of `data` for each conversation."""
-        model, scores = self.scores(answer, request)
-        form = (self.encoding_format, self.embed_dtype, self.endianness)
-        data = [
-            {
-                "index": i,
-                "object": "pooling",
-                "data": vector(self.number(score), *form),
-                **cut_mark(score),
-            }
-            for i, score in enumerate(scores)
-        ]
-        return _listed("pool", answer, model, scores) | {"data": data}
+        return self.listed(
+            "pool",
+            answer,
+            request,
+            lambda score: {"object": "pooling", "data": self.vector(self.number(score))},
+        )
 
 
 class ContentParts(Strict):
-    """A text in vLLM's parts; images are refused."""
+    """Text in vLLM's parts; images are refused."""
 
     content: list[TextPart]
 
 
 class TextObject(BaseModel):
-    """A text as an object, as Cohere and Jina have documents: its other keys are not ranked."""
+    """Text as an object, as Cohere and Jina have documents: its other keys are not ranked."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
@@ -206,11 +215,11 @@ AnyText: TypeAlias = str | TextObject | ContentParts
 AnyTexts: TypeAlias = AnyText | Annotated[list[AnyText], Field(fail_fast=True)]
 
 
-class Paired(Switched):
-    """What `/score` and `/rerank` share: limits on each side of a pair, and no instruction."""
+class VllmTextPairs(VllmPayload):
+    """Keys of `/score` and `/rerank`: limits on each side of a pair, and no instruction."""
 
     refused: ClassVar[Mapping[str, str]] = {
-        **Switched.refused,
+        **VllmPayload.refused,
         "instruction": NO_INSTRUCTION,
         "instruct": NO_INSTRUCTION,
     }
@@ -218,6 +227,7 @@ class Paired(Switched):
     max_tokens_per_query: Limit | None = None
     """An error where a pair has more tokens, since its query may have."""
     max_tokens_per_doc: Limit | None = None
+    """An error where a pair has more tokens, since its document may have."""
 
     def scores(self, answer: ScoreAnswer, request: ScoreRequest) -> tuple[ModelAnswer, list[Score]]:
         """Returns the one model of an answer and its scores, if the client's limits cut no text."""
@@ -227,11 +237,11 @@ class Paired(Switched):
         return model, scores
 
 
-class TextPairs(Paired):
+class VllmScore(VllmTextPairs):
     """`/score`: 1:1, 1:N or N:N texts."""
 
     refused: ClassVar[Mapping[str, str]] = {
-        **Paired.refused,
+        **VllmTextPairs.refused,
         "query": "is SGLang's; `/v1/score` is vLLM's here, with `queries` and `documents`",
     }
 
@@ -242,35 +252,35 @@ class TextPairs(Paired):
 
     @model_validator(mode="after")
     def _fitting_lengths(self) -> Self:
-        first, second = len(_listed_texts(self.text_1)), len(_listed_texts(self.text_2))
+        first, second = len(_texts(self.text_1)), len(_texts(self.text_2))
         if first not in (1, second):
             raise ValueError(f"lengths must be 1:1, 1:N or N:N, got {first}:{second}")
         return self
 
     def request(self) -> ScoreRequest:
         """Returns one item where one text meets many, else one for each pair."""
-        first, second = _listed_texts(self.text_1), _listed_texts(self.text_2)
+        first, second = _texts(self.text_1), _texts(self.text_2)
         if len(first) == 1:
-            items = (ask(first[0], second),)
+            items = (user_turn(first[0], second),)
         else:
-            items = tuple(ask(a, [b]) for a, b in zip(first, second, strict=True))
+            items = tuple(user_turn(a, [b]) for a, b in zip(first, second, strict=True))
         return ScoreRequest(items=items, models=self.models())
 
     def render(self, answer: ScoreAnswer, request: ScoreRequest) -> Payload:
         """Returns one entry of `data` for each pair."""
-        model, scores = self.scores(answer, request)
-        data = [
-            {"index": i, "object": "score", "score": self.number(score), **cut_mark(score)}
-            for i, score in enumerate(scores)
-        ]
-        return _listed("score", answer, model, scores) | {"data": data}
+        return self.listed(
+            "score",
+            answer,
+            request,
+            lambda score: {"object": "score", "score": self.number(score)},
+        )
 
 
-class Rerank(Paired):
+class VllmRerank(VllmTextPairs):
     """`/rerank`: documents by falling score; vLLM's payload, Jina's and Cohere's."""
 
     refused: ClassVar[Mapping[str, str]] = {
-        **Paired.refused,
+        **VllmTextPairs.refused,
         "max_chunks_per_doc": "no document is split into chunks here; leave it out",
         "relevant_spans": "a reward model has a score and no spans; leave it out",
     }
@@ -285,39 +295,25 @@ class Rerank(Paired):
 
     def request(self) -> ScoreRequest:
         """Returns one item with a response for each document."""
-        texts = _listed_texts(self.documents)
-        return ScoreRequest(items=(ask(_text(self.query), texts),), models=self.models())
+        item = user_turn(_text(self.query), _texts(self.documents))
+        return ScoreRequest(items=(item,), models=self.models())
 
     def render(self, answer: ScoreAnswer, request: ScoreRequest) -> Payload:
         """Returns `results`, the best first; equal scores keep their order."""
         model, scores = self.scores(answer, request)
-        texts = _listed_texts(self.documents)
-        results = [
-            {
-                "index": i,
-                **({"document": {"text": texts[i]}} if self.return_documents else {}),
-                "relevance_score": self.number(scores[i]),
-                **cut_mark(scores[i]),
-            }
-            for i in best_first(scores)[: self.top_n if self.top_n > 0 else None]
-        ]
-        usage = _usage(scores)
+        texts = _texts(self.documents)
+        order = best_first(scores)
+        results: list[Payload] = []
+        for i in order[: self.top_n] if self.top_n > 0 else order:
+            document = {"document": {"text": texts[i]}} if self.return_documents else {}
+            relevance = {"relevance_score": self.number(scores[i])}
+            results.append({"index": i, **document, **relevance, **cut_mark(scores[i])})
         return {
             "id": f"rerank-{answer.id}",
             "model": model.model,
-            "usage": {name: usage[name] for name in ("prompt_tokens", "total_tokens")},
+            "usage": usage(scores),
             "results": results,
         }
-
-
-def ask(text: str, responses: list[str]) -> Chat:
-    """Returns a user's turn and the responses to it."""
-    return Chat(({"role": "user", "content": text},), tuple(responses))
-
-
-def best_first(scores: list[Score]) -> list[int]:
-    """Returns the places of scores from high to low, by the raw score: a sigmoid saturates."""
-    return sorted(range(len(scores)), key=lambda i: -require_score(scores[i]))
 
 
 def _text(text: AnyText) -> str:
@@ -330,34 +326,22 @@ def _text(text: AnyText) -> str:
             return joined(text.content)
 
 
-def _listed_texts(texts: AnyTexts) -> list[str]:
+def _texts(texts: AnyTexts) -> list[str]:
     return list(map(_text, texts)) if isinstance(texts, list) else [_text(texts)]
 
 
-def _listed(
-    kind: str, answer: ScoreAnswer, model: ModelAnswer, scores: list[Score]
-) -> dict[str, Payload]:
-    return {
-        "id": f"{kind}-{answer.id}",
-        "object": "list",
-        "created": answer.created,
-        "model": model.model,
-        "usage": _usage(scores),
-    }
-
-
-def _usage(scores: list[Score]) -> dict[str, int | None]:
+def usage(scores: list[Score]) -> dict[str, int | None]:
+    """Returns the tokens that were scored, in OpenAI's words."""
     num_tokens = sum(score.num_tokens for score in scores)
-    return {
-        "prompt_tokens": num_tokens,
-        "total_tokens": num_tokens,
-        "completion_tokens": 0,
-        "prompt_tokens_details": None,
-    }
+    return {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
 
 
 def refuse(error: RequestError) -> tuple[int, Payload]:
     """Returns an error in OpenAI's shape."""
+    return error.status, {"error": error_fields(error)}
+
+
+def error_fields(error: RequestError) -> dict[str, Payload]:
+    """Returns the keys of an error in OpenAI's words."""
     kind = status_name(error.status)
-    told = {"message": error.message, "type": kind, "param": None, "code": error.status}
-    return error.status, {"error": told}
+    return {"message": error.message, "type": kind, "param": None, "code": error.status}

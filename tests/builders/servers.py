@@ -31,26 +31,26 @@ class Served:
             stderr=subprocess.STDOUT,
         )
 
-    def told(self):
-        """Returns what it printed so far."""
+    def output(self):
+        """Returns its output so far."""
         with open(self.log.name) as log:
             return log.read()
 
     def address(self):
-        """Returns the address that it tells, once it does."""
+        """Returns the address that it prints, once it does."""
 
-        def told():
-            assert self.process.poll() is None, self.told()
-            return re.search(r"(http://\S+/) has the page", self.told())
+        def printed():
+            assert self.process.poll() is None, self.output()
+            return re.search(r"Serving at (http://\S+/) \(UI\)", self.output())
 
-        return eventually(told, 90, "the server tells its address")[1]
+        return eventually(printed, 90, "the server prints its address")[1]
 
     def refusal(self):
-        """Returns what it says in the end, without ever having told an address."""
-        assert self.process.wait(90) == 2, self.told()
-        assert "has the page" not in self.told()
-        assert "Traceback" not in self.told()
-        return self.told()
+        """Returns its output, once it ended without having printed an address."""
+        assert self.process.wait(90) == 2, self.output()
+        assert "Serving at" not in self.output()
+        assert "Traceback" not in self.output()
+        return self.output()
 
     def stop(self, number=signal.SIGINT):
         """Stops it."""
@@ -70,10 +70,10 @@ def servers(folder, env=os.environ):
     try:
         yield start
     finally:
-        for one in started:
-            if one.process.poll() is None:
-                one.stop()
-            one.log.close()
+        for server in started:
+            if server.process.poll() is None:
+                server.stop()
+            server.log.close()
 
 
 def models_at(address):

@@ -91,6 +91,6 @@ def post(path, payload, limits=LIMITS):
     return status, json.loads(json.dumps(answer, allow_nan=False))
 
 
-def asked(path, payload):
+def request_of(path, payload):
     """The request that a payload becomes."""
     return endpoint_at(path, payload).parse(payload).request()

@@ -137,8 +137,8 @@ def main(url, policy, out):
         trainer.train()
     scored = [(s.prompt, s.completion[0]["content"], s.metrics["rewards/scalar"]) for s in samples]
     logged = trainer.state.log_history
-    told = {"steps": trainer.state.global_step, "log": logged, "samples": scored}
-    sys.stdout.write(json.dumps(told) + "\n")
+    report = {"steps": trainer.state.global_step, "log": logged, "samples": scored}
+    sys.stdout.write(json.dumps(report) + "\n")
 
 
 def record(queue):

@@ -90,8 +90,8 @@ def test_verl_asks_a_classifier_and_an_embedding_for_one_text(served, model):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_vllm_classifies_and_pools_texts_and_token_ids(served, model):
-    for given in (texts(served), token_ids(served)):
-        body = {"model": model, "input": given, "use_activation": False}
+    for conversations in (texts(served), token_ids(served)):
+        body = {"model": model, "input": conversations, "use_activation": False}
         data = post(f"{served.url}/classify", body)["data"]
         assert [row["probs"][0] for row in data] == close(served.scores[model])
         data = post(f"{served.url}/pooling", body)["data"]

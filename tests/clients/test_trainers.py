@@ -85,11 +85,11 @@ def test_asynchronous_grpo_takes_two_steps_with_its_rewards_asked_in_another_pro
         timeout=180,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert told["steps"] == 2
-    assert len(told["samples"]) >= 8
-    for prompt, reply, reward in told["samples"]:
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["steps"] == 2
+    assert len(report["samples"]) >= 8
+    for prompt, reply, reward in report["samples"]:
         expected = float(scalar_model.score(prompt, [reply])[0])
         assert reward == pytest.approx(expected, rel=1e-4, abs=1e-4)
-    means = [row["rewards/scalar"] for row in told["log"] if "rewards/scalar" in row]
+    means = [row["rewards/scalar"] for row in report["log"] if "rewards/scalar" in row]
     assert len(means) == 2

@@ -1,4 +1,4 @@
-"""Where a server listens: a port that is free, and the address at which this very run answers."""
+"""Addresses of a server: a free port, and the URL at which this very run answers."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from contextlib import contextmanager
 
 import httpx2
 
-NUM_ASKED = 16
-"""Times that an address is asked, each on a connection of its own: where two servers listen at one
-port, about every other goes to either."""
+NUM_CHECKS = 16
+"""Requests that check an address, each on a connection of its own: where two servers listen at one
+port, each answers about half of them."""
 ANSWER_SECONDS = 30.0
-"""Within which a server that is up answers at its address."""
+"""Time limit for the first answer of a server that is up."""
 
 
 @contextmanager
 def reserved(host: str, port: int) -> Generator[int]:
     """Yields a port at which nobody listens, and at which nobody else reserves meanwhile.
 
-    Ray Serve lets every process of its user listen at a port beside it, and nobody is told. So the
-    port is first bound alone, and then opened to the processes of this user.
+    Ray Serve lets every process of its user listen at its port, without notice. So the port is
+    first bound alone, and then opened to the processes of this user.
 
     Args:
         host: an address of this machine.
@@ -46,7 +46,7 @@ def reserved(host: str, port: int) -> Generator[int]:
 
 
 def url(host: str, port: int, route: str) -> str:
-    """Returns an address of HTTP that ends in a slash."""
+    """Returns an HTTP address that ends in a slash."""
     return f"http://{f'[{host}]' if ':' in host else host}:{port}{route.rstrip('/')}/"
 
 
@@ -54,8 +54,8 @@ def answering(urls: Sequence[str], run: str) -> str:
     """Returns the first address at which a run answers, and nobody else does.
 
     Args:
-        urls: of the same server, each ending in a slash.
-        run: the id that the server's `/health` tells.
+        urls: addresses of one server, each ending in a slash.
+        run: id of the run, which the server's `/health` shows.
 
     Raises:
         ConnectionError: somebody else answers there as well, or nobody does.
@@ -66,7 +66,7 @@ def answering(urls: Sequence[str], run: str) -> str:
         while time.monotonic() < until:
             for address in urls:
                 if _run_at(address, client) == run:
-                    if {_run_at(address, client) for _ in range(NUM_ASKED)} - {run, None}:
+                    if {_run_at(address, client) for _ in range(NUM_CHECKS)} - {run, None}:
                         raise ConnectionError(
                             f"{address} is answered by another server as well: stop that one, or "
                             "take another `--port`"

@@ -20,17 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from ray import serve
-from ray.exceptions import RayActorError
-from ray.serve.exceptions import BackPressureError
 
+from actors.ask_replica import Ask, ask_replica
 from actors.function_replica import FunctionReplica
-from actors.gateway import Ask
-from actors.internal_error import internal_error
 from panoply.config.serve import ServedModelConfig
 from panoply.data.schema import digest
+from panoply.scorers.where import LocalModel, parse_where
 from panoply.serve.calls import ReplicaRequest, bucket_of
 from panoply.wire.request import Chat, ModelAnswer, RequestError
-from workflows.cluster.gateway import JUDGE, cause, model_name
+from workflows.cluster.gateway import DEPLOYMENT, cause, model_name
 from workflows.cluster.models import model_app
 from workflows.cluster.tenancy import holding, serve_controller, take_down
 
@@ -85,18 +83,8 @@ class Arms:
             await asyncio.sleep(wait)
 
     async def _once(self, name: str, chat: Chat, left: float) -> ModelAnswer | RequestError:
-        call = ReplicaRequest(items=(chat,), bucket=bucket_of(chat), timeout=left)
-        try:
-            async with asyncio.timeout(left):
-                return await self.asks[name](call)
-        except TimeoutError:
-            return RequestError(f"{name!r} gave no answer within {self.timeout:g} s", 504)
-        except RayActorError:
-            return RequestError(f"{name!r} lost the replica that was scoring", 503)
-        except BackPressureError:
-            return RequestError(f"{name!r} is busy: its queue is full", 429)
-        except Exception as error:  # of an arm, which must not end the run
-            return internal_error(f"arm {name!r}", error)
+        request = ReplicaRequest(items=(chat,), bucket=bucket_of(chat), timeout=left)
+        return await ask_replica(name, self.asks[name], request)
 
 
 def _again(answer: ModelAnswer | RequestError) -> tuple[bool, float]:
@@ -119,7 +107,7 @@ def asking(arms: Sequence[ServedModelConfig], timeout: float, run: str) -> Gener
     """Yields the arms; models are started first, and taken down at the end.
 
     Args:
-        arms: pinned (`workflows.serve.pinned`).
+        arms: pinned (`workflows.cluster.resolve_model`).
         timeout: seconds for one prompt.
         run: what the applications are named after, so that two runs on one cluster do not meet and
             one that was killed finds its own again.
@@ -127,8 +115,8 @@ def asking(arms: Sequence[ServedModelConfig], timeout: float, run: str) -> Gener
     Raises:
         ValueError: a model cannot be loaded, or a function, endpoint or table cannot be had.
     """
-    models = [arm for arm in arms if arm.kind == "model"]
-    asks: dict[str, Ask] = {a.name: FunctionReplica(a).answer for a in arms if a.kind != "model"}
+    models = [arm for arm in arms if isinstance(parse_where(arm.where), LocalModel)]
+    asks: dict[str, Ask] = {a.name: FunctionReplica(a).answer for a in arms if a not in models}
     folder = re.sub(r"\W", "_", Path(run).name, flags=re.ASCII)
     with _applications(models, f"laser_{folder}_{digest(run)[:8]}") as handles:
         asked = Arms(asks | {n: handle.answer.remote for n, handle in handles.items()}, timeout)
@@ -159,7 +147,7 @@ def _applications(models: Sequence[ServedModelConfig], run: str) -> Generator[di
             except RuntimeError as error:
                 raise ValueError(f"an arm could not be started: {reasons(names)}") from error
             yield {
-                arm: serve.get_deployment_handle(JUDGE, app_name=name)
+                arm: serve.get_deployment_handle(DEPLOYMENT, app_name=name)
                 for arm, name in names.items()
             }
         finally:

@@ -1,6 +1,6 @@
-"""The gateway's Serve application, and how the models before it are doing.
+"""Serve application of the gateway, and the states of the models behind it.
 
-A file of its own, since a gateway's replica loads what this file does: neither torch nor a model.
+It is a file of its own since a gateway's replica imports what this file does: no torch, no model.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
-from actors.gateway import Gateway, Model, State
+from actors.gateway import Gateway, Model, ModelState
 from actors.http import make_app
 from panoply.config.serve import GatewayArgs
 from panoply.wire.dialect import RequestLimits
 
 T = TypeVar("T")
-JUDGE = "Judge"
-"""Name of their deployment."""
+DEPLOYMENT = "RewardModel"
+"""Name of the deployment of any model, in the application that carries the model's name."""
 MOST_CALLS = 1024
-"""Calls that a replica has in hand; its own queue is what turns requests away."""
+"""Maximum requests in progress per replica; its own queue turns requests away before that."""
 POLL_SECONDS = 1.0
 TRIES = 2
-"""Loading what failed fails again, mostly."""
+"""Attempts to load a model: what failed mostly fails again."""
 GONE = "its application is not there"
 
 
@@ -46,25 +46,27 @@ def model_name(server: str, model: str) -> str:
 
 
 def read_args(kind: type[T], args: Mapping[str, Any]) -> T:
-    """Returns what an application is made from.
+    """Returns the arguments of an application, checked.
 
     Raises:
-        ValueError: a setting that there is not, or one that is wrong; in one line, since Serve's
-            message of a failed application ends with a traceback.
+        ValueError: a setting is unknown or wrong; in one line, since Serve's message of a failed
+            application ends with a traceback.
     """
     try:
         return TypeAdapter(kind).validate_python(args)
     except ValidationError as error:
-        faults = ((".".join(map(str, one["loc"])), one["msg"]) for one in error.errors())
-        told = "; ".join(f"{name}: {fault}" if name else fault for name, fault in faults)
-        raise ValueError(told) from None
+        faults: list[str] = []
+        for fault in error.errors():
+            name = ".".join(map(str, fault["loc"]))
+            faults.append(f"{name}: {fault['msg']}" if name else fault["msg"])
+        raise ValueError("; ".join(faults)) from None
 
 
 def gateway_app(args: Mapping[str, Any]) -> Application:
     """Returns the application of the gateway, from the fields of a `GatewayArgs`.
 
     Raises:
-        ValueError: a setting is wrong: a key or the default is for a model that there is not.
+        ValueError: a setting is wrong: a key or the default names no model of the server.
     """
     config = read_args(GatewayArgs, args)
     deployment = serve.deployment(
@@ -89,18 +91,18 @@ def http_gateway(config: GatewayArgs) -> FastAPI:
     models: dict[str, Model] = {}
     for name, app in apps.items():
         # Not `get_deployment_handle`: `serve deploy` may start this application before the models'.
-        handle: DeploymentHandle[Any] = DeploymentHandle(JUDGE, app)
+        handle: DeploymentHandle[Any] = DeploymentHandle(DEPLOYMENT, app)
         models[name] = Model(ask=handle.answer.remote, about=handle.about.remote)
     gateway = Gateway(models, config.default or config.models[0], config.timeout)
 
     @asynccontextmanager
     async def watching(_: FastAPI) -> AsyncGenerator[None]:
-        async def logger() -> None:
+        async def poll() -> None:
             while True:
-                await gateway.learn(await asyncio.to_thread(states, apps))
+                await gateway.learn(await asyncio.to_thread(model_states, apps))
                 await asyncio.sleep(POLL_SECONDS)
 
-        task = asyncio.create_task(logger())
+        task = asyncio.create_task(poll())
         yield
         task.cancel()
 
@@ -121,39 +123,39 @@ def secret(variable: str) -> str:
     return os.environ[variable]
 
 
-def states(apps: Mapping[str, str]) -> dict[str, tuple[State, str]]:
-    """Returns how applications are doing, and why those that failed did.
+def model_states(apps: Mapping[str, str]) -> dict[str, tuple[ModelState, str]]:
+    """Returns the states of applications, with the reasons of those that failed.
 
     Args:
-        apps: their names, by what they are called in the answer.
+        apps: their names, by the names to use in the answer.
     """
-    known = serve.status().applications
-    found: dict[str, tuple[State, str]] = {}
+    running_apps = serve.status().applications
+    states: dict[str, tuple[ModelState, str]] = {}
     for name, app_name in apps.items():
-        app = known.get(app_name)
+        app = running_apps.get(app_name)
         if app is None:
-            found[name] = ("failed", GONE)
+            states[name] = ("failed", GONE)
             continue
         status, replicas = app.status, next(iter(app.deployments.values()), None)
         by_state = replicas.replica_states if replicas else {}
         running = sum(count for state, count in by_state.items() if state == "RUNNING")
         if status == "DEPLOY_FAILED" or (status == "UNHEALTHY" and not running):
-            found[name] = ("failed", cause((replicas.message if replicas else "") or app.message))
+            states[name] = ("failed", cause((replicas.message if replicas else "") or app.message))
         elif status == "RUNNING":
-            found[name] = ("ready" if running else "idle", "")
+            states[name] = ("ready" if running else "idle", "")
         else:
-            found[name] = ("ready" if running else "starting", "")
-    return found
+            states[name] = ("ready" if running else "starting", "")
+    return states
 
 
 def cause(message: str) -> str:
-    """Returns the error at the end of Serve's message, which holds a traceback of tracebacks."""
+    """Returns the error at the end of Serve's message, behind a traceback of tracebacks."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return lines[-1] if lines else "for a reason that Serve does not tell"
+    return lines[-1] if lines else "for a reason that Ray Serve does not give"
 
 
 def agents() -> list[str]:
-    """Returns where the nodes tell their metrics."""
+    """Returns the addresses of the nodes' metrics."""
     return [
         f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
         for node in ray.nodes()

@@ -1,4 +1,4 @@
-"""The Serve application of one model: its replicas, and how they come and go."""
+"""Serve application of one model: its replicas and their scaling."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from ray.serve.config import RequestRouterConfig
 
 from actors.function_replica import FunctionReplica
 from panoply.config.serve import ServedModelConfig
-from workflows.cluster.gateway import JUDGE, MOST_CALLS, TRIES, read_args
+from panoply.scorers.where import LocalModel, parse_where
+from workflows.cluster.gateway import DEPLOYMENT, MOST_CALLS, TRIES, read_args
 
 ROUTER = "actors.affinity.PromptAffinity"
 
 
 def model_app(args: Mapping[str, Any]) -> Application:
-    """Returns the application of one model, from the fields of an `ServedModelConfig`.
+    """Returns the application of one model, from the fields of a `ServedModelConfig`.
 
     Raises:
-        ValueError: a setting that there is not, or one that is wrong.
+        ValueError: a setting is unknown or wrong.
     """
     if "key_variable" in args:
         raise ValueError(
             "`key_variable` of a model protects nothing: clients come by the gateway. Name the key "
             f"in its `keys` instead: {{{args.get('name')}: {args['key_variable']}}}"
         )
-    arm = read_args(ServedModelConfig, args)
-    scaling = arm.scaling
+    config = read_args(ServedModelConfig, args)
+    scaling = config.scaling
     fixed = scaling.min_replicas == scaling.max_replicas
     replicas: dict[str, Any] = {"num_replicas": scaling.max_replicas}
     if not fixed:
@@ -45,7 +46,7 @@ def model_app(args: Mapping[str, Any]) -> Application:
             }
         }
     deployment = serve.deployment(
-        name=JUDGE,
+        name=DEPLOYMENT,
         max_ongoing_requests=MOST_CALLS,
         max_queued_requests=4 * MOST_CALLS,
         max_constructor_retry_count=TRIES,
@@ -56,9 +57,9 @@ def model_app(args: Mapping[str, Any]) -> Application:
         logging_config={"enable_access_log": False},
         **replicas,
     )
-    if arm.kind != "model":
-        return deployment(FunctionReplica).bind(arm)
+    if not isinstance(parse_where(config.where), LocalModel):
+        return deployment(FunctionReplica).bind(config)
     # Torch loads here alone: functions and other servers do without.
     from actors.model_replica import RewardModelReplica
 
-    return deployment(RewardModelReplica).bind(arm)
+    return deployment(RewardModelReplica).bind(config)

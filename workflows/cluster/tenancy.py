@@ -1,6 +1,6 @@
-"""A cluster shared with others: names that are held, what Ray Serve runs, and what is taken down.
+"""Sharing a cluster: names that runs hold, the state of Ray Serve, and the removal of applications.
 
-Ray Serve is one per cluster, with one HTTP port. Whatever a run deploys carries the run's name.
+There is one Ray Serve per cluster, with one HTTP port. Whatever a run deploys carries its name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from actors.holder import Holder
 
 NAMESPACE = "panoply"
 GIVEN_FREE_SECONDS = 5.0
-"""Within which Ray gives a name free whose driver has ended."""
+"""Time that Ray takes to free a name whose driver has ended."""
 
 
 @contextmanager
@@ -25,8 +25,8 @@ def holding(name: str, way_out: str) -> Generator[None]:
     """Holds a name on the cluster, which nobody else has until this process ends.
 
     Args:
-        name: of what a run puts onto the cluster.
-        way_out: what to do where somebody else holds it.
+        name: prefix of everything that the run deploys.
+        way_out: advice for the case that somebody else holds it.
 
     Raises:
         ValueError: somebody else holds it.
@@ -51,7 +51,7 @@ def holding(name: str, way_out: str) -> Generator[None]:
 
 
 def serve_controller() -> Any:
-    """Returns the actor of Ray Serve that all others obey; None where it does not run."""
+    """Returns Ray Serve's controller; None where it does not run."""
     try:
         return ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
     except ValueError:
@@ -59,7 +59,7 @@ def serve_controller() -> Any:
 
 
 def serve_details() -> dict[str, Any]:
-    """Returns what Ray Serve, which has to run, says of itself, as its REST API does."""
+    """Returns the description of Ray Serve, which has to run, as in its REST API."""
     details: Any = ray.get(serve_controller().get_serve_instance_details.remote())
     return details
 
@@ -68,15 +68,15 @@ def take_down(apps: Collection[str], *, started: bool) -> None:
     """Deletes applications; ends Ray Serve too if this run started it and nobody else is there.
 
     Args:
-        apps: names of the run's own.
+        apps: names of the run's own applications.
         started: whether this run started Ray Serve.
     """
     if serve_controller() is None:  # somebody else was faster
         return
-    there = serve.status().applications
-    if started and not set(there) - set(apps):
+    deployed = set(serve.status().applications)
+    if started and deployed <= set(apps):
         serve.shutdown()
         return
     for name in apps:
-        if name in there:
+        if name in deployed:
             serve.delete(name)

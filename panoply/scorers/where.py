@@ -1,0 +1,117 @@
+"""The grammar of WHERE, which names a scorer in every command and file.
+
+| WHERE | scorer |
+| --- | --- |
+| a folder, `owner/name`, `models:/NAME@ALIAS` | a reward model: ours, or of a published layout |
+| `function:MODULE:NAME`, `function:FILE.py:NAME` | a Python function |
+| `DIALECT+URL#MODEL` | an endpoint of another server |
+| `replay:FILE` | recorded scores |
+
+A new kind of scorer is its own module, and here a class, its prefix and its case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, TypeAlias, assert_never
+
+from panoply.config.serve import ServedModelConfig
+from panoply.scorers.endpoint import EndpointScorer
+from panoply.scorers.function import load_function
+from panoply.scorers.recorded import RecordedScorer
+from panoply.wire.request import Item, Score
+
+
+class Scorer(Protocol):
+    """Scores items without a reward model of this process."""
+
+    async def score(self, items: Sequence[Item]) -> tuple[tuple[Score, ...], ...]:
+        """Returns the scores of all items; those that failed as errors of their response."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LocalModel:
+    """A reward model that this cluster loads."""
+
+    kind: ClassVar[str] = "model"
+    path: str
+    """Folder, hub name, or `models:/` and its name in MLflow's registry."""
+
+
+@dataclass(frozen=True, slots=True)
+class PythonFunction:
+    """A Python function."""
+
+    kind: ClassVar[str] = "function"
+    place: str
+    """`MODULE:NAME` or `FILE.py:NAME`."""
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteEndpoint:
+    """An endpoint of another server."""
+
+    kind: ClassVar[str] = "remote"
+    url: str
+    dialect: str
+    model: str
+    """Name of the model there; empty where the server has one."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedScores:
+    """A table of recorded scores."""
+
+    kind: ClassVar[str] = "replay"
+    file: str
+
+
+Where: TypeAlias = LocalModel | PythonFunction | RemoteEndpoint | RecordedScores
+
+
+def parse_where(where: str) -> Where:
+    """Returns the scorer that a WHERE names; nothing is looked up."""
+    if where.startswith("function:"):
+        return PythonFunction(where.removeprefix("function:"))
+    if where.startswith("replay:"):
+        return RecordedScores(where.removeprefix("replay:"))
+    if "://" not in where or where.startswith("models:/"):
+        return LocalModel(where)
+    address, _, model = where.partition("#")
+    scheme, _, rest = address.partition("://")
+    dialect, plus, inner = scheme.partition("+")
+    if plus:
+        return RemoteEndpoint(f"{inner}://{rest}", dialect, model)
+    return RemoteEndpoint(address, "panoply", model)
+
+
+def open_scorer(config: ServedModelConfig, *, on_node: bool = True) -> Scorer:
+    """Returns what scores behind a name, where that is no model of this cluster.
+
+    Args:
+        config: the name and its settings.
+        on_node: whether this is the node on which it runs, which holds the key of an endpoint.
+
+    Raises:
+        ValueError, FileNotFoundError: there is no such function or table, or the endpoint cannot
+            be asked so.
+    """
+    match where := parse_where(config.where):
+        case LocalModel():
+            raise ValueError(f"{config.name!r} is a reward model, which a model's replica loads")
+        case PythonFunction():
+            return load_function(where.place)
+        case RecordedScores():
+            return RecordedScorer(where.file)
+        case RemoteEndpoint():
+            return EndpointScorer(
+                where.url,
+                where.dialect,
+                model=where.model,
+                template=config.remote_template,
+                api_key_env=config.remote_key_variable if on_node else "",
+            )
+        case _:
+            assert_never(where)

@@ -1,0 +1,62 @@
+"""The grammar of WHERE: one parser, and a class for each kind of scorer."""
+
+from typing import get_args
+
+import pytest
+
+from panoply.config.serve import ServedModelConfig
+from panoply.scorers.endpoint import EndpointScorer
+from panoply.scorers.function import FunctionScorer
+from panoply.scorers.where import (
+    LocalModel,
+    PythonFunction,
+    RecordedScores,
+    RemoteEndpoint,
+    Where,
+    open_scorer,
+    parse_where,
+)
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        ("runs/embedded/model", LocalModel("runs/embedded/model")),
+        ("Skywork/Reward-V2", LocalModel("Skywork/Reward-V2")),
+        ("models:/armorm@live", LocalModel("models:/armorm@live")),
+        ("function:package.module:name", PythonFunction("package.module:name")),
+        ("function:dir/file.py:name", PythonFunction("dir/file.py:name")),
+        ("replay:scores.parquet", RecordedScores("scores.parquet")),
+        ("vllm+http://host:8000#m", RemoteEndpoint("http://host:8000", "vllm", "m")),
+        ("tei+https://host/rerank", RemoteEndpoint("https://host/rerank", "tei", "")),
+        ("http://host:8000", RemoteEndpoint("http://host:8000", "panoply", "")),
+    ],
+)
+def test_each_form_of_where_names_its_kind_of_scorer(where, expected):
+    assert parse_where(where) == expected
+
+
+def test_every_kind_has_a_name_of_its_own():
+    kinds = [kind.kind for kind in get_args(Where)]
+    assert sorted(kinds) == ["function", "model", "remote", "replay"]
+
+
+def test_a_scorer_is_opened_by_its_where_and_a_wrong_one_is_named():
+    def opened(where):
+        return open_scorer(ServedModelConfig(name="m", where=where))
+
+    assert isinstance(opened("function:panoply.serve.verifiers:length"), FunctionScorer)
+    assert isinstance(opened("sglang+http://host:8000"), EndpointScorer)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        opened("replay:nowhere.parquet")
+    with pytest.raises(ValueError, match=r"`dialect`.*'grpc'"):
+        opened("grpc+http://host:8000")
+    with pytest.raises(ValueError, match="'m' is a reward model"):
+        opened("runs/embedded/model")
+
+
+def test_the_key_of_an_endpoint_is_looked_up_on_the_node_that_asks_it():
+    config = ServedModelConfig(name="m", where="http://host", remote_key_variable="NOT_SET_HERE")
+    assert isinstance(open_scorer(config, on_node=False), EndpointScorer)
+    with pytest.raises(ValueError, match="NOT_SET_HERE"):
+        open_scorer(config)
