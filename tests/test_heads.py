@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from workflows.cluster.scorers import train_heads
 
 from actors.fitters import HeadTask, load_head
 from panoply.armorm.mixtures import fit_simplex
 from panoply.config.armorm import GateConfig
 from panoply.model.gate import make_gate
-from workflows.cluster.scorers import train_heads
 
 SIZE, OBJECTIVES = 12, 3
 CONFIG = GateConfig(

@@ -3,8 +3,8 @@
 import json
 
 import numpy as np
-
 from workflows.cluster.scorers import scaled_metrics
+
 from workflows.cluster.tracking import write_json
 
 

@@ -24,6 +24,8 @@ from panoply.measure.calibration import log_loss
 from panoply.measure.metrics import accuracy
 from panoply.types import Array
 
+STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""Strengths among which `fit_linear` usually chooses."""
 MAX_COEFFICIENT = 1e3
 """Bound on v_i times the root mean square of d_i: separable data have no optimum."""
 _GRADIENT = 1e-8
