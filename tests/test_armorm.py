@@ -174,7 +174,7 @@ def test_evaluate_scores_new_pairs_and_knows_those_trained_on(finished, tmp_path
 
 
 def test_an_objective_of_one_prompt_is_left_out_and_named(tiny_model_folder, tmp_path):
-    from workflows.cluster.ingest import ingest
+    from panoply.armorm.training_data import read_training_data
 
     one_prompt = rating_rows(60, lambda i: float(i % 3))
     one_prompt["prompt"] = [[{"role": "user", "content": "Rate the whole."}]] * 60
@@ -187,12 +187,12 @@ def test_an_objective_of_one_prompt_is_left_out_and_named(tiny_model_folder, tmp
         "pairs": (str(tmp_path / "pairs.parquet"),),
     }
     config = tiny_config(tmp_path, tiny_model_folder, planted=None, **files)
-    data = ingest(config, tmp_path / "data")
+    data = read_training_data(config, tmp_path / "data")
     assert data.ratings.objectives == ("many-quality",)
     assert "of one prompt or group" in data.left_out["one-quality"]
     named = replace(config.objectives, verbosity="one-quality")
     with pytest.raises(ValueError, match=r"verbosity.*one-quality.*many-quality"):
-        ingest(replace(config, objectives=named), tmp_path / "data")
+        read_training_data(replace(config, objectives=named), tmp_path / "data")
 
 
 def rating_rows(n, value=lambda i: float(i % 5)):
@@ -216,7 +216,7 @@ def rating_rows(n, value=lambda i: float(i % 5)):
 def test_unusable_ratings_are_told_before_anything_is_embedded(
     rows, message, tiny_model_folder, tmp_path
 ):
-    from workflows.cluster.ingest import ingest
+    from panoply.armorm.training_data import read_training_data
 
     pq.write_table(pa.table(rows), tmp_path / "ratings.parquet")
     pq.write_table(make_world(0, num_prompts=60).pairs, tmp_path / "pairs.parquet")
@@ -228,5 +228,5 @@ def test_unusable_ratings_are_told_before_anything_is_embedded(
         pairs=(str(tmp_path / "pairs.parquet"),),
     )
     with pytest.raises(ValueError, match=message):
-        ingest(config, tmp_path / "data")
+        read_training_data(config, tmp_path / "data")
     assert not (tmp_path / "store").exists()
