@@ -34,7 +34,7 @@ def feature_key(backbone: Backbone, config: BackboneConfig) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class BackboneProfile:
-    """How the backbone computes on the workers' hardware, measured by one before all start."""
+    """Properties of the backbone on the workers' hardware, measured by one before all start."""
 
     key: Mapping[str, Any]
     """All that features depend on but the depth, as it comes out on the workers' hardware."""

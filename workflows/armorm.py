@@ -29,7 +29,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from safetensors.torch import load_file
@@ -62,13 +62,12 @@ from panoply.armorm.out_of_fold import FoldedRidge, Objectives, rating_units, tr
 from panoply.armorm.pair_features import (
     PairFeatures,
     PairValues,
-    PreferenceObjectives,
     fit_preferences,
     predict_pairs,
 )
 from panoply.armorm.training_data import TrainingData, read_training_data
 from panoply.config.armorm import ArmoRMConfig
-from panoply.data.features import FeatureStore
+from panoply.data.features import StoredFeatures
 from panoply.hub.artefact.model_card import write_card
 from panoply.hub.backbone.backbone import resolve
 from panoply.measure.calibration import reliability
@@ -89,8 +88,6 @@ from workflows.cluster.ray_cluster import (
     store_root,
 )
 from workflows.cluster.tracking import git_commit, open_tracker, write_json
-
-Head = TypeVar("Head", Gate, ScalarHead)
 
 
 def run_armorm(config: ArmoRMConfig, logger: RunLogger) -> dict[str, Any]:
@@ -127,16 +124,18 @@ def train_and_measure(
     job = open_backbone(config, data, out, logger)
     spec, candidates = choose_features(config, data, job, logger)
     store, embedded = embed(data.texts, job, (spec.depth,), logger)
-    objectives, prompt_alone = fit_objectives(config, data, store, spec, out)
+    texts = store.features("texts", data.ratings.text_N, spec.columns)
+    prompts = store.features("prompts", data.ratings.prompt_N, (spec.gate_column,))
+    objectives, prompt_alone = fit_objectives(config, data, texts, prompts, out)
     logger.info(f"objectives: {len(objectives.names)} fitted")
 
     # The pairs see the objectives as new prompts will: through ridges that have not seen them.
     folder = out / "pairs"
     features = PairFeatures.read(store, pairs, spec.columns, spec.gate_column, folder)
-    preferences = PreferenceObjectives.none(features)
+    values, preferences = predict_pairs(objectives, features, pairs.split.fold_N), None
     if config.preference_objectives:
         preferences = fit_preferences(pairs, features, config.objectives.num_folds)
-    values = preferences.beside(predict_pairs(objectives, features, pairs.split.fold_N))
+        values = preferences.beside(values)
     penalties = length_penalties(*values.stacked(train))
     inputs = PairInputs(features, values.debiased(penalties).difference())
     logger.info(f"debiased {len(values.names)} objectives against length")
@@ -158,7 +157,9 @@ def train_and_measure(
         **report_gate(data, values.debiased(penalties), gate_PO, scorers["pairs"]),
         "left_out": dict(data.left_out),
         "debias": report_debias(values, penalties, pairs, before_PO, gate_PO),
-        "objectives": report_stage_1(data, store, spec, objectives, prompt_alone),
+        "objectives": report_objectives(
+            data.ratings, texts, prompts, objectives.rated, prompt_alone
+        ),
         "layer_choice": [asdict(each) | {"chosen": each is spec} for each in candidates],
         "embedding": embedded | job.profile.summary,
         "artefact": artefact,
@@ -221,21 +222,30 @@ def choose_features(
 
 
 def fit_objectives(
-    config: ArmoRMConfig, data: TrainingData, store: FeatureStore, spec: FeatureSpec, out: Path
+    config: ArmoRMConfig,
+    data: TrainingData,
+    texts: StoredFeatures,
+    prompts: StoredFeatures,
+    out: Path,
 ) -> tuple[Objectives, FoldedRidge]:
     """Fits stage 1: sums per block on Ray Train, then all ridges.
 
     Log length needs no raters, so it is learned from the texts of ratings and pairs alike.
+
+    Args:
+        config: the run.
+        data: its data.
+        texts: features of the rated responses.
+        prompts: features of their prompts.
+        out: folder of the run.
 
     Returns:
         The objectives, and the same fitted to the prompts' features alone.
     """
     ratings, pairs, settings = data.ratings, data.pairs, config.objectives
     fold_N, fold_P = training_folds(ratings.split), training_folds(pairs.split)
-    texts = store.features("texts", ratings.text_N, spec.columns)
-    prompts = store.features("prompts", ratings.prompt_N, (spec.gate_column,))
     all_ids = np.concatenate([ratings.text_N, pairs.chosen_P, pairs.rejected_P])
-    all_texts = store.features("texts", all_ids, spec.columns)
+    all_texts = texts.store.features("texts", all_ids, texts.columns)
     lengths = np.concatenate([ratings.length_N, pairs.chosen_length_P, pairs.rejected_length_P])
     log_length_N1 = np.log1p(lengths)[:, None]
     length_fold_N = np.concatenate([fold_N, fold_P, fold_P])
@@ -285,21 +295,18 @@ def train_heads(
     run_train(fit_heads, heads, config.num_workers, out / "train", "heads-pairs")
 
     def load_gate(task: HeadTask) -> Gate:
-        sizes = inputs.features.gate_PD.shape[1], len(values.names)
-        return load_head(folder, task, make_gate(*sizes, config.gate))
+        gate = make_gate(inputs.features.gate_PD.shape[1], len(values.names), config.gate)
+        gate.load_state_dict(load_file(folder / f"{task.name}.safetensors"))
+        return gate.eval().requires_grad_(False)
 
+    mlp = make_mlp(inputs.features.chosen_PF.shape[1])
+    mlp.load_state_dict(load_file(folder / "mlp.safetensors"))
     return TrainedHeads(
         gate=load_gate(tasks["gate"]),
         gate_biased=load_gate(tasks["gate-biased"]),
-        mlp=load_head(folder, tasks["mlp"], make_mlp(inputs.features.chosen_PF.shape[1])),
+        mlp=mlp.eval().requires_grad_(False),
         without_source={source: load_gate(task) for source, task in left_out.items()},
     )
-
-
-def load_head(folder: Path, task: HeadTask, head: Head) -> Head:
-    """Fills a head with its trained state, for inference."""
-    head.load_state_dict(load_file(folder / f"{task.name}.safetensors"))
-    return head.eval().requires_grad_(False)
 
 
 def score_pairs(
@@ -358,21 +365,3 @@ def report_gate(
         )
         metrics["planted"] = report_planted(pair_metrics, correlation)
     return metrics
-
-
-def report_stage_1(
-    data: TrainingData,
-    store: FeatureStore,
-    spec: FeatureSpec,
-    objectives: Objectives,
-    prompt_alone: FoldedRidge,
-) -> dict[str, Any]:
-    """Returns the metrics of every objective on *test*."""
-    ratings = data.ratings
-    texts = store.features("texts", ratings.text_N, spec.columns)
-    prompts = store.features("prompts", ratings.prompt_N, (spec.gate_column,))
-    return report_objectives(
-        ratings,
-        objectives.rated.predict(texts, ratings.split.fold_N),
-        prompt_alone.predict(prompts, ratings.split.fold_N),
-    )

@@ -34,7 +34,7 @@ class Baseline:
     fit: Callable[[Rows, Rows], Array]
     """Differences of *train* and of *select* -> parameters."""
     score: Callable[[Array, Array], Array]
-    """What is read `[B, ...]`, parameters -> scores `[B]`."""
+    """Values or features `[B, ...]`, parameters -> scores `[B]`."""
     is_rival: bool = False
     """Whether its distance to the gate is reported with an interval, and its calibration."""
 

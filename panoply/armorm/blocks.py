@@ -120,8 +120,8 @@ def fit_blocks(sums: BlockSums, num_objectives: int, config: ObjectivesConfig) -
         folds = [sums.read(fold, patterns) for fold in range(config.num_folds)]
         select = sums.read(SELECT, patterns)
         fits.append(fit_folds(folds, select, num_objectives, config.strengths))
-    left_out = [_join([fit.folds[k] for fit in fits]) for k in range(config.num_folds)]
-    return FoldedRidge(_join([fit.full for fit in fits]), tuple(left_out))
+    left_out = zip(*(fit.folds for fit in fits), strict=True)
+    return FoldedRidge(_join([fit.full for fit in fits]), tuple(map(_join, left_out)))
 
 
 def _join(parts: Sequence[Ridge]) -> Ridge:

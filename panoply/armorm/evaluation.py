@@ -1,4 +1,4 @@
-"""How well objectives are predicted, and how far length is out of them.
+"""Metrics of stage 1: how well objectives are predicted, and how far length is out of them.
 
 Legend: `N` ratings, `P` pairs, `O` objectives.
 """
@@ -12,7 +12,9 @@ import numpy as np
 
 from panoply.armorm.debias import Penalties, difference_spearman, length_spearman
 from panoply.armorm.mixtures import fit_simplex
+from panoply.armorm.out_of_fold import FoldedRidge
 from panoply.armorm.pair_features import PairValues
+from panoply.data.features import Features
 from panoply.data.tables import PairTable, RatingTable
 from panoply.measure.intervals import percentiles, resampled_spearman
 from panoply.measure.metrics import pair_metrics, regression_metrics, spearman
@@ -26,7 +28,11 @@ SIGNAL_MARGIN = 0.05
 
 
 def report_objectives(
-    ratings: RatingTable, values_NO: Array, prompt_alone_NO: Array
+    ratings: RatingTable,
+    texts: Features,
+    prompts: Features,
+    rated: FoldedRidge,
+    prompt_alone: FoldedRidge,
 ) -> dict[str, dict[str, Any]]:
     """Returns metrics of each objective on *test*, beside length alone and the prompt alone.
 
@@ -35,9 +41,13 @@ def report_objectives(
 
     Args:
         ratings: with the labels.
-        values_NO: predicted from responses; out of fold in *train*.
-        prompt_alone_NO: predicted from the prompts' features alone; out of fold in *train*.
+        texts: features of the rated responses.
+        prompts: features of their prompts.
+        rated: fitted to `texts`.
+        prompt_alone: the same objectives fitted to `prompts`.
     """
+    values_NO = rated.predict(texts, ratings.split.fold_N)
+    prompt_alone_NO = prompt_alone.predict(prompts, ratings.split.fold_N)
     report: dict[str, dict[str, Any]] = {}
     for i, name in enumerate(ratings.objectives):
         metrics: dict[str, Any] = {}

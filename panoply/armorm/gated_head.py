@@ -15,7 +15,7 @@ from panoply.types import Ints
 
 def assemble_head(
     objectives: Objectives,
-    preferences: PreferenceObjectives,
+    preferences: PreferenceObjectives | None,
     penalties: Penalties,
     gate: Gate,
     values: PairValues,
@@ -24,7 +24,7 @@ def assemble_head(
     """Returns the head R(x, y) = sum_i g_i(x) (r_i / u_i - lambda_i r_v) of all fitted parts.
 
     Args:
-        objectives: the ridges of the rated objectives, on all of *train*.
+        objectives: ridges of the rated objectives; those fitted on all of *train* are taken.
         preferences: Bradley-Terry heads behind them; they have no intercept and the unit 1.
         penalties: lambda of all objectives.
         gate: the trained gate.
@@ -32,18 +32,22 @@ def assemble_head(
         train: rows of the training pairs.
     """
     rated, length = objectives.rated.full, objectives.length.full
-    num_extra = len(preferences.names)
+    weight_OF, num_rated = rated.weights, len(rated.bias)
+    if preferences is not None:
+        weight_OF = np.concatenate([weight_OF, preferences.weights_KF])
+    bias_O, unit_O = np.zeros(len(weight_OF)), np.ones(len(weight_OF))
+    bias_O[:num_rated], unit_O[:num_rated] = rated.bias, objectives.unit_O
     debiased, _ = values.debiased(penalties).stacked(train)
-    head = GatedHead(len(values.names), rated.weights.shape[1], gate)
     numbers = {
-        "weight": [*rated.weights, *preferences.weights_KF],
-        "bias": [*rated.bias, *[0.0] * num_extra],
-        "unit": [*objectives.unit_O, *[1.0] * num_extra],
+        "weight": weight_OF,
+        "bias": bias_O,
+        "unit": unit_O,
         "length_weight": length.weights[0],
         "length_bias": length.bias[0],
         "penalty": penalties.penalty,
         "center": debiased.mean(0),
     }
+    head = GatedHead(*weight_OF.shape, gate)
     for name, value in numbers.items():
-        getattr(head, name).copy_(torch.as_tensor(np.array(value), dtype=torch.float32))
+        head.get_buffer(name).copy_(torch.as_tensor(value))
     return head.eval().requires_grad_(False)

@@ -27,7 +27,7 @@ from panoply.armorm.out_of_fold import (
     rating_units,
     training_folds,
 )
-from panoply.armorm.pair_features import PairFeatures, PreferenceObjectives, predict_pairs
+from panoply.armorm.pair_features import PairFeatures, predict_pairs
 from panoply.config.armorm import GateConfig, ObjectivesConfig
 from panoply.data.tables import Split
 from panoply.files import whole_file
@@ -86,8 +86,8 @@ class ArmoRM:
             features_BF: of the responses.
             gate_BD: of the prompt of each response.
         """
-        features, gate = (np.asarray(x, np.float32) for x in (features_BF, gate_BD))
-        return self.head(torch.from_numpy(features), torch.from_numpy(gate)).score_B.numpy()
+        features = torch.as_tensor(features_BF, dtype=torch.float32)
+        return self.head(features, torch.as_tensor(gate_BD, dtype=torch.float32)).score_B.numpy()
 
     def save(self, file: Path) -> None:
         """Writes the model as one `.npz`, whole or not at all."""
@@ -197,9 +197,7 @@ def fit(
     module = make_gate(compared.gate_PD.shape[1], len(names), gate)
     module.load_state_dict(train_head(examples, train, select, gate, seed))
     module.eval().requires_grad_(False)
-    head = assemble_head(
-        fitted, PreferenceObjectives.none(features), penalties, module, values, train
-    )
+    head = assemble_head(fitted, None, penalties, module, values, train)
     margin_P = (gate_weights(module, compared.gate_PD) * difference_PO).sum(1)
     scale = fit_scale(margin_P[calibrate])
     return ArmoRM(names, head, gate, 1 / scale if scale else float("inf"))

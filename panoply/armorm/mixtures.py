@@ -113,7 +113,10 @@ def fit_linear(
     for alpha in alphas[::-1]:  # the strong ones are quick, and near the next
         v, start = _minimize(d, even, alpha, lower=-np.inf, start=start)
         path.insert(0, v)
-    losses = [log_loss(np.concatenate([x @ v for _, x in _chunks(select)])) for v in path]
+    losses: list[float] = []
+    for v in path:
+        margins = [x @ v for _, x in _chunks(select)]
+        losses.append(log_loss(np.concatenate(margins)))
     best = max(range(len(path)), key=lambda i: (-losses[i], i))
     return Linear(path[best], best)
 

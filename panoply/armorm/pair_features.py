@@ -121,12 +121,6 @@ class PreferenceObjectives:
     values_2PK: Array
     """Out of fold in *train*."""
 
-    @classmethod
-    def none(cls, features: PairFeatures) -> PreferenceObjectives:
-        """Returns no objectives."""
-        num_pairs, size = features.chosen_PF.shape
-        return cls((), np.empty((0, size)), np.empty((2, num_pairs, 0)))
-
     def beside(self, values: PairValues) -> PairValues:
         """Returns the rated objectives with these behind them."""
         joined = np.concatenate([values.values_2PO, self.values_2PK], axis=2)

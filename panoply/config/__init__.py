@@ -1,4 +1,4 @@
-"""Settings of every run: frozen dataclasses, standard library only. Values are checked when made."""
+"""Settings of every run: frozen dataclasses of the standard library, checked when made."""
 
 from __future__ import annotations
 

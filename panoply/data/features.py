@@ -42,7 +42,7 @@ def open_store(uri: str) -> tuple[pafs.FileSystem, str]:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where ids are: number in `shards` and row in that shard, -1 where no shard holds the id."""
+    """Places of ids: number in `shards` and row in that shard, -1 where no shard holds the id."""
 
     shards: tuple[str, ...]
     shard_N: Ints

@@ -1,4 +1,4 @@
-"""What is reported about scorers on pairs: metrics pooled, macro over sources and per source.
+"""Report of scorers on pairs: metrics pooled, macro over sources and per source.
 
 Legend: `P` pairs, `O` objectives.
 """

@@ -222,11 +222,11 @@ def shard_rows(texts: TextFiles, plan: pa.Table) -> ray.data.Dataset:
     return joined.repartition(target_num_rows_per_block=1).materialize()
 
 
-def plan_shards(wanted: pa.Table, store: FeatureStore, file: Path, token_budget: int) -> pa.Table:
+def plan_shards(texts: pa.Table, store: FeatureStore, file: Path, token_budget: int) -> pa.Table:
     """Returns the plan of a run, with the token budget in its metadata; keeps it in `file`.
 
     Args:
-        wanted: the run's texts, see `wanted_texts`.
+        texts: those of the run, see `wanted_texts`.
         store: the cache; what it holds is not planned.
         file: where the plan is, if the run began before; what it holds stays as it is.
         token_budget: that of a new plan.
@@ -238,7 +238,7 @@ def plan_shards(wanted: pa.Table, store: FeatureStore, file: Path, token_budget:
         earlier, planned = [plan], plan["text_id"].to_pylist()
         first = int(plan["shard"].to_numpy().max()) + 1
         token_budget = int(plan.schema.metadata[BUDGET])
-    left = wanted.filter(pc.invert(is_in(wanted["text_id"], planned)))  # pyright: ignore[reportAttributeAccessIssue]
+    left = texts.filter(pc.invert(is_in(texts["text_id"], planned)))  # pyright: ignore[reportAttributeAccessIssue]
     left = left.filter(pa.array(store.find("texts", left["text_id"].to_pylist()).missing_N))
     if not left.num_rows and earlier:
         return earlier[0]
