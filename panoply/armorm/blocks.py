@@ -126,7 +126,7 @@ def fit_blocks(sums: BlockSums, num_objectives: int, config: ObjectivesConfig) -
 
 def _join(parts: Sequence[Ridge]) -> Ridge:
     """Returns one ridge of parts that each fitted other objectives and left NaN elsewhere."""
-    whole = Ridge(*(array.copy() for array in parts[0]))
+    whole = Ridge(parts[0].weights.copy(), parts[0].bias.copy(), parts[0].strength.copy())
     for part in parts[1:]:
         fitted = ~np.isnan(part.bias)
         for into, array in zip(whole, part, strict=True):

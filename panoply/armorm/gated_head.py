@@ -47,7 +47,7 @@ def assemble_head(
         "penalty": penalties.penalty,
         "center": debiased.mean(0),
     }
-    head = GatedHead(*weight_OF.shape, gate)
+    head = GatedHead(len(weight_OF), weight_OF.shape[1], gate)
     for name, value in numbers.items():
         head.get_buffer(name).copy_(torch.as_tensor(value))
     return head.eval().requires_grad_(False)

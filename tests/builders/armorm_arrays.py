@@ -33,8 +33,8 @@ def planted_arrays(num_ratings=600, num_pairs=900, num_held_out=300, seed=0):
     prompts = rng.normal(size=(num, 8)).astype(np.float32)
     prompts[:, 0] += 4 * kind
     first, second = rows(num), rows(num)
-    signs = np.where(kind == 0, 1, -1)[:, None] * np.array([[1.0, -1.0]])
-    first_wins = ((first[1] - second[1]) * signs).sum(1) > 0
+    weights = np.where(kind[:, None] == 0, [1.0, 0.1], [0.1, 1.0])
+    first_wins = ((first[1] - second[1]) * weights).sum(1) > 0
     chosen = np.where(first_wins[:, None], first[0], second[0])
     rejected = np.where(first_wins[:, None], second[0], first[0])
     lengths = rng.integers(20, 2000, size=(2, num))
