@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+import panoply.preference
 from tests.builders.ray_head import ROOT
 
 pytestmark = pytest.mark.slow
@@ -28,6 +29,16 @@ assert (margins > 0).mean() > 0.8, margins
 model.save(Path("armorm.npz"))
 assert np.array_equal(ArmoRM.load(Path("armorm.npz")).score(chosen, prompts),
                       model.score(chosen, prompts))
+"""
+PREFERENCE = """
+import numpy as np
+from armorm_arrays import planted_arrays
+from panoply.preference import fit
+
+_, compared, (chosen, rejected, _) = planted_arrays(conflict=False)
+model = fit(compared.chosen_PF, compared.rejected_PF)
+margins = model.score(chosen) - model.score(rejected)
+assert (margins > 0).mean() > 0.8, margins
 """
 PROLOG = f"""
 import sys
@@ -96,3 +107,8 @@ def run(python: Path, script: str) -> None:
 
 def test_the_wheel_alone_fits_an_armorm(python):
     run(python, ARMORM)
+
+
+@pytest.mark.skipif(not hasattr(panoply.preference, "fit"), reason="there is no such fit yet")
+def test_the_wheel_alone_fits_a_preference_model(python):
+    run(python, PREFERENCE)

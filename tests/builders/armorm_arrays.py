@@ -12,8 +12,11 @@ NAMES = ("helpful", "concise")
 GATE = GateConfig(hidden_size=16, input_dropout=0.0, dropout=0.0, temperature=1.0, num_steps=200)
 
 
-def planted_arrays(num_ratings=600, num_pairs=900, num_held_out=300, seed=0):
-    """Ratings and pairs to fit on, and chosen, rejected and prompt features of other pairs."""
+def planted_arrays(num_ratings=600, num_pairs=900, num_held_out=300, seed=0, conflict=True):
+    """Ratings and pairs to fit on, and chosen, rejected and prompt features of other pairs.
+
+    Without conflict the same rating counts for every prompt.
+    """
     rng = np.random.default_rng(seed)
     read_NF = rng.normal(size=(12, 2))  # how features show the two rated attributes
 
@@ -29,7 +32,7 @@ def planted_arrays(num_ratings=600, num_pairs=900, num_held_out=300, seed=0):
     rated = RatedResponses(x, ratings, length, [f"rated {i}" for i in range(num_ratings)])
 
     num = num_pairs + num_held_out
-    kind = rng.integers(2, size=num)
+    kind = rng.integers(2, size=num) if conflict else np.zeros(num, np.int64)
     prompts = rng.normal(size=(num, 8)).astype(np.float32)
     prompts[:, 0] += 4 * kind
     first, second = rows(num), rows(num)
