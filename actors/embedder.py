@@ -34,8 +34,8 @@ def feature_key(backbone: Backbone, config: BackboneConfig) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class Probed:
-    """What one embedding worker finds out before the others start."""
+class BackboneProfile:
+    """Properties of the backbone on the workers' hardware, measured by one before all start."""
 
     key: Mapping[str, Any]
     """All that features depend on but the depth, as it comes out on the workers' hardware."""
@@ -49,9 +49,20 @@ class Probed:
     shares_prefixes: bool
     """Whether the model takes a tree mask; if not, it runs on plain batches."""
 
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The part that a run reports."""
+        return {
+            "dtype": self.config.dtype,
+            "drift": self.drift,
+            "shares_prefixes": self.shares_prefixes,
+        }
 
-def probe(config: BackboneConfig, samples: Sequence[Mapping[str, Any]]) -> Probed:
-    """Loads the backbone as the workers will and looks at it.
+
+def profile_backbone(
+    config: BackboneConfig, samples: Sequence[Mapping[str, Any]]
+) -> BackboneProfile:
+    """Loads the backbone as the workers will and measures how it computes.
 
     Args:
         config: the backbone.
@@ -64,10 +75,11 @@ def probe(config: BackboneConfig, samples: Sequence[Mapping[str, Any]]) -> Probe
     drift = 0.0
     if backbone.decoder.dtype != torch.float32:
         exact = _load(replace(config, dtype="float32"), depths)
-        found, wanted = (b.features(trees, config.token_budget) for b in (backbone, exact))
+        reduced = backbone.features(trees, config.token_budget)
+        expected = exact.features(trees, config.token_budget)
         drift = max(
-            largest_relative_error(found.mean_RLD.numpy(), wanted.mean_RLD.numpy()),
-            largest_relative_error(found.last_RLD.numpy(), wanted.last_RLD.numpy()),
+            largest_relative_error(reduced.mean_RLD.numpy(), expected.mean_RLD.numpy()),
+            largest_relative_error(reduced.last_RLD.numpy(), expected.last_RLD.numpy()),
         )
     dtype = cast(DType, str(backbone.decoder.dtype).removeprefix("torch."))
     key = feature_key(backbone, config)
@@ -75,7 +87,7 @@ def probe(config: BackboneConfig, samples: Sequence[Mapping[str, Any]]) -> Probe
     if backbone.shares_prefixes and not budget:
         budget = calibrate(backbone.decoder)
     config = replace(config, dtype=dtype, token_budget=budget)
-    return Probed(key, config, depths, drift, backbone.shares_prefixes)
+    return BackboneProfile(key, config, depths, drift, backbone.shares_prefixes)
 
 
 def candidate_depths(config: BackboneConfig, num_layers: int) -> tuple[int, ...]:
@@ -95,7 +107,7 @@ def _trees(backbone: Backbone, rows: Sequence[Mapping[str, Any]]) -> list[TokenT
 
 
 class Embedder:
-    """Callable for `map_batches`: a batch of prompts becomes two shards of the feature store.
+    """Writes a batch of prompts as two shards of the feature store; for `map_batches`.
 
     Input: a row whose `prompts` have `prompt_id`, `prompt` (JSON), `text_ids` and `responses`.
     Output: a row of counts.
@@ -118,14 +130,12 @@ class Embedder:
         trees = [item.tree for item in rendered]
         features = self.backbone.features(trees, self.config.token_budget)
         depths = self.backbone.decoder.depths
-        named = {
-            f"{name}_{depth}": states[:, i].numpy()
-            for name, states in (("last", features.last_RLD), ("mean", features.mean_RLD))
-            for i, depth in enumerate(depths)
-        }
+        last = {f"last_{d}": features.last_RLD[:, i].numpy() for i, d in enumerate(depths)}
+        mean = {f"mean_{d}": features.mean_RLD[:, i].numpy() for i, d in enumerate(depths)}
         gates = {f"gate_{d}": features.gate_GLD[:, i].numpy() for i, d in enumerate(depths)}
         self.store.write("prompts", [row["prompt_id"] for row in rows], gates)
-        self.store.write("texts", [name for row in rows for name in row["text_ids"]], named)
+        text_ids = [text_id for row in rows for text_id in row["text_ids"]]
+        self.store.write("texts", text_ids, last | mean)
         counts = {
             "texts": sum(len(row["text_ids"]) for row in rows),
             "prompts": len(rows),

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from panoply.armorm.baselines import FittedBaselines
 from panoply.hub.artefact.gated import GatedModel, pooled
 from panoply.hub.artefact.load import load_reward_model
 from panoply.hub.artefact.scalar import ScalarModel
@@ -25,10 +26,10 @@ BETA = 1.0
 
 
 class ScoringActor:
-    """Callable for `map_batches`: every response gets the scores that its model has.
+    """Scores every response of a batch by every scorer of a model; for `map_batches`.
 
-    Of a gated model: those of the gate and of its rivals, and `gate_weights`. Of a scalar model:
-    `score`, and `lower_bound` where it is an ensemble.
+    A gated model has the gate, its rivals and `gate_weights`; a scalar model has `score`, and
+    `lower_bound` where it is an ensemble.
 
     Input: a row whose `prompts` have `prompt_id`, `prompt` (JSON), `text_ids` and `responses`.
     Output: one row per response: `text_id` and the columns above.
@@ -42,7 +43,7 @@ class ScoringActor:
         if isinstance(model, ScalarModel):
             self.model = Single(model)
         elif isinstance(model, GatedModel):
-            self.model = GateAndRivals(model, load_file(Path(folder) / "baselines.safetensors"))
+            self.model = GateAndRivals(model, Path(folder))
         else:
             raise ValueError(
                 f"{folder!r} is no model of a run of ours, and has no record to report"
@@ -53,8 +54,10 @@ class ScoringActor:
         """Scores one shard."""
         rows = cast(list[dict[str, Any]], batch["prompts"][0].as_py())
         trees = [self.render(json.loads(row["prompt"]), row["responses"]).tree for row in rows]
-        columns = {k: v.double().tolist() for k, v in self.model.columns(trees).items()}
-        return pa.table({"text_id": [i for row in rows for i in row["text_ids"]], **columns})
+        scores = self.model.columns(trees)
+        columns = {name: column.double().tolist() for name, column in scores.items()}
+        text_ids = [text_id for row in rows for text_id in row["text_ids"]]
+        return pa.table({"text_id": text_ids, **columns})
 
 
 class Single:
@@ -66,20 +69,22 @@ class Single:
     def columns(self, trees: Sequence[TokenTree]) -> Columns:
         """Returns score and lower bound `[R]` of every response."""
         score_R, bound_R = self.model.bound_trees(trees, BETA)
-        alone = len(self.model.heads_KD) == 1
-        return {"score": score_R} | ({} if alone else {"lower_bound": bound_R})
+        if len(self.model.heads_KD) == 1:
+            return {"score": score_R}
+        return {"score": score_R, "lower_bound": bound_R}
 
 
 class GateAndRivals:
     """A gated model and the scorers that it was compared with."""
 
-    def __init__(self, model: GatedModel, fixed: Columns) -> None:
+    def __init__(self, model: GatedModel, folder: Path) -> None:
         self.model = model
-        self.fixed = fixed
-        mlp = {k.removeprefix("mlp."): v for k, v in fixed.items() if k.startswith("mlp.")}
-        hidden_size, size = mlp["layers.0.weight"].shape
+        tensors = load_file(folder / "baselines.safetensors")
+        self.baselines = FittedBaselines.from_arrays({k: v.numpy() for k, v in tensors.items()})
+        state = {k.removeprefix("mlp."): v for k, v in tensors.items() if k.startswith("mlp.")}
+        hidden_size, size = state["layers.0.weight"].shape
         self.mlp = ScalarHead(size, hidden_size=hidden_size)
-        self.mlp.load_state_dict(mlp)
+        self.mlp.load_state_dict(state)
         self.mlp.eval()
 
     def columns(self, trees: Sequence[TokenTree]) -> Columns:
@@ -88,16 +93,11 @@ class GateAndRivals:
         x = pooled(features, self.model.manifest.pooling)
         gate_rows = [g for g, tree in enumerate(trees) for _ in tree.branches]
         scored = self.model.head(x, features.gate_GLD[gate_rows, 0])
-        r = self.model.head.debiased(scored.values_BO, scored.length_B).double()
-        own = {k: r @ w for k, w in self.fixed.items() if k.startswith("per_source.")}
+        values = self.model.head.debiased(scored.values_BO, scored.length_B)
+        baselines = self.baselines.scores(values.double().numpy(), x.double().numpy())
         return {
             "gate": scored.score_B,
-            "uniform": r.mean(1),
-            "best_single": r[:, int(self.fixed["best_single"])],
-            "best_fixed": r @ self.fixed["best_fixed"],
-            "linear": r @ self.fixed["linear"],
-            "linear_bt": x.double() @ self.fixed["linear_bt"],
+            **{name: torch.from_numpy(scores) for name, scores in baselines.items()},
             "mlp": self.mlp(x),
-            **own,
             "gate_weights": scored.weights_BO / scored.weights_BO.sum(1, keepdim=True),
         }

@@ -100,12 +100,12 @@ def forwards(options: Options) -> dict[str, Any]:
 
 def sample(options: Options, folder: Path) -> list[Any]:
     """Returns prompts with their responses, drawn over all rating and pair sources."""
+    from panoply.armorm.training_data import read_training_data
     from workflows.cluster.embed import into_shards, shard_rows, wanted_texts
-    from workflows.cluster.ingest import ingest
     from workflows.cluster.ray_cluster import connect
 
     connect(2)
-    texts = ingest(config_of(options, options.ratings_per_source), folder).texts
+    texts = read_training_data(config_of(options, options.ratings_per_source), folder).texts
     shards = shard_rows(texts, into_shards(wanted_texts(texts))).take_all()
     rows = [prompt for shard in shards for prompt in shard["prompts"]]
     order = np.random.default_rng(0).permutation(len(rows))[: options.prompts]
@@ -126,9 +126,9 @@ def config_of(options: Options, rows_per_source: int) -> ArmoRMConfig:
 
 def embedding_on_ray(options: Options) -> dict[str, Any]:
     """Returns how embedding grows with workers and rows."""
+    from panoply.armorm.training_data import read_training_data
     from panoply.report.progress import RunLogger
     from workflows.cluster.embed import ActorPoolSpec, EmbeddingJob, embed
-    from workflows.cluster.ingest import ingest
     from workflows.cluster.ray_cluster import connect
 
     connect(2)
@@ -136,12 +136,12 @@ def embedding_on_ray(options: Options) -> dict[str, Any]:
     def run(rows: int, workers: int) -> tuple[float, float]:
         with tempfile.TemporaryDirectory() as scratch:
             config = config_of(options, rows)
-            texts = ingest(config, Path(scratch)).texts
+            texts = read_training_data(config, Path(scratch)).texts
             source = EmbeddingJob.open(
                 config.backbone, scratch, ActorPoolSpec(workers, 1, 0), texts, Path(scratch)
             )
             start = time.perf_counter()
-            _, counts = embed(texts, source, source.probed.depths, RunLogger())
+            _, counts = embed(texts, source, source.profile.depths, RunLogger())
             return time.perf_counter() - start, counts["tokens"]
 
     return grown("embedding", run, options.ratings_per_source, "tokens/s", 1.0)
@@ -149,10 +149,10 @@ def embedding_on_ray(options: Options) -> dict[str, Any]:
 
 def sums_on_ray(options: Options) -> dict[str, Any]:
     """Returns how the sums of stage 1 grow with workers and rows."""
-    from actors.fitters import SumsTask
+    from actors.fitters import write_sums
+    from panoply.armorm.blocks import BlockSums, plan_blocks
     from panoply.data.features import FeatureStore
-    from workflows.cluster.objectives import plan_blocks, run_sums
-    from workflows.cluster.ray_cluster import connect
+    from workflows.cluster.ray_cluster import connect, run_train
 
     connect(2)
     rng = np.random.default_rng(0)
@@ -167,10 +167,11 @@ def sums_on_ray(options: Options) -> dict[str, Any]:
             labels = np.full((rows, 19), np.nan)
             for i in range(19):  # each objective is rated by one of 8 sources
                 labels[i % 8 :: 8, i] = rng.standard_normal(len(labels[i % 8 :: 8]))
-            blocks = plan_blocks(labels, np.arange(rows) % 5, store.find("texts", names), 8192, "")
-            task = SumsTask(store, ("mean_18",), tuple(blocks), f"{scratch}/sums")
+            features = store.features("texts", names, ("mean_18",))
+            blocks = plan_blocks(labels, np.arange(rows) % 5, features, 8192)
+            sums = {"sums": [BlockSums(blocks, f"{scratch}/sums")]}
             start = time.perf_counter()
-            run_sums([task], workers, Path(scratch) / "train")
+            run_train(write_sums, sums, workers, Path(scratch) / "train", "sums")
             return time.perf_counter() - start, rows / 1e6
 
     return grown("sums", run, options.sum_rows, "s per million rows", -1.0)

@@ -46,7 +46,7 @@ class Seed:
 
     def _report(self, margin_P: Array, scale: float, sources: Sequence[str]) -> dict[str, float]:
         """Returns metrics, the mean of the sources', raw and with a factor to log odds."""
-        from workflows.cluster.scorers import report_pairs
+        from panoply.measure.pair_report import report_pairs
 
         whole_P = np.full(len(self.table.source_P), np.nan)
         whole_P[self.rows] = margin_P

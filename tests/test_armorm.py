@@ -9,9 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
+from panoply.armorm import ComparedResponses, RatedResponses, fit
+from panoply.armorm.feature_selection import FeatureSpec
 from panoply.config import BackboneConfig
 from panoply.config.armorm import ArmoRMConfig, GateConfig, ObjectivesConfig, SyntheticConfig
 from panoply.config.evaluate import EvaluateConfig
+from panoply.data.features import FeatureStore
 from panoply.hub.artefact.load import load_reward_model
 from panoply.report.progress import RunLogger
 from panoply.synthetic.planted import make_world
@@ -174,7 +177,7 @@ def test_evaluate_scores_new_pairs_and_knows_those_trained_on(finished, tmp_path
 
 
 def test_an_objective_of_one_prompt_is_left_out_and_named(tiny_model_folder, tmp_path):
-    from workflows.cluster.ingest import ingest
+    from panoply.armorm.training_data import read_training_data
 
     one_prompt = rating_rows(60, lambda i: float(i % 3))
     one_prompt["prompt"] = [[{"role": "user", "content": "Rate the whole."}]] * 60
@@ -187,12 +190,12 @@ def test_an_objective_of_one_prompt_is_left_out_and_named(tiny_model_folder, tmp
         "pairs": (str(tmp_path / "pairs.parquet"),),
     }
     config = tiny_config(tmp_path, tiny_model_folder, planted=None, **files)
-    data = ingest(config, tmp_path / "data")
+    data = read_training_data(config, tmp_path / "data")
     assert data.ratings.objectives == ("many-quality",)
     assert "of one prompt or group" in data.left_out["one-quality"]
     named = replace(config.objectives, verbosity="one-quality")
     with pytest.raises(ValueError, match=r"verbosity.*one-quality.*many-quality"):
-        ingest(replace(config, objectives=named), tmp_path / "data")
+        read_training_data(replace(config, objectives=named), tmp_path / "data")
 
 
 def rating_rows(n, value=lambda i: float(i % 5)):
@@ -216,7 +219,7 @@ def rating_rows(n, value=lambda i: float(i % 5)):
 def test_unusable_ratings_are_told_before_anything_is_embedded(
     rows, message, tiny_model_folder, tmp_path
 ):
-    from workflows.cluster.ingest import ingest
+    from panoply.armorm.training_data import read_training_data
 
     pq.write_table(pa.table(rows), tmp_path / "ratings.parquet")
     pq.write_table(make_world(0, num_prompts=60).pairs, tmp_path / "pairs.parquet")
@@ -228,5 +231,56 @@ def test_unusable_ratings_are_told_before_anything_is_embedded(
         pairs=(str(tmp_path / "pairs.parquet"),),
     )
     with pytest.raises(ValueError, match=message):
-        ingest(config, tmp_path / "data")
+        read_training_data(config, tmp_path / "data")
     assert not (tmp_path / "store").exists()
+
+
+def test_one_process_fits_the_objectives_that_the_run_fitted(finished, tmp_path):
+    from panoply.armorm.training_data import read_training_data
+
+    config, folder, metrics = finished
+    data = read_training_data(config, tmp_path / "data")
+    chosen_place = next(place for place in metrics["layer_choice"] if place["chosen"])
+    spec = FeatureSpec(chosen_place["depth"], chosen_place["pooling"])
+    texts = store_of(folder / "store", spec.depth).features(
+        "texts", data.ratings.text_N, spec.columns
+    )
+    pairs = {name: np.load(folder / "run/pairs" / f"{name}.npy") for name in FEATURES}
+    model = fit(
+        RatedResponses(
+            texts.read(),
+            data.ratings.labels_NO,
+            data.ratings.length_N,
+            data.ratings.split.key_N.tolist(),
+        ),
+        ComparedResponses(
+            *pairs.values(),
+            data.pairs.chosen_length_P,
+            data.pairs.rejected_length_P,
+            data.pairs.split.key_N.tolist(),
+        ),
+        data.ratings.objectives,
+        objectives=config.objectives,
+        gate=config.gate,
+        seed=config.seed,
+    )
+    saved, num_rated = load_file(folder / "run/model/model.safetensors"), len(model.objectives)
+    for name in ("weight", "bias", "unit", "penalty", "center", "length_weight", "length_bias"):
+        expected = saved[f"head.{name}"]
+        if name in ("weight", "bias", "unit", "penalty", "center"):
+            expected = expected[:num_rated]  # this run has preference objectives behind them
+        fitted = model.head.get_buffer(name).numpy()
+        assert np.allclose(fitted, expected, rtol=1e-4, atol=1e-6), name
+
+
+FEATURES = ("chosen", "rejected", "gate")
+
+
+def store_of(root, depth):
+    """The store of a run's features at one depth."""
+    for file in root.glob("*/key.json"):
+        key = json.loads(file.read_text())
+        if key.pop("depths") == [depth]:
+            del key["version"]
+            return FeatureStore(str(root), {**key, "depths": [depth]})
+    raise AssertionError(f"no features at depth {depth}")

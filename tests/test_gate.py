@@ -109,21 +109,21 @@ def test_bradley_terry_is_exact_at_margins_whose_exponential_overflows():
 
 def test_workers_drop_together_what_one_worker_drops_alone():
     x, whole = torch.randn(7, 50), Dropout(0.5)
-    whole.size = 7
+    whole.batch_size = 7
     torch.manual_seed(3)
     expected = whole(x)
     assert 0.3 < (expected == 0).float().mean() < 0.7
     assert torch.equal(expected[expected != 0], 2 * x[expected != 0])
     for rank in range(3):
         part = Dropout(0.5)
-        part.held, part.size = slice(rank, None, 3), 7
+        part.rows, part.batch_size = slice(rank, None, 3), 7
         torch.manual_seed(3)
-        assert torch.equal(part(x[part.held]), expected[part.held])
+        assert torch.equal(part(x[part.rows]), expected[part.rows])
 
 
 def test_stacked_parts_of_a_batch_get_masks_of_their_own_and_inference_drops_nothing():
     x, drop = torch.ones(8, 400), Dropout(0.5)
-    drop.held, drop.size = slice(0, None, 2), 8
+    drop.rows, drop.batch_size = slice(0, None, 2), 8
     first, second = drop(x).chunk(2)
     assert not torch.equal(first, second)
     assert torch.equal(drop.eval()(x), x)

@@ -2,92 +2,92 @@
 
     ratings, pairs -> ids, one split, quarantine
     -> depth and pooling on *select* -> embed
-    -> ridge per objective (stage 1) -> objective values of the pairs, out of fold
-    -> length penalties -> gate (stage 2), beside all that it has to beat
-    -> artefact -> metrics, plots, page, MLflow
+    -> stage 1, a ridge per objective:   r_i = w_i . f(x, y) + b_i
+    -> objective values of the pairs, out of fold
+    -> length taken out:                 r'_i = r_i / u_i - lambda_i r_v
+    -> stage 2, the gate:                R(x, y) = sum_i g_i(x) r'_i,  Bradley-Terry on pairs
+    -> artefact -> metrics, plots, page, MLflow, beside all that the gate has to beat
 
-Where this differs from the paper:
+`panoply.armorm` holds every step's mathematics; here they run on a cluster. Differences from the
+paper:
 1. Ridge has an intercept, and a penalty relative to rows and feature variance.
 2. r_v is the predicted log length; lambda is bisected to a rank correlation of 0, of either sign.
 3. In training the gate sees out-of-fold objective values and one feature per pair, and its
    softmax runs over objectives.
 4. Splits are by prompt and shared by ratings and pairs; *select* chooses, *test* only reports.
-5. Every objective is divided by the deviation of its ratings, so that a weight means the same for
+5. Every objective is divided by the deviation u of its ratings, so that a weight means the same for
    a binary and for a ten-point scale; predictions keep their shrinkage.
 6. The gate starts at the best fixed weights, so that it has to learn only what prompts change.
 7. `preference_objectives`: a Bradley-Terry head per pair source joins the rated objectives.
+
+Legend: `P` pairs, `O` objectives.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from safetensors.torch import load_file
 
-from actors.embedder import Probed
+from actors.fitters import fit_heads, write_sums
+from panoply.armorm.baselines import (
+    CONTROLS,
+    RIVALS,
+    FittedBaselines,
+    PairInputs,
+    accuracy_left_out,
+    gate_margins,
+    gate_weights,
+)
+from panoply.armorm.blocks import BlockSums, fit_blocks, plan_blocks
 from panoply.armorm.confident_errors import report_mistakes
-from panoply.armorm.debias import Penalties
+from panoply.armorm.debias import length_penalties
+from panoply.armorm.evaluation import report_debias, report_objectives
+from panoply.armorm.feature_selection import FeatureSpec, rate_spec, sample_rows
+from panoply.armorm.gated_head import assemble_head
+from panoply.armorm.head_training import (
+    HeadTask,
+    apply_head,
+    head_tasks,
+    left_out_tasks,
+    make_mlp,
+)
+from panoply.armorm.oracle import oracle_weights, report_planted, weight_correlation
+from panoply.armorm.out_of_fold import FoldedRidge, Objectives, rating_units, training_folds
+from panoply.armorm.pair_features import (
+    PairFeatures,
+    PairValues,
+    fit_preferences,
+    predict_pairs,
+)
+from panoply.armorm.training_data import TrainingData, read_training_data
 from panoply.config.armorm import ArmoRMConfig
+from panoply.data.features import StoredFeatures
 from panoply.hub.artefact.model_card import write_card
 from panoply.hub.backbone.pretrained import resolve
 from panoply.measure.calibration import reliability
+from panoply.measure.pair_report import compare, fit_logit_scale, report_pairs, weights_by_domain
+from panoply.model.gate import Gate, ScalarHead, make_gate
 from panoply.report.page.write import write_page
 from panoply.report.progress import RunLogger
 from panoply.report.report import write_plots
 from panoply.types import Array
-from workflows.cluster.artefact import LinearParts, save_artefact
-from workflows.cluster.debias import PairValues, fit_penalties, report_debias
+from workflows.cluster.artefact import FittedModel, save_artefact
 from workflows.cluster.embed import ActorPoolSpec, EmbeddingJob, embed
-from workflows.cluster.feature_selection import FeatureSpec, choose_place
-from workflows.cluster.ingest import Data, ingest
-from workflows.cluster.objectives import Stage1, report_objectives, run_sums, solve, sums_tasks
-from workflows.cluster.pair_features import (
-    pair_arrays,
-    pair_features,
-    pair_values,
-    preference_heads,
-    with_preferences,
-)
-from workflows.cluster.planted import oracle_weights, report_planted, weight_correlation
 from workflows.cluster.ray_cluster import (
     await_workers,
     check_or_write_config,
     connect,
     run_folder,
+    run_train,
     store_root,
 )
-from workflows.cluster.scorers import (
-    BIASED,
-    FixedWeights,
-    PairArrays,
-    compare,
-    fit_fixed,
-    fit_logit_scale,
-    fixed_margins,
-    gate_margins,
-    gate_weights,
-    head_tasks,
-    leave_one_out,
-    load_gate,
-    load_mlp,
-    mlp_margins,
-    report_pairs,
-    train_heads,
-    weights_by_domain,
-)
 from workflows.cluster.tracking import git_commit, open_tracker, write_json
-
-COMPARED = (
-    ("gate", "best_fixed"),
-    ("gate", "best_fixed_per_source"),
-    ("gate", "gate_mean"),
-    ("gate", "gate_source_mean"),
-    ("gate", "linear_bt"),
-    ("gate", "mlp"),
-)
 
 
 def run_armorm(config: ArmoRMConfig, logger: RunLogger) -> dict[str, Any]:
@@ -104,49 +104,75 @@ def run_armorm(config: ArmoRMConfig, logger: RunLogger) -> dict[str, Any]:
     resolve(config.backbone.model)
     tracker = open_tracker(config.experiment, out)
     check_or_write_config(out, "config.json", asdict(config))
-    data = ingest(config, out / "data")
-    check_or_write_config(
-        out, "data.json", {name: found["id"] for name, found in data.summary.items()}
-    )
+    data = read_training_data(config, out / "data")
+    ids = {name: str(summary["id"]) for name, summary in data.summary.items()}
+    check_or_write_config(out, "data.json", ids)
     logger.info(f"data: {len(data.ratings.text_N):,} ratings, {len(data.pairs.gap_P):,} pairs")
-    tags = {f"data.{name}": str(found["id"]) for name, found in data.summary.items()}
-    with tracker.run(asdict(config), {"method": "armorm", **tags}, logger, model="armorm"):
+    tags = {"method": "armorm", **{f"data.{name}": digest for name, digest in ids.items()}}
+    with tracker.run(asdict(config), tags, logger, model="armorm"):
         return train_and_measure(config, data, out, logger)
 
 
 def train_and_measure(
-    config: ArmoRMConfig, data: Data, out: Path, logger: RunLogger
+    config: ArmoRMConfig, data: TrainingData, out: Path, logger: RunLogger
 ) -> dict[str, Any]:
     """Fits the model to data that are read; leaves all of the run in its folder."""
     connect(config.num_workers)
+    pairs, train = data.pairs, data.pairs.split.of("train")
 
-    stage1, embedding, tried = fit_objectives(config, data, out, logger)
-    values, heads = value_pairs(config, data, stage1, out / "pairs")
-    penalties = fit_penalties(values, data.pairs.split.of("train"))
-    arrays = pair_arrays(values, penalties, heads.features, out / "pairs")
-    logger.info(f"debias: {len(values.names)} objectives freed of predicted length")
+    # Stage 1 reads features where objectives are predicted best.
+    job = open_backbone(config, data, out, logger)
+    spec, candidates = choose_features(config, data, job, logger)
+    store, embedded = embed(data.texts, job, (spec.depth,), logger)
+    texts = store.features("texts", data.ratings.text_N, spec.columns)
+    prompts = store.features("prompts", data.ratings.prompt_N, (spec.gate_column,))
+    objectives, prompt_alone = fit_objectives(config, data, texts, prompts, out)
+    logger.info(f"objectives: {len(objectives.names)} fitted")
 
-    tasks = head_tasks(data.pairs, config.gate, config.seed, leave_one_out=config.leave_one_out)
-    train_heads(tasks, out / "pairs", config.num_workers, out / "train")
-    logger.info(f"gate: {len(tasks)} heads trained")
+    # The pairs see the objectives as new prompts will: through ridges that have not seen them.
+    folder = out / "pairs"
+    features = PairFeatures.read(store, pairs, spec.columns, spec.gate_column, folder)
+    values, preferences = predict_pairs(objectives, features, pairs.split.fold_N), None
+    if config.preference_objectives:
+        preferences = fit_preferences(pairs, features, config.objectives.num_folds)
+        values = preferences.beside(values)
+    penalties = length_penalties(*values.stacked(train))
+    inputs = PairInputs(features, values.debiased(penalties).difference())
+    logger.info(f"debiased {len(values.names)} objectives against length")
 
-    fixed = fit_fixed(data.pairs, arrays)
-    margins, gates_PO = score_pairs(config, data, values, arrays, fixed)
-    scales = {name: fit_logit_scale(margin, data.pairs) for name, margin in margins.items()}
-    metrics = measure(data, values, penalties, margins, scales, gates_PO)
-    metrics["objectives"] = report_objectives(
-        data.ratings, stage1.store, stage1.rated, stage1.prompt_alone
-    )
+    # Stage 2, and everything that the gate is compared with.
+    heads = train_heads(config, data, values, inputs, out)
+    baselines = FittedBaselines.fit(pairs, inputs)
+    margins = score_pairs(data, values.names, inputs, baselines, heads)
+    scales = {name: fit_logit_scale(margin_P, pairs) for name, margin_P in margins.items()}
+    head = assemble_head(objectives, preferences, penalties, heads.gate, values, train)
+    model = FittedModel(spec, job.profile.config.dtype, values.names, head, baselines, heads.mlp)
+    artefact = save_artefact(config, data, model, margins["gate"], scales, out / "model")
+
+    before_PO = gate_weights(heads.gate_biased, features.gate_PD)
+    gate_PO = gate_weights(heads.gate, features.gate_PD)
+    scorers = report_scorers(data, margins, scales)
+    metrics: dict[str, Any] = {
+        **scorers,
+        **report_gate(data, values.debiased(penalties), gate_PO, scorers["pairs"]),
+        "left_out": dict(data.left_out),
+        "debias": report_debias(values, penalties, pairs, before_PO, gate_PO),
+        "objectives": report_objectives(
+            data.ratings, texts, prompts, objectives.rated, prompt_alone
+        ),
+        "layer_choice": [asdict(each) | {"chosen": each is spec} for each in candidates],
+        "embedding": embedded | job.profile.summary,
+        "artefact": artefact,
+        "data": dict(data.summary),
+        "git_commit": git_commit(),
+    }
     if config.leave_one_out:
-        metrics["leave_one_out"] = leave_one_out(data.pairs, arrays, arrays.folder, config.gate)
-    metrics["layer_choice"] = [asdict(p) | {"chosen": p is stage1.place} for p in tried]
-    metrics["embedding"] = embedding | stage1.backbone_summary
-    metrics["data"], metrics["git_commit"] = dict(data.summary), git_commit()
-    parts = LinearParts(stage1, heads.weights_KF, penalties, fixed)
-    metrics["artefact"] = save_artefact(config, data, parts, values, arrays, scales, out)
+        metrics["leave_one_out"] = accuracy_left_out(pairs, inputs, heads.without_source)
     write_json(out / "metrics.json", metrics)
-    odds = gates_PO[1] * scales["gate"], arrays.difference_PO
-    mistakes = report_mistakes(*odds, values.names, data.pairs, data.texts.pairs[0])
+    odds_PO = gate_PO * scales["gate"]
+    mistakes = report_mistakes(
+        odds_PO, inputs.difference_PO, values.names, pairs, data.texts.pairs[0]
+    )
     write_json(out / "mistakes.json", mistakes)
     write_card(out / "model")
     write_plots(metrics, out)
@@ -154,129 +180,188 @@ def train_and_measure(
     return metrics
 
 
-def tell_backbone(probed: Probed, logger: RunLogger) -> None:
-    """Says how the backbone computes, where that is not the exact or the fast way."""
-    if probed.drift:
-        logger.info(f"backbone: {probed.config.dtype}, features drift {probed.drift:.1%} at most")
-    if not probed.shares_prefixes:
-        logger.info("backbone: takes no tree mask, so plain batches; shared prompts cost each time")
-
-
-def fit_objectives(
-    config: ArmoRMConfig, data: Data, out: Path, logger: RunLogger
-) -> tuple[Stage1, dict[str, int], list[FeatureSpec]]:
-    """Stage 1: choose where to read features, embed, sum, solve."""
+def open_backbone(
+    config: ArmoRMConfig, data: TrainingData, out: Path, logger: RunLogger
+) -> EmbeddingJob:
+    """Waits for workers, and measures on one of them how the backbone computes."""
     pool = ActorPoolSpec.of_cluster(config.num_workers, config.backbone.gpus)
     await_workers(pool.num_actors, pool.bundle, config.wait_minutes, logger)
     root = store_root(config.store)
-    source = EmbeddingJob.open(config.backbone, root, pool, data.texts, out / "embedding")
-    tell_backbone(source.probed, logger)
-    place, tried = choose_place(
-        data.ratings, data.texts, source, config.objectives, config.seed, logger
-    )
-    logger.info(f"features: layer {place.depth}, {place.pooling}")
-    store, counts = embed(data.texts, source, (place.depth,), logger)
-    tasks = sums_tasks(
-        data.ratings,
-        data.pairs,
-        store,
-        place.columns,
-        f"gate_{place.depth}",
-        config.objectives,
-        str(out / "sums"),
-    )
-    run_sums(tasks, config.num_workers, out / "train")
-    num = len(data.ratings.objectives)
-    rated, length, alone = (
-        solve(task, n, config.objectives) for task, n in zip(tasks, (num, 1, num), strict=True)
-    )
-    if config.objectives.verbosity:
-        length = rated.only(data.ratings.objectives.index(config.objectives.verbosity))
-    logger.info(f"objectives: {num} fitted")
-    train = data.ratings.split.of("train")
-    unit_O = np.nanstd(data.ratings.labels_NO[train], axis=0)
-    unit_O = np.where(unit_O > 0, unit_O, 1.0)
-    return Stage1(source.probed, place, store, rated, length, alone, unit_O), counts, tried
+    job = EmbeddingJob.open(config.backbone, root, pool, data.texts, out / "embedding")
+    if job.profile.drift:
+        dtype, drift = job.profile.config.dtype, job.profile.drift
+        logger.info(f"backbone: {dtype}, features drift {drift:.1%} at most from float32")
+    if not job.profile.shares_prefixes:
+        logger.info(
+            "backbone: model rejects tree masks, falling back to padded batches (no prefix sharing)"
+        )
+    return job
+
+
+def choose_features(
+    config: ArmoRMConfig, data: TrainingData, job: EmbeddingJob, logger: RunLogger
+) -> tuple[FeatureSpec, list[FeatureSpec]]:
+    """Returns the best of the candidate depths and poolings, and all of them with their ratings.
+
+    A third of the sampled prompts is from *select*, the others from *train*.
+    """
+    depths, poolings = job.profile.depths, config.backbone.poolings
+    candidates = [FeatureSpec(depth, pooling) for depth, pooling in product(depths, poolings)]
+    if len(candidates) > 1:
+        ratings, num_prompts = data.ratings, config.backbone.sample_prompts
+        train, select = sample_rows(ratings, num_prompts, config.seed)
+        prompts = frozenset(ratings.prompt_N[np.concatenate([train, select])])
+        store, _ = embed(data.texts, job, depths, logger, prompts=prompts)
+        strengths = config.objectives.strengths
+        candidates = [
+            rate_spec(spec, ratings, train, select, store, strengths) for spec in candidates
+        ]
+    best = candidates[0] if len(candidates) == 1 else max(candidates, key=lambda c: c.spearman)
+    logger.info(f"features: layer {best.depth}, {best.pooling}")
+    return best, candidates
+
+
+def fit_objectives(
+    config: ArmoRMConfig,
+    data: TrainingData,
+    texts: StoredFeatures,
+    prompts: StoredFeatures,
+    out: Path,
+) -> tuple[Objectives, FoldedRidge]:
+    """Fits stage 1: sums per block on Ray Train, then all ridges.
+
+    Log length needs no raters, so it is learned from the texts of ratings and pairs alike.
+
+    Args:
+        config: the run.
+        data: its data.
+        texts: features of the rated responses.
+        prompts: features of their prompts.
+        out: folder of the run.
+
+    Returns:
+        The objectives, and the same fitted to the prompts' features alone.
+    """
+    ratings, pairs, settings = data.ratings, data.pairs, config.objectives
+    fold_N, fold_P = training_folds(ratings.split), training_folds(pairs.split)
+    all_ids = np.concatenate([ratings.text_N, pairs.chosen_P, pairs.rejected_P])
+    all_texts = texts.store.features("texts", all_ids, texts.columns)
+    lengths = np.concatenate([ratings.length_N, pairs.chosen_length_P, pairs.rejected_length_P])
+    log_length_N1 = np.log1p(lengths)[:, None]
+    length_fold_N = np.concatenate([fold_N, fold_P, fold_P])
+
+    rows, folder = settings.block_rows, str(out / "sums")
+    rated_sums = BlockSums(plan_blocks(ratings.labels_NO, fold_N, texts, rows), folder)
+    prompt_sums = BlockSums(plan_blocks(ratings.labels_NO, fold_N, prompts, rows), folder)
+    length_sums = BlockSums(plan_blocks(log_length_N1, length_fold_N, all_texts, rows), folder)
+    sums = {"sums": [rated_sums, length_sums, prompt_sums]}
+    run_train(write_sums, sums, config.num_workers, out / "train", "sums")
+
+    rated = fit_blocks(rated_sums, len(ratings.objectives), settings)
+    if settings.verbosity:
+        length = rated.only(ratings.objectives.index(settings.verbosity))
+    else:
+        length = fit_blocks(length_sums, 1, settings)
+    unit_O = rating_units(ratings.labels_NO[ratings.split.of("train")])
+    prompt_alone = fit_blocks(prompt_sums, len(ratings.objectives), settings)
+    return Objectives(ratings.objectives, rated, length, unit_O), prompt_alone
 
 
 @dataclass(frozen=True, slots=True)
-class PairHeads:
-    """Features of the pairs and the preference objectives read from them."""
+class TrainedHeads:
+    """The gate and the heads that it is compared with."""
 
-    features: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
-    weights_KF: Array
+    gate: Gate
+    gate_biased: Gate
+    """Trained on r, which still holds length."""
+    mlp: ScalarHead
+    without_source: Mapping[str, Gate]
+    """Gates trained without one pair source each."""
 
 
-def value_pairs(
-    config: ArmoRMConfig, data: Data, stage1: Stage1, folder: Path
-) -> tuple[PairValues, PairHeads]:
-    """Predicts every objective for both responses of every pair."""
-    gate_column = f"gate_{stage1.place.depth}"
-    features = pair_features(stage1.store, data.pairs, stage1.place.columns, gate_column, folder)
-    values = pair_values(
-        stage1.rated,
-        stage1.length,
-        stage1.store,
-        data.pairs,
-        data.ratings.objectives,
-        stage1.unit_O,
+def train_heads(
+    config: ArmoRMConfig, data: TrainingData, values: PairValues, inputs: PairInputs, out: Path
+) -> TrainedHeads:
+    """Trains all heads on Ray Train, data-parallel; what is already saved is kept."""
+    folder = out / "pairs"
+    np.save(folder / "difference.npy", inputs.difference_PO.astype(np.float32))
+    np.save(folder / "biased.npy", values.difference().astype(np.float32))
+    tasks = head_tasks(data.pairs, config.gate, config.seed)
+    left_out: dict[str, HeadTask] = {}
+    if config.leave_one_out:
+        left_out = left_out_tasks(data.pairs, config.gate, config.seed)
+    all_tasks = [*tasks.values(), *left_out.values()]
+    heads = {"folder": str(folder.absolute()), "tasks": all_tasks}
+    run_train(fit_heads, heads, config.num_workers, out / "train", "heads-pairs")
+
+    def load_gate(task: HeadTask) -> Gate:
+        gate = make_gate(inputs.features.gate_PD.shape[1], len(values.names), config.gate)
+        gate.load_state_dict(load_file(folder / f"{task.name}.safetensors"))
+        return gate.eval().requires_grad_(False)
+
+    mlp = make_mlp(inputs.features.chosen_PF.shape[1])
+    mlp.load_state_dict(load_file(folder / "mlp.safetensors"))
+    return TrainedHeads(
+        gate=load_gate(tasks["gate"]),
+        gate_biased=load_gate(tasks["gate-biased"]),
+        mlp=mlp.eval().requires_grad_(False),
+        without_source={source: load_gate(task) for source, task in left_out.items()},
     )
-    if not config.preference_objectives:
-        return values, PairHeads(features, np.empty((0, features[0].shape[1])))
-    names, weights_KF, extra = preference_heads(
-        data.pairs, features[0], features[1], config.objectives.num_folds
-    )
-    return with_preferences(values, names, extra), PairHeads(features, weights_KF)
 
 
 def score_pairs(
-    config: ArmoRMConfig, data: Data, values: PairValues, arrays: PairArrays, fixed: FixedWeights
-) -> tuple[dict[str, Array], tuple[Array, Array]]:
-    """Returns the margins `[P]` of every scorer, and g(x) `[P, O]` of the gates on r and on r'."""
-    pairs, difference = data.pairs, arrays.difference_PO
-    gate, biased = (load_gate(arrays.folder, n, arrays, config.gate) for n in ("gate", BIASED))
-    weights_PO, scale = gate_weights(gate, arrays.gate_PD), float(gate.scale)
-    margins = fixed_margins(fixed, arrays, pairs.source_P)
-    margins |= gate_margins(weights_PO, scale, difference, pairs.source_P, pairs.split.of("train"))
-    margins["mlp"] = mlp_margins(load_mlp(arrays.folder, arrays), arrays)
+    data: TrainingData,
+    names: tuple[str, ...],
+    inputs: PairInputs,
+    baselines: FittedBaselines,
+    heads: TrainedHeads,
+) -> dict[str, Array]:
+    """Returns the margins `[P]` of every scorer."""
+    pairs, features = data.pairs, inputs.features
+    margins = baselines.margins(inputs, pairs.source_P)
+    gate_PO = gate_weights(heads.gate, features.gate_PD)
+    train = pairs.split.of("train")
+    margins |= gate_margins(gate_PO, inputs.difference_PO, pairs.source_P, train)
+    chosen_P = apply_head(heads.mlp, features.chosen_PF)
+    margins["mlp"] = chosen_P - apply_head(heads.mlp, features.rejected_PF)
     if data.truth is not None:
-        oracle_PO = oracle_weights(data.truth, values.names, pairs.domain_P)
-        margins["oracle"] = (oracle_PO * difference).sum(1)
-    biased_PO = gate_weights(biased, arrays.gate_PD) * float(biased.scale)
-    return margins, (biased_PO, weights_PO * scale)
+        oracle_PO = oracle_weights(data.truth, names, pairs.domain_P)
+        margins["oracle"] = (oracle_PO * inputs.difference_PO).sum(1)
+    return margins
 
 
-def measure(
-    data: Data,
-    values: PairValues,
-    penalties: Penalties,
-    margins: dict[str, Array],
-    scales: dict[str, float],
-    gates_PO: tuple[Array, Array],
+def report_scorers(
+    data: TrainingData, margins: Mapping[str, Array], scales: Mapping[str, float]
 ) -> dict[str, Any]:
-    """Metrics of debiasing, of all scorers and of the gate, on *test*."""
-    pairs, names = data.pairs, values.names
-    train, test = pairs.split.of("train"), pairs.split.of("test")
-    weights_PO = gates_PO[1]
-    share_PO = weights_PO / weights_PO.sum(1, keepdims=True)
-    metrics: dict[str, Any] = {
-        "left_out": dict(data.left_out),
-        "debias": report_debias(values, penalties, pairs, gates_PO),
-        "pairs": report_pairs(margins, pairs, test, scales),
-        "comparisons": compare(margins, pairs, test, COMPARED),
-        "gate": {
-            "scale": float(weights_PO[0].sum()),
-            "weights_by_domain": weights_by_domain(share_PO, names, pairs.domain_P, test),
-        },
+    """Returns the metrics of all scorers on *test*, and those of the gate beside its rivals."""
+    test = data.pairs.split.of("test")
+
+    def beside(names: Iterable[str]) -> list[tuple[str, str]]:
+        return [("gate", name) for name in names]
+
+    return {
+        "pairs": report_pairs(margins, data.pairs, test, scales),
+        "comparisons": compare(margins, data.pairs, test, beside((*RIVALS, *CONTROLS))),
         "reliability": {
-            name: reliability(margins[name][test] * scales[name])
-            for name in ("gate", "best_fixed", "linear_bt", "mlp")
+            name: reliability(margins[name][test] * scales[name]) for name in ("gate", *RIVALS)
         },
     }
+
+
+def report_gate(
+    data: TrainingData, debiased: PairValues, gate_PO: Array, pair_metrics: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns the gate's weights by domain, and in the planted world how near they are to it."""
+    pairs, names, test = data.pairs, debiased.names, data.pairs.split.of("test")
+    share_PO = gate_PO / gate_PO.sum(1, keepdims=True)
+    domains = weights_by_domain(share_PO, names, pairs.domain_P, test)
+    metrics: dict[str, Any] = {
+        "gate": {"scale": float(gate_PO[0].sum()), "weights_by_domain": domains}
+    }
     if data.truth is not None:
-        deviation_O = values.debiased(penalties)[:, train].reshape(-1, len(names)).std(0)
+        deviation_O = debiased.stacked(pairs.split.of("train"))[0].std(0)
         correlation = weight_correlation(
             data.truth, names, share_PO[test], pairs.domain_P[test], deviation_O
         )
-        metrics["planted"] = report_planted(metrics["pairs"], correlation)
+        metrics["planted"] = report_planted(pair_metrics, correlation)
     return metrics

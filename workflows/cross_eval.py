@@ -28,6 +28,7 @@ from panoply.data.tables import PairTable, load_pairs
 from panoply.hub.artefact.manifest import Manifest, ScalarManifest, read_manifest
 from panoply.measure.intervals import macro_interval
 from panoply.measure.metrics import macro
+from panoply.measure.pair_report import scaled_metrics
 from panoply.report import plots
 from panoply.report.progress import RunLogger
 from panoply.report.tables import lead
@@ -35,7 +36,6 @@ from panoply.types import Array, Bools, Ints
 from workflows.cluster.embed import TextFiles
 from workflows.cluster.ray_cluster import connect, run_folder
 from workflows.cluster.score import Shards, is_seen, score_texts
-from workflows.cluster.scorers import scaled_metrics
 from workflows.cluster.tracking import git_commit, write_json
 
 ENSEMBLE = "mean of standardized scores"

@@ -22,6 +22,7 @@ from panoply.data.tables import PairTable, load_pairs
 from panoply.hub.artefact.manifest import Manifest, ScalarManifest, read_manifest
 from panoply.measure.boards import rmbench
 from panoply.measure.calibration import reliability
+from panoply.measure.pair_report import compare, report_pairs, weights_by_domain
 from panoply.report.page.write import write_page
 from panoply.report.progress import RunLogger
 from panoply.report.report import write_plots
@@ -29,7 +30,6 @@ from panoply.types import Array
 from workflows.cluster.embed import TextFiles
 from workflows.cluster.ray_cluster import connect, run_folder
 from workflows.cluster.score import Shards, TextScores, is_seen, score_texts
-from workflows.cluster.scorers import compare, report_pairs, weights_by_domain
 from workflows.cluster.tracking import git_commit, write_json
 
 RIVALS = (

@@ -36,6 +36,7 @@ from panoply.hub.artefact.scalar import load_scalar_model, save_scalar_model
 from panoply.hub.backbone.pretrained import resolve
 from panoply.hub.policy.trainable import load_trainable
 from panoply.measure.calibration import fit_scale, reliability
+from panoply.measure.pair_report import report_pairs
 from panoply.report.page.write import write_page
 from panoply.report.progress import RunLogger
 from panoply.report.report import write_plots
@@ -52,7 +53,6 @@ from workflows.cluster.ray_cluster import (
     run_train,
     store_root,
 )
-from workflows.cluster.scorers import report_pairs
 from workflows.cluster.tracking import git_commit, open_tracker, write_json
 
 OWN, PLAIN = "score", "mixed"

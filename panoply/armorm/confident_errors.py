@@ -1,4 +1,4 @@
-"""Where the gate is sure and wrong: held-out pairs, with what moved it.
+"""Held-out pairs that the gate is sure of and gets wrong, with what moved it.
 
 Legend: `P` pairs, `O` objectives.
 """
@@ -38,8 +38,9 @@ def confident_mistakes(weights_PO: Array, difference_PO: Array, pairs: PairTable
     share = max(LEAST_PER_SOURCE, math.ceil(MOST / max(1, len(set(pairs.source_P[test])))))
     taken: list[int] = []
     for row in surest[odds_P[surest] < 0]:
-        prompts, sources = (list(column[taken]) for column in (pairs.prompt_P, pairs.source_P))
-        if pairs.prompt_P[row] not in prompts and sources.count(pairs.source_P[row]) < share:
+        is_new_prompt = pairs.prompt_P[row] not in pairs.prompt_P[taken]
+        num_of_source = int((pairs.source_P[taken] == pairs.source_P[row]).sum())
+        if is_new_prompt and num_of_source < share:
             taken.append(int(row))
         if len(taken) == MOST:
             break

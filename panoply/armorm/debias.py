@@ -24,7 +24,7 @@ _MAX_HALVINGS = 60
 
 @dataclass(frozen=True)
 class Penalties:
-    """How much of r_v each objective gives up."""
+    """lambda of r'_i = r_i - lambda_i r_v, and the rank correlation that it leaves."""
 
     penalty: Array
     """[O], lambda"""
@@ -116,16 +116,16 @@ def _root(left: Array, centered_v: Array, ranks_v: Array, unit: float) -> tuple[
     inside, outside = 0.0, sign * unit * 0.05
     while (rho := correlation(outside)) * sign > 0:
         inside, outside = outside, 2 * outside
-    best = min(best, (outside, rho), key=_size)
+    best = min(best, (outside, rho), key=_remaining)
     for _ in range(_MAX_HALVINGS):
         if abs(best[1]) <= _CLOSE or abs(outside - inside) <= 1e-12 * abs(outside):
             break
         middle = (inside + outside) / 2
         rho = correlation(middle)
-        best = min(best, (middle, rho), key=_size)
+        best = min(best, (middle, rho), key=_remaining)
         inside, outside = (middle, outside) if rho * sign > 0 else (inside, middle)
     return best
 
 
-def _size(found: tuple[float, float]) -> float:
-    return abs(found[1])
+def _remaining(candidate: tuple[float, float]) -> float:
+    return abs(candidate[1])

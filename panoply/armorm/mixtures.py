@@ -24,6 +24,8 @@ from panoply.measure.calibration import log_loss
 from panoply.measure.metrics import accuracy
 from panoply.types import Array
 
+STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""Strengths among which `fit_linear` usually chooses."""
 MAX_COEFFICIENT = 1e3
 """Bound on v_i times the root mean square of d_i: separable data have no optimum."""
 _GRADIENT = 1e-8
@@ -111,7 +113,10 @@ def fit_linear(
     for alpha in alphas[::-1]:  # the strong ones are quick, and near the next
         v, start = _minimize(d, even, alpha, lower=-np.inf, start=start)
         path.insert(0, v)
-    losses = [log_loss(np.concatenate([x @ v for _, x in _chunks(select)])) for v in path]
+    losses: list[float] = []
+    for v in path:
+        margins = [x @ v for _, x in _chunks(select)]
+        losses.append(log_loss(np.concatenate(margins)))
     best = max(range(len(path)), key=lambda i: (-losses[i], i))
     return Linear(path[best], best)
 

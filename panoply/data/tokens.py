@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
+from panoply.files import whole_file
 from panoply.model.tree import Branch, TokenTree
+from panoply.types import Bools, Ints
 
 IDS = pa.list_(pa.int32())
 SPAN = pa.list_(pa.int32(), 2)
@@ -46,24 +47,24 @@ class TokenPairs:
     @classmethod
     def open(cls, path: Path) -> TokenPairs:
         """Opens a file; what is not read stays on disk."""
-        found = pq.read_metadata(path).metadata or {}
-        notes = {k.decode(): int(v) for k, v in found.items() if v.isdigit()}
+        stored = pq.read_metadata(path).metadata or {}
+        notes = {name.decode(): int(count) for name, count in stored.items() if count.isdigit()}
         return cls(pq.read_table(path, memory_map=True), notes)
 
     def tree(self, row: int) -> TokenTree:
         """Returns the tree of a pair."""
-        found = self.table.slice(row, 1).to_pylist()[0]
-        branches = tuple(Branch(tuple(found[side]), *found[f"{side}_span"]) for side in SIDES)
-        return TokenTree(tuple(found["shared"]), branches, found["gate"])
+        pair = self.table.slice(row, 1).to_pylist()[0]
+        branches = tuple(Branch(tuple(pair[side]), *pair[f"{side}_span"]) for side in SIDES)
+        return TokenTree(tuple(pair["shared"]), branches, pair["gate"])
 
-    def column(self, name: str) -> NDArray[np.int64]:
+    def column(self, name: str) -> Ints:
         """Returns `num_tokens` or `largest_id` `[P]`."""
         return self.table[name].to_numpy().astype(np.int64)
 
-    def alike(self) -> NDArray[np.bool_]:
+    def alike(self) -> Bools:
         """Returns `[P]`: whether both responses are the same tokens, as limits can make them."""
-        sides = (self.table[side].to_pylist() for side in SIDES)
-        return np.array([a == b for a, b in zip(*sides, strict=True)], dtype=np.bool_)
+        chosen, rejected = self.table["chosen"].to_pylist(), self.table["rejected"].to_pylist()
+        return np.array([a == b for a, b in zip(chosen, rejected, strict=True)], dtype=np.bool_)
 
 
 SIDES = ("chosen", "rejected")
@@ -77,8 +78,7 @@ def write_tokens(path: Path, trees: Iterable[TokenTree], notes: Mapping[str, int
         trees: in the order of the pairs.
         notes: counts that belong to them, read when all trees are written.
     """
-    partial = path.with_suffix(".part")
-    with pq.ParquetWriter(partial, SCHEMA) as writer:
+    with whole_file(path) as partial, pq.ParquetWriter(partial, SCHEMA) as writer:
         rows: list[dict[str, Any]] = []
         for tree in trees:
             rows.append(_row(tree))
@@ -87,7 +87,6 @@ def write_tokens(path: Path, trees: Iterable[TokenTree], notes: Mapping[str, int
                 rows.clear()
         writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
         writer.add_key_value_metadata({name: str(count) for name, count in notes.items()})
-    partial.rename(path)
 
 
 def _row(tree: TokenTree) -> dict[str, Any]:

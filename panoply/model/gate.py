@@ -24,26 +24,26 @@ def spread_of(features_BD: Tensor) -> Tensor:
 
 
 class Dropout(nn.Module):
-    """Dropout that does not mind how a batch is split over workers.
+    """Dropout whose mask does not depend on how a batch is split over workers.
 
-    The mask is drawn for the whole batch, and every worker takes the rows that it holds. With the
-    same random state on all of them, they drop together what one worker would drop alone.
+    The mask is drawn for the whole batch, and every worker takes its own rows of it. With the same
+    random state on all of them, they drop together what one worker would drop alone.
     """
 
     def __init__(self, probability: float) -> None:
         super().__init__()
         self.probability = probability
-        self.held, self.size = slice(None), 0
-        """Rows of the batch that this worker holds, and how many it has; 0: all."""
+        self.rows, self.batch_size = slice(None), 0
+        """This worker's rows of the batch, and the size of the whole batch; 0: it has all of it."""
 
     def forward(self, x_BD: Tensor) -> Tensor:
-        """Drops in training. Several parts of `held` rows each may be stacked."""
+        """Drops in training. Several parts, each of the worker's rows, may be stacked."""
         if not self.training or not self.probability:
             return x_BD
-        size = self.size or len(x_BD)
-        num_parts = len(x_BD) // len(range(size)[self.held])
+        size = self.batch_size or len(x_BD)
+        num_parts = len(x_BD) // len(range(size)[self.rows])
         drawn = torch.rand(num_parts, size, x_BD.shape[1], device=x_BD.device, dtype=x_BD.dtype)
-        kept_BD = (drawn >= self.probability)[:, self.held].flatten(0, 1)
+        kept_BD = (drawn >= self.probability)[:, self.rows].flatten(0, 1)
         return x_BD * kept_BD / (1 - self.probability)
 
 

@@ -16,7 +16,7 @@ from panoply.model.gate import Gate
 
 @dataclass(frozen=True, slots=True)
 class ModelOutput:
-    """What the head says of a batch of responses."""
+    """Predictions, weights and scores of a batch of responses."""
 
     values_BO: Tensor
     """r: predicted objectives, in the unit scale of their rating maps."""

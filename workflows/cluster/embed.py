@@ -30,26 +30,27 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from actors.embedder import DRIFT_PROMPTS, Embedder, Probed, probe
+from actors.embedder import DRIFT_PROMPTS, BackboneProfile, Embedder, profile_backbone
 from panoply.config import BackboneConfig
 from panoply.data.features import FeatureStore
+from panoply.data.tables import TextFiles
+from panoply.files import whole_file
 from panoply.report.progress import RunLogger
 from workflows.cluster.ray_cluster import MAX_FAILURES
 
 SHARD_PROMPTS = 64
-LOST = (NodeDiedError, ObjectLostError, RayActorError, WorkerCrashedError, ExecutionTimeoutError)
-"""What Ray Data raises where it could not make up for a lost node itself."""
+NODE_LOST = (
+    NodeDiedError,
+    ObjectLostError,
+    RayActorError,
+    WorkerCrashedError,
+    ExecutionTimeoutError,
+)
+"""Errors that Ray Data raises where it could not make up for a lost node itself."""
 BUDGET = b"token_budget"
+"""Key of the token budget in the metadata of a plan."""
 COUNTS = ("texts", "prompts", "tokens", "separate_tokens", "prompts_cut", "responses_cut")
-"""What is counted of an embedding."""
-
-
-@dataclass(frozen=True, slots=True)
-class TextFiles:
-    """What is to be embedded: canonical Parquet files of ratings and of pairs."""
-
-    ratings: tuple[str, ...] = ()
-    pairs: tuple[str, ...] = ()
+"""Counts of an embedding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +63,14 @@ class ActorPoolSpec:
 
     @classmethod
     def of_cluster(cls, num_workers: int, gpus: float | None = None) -> ActorPoolSpec:
-        """One actor per worker; without a number, on a GPU where the cluster has one for each."""
+        """Returns one actor per worker, each with a GPU if `gpus` is None and there are enough."""
         num = max(1, num_workers)
         if gpus is None:
             gpus = float(ray.cluster_resources().get("GPU", 0) >= num)
         return cls(num, 1.0, gpus)
 
     def map(self, actor: type, args: tuple[Any, ...], shards: ray.data.Dataset) -> ray.data.Dataset:
-        """Returns what `actor(*args)` makes of each shard, as it comes."""
+        """Returns the results of `actor(*args)` on each shard, as they come."""
         return shards.map_batches(
             actor,
             fn_constructor_args=args,
@@ -88,11 +89,11 @@ class ActorPoolSpec:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingJob:
-    """Where features come from, and the cache that they go to."""
+    """A backbone, the workers that run it, and the cache of its features."""
 
     root: str
     pool: ActorPoolSpec
-    probed: Probed
+    profile: BackboneProfile
     plans: Path
     """Folder in which the run keeps what is embedded side by side."""
 
@@ -100,8 +101,8 @@ class EmbeddingJob:
     def open(
         cls, config: BackboneConfig, root: str, pool: ActorPoolSpec, texts: TextFiles, plans: Path
     ) -> EmbeddingJob:
-        """Probes the backbone on a worker: the driver may lack the workers' hardware."""
-        remote = ray.remote(probe).options(num_cpus=pool.cpus, num_gpus=pool.gpus)
+        """Measures the backbone on a worker: the driver may lack the workers' hardware."""
+        remote = ray.remote(profile_backbone).options(num_cpus=pool.cpus, num_gpus=pool.gpus)
         samples = first_prompts(texts, DRIFT_PROMPTS)
         try:
             return cls(root, pool, ray.get(remote.remote(config, samples)), plans)
@@ -110,7 +111,7 @@ class EmbeddingJob:
 
     def store(self, depths: tuple[int, ...]) -> FeatureStore:
         """Returns the cache of features at these depths."""
-        return FeatureStore(self.root, {**self.probed.key, "depths": list(depths)})
+        return FeatureStore(self.root, {**self.profile.key, "depths": list(depths)})
 
 
 def as_trees(columns: Sequence[tuple[str, str]]) -> Callable[[pa.Table], pa.Table]:
@@ -131,8 +132,9 @@ def one_shard(rows: pa.Table) -> pa.Table:
     """Joins all rows of one shard, in the order of their ids, each text once."""
     prompts: dict[str, dict[str, Any]] = {}
     for row in rows.sort_by([("prompt_id", "ascending"), ("text_id", "ascending")]).to_pylist():
-        own = {"prompt_id": row["prompt_id"], "prompt": row["prompt"]}
-        prompt = prompts.setdefault(row["prompt_id"], own | {"text_ids": [], "responses": []})
+        empty: dict[str, Any] = {"prompt_id": row["prompt_id"], "prompt": row["prompt"]}
+        empty |= {"text_ids": [], "responses": []}
+        prompt = prompts.setdefault(row["prompt_id"], empty)
         if row["text_id"] not in prompt["text_ids"][-1:]:
             prompt["text_ids"].append(row["text_id"])
             prompt["responses"].append(row["response"])
@@ -220,31 +222,32 @@ def shard_rows(texts: TextFiles, plan: pa.Table) -> ray.data.Dataset:
     return joined.repartition(target_num_rows_per_block=1).materialize()
 
 
-def plan_shards(wanted: pa.Table, store: FeatureStore, file: Path, token_budget: int) -> pa.Table:
+def plan_shards(texts: pa.Table, store: FeatureStore, file: Path, token_budget: int) -> pa.Table:
     """Returns the plan of a run, with the token budget in its metadata; keeps it in `file`.
 
     Args:
-        wanted: the run's texts, see `wanted_texts`.
+        texts: those of the run, see `wanted_texts`.
         store: the cache; what it holds is not planned.
         file: where the plan is, if the run began before; what it holds stays as it is.
         token_budget: that of a new plan.
     """
-    held = [pq.read_table(file)] if file.exists() else []
-    first = 0
-    if held:
-        first = int(held[0]["shard"].to_numpy().max()) + 1
-        token_budget = int(held[0].schema.metadata[BUDGET])
-    known = [name for plan in held for name in plan["text_id"].to_pylist()]
-    left = wanted.filter(pc.invert(is_in(wanted["text_id"], known)))  # pyright: ignore[reportAttributeAccessIssue]
+    first, planned, earlier = 0, list[str](), list[pa.Table]()
+    if file.exists():
+        # A run that goes on computes side by side what its first attempt would have.
+        plan = pq.read_table(file)
+        earlier, planned = [plan], plan["text_id"].to_pylist()
+        first = int(plan["shard"].to_numpy().max()) + 1
+        token_budget = int(plan.schema.metadata[BUDGET])
+    left = texts.filter(pc.invert(is_in(texts["text_id"], planned)))  # pyright: ignore[reportAttributeAccessIssue]
     left = left.filter(pa.array(store.find("texts", left["text_id"].to_pylist()).missing_N))
-    if not left.num_rows and held:
-        return held[0]
-    plan = pa.concat_tables([*held, into_shards(left, first)])
+    if not left.num_rows and earlier:
+        return earlier[0]
+    plan = pa.concat_tables([*earlier, into_shards(left, first)])
     plan = plan.replace_schema_metadata({BUDGET: str(token_budget)})
     if plan.num_rows:
         file.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(plan, partial := file.with_suffix(".part"))
-        partial.replace(file)
+        with whole_file(file) as partial:
+            pq.write_table(plan, partial)
     return plan
 
 
@@ -257,7 +260,7 @@ def pending(plan: pa.Table, store: FeatureStore) -> pa.Table:
 
 def embed(
     texts: TextFiles,
-    source: EmbeddingJob,
+    job: EmbeddingJob,
     depths: tuple[int, ...],
     logger: RunLogger,
     *,
@@ -267,29 +270,30 @@ def embed(
 
     Args:
         texts: canonical files.
-        source: backbone, workers and cache.
+        job: backbone, workers and cache.
         depths: layers whose states are stored.
         logger: is shown the progress.
         prompts: embed only the responses to these prompts (to choose a layer on a sample).
     """
-    store, config = source.store(depths), source.probed.config
-    file = source.plans / f"{Path(store.path).name}.parquet"
+    store, config = job.store(depths), job.profile.config
+    file = job.plans / f"{Path(store.path).name}.parquet"
     plan = plan_shards(wanted_texts(texts, prompts), store, file, config.token_budget)
     config = replace(config, token_budget=int(plan.schema.metadata[BUDGET]))
+    arguments = (config, depths, store, max(1, int(job.pool.cpus)))
     counts: dict[str, int] = dict.fromkeys(COUNTS, 0)
     for tries_left in reversed(range(MAX_FAILURES + 1)):
-        if not (left := pending(plan, store)).num_rows:
+        left = pending(plan, store)
+        if not left.num_rows:
             break
-        embedder = (config, depths, store, max(1, int(source.pool.cpus)))
-        counted = source.pool.map(Embedder, embedder, shard_rows(texts, left))
+        shards = job.pool.map(Embedder, arguments, shard_rows(texts, left))
         try:
             with logger.bar("embedding texts", left.num_rows) as advance:
-                for row in counted.iter_rows():
+                for row in shards.iter_rows():
                     for name in counts:
                         counts[name] += int(row[name])
                     advance(int(row["texts"]))
-        except LOST:
+        except NODE_LOST:
             if not tries_left:
                 raise
-            logger.info("embedding: a node was lost; going on with what is missing")
+            logger.info("embedding: node lost, resuming with the remaining shards")
     return store, counts

@@ -1,0 +1,134 @@
+"""Stage 1 on rows that are not in memory: sums of immutable blocks, computed by any worker.
+
+A block is stored under the hash of what it holds, and blocks are added in the order of their plan,
+so kill, resume and the number of workers give the same sums by construction.
+
+Shapes: N rows, O all objectives, P the objectives of one pattern.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from panoply.armorm.out_of_fold import SELECT, FoldedRidge, fit_folds
+from panoply.armorm.ridge import Moments, Pattern, Ridge, load, merge, moments, save
+from panoply.config.armorm import ObjectivesConfig
+from panoply.data.features import StoredFeatures
+from panoply.data.schema import digest
+from panoply.files import whole_file
+from panoply.types import Array, Ints
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Rated rows of one fold and one missingness pattern: an immutable unit of the sums."""
+
+    name: str
+    """Hash of the features' key, their places and the labels."""
+    fold: int
+    """Fold of the training prompts, or SELECT."""
+    pattern: Pattern
+    features: StoredFeatures
+    labels_NP: Array
+
+    def sums(self) -> Moments:
+        """Returns the sums of the block; one shard of features is in memory at a time."""
+        parts = [
+            {self.pattern: moments(x, self.labels_NP[rows])} for rows, x in self.features.parts()
+        ]
+        return merge(parts)[self.pattern]
+
+
+@dataclass(frozen=True, slots=True)
+class BlockSums:
+    """Planned blocks, and the folder that holds the sums of those that are done."""
+
+    blocks: tuple[Block, ...]
+    folder: str
+
+    def write(self, rank: int = 0, world: int = 1) -> None:
+        """Writes the sums of blocks `rank`, `rank + world`, ... that have none yet."""
+        Path(self.folder).mkdir(parents=True, exist_ok=True)
+        for block in self.blocks[rank::world]:
+            target = Path(self.folder) / f"{block.name}.npz"
+            if not target.exists():
+                with whole_file(target) as partial:
+                    save(partial, {block.pattern: block.sums()})
+
+    def read(self, fold: int, patterns: frozenset[Pattern]) -> dict[Pattern, Moments]:
+        """Adds the sums of one fold's blocks, in the order of the plan."""
+        return merge(
+            load(Path(self.folder) / f"{block.name}.npz")
+            for block in self.blocks
+            if block.fold == fold and block.pattern in patterns
+        )
+
+
+def plan_blocks(
+    labels_NO: Array, fold_N: Ints, features: StoredFeatures, block_rows: int
+) -> tuple[Block, ...]:
+    """Cuts rated rows into blocks of one fold and one missingness pattern, in shard order.
+
+    Args:
+        labels_NO: NaN where not rated.
+        fold_N: fold of the row, or SELECT; rows below SELECT are left out.
+        features: of the rows.
+        block_rows: most rows in a block.
+    """
+    places = features.places
+    key = f"{features.store.uri}/{','.join(features.columns)}"
+    blocks: list[Block] = []
+    masks, mask_N = np.unique(~np.isnan(labels_NO), axis=0, return_inverse=True)
+    for number, mask in enumerate(masks):
+        pattern = tuple(int(i) for i in np.flatnonzero(mask))
+        for fold in np.unique(fold_N[fold_N >= SELECT]) if pattern else ():
+            rows = np.flatnonzero((mask_N.reshape(-1) == number) & (fold_N == fold))
+            rows = rows[np.lexsort((places.row_N[rows], places.shard_N[rows]))]
+            for start in range(0, len(rows), block_rows):
+                part = rows[start : start + block_rows]
+                in_block, labels = places[part], labels_NO[part][:, mask]
+                addresses = [
+                    f"{places.shards[shard]}:{row};"
+                    for shard, row in zip(in_block.shard_N, in_block.row_N, strict=True)
+                ]
+                name = digest(key, str(pattern), "".join(addresses), labels.tobytes().hex())
+                stored = StoredFeatures(features.store, features.columns, in_block)
+                blocks.append(Block(name, int(fold), pattern, stored, labels))
+    return tuple(blocks)
+
+
+def linked_patterns(patterns: Iterable[Pattern]) -> Iterator[frozenset[Pattern]]:
+    """Yields groups of patterns that share no objective, so that each is solved on its own."""
+    left = sorted(set(patterns))
+    while left:
+        group = [left.pop(0)]
+        for pattern in group:  # grows while it is walked: what is near a near one joins too
+            near = [other for other in left if set(other) & set(pattern)]
+            group += near
+            left = [other for other in left if other not in near]
+        yield frozenset(group)
+
+
+def fit_blocks(sums: BlockSums, num_objectives: int, config: ObjectivesConfig) -> FoldedRidge:
+    """Fits every objective from stored sums; those of one group of patterns are in memory."""
+    fits: list[FoldedRidge] = []
+    for patterns in linked_patterns(block.pattern for block in sums.blocks):
+        folds = [sums.read(fold, patterns) for fold in range(config.num_folds)]
+        select = sums.read(SELECT, patterns)
+        fits.append(fit_folds(folds, select, num_objectives, config.strengths))
+    left_out = zip(*(fit.folds for fit in fits), strict=True)
+    return FoldedRidge(_join([fit.full for fit in fits]), tuple(map(_join, left_out)))
+
+
+def _join(parts: Sequence[Ridge]) -> Ridge:
+    """Returns one ridge of parts that each fitted other objectives and left NaN elsewhere."""
+    whole = Ridge(parts[0].weights.copy(), parts[0].bias.copy(), parts[0].strength.copy())
+    for part in parts[1:]:
+        fitted = ~np.isnan(part.bias)
+        for into, array in zip(whole, part, strict=True):
+            into[fitted] = array[fitted]
+    return whole

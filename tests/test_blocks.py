@@ -1,0 +1,86 @@
+"""Stage 1 on rows that are not in memory equals stage 1 on rows that are."""
+
+import numpy as np
+import pytest
+
+from panoply.armorm.blocks import BlockSums, fit_blocks, linked_patterns, plan_blocks
+from panoply.armorm.out_of_fold import SELECT, UNUSED, fit_rows, rating_units
+from panoply.config.armorm import ObjectivesConfig
+from panoply.data.features import ArrayFeatures, FeatureStore
+
+SETTINGS = ObjectivesConfig(num_folds=3, strengths=(1e-3, 1e-1, 10.0), block_rows=40)
+PATTERNS = ((0, 1), (1,), (2, 3))
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """Features in two shards, with ratings of three patterns and a fold of each row."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 6)).astype(np.float32)
+    y = x @ rng.normal(size=(6, 4)) + rng.normal(size=(400, 4))
+    for row, pattern in enumerate(rng.integers(len(PATTERNS), size=400)):
+        y[row, [i for i in range(4) if i not in PATTERNS[pattern]]] = np.nan
+    store, ids = FeatureStore(str(tmp_path / "store"), {}), [f"t{i}" for i in range(400)]
+    for half in (slice(0, 200), slice(200, 400)):
+        store.write("texts", ids[half], {"last_1": x[half]})
+    return x, y, rng.integers(UNUSED, 3, size=400), store.features("texts", ids, ("last_1",))
+
+
+def test_stored_blocks_give_the_fit_of_rows_in_memory(stored, tmp_path):
+    x, y, fold, features = stored
+    sums = BlockSums(plan_blocks(y, fold, features, SETTINGS.block_rows), str(tmp_path / "sums"))
+    assert {block.pattern for block in sums.blocks} == set(PATTERNS)
+    assert {block.fold for block in sums.blocks} == {SELECT, 0, 1, 2}
+    assert max(len(block.labels_NP) for block in sums.blocks) <= SETTINGS.block_rows
+    for rank in range(3):
+        sums.write(rank, 3)
+    by_blocks, by_rows = fit_blocks(sums, 4, SETTINGS), fit_rows(x, y, fold, SETTINGS)
+    np.testing.assert_array_equal(by_blocks.full.strength, by_rows.full.strength)
+    pairs = zip((by_blocks.full, *by_blocks.folds), (by_rows.full, *by_rows.folds), strict=True)
+    for blocks, rows in pairs:
+        np.testing.assert_allclose(blocks.weights, rows.weights, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(blocks.bias, rows.bias, rtol=1e-9, atol=1e-12)
+
+
+def test_sums_that_are_written_are_not_computed_again(stored, tmp_path):
+    _, y, fold, features = stored
+    sums = BlockSums(plan_blocks(y, fold, features, 1000), str(tmp_path / "sums"))
+    sums.write()
+    times = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "sums").iterdir()}
+    assert times.keys() == {f"{block.name}.npz" for block in sums.blocks}
+    sums.write()
+    assert times == {f.name: f.stat().st_mtime_ns for f in (tmp_path / "sums").iterdir()}
+
+
+def test_a_block_is_named_by_its_rows_and_labels(stored):
+    _, y, fold, features = stored
+    names = [block.name for block in plan_blocks(y, fold, features, 1000)]
+    assert names == [block.name for block in plan_blocks(y, fold, features, 1000)]
+    other = plan_blocks(y + 1, fold, features, 1000)
+    assert not set(names) & {block.name for block in other}
+
+
+def test_patterns_that_share_an_objective_are_solved_together():
+    groups = list(linked_patterns([(0, 1), (3,), (1, 2), (2, 4), (3, 5), (6,)]))
+    assert groups == [
+        frozenset({(0, 1), (1, 2), (2, 4)}),
+        frozenset({(3,), (3, 5)}),
+        frozenset({(6,)}),
+    ]
+
+
+def test_a_training_row_gets_the_value_of_the_ridge_without_its_fold(stored):
+    x, y, fold, features = stored
+    fitted = fit_rows(x, y, fold, SETTINGS)
+    values = fitted.predict(ArrayFeatures(x), fold)
+    for row in (np.flatnonzero(fold == 1)[0], np.flatnonzero(fold == SELECT)[0]):
+        ridge = fitted.folds[1] if fold[row] == 1 else fitted.full
+        np.testing.assert_allclose(values[row], x[row] @ ridge.weights.T + ridge.bias)
+    np.testing.assert_allclose(fitted.predict(features, fold), values, rtol=1e-9)
+    alone = fitted.only(2).predict(features, fold)[:, 0]
+    np.testing.assert_allclose(alone, values[:, 2], rtol=1e-9)
+
+
+def test_units_are_deviations_and_one_where_there_is_none():
+    labels = np.array([[1.0, 2.0], [3.0, 2.0], [np.nan, 2.0]])
+    assert rating_units(labels).tolist() == [1, 1]

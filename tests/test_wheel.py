@@ -1,0 +1,114 @@
+"""The wheel with its base dependencies fits models in one process, without Ray or a hub."""
+
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from importlib.metadata import distribution
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+import panoply.preference
+from tests.builders.ray_head import ROOT
+
+pytestmark = pytest.mark.slow
+
+ABSENT = ("ray", "mlflow", "transformers", "peft", "tyro", "rich", "matplotlib", "pydantic")
+ARMORM = """
+import numpy as np
+from armorm_arrays import GATE, NAMES, planted_arrays
+from panoply.armorm import ArmoRM, fit
+
+rated, compared, (chosen, rejected, prompts) = planted_arrays()
+model = fit(rated, compared, NAMES, gate=GATE)
+margins = model.score(chosen, prompts) - model.score(rejected, prompts)
+assert (margins > 0).mean() > 0.8, margins
+model.save(Path("armorm.npz"))
+assert np.array_equal(ArmoRM.load(Path("armorm.npz")).score(chosen, prompts),
+                      model.score(chosen, prompts))
+"""
+PREFERENCE = """
+import numpy as np
+from armorm_arrays import planted_arrays
+from panoply.preference import fit
+
+_, compared, (chosen, rejected, _) = planted_arrays(conflict=False)
+model = fit(compared.chosen_PF, compared.rejected_PF)
+margins = model.score(chosen) - model.score(rejected)
+assert (margins > 0).mean() > 0.8, margins
+"""
+PROLOG = f"""
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+import panoply
+
+assert Path(panoply.__file__).is_relative_to(sys.prefix), panoply.__file__
+present = [name for name in {ABSENT!r} if find_spec(name)]
+assert not present, present
+"""
+
+
+def base_distributions(requirements):
+    """Names of the installed distributions that these requirements need, extras left out."""
+    names, left = set(), list(requirements)
+    while left:
+        requirement = Requirement(left.pop())
+        applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        if applies and requirement.name.lower() not in names:
+            names.add(requirement.name.lower())
+            left += distribution(requirement.name).requires or []
+    return names
+
+
+def link_distribution(name, site):
+    """Links the top-level files and folders of an installed distribution into a site folder."""
+    found = distribution(name)
+    for top in {file.parts[0] for file in found.files or ()} - {"..", "__pycache__"}:
+        target = site / top
+        if not target.exists():
+            target.symlink_to(found.locate_file(top))
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory):
+    """The interpreter of an environment of the wheel and its base dependencies."""
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True, text=True)
+    (wheel,) = folder.glob("panoply-*.whl")
+    venv.create(folder / "env", with_pip=False, symlinks=True)
+    (site,) = (folder / "env" / "lib").glob("python*/site-packages")
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index"]
+    subprocess.run([*pip, "--target", str(site), str(wheel)], check=True)
+    (about,) = site.glob("panoply-*.dist-info")
+    lines = (about / "METADATA").read_text().splitlines()
+    requirements = [line[len("Requires-Dist: ") :] for line in lines if "Requires-Dist: " in line]
+    for name in base_distributions(requirements):
+        link_distribution(name, site)
+    shutil.copy(ROOT / "tests" / "builders" / "armorm_arrays.py", site)
+    return folder / "env" / "bin" / "python"
+
+
+def run(python: Path, script: str) -> None:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    done = subprocess.run(
+        [python, "-c", PROLOG + script],
+        cwd=python.parents[1],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_wheel_alone_fits_an_armorm(python):
+    run(python, ARMORM)
+
+
+@pytest.mark.skipif(not hasattr(panoply.preference, "fit"), reason="there is no such fit yet")
+def test_the_wheel_alone_fits_a_preference_model(python):
+    run(python, PREFERENCE)
