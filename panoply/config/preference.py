@@ -2,13 +2,13 @@
 
 Where there is a choice, every alternative is a class that holds the numbers that belong to it. A
 recipe names one; on the command line another is taken as in `backbone.trained:full`. `kind` names
-it in files.
+it in files (`panoply.config.as_dict`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal, TypeAlias, get_args
+from dataclasses import dataclass
+from typing import ClassVar, Literal, TypeAlias, get_args
 
 from panoply.config import DType, Rendering, require
 from panoply.config.armorm import SyntheticConfig
@@ -22,7 +22,7 @@ Parallel: TypeAlias = Literal["ddp", "fsdp"]
 class Lora:
     """Low-rank adapters on all linear layers (LoRA, arXiv 2106.09685)."""
 
-    kind: Literal["lora"] = field(default="lora", init=False)
+    kind: ClassVar[str] = "lora"
     rank: int = 16
     """Rank of the adapters."""
     alpha: float = 32.0
@@ -37,7 +37,7 @@ class Lora:
 class LastLayers:
     """The last layers, on activations that are computed once and shared by runs."""
 
-    kind: Literal["last-layers"] = field(default="last-layers", init=False)
+    kind: ClassVar[str] = "last-layers"
     num_last: int = 6
     """Number of layers that are trained, the top ones."""
 
@@ -49,14 +49,14 @@ class LastLayers:
 class Full:
     """All parameters."""
 
-    kind: Literal["full"] = field(default="full", init=False)
+    kind: ClassVar[str] = "full"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadOnly:
     """The head alone, on features that are computed once and shared by runs."""
 
-    kind: Literal["head-only"] = field(default="head-only", init=False)
+    kind: ClassVar[str] = "head-only"
 
 
 TrainedPart: TypeAlias = Lora | LastLayers | Full | HeadOnly
@@ -87,14 +87,14 @@ class TrainedBackboneConfig:
 class NoPolicyLoss:
     """The reward loss alone."""
 
-    kind: Literal["no-policy-loss"] = field(default="no-policy-loss", init=False)
+    kind: ClassVar[str] = "no-policy-loss"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DPO:
     """A token-level DPO loss on the same backbone (HaF-RM, arXiv 2407.04185)."""
 
-    kind: Literal["dpo"] = field(default="dpo", init=False)
+    kind: ClassVar[str] = "dpo"
     alpha: float = 0.2
     """Weight of the policy loss; the reward loss has the weight `loss.reward`."""
     beta: float = 0.1
@@ -115,7 +115,7 @@ class DPO:
 class SFT:
     """The negative log-likelihood of the chosen response per token, on the same backbone."""
 
-    kind: Literal["sft"] = field(default="sft", init=False)
+    kind: ClassVar[str] = "sft"
     alpha: float = 0.2
     """Weight of the policy loss; the reward loss has the weight `loss.reward`."""
 
@@ -157,21 +157,21 @@ class LossConfig:
 class Mixed:
     """Pairs in a random order, whatever their source."""
 
-    kind: Literal["mixed"] = field(default="mixed", init=False)
+    kind: ClassVar[str] = "mixed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Balanced:
     """The same number of pairs of every source in each step."""
 
-    kind: Literal["balanced"] = field(default="balanced", init=False)
+    kind: ClassVar[str] = "balanced"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class More:
     """Balanced sources, weighted in each step by MORE (arXiv 2312.07401)."""
 
-    kind: Literal["more"] = field(default="more", init=False)
+    kind: ClassVar[str] = "more"
     normalizer: Normalizer = "l2"
     """Scaling of each source's gradient before the minimum norm is sought. The paper: l2."""
     momentum: float = 0.99
