@@ -313,6 +313,7 @@ class RewardTrainer(Trainer):
         if self.config.loss.reward or not isinstance(policy, DPO):
             return self.evaluate_pairs(rows, as_saved=as_saved).margin_PK.double().numpy()
         reference_P = self._reference(rows, self.pair_trees(rows))
+        assert reference_P is not None
         log_ratio_P = self.evaluate_pairs(rows, policy=True).log_ratio_P
         margin_P = policy.beta * (log_ratio_P - reference_P)
         return margin_P.double().numpy()[:, None].repeat(self.config.num_heads, 1)
