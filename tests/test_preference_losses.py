@@ -28,9 +28,9 @@ def doubles(values):
 def outputs(num_pairs=6, num_heads=1, seed=0):
     rng = np.random.default_rng(seed)
     scores = [torch.from_numpy(rng.normal(size=(num_pairs, num_heads))) for _ in range(2)]
-    logps = [torch.from_numpy(rng.normal(-20, 4, num_pairs)) for _ in range(2)]
+    logps = torch.stack([torch.from_numpy(rng.normal(-20, 4, num_pairs)) for _ in range(2)], 1)
     counts = torch.from_numpy(rng.integers(3, 30, num_pairs))
-    return PairOutputs(*scores, *logps, counts, np.arange(num_pairs))
+    return PairOutputs(*scores, logps, counts, np.arange(num_pairs))
 
 
 def labels(num_pairs=6, **changes):
@@ -98,12 +98,12 @@ def test_the_hybrid_loss_is_the_sum_of_its_parts():
     reward = pair_loss(pairs, known, LossConfig())
     for alpha in (0.2, 1.0):
         hybrid = pair_loss(pairs, known, LossConfig(policy=DPO(alpha=alpha)))
-        ratio_P = pairs.chosen_logp_P - pairs.rejected_logp_P
+        ratio_P = pairs.logps_P2[:, 0] - pairs.logps_P2[:, 1]
         assert torch.allclose(hybrid, reward + alpha * dpo(ratio_P, known.reference_P, 0.1))
     alone = pair_loss(pairs, known, LossConfig(policy=DPO(alpha=1.0), reward=0.0))
     assert torch.allclose(alone, dpo(ratio_P, known.reference_P, 0.1))
     both = pair_loss(pairs, known, LossConfig(policy=SFT(alpha=0.5)))
-    assert torch.allclose(both, reward - 0.5 * pairs.chosen_logp_P / pairs.chosen_tokens_P)
+    assert torch.allclose(both, reward - 0.5 * pairs.logps_P2[:, 0] / pairs.chosen_tokens_P)
 
 
 def test_margins_weights_labels_and_centering_enter_as_said():

@@ -213,7 +213,7 @@ def test_log_probabilities_are_those_of_the_causal_model(task):
         logps = logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
         first = len(tree.shared) + branch.start
         own = logps[first - 1 : len(tree.shared) + branch.stop]
-        assert float(found.chosen_logp_P[place]) == pytest.approx(float(own.sum()), rel=1e-4)
+        assert float(found.logps_P2[place, 0]) == pytest.approx(float(own.sum()), rel=1e-4)
         assert int(found.chosen_tokens_P[place]) == len(own)
 
 
@@ -242,7 +242,7 @@ def test_dpo_as_a_reward_model_scores_by_its_implicit_reward(task):
     assert np.abs(trainer.margins(rows)).max() < 1e-6
     trainer.step(0)
     outputs = trainer.evaluate_pairs(rows, policy=True)
-    apart = outputs.chosen_logp_P - outputs.rejected_logp_P
+    apart = outputs.logps_P2[:, 0] - outputs.logps_P2[:, 1]
     wanted = 0.1 * (apart.numpy() - trainer.reference_P[rows])
     assert trainer.margins(rows)[:, 0] == pytest.approx(wanted, abs=1e-6)
 
