@@ -104,6 +104,8 @@ def test_what_cannot_be_fitted_is_refused_with_what_to_do():
         fit(chosen * np.nan, rejected)
     with pytest.raises(ValueError, match="0 pairs are left to train on"):
         fit(chosen, rejected, None, np.ones(40, bool))
+    with pytest.raises(ValueError, match=r"`source_P` .* 40 pairs, got the shape \(3,\)"):
+        fit(chosen, rejected, ["a", "b", "c"])
     with pytest.raises(ValueError, match=r"`schedule\.patience`"):
         fit(chosen, rejected, schedule=ScheduleConfig(patience=2))
     with pytest.raises(ValueError, match=r"`schedule.pairs_per_step` is 40, which 3 sources"):

@@ -167,6 +167,12 @@ def _fit(
             "`schedule.keep_best`, `schedule.patience` and `schedule.eval_every` need a *select* "
             "part, which a fit has not: leave them out"
         )
+    for name, column in (("source_P", source_P), ("calibrate_P", calibrate_P)):
+        if column is not None and np.shape(column) != (len(trees),):
+            raise ValueError(
+                f"`{name}` must have one value for each of {len(trees)} pairs, got the shape "
+                f"{np.shape(column)}"
+            )
     held_out_P = _held_out(len(trees), calibrate_P, seed)
     train, calibrate = np.flatnonzero(~held_out_P), np.flatnonzero(held_out_P)
     if not (len(train) and len(calibrate)):

@@ -126,7 +126,7 @@ class StepOutput:
     budget: int
     """Tokens of a forward that memory allowed."""
     sums: SourceSums | None = None
-    """Sums of this worker's pairs, where sources are told apart."""
+    """Sums of this worker's pairs by source, where `sources` was passed."""
 
 
 class SourceGradients(NamedTuple):
