@@ -35,7 +35,12 @@ from panoply.config import Rendering
 from panoply.config.bandit import BanditConfig, SelectorConfig
 from panoply.config.laser import ArmsConfig, BestOfNConfig, LaserConfig, PromptsConfig
 from panoply.config.policy import PolicyConfig, SamplingConfig
-from panoply.config.preference import PreferenceConfig, ScheduleConfig, TrainedBackboneConfig
+from panoply.config.preference import (
+    LastLayers,
+    PreferenceConfig,
+    ScheduleConfig,
+    TrainedBackboneConfig,
+)
 from panoply.synthetic.verifiable import DOMAINS, verifiable_prompts
 from panoply.types import Array
 
@@ -135,7 +140,9 @@ def arm_config(file: Path, out: Path, store: Path) -> PreferenceConfig:
         out=str(out),
         pairs=(str(file),),
         seed=ARMS_SEED,
-        backbone=TrainedBackboneConfig(trained="last", num_last=2, depth=0.6, rendering=RENDERING),
+        backbone=TrainedBackboneConfig(
+            trained=LastLayers(num_last=2), depth=0.6, rendering=RENDERING
+        ),
         schedule=ScheduleConfig(
             pairs_per_step=16, num_epochs=4, lr=2e-4, head_lr=1e-3, keep_best=True
         ),

@@ -6,7 +6,7 @@ parsed: `--help` and a wrong flag are answered at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import tyro
@@ -17,14 +17,27 @@ Config = TypeVar("Config")
 Result = TypeVar("Result")
 
 
-def parse_recipe(job: str, recipes: Mapping[str, tuple[str, Config]]) -> Config:
+def parse_recipe(
+    job: str, recipes: Mapping[str, tuple[str, Config]], words: Sequence[str] | None = None
+) -> Config:
     """Returns the recipe that the command line names, with its flags applied.
+
+    A recipe fixes the alternatives, and flags set their numbers. Another alternative is a word, as
+    in `backbone.trained:full`, and flags may stand before and behind it.
 
     Args:
         job: module of the command, for its usage line.
         recipes: description and default values by name.
+        words: the command line; None: that of the process.
     """
-    return tyro.extras.overridable_config_cli(dict(recipes), prog=f"python -m jobs.{job}")
+    defaults = {name: values for name, (_, values) in recipes.items()}
+    descriptions = {name: text for name, (text, _) in recipes.items()}
+    return tyro.cli(
+        tyro.extras.subcommand_type_from_defaults(defaults, descriptions),
+        prog=f"python -m jobs.{job}",
+        args=words,
+        config=(tyro.conf.CascadeSubcommandArgs,),
+    )
 
 
 def run_workflow(run: Callable[[Config, RunLogger], Result], config: Config) -> Result:

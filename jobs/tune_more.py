@@ -16,7 +16,7 @@ def main() -> None:
     from workflows.cluster.ray_cluster import run_folder
     from workflows.tune_more import run_tune_more
 
-    recipe = "more" if config.preference.planted is None else "embedded"
+    recipe = "more" if config.planted is None else "embedded"
     search = run_workflow(
         lambda config, logger: run_tune_more(config, PREFERENCE[recipe][1], logger), config
     )
@@ -25,7 +25,8 @@ def main() -> None:
     console.print()
     console.print(search_table(search.metrics))
     console.print(f"results: {out}")
-    command = ["python", "-m", "jobs.preference", recipe, *search.flags, "--out", f"{out}-best"]
+    words = [recipe, *search.next_words, "--out", f"{out}-best"]
+    command = ["python", "-m", "jobs.preference", *words]
     console.print(f"next: {shlex.join(command)}", soft_wrap=True)
 
 
