@@ -15,6 +15,8 @@ from transformers import AutoTokenizer
 from actors.function_replica import FunctionReplica
 from actors.model_replica import MAX_FAILURES, RewardModelReplica
 from panoply.config.serve import BatchConfig, ScalingConfig, ServedModelConfig
+from panoply.hub.doctor import examine_loaded
+from panoply.hub.reward_model import ScoringModel, provenance_of
 from panoply.serve.calls import ReplicaRequest
 from panoply.wire.request import Chat, RenderedText, RequestError, Tokens
 from panoply.wire.slime import Sample
@@ -417,3 +419,36 @@ def test_a_name_in_a_turn_is_written_by_the_template_that_reads_it(folders):
     )
     (answer,) = answers(replica, [request(Chat((turn,), ("No.",)), Chat((named,), ("No.",)))])
     assert answer.items[0] != answer.items[1]
+
+
+class ShortestReply(ScoringModel[int]):
+    """A kind of reward model from outside: minus the number of tokens of a response."""
+
+    temperature = 10.0
+
+    def __init__(self, backbone):
+        self.backbone, self.provenance = backbone, provenance_of("shortest", backbone, {})
+
+    def forward(self, trees):
+        """Returns the number of tokens of each response."""
+        return [len(branch.tokens) for tree in trees for branch in tree.branches]
+
+    def score_of(self, output):
+        """Returns minus that."""
+        return -float(output)
+
+
+def test_a_new_kind_of_reward_model_is_served_and_examined_by_its_class_alone(folders):
+    replica, model = replica_of(folders["scalar"])
+    replica.model = kind = ShortestReply(model.backbone)
+    prompt = tuple(PROMPTS[0])
+    rewards, preference = answers(
+        replica,
+        [request(Chat(prompt, RESPONSES)), request(Chat(prompt, ("No.", "Never.")), compares=True)],
+    )
+    assert values(rewards) == [kind.score(prompt, RESPONSES).tolist()]
+    assert values(preference) == [[kind.compare(prompt, "No.", "Never.")]]
+    assert kind.compare(prompt, "No.", "Never.") == pytest.approx(1 / (1 + 2.718281828**-0.3))
+    findings = examine_loaded(kind, folders["scalar"])
+    assert {finding.check for finding in findings} >= {"BOS", "scale", "batch drift", "bfloat16"}
+    assert not [finding for finding in findings if finding.verdict == "fail"]

@@ -36,7 +36,10 @@ def example_trees(renderer: Renderer) -> list[TokenTree]:
 
 def sequences(trees: Sequence[TokenTree]) -> list[tuple[int, ...]]:
     """Returns the tokens of every conversation in some trees, tree by tree."""
-    return [tree.shared + branch.tokens for tree in trees for branch in tree.branches]
+    rows: list[tuple[int, ...]] = []
+    for tree in trees:
+        rows += [tree.shared + branch.tokens for branch in tree.branches]
+    return rows
 
 
 def example_chats() -> list[list[dict[str, str]]]:

@@ -87,10 +87,11 @@ def _alike(ordered: Sequence[Tokenized]) -> Iterator[tuple[Sequence[Tokenized], 
         common_prefix(a.tokens[: a.start], b.tokens[: b.start]) if a.gate == b.gate else 0
         for a, b in pairwise(ordered)
     ]
+    common.append(0)  # nothing follows the last one
     first = 0
     for i in range(1, len(ordered) + 1):
-        here, after = (common[j] if j < len(common) else 0 for j in (i - 1, i))
-        if i < len(ordered) and here > ordered[first].gate and 2 * here >= after:
+        here = common[i - 1]
+        if i < len(ordered) and here > ordered[first].gate and 2 * here >= common[i]:
             continue
         run = ordered[first:i]
         yield run, min([*common[first : i - 1], *(c.start for c in run)])
