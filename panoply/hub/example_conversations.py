@@ -28,10 +28,10 @@ EXAMPLE_CONVERSATIONS: tuple[tuple[Prompt, tuple[str, ...]], ...] = (
 UNCUT = Rendering(max_prompt_tokens=2**16, max_response_tokens=2**16)
 
 
-def example_trees(renderer: Renderer) -> list[TokenTree]:
+def example_trees(tokenizer: Any) -> list[TokenTree]:
     """Returns the token trees of the conversations, of which no limit cuts anything."""
-    uncut = Renderer(renderer.tokenizer, UNCUT)
-    return [uncut.render(prompt, responses).tree for prompt, responses in EXAMPLE_CONVERSATIONS]
+    renderer = Renderer(tokenizer, UNCUT)
+    return [renderer.render(prompt, responses).tree for prompt, responses in EXAMPLE_CONVERSATIONS]
 
 
 def sequences(trees: Sequence[TokenTree]) -> list[tuple[int, ...]]:

@@ -56,7 +56,7 @@ def export_scalar(folder: Path, out: Path) -> Exported:
         written = write_classifier(decoder.model, model.backbone.renderer, weight_F, built)
         scalar = ScalarDescription(SCORER, str(written.tokenizer.pad_token), scale)
         (built / "README.md").write_text(model_card(model.manifest, read_metrics(folder), scalar))
-        trees = example_trees(model.backbone.renderer)
+        trees = example_trees(model.backbone.renderer.tokenizer)
         features = model.backbone.features(trees)
         score_R = pooled(features, "last").double() @ weight_F.double()
         drift = check_drift(score_R, built)

@@ -170,7 +170,9 @@ def save_scalar_model(
         (built / "panoply.json").write_text(manifest.to_json())
         write_card(built)
         loaded = load_scalar_model(built)
-        return check_drift(loaded.score_trees(example_trees(loaded.backbone.renderer)), built)
+        return check_drift(
+            loaded.score_trees(example_trees(loaded.backbone.renderer.tokenizer)), built
+        )
 
 
 def load_scalar_model(folder: Path) -> ScalarModel:

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from panoply.hub.artefact.classifier import PROBES, UNCUT, built_beside, check_vacant
+from panoply.hub.artefact.classifier import built_beside, check_vacant
 from panoply.hub.backbone.pretrained import resolve
-from panoply.hub.backbone.renderer import Renderer
+from panoply.hub.example_conversations import example_trees, sequences
 
 TOLERANCE = 1e-3
 """Most that a log-probability of a merged policy may differ from the adapted one's."""
@@ -51,7 +51,7 @@ def export_policy(name: str, adapter: Path, out: Path) -> float:
         raise ValueError(
             f"the adapters in {str(adapter)!r} are not of {name!r}: {str(error).splitlines()[0]}"
         ) from error
-    texts = _texts(Renderer(tokenizer, UNCUT))
+    texts = sequences(example_trees(tokenizer))
     wanted = [_spoken(adapted, ids) for ids in texts]
     with built_beside(out) as built:
         adapted.merge_and_unload().save_pretrained(built)
@@ -67,13 +67,7 @@ def export_policy(name: str, adapter: Path, out: Path) -> float:
     return drift
 
 
-def _texts(renderer: Renderer) -> list[list[int]]:
-    """Returns the compared conversations as tokens."""
-    trees = [renderer.render(*probe).tree for probe in PROBES]
-    return [list(tree.shared + branch.tokens) for tree in trees for branch in tree.branches]
-
-
-def _spoken(model: Any, ids: list[int]) -> torch.Tensor:
+def _spoken(model: Any, ids: tuple[int, ...]) -> torch.Tensor:
     """Returns the log-probability of each token but the first."""
     tokens = torch.tensor([ids])
     spoken = model(input_ids=tokens).logits[0, :-1].float().log_softmax(-1)

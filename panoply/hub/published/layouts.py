@@ -175,7 +175,7 @@ def load_remote(checkpoint: Checkpoint, fields: Fields) -> HeadModel:
         )
     # A copy: the classifier computes its own scores below as it was loaded.
     model = HeadModel(make_backbone(folder.name, classifier.base_model, tokenizer), deepcopy(head))
-    trees = example_trees(model.backbone.renderer)
+    trees = example_trees(tokenizer)
     expected_R = last_logits(classifier, sequences(trees))
     score_R = model.score_trees(trees)
     bound = 1e-3 if model.backbone.decoder.dtype == torch.float32 else 0.05
