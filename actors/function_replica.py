@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from pydantic import JsonValue
@@ -54,13 +54,8 @@ class FunctionReplica(Replica[Item]):
 
     def __init__(self, config: ServedModelConfig) -> None:
         """Makes the scorer; raises as `make_scorer` does."""
-        super().__init__(config)
+        super().__init__(config, {"kind": config.kind, "where": config.where})
         self.scorer = make_scorer(config)
-
-    @property
-    def provenance(self) -> Mapping[str, str]:
-        """Kind and place of the scorer."""
-        return {"kind": self.config.kind, "where": self.config.where}
 
     def about(self) -> dict[str, JsonValue]:
         """Returns the kind alone: a place is for those who ask with a request."""

@@ -35,6 +35,7 @@ from panoply.hub.backbone.backbone import Backbone
 from panoply.hub.backbone.pretrained import choose_dtype
 from panoply.hub.backbone.renderer import Renderer
 from panoply.hub.published.checkpoint import Checkpoint, Shape, few, stored_dtype
+from panoply.hub.published.loading import load_tokenizer
 from panoply.model.device import best_device
 from panoply.model.gate import make_gate
 from panoply.model.reward_model import TransformedHead
@@ -131,15 +132,9 @@ def _backbone(folder: Path, config: Any, fields: Mapping[str, Any]) -> Backbone:
     Long texts are cut to half the positions of the backbone each, prompts from the left and
     responses from the right; the published code cuts nothing.
     """
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    if not tokenizer.chat_template:
-        raise ValueError(
-            f"the tokenizer in {str(folder)!r} has no chat template, and the gate of ArmoRM's "
-            "layout reads a position of it: put the template it was trained with into "
-            "chat_template.jinja"
-        )
+    tokenizer = load_tokenizer(folder)
     device = best_device()
     # transformers itself takes `model.` as the prefix of a backbone inside a larger model.
     model = AutoModel.from_pretrained(
