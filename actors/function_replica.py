@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from pydantic import JsonValue
 
@@ -18,14 +18,9 @@ class FunctionReplica(Replica[Item]):
 
     def __init__(self, config: ServedModelConfig) -> None:
         """Opens the scorer; raises as `open_scorer` does."""
-        super().__init__(config)
-        self.scorer = open_scorer(config)
         self.kind = parse_where(config.where).kind
-
-    @property
-    def provenance(self) -> Mapping[str, str]:
-        """Kind and place of the scorer."""
-        return {"kind": self.kind, "where": self.config.where}
+        super().__init__(config, {"kind": self.kind, "where": config.where})
+        self.scorer = open_scorer(config)
 
     def about(self) -> dict[str, JsonValue]:
         """Returns the kind alone: a place is for those who ask with a request."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -43,10 +43,10 @@ class RewardModelReplica(Replica[Conversations]):
 
     def __init__(self, config: ServedModelConfig) -> None:
         """Loads the model; raises as `load_reward_model` does."""
-        super().__init__(config)
         silence_libraries()
         torch.set_num_threads(max(1, int(config.scaling.cpus)))
         self.model = load_reward_model(config.where, trust_remote_code=config.trust_remote_code)
+        super().__init__(config, self.model.provenance)
         self.tokenizer = self.model.request_tokenizer()
         self.metrics = ReplicaMetrics(config.name)
         self.queue = Batcher[Any](self._forward, config.batch, self._observe)
@@ -54,11 +54,6 @@ class RewardModelReplica(Replica[Conversations]):
         """Tokens of the last forward."""
         self.num_failures = 0
         """Consecutive failed forwards."""
-
-    @property
-    def provenance(self) -> Mapping[str, str]:
-        """Hashes of weights and template, and the rules of a score."""
-        return self.model.provenance
 
     def about(self) -> dict[str, JsonValue]:
         """Returns kind, objectives with their scales, and provenance."""
@@ -124,13 +119,12 @@ class RewardModelReplica(Replica[Conversations]):
         except Overloaded as full:
             message = f"{self.config.name!r} is busy: {full.args[0]}"
             raise RequestError(message, 429, full.retry_after) from full
-        scores: list[tuple[Score, ...]] = []
-        start = 0
-        for unit in units:
-            end = start + len(unit)
-            scores.append((self._to_score(unit, outputs[start:end], request),))
-            start = end
-        return scores
+        size = 2 if request.compares else 1
+        groups = [outputs[start : start + size] for start in range(0, len(outputs), size)]
+        return [
+            (self._to_score(unit, group, request),)
+            for unit, group in zip(units, groups, strict=True)
+        ]
 
     def _to_score(
         self, unit: Conversations, outputs: Sequence[Any], request: ReplicaRequest

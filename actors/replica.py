@@ -27,14 +27,11 @@ Scores: TypeAlias = Sequence[tuple[Score, ...]]
 class Replica(ABC, Generic[Unit]):
     """Answers requests to one scorer; a `Unit` is what the scorer takes of an item at a time."""
 
-    def __init__(self, config: ServedModelConfig) -> None:
+    def __init__(self, config: ServedModelConfig, provenance: Mapping[str, str]) -> None:
         self.config = config
-        self.reader = ThreadPoolExecutor(1, "read")
-
-    @property
-    @abstractmethod
-    def provenance(self) -> Mapping[str, str]:
+        self.provenance = provenance
         """Origin of the scores, for requests that ask for it."""
+        self.reader = ThreadPoolExecutor(1, "read")
 
     @abstractmethod
     def about(self) -> dict[str, JsonValue]:
@@ -81,8 +78,9 @@ class Replica(ABC, Generic[Unit]):
         self.check(request)
 
         # Reading tokenizes, which must not hold up the event loop.
-        loop = asyncio.get_running_loop()
-        readings = await loop.run_in_executor(self.reader, self._read_all, request)
+        readings = await asyncio.get_running_loop().run_in_executor(
+            self.reader, lambda: [self._read(item, request.compares) for item in request.items]
+        )
 
         # What can be read is scored at once, so that it may share batches.
         units: list[Unit] = []
@@ -104,9 +102,6 @@ class Replica(ABC, Generic[Unit]):
             items.append(tuple(item))
         provenance = self.provenance if "provenance" in request.details else {}
         return ModelAnswer(model=self.config.name, items=tuple(items), provenance=provenance)
-
-    def _read_all(self, request: ReplicaRequest) -> list[list[Unit | Score]]:
-        return [self._read(item, request.compares) for item in request.items]
 
     def _read(self, item: Item, compares: bool) -> list[Unit | Score]:
         """Returns the units of an item; in place of a response that cannot be read, its error."""

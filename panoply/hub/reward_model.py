@@ -1,6 +1,6 @@
 """The face of a reward model: all that a server, the doctor and a script know of any kind.
 
-    read, read_pair                      a request's item -> token sequences
+    request_tokenizer, read_pair         a request's item -> token sequences
     forward                              token trees -> one output for each response
     to_score, preference_probability     outputs -> a score, or P(a > b)
     score, compare                       the same in one call, for scripts
@@ -50,15 +50,15 @@ class RewardModel(ABC, Generic[Output]):
 
     backbone: Backbone
     provenance: Mapping[str, str]
-    """What a score depends on; see `provenance_of`."""
+    """Everything that a score depends on; see `provenance_of`."""
     objectives: Mapping[str, Scale | None] = MappingProxyType({})
     """Objectives that a request may weigh, with their scales where they have one."""
     temperature: float = math.nan
     """Score differences divided by it are log odds; NaN of a model without scores."""
     needs_turns: bool = False
-    """Whether a score depends on where the response begins (a gate, a mean)."""
+    """True where a score depends on where the response begins (a gate, a mean)."""
     is_pairwise: bool = False
-    """Whether the model compares two responses and has no score of one."""
+    """True where the model compares two responses and has no score of one."""
 
     def request_tokenizer(self) -> RequestTokenizer:
         """Returns a tokenizer of requests to this model: messages, rendered text, token ids."""

@@ -61,6 +61,7 @@ def built_beside(out: Path) -> Generator[Path]:
         built.rename(out)
 
 
+@torch.no_grad()
 def write_classifier(
     model: nn.Module, renderer: Renderer, weight_D: torch.Tensor, folder: Path
 ) -> Renderer:
@@ -77,7 +78,12 @@ def write_classifier(
     """
     classifier = to_classifier(model, weight_D)
     tokenizer = export_tokenizer(renderer, folder)
-    reserve_pad(classifier, int(tokenizer.pad_token_id))
+    # The vocabulary may end before the pad token, whose embedding is zeros.
+    pad = int(tokenizer.pad_token_id)
+    if pad >= classifier.get_input_embeddings().weight.shape[0]:
+        classifier.resize_token_embeddings(pad + 1, mean_resizing=False)
+    classifier.get_input_embeddings().weight[pad] = 0
+    classifier.config.pad_token_id = pad
     classifier.save_pretrained(folder)
     return Renderer(tokenizer, renderer.rendering)
 
@@ -135,15 +141,6 @@ def export_tokenizer(renderer: Renderer, folder: Path) -> Any:
         tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
     tokenizer.save_pretrained(folder)
     return tokenizer
-
-
-@torch.no_grad()
-def reserve_pad(classifier: Any, pad_token_id: int) -> None:
-    """Sets the pad token of a classifier, whose embedding is zeros; adds one where missing."""
-    if pad_token_id >= classifier.get_input_embeddings().weight.shape[0]:
-        classifier.resize_token_embeddings(pad_token_id + 1, mean_resizing=False)
-    classifier.get_input_embeddings().weight[pad_token_id] = 0
-    classifier.config.pad_token_id = pad_token_id
 
 
 @torch.inference_mode()

@@ -18,35 +18,44 @@ FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest:
+class BaseManifest:
+    """The record of a reward model of any kind."""
+
+    rendering: Rendering
+    temperature: float
+    """Score differences divided by it are log odds."""
+    seed: int
+    """Seed of the split into train, select and test."""
+    template_hash: str
+    """Hash of the folder's own template, which writes BOS where a scalar model's tokenizer did."""
+    bos: tuple[int, ...]
+    """Tokens put before a render that does not bring them; empty where the template does."""
+    backbone: str
+    depth: int
+    """Layers kept."""
+    dtype: str
+    """Precision of training. A scalar model's weights and scores are float32 nonetheless."""
+    data: Mapping[str, Any]
+    """Ids and counts of the data trained on: kind -> `id`, `rows`, `by_source`."""
+    format: int = FORMAT
+
+    def to_json(self) -> str:
+        """Returns the manifest as JSON."""
+        return json.dumps(asdict(self), indent=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest(BaseManifest):
     """The record of a gated model."""
 
     objectives: tuple[str, ...]
     maps: Mapping[str, Mapping[str, float | bool]]
     """Rating map of each rated objective; preference objectives have none."""
     pooling: Pooling
-    rendering: Rendering
     gate: GateConfig
-    temperature: float
-    """Score differences divided by it are log odds."""
-    seed: int
-    """Seed of the split into train, select and test."""
-    template_hash: str
-    bos: tuple[int, ...]
-    """Tokens put before a render that does not bring them; empty where the template does."""
-    backbone: str
     weights_hash: str
     """Hash of the backbone's own weights, before heads."""
-    depth: int
-    dtype: str
-    data: Mapping[str, Any]
-    """Ids and counts of the data trained on."""
     pad_rule: str = "positions and pooling follow token lists; no pad token is ever read"
-    format: int = FORMAT
-
-    def to_json(self) -> str:
-        """Returns the manifest as JSON."""
-        return json.dumps(asdict(self), indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
@@ -55,44 +64,24 @@ class Manifest:
         Raises:
             ValueError: a manifest of another format version.
         """
-        raw = _read(text)
-        raw["rendering"] = Rendering(**raw["rendering"])
-        raw["gate"] = GateConfig(**raw["gate"])
-        raw["objectives"], raw["bos"] = tuple(raw["objectives"]), tuple(raw["bos"])
-        return cls(**raw)
+        fields = _read(text, "bos", "objectives")
+        return cls(**fields | {"gate": GateConfig(**fields["gate"])})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ScalarManifest:
+class ScalarManifest(BaseManifest):
     """The record of a scalar model: one linear head, or `K` of them as an ensemble."""
 
-    rendering: Rendering
-    temperature: float
-    """Score differences divided by it are log odds."""
-    seed: int
-    """Seed of the split into train, select and test."""
-    template_hash: str
-    """Hash of the folder's own template, which writes BOS as the tokenizer did; set when saved."""
-    bos: tuple[int, ...]
-    """Tokens put before a render that does not bring them; set when saved."""
-    backbone: str
-    depth: int
-    """Layers kept."""
-    dtype: str
-    """Precision of training. The folder's weights are float32, and so are its scores."""
     sources: tuple[str, ...]
     """Sources of the pairs trained on."""
-    data: Mapping[str, Any]
-    """Ids and counts of the data trained on: kind -> `id`, `rows`, `by_source`."""
     method: Mapping[str, Any]
-    """How it was trained: loss, weighting of the sources, ..."""
+    """Method of training: loss, weighting of the sources, ..."""
     centers: tuple[float, ...]
     """Mean of each head's scores on training responses."""
     scales: tuple[float, ...]
     """Deviation of each head's scores on training responses."""
     pad_rule: str = "the pad token was added for padding alone and is in no render"
     kind: Literal["scalar"] = "scalar"
-    format: int = FORMAT
 
     def __post_init__(self) -> None:
         if not self.scales or len(self.centers) != len(self.scales):
@@ -106,10 +95,6 @@ class ScalarManifest:
                 "all responses the same score"
             )
 
-    def to_json(self) -> str:
-        """Returns the manifest as JSON."""
-        return json.dumps(asdict(self), indent=1)
-
     @classmethod
     def from_json(cls, text: str) -> ScalarManifest:
         """Reads a manifest.
@@ -117,11 +102,7 @@ class ScalarManifest:
         Raises:
             ValueError: a manifest of another format version.
         """
-        raw = _read(text)
-        raw["rendering"] = Rendering(**raw["rendering"])
-        for name in ("bos", "sources", "centers", "scales"):
-            raw[name] = tuple(raw[name])
-        return cls(**raw)
+        return cls(**_read(text, "bos", "sources", "centers", "scales"))
 
 
 def read_manifest(folder: Path) -> Manifest | ScalarManifest:
@@ -138,15 +119,17 @@ def read_manifest(folder: Path) -> Manifest | ScalarManifest:
             "A run leaves one in OUT/model"
         )
     text = file.read_text()
-    is_scalar = _read(text).get("kind") == "scalar"
+    is_scalar = json.loads(text).get("kind") == "scalar"
     return ScalarManifest.from_json(text) if is_scalar else Manifest.from_json(text)
 
 
-def _read(text: str) -> dict[str, Any]:
-    raw: dict[str, Any] = json.loads(text)
-    if raw.get("format") != FORMAT:
-        raise ValueError(f"panoply.json has format {raw.get('format')!r}, expected {FORMAT}")
-    return raw
+def _read(text: str, *tuples: str) -> dict[str, Any]:
+    """Returns the fields of a manifest; JSON has lists for those that are tuples."""
+    fields: dict[str, Any] = json.loads(text)
+    if fields.get("format") != FORMAT:
+        raise ValueError(f"panoply.json has format {fields.get('format')!r}, expected {FORMAT}")
+    fields["rendering"] = Rendering(**fields["rendering"])
+    return fields | {name: tuple(fields[name]) for name in tuples}
 
 
 def hash_keys(keys: Sequence[str]) -> NDArray[np.uint64]:

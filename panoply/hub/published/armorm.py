@@ -32,9 +32,9 @@ from panoply.config import Rendering
 from panoply.config.armorm import GateConfig
 from panoply.data.layouts import HELPSTEER, HELPSTEER_SCALES
 from panoply.hub.backbone.backbone import Backbone
-from panoply.hub.backbone.pretrained import choose_dtype
 from panoply.hub.backbone.renderer import Renderer
-from panoply.hub.published.checkpoint import Checkpoint, Shape, few, stored_dtype
+from panoply.hub.published.checkpoint import Checkpoint, Shape, few
+from panoply.hub.published.loading import load_tokenizer, load_whole
 from panoply.model.device import best_device
 from panoply.model.gate import make_gate
 from panoply.model.reward_model import TransformedHead
@@ -131,28 +131,16 @@ def _backbone(folder: Path, config: Any, fields: Mapping[str, Any]) -> Backbone:
     Long texts are cut to half the positions of the backbone each, prompts from the left and
     responses from the right; the published code cuts nothing.
     """
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    if not tokenizer.chat_template:
-        raise ValueError(
-            f"the tokenizer in {str(folder)!r} has no chat template, and the gate of ArmoRM's "
-            "layout reads a position of it: put the template it was trained with into "
-            "chat_template.jinja"
-        )
-    device = best_device()
+    tokenizer = load_tokenizer(folder)
     # transformers itself takes `model.` as the prefix of a backbone inside a larger model.
-    model = AutoModel.from_pretrained(
-        folder,
-        config=config,
-        dtype=choose_dtype(stored_dtype(fields), device),
-        trust_remote_code=False,
-        use_safetensors=True,
-    )
+    head = gate_layout(fields, int(config.hidden_size))
+    model = load_whole(AutoModel, folder, fields, read=head, config=config)
     most = max(8, int(config.max_position_embeddings) // 2)
     rendering = Rendering(max_prompt_tokens=most, max_response_tokens=most, gate="turn_end")
     renderer = Renderer(tokenizer, rendering)
-    return Backbone(folder.name, model.to(device), renderer, [config.num_hidden_layers])
+    return Backbone(folder.name, model.to(best_device()), renderer, [config.num_hidden_layers])
 
 
 def objective_names(fields: Mapping[str, Any]) -> tuple[str, ...]:

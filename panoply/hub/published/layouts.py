@@ -38,9 +38,9 @@ class Layout:
     architectures: tuple[str, ...]
     """Class names in config.json; `*` stands for any family that transformers has a class of."""
     counts_labels: bool = True
-    """Whether config.json says how many outputs a linear head has."""
+    """True where config.json says how many outputs a linear head has."""
     two_layers: bool = False
-    """Whether the head may have two layers, with ReLU between."""
+    """True where the head may have two layers, with ReLU between."""
     is_pairwise: bool = False
 
     def covers(self, architecture: str) -> bool:

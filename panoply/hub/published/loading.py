@@ -40,8 +40,9 @@ def fetch(name: str, *, code: bool = False) -> Path:
         return folder
     if folder.exists() or not is_hub_name(name):
         raise FileNotFoundError(f"model {name!r} is neither a folder nor a hub name 'owner/name'")
+    patterns = [*FILES, "*.py"] if code else [*FILES]
     try:
-        return Path(snapshot_download(name, allow_patterns=[*FILES, *(["*.py"] if code else [])]))
+        return Path(snapshot_download(name, allow_patterns=patterns))
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"model {name!r} is no local folder, and the hub could not give it: "
@@ -82,8 +83,8 @@ def load_whole(
         output_loading_info=True,
         **{"trust_remote_code": False} | options,
     )
-    random = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
-    if random:
+    mismatched = {key for key, *_ in info["mismatched_keys"]}
+    if random := sorted(mismatched | set(info["missing_keys"])):
         raise ValueError(
             f"{str(folder)!r} lacks weights that would be random: {few(random)}, or holds them in "
             "another shape than its config.json asks for. Fetch it again"
