@@ -1,5 +1,6 @@
 """Whatever is sent to the endpoints that OpenAPI describes, the server answers, and with no 5xx."""
 
+import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, settings
 from schemathesis.checks import not_a_server_error
@@ -20,6 +21,9 @@ class Length(Formula):
 
 APP, _ = serving(Length("a"), Length("b"), keys={"b": "secret"}, max_responses=100)
 SCHEMA = schemathesis.openapi.from_asgi("/openapi.json", APP)
+
+
+pytestmark = pytest.mark.slow
 
 
 @SCHEMA.include(method="POST").parametrize()
