@@ -50,7 +50,7 @@ def cluster():
     from workflows.cluster.ray_cluster import connect
 
     # Nodes tell their metrics every second rather than every ten, which tests of them wait for.
-    os.environ["RAY_metrics_report_interval_ms"] = "1000"
+    os.environ["RAY_metrics_report_interval_ms"] = "1000"  # noqa: SIM112  as Ray reads it
     connect(4)
     import ray
 

@@ -8,6 +8,8 @@ from schemathesis.checks import not_a_server_error
 from panoply.wire.request import ModelAnswer, scored
 from tests.builders.gateway import Formula, serving
 
+pytestmark = pytest.mark.slow
+
 
 class Length(Formula):
     """Scores a response by its length."""
@@ -21,9 +23,6 @@ class Length(Formula):
 
 APP, _ = serving(Length("a"), Length("b"), keys={"b": "secret"}, max_responses=100)
 SCHEMA = schemathesis.openapi.from_asgi("/openapi.json", APP)
-
-
-pytestmark = pytest.mark.slow
 
 
 @SCHEMA.include(method="POST").parametrize()
