@@ -10,6 +10,8 @@ cyclomatic complexity: 1 + branches, loops, handlers, cases, conditional express
 operands of `and` and `or`, and the loops and conditions of comprehensions.
 per 1,000 lines: lines that are not blank.
 closure: modules that a module imports, directly or not, and itself.
+files that name: files of the product in whose code the name of an example variant occurs; about as
+many have to be touched for another variant.
 """
 
 from __future__ import annotations
@@ -40,13 +42,15 @@ COMMANDS = {
     "serve": "ServeConfig",
 }
 """Commands and the dataclass that each of them parses."""
+ALGORITHMS = ("workflows.armorm", "workflows.laser")
+"""Modules whose imports are followed."""
 EXAMPLES = {
     "a board": "rmbench",
     "a bandit": "MOSS",
-    "a policy loss": "SFT",
+    "a policy loss": "DPO",
     "a wire dialect": "tei",
     "a checkpoint layout": "INFORMForSequenceClassification",
-    "a kind of reward model": "pairwise",
+    "a kind of reward model": "PairwiseModel",
     "a scorer to compare with": "best_fixed",
 }
 """Variants whose names are looked for: files that name one are places to touch for another."""
@@ -173,6 +177,20 @@ def closure(start: str, graph: dict[str, set[str]]) -> set[str]:
         reached |= news
         waiting += news
     return reached
+
+
+def longest_chain(start: str, graph: dict[str, set[str]]) -> list[str]:
+    """Returns the longest chain of imports that begins at a module; circles are not followed."""
+    chains: dict[str, list[str]] = {}
+
+    def chain(name: str, above: frozenset[str]) -> list[str]:
+        if name not in chains:
+            below = sorted(graph.get(name, set()) - above - {name})
+            longest = max((chain(other, above | {name}) for other in below), key=len, default=[])
+            chains[name] = [name, *longest]
+        return chains[name]
+
+    return chain(start, frozenset())
 
 
 def dataclass_fields(modules: Iterable[Module]) -> dict[str, list[ast.AnnAssign]]:
@@ -308,8 +326,8 @@ def measure(root: Path) -> dict[str, Any]:
     fillers = [place.rpartition(" ")[2] for module in modules for place in filler_names(module)]
     names = frozenset(module.name for module in modules)
     graph = {module.name: imports(module, names) - {module.name} for module in modules}
-    closures: dict[str, Any] = {}
-    for start in ("workflows.armorm", "workflows.laser"):
+    closures: dict[str, dict[str, int]] = {}
+    for start in ALGORITHMS:
         reached = closure(start, graph)
         closures[start] = {"modules": len(reached), "lines": sum(len(lines[m]) for m in reached)}
 
@@ -350,6 +368,7 @@ def measure(root: Path) -> dict[str, Any]:
         ),
         "module_names_used_twice": sorted(name for name, count in stems.items() if count > 1),
         "closure": closures,
+        "longest_import_chain": {start: longest_chain(start, graph) for start in ALGORITHMS},
         "config_leaves": {name: config_leaves(modules, cls) for name, cls in COMMANDS.items()},
         "files_that_name": {
             f"{kind} ({EXAMPLES[kind]})": count for kind, count in places_to_touch(modules).items()

@@ -45,12 +45,20 @@ def tiny_policy_folder(tmp_path_factory, tiny_tokenizer):
 
 
 @pytest.fixture(scope="session")
+def small_models(tmp_path_factory, tiny_tokenizer):
+    """Folders of small reward models by kind; a test that changes one copies it first."""
+    from tests.builders.models import save_each_kind
+
+    return save_each_kind(tmp_path_factory.mktemp("small-models"), tiny_tokenizer)
+
+
+@pytest.fixture(scope="session")
 def cluster():
     """One local Ray cluster for all tests that ask for it."""
     from workflows.cluster.ray_cluster import connect
 
     # Nodes tell their metrics every second rather than every ten, which tests of them wait for.
-    os.environ["RAY_metrics_report_interval_ms"] = "1000"  # noqa: SIM112  as Ray spells it
+    os.environ["RAY_metrics_report_interval_ms"] = "1000"  # noqa: SIM112  as Ray reads it
     connect(4)
     import ray
 

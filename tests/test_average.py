@@ -14,7 +14,6 @@ from tests.builders.models import (
     PROMPT,
     RESPONSES,
     assert_the_same_everywhere,
-    make_run,
     save_small,
     small_decoder,
 )
@@ -26,12 +25,12 @@ def tokenizer(tiny_model_folder):
     return AutoTokenizer.from_pretrained(tiny_model_folder)
 
 
-def test_the_average_of_a_model_with_itself_is_itself(tokenizer, tmp_path):
-    save_small(tmp_path / "a", tokenizer, num_heads=2)
-    average_models([tmp_path / "a", tmp_path / "a"], tmp_path / "out")
-    one, mean = (load_scalar_model(tmp_path / name) for name in ("a", "out"))
+def test_the_average_of_a_model_with_itself_is_itself(small_models, tmp_path):
+    folder, out = small_models["ensemble"], tmp_path / "out"
+    average_models([folder, folder], out)
+    one, mean = load_scalar_model(folder), load_scalar_model(out)
     for file in ("model.safetensors", "heads.safetensors"):
-        before, after = (load_file(tmp_path / name / file) for name in ("a", "out"))
+        before, after = load_file(folder / file), load_file(out / file)
         assert before.keys() == after.keys()
         assert all(torch.equal(before[name], after[name]) for name in before)
     assert (one.score(PROMPT, RESPONSES) == mean.score(PROMPT, RESPONSES)).all()
@@ -66,41 +65,40 @@ def test_every_tensor_is_the_plain_mean(tokenizer, tmp_path):
     assert_the_same_everywhere(tmp_path / "out")
 
 
-def test_models_that_have_no_mean_are_refused_with_the_difference(tokenizer, tmp_path):
-    save_small(tmp_path / "a", tokenizer)
+def test_models_that_have_no_mean_are_refused_with_the_difference(
+    small_models, tokenizer, tmp_path
+):
     wide = small_decoder(intermediate_size=64)
     short = small_decoder(num_hidden_layers=1)
     save_small(tmp_path / "wide", tokenizer, model=wide)
     save_small(tmp_path / "short", tokenizer, model=short, depth=1)
     save_small(tmp_path / "qwen2", tokenizer, model=small_decoder("qwen2"))
-    save_small(tmp_path / "two", tokenizer, num_heads=2)
     save_small(tmp_path / "cut", tokenizer, rendering=Rendering(max_prompt_tokens=64))
     save_small(tmp_path / "template", byte_tokenizer(TURNS))
-    gated, _ = make_run(tmp_path, tokenizer)
-    for name, message in (
-        ("wide", "config's intermediate_size is 64, there it is 48"),
-        ("short", "config's num_hidden_layers is 1, there it is 2"),
-        ("qwen2", "config's architectures is .*Qwen2ForSeq"),
-        ("two", "its number of heads is 2, there it is 1"),
-        ("cut", "its rendering is .*max_prompt_tokens=64"),
-        ("template", "its chat template is"),
-        (gated.name, "is a gated reward model"),
-        ("none", "no panoply.json"),
+    for folder, message in (
+        (tmp_path / "wide", "config's intermediate_size is 64, there it is 48"),
+        (tmp_path / "short", "config's num_hidden_layers is 1, there it is 2"),
+        (tmp_path / "qwen2", "config's architectures is .*Qwen2ForSeq"),
+        (small_models["ensemble"], "its number of heads is 2, there it is 1"),
+        (tmp_path / "cut", "its rendering is .*max_prompt_tokens=64"),
+        (tmp_path / "template", "its chat template is"),
+        (small_models["gated"], "is a gated reward model"),
+        (tmp_path / "none", "no panoply.json"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
-            average_models([tmp_path / "a", tmp_path / name], tmp_path / "out")
+            average_models([small_models["scalar"], folder], tmp_path / "out")
         assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match="at least one model"):
         average_models([], tmp_path / "out")
 
 
-def test_the_job_averages_and_tells_a_mistake_in_one_sentence(tokenizer, tmp_path, capsys):
+def test_the_job_averages_and_tells_a_mistake_in_one_sentence(small_models, tmp_path, capsys):
     from jobs.average import main
 
-    save_small(tmp_path / "a", tokenizer)
-    main((str(tmp_path / "a"), str(tmp_path / "a")), out=str(tmp_path / "out"))
+    folder = str(small_models["scalar"])
+    main((folder, folder), out=str(tmp_path / "out"))
     assert "averaged 2 models" in capsys.readouterr().out
     with pytest.raises(SystemExit) as stopped:
-        main((str(tmp_path / "a"),), out=str(tmp_path / "out"))
+        main((folder,), out=str(tmp_path / "out"))
     assert stopped.value.code == 2
     assert "holds something" in " ".join(capsys.readouterr().out.split())

@@ -218,6 +218,7 @@ def test_drift_and_flips_are_those_of_plain_python():
     assert [conformance.judge(x, (1.0, 2.0)) for x in (1.0, 2.0, 3.0)] == ["ok", "warning", "fail"]
 
 
+@pytest.mark.slow
 def test_the_job_prints_a_row_a_check_writes_json_and_exits_1_on_a_failure(tmp_path):
     healthy(tmp_path / "well")
     healthy(tmp_path / "sick", tensors={"score.weight": None})

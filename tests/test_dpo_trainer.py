@@ -307,6 +307,7 @@ def test_a_round_goes_on_from_a_checkpoint_as_if_nothing_had_happened(task, firs
     assert not list(Path(cut.folder).glob("step-*"))
 
 
+@pytest.mark.slow
 def test_two_workers_end_where_one_does(task, first, second, tmp_path):
     tasks = [
         replace(task, folder=str(tmp_path / "first")),

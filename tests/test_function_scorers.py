@@ -241,11 +241,11 @@ def test_a_call_over_its_time_is_an_error_and_the_others_are_not(is_async):
         return 1
 
     start = time.monotonic()
-    good, slow = scores(later if is_async else reward, CHAT, timeout=0.2)[0]
+    good, slow = scores(later if is_async else reward, CHAT, timeout=1.0)[0]
     stop.set()
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 15
     assert good.score == 1
-    assert slow.error == "the function did not return within 0.2 s"
+    assert slow.error == "the function did not return within 1 s"
 
 
 def test_calls_that_hang_do_not_hold_up_new_ones_until_there_are_too_many():
@@ -257,7 +257,7 @@ def test_calls_that_hang_do_not_hold_up_new_ones_until_there_are_too_many():
         return 1
 
     async def ask():
-        scorer = FunctionScorer(reward, timeout=0.1, max_concurrent=2)
+        scorer = FunctionScorer(reward, timeout=0.5, max_concurrent=2)
         single, many = Chat((USER,), ("hang",)), Chat((USER,), ("x", "x"))
         assert "did not return" in (await scorer.score([single]))[0][0].error
         assert [score.score for score in (await scorer.score([many]))[0]] == [1, 1]

@@ -1,11 +1,14 @@
 """Whatever is sent to the endpoints that OpenAPI describes, the server answers, and with no 5xx."""
 
+import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, settings
 from schemathesis.checks import not_a_server_error
 
 from panoply.wire.request import ModelAnswer, scored
 from tests.builders.gateway import Formula, serving
+
+pytestmark = pytest.mark.slow
 
 
 class Length(Formula):

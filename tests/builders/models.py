@@ -182,6 +182,14 @@ def save_small(folder, tokenizer, *, num_heads=1, model=None, seen=(), **changes
     return heads_KD
 
 
+def save_each_kind(root, tokenizer):
+    """Saves a scalar model, an ensemble of two heads and a gated model; returns their folders."""
+    save_small(root / "scalar", tokenizer)
+    save_small(root / "ensemble", tokenizer, num_heads=2)
+    gated, _ = make_run(root / "run", tokenizer)
+    return {"scalar": root / "scalar", "ensemble": root / "ensemble", "gated": gated}
+
+
 def small_classifier(family="llama", **changes):
     torch.manual_seed(3)
     shape = {
