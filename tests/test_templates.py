@@ -1,5 +1,6 @@
 """What a family's templates write is taken apart into what they were told, or refused."""
 
+import re
 import time
 from contextlib import suppress
 from functools import cache
@@ -183,8 +184,12 @@ def test_rendered_prompts_and_responses_come_back_as_they_were_told(name):
 
 @cases
 def test_content_with_markers_is_refused_or_comes_back_but_is_never_another_conversation(name):
-    """But for content that holds the end of a turn too, and so may be whole turns."""
+    """But for content that holds the end of a turn too, and so may be whole turns.
+
+    And but for a system prompt of Llama 3 that is the dates which Llama 3.1 writes by itself.
+    """
     family, end = CASES[name][1], CASES[name][4]
+    dates = TEMPLATES[family].preamble if name == "llama3" else ""
 
     @given(conversations(name))
     @settings(max_examples=100, deadline=None, derandomize=True)
@@ -192,6 +197,8 @@ def test_content_with_markers_is_refused_or_comes_back_but_is_never_another_conv
         prompt, responses = conversation
         begins = BOS if name == "vicuna" else ()
         if any(mark in message["content"] for message in prompt for mark in (end, *begins)):
+            return
+        if dates and any(re.match(dates, message["content"].strip()) for message in prompt):
             return
         text = written(name, prompt, opens=True)
         with suppress(RequestError):

@@ -79,7 +79,7 @@ class ServedModelConfig:
     name: str
     """Name that clients use, also in the path `/models/NAME/...`."""
     where: str
-    """WHERE of the scorer (`panoply.scorers.where`): a model's folder, hub name or
+    """Scorer as WHERE names it (`panoply.scorers.where`): a model's folder, hub name or
     `models:/NAME@ALIAS`; `function:MODULE:NAME` or `function:FILE.py:NAME`; `DIALECT+URL#MODEL`,
     as `vllm+http://HOST:8000#skywork`; or `replay:FILE`."""
     rendered_by: str = ""

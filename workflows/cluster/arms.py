@@ -107,7 +107,7 @@ def asking(arms: Sequence[ServedModelConfig], timeout: float, run: str) -> Gener
     """Yields the arms; models are started first, and taken down at the end.
 
     Args:
-        arms: pinned (`workflows.cluster.resolve_model`).
+        arms: resolved (`workflows.cluster.resolve_model`).
         timeout: seconds for one prompt.
         run: what the applications are named after, so that two runs on one cluster do not meet and
             one that was killed finds its own again.
