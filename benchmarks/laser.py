@@ -192,7 +192,8 @@ def main() -> None:
     """Runs the benchmark, prints a table and writes the figures."""
     from rich.console import Console
 
-    from panoply.report.tables import add_row, empty_table, number
+    from panoply.report.section import number
+    from panoply.report.terminal import add_row, empty_table
     from workflows.cluster.ray_cluster import connect
     from workflows.cluster.tracking import write_json
 

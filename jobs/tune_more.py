@@ -14,6 +14,7 @@ def main() -> None:
     config = tyro.extras.overridable_config_cli(TUNE_MORE, prog="python -m jobs.tune_more")
     # Ray and torch load only now, after the arguments are known to be right.
     from panoply.report.progress import RunLogger, Terminal, exit_if_unusable
+    from panoply.report.terminal import as_rich
     from panoply.report.trials import search_table, trials_table
     from workflows.cluster.ray_cluster import run_folder
     from workflows.tune_more import run_tune_more
@@ -22,9 +23,9 @@ def main() -> None:
     recipe = "more" if config.preference.planted is None else "embedded"
     with exit_if_unusable(console):
         found = run_tune_more(config, PREFERENCE[recipe][1], RunLogger(console))
-    console.print(trials_table(found.trials))
+    console.print(as_rich(trials_table(found.trials)))
     console.print()
-    console.print(search_table(found.metrics))
+    console.print(as_rich(search_table(found.metrics)))
     out = run_folder(config.out)
     console.print(f"results: {out}")
     command = ["python", "-m", "jobs.preference", recipe, *found.flags, "--out", f"{out}-best"]

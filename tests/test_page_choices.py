@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from panoply.report.page import choices, strategies
-from panoply.report.page.charts import plot
-from panoply.report.page.write import write_page
+from panoply.report.page import Scale
+from panoply.report.report import write_report
+from panoply.report.sections import laser
 from tests.builders.contrast import LOWEST_CONTRAST
 from workflows.cluster.tracking import write_json
 
@@ -118,7 +118,8 @@ def page_of(folder, metrics, config=None, history=None):
     write_json(folder / "config.json", config or {"out": "runs/x"})
     if history:
         write_json(folder / "history.json", history)
-    return write_page(folder)
+    write_report(folder)
+    return folder / "report.html"
 
 
 def test_a_page_holds_what_the_run_measured_and_takes_names_for_text(tmp_path):
@@ -174,36 +175,41 @@ def test_a_page_of_best_of_n_shows_right_choices_by_n_with_intervals(tmp_path):
     assert "Right choices among 16 samples" in html
     assert "any right" in html
     assert "Prompts that the bandit gave to each arm" in html
-    chart = strategies.at_most_n(metrics["best_of_n"])
-    assert chart.rows[0].label == "any right"
-    assert chart.rows[0].cells == ("0.800", "[0.700, 0.900]")
+    table = laser.best_of_n(metrics["best_of_n"], {}).blocks[1]
+    assert table.rows[0].name == "any right"
+    assert table.texts(table.rows[0])[-2:] == ["0.800", "[0.700, 0.900]"]
 
 
 def test_what_signals_mean_is_what_their_intervals_say():
-    found = example_choice()["signals"]
-    said = choices.meaning(found["held_out"], "held_out", "negative_loss")
-    assert "rewarded with negative_loss, which goes against how far the round raised" in said
-    assert "improvement goes with it." in said
-    said = choices.meaning(found["held_out"], "held_out", "verifier")
-    assert "of which 100 decisions cannot tell if it goes with" in said
-    assert "negative_loss goes against it." in said
-    said = choices.meaning(found["held_out"], "held_out", "agreement")
-    assert "has no correlation with how far the round raised held-out quality here" in said
-    assert "(does not vary)" in said
-    said = choices.meaning(found["verifier"], "verifier", "negative_loss")
-    assert said.startswith("No signal can be held against")
+    correlations = example_choice()["signals"]
+
+    def meaning(values, target, applied):
+        return laser.meaning({n: v for n, v in values.items() if n != target}, target, applied)
+
+    text = meaning(correlations["held_out"], "held_out", "negative_loss")
+    assert "rewarded with negative_loss, which goes against how far the round raised" in text
+    assert "improvement goes with it." in text
+    text = meaning(correlations["held_out"], "held_out", "verifier")
+    assert "of which 100 decisions cannot tell if it goes with" in text
+    assert "negative_loss goes against it." in text
+    text = meaning(correlations["held_out"], "held_out", "agreement")
+    assert "has no correlation with how far the round raised held-out quality here" in text
+    assert "(does not vary)" in text
+    text = meaning(correlations["verifier"], "verifier", "negative_loss")
+    assert text.startswith("No signal can be compared with")
     by_chance = {"improvement": correlation(0.05), "held_out": correlation(1.0)}
-    said = choices.meaning(by_chance, "held_out", "verifier")
-    assert said == "No signal can be told from chance: every interval holds 0."
+    text = meaning(by_chance, "held_out", "verifier")
+    assert text == "No signal can be told from chance: every interval holds 0."
 
 
 def test_a_signal_that_is_not_defined_has_no_mark_and_says_why():
-    rows = choices.signals(example_choice()["signals"]["held_out"], "held_out", "probe").rows
-    own = {row.label: row for row in rows}
+    blocks = laser.signals({"laser": example_choice() | {"applied": "probe"}}).blocks
+    table = next(block for block in blocks if not isinstance(block, str))
+    own = {row.name: row for row in table.rows}
     assert "held_out" not in own  # against itself
-    assert [row.label for row in rows[:2]] == ["improvement", "verifier"]
-    assert own["probe"].cells == ("-", "-", "0")
-    assert not own["probe"].marks + own["probe"].spans
+    assert [row.name for row in table.rows[:2]] == ["improvement", "verifier"]
+    assert table.texts(own["probe"]) == ["-", "-", "0"]
+    assert not Scale.of(table).items(table, own["probe"])
     assert own["probe"].note == "applied, not measured"
     assert own["agreement"].note == "does not vary"
 
@@ -220,33 +226,36 @@ def test_a_signal_that_is_not_defined_has_no_mark_and_says_why():
 )
 def test_what_followed_an_alarm_is_what_the_run_did(alarm, strategy, followed):
     own = {"round": 3, "name": "kl", "arm": "long"} | alarm
-    assert choices.followed(own, [], strategy).endswith(followed)
+    assert laser.followed(own, [], strategy).endswith(followed)
 
 
-def test_rounds_of_a_long_run_share_bars_whose_shares_are_means():
+def test_shares_by_round_are_bars_upon_each_other_with_alarms_where_they_were_raised():
     history = [{"step": i, "share/a": float(i % 2), "share/b": float(1 - i % 2)} for i in range(50)]
-    choice = {"shares": {"a": 0.5, "b": 0.5}, "alarms": [{"round": 4, "name": "length"}]}
-    rows = choices.by_round(history, choice).rows
-    assert [row.label for row in rows[:2]] == ["0 to 2", "3 to 5"]
-    assert len(rows) == 17
-    assert rows[0].cells == ("0.33", "0.67")
-    assert [row.note for row in rows[:3]] == ["", "length", ""]
-    for row in rows:
-        assert sum(span.width for span in row.spans) == pytest.approx(100)
+    choice = {"shares": {"a": 0.5, "b": 0.5}, "shares_by_source": {}}
+    choice["alarms"] = [{"round": 4, "name": "length"}]
+    by_round = laser.shares({"laser": choice}, {"laser": history}).blocks[0]
+    assert by_round.stacked
+    assert by_round.events == [(4, "length")]
+    assert len(by_round.numbers().rows) == 50
+    for row in by_round.numbers().rows:
+        assert sum(row.cells) == pytest.approx(1)
 
 
-def test_curves_stand_where_their_numbers_say_and_an_empty_one_keeps_no_place():
-    drawn = plot("c", "n", "m", {"a": {1: 0.0, 16: 1.0, 4: None}, "b": {}}, evenly=True)
-    (trace,) = drawn.traces
-    assert trace.points == ((0, 0), (100, 100))
-    assert [label for _, label in drawn.places] == ["1", "4", "16"]
-    assert [at for at, _ in drawn.places] == [0, 50, 100]
-    assert [[cell.text for cell in cells] for _, cells in drawn.numbers.rows] == [
-        ["0.000"],
-        ["-"],
-        ["1.000"],
+def test_an_off_policy_estimate_stands_beside_what_the_bandit_got():
+    arms = {"a": {"value": 0.3, "ess": 12.0}, "b": {"value": 0.6, "ess": 40.4, "ci95": [0.5, 0.7]}}
+    estimates = {"mean": 0.5, "num": 96, "arms": arms}
+    choice = example_choice() | {"off_policy": estimates}
+    blocks = laser.learning(
+        {"laser": choice}, {"laser": example_history(3, np.random.default_rng(0))}
+    )
+    table = blocks.blocks[-1]
+    assert [row.name for row in table.rows] == ["laser", "b", "a"]
+    assert [table.texts(row) for row in table.rows] == [
+        ["0.500", "-", "96"],
+        ["0.600", "[0.500, 0.700]", "40"],
+        ["0.300", "-", "12"],
     ]
-    assert not plot("c", "n", "m", {"a": {}}).traces
+    assert table.origin == 0.5
 
 
 @pytest.fixture(scope="module")

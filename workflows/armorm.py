@@ -34,9 +34,8 @@ from panoply.config.armorm import ArmoRMConfig
 from panoply.hub.artefact.model_card import write_card
 from panoply.hub.backbone.backbone import resolve
 from panoply.measure.calibration import reliability
-from panoply.report.page.write import write_page
 from panoply.report.progress import RunLogger
-from panoply.report.report import write_plots
+from panoply.report.report import write_report
 from panoply.types import Array
 from workflows.cluster.artefact import LinearParts, save_artefact
 from workflows.cluster.debias import PairValues, fit_penalties, report_debias
@@ -149,8 +148,7 @@ def train_and_measure(
     mistakes = report_mistakes(*odds, values.names, data.pairs, data.texts.pairs[0])
     write_json(out / "mistakes.json", mistakes)
     write_card(out / "model")
-    write_plots(metrics, out)
-    write_page(out)
+    write_report(out)
     return metrics
 
 

@@ -46,8 +46,9 @@ from actors.trial import fill_store, finish_trial, looks, train_trial, trial_tas
 from panoply.config.preference import PreferenceConfig
 from panoply.config.tune import Point, TuneConfig, flags, paper_point
 from panoply.hub.backbone.backbone import resolve
+from panoply.report.figures import picture
 from panoply.report.progress import RunLogger
-from panoply.report.trials import Trial, best, cost, draw_trials
+from panoply.report.trials import Trial, best, cost, search_curves
 from workflows.cluster.prepare_pairs import Preferences, read_pairs, tokenize, training_rows
 from workflows.cluster.ray_cluster import (
     await_workers,
@@ -163,7 +164,8 @@ def search_and_measure(
             "config": asdict(tasks[chosen].config),
         },
     )
-    draw_trials(trials, metrics["select_loss"][DEFAULTS]).savefig(out / "search.png")
+    curves = search_curves(trials, metrics["select_loss"][DEFAULTS])
+    (out / "search.png").write_bytes(picture(curves))
     return Searched(metrics, trials, told)
 
 

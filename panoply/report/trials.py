@@ -1,25 +1,17 @@
-"""The trials of a search: what each came to, and how a person sees them."""
+"""The trials of a search: how each ended, and how a report shows them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-from rich.text import Text
-
 from panoply.config.tune import Point
-from panoply.report.tables import RAW, number
+from panoply.report.section import Column, Curve, Curves, Row, Table, count, number, short
+from panoply.report.sections.pairs import RAW
 
 State: TypeAlias = Literal["finished", "stopped", "diverged", "failed"]
-COLORS = {"tpe": "#0072B2", "random": "#D55E00"}
-MARKERS = {"tpe": "o", "random": "D"}
 LABELS = {
     "normalizer": "normalizer",
     "momentum": "momentum",
@@ -31,6 +23,7 @@ LABELS = {
 LOGARITHMIC = ("momentum", "head_lr", "lr")
 SHOWN = 10
 """Trials in the table; `trials.json` has all."""
+FOUR_DIGITS = partial(number, digits=4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,27 +51,27 @@ def best(trials: Sequence[Trial], name: str) -> Trial:
     Raises:
         RuntimeError: none did.
     """
-    own = [trial for trial in trials if trial.search == name]
-    ended = [trial for trial in own if trial.state == "finished"]
+    tried = [trial for trial in trials if trial.search == name]
+    ended = [trial for trial in tried if trial.state == "finished"]
     if not ended:
-        reasons = "; ".join(sorted({trial.reason or trial.state for trial in own}))
+        reasons = "; ".join(sorted({trial.reason or trial.state for trial in tried}))
         raise RuntimeError(
-            f"none of the {len(own)} trials of search {name!r} came to its end ({reasons}): lower "
-            "the rates of `space`"
+            f"none of the {len(tried)} trials of search {name!r} came to its end ({reasons}): "
+            "lower the rates of `space`"
         )
     return min(ended, key=lambda trial: trial.select_loss or 0.0)
 
 
 def cost(trials: Sequence[Trial], name: str) -> dict[str, Any]:
     """Returns how many trials ended how, and what they cost in whole runs."""
-    own = [trial for trial in trials if trial.search == name]
+    tried = [trial for trial in trials if trial.search == name]
     return {
-        "num_trials": len(own),
+        "num_trials": len(tried),
         **{
-            state: sum(trial.state == state for trial in own)
+            state: sum(trial.state == state for trial in tried)
             for state in ("finished", "stopped", "diverged", "failed")
         },
-        "whole_runs": sum(trial.share or 0.0 for trial in own),
+        "whole_runs": sum(trial.share or 0.0 for trial in tried),
     }
 
 
@@ -86,106 +79,103 @@ def trials_table(trials: Sequence[Trial]) -> Table:
     """Returns the trials that went all the way and lost least on *select*, best first."""
     ended = [t for t in trials if t.state == "finished" and t.select_loss is not None]
     ended.sort(key=lambda t: t.select_loss or 0.0)
-    title = f"Best {min(SHOWN, len(ended))} of {len(ended)} whole trials, of {len(trials)} begun"
     rates = [name for name in ("head_lr", "lr") if name in trials[0].point]
-    table = _table(title, "trial", ("loss", "normalizer", "momentum", "rho", "pairs", *rates))
+    rows: list[Row] = []
     for trial in ended[:SHOWN]:
         point: Mapping[str, Any] = trial.point
-        table.add_row(
-            Text(f"{trial.search} {trial.number}" + (" (defaults)" if not trial.number else "")),
-            number(trial.select_loss, 4),
-            point["normalizer"],
-            f"{point['momentum']:.3f}",
-            f"{point['interpolation']:.2f}",
-            str(point["pairs_per_source"]),
-            *(f"{point[name]:.1e}" for name in rates),
-        )
-    return table
+        name = f"{trial.search} {trial.number}"
+        numbers = [point[key] for key in ("normalizer", "momentum", "interpolation")]
+        cells = [trial.select_loss, *numbers, point["pairs_per_source"], *map(point.get, rates)]
+        rows.append(Row(name, cells, note="" if trial.number else "defaults"))
+    columns = [
+        Column("loss", FOUR_DIGITS),
+        Column("normalizer", str),
+        Column("momentum"),
+        Column("rho", short),
+        Column("pairs", count),
+        *(Column(name, "{:.1e}".format) for name in rates),
+    ]
+    title = f"Best {len(rows)} of {len(ended)} whole trials, of {len(trials)} begun"
+    return Table(title, "trial", columns, rows)
 
 
 def search_table(metrics: Mapping[str, Any]) -> Table:
     """Returns both winners and the defaults: chosen on *select*, judged on *test*."""
-    columns = ("on select", "on test", "on test,\nwith temperature", "accuracy", "whole\nruns")
-    title = "Log loss, mean over sources: select chooses, test decides"
-    table = _table(title, "best of", columns)
+    rows: list[Row] = []
     for name, loss in metrics["select_loss"].items():
-        raw, fitted = (metrics["pairs"][key]["macro"] for key in (name + RAW, name))
+        raw, fitted = metrics["pairs"][name + RAW]["macro"], metrics["pairs"][name]["macro"]
         spent = metrics["search"].get(name, {}).get("whole_runs")
-        numbers = (loss, raw["log_loss"], fitted["log_loss"], raw["accuracy"])
-        table.add_row(Text(name), *(number(n, 4) for n in numbers), number(spent, 1))
-    return table
+        losses = [loss, raw["log_loss"], fitted["log_loss"]]
+        rows.append(Row(name, [*losses, raw["accuracy"], spent]))
+    names = ("on select", "on test", "on test, with temperature", "accuracy")
+    columns = [Column(name, FOUR_DIGITS) for name in names]
+    columns.append(Column("whole runs", partial(number, digits=1)))
+    title = "Log loss, mean over sources: select chooses, test decides"
+    return Table(title, "best of", columns, rows)
 
 
-def _table(title: str, first: str, columns: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
-    table.add_column(first)
-    for name in columns:
-        table.add_column(name, justify="right", vertical="bottom")
-    return table
-
-
-def draw_trials(trials: Sequence[Trial], defaults: float) -> Figure:
-    """Draws the best loss so far by trial, and the loss over each number that was searched.
+def search_curves(trials: Sequence[Trial], defaults: float) -> list[Curves]:
+    """Returns the best loss so far by trial, and the loss over each number that was searched.
 
     Args:
-        trials: of both searches.
-        defaults: the defaults' loss on *select*.
+        trials: of all searches.
+        defaults: the loss of the defaults on *select*.
     """
+    searches = list(dict.fromkeys(trial.search for trial in trials))
+    curves: list[Curve] = []
+    for search in searches:
+        tried = [trial for trial in trials if trial.search == search]
+        curves.append(Curve(search, [t.number + 1 for t in tried], _best_so_far(tried), "steps"))
+        curves += _points(tried, search, [t.number + 1 for t in tried])
+    title = "Log loss on select, which chooses: too good to be true at its least"
+    across = "trial; the line is the best whole one so far"
+    panels = [Curves(title, across, "log loss", curves, origin=defaults, file="search")]
     names = [name for name in LABELS if name in trials[0].point]
-    num_rows = 1 + -(-len(names) // 3)
-    figure = Figure(figsize=(9.0, 2.9 * num_rows), dpi=130, layout="constrained")
-    figure.suptitle("Log loss on select, which chooses: too good to be true at its least")
-    grid = figure.add_gridspec(num_rows, 3)
-    top = figure.add_subplot(grid[0, :])
-    for search in COLORS:
-        own = [t for t in trials if t.search == search]
-        each = [np.inf if t.state != "finished" else t.select_loss or np.inf for t in own]
-        so_far = np.minimum.accumulate(each)
-        so_far[~np.isfinite(so_far)] = np.nan
-        top.step(range(1, len(own) + 1), so_far, where="post", color=COLORS[search], label=search)
-        _scatter(top, own, [t.number + 1 for t in own], search)
-    top.axhline(defaults, color="#707070", linestyle="--", linewidth=1, label="defaults")
-    top.set_xlabel("trial; the line is the best whole one so far")
-    top.set_ylabel("log loss")
-    for at, name in enumerate(names):
-        axes = figure.add_subplot(grid[1 + at // 3, at % 3])
-        _draw_over(axes, trials, name)
-    figure.legend(*top.get_legend_handles_labels(), loc="outside lower center", ncols=5)
-    return figure
+    return [*panels, *(_loss_over(name, trials, searches) for name in names)]
 
 
-def _draw_over(axes: Axes, trials: Sequence[Trial], name: str) -> None:
-    values = [t.point[name] for t in trials]
-    if name in ("normalizer", "pairs_per_source"):
-        order = sorted(set(values))
-        places = {value: at for at, value in enumerate(order)}
-        axes.set_xticks(range(len(order)), [str(value) for value in order])
-        axes.set_xlim(-0.5, len(order) - 0.5)
-    else:
-        places = {value: value for value in values}
-        if name in LOGARITHMIC:
-            axes.set_xscale("log")
-            axes.xaxis.set_minor_formatter(NullFormatter())
-    for search, shift in zip(COLORS, (-0.1, 0.1), strict=True):
-        own = [t for t in trials if t.search == search]
-        beside = shift if name in ("normalizer", "pairs_per_source") else 0.0
-        _scatter(axes, own, [places[t.point[name]] + beside for t in own], search)
-    axes.set_xlabel(LABELS[name])
+def _loss_over(name: str, trials: Sequence[Trial], searches: Sequence[str]) -> Curves:
+    """Returns the last losses over one of the numbers that were searched."""
+    is_category = name in ("normalizer", "pairs_per_source")
+    points: list[Curve] = []
+    for search in searches:
+        tried = [trial for trial in trials if trial.search == search]
+        values = [_searched(trial, name) for trial in tried]
+        at = [str(value) for value in values] if is_category else values
+        points += _points(tried, search, at)
+    order = sorted({_searched(trial, name) for trial in trials})
+    return Curves(
+        LABELS[name],
+        LABELS[name],
+        "log loss",
+        points,
+        logarithmic=name in LOGARITHMIC,
+        places=[str(value) for value in order] if is_category else (),
+        file="search",
+    )
 
 
-def _scatter(axes: Axes, trials: Sequence[Trial], places: Sequence[float], search: str) -> None:
-    """Draws whole trials filled and stopped ones hollow, at their last look."""
-    for state, face, label in (
-        ("finished", COLORS[search], f"{search}: whole"),
-        ("stopped", "none", f"{search}: stopped"),
-    ):
-        at = [i for i, t in enumerate(trials) if t.state == state]
-        axes.scatter(
-            [places[i] for i in at],
-            [float(trials[i].select_loss or 0.0) for i in at],
-            marker=MARKERS[search],
-            s=22,
-            facecolors=face,
-            edgecolors=COLORS[search],
-            label=label,
-        )
+def _searched(trial: Trial, name: str) -> Any:
+    point: Mapping[str, Any] = trial.point
+    return point[name]
+
+
+def _best_so_far(trials: Sequence[Trial]) -> list[float | None]:
+    """Returns the least loss of the whole trials up to each; None before the first."""
+    least: float | None = None
+    losses: list[float | None] = []
+    for trial in trials:
+        if trial.state == "finished" and trial.select_loss is not None:
+            least = min(least, trial.select_loss) if least is not None else trial.select_loss
+        losses.append(least)
+    return losses
+
+
+def _points(trials: Sequence[Trial], search: str, at: Sequence[float | str]) -> list[Curve]:
+    """Returns whole trials as filled points and stopped ones as hollow, at their last losses."""
+    curves: list[Curve] = []
+    for state, label, line in (("finished", "whole", "points"), ("stopped", "stopped", "hollow")):
+        kept = [i for i, trial in enumerate(trials) if trial.state == state]
+        losses = [trials[i].select_loss for i in kept]
+        curves.append(Curve(f"{search}: {label}", [at[i] for i in kept], losses, line, like=search))
+    return curves
