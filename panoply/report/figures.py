@@ -113,12 +113,14 @@ def draw(axes: Axes, curves: Curves) -> None:
     else:
         # The first curve last, so that it lies on top.
         for curve in reversed(curves.drawn):
-            _draw_curve(axes, curve, HUES[curves.hue(curve) % len(HUES)])
-    for place, name in curves.events:
+            width = 2.4 if curve is curves.drawn[0] else 1.4
+            _draw_curve(axes, curve, HUES[curves.hue(curve) % len(HUES)], width)
+    for k, (place, name) in enumerate(curves.events):
         axes.axvline(place, color=INK, linewidth=1, linestyle=":")
-        axes.annotate(
-            readable(name), (place, 1), xycoords=("data", "axes fraction"), rotation=20, fontsize=8
-        )
+        # In steps, so that the names of neighbors stand over each other.
+        offset = (0, 2 + 9 * (k % 3))
+        at = ("data", "axes fraction")
+        axes.annotate(readable(name), (place, 1), offset, at, "offset points", fontsize=8)
     if curves.logarithmic:
         axes.set_xscale("log")
     axes.set_xlabel(curves.across)
@@ -137,7 +139,7 @@ def _draw_stack(axes: Axes, drawn: Sequence[Curve], curves: Curves) -> None:
         below += share
 
 
-def _draw_curve(axes: Axes, curve: Curve, color: str) -> None:
+def _draw_curve(axes: Axes, curve: Curve, color: str, width: float) -> None:
     x, y = list(curve.x), np.array(curve.y, np.float64)
     label = readable(curve.name)
     match curve.line:
@@ -153,7 +155,7 @@ def _draw_curve(axes: Axes, curve: Curve, color: str) -> None:
             kept = [i for i, value in enumerate(y) if np.isfinite(value)]
             marker = "o" if len(kept) <= MOST_POINTS and not curve.size else ""
             at = [x[i] for i in kept]
-            axes.plot(at, y[kept], style, color=color, marker=marker, markersize=4, label=label)
+            axes.plot(at, y[kept], style + marker, color=color, linewidth=width, ms=4, label=label)
     if curve.size:
         area = 60 * np.array(curve.size) / max(curve.size)
         axes.scatter(x, y, s=area, color=color, edgecolors=CARD, linewidths=0.5)
@@ -167,7 +169,7 @@ def _curves_figure(panels: Sequence[Curves]) -> Figure:
     frames = figure.subplots(num_rows, columns, squeeze=False).ravel()
     for axes, curves in zip(frames, panels, strict=False):
         draw(axes, curves)
-        axes.set_title(curves.title, loc="left", pad=24 if curves.events else 6, fontsize=10)
+        axes.set_title(curves.title, loc="left", pad=30 if curves.events else 6, fontsize=10)
         if len(curves.drawn) > 1:
             axes.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize=8)
     for axes in frames[len(panels) :]:

@@ -163,7 +163,8 @@ class Table:
     """Values that the scale has to hold; None: those that are drawn."""
     file: str = ""
     """Name of the picture in the run's folder; empty: there is none."""
-    on_terminal: bool = True
+    on: Literal["all", "page", "terminal"] = "all"
+    """Media that show the table."""
 
     def cells(self, row: Row) -> list[tuple[Column, Any, str]]:
         """Returns the columns with a format, and the value and text of each in a row."""

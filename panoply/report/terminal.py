@@ -32,7 +32,7 @@ def print_sections(sections: Iterable[Section], console: Terminal) -> None:
             if isinstance(block, str):
                 console.print(Text(block))
                 console.print()
-            elif isinstance(block, Table) and block.on_terminal and not block.is_empty:
+            elif isinstance(block, Table) and block.on != "page" and not block.is_empty:
                 console.print(as_rich(block))
                 console.print()
 

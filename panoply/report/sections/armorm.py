@@ -107,14 +107,14 @@ def gate_weights(weights: Mapping[str, Mapping[str, float | None]]) -> Section:
         [Column(domain, short, heat=heat) for domain in domains],
         rows,
         file="gate_weights",
-        on_terminal=False,
+        on="page",
     )
     tops: list[Row] = []
     for domain, row in weights.items():
         heaviest = sorted(row, key=lambda name: falling(row[name]))[:LARGEST]
         tops.append(Row(domain, [", ".join(f"{name} {short(row[name])}" for name in heaviest)]))
     title = "Largest mean weights of the gate by domain"
-    largest_table = Table(title, "domain", [Column("objectives", str)], tops)
+    largest_table = Table(title, "domain", [Column("objectives", str)], tops, on="terminal")
     note = (
         "How the gate shares its attention on held-out prompts. The weights of a domain add up to "
         "1; the strongest color of a column is what it asks for."
@@ -152,7 +152,7 @@ def length(debias: Metrics) -> Section:
         rows,
         measure="|Spearman| with predicted length",
         file="length_bias",
-        on_terminal=False,
+        on="page",
     )
     note = "Every objective is freed of what predicted length explains."
     strata = _strata(debias.get("accuracy") or {})

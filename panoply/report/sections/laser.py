@@ -154,7 +154,7 @@ def _pickers(strategies: Mapping[str, Metrics]) -> Table:
     names = ["before", *(f"after {name}" for name in picked)]
     columns = [Column(name, heat=(0.0, 1.0)) for name in names]
     title = "Right choices among the samples of a held-out prompt"
-    return Table(title, "who picks", columns, rows, on_terminal=False)
+    return Table(title, "who picks", columns, rows, on="page")
 
 
 def best_of_n(choices: Mapping[str, Mapping[str, Metrics]], routed: Mapping[str, int]) -> Section:
@@ -180,7 +180,7 @@ def best_of_n(choices: Mapping[str, Mapping[str, Metrics]], routed: Mapping[str,
     table = Table(title, "who picks", columns, rows, measure=measure, origin=origin)
     counts = [Row(arm, [num]) for arm, num in routed.items()]
     title = "Prompts that the bandit gave to each arm"
-    prompts = Table(title, "arm", [Column("prompts", count)], counts, on_terminal=False)
+    prompts = Table(title, "arm", [Column("prompts", count)], counts, on="page")
     note = (
         "Nothing is trained: of the same samples, each arm or ensemble picks the one that it "
         "scores highest, and the verifier says whether that one is right. A smaller n takes the "
