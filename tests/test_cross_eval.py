@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import asdict, replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,18 +17,23 @@ from panoply.config.evaluate import CrossEvalConfig, EvaluateConfig
 from panoply.data.schema import split_key
 from panoply.data.tables import PairTable, Split
 from panoply.hub.artefact.manifest import read_card
+from panoply.hub.artefact.scalar import load_scalar_model
 from panoply.report.progress import RunLogger
 from panoply.report.sections.cross_eval import matrix
 from panoply.report.terminal import print_sections
 from panoply.synthetic.planted import make_world
+from workflows.cluster.tracking import write_json
 from workflows.cross_eval import (
+    ENSEMBLE,
     ScoredRow,
     ensemble,
     labels,
     report_row,
+    run_cross_eval,
     trained_sources,
     unseen_rows,
 )
+from workflows.evaluate import run_evaluate
 
 
 def example_pairs(num=400, seed=0):
@@ -130,9 +136,27 @@ def models(tiny_model_folder, tmp_path):
     return (str(tmp_path / "one" / "model"), str(tmp_path / "two")), sources
 
 
-def test_every_model_is_judged_on_every_source(cluster, models, tmp_path):
-    from workflows.cross_eval import ENSEMBLE, run_cross_eval
+def test_a_folder_of_another_run_is_refused_with_the_fields_that_differ(models, tmp_path):
+    folders, _ = models
+    pairs, out = (str(tmp_path / "pairs.parquet"),), tmp_path / "out"
+    crossed = CrossEvalConfig(models=folders, pairs=pairs, out=str(out))
+    evaluated = EvaluateConfig(model=folders[1], pairs=pairs, out=str(out))
+    for old, run, config, fields in (
+        (asdict(crossed), run_evaluate, evaluated, ("board", "model")),
+        (asdict(evaluated), run_cross_eval, crossed, ("models",)),
+        ({"out": "runs/x", "gate": {"lr": 1e-3}}, run_evaluate, evaluated, ("model", "pairs")),
+        (asdict(evaluated), run_evaluate, replace(evaluated, board="rmbench"), ("board",)),
+    ):
+        out.mkdir(exist_ok=True)
+        write_json(out / "config.json", old)
+        with pytest.raises(ValueError, match=r"holds a run with other") as error:
+            run(config, RunLogger())
+        assert all(field in str(error.value) for field in fields)
+        assert [path.name for path in out.iterdir()] == ["config.json"]
+        assert json.loads((out / "config.json").read_text()) == json.loads(json.dumps(old))
 
+
+def test_every_model_is_judged_on_every_source(cluster, models, tmp_path):
     folders, sources = models
     pairs = (str(tmp_path / "pairs.parquet"),)
     out = tmp_path / "out"
@@ -167,14 +191,11 @@ def test_every_model_is_judged_on_every_source(cluster, models, tmp_path):
 
 
 def test_one_scalar_model_is_evaluated_with_its_page_and_plots(cluster, models, tmp_path):
-    from panoply.hub.artefact.scalar import load_scalar_model
-    from workflows.evaluate import run_evaluate
-
     (_, folder), _ = models
     out, pairs = tmp_path / "out", str(tmp_path / "pairs.parquet")
-    found = run_evaluate(
-        EvaluateConfig(model=folder, pairs=(pairs,), out=str(out), num_workers=1), RunLogger()
-    )
+    config = EvaluateConfig(model=folder, pairs=(pairs,), out=str(out), num_workers=1)
+    found = run_evaluate(config, RunLogger())
+    assert run_evaluate(config, RunLogger())["pairs"] == found["pairs"]  # the same again
     assert list(found["pairs"]) == ["score", "lower_bound"]
     assert list(found["comparisons"]) == ["lower_bound - score"]
     assert list(found["reliability"]) == ["score", "lower_bound"]

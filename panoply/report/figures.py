@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -27,7 +28,7 @@ VARIABLES: Mapping[str, str] = {
     **{INK: "--ink", SOFT: "--soft", LINE: "--line", CARD: "--card"},
 }
 """The variable of the page's style that each color stands for."""
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "panoply",
     "text.parse_math": False,
@@ -111,10 +112,11 @@ def draw(axes: Axes, curves: Curves) -> None:
     if curves.stacked:
         _draw_stack(axes, curves.drawn, curves)
     else:
-        # The first curve last, so that it lies on top.
-        for curve in reversed(curves.drawn):
-            width = 2.4 if curve is curves.drawn[0] else 1.4
-            _draw_curve(axes, curve, HUES[curves.hue(curve) % len(HUES)], width)
+        for k, curve in enumerate(curves.drawn):
+            color = HUES[curves.hue(curve) % len(HUES)]
+            # The first lies on top.
+            style = {"color": color, "linewidth": 2.4 if k == 0 else 1.4, "zorder": 3 - k / 100}
+            _draw_curve(axes, curve, style)
     for k, (place, name) in enumerate(curves.events):
         axes.axvline(place, color=INK, linewidth=1, linestyle=":")
         # In steps, so that the names of neighbors stand over each other.
@@ -139,26 +141,25 @@ def _draw_stack(axes: Axes, drawn: Sequence[Curve], curves: Curves) -> None:
         below += share
 
 
-def _draw_curve(axes: Axes, curve: Curve, color: str, width: float) -> None:
+def _draw_curve(axes: Axes, curve: Curve, style: dict[str, Any]) -> None:
     x, y = list(curve.x), np.array(curve.y, np.float64)
-    label = readable(curve.name)
+    label, color, zorder = readable(curve.name), style["color"], style["zorder"]
     match curve.line:
         case "points" | "hollow":
             face = color if curve.line == "points" else "none"
             axes.scatter(x, y, s=22, facecolors=face, edgecolors=color, label=label)
         case "steps":
-            axes.step(x, y, where="post", color=color, label=label)
+            axes.step(x, y, where="post", label=label, **style)
         case "faint":
             axes.plot(x, y, color=color, alpha=0.3, linewidth=0.8)
         case "solid" | "dashed":
-            style = "-" if curve.line == "solid" else "--"
             kept = [i for i, value in enumerate(y) if np.isfinite(value)]
             marker = "o" if len(kept) <= MOST_POINTS and not curve.size else ""
-            at = [x[i] for i in kept]
-            axes.plot(at, y[kept], style + marker, color=color, linewidth=width, ms=4, label=label)
+            line = f"{'-' if curve.line == 'solid' else '--'}{marker}"
+            axes.plot([x[i] for i in kept], y[kept], line, markersize=4, label=label, **style)
     if curve.size:
         area = 60 * np.array(curve.size) / max(curve.size)
-        axes.scatter(x, y, s=area, color=color, edgecolors=CARD, linewidths=0.5)
+        axes.scatter(x, y, s=area, color=color, edgecolors=CARD, linewidths=0.5, zorder=zorder)
 
 
 def _curves_figure(panels: Sequence[Curves]) -> Figure:
@@ -206,7 +207,7 @@ def _draw_rows(axes: Axes, table: Table) -> None:
             color = HUES[0] if row.style == "strong" else INK
             if column.mark == "interval":
                 if len(ends := defined(cell or ())) == 2:
-                    axes.hlines(place, *ends, color=color, linewidth=2, label=legend)
+                    axes.hlines(place, ends[0], ends[1], color=color, linewidth=2, label=legend)
                     legend = ""
             elif column.mark == "bar":
                 if is_defined(cell):

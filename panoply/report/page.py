@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from panoply.report.figures import svg
 from panoply.report.section import (
+    Block,
     Column,
     KeyFigure,
     Row,
@@ -72,7 +73,8 @@ class Scale(NamedTuple):
                     drawn += defined([cell])
         low, high = min(drawn), max(drawn)
         locator = MaxNLocator(nbins=5, steps=[1, 2, 5, 10])
-        return cls(locator.tick_values(low, high if high > low else low + 1.0).tolist())
+        ticks = locator.tick_values(low, high if high > low else low + 1.0)
+        return cls([float(tick) for tick in ticks])
 
     def at(self, value: float) -> float:
         """Returns where a value stands, in percent."""
@@ -118,8 +120,36 @@ class Scale(NamedTuple):
 
 def render(page: Page, sections: Sequence[Section]) -> str:
     """Returns a page as HTML."""
-    template = _environment().get_template("page.html.jinja")
-    return template.render(page=page, sections=sections)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"count": count, "cut": cut, "breakable": breakable}
+    return environment.get_template("page.html.jinja").render(
+        page=page,
+        sections=sections,
+        is_text=is_text,
+        kind_of=kind_of,
+        scale_of=Scale.of,
+        shade=shade,
+        svg=svg,
+        OPENING=OPENING,
+        MOST_ROWS=MOST_ROWS,
+        MANY_COLUMNS=MANY_COLUMNS,
+    )
+
+
+def is_text(column: Column) -> bool:
+    """Returns whether a column holds text."""
+    return column.format is str
+
+
+def kind_of(block: Block) -> str:
+    """Returns the name of a block's class."""
+    return type(block).__name__
 
 
 def shade(column: Column, row: Row, value: float | None) -> float | None:
@@ -145,25 +175,3 @@ def breakable(name: str) -> Markup:
     for sign in "-_/":
         text = text.replace(sign, f"{sign}<wbr>")
     return Markup(text)
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"count": count, "cut": cut, "breakable": breakable}
-    environment.globals |= {
-        "is_text": lambda column: column.format is str,
-        "kind_of": lambda block: type(block).__name__,
-        "scale_of": Scale.of,
-        "shade": shade,
-        "svg": svg,
-        "OPENING": OPENING,
-        "MOST_ROWS": MOST_ROWS,
-        "MANY_COLUMNS": MANY_COLUMNS,
-    }
-    return environment

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias
 
 Format: TypeAlias = Callable[[Any], str]
 Mark: TypeAlias = Literal["dot", "before", "after", "other", "tick", "interval", "bar"]
+Line: TypeAlias = Literal["solid", "dashed", "faint", "steps", "points", "hollow"]
 Metrics: TypeAlias = Mapping[str, Any]
 """`metrics.json`, or a part of it."""
 
@@ -198,7 +199,7 @@ class Curve:
     x: Sequence[float | str]
     """Text puts the places at equal distances, whatever they say."""
     y: Sequence[float | None]
-    line: Literal["solid", "dashed", "faint", "steps", "points", "hollow"] = "solid"
+    line: Line = "solid"
     """`faint` is for values whose mean is drawn too; the last two draw points alone."""
     size: Sequence[float] = ()
     """Weights of the points, whose areas are their shares of the largest."""

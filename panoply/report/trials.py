@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Literal, TypeAlias
 
 from panoply.config.tune import Point
-from panoply.report.section import Column, Curve, Curves, Row, Table, count, number, short
+from panoply.report.section import Column, Curve, Curves, Line, Row, Table, count, number, short
 from panoply.report.sections.pairs import RAW
 
 State: TypeAlias = Literal["finished", "stopped", "diverged", "failed"]
@@ -173,8 +173,12 @@ def _best_so_far(trials: Sequence[Trial]) -> list[float | None]:
 
 def _points(trials: Sequence[Trial], search: str, at: Sequence[float | str]) -> list[Curve]:
     """Returns whole trials as filled points and stopped ones as hollow, at their last losses."""
+    shapes: dict[State, tuple[str, Line]] = {
+        "finished": ("whole", "points"),
+        "stopped": ("stopped", "hollow"),
+    }
     curves: list[Curve] = []
-    for state, label, line in (("finished", "whole", "points"), ("stopped", "stopped", "hollow")):
+    for state, (label, line) in shapes.items():
         kept = [i for i, trial in enumerate(trials) if trial.state == state]
         losses = [trials[i].select_loss for i in kept]
         curves.append(Curve(f"{search}: {label}", [at[i] for i in kept], losses, line, like=search))
