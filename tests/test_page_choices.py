@@ -17,6 +17,7 @@ SECTIONS = {
     "best-of-n": "Best of n",
     "choices": "Which arms were chosen",
     "learning": "What the bandit knew",
+    "off-policy": "Beside the best fixed arm",
     "signals": "Signals and held-out quality",
     "alarms": "Alarms and failures",
     "record": "Data and configuration",
@@ -94,6 +95,7 @@ def example_run(num_rounds=12):
             f"laser - {name}": {"value": -0.1, "ci95": [-0.2, -0.02]} for name in STRATEGIES[1:]
         },
         "choices": chosen,
+        "off_policy": example_off_policy(),
         "num_prompts": 96,
         "git_commit": "0123456789abcdef",
     }
@@ -241,21 +243,47 @@ def test_shares_by_round_are_bars_upon_each_other_with_alarms_where_they_were_ra
         assert sum(row.cells) == pytest.approx(1)
 
 
+def example_off_policy():
+    bandit = {"value": 0.5, "ci95": [0.4, 0.6], "n": 96}
+    arms = {
+        "a": {"value": 0.3, "ci95": [0.1, 0.5], "ess": 12.0, "support": 1.0, "bandit_value": 0.5},
+        "b": {"value": 0.6, "ci95": [0.5, 0.7], "ess": 40.4, "support": 0.9, "bandit_value": 0.45},
+        "c": {
+            "value": None,
+            "ci95": [None, None],
+            "ess": 0.0,
+            "support": 0.0,
+            "bandit_value": None,
+        },
+    }
+    return {"laser": {"bandit": bandit, "arms": arms}}
+
+
 def test_an_off_policy_estimate_stands_beside_what_the_bandit_got():
-    arms = {"a": {"value": 0.3, "ess": 12.0}, "b": {"value": 0.6, "ess": 40.4, "ci95": [0.5, 0.7]}}
-    estimates = {"mean": 0.5, "num": 96, "arms": arms}
-    choice = example_choice() | {"off_policy": estimates}
-    blocks = laser.learning(
-        {"laser": choice}, {"laser": example_history(3, np.random.default_rng(0))}
+    estimates = example_off_policy()
+    sentence, table = laser.off_policy(estimates).blocks
+    assert sentence == (
+        "laser did worse than the best fixed arm by estimate, b: 0.450 a decision, "
+        "b 0.600 [0.500, 0.700]."
     )
-    table = blocks.blocks[-1]
-    assert [row.name for row in table.rows] == ["laser", "b", "a"]
+    assert [row.name for row in table.rows] == ["laser", "b", "a", "c"]
     assert [table.texts(row) for row in table.rows] == [
-        ["0.500", "-", "96"],
-        ["0.600", "[0.500, 0.700]", "40"],
-        ["0.300", "-", "12"],
+        ["0.500", "[0.400, 0.600]", "-", "96", "-"],
+        ["0.600", "[0.500, 0.700]", "0.450", "40", "0.90"],
+        ["0.300", "[0.100, 0.500]", "0.500", "12", "1.00"],
+        ["-", "-", "-", "0", "0.00"],
     ]
     assert table.origin == 0.5
+
+
+@pytest.mark.parametrize(
+    ("bandit_value", "outcome"),
+    [(0.45, "did worse than"), (0.75, "did better than"), (0.6, "cannot be told apart from")],
+)
+def test_whether_the_bandit_beat_the_best_arm_is_what_the_interval_says(bandit_value, outcome):
+    estimates = example_off_policy()
+    estimates["laser"]["arms"]["b"]["bandit_value"] = bandit_value
+    assert outcome in laser.off_policy(estimates).blocks[0]
 
 
 @pytest.fixture(scope="module")

@@ -121,6 +121,8 @@ def _policy_sections(metrics: Metrics, history: Metrics) -> list[Section]:
         sections.append(laser.shares(choices, history))
         if history:
             sections.append(laser.learning(choices, history))
+        if estimates := metrics.get("off_policy"):
+            sections.append(laser.off_policy(estimates))
         sections.append(laser.signals(choices))
         sections.append(laser.alarms(choices, strategies))
     return sections

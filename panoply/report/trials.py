@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from panoply.config.tune import Point
-from panoply.report.section import Column, Curve, Curves, Line, Row, Table, count, number, short
+from panoply.report.section import (
+    Column,
+    Curve,
+    Curves,
+    Line,
+    Row,
+    Table,
+    count,
+    defined,
+    number,
+    rows_of,
+    short,
+)
 from panoply.report.sections.pairs import RAW
 
 State: TypeAlias = Literal["finished", "stopped", "diverged", "failed"]
@@ -20,6 +32,7 @@ LABELS = {
     "head_lr": "learning rate, head",
     "lr": "learning rate, backbone",
 }
+CATEGORIES = ("normalizer", "pairs_per_source")
 LOGARITHMIC = ("momentum", "head_lr", "lr")
 SHOWN = 10
 """Trials in the table; `trials.json` has all."""
@@ -28,20 +41,20 @@ FOUR_DIGITS = partial(number, digits=4)
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What became of a point."""
+    """The outcome of a point."""
 
     search: str
     number: int
-    """From 0, in the order of their start; 0 is the defaults."""
+    """Position in the order of starts, from 0, which is the defaults."""
     state: State
-    """All the way, stopped by ASHA, without a finite loss, or lost."""
+    """Whether it went all the way, was stopped by ASHA, lost its finite loss, or was lost."""
     point: Point
     select_loss: float | None
     """Macro log loss on *select* when it ended; None where there is none."""
     share: float | None
-    """Of a whole run's steps that were taken."""
+    """Share of a whole run's steps that were taken."""
     losses: tuple[float, ...]
-    """At every look."""
+    """Loss on *select* at every evaluation."""
     reason: str | None
 
 
@@ -65,36 +78,30 @@ def best(trials: Sequence[Trial], name: str) -> Trial:
 def cost(trials: Sequence[Trial], name: str) -> dict[str, Any]:
     """Returns how many trials ended how, and what they cost in whole runs."""
     tried = [trial for trial in trials if trial.search == name]
-    return {
-        "num_trials": len(tried),
-        **{
-            state: sum(trial.state == state for trial in tried)
-            for state in ("finished", "stopped", "diverged", "failed")
-        },
-        "whole_runs": sum(trial.share or 0.0 for trial in tried),
-    }
+    numbers: dict[str, Any] = {"num_trials": len(tried)}
+    for state in get_args(State):
+        numbers[state] = sum(trial.state == state for trial in tried)
+    return numbers | {"whole_runs": sum(trial.share or 0.0 for trial in tried)}
 
 
 def trials_table(trials: Sequence[Trial]) -> Table:
     """Returns the trials that went all the way and lost least on *select*, best first."""
     ended = [t for t in trials if t.state == "finished" and t.select_loss is not None]
     ended.sort(key=lambda t: t.select_loss or 0.0)
-    rates = [name for name in ("head_lr", "lr") if name in trials[0].point]
-    rows: list[Row] = []
-    for trial in ended[:SHOWN]:
-        point: Mapping[str, Any] = trial.point
-        name = f"{trial.search} {trial.number}"
-        numbers = [point[key] for key in ("normalizer", "momentum", "interpolation")]
-        cells = [trial.select_loss, *numbers, point["pairs_per_source"], *map(point.get, rates)]
-        rows.append(Row(name, cells, note="" if trial.number else "defaults"))
     columns = [
         Column("loss", FOUR_DIGITS),
         Column("normalizer", str),
         Column("momentum"),
-        Column("rho", short),
-        Column("pairs", count),
-        *(Column(name, "{:.1e}".format) for name in rates),
+        Column("rho", short, key="interpolation"),
+        Column("pairs", count, key="pairs_per_source"),
+        *(Column(name, "{:.1e}".format) for name in ("head_lr", "lr") if name in trials[0].point),
     ]
+    shown = ended[:SHOWN]
+    parts = {f"{t.search} {t.number}": {"loss": t.select_loss, **t.point} for t in shown}
+    rows = rows_of(parts, columns)
+    for i, trial in enumerate(shown):
+        if trial.number == 0:
+            rows[i] = replace(rows[i], note="defaults")
     title = f"Best {len(rows)} of {len(ended)} whole trials, of {len(trials)} begun"
     return Table(title, "trial", columns, rows)
 
@@ -121,65 +128,46 @@ def search_curves(trials: Sequence[Trial], defaults: float) -> list[Curves]:
         trials: of all searches.
         defaults: the loss of the defaults on *select*.
     """
-    searches = list(dict.fromkeys(trial.search for trial in trials))
-    curves: list[Curve] = []
-    for search in searches:
+    curves = _points(trials, [trial.number + 1 for trial in trials])
+    for search in dict.fromkeys(trial.search for trial in trials):
         tried = [trial for trial in trials if trial.search == search]
-        curves.append(Curve(search, [t.number + 1 for t in tried], _best_so_far(tried), "steps"))
-        curves += _points(tried, search, [t.number + 1 for t in tried])
+        steps = [trial.number + 1 for trial in tried]
+        curves.append(Curve(search, steps, _best_so_far(tried), "steps"))
     title = "Log loss on select, which chooses: too good to be true at its least"
     across = "trial; the line is the best whole one so far"
     panels = [Curves(title, across, "log loss", curves, origin=defaults, file="search")]
-    names = [name for name in LABELS if name in trials[0].point]
-    return [*panels, *(_loss_over(name, trials, searches) for name in names)]
-
-
-def _loss_over(name: str, trials: Sequence[Trial], searches: Sequence[str]) -> Curves:
-    """Returns the last losses over one of the numbers that were searched."""
-    is_category = name in ("normalizer", "pairs_per_source")
-    points: list[Curve] = []
-    for search in searches:
-        tried = [trial for trial in trials if trial.search == search]
-        values = [_searched(trial, name) for trial in tried]
-        at = [str(value) for value in values] if is_category else values
-        points += _points(tried, search, at)
-    order = sorted({_searched(trial, name) for trial in trials})
-    return Curves(
-        LABELS[name],
-        LABELS[name],
-        "log loss",
-        points,
-        logarithmic=name in LOGARITHMIC,
-        places=[str(value) for value in order] if is_category else (),
-        file="search",
-    )
-
-
-def _searched(trial: Trial, name: str) -> Any:
-    point: Mapping[str, Any] = trial.point
-    return point[name]
+    points: list[dict[str, Any]] = [dict(trial.point) for trial in trials]
+    for name, label in LABELS.items():
+        if name not in points[0]:
+            continue
+        values = [point[name] for point in points]
+        if name in CATEGORIES:
+            places = [str(value) for value in sorted(set(values))]
+            curves = _points(trials, [str(value) for value in values])
+            panel = Curves(label, label, "log loss", curves, places=places, file="search")
+        else:
+            logarithmic, curves = name in LOGARITHMIC, _points(trials, values)
+            panel = Curves(label, label, "log loss", curves, logarithmic=logarithmic, file="search")
+        panels.append(panel)
+    return panels
 
 
 def _best_so_far(trials: Sequence[Trial]) -> list[float | None]:
     """Returns the least loss of the whole trials up to each; None before the first."""
-    least: float | None = None
-    losses: list[float | None] = []
-    for trial in trials:
-        if trial.state == "finished" and trial.select_loss is not None:
-            least = min(least, trial.select_loss) if least is not None else trial.select_loss
-        losses.append(least)
-    return losses
+    losses = [t.select_loss if t.state == "finished" else None for t in trials]
+    return [min(defined(losses[: i + 1]), default=None) for i in range(len(losses))]
 
 
-def _points(trials: Sequence[Trial], search: str, at: Sequence[float | str]) -> list[Curve]:
+def _points(trials: Sequence[Trial], at: Sequence[float | str]) -> list[Curve]:
     """Returns whole trials as filled points and stopped ones as hollow, at their last losses."""
     shapes: dict[State, tuple[str, Line]] = {
         "finished": ("whole", "points"),
         "stopped": ("stopped", "hollow"),
     }
     curves: list[Curve] = []
-    for state, (label, line) in shapes.items():
-        kept = [i for i, trial in enumerate(trials) if trial.state == state]
-        losses = [trials[i].select_loss for i in kept]
-        curves.append(Curve(f"{search}: {label}", [at[i] for i in kept], losses, line, like=search))
+    for search in dict.fromkeys(trial.search for trial in trials):
+        for state, (label, line) in shapes.items():
+            kept = [i for i, t in enumerate(trials) if (t.search, t.state) == (search, state)]
+            x, y = [at[i] for i in kept], [trials[i].select_loss for i in kept]
+            curves.append(Curve(f"{search}: {label}", x, y, line, like=search))
     return curves

@@ -92,11 +92,11 @@ def key_figures(metrics: Metrics) -> list[KeyFigure]:
         note += f"; the most that a strategy took is {count(most)}"
     shown.append(KeyFigure("Scores paid", count(first["num_scored"]), note))
     shares: Metrics = metrics.get("choices", {}).get(name, {}).get("shares", {})
-    known = {arm: share for arm, share in shares.items() if defined([share])}
-    if known:
-        arm = max(known, key=lambda name: known[name])
+    measured = {arm: share for arm, share in shares.items() if defined([share])}
+    if measured:
+        arm = max(measured, key=lambda name: measured[name])
         note = f"of the prompts went to {arm}, the arm that was chosen most"
-        shown.append(KeyFigure("Largest share", short(known[arm]), note))
+        shown.append(KeyFigure("Largest share", short(measured[arm]), note))
     return shown
 
 
@@ -252,9 +252,6 @@ def learning(choices: Mapping[str, Metrics], history: Mapping[str, Rounds]) -> S
         errors = [_curve(arm, chosen[name], f"error/{arm}") for arm in choices[name]["shares"]]
         title, measure = f"How well {name} knows each arm", "standard error of its mean reward"
         blocks.append(Curves(title, "round", measure, errors))
-    for name, choice in choices.items():
-        if choice.get("off_policy"):
-            blocks += off_policy(name, choice["off_policy"])
     note = (
         "Uncertainty is 1 where all arms were as likely and 0 where chance had no part in the "
         "choice, as with LinUCB, UCB1 and MOSS after their first pulls. Regret is the reward that "
@@ -268,30 +265,52 @@ def _curve(name: str, rounds: Rounds, key: str) -> Curve:
     return Curve(name, [row["step"] for row in rounds], [row.get(key) for row in rounds])
 
 
-def off_policy(name: str, estimates: Metrics) -> list[Block]:
-    """Whether a bandit was better than its best fixed arm, by SNIPS on the bandit's own log.
+def off_policy(estimates: Mapping[str, Metrics]) -> Section:
+    """Mean reward of each bandit beside that of each arm had it always been chosen.
 
     Args:
-        name: the strategy.
-        estimates: `mean`, the mean reward of the bandit, and `arms`: for each, `value`, `ess` (the
-            effective sample size) and `ci95`, as far as the log supports them.
+        estimates: by strategy: `bandit` with `value`, `ci95` and `n`, and by name in `arms` the
+            estimate's `value`, `ci95`, effective sample size `ess`, share `support` of the
+            decisions that could have drawn the arm, and `bandit_value`, the bandit's mean on those.
     """
-    arms: Mapping[str, Metrics] = estimates.get("arms", {})
+    blocks: list[Block] = []
     columns = [
         Column("reward", mark="dot", key="value"),
         Column("95 %", interval, "interval", key="ci95"),
+        Column("bandit on the same", key="bandit_value"),
         Column("effective decisions", count, key="ess"),
+        Column("support", short),
     ]
-    chosen = {"value": estimates.get("mean"), "ess": estimates.get("num")}
-    ordered = sorted(arms, key=lambda arm: falling(arms[arm].get("value")))
-    parts = {name: chosen} | {arm: arms[arm] for arm in ordered}
-    title = f"Mean reward of {name}, and of each arm had it always been chosen"
-    rows, origin = rows_of(parts, columns, (name,)), _first([estimates.get("mean")])
+    for name, estimate in estimates.items():
+        bandit, arms = estimate["bandit"], estimate["arms"]
+        order = sorted(arms, key=lambda arm: falling(arms[arm].get("value")))
+        parts = {name: {**bandit, "ess": bandit.get("n")}} | {arm: arms[arm] for arm in order}
+        rows = rows_of(parts, columns, (name,))
+        title = f"Mean reward of {name}, and of each arm had it always been chosen"
+        origin = _first([bandit.get("value")])
+        table = Table(title, "who chooses", columns, rows, measure="reward", origin=origin)
+        best = [arm for arm in order if defined([arms[arm].get("value")])][:1]
+        blocks += [*(_beside_best(name, arm, arms[arm]) for arm in best), table]
     note = (
-        "The rewards of fixed arms are estimated from the log, with the chance that each arm had "
-        "(SNIPS). An estimate that rests on few effective decisions says little."
+        "The rewards of fixed arms are estimated from the log of the bandit by inverse "
+        "propensities, normalized (SNIPS), on the decisions that could have drawn the arm. An "
+        "estimate that rests on few effective decisions says little."
     )
-    return [note, Table(title, "who chooses", columns, rows, measure="reward", origin=origin)]
+    return Section("off-policy", "Beside the best fixed arm", note, blocks)
+
+
+def _beside_best(name: str, arm: str, estimate: Metrics) -> str:
+    """Returns whether a bandit was better than the best arm, by the interval of its estimate."""
+    reward, ends = estimate.get("bandit_value"), estimate.get("ci95")
+    outcome = "cannot be told apart from"
+    if reward is not None and len(both := defined(ends or ())) == 2:
+        # The arm less the bandit, whose reward was counted rather than estimated.
+        where = side([end - reward for end in both])
+        outcome = {"above": "did worse than", "below": "did better than"}.get(where, outcome)
+    return (
+        f"{name} {outcome} the best fixed arm by estimate, {arm}: {number(reward)} a decision, "
+        f"{arm} {number(estimate.get('value'))} {interval(ends)}."
+    )
 
 
 def signals(choices: Mapping[str, Metrics]) -> Section:
@@ -359,12 +378,12 @@ def meaning(correlations: Mapping[str, Metrics], target: str, applied: str) -> s
         applied: the signal that the bandit was rewarded with.
     """
     what = TARGETS[target][1]
-    known = {name: entry for name, entry in correlations.items() if not why_undefined(entry)}
-    if not known:
+    varied = {name: entry for name, entry in correlations.items() if not why_undefined(entry)}
+    if not varied:
         if any(entry.get("n") for entry in correlations.values()):
             return f"No signal can be compared with {what}: one of the two never varied."
         return f"No signal can be compared with {what}: it was not measured together with any."
-    sides = {name: side(entry.get("ci95")) for name, entry in known.items()}
+    sides = {name: side(entry.get("ci95")) for name, entry in varied.items()}
     sentences: list[str] = []
     if applied == target:
         sentences.append("This is what the bandit was rewarded with.")
