@@ -204,7 +204,7 @@ def by_level(
 
 
 def section(measured: Metrics) -> Section:
-    """Shows each scorer's levels, best average first, and the wins by style of the chief one."""
+    """Returns each scorer's levels, best average first, and the wins by style of the chief one."""
     scorers = measured["scorers"]
     chief = lead(scorers)
     domains = list(scorers[chief]["by_domain"])

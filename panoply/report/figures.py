@@ -17,6 +17,7 @@ from markupsafe import Markup
 from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from panoply.report.section import Curve, Curves, Mark, Table, defined, is_defined
 
@@ -125,6 +126,8 @@ def draw(axes: Axes, curves: Curves) -> None:
         axes.annotate(readable(name), (place, 1), offset, at, "offset points", fontsize=8)
     if curves.logarithmic:
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(curves.across)
     axes.set_ylabel(curves.up)
     axes.grid(visible=True, axis="y", color=LINE, linewidth=0.6)

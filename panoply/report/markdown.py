@@ -7,7 +7,7 @@ import re
 from panoply.report.section import Table
 
 SIGNS = re.compile(r"[\\`*\[\]<>|]")
-"""What may open markup or end a cell inside of one. An underscore inside a word opens none."""
+"""Signs that open markup or end a cell. An underscore inside a word opens none."""
 
 
 def as_markdown(table: Table) -> str:

@@ -36,7 +36,7 @@ MANY_COLUMNS = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """What a page holds beside its sections."""
+    """The head of a page, over its sections."""
 
     title: str
     kind: str

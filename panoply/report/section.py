@@ -1,4 +1,4 @@
-"""What a report says, as data: sections of sentences, tables and curves.
+"""The content of a report, as data: sections of sentences, tables and curves.
 
 One function turns each part of `metrics.json` into sections; `terminal`, `page`, `markdown` and
 `figures` draw whatever they get and know no metric. A value that is null or NaN is shown as '-'.
@@ -103,12 +103,12 @@ class Column:
     format: Format | None = number
     """Turns a value into text; None: the values are only drawn. `str` makes a column of text."""
     mark: Mark | None = None
-    """How values are drawn on the table's scale; of an `interval`, both ends; of a `tick`, each of
-    several values."""
+    """Shape that a value has on the table's scale; an `interval` has two ends, a `tick` several
+    values. None: it is not drawn."""
     heat: tuple[float, float] | None = None
     """Values of the palest and of the strongest shade of a cell."""
     key: str = ""
-    """Where `rows_of` finds the values; empty: under the column's name."""
+    """Key under which `rows_of` finds the values; empty: the column's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,14 +152,14 @@ class Table:
 
     title: str
     first: str
-    """What the rows are."""
+    """Head of the column of names."""
     columns: Sequence[Column]
     rows: Sequence[Row]
     _: KW_ONLY
     measure: str = ""
-    """What is drawn; empty where nothing is."""
+    """Name of the scale; empty where nothing is drawn."""
     origin: float = 0.0
-    """Where a dashed line stands: chance, or no difference. Bars start there."""
+    """Place of a dashed line, at chance or no difference. Bars start there."""
     ends: tuple[float, float] | None = None
     """Values that the scale has to hold; None: those that are drawn."""
     file: str = ""
@@ -182,7 +182,7 @@ class Table:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is shown."""
+        """True where there is nothing to show."""
         return not self.rows
 
     @property
@@ -217,7 +217,7 @@ class Curves:
     curves: Sequence[Curve]
     _: KW_ONLY
     origin: float | None = None
-    """Where a dashed line stands."""
+    """Height of a dashed line."""
     diagonal: bool = False
     """A dashed line says x = y."""
     stacked: bool = False
@@ -240,7 +240,7 @@ class Curves:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is shown."""
+        """True where there is nothing to show."""
         return not self.drawn
 
     def hue(self, curve: Curve) -> int:
@@ -306,7 +306,7 @@ class Section:
     id: str
     title: str
     note: str
-    """How to read what follows, for a page."""
+    """Help in reading what follows, for a page."""
     blocks: Sequence[Block]
     on_terminal: bool = True
 

@@ -47,7 +47,7 @@ class Trial:
     number: int
     """Position in the order of starts, from 0, which is the defaults."""
     state: State
-    """Whether it went all the way, was stopped by ASHA, lost its finite loss, or was lost."""
+    """End of the trial: all the way, stopped by ASHA, without a finite loss, or lost."""
     point: Point
     select_loss: float | None
     """Macro log loss on *select* when it ended; None where there is none."""

@@ -62,7 +62,7 @@ def key_figures(metrics: Metrics) -> list[KeyFigure]:
 
 
 def objectives(measured: Mapping[str, Metrics], left_out: Mapping[str, str]) -> Section:
-    """How well each objective is predicted on held-out ratings, best first."""
+    """Returns how well each objective is predicted on held-out ratings, best first."""
     note = (
         "Rank correlation of predicted with held-out ratings, beside what the length of the "
         "response alone and the prompt alone reach."
@@ -89,7 +89,7 @@ def objectives(measured: Mapping[str, Metrics], left_out: Mapping[str, str]) -> 
 
 
 def gate_weights(weights: Mapping[str, Mapping[str, float | None]]) -> Section:
-    """Mean weight of each objective in each domain, heaviest first; the small ones are summed."""
+    """Returns the mean weight of each objective by domain, heaviest first, small ones summed."""
     domains = list(weights)
     names = dict.fromkeys(chain(*weights.values()))
     largest = {n: max(defined(weights[d].get(n) for d in domains), default=0.0) for n in names}
@@ -123,7 +123,7 @@ def gate_weights(weights: Mapping[str, Mapping[str, float | None]]) -> Section:
 
 
 def length(debias: Metrics) -> Section:
-    """What debiasing does to each objective, to the score, and to accuracy by stratum."""
+    """Returns what debiasing does to each objective, to the score, and to accuracy by stratum."""
     before, after = debias.get("before") or {}, debias.get("after") or {}
     held_out, score = debias.get("heldout") or {}, debias.get("score") or {}
     outside = held_out.get("after") or {}
@@ -160,7 +160,7 @@ def length(debias: Metrics) -> Section:
 
 
 def _strata(accuracy: Mapping[str, Metrics]) -> Table:
-    """Accuracy where the chosen response is the longer or the shorter one, before and after."""
+    """Returns accuracy where the chosen response is longer or shorter, before and after."""
     rows: list[Row] = []
     for scorer, entry in accuracy.items():
         for stratum in ("chosen_longer", "chosen_shorter"):
@@ -172,7 +172,7 @@ def _strata(accuracy: Mapping[str, Metrics]) -> Table:
 
 
 def mistakes(report: Metrics) -> Section:
-    """The held-out pairs of which the gate is most confident and wrong."""
+    """Returns the held-out pairs of which the gate is most confident and wrong."""
     pairs: Sequence[Metrics] = report["mistakes"]
     odds = [part["log_odds"] for pair in pairs for part in pair["contributions"]]
     size = max(map(abs, defined(odds)), default=1.0)
@@ -203,7 +203,7 @@ def _mistake(position: int, pair: Metrics, size: float) -> Mistake:
 
 
 def _drivers(contributions: Sequence[Metrics], size: float) -> Table:
-    """What moved the gate in one pair, in log odds of the chosen response, the largest first.
+    """Returns what moved the gate in a pair, in log odds of the chosen response, the largest first.
 
     Args:
         contributions: by objective, the largest first.
@@ -224,7 +224,7 @@ def _drivers(contributions: Sequence[Metrics], size: float) -> Table:
 
 
 def leave_one_out(sources: Mapping[str, Metrics]) -> Section:
-    """Length-balanced accuracy on sources that the weights never saw."""
+    """Returns length-balanced accuracy on sources that the weights never saw."""
     names = [name for name in LEFT_OUT_MARKS if any(name in entry for entry in sources.values())]
     columns = [Column(words(name), mark=LEFT_OUT_MARKS[name], key=name) for name in names]
     columns.append(Column("n", count))
@@ -244,7 +244,7 @@ def leave_one_out(sources: Mapping[str, Metrics]) -> Section:
 
 
 def planted(measured: Metrics) -> Section:
-    """The gate between the best fixed weights and the oracle that planted the truth."""
+    """Returns the gate between the best fixed weights and the oracle that planted the truth."""
     parts = {
         n: {"accuracy": measured[n]} for n in ("oracle", "gate", "best_fixed") if n in measured
     }

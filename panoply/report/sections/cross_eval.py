@@ -7,7 +7,7 @@ from panoply.report.sections.pairs import BALANCED, INTERVAL
 
 
 def matrix(result: Metrics) -> Section:
-    """Every model on every source, and its means over sources in and out of domain.
+    """Returns every model on every source, and its means over sources in and out of domain.
 
     Args:
         result: `matrix.json`.

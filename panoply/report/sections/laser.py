@@ -40,7 +40,7 @@ TARGETS = {
     ),
     "held_out": ("Signals and the gain of a round", "how far the round raised held-out quality"),
 }
-"""What signals are compared with, as a title and in words."""
+"""Targets that signals are compared with, as a title and in words."""
 CURVES = (
     ("Uncertainty", "entropy of the choice", "uncertainty"),
     ("Regret", "reward lost so far", "regret"),
@@ -101,7 +101,7 @@ def key_figures(metrics: Metrics) -> list[KeyFigure]:
 
 
 def outcomes(strategies: Mapping[str, Metrics], differences: Mapping[str, Metrics]) -> Section:
-    """Quality of each policy before and after, what its scores cost, and paired differences."""
+    """Returns quality before and after by strategy, what scores cost, and paired differences."""
     paused = {name: entry["paused"] for name, entry in strategies.items() if entry["paused"]}
     stopped = [f"{name} stopped early: {reason}." for name, reason in paused.items()]
     note = (
@@ -117,7 +117,7 @@ def outcomes(strategies: Mapping[str, Metrics], differences: Mapping[str, Metric
 
 
 def _held_out(strategies: Mapping[str, Metrics]) -> Curves:
-    """Held-out quality of each policy by the rounds before it."""
+    """Returns held-out quality of each policy by the rounds before it."""
     curves: list[Curve] = []
     for name, entry in strategies.items():
         by_round: Metrics = entry.get("held_out", {})
@@ -143,7 +143,7 @@ def _before_and_after(strategies: Mapping[str, Metrics]) -> Table:
 
 
 def _pickers(strategies: Mapping[str, Metrics]) -> Table:
-    """How often the best of a held-out prompt's samples is right, by who calls it the best."""
+    """Returns how often the best of a prompt's samples is right, by who calls it the best."""
     picked = {n: entry["best_of_n"] for n, entry in strategies.items() if "best_of_n" in entry}
     first: Metrics = next(iter(picked.values()), {})
     rows = [
@@ -158,7 +158,7 @@ def _pickers(strategies: Mapping[str, Metrics]) -> Table:
 
 
 def best_of_n(choices: Mapping[str, Mapping[str, Metrics]], routed: Mapping[str, int]) -> Section:
-    """Right choices of a best-of-n run by the number of samples.
+    """Returns right choices of a best-of-n run by the number of samples.
 
     Args:
         choices: by who picks and by n: `value` and `ci95`.
@@ -201,7 +201,7 @@ def chief_of(choices: Mapping[str, Metrics]) -> str:
 
 
 def shares(choices: Mapping[str, Metrics], history: Mapping[str, Rounds]) -> Section:
-    """How often each arm was chosen: by strategy, by round and by source."""
+    """Returns how often each arm was chosen: by strategy, by round and by source."""
     blocks: list[Block] = []
     if len(choices) > 1:
         arms = list(next(iter(choices.values()))["shares"])
@@ -242,7 +242,7 @@ def _share_table(title: str, first: str, arms: Sequence[str], rows: Sequence[Row
 
 
 def learning(choices: Mapping[str, Metrics], history: Mapping[str, Rounds]) -> Section:
-    """What the logs of the bandits show by round; what was not measured is left out."""
+    """Returns the curves of the bandits' logs; what was not measured is left out."""
     chosen = {name: history[name] for name in choices if name in history}
     blocks: list[Block] = []
     for title, measure, key in CURVES:
@@ -266,7 +266,7 @@ def _curve(name: str, rounds: Rounds, key: str) -> Curve:
 
 
 def off_policy(estimates: Mapping[str, Metrics]) -> Section:
-    """Mean reward of each bandit beside that of each arm had it always been chosen.
+    """Returns the mean reward of each bandit beside that of each arm had it always been chosen.
 
     Args:
         estimates: by strategy: `bandit` with `value`, `ci95` and `n`, and by name in `arms` the
@@ -314,7 +314,7 @@ def _beside_best(name: str, arm: str, estimate: Metrics) -> str:
 
 
 def signals(choices: Mapping[str, Metrics]) -> Section:
-    """How each signal ranks decisions beside what is wanted."""
+    """Returns how each signal ranks decisions beside held-out quality and the verifier."""
     chief = chief_of(choices)
     others = [Fold(name, _signals_of(choices[name])) for name in choices if name != chief]
     note = (
@@ -337,7 +337,7 @@ def _signals_of(choice: Metrics) -> list[Block]:
 
 
 def signal_table(correlations: Mapping[str, Metrics], target: str, applied: str) -> Table:
-    """Correlation of each signal with a target, best first.
+    """Returns the correlation of each signal with a target, best first.
 
     Args:
         correlations: by signal, without the target itself.
@@ -415,7 +415,7 @@ def _meaning_of_applied(correlation: Metrics, what: str) -> str:
 
 
 def alarms(choices: Mapping[str, Metrics], strategies: Mapping[str, Metrics]) -> Section:
-    """Every alarm and what came of it, the arms that failed, and those that were suspended."""
+    """Returns the alarms, what came of them, and the arms that failed or were suspended."""
     raised: list[Row] = []
     failed: list[Row] = []
     suspended: list[Row] = []

@@ -64,7 +64,7 @@ SCORERS = {
     "mixed_raw": "plain mixing with its margins as trained, without the temperature",
     "lower_bound": "the score less the deviation between the members of the ensemble",
 }
-"""What each scorer is, for a reader who meets the names for the first time."""
+"""Meanings of the names, for a reader who meets them for the first time."""
 
 
 def lead(scorers: Container[str]) -> str:
@@ -112,7 +112,7 @@ def key_figures(pairs: Mapping[str, Metrics]) -> list[KeyFigure]:
 
 
 def scorers(pairs: Mapping[str, Metrics], comparisons: Mapping[str, Metrics]) -> Section:
-    """Every scorer with its interval, paired differences, and the chief scorers by source."""
+    """Returns scorers with their intervals, paired differences, and chief scorers by source."""
     note = (
         "Length-balanced accuracy is the mean over pairs whose chosen response is longer and those "
         "where it is shorter, so that preferring length wins nothing. The dashed line is chance."
@@ -127,7 +127,7 @@ def scorers(pairs: Mapping[str, Metrics], comparisons: Mapping[str, Metrics]) ->
 
 
 def accuracy_table(pairs: Mapping[str, Metrics]) -> Table:
-    """Accuracy of every scorer, best first: means over sources."""
+    """Returns accuracy of every scorer, best first: means over sources."""
     parts: dict[str, Metrics] = {}
     for name in ranked(pairs):
         sources = [entry.get(BALANCED) for entry in pairs[name].get("per_source", {}).values()]
@@ -150,7 +150,7 @@ def accuracy_table(pairs: Mapping[str, Metrics]) -> Table:
 
 
 def probability_table(pairs: Mapping[str, Metrics]) -> Table:
-    """Log loss, calibration error and ties of every scorer, over all pairs."""
+    """Returns log loss, calibration error and ties of every scorer, over all pairs."""
     columns = [
         Column("log loss", key="log_loss"),
         Column("ECE", key="ece"),
@@ -164,7 +164,7 @@ def probability_table(pairs: Mapping[str, Metrics]) -> Table:
 
 
 def by_source(pairs: Mapping[str, Metrics]) -> Table:
-    """Length-balanced accuracy of the scorers in BY_SOURCE in each source."""
+    """Returns length-balanced accuracy of the scorers in BY_SOURCE in each source."""
     names = [n for n in ranked(pairs) if n in BY_SOURCE and pairs[n].get("per_source")]
     rows: list[Row] = []
     for source in dict.fromkeys(source for name in names for source in pairs[name]["per_source"]):
@@ -177,7 +177,7 @@ def by_source(pairs: Mapping[str, Metrics]) -> Table:
 
 
 def reliability(curves: Mapping[str, Metrics], pairs: Mapping[str, Metrics]) -> Section:
-    """Stated confidence against accuracy, and how many pairs each bin holds."""
+    """Returns stated confidence against accuracy, and how many pairs each bin holds."""
     drawn: list[Curve] = []
     bins: list[Row] = []
     for name, curve in curves.items():

@@ -29,7 +29,7 @@ LAST = 4
 
 
 def training(models: Mapping[str, Metrics], history: Mapping[str, Sequence[Metrics]]) -> Section:
-    """What each model was trained on, and how its loss fell.
+    """Returns what each model was trained on, and how its loss fell.
 
     Args:
         models: the part `training` of the metrics, by model.
@@ -56,7 +56,7 @@ def training(models: Mapping[str, Metrics], history: Mapping[str, Sequence[Metri
 
 
 def _losses(history: Mapping[str, Sequence[Metrics]]) -> Curves:
-    """Loss of each model by step, its running mean, and the log loss on *select*."""
+    """Returns the loss of each model by step, its running mean, and the log loss on *select*."""
     curves: list[Curve] = []
     for name, rows in history.items():
         loss = f"{words(name)}: loss"
@@ -64,12 +64,12 @@ def _losses(history: Mapping[str, Sequence[Metrics]]) -> Curves:
         evaluated = [row for row in rows if "select_loss" in row]
         x, y = [row["step"] for row in evaluated], [row["select_loss"] for row in evaluated]
         curves.append(Curve(f"{words(name)}: select", x, y, "dashed", like=loss))
-    up = "loss of the step, log loss on select (nats)"
-    return Curves("Loss by step", "step", up, curves, origin=math.log(2), file="training")
+    title, origin = "Loss of the steps, and log loss on select", math.log(2)
+    return Curves(title, "step", "loss (nats)", curves, origin=origin, file="training")
 
 
 def _weights_by_step(rows: Sequence[Metrics], sources: Sequence[str]) -> Curves:
-    """MORE's weight of each source by step; at 1 / K all count the same."""
+    """Returns MORE's weight of each source by step; at 1 / K all count the same."""
     steps = [row["step"] for row in rows]
     curves: list[Curve] = []
     for k, source in enumerate(sources):
