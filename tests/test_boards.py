@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from panoply import boards
 from panoply.boards import read_board, section_of
 from panoply.boards.rmbench import by_level, levels, style_matrix
 from panoply.data.read import Input
@@ -138,6 +139,26 @@ def test_rows_without_styles_are_refused_with_the_way_out(change, told, tmp_path
     pq.write_table(pa.Table.from_pylist(bare), tmp_path / "pairs.parquet")
     with pytest.raises(ValueError, match=r"pairs\.parquet holds no RM-Bench pairs: it has columns"):
         read_board("rmbench", [Input(tmp_path / "pairs.parquet")])
+
+
+COIN = """
+from types import SimpleNamespace
+from panoply.report.section import Section
+
+def read(inputs):
+    return SimpleNamespace(key_P=list(inputs), measure=lambda row, scores, seen_P: {"n": len(row)})
+
+def section(measured):
+    return Section("coin", "Coin", "", [f"{measured['n']} throws"])
+"""
+
+
+def test_a_board_from_outside_is_one_file(tmp_path, monkeypatch):
+    (tmp_path / "coin.py").write_text(COIN)
+    monkeypatch.setattr(boards, "__path__", [*boards.__path__, str(tmp_path)])
+    board = read_board("coin", ["a", "b"])
+    assert board.key_P == ["a", "b"]
+    assert section_of("coin", board.measure({"x": 0}, {}, [])).blocks == ["1 throws"]
 
 
 def test_the_table_fits_a_terminal_and_has_the_gate_s_matrix():

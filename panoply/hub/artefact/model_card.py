@@ -1,9 +1,10 @@
-"""Model cards: what a reward model is for, from its `panoply.json` and the run's `metrics.json`."""
+"""Model cards of reward models, from their `panoply.json` and the run's `metrics.json`."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,23 +88,17 @@ def model_card(card: Manifest, metrics: Metrics, scalar: ScalarDescription | Non
         scalar: the card is that of this scalar head, exported from the reward model's folder.
     """
     kind = "scalar reward model" if scalar else "gated multi-objective reward model"
-    sections = [
+    opening = [
         _metadata(card, "transformers" if scalar else "panoply"),
         f"# A {kind} on {_backbone(card)}",
         _summary(card, scalar),
         "## Use",
         SCALAR_USE if scalar else GATED_USE,
-        *([] if scalar else ["## Objectives", _objectives(card, metrics.get("objectives", {}))]),
-        "## Data",
-        _data({"pairs": card.data["pairs"]} if scalar else card.data),
-        *([PLANTED] if "planted" in metrics else []),
-        *_metrics(metrics.get("pairs", {}), scalar),
-        "## How a text is scored",
-        _scoring(card, scalar),
-        "## Intended use and limits",
-        LIMITS,
     ]
-    return "\n\n".join(sections) + "\n"
+    if not scalar:
+        opening += ["## Objectives", _objectives(card, metrics.get("objectives", {}))]
+    data = {"pairs": card.data["pairs"]} if scalar else card.data
+    return _complete(opening, data, metrics, _scoring(card, scalar), scalar)
 
 
 def scalar_card(card: ScalarManifest, metrics: Metrics) -> str:
@@ -119,8 +114,19 @@ def scalar_card(card: ScalarManifest, metrics: Metrics) -> str:
         if num == 1
         else f"The mean of {num} linear Bradley-Terry heads, standardized on training responses,"
     )
-    method = [f"* {name}: {_value(value)}" for name, value in card.method.items()]
-    lines = (
+    opening = [
+        _metadata(card, "transformers"),
+        f"# A scalar reward model on {_backbone(card)}",
+        f"{heads} on the first {card.depth} layers of {_backbone(card)}, trained on preference "
+        f"pairs of {sources}.",
+        "## Use",
+        SCALAR_USE,
+    ]
+    if num > 1:
+        opening.append(SCALAR_MORE)
+    if card.method:
+        opening += ["## Method", _bullets([f"{k}: {_value(v)}" for k, v in card.method.items()])]
+    scoring = [
         f"chat template {card.template_hash}; beginning-of-sequence once",
         f"in training, prompts were {_limits(card)}; transformers cuts nothing, so cut longer "
         "texts yourself",
@@ -128,30 +134,31 @@ def scalar_card(card: ScalarManifest, metrics: Metrics) -> str:
         "the score is read at the last token of the rendered conversation, before padding",
         "the tokenizer's pad token is for padding alone: keep it out of texts",
         f"score differences divided by {card.temperature:.4g} are log odds",
-    )
-    sections = [
-        _metadata(card, "transformers"),
-        f"# A scalar reward model on {_backbone(card)}",
-        f"{heads} on the first {card.depth} layers of {_backbone(card)}, trained on preference "
-        f"pairs of {sources}.",
-        "## Use",
-        SCALAR_USE,
-        *([SCALAR_MORE] if num > 1 else []),
-        *(["## Method", "\n".join(method)] if method else []),
-        "## Data",
-        _data(card.data),
-        *([PLANTED] if "planted" in metrics else []),
-        *_metrics(metrics.get("pairs", {}), None),
-        "## How a text is scored",
-        "\n".join(f"* {line}" for line in lines),
-        "## Intended use and limits",
-        LIMITS,
     ]
-    return "\n\n".join(sections) + "\n"
+    return _complete(opening, card.data, metrics, scoring, None)
+
+
+def _complete(
+    opening: Sequence[str],
+    data: Metrics,
+    metrics: Metrics,
+    scoring: Sequence[str],
+    scalar: ScalarDescription | None,
+) -> str:
+    """Returns a card from its opening and the parts that all cards have."""
+    planted = [PLANTED] if "planted" in metrics else []
+    measured = _metrics(metrics.get("pairs", {}), scalar)
+    parts = [*opening, "## Data", _data(data), *planted, *measured]
+    parts += ["## How a text is scored", _bullets(scoring), "## Intended use and limits", LIMITS]
+    return "\n\n".join(parts) + "\n"
+
+
+def _bullets(lines: Sequence[str]) -> str:
+    return "\n".join(f"* {line}" for line in lines)
 
 
 def _value(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return plain(value if isinstance(value, str) else json.dumps(value))
 
 
 def _metadata(card: Manifest | ScalarManifest, library: str) -> str:
@@ -162,7 +169,7 @@ def _metadata(card: Manifest | ScalarManifest, library: str) -> str:
 
 
 def _backbone(card: Manifest | ScalarManifest) -> str:
-    return "SmolLM2-135M-Instruct" if card.backbone == NAME else card.backbone
+    return "SmolLM2-135M-Instruct" if card.backbone == NAME else plain(card.backbone)
 
 
 def _summary(card: Manifest, scalar: ScalarDescription | None) -> str:
@@ -223,7 +230,7 @@ def _metrics(pairs: Metrics, scalar: ScalarDescription | None) -> list[str]:
     return ["## Metrics", *tables, note]
 
 
-def _scoring(card: Manifest, scalar: ScalarDescription | None) -> str:
+def _scoring(card: Manifest, scalar: ScalarDescription | None) -> list[str]:
     cut = _limits(card)
     lines = [
         f"chat template {card.template_hash}; beginning-of-sequence once",
@@ -244,7 +251,7 @@ def _scoring(card: Manifest, scalar: ScalarDescription | None) -> str:
             f"features: {card.pooling} in {card.dtype}; the gate reads `{card.rendering.gate}`",
             f"score differences divided by {card.temperature:.4g} are log odds",
         ]
-    return "\n".join(f"* {line}" for line in lines)
+    return lines
 
 
 def _limits(card: Manifest | ScalarManifest) -> str:
