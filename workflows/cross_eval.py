@@ -62,14 +62,14 @@ def run_cross_eval(config: CrossEvalConfig, logger: RunLogger) -> dict[str, Any]
     """
     out = run_folder(config.out)
     folders = [Path(name).expanduser().absolute() for name in config.models]
-    cards = dict(zip(labels(folders), map(read_card, folders), strict=True))
+    manifests = dict(zip(labels(folders), map(read_card, folders), strict=True))
     check_or_write_config(out, "config.json", asdict(config))
     limits = IngestLimits(max_rows_per_source=config.max_pairs_per_source or None)
     ingested = ingest_pairs([Input(name) for name in config.pairs], out / "data", limits)
     pairs = load_pairs(ingested.path, seed=0, num_folds=2)  # all parts count: the split is theirs
     seen = {
         name: is_seen(pairs.split.key_N, folder)
-        for name, folder in zip(cards, folders, strict=True)
+        for name, folder in zip(manifests, folders, strict=True)
     }
     rows = unseen_rows(seen)
     logger.info(
@@ -80,7 +80,7 @@ def run_cross_eval(config: CrossEvalConfig, logger: RunLogger) -> dict[str, Any]
     shards = Shards.of(TextFiles(pairs=(str(ingested.path),)), frozenset(pairs.prompt_P[rows]))
     scored_rows: dict[str, ScoredRow] = {}
     deviations: dict[str, float] = {}
-    for (name, card), folder in zip(cards.items(), folders, strict=True):
+    for (name, manifest), folder in zip(manifests.items(), folders, strict=True):
         logger.info(f"scoring with {name}")
         scored = score_texts(shards, folder, config.num_workers, logger)
         scores = scored.scores[lead(scored.scores)]
@@ -88,7 +88,7 @@ def run_cross_eval(config: CrossEvalConfig, logger: RunLogger) -> dict[str, Any]
         chosen, rejected = scored.rows(pairs.chosen_P[rows]), scored.rows(pairs.rejected_P[rows])
         margin_P = np.full(len(pairs.gap_P), np.nan)
         margin_P[rows] = scores[chosen] - scores[rejected]
-        scored_rows[name] = ScoredRow(trained_sources(card), card.temperature, margin_P)
+        scored_rows[name] = ScoredRow(trained_sources(manifest), manifest.temperature, margin_P)
     if len(scored_rows) > 1:
         members = list(scored_rows.values())
         scored_rows[ENSEMBLE] = ensemble(members, list(deviations.values()))
@@ -96,11 +96,11 @@ def run_cross_eval(config: CrossEvalConfig, logger: RunLogger) -> dict[str, Any]
     reports = {name: report_row(row, pairs, rows) for name, row in scored_rows.items()}
     sources, counts = np.unique(pairs.source_P[rows].astype(str), return_counts=True)
     models: dict[str, Any] = {}
-    for (name, card), folder in zip(cards.items(), folders, strict=True):
+    for (name, manifest), folder in zip(manifests.items(), folders, strict=True):
         models[name] = {
             "folder": str(folder),
-            "temperature": card.temperature,
-            "sources": sorted(trained_sources(card)),
+            "temperature": manifest.temperature,
+            "sources": sorted(trained_sources(manifest)),
             "num_seen": int(seen[name].sum()),
         }
     result: dict[str, Any] = {
@@ -141,11 +141,11 @@ def unseen_rows(seen: Mapping[str, Bools]) -> Ints:
     return rows
 
 
-def trained_sources(card: Manifest | ScalarManifest) -> frozenset[str]:
+def trained_sources(manifest: Manifest | ScalarManifest) -> frozenset[str]:
     """Returns the sources that a model was trained on; a gated one's ratings have sources too."""
-    if isinstance(card, ScalarManifest):
-        return frozenset(card.sources)
-    return frozenset[str]().union(*(kind["by_source"] for kind in card.data.values()))
+    if isinstance(manifest, ScalarManifest):
+        return frozenset(manifest.sources)
+    return frozenset[str]().union(*(kind["by_source"] for kind in manifest.data.values()))
 
 
 def ensemble(rows: Sequence[ScoredRow], deviations: Sequence[float]) -> ScoredRow:

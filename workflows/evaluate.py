@@ -48,13 +48,13 @@ def run_evaluate(config: EvaluateConfig, logger: RunLogger) -> dict[str, Any]:
             run.
     """
     out, folder = run_folder(config.out), Path(config.model).expanduser().absolute()
-    card = read_card(folder)
+    manifest = read_card(folder)
     check_or_write_config(out, "config.json", asdict(config))
     limits = IngestLimits(max_rows_per_source=config.max_pairs_per_source or None)
     inputs = [Input(name) for name in config.pairs]
     board = read_board(config.board, inputs)
     ingested = ingest_pairs(inputs, out / "data", limits)
-    pairs = load_pairs(ingested.path, seed=card.seed, num_folds=2)
+    pairs = load_pairs(ingested.path, seed=manifest.seed, num_folds=2)
     unseen = np.flatnonzero(~is_seen(pairs.split.key_N, folder))
     logger.info(f"data: {len(pairs.gap_P):,} pairs, {len(unseen):,} of prompts not trained on")
 
@@ -62,7 +62,7 @@ def run_evaluate(config: EvaluateConfig, logger: RunLogger) -> dict[str, Any]:
     shards = Shards.of(TextFiles(pairs=(str(ingested.path),)))
     scored = score_texts(shards, folder, config.num_workers, logger)
     margins = margins_of(pairs, scored)
-    scales = scales_of(folder, card, margins)
+    scales = scales_of(folder, manifest, margins)
 
     metrics: dict[str, Any] = {
         "model": str(folder),
@@ -81,9 +81,9 @@ def run_evaluate(config: EvaluateConfig, logger: RunLogger) -> dict[str, Any]:
     if board is not None:
         seen_P = is_seen(board.key_P, folder)
         metrics[config.board] = board.measure(scored.row, scored.scores, seen_P)
-    if isinstance(card, Manifest) and scored.weights_NO is not None:
+    if isinstance(manifest, Manifest) and scored.weights_NO is not None:
         weights_PO = scored.weights_NO[scored.rows(pairs.chosen_P)]
-        shares = weights_by_domain(weights_PO, card.objectives, pairs.domain_P, rows)
+        shares = weights_by_domain(weights_PO, manifest.objectives, pairs.domain_P, rows)
         metrics["gate"] = {"weights_by_domain": shares}
     metrics["reliability"] = {
         name: reliability(margins[name][rows] * scales[name]) for name in CURVES if name in margins
@@ -95,14 +95,14 @@ def run_evaluate(config: EvaluateConfig, logger: RunLogger) -> dict[str, Any]:
 
 
 def scales_of(
-    folder: Path, card: Manifest | ScalarManifest, names: Iterable[str]
+    folder: Path, manifest: Manifest | ScalarManifest, names: Iterable[str]
 ) -> dict[str, float]:
     """Returns the factor to log odds of each scorer, as the model brings it.
 
     A lower bound is in the unit of its score and has the same.
     """
-    if isinstance(card, ScalarManifest):
-        return dict.fromkeys(names, 1 / card.temperature)
+    if isinstance(manifest, ScalarManifest):
+        return dict.fromkeys(names, 1 / manifest.temperature)
     fixed = load_file(folder / "baselines.safetensors")
     return {name: float(fixed[f"scale.{name}"]) for name in names}
 
