@@ -318,7 +318,8 @@ def show(found: Mapping[str, Any]) -> None:
     """Prints what came out."""
     from rich.console import Console
 
-    from panoply.report.tables import add_row, empty_table, interval, number
+    from panoply.report.section import interval, number
+    from panoply.report.terminal import add_row, empty_table
 
     console = Console()
     table = empty_table("How well an arm orders right above wrong", "arm", DOMAINS)

@@ -12,6 +12,7 @@ from panoply.report.progress import Terminal
 def main() -> None:
     """Parses a recipe and its flags, runs the search, and prints the best point's command."""
     config = parse_recipe("tune_more", TUNE_MORE)
+    from panoply.report.terminal import as_rich
     from panoply.report.trials import search_table, trials_table
     from workflows.cluster.ray_cluster import run_folder
     from workflows.tune_more import run_tune_more
@@ -21,9 +22,9 @@ def main() -> None:
         lambda config, logger: run_tune_more(config, PREFERENCE[recipe][1], logger), config
     )
     console, out = Terminal(), run_folder(config.out)
-    console.print(trials_table(search.trials))
+    console.print(as_rich(trials_table(search.trials)))
     console.print()
-    console.print(search_table(search.metrics))
+    console.print(as_rich(search_table(search.metrics)))
     console.print(f"results: {out}")
     words = [recipe, *search.next_words, "--out", f"{out}-best"]
     command = ["python", "-m", "jobs.preference", *words]

@@ -9,11 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from panoply.data.boards import read_styles
+from panoply import boards
+from panoply.boards import read_board, section_of
+from panoply.boards.rmbench import by_level, levels, style_matrix
 from panoply.data.read import Input
 from panoply.data.schema import text_id
-from panoply.measure.boards import levels, rmbench, style_matrix
-from panoply.report.tables import rmbench_table
+from panoply.report.terminal import print_sections
 
 NAN = float("nan")
 
@@ -43,19 +44,19 @@ def test_domains_count_alike_and_both_safety_files_are_one():
     lost, subset = -margins, np.array(["chat"] * 9)
     columns = [np.tile(v, 4) for v in (chosen, rejected)]
     subsets = ["chat"] * 9 + ["safety-refuse"] * 9 + ["safety-response"] * 18
-    found = rmbench(np.concatenate([margins, margins, lost, lost]), *columns, subsets)
+    found = by_level(np.concatenate([margins, margins, lost, lost]), *columns, subsets)
     assert list(found["by_domain"]) == ["chat", "safety"]
     assert found["by_domain"]["safety"]["hard"] == pytest.approx(1 / 3)
     assert found["hard"] == found["easy"] == found["average"] == pytest.approx((1 + 1 / 3) / 2)
     assert found["n"] == 36
-    assert rmbench(margins, chosen, rejected, subset)["average"] == 1
+    assert by_level(margins, chosen, rejected, subset)["average"] == 1
 
 
 def test_a_missing_margin_is_left_out_and_counted_and_a_tie_is_lost_and_told():
     margins, chosen, rejected = item([9, 9, 9], [0, 0, 9])
     margins = margins.astype(float)
     margins[0] = NAN
-    found = rmbench(
+    found = by_level(
         np.concatenate([margins, np.ones(9)]),
         np.tile(chosen, 2),
         np.tile(rejected, 2),
@@ -64,7 +65,7 @@ def test_a_missing_margin_is_left_out_and_counted_and_a_tie_is_lost_and_told():
     assert found["by_domain"]["code"]["matrix"] == [[1.0, 1.0, 0.5]] * 3
     assert (found["n"], found["missing"]) == (17, 1)
     assert found["ties"] == pytest.approx(3 / 17)
-    alone = rmbench(margins, chosen, rejected, ["code"] * 9)
+    alone = by_level(margins, chosen, rejected, ["code"] * 9)
     assert np.isnan(alone["by_domain"]["code"]["matrix"][0][0])
     assert np.isnan(alone["normal"])
     assert alone["easy"] == 1
@@ -97,13 +98,27 @@ def board_rows():
 def test_styles_come_with_the_ids_that_scores_hang_on(tmp_path):
     rows = board_rows()
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rmbench.parquet")
-    found = read_styles([Input(tmp_path / "rmbench.parquet")])
+    found = read_board("rmbench", [Input(tmp_path / "rmbench.parquet")])
     wanted = [text_id(row["prompt"], row["chosen"]) for row in rows]
     assert found.chosen_P.tolist() == wanted
     assert found.chosen_style_P.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert found.rejected_style_P.tolist() == [0, 1, 2] * 3
     assert len(set(found.rejected_P)) == 2
     assert set(found.subset_P) == {"safety-refuse"}
+
+
+def test_a_pair_of_a_prompt_trained_on_or_without_a_score_does_not_count(tmp_path):
+    pq.write_table(pa.Table.from_pylist(board_rows()), tmp_path / "rmbench.parquet")
+    board = read_board("rmbench", [Input(tmp_path / "rmbench.parquet")])
+    texts = [*dict.fromkeys(board.chosen_P), *dict.fromkeys(board.rejected_P)]
+    row = {name: i for i, name in enumerate(texts[:-1])}  # the last is not scored
+    scores = {"gate": np.arange(len(row))[::-1].astype(float)}
+    measured = board.measure(row, scores, np.arange(9) < 2)
+    assert (measured["num_pairs"], measured["num_seen"]) == (9, 2)
+    gate = measured["scorers"]["gate"]
+    assert (gate["n"], gate["missing"]) == (4, 3)
+    assert board.measure(row, scores, np.ones(9, bool))["scorers"]["gate"]["n"] == 6
+    assert read_board("none", []) is None
 
 
 @pytest.mark.parametrize(
@@ -119,19 +134,40 @@ def test_rows_without_styles_are_refused_with_the_way_out(change, told, tmp_path
     rows[0] |= change
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "board.parquet")
     with pytest.raises(ValueError, match=told):
-        read_styles([Input(tmp_path / "board.parquet")])
+        read_board("rmbench", [Input(tmp_path / "board.parquet")])
     bare = [{k: v for k, v in row.items() if k != "meta"} for row in rows]
     pq.write_table(pa.Table.from_pylist(bare), tmp_path / "pairs.parquet")
     with pytest.raises(ValueError, match=r"pairs\.parquet holds no RM-Bench pairs: it has columns"):
-        read_styles([Input(tmp_path / "pairs.parquet")])
+        read_board("rmbench", [Input(tmp_path / "pairs.parquet")])
+
+
+COIN = """
+from types import SimpleNamespace
+from panoply.report.section import Section
+
+def read(inputs):
+    return SimpleNamespace(key_P=list(inputs), measure=lambda row, scores, seen_P: {"n": len(row)})
+
+def section(measured):
+    return Section("coin", "Coin", "", [f"{measured['n']} throws"])
+"""
+
+
+def test_a_board_from_outside_is_one_file(tmp_path, monkeypatch):
+    (tmp_path / "coin.py").write_text(COIN)
+    monkeypatch.setattr(boards, "__path__", [*boards.__path__, str(tmp_path)])
+    board = read_board("coin", ["a", "b"])
+    assert board.key_P == ["a", "b"]
+    assert section_of("coin", board.measure({"x": 0}, {}, [])).blocks == ["1 throws"]
 
 
 def test_the_table_fits_a_terminal_and_has_the_gate_s_matrix():
     margins, chosen, rejected = item([9, 9, 9], [0, 0, 9])
-    found = rmbench(margins, chosen, rejected, ["chat"] * 9)
-    scorers = {"gate": found, "linear_bt": rmbench(-margins, chosen, rejected, ["chat"] * 9)}
+    found = by_level(margins, chosen, rejected, ["chat"] * 9)
+    scorers = {"gate": found, "linear_bt": by_level(-margins, chosen, rejected, ["chat"] * 9)}
     console = Console(file=io.StringIO(), width=80)
-    console.print(rmbench_table({"num_pairs": 9, "num_seen": 0, "scorers": scorers}))
+    measured = {"num_pairs": 9, "num_seen": 0, "scorers": scorers}
+    print_sections([section_of("rmbench", measured)], console)
     text = console.file.getvalue()
     assert max(map(len, text.splitlines())) <= 80
     first = next(line.split() for line in text.splitlines() if line.startswith("gate"))

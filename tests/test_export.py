@@ -130,7 +130,8 @@ def test_a_run_s_card_tells_objectives_scales_data_and_metrics(tokenizer, tmp_pa
     assert "| editors-concise | 1 to 10 | 0.510 | 118 |" in card
     assert r"| preference\|east | learned from preferences | - | - |" in card
     assert "| pairs | east | 2,600 | pppppppp |" in card
-    assert "| gate | 0.700 | 0.580 [0.500, 0.700] | 0.600 | - |" in card
+    assert "| gate | 0.580 | [0.500, 0.700] | 0.700 |" in card
+    assert "| gate | 0.600 | - | - | - | - |" in card
     assert "Intended use" in card
     (tmp_path / "metrics.json").unlink()
     write_card(folder)
@@ -142,7 +143,7 @@ def test_an_export_s_card_tells_how_to_call_it_and_only_its_own_metrics(tokenize
     done = export_scalar(folder, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     assert "AutoModelForSequenceClassification.from_pretrained" in card
-    assert "| linear_bt | 0.612 |" in card
+    assert "| linear bt | 0.580 | [0.500, 0.700] | 0.612 |" in card
     assert "| gate |" not in card
     assert "| pairs | east |" in card
     assert "| ratings |" not in card

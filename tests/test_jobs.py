@@ -21,7 +21,16 @@ def test_help_lists_the_recipes_and_loads_neither_torch_nor_ray():
         "except SystemExit: pass\n"
         "print(sorted({{'torch', 'ray'}} & set(sys.modules)))"
     )
-    for job in ("armorm", "average", "doctor", "evaluate", "export", "serve", "track"):
+    for job in (
+        "armorm",
+        "average",
+        "cross_eval",
+        "doctor",
+        "evaluate",
+        "export",
+        "serve",
+        "track",
+    ):
         done = subprocess.run(
             [sys.executable, "-c", code.format(job)], capture_output=True, text=True, check=True
         )
@@ -63,14 +72,14 @@ def test_a_missing_model_or_file_ends_with_a_sentence_and_not_with_a_traceback(t
     assert "Traceback" not in done.stderr
 
 
-def test_several_models_need_the_matrix_and_the_matrix_knows_no_board(tmp_path):
+def test_models_to_compare_are_named_once_and_a_model_to_evaluate_alone(tmp_path):
     for words, message in (
-        (("a", "b"), "name one model, or add `--matrix`"),
-        (("a", "a", "--matrix"), "different folders"),
-        (("a", "b", "--matrix", "--board", "rmbench"), "leave out `--matrix`"),
-        ((str(tmp_path), "b", "--matrix"), "no panoply.json"),
+        (("jobs.evaluate", "a", "b"), "unrecognized"),
+        (("jobs.cross_eval", "a", "a"), "different folders"),
+        (("jobs.cross_eval", "a", "--board", "rmbench"), "unrecognized"),
+        (("jobs.cross_eval", str(tmp_path), "b"), "no panoply.json"),
     ):
-        done = run("jobs.evaluate", *words, "--pairs", "nothing.parquet", "--out", str(tmp_path))
+        done = run(*words, "--pairs", "nothing.parquet", "--out", str(tmp_path / "out"))
         assert done.returncode == 2
-        assert message in " ".join(done.stdout.split())
+        assert message in " ".join((done.stdout + done.stderr).lower().split())
         assert "Traceback" not in done.stderr

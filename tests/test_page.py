@@ -9,11 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from panoply.armorm.confident_errors import MOST, confident_mistakes, report_mistakes
+from panoply.boards.rmbench import LEVELS, STYLES, by_level
 from panoply.data.tables import PairTable, Split
-from panoply.measure.boards import LEVELS, STYLES, rmbench
-from panoply.report.page.charts import Axis
-from panoply.report.page.summary import verdict
-from panoply.report.page.write import write_page
+from panoply.report.figures import HUES, VARIABLES
+from panoply.report.page import Scale
+from panoply.report.report import write_report
+from panoply.report.section import Column, Row, Table
+from panoply.report.sections.pairs import verdict
 from tests.builders.contrast import LOWEST_CONTRAST
 from tests.builders.example_metrics import example_metrics
 from workflows.cluster.tracking import write_json
@@ -80,7 +82,8 @@ def finished_run(folder, metrics):
     write_json(folder / "metrics.json", metrics)
     config = {"out": "runs/x", "gate": {"lr": 1e-3, "depths": [0.2, 0.3]}, "planted": None}
     write_json(folder / "config.json", config)
-    return write_page(folder)
+    write_report(folder)
+    return folder / "report.html"
 
 
 def large_metrics():
@@ -100,7 +103,7 @@ def example_board(num_items=6):
     chosen, rejected = np.tile(np.indices((3, 3)).reshape(2, 9), 4 * num_items)
     domains = np.repeat(["chat", "code", "math", "safety-refuse"], 9 * num_items)
     margins = {"gate": chosen - rejected + 0.5, "mlp": np.full(len(domains), np.nan)}
-    scorers = {name: rmbench(own, chosen, rejected, domains) for name, own in margins.items()}
+    scorers = {name: by_level(own, chosen, rejected, domains) for name, own in margins.items()}
     return {"num_pairs": len(domains), "num_seen": 0, "scorers": scorers}
 
 
@@ -156,7 +159,8 @@ def test_texts_of_another_file_are_refused(tmp_path):
 def test_a_page_written_again_from_its_folder_is_the_same(tmp_path):
     file = finished_run(tmp_path, large_metrics())
     first = file.read_bytes()
-    assert write_page(tmp_path).read_bytes() == first
+    write_report(tmp_path)
+    assert file.read_bytes() == first
 
 
 def test_names_and_texts_are_text_and_the_page_has_no_script(tmp_path):
@@ -188,7 +192,8 @@ def test_sections_that_a_run_does_not_have_are_left_out(tmp_path):
     metrics |= {"model": "runs/x/model", "num_pairs": 70, "num_seen": 4, "only_seen": False}
     write_json(tmp_path / "metrics.json", metrics)
     write_json(tmp_path / "config.json", {"model": "runs/x/model"})
-    html = write_page(tmp_path).read_text()
+    write_report(tmp_path)
+    html = (tmp_path / "report.html").read_text()
     for id, name in SECTIONS.items():
         assert (f">{name}</h2>" in html) == (id in {"scorers", "reliability", "record"})
     assert "70 pairs scored" in html
@@ -210,12 +215,38 @@ def test_the_verdict_is_what_the_interval_says(ends, outcome):
 
 
 def test_an_axis_runs_between_round_numbers_and_holds_what_is_drawn():
-    axis = Axis.over([0.213, None, float("nan"), 0.04])
-    assert (axis.low, axis.high) == (0, 0.25)
+    def scale(values, origin=0.0):
+        rows = [Row("r", [value]) for value in values]
+        return Scale.of(
+            Table("t", "f", [Column("v", mark="dot")], rows, measure="m", origin=origin)
+        )
+
+    axis = scale([0.213, None, float("nan"), 0.04])
+    assert (axis.ticks[0], axis.ticks[-1]) == (0, 0.25)
     assert axis.at(0.25) == 100
-    chance = Axis.over([0.62, 0.83], origin=0.5)
-    assert (chance.low, chance.high) == pytest.approx((0.5, 0.9))
-    assert len(Axis.over([]).ticks) > 1
+    chance = scale([0.62, 0.83], origin=0.5)
+    assert (chance.ticks[0], chance.ticks[-1]) == pytest.approx((0.5, 0.9))
+    assert len(scale([]).ticks) > 1
+
+
+def test_an_interval_and_a_bar_stand_where_their_values_say():
+    columns = [Column("value", mark="bar"), Column("95 %", str, "interval")]
+    rows = [Row("a", [1.0, (0.5, 1.5)]), Row("b", [-1.0, (None, 2.0)])]
+    table = Table("t", "f", columns, rows, measure="m", ends=(-2.0, 2.0))
+    scale = Scale.of(table)
+    assert scale.items(table, rows[0]) == [("bar", 50, 25), ("interval", 62.5, 25)]
+    assert scale.items(table, rows[1]) == [("bar against", 25, 25)]
+
+
+def test_a_drawing_has_the_page_s_colors_and_a_name_and_loads_nothing(report):
+    drawing = report.read_text().split("<svg")[1].split("</svg>")[0]
+    assert 'role="img"' in drawing
+    assert "aria-label=" in drawing
+    assert "var(--hue0)" in drawing
+    assert "<metadata" not in drawing
+    assert not [color for color in VARIABLES if color in drawing]
+    style = (report.read_text().split("<style>")[1]).split("}")[0]
+    assert all(f"--hue{k}: {color};" in style for k, color in enumerate(HUES))
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from panoply.report.page import choices, strategies
-from panoply.report.page.charts import plot
-from panoply.report.page.write import write_page
+from panoply.report.page import Scale
+from panoply.report.report import write_report
+from panoply.report.sections import laser
 from tests.builders.contrast import LOWEST_CONTRAST
 from workflows.cluster.tracking import write_json
 
@@ -17,6 +17,7 @@ SECTIONS = {
     "best-of-n": "Best of n",
     "choices": "Which arms were chosen",
     "learning": "What the bandit knew",
+    "off-policy": "Beside the best fixed arm",
     "signals": "Signals and held-out quality",
     "alarms": "Alarms and failures",
     "record": "Data and configuration",
@@ -94,6 +95,7 @@ def example_run(num_rounds=12):
             f"laser - {name}": {"value": -0.1, "ci95": [-0.2, -0.02]} for name in STRATEGIES[1:]
         },
         "choices": chosen,
+        "off_policy": example_off_policy(),
         "num_prompts": 96,
         "git_commit": "0123456789abcdef",
     }
@@ -118,7 +120,8 @@ def page_of(folder, metrics, config=None, history=None):
     write_json(folder / "config.json", config or {"out": "runs/x"})
     if history:
         write_json(folder / "history.json", history)
-    return write_page(folder)
+    write_report(folder)
+    return folder / "report.html"
 
 
 def test_a_page_holds_what_the_run_measured_and_takes_names_for_text(tmp_path):
@@ -174,36 +177,41 @@ def test_a_page_of_best_of_n_shows_right_choices_by_n_with_intervals(tmp_path):
     assert "Right choices among 16 samples" in html
     assert "any right" in html
     assert "Prompts that the bandit gave to each arm" in html
-    chart = strategies.at_most_n(metrics["best_of_n"])
-    assert chart.rows[0].label == "any right"
-    assert chart.rows[0].cells == ("0.800", "[0.700, 0.900]")
+    table = laser.best_of_n(metrics["best_of_n"], {}).blocks[1]
+    assert table.rows[0].name == "any right"
+    assert table.texts(table.rows[0])[-2:] == ["0.800", "[0.700, 0.900]"]
 
 
 def test_what_signals_mean_is_what_their_intervals_say():
-    found = example_choice()["signals"]
-    said = choices.meaning(found["held_out"], "held_out", "negative_loss")
-    assert "rewarded with negative_loss, which goes against how far the round raised" in said
-    assert "improvement goes with it." in said
-    said = choices.meaning(found["held_out"], "held_out", "verifier")
-    assert "of which 100 decisions cannot tell if it goes with" in said
-    assert "negative_loss goes against it." in said
-    said = choices.meaning(found["held_out"], "held_out", "agreement")
-    assert "has no correlation with how far the round raised held-out quality here" in said
-    assert "(does not vary)" in said
-    said = choices.meaning(found["verifier"], "verifier", "negative_loss")
-    assert said.startswith("No signal can be held against")
+    correlations = example_choice()["signals"]
+
+    def meaning(values, target, applied):
+        return laser.meaning({n: v for n, v in values.items() if n != target}, target, applied)
+
+    text = meaning(correlations["held_out"], "held_out", "negative_loss")
+    assert "rewarded with negative_loss, which goes against how far the round raised" in text
+    assert "improvement goes with it." in text
+    text = meaning(correlations["held_out"], "held_out", "verifier")
+    assert "of which 100 decisions cannot tell if it goes with" in text
+    assert "negative_loss goes against it." in text
+    text = meaning(correlations["held_out"], "held_out", "agreement")
+    assert "has no correlation with how far the round raised held-out quality here" in text
+    assert "(does not vary)" in text
+    text = meaning(correlations["verifier"], "verifier", "negative_loss")
+    assert text.startswith("No signal can be compared with")
     by_chance = {"improvement": correlation(0.05), "held_out": correlation(1.0)}
-    said = choices.meaning(by_chance, "held_out", "verifier")
-    assert said == "No signal can be told from chance: every interval holds 0."
+    text = meaning(by_chance, "held_out", "verifier")
+    assert text == "No signal can be told from chance: every interval holds 0."
 
 
 def test_a_signal_that_is_not_defined_has_no_mark_and_says_why():
-    rows = choices.signals(example_choice()["signals"]["held_out"], "held_out", "probe").rows
-    own = {row.label: row for row in rows}
+    blocks = laser.signals({"laser": example_choice() | {"applied": "probe"}}).blocks
+    table = next(block for block in blocks if not isinstance(block, str))
+    own = {row.name: row for row in table.rows}
     assert "held_out" not in own  # against itself
-    assert [row.label for row in rows[:2]] == ["improvement", "verifier"]
-    assert own["probe"].cells == ("-", "-", "0")
-    assert not own["probe"].marks + own["probe"].spans
+    assert [row.name for row in table.rows[:2]] == ["improvement", "verifier"]
+    assert table.texts(own["probe"]) == ["-", "-", "0"]
+    assert not Scale.of(table).items(table, own["probe"])
     assert own["probe"].note == "applied, not measured"
     assert own["agreement"].note == "does not vary"
 
@@ -220,33 +228,62 @@ def test_a_signal_that_is_not_defined_has_no_mark_and_says_why():
 )
 def test_what_followed_an_alarm_is_what_the_run_did(alarm, strategy, followed):
     own = {"round": 3, "name": "kl", "arm": "long"} | alarm
-    assert choices.followed(own, [], strategy).endswith(followed)
+    assert laser.followed(own, [], strategy).endswith(followed)
 
 
-def test_rounds_of_a_long_run_share_bars_whose_shares_are_means():
+def test_shares_by_round_are_bars_upon_each_other_with_alarms_where_they_were_raised():
     history = [{"step": i, "share/a": float(i % 2), "share/b": float(1 - i % 2)} for i in range(50)]
-    choice = {"shares": {"a": 0.5, "b": 0.5}, "alarms": [{"round": 4, "name": "length"}]}
-    rows = choices.by_round(history, choice).rows
-    assert [row.label for row in rows[:2]] == ["0 to 2", "3 to 5"]
-    assert len(rows) == 17
-    assert rows[0].cells == ("0.33", "0.67")
-    assert [row.note for row in rows[:3]] == ["", "length", ""]
-    for row in rows:
-        assert sum(span.width for span in row.spans) == pytest.approx(100)
+    choice = {"shares": {"a": 0.5, "b": 0.5}, "shares_by_source": {}}
+    choice["alarms"] = [{"round": 4, "name": "length"}]
+    by_round = laser.shares({"laser": choice}, {"laser": history}).blocks[0]
+    assert by_round.stacked
+    assert by_round.events == [(4, "length")]
+    assert len(by_round.numbers().rows) == 50
+    for row in by_round.numbers().rows:
+        assert sum(row.cells) == pytest.approx(1)
 
 
-def test_curves_stand_where_their_numbers_say_and_an_empty_one_keeps_no_place():
-    drawn = plot("c", "n", "m", {"a": {1: 0.0, 16: 1.0, 4: None}, "b": {}}, evenly=True)
-    (trace,) = drawn.traces
-    assert trace.points == ((0, 0), (100, 100))
-    assert [label for _, label in drawn.places] == ["1", "4", "16"]
-    assert [at for at, _ in drawn.places] == [0, 50, 100]
-    assert [[cell.text for cell in cells] for _, cells in drawn.numbers.rows] == [
-        ["0.000"],
-        ["-"],
-        ["1.000"],
+def example_off_policy():
+    bandit = {"value": 0.5, "ci95": [0.4, 0.6], "n": 96}
+    arms = {
+        "a": {"value": 0.3, "ci95": [0.1, 0.5], "ess": 12.0, "support": 1.0, "bandit_value": 0.5},
+        "b": {"value": 0.6, "ci95": [0.5, 0.7], "ess": 40.4, "support": 0.9, "bandit_value": 0.45},
+        "c": {
+            "value": None,
+            "ci95": [None, None],
+            "ess": 0.0,
+            "support": 0.0,
+            "bandit_value": None,
+        },
+    }
+    return {"laser": {"bandit": bandit, "arms": arms}}
+
+
+def test_an_off_policy_estimate_stands_beside_what_the_bandit_got():
+    estimates = example_off_policy()
+    sentence, table = laser.off_policy(estimates).blocks
+    assert sentence == (
+        "laser did worse than the best fixed arm by estimate, b: 0.450 a decision, "
+        "b 0.600 [0.500, 0.700]."
+    )
+    assert [row.name for row in table.rows] == ["laser", "b", "a", "c"]
+    assert [table.texts(row) for row in table.rows] == [
+        ["0.500", "[0.400, 0.600]", "-", "96", "-"],
+        ["0.600", "[0.500, 0.700]", "0.450", "40", "0.90"],
+        ["0.300", "[0.100, 0.500]", "0.500", "12", "1.00"],
+        ["-", "-", "-", "0", "0.00"],
     ]
-    assert not plot("c", "n", "m", {"a": {}}).traces
+    assert table.origin == 0.5
+
+
+@pytest.mark.parametrize(
+    ("bandit_value", "outcome"),
+    [(0.45, "did worse than"), (0.75, "did better than"), (0.6, "cannot be told apart from")],
+)
+def test_whether_the_bandit_beat_the_best_arm_is_what_the_interval_says(bandit_value, outcome):
+    estimates = example_off_policy()
+    estimates["laser"]["arms"]["b"]["bandit_value"] = bandit_value
+    assert outcome in laser.off_policy(estimates).blocks[0]
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,7 @@ def run(code, stdout=subprocess.PIPE, **settings):
 
 PRINTS = """
 from panoply.report.progress import RunLogger, Terminal, exit_if_unusable
-from panoply.report.tables import add_row, empty_table
+from panoply.report.terminal import add_row, empty_table
 outside = {outside!r}
 console = Terminal()
 console.print(f"results: {{outside}}")

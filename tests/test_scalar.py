@@ -268,7 +268,8 @@ def test_the_readme_tells_method_data_metrics_and_how_to_call_it(tokenizer, tmp_
     (tmp_path / "run" / "metrics.json").write_text(json.dumps(metrics))
     write_card(tmp_path / "run" / "model")
     card = (tmp_path / "run" / "model" / "README.md").read_text()
-    assert "| score | 0.700 | - | 0.610 | - |" in card
+    assert "| score | - | - | 0.700 |" in card
+    assert "| score | 0.610 | - | - | - | - |" in card
 
 
 def test_what_does_not_fit_is_refused_and_leaves_nothing(tokenizer, tmp_path):

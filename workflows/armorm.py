@@ -73,9 +73,8 @@ from panoply.hub.backbone.pretrained import resolve
 from panoply.measure.calibration import reliability
 from panoply.measure.pair_report import compare, fit_logit_scale, report_pairs, weights_by_domain
 from panoply.model.gate import Gate, ScalarHead, make_gate
-from panoply.report.page.write import write_page
 from panoply.report.progress import RunLogger
-from panoply.report.report import write_plots
+from panoply.report.report import write_report
 from panoply.types import Array
 from workflows.cluster.artefact import FittedModel, save_artefact
 from workflows.cluster.embed import ActorPoolSpec, EmbeddingJob, embed
@@ -175,8 +174,7 @@ def train_and_measure(
     )
     write_json(out / "mistakes.json", mistakes)
     write_card(out / "model")
-    write_plots(metrics, out)
-    write_page(out)
+    write_report(out)
     return metrics
 
 

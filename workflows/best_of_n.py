@@ -37,8 +37,8 @@ from panoply.laser.ensembles import best_of, chosen_scores
 from panoply.laser.log import Log, replay
 from panoply.laser.scored import ScoredPrompt
 from panoply.measure.intervals import mean_interval
-from panoply.report.page.write import write_page
 from panoply.report.progress import RunLogger
+from panoply.report.report import write_report
 from panoply.types import Array
 from workflows.cluster.arms import asking
 from workflows.cluster.ray_cluster import (
@@ -104,7 +104,7 @@ def run_best_of_n(config: BestOfNConfig, logger: RunLogger) -> dict[str, Any]:
             "git_commit": git_commit(),
         }
         write_json(out / "metrics.json", metrics)
-        write_page(out)
+        write_report(out)
     return metrics
 
 

@@ -29,12 +29,13 @@ from panoply.hub.artefact.manifest import Manifest, ScalarManifest, read_manifes
 from panoply.measure.intervals import macro_interval
 from panoply.measure.metrics import macro
 from panoply.measure.pair_report import scaled_metrics
-from panoply.report import plots
 from panoply.report.progress import RunLogger
-from panoply.report.tables import lead
+from panoply.report.report import write_pictures
+from panoply.report.sections.cross_eval import matrix
+from panoply.report.sections.pairs import lead
 from panoply.types import Array, Bools, Ints
 from workflows.cluster.embed import TextFiles
-from workflows.cluster.ray_cluster import connect, run_folder
+from workflows.cluster.ray_cluster import check_or_write_config, connect, run_folder
 from workflows.cluster.score import Shards, is_seen, score_texts
 from workflows.cluster.tracking import git_commit, write_json
 
@@ -52,16 +53,17 @@ class ScoredRow:
     margin_P: Array
 
 
-def run_matrix(config: CrossEvalConfig, logger: RunLogger) -> dict[str, Any]:
+def run_cross_eval(config: CrossEvalConfig, logger: RunLogger) -> dict[str, Any]:
     """Scores pairs with all models and returns what it leaves in `OUT/matrix.json`.
 
     Raises:
-        FileNotFoundError, ValueError: no such model or file, unusable pairs, or no prompt that
-            none of the models has seen.
+        FileNotFoundError, ValueError: no such model or file, unusable pairs, a folder of another
+            run, or no prompt that none of the models has seen.
     """
     out = run_folder(config.out)
     folders = [Path(name).expanduser().absolute() for name in config.models]
     manifests = dict(zip(labels(folders), map(read_manifest, folders), strict=True))
+    check_or_write_config(out, "config.json", asdict(config))
     limits = IngestLimits(max_rows_per_source=config.max_pairs_per_source or None)
     ingested = ingest_pairs([Input(name) for name in config.pairs], out / "data", limits)
     pairs = load_pairs(ingested.path, seed=0, num_folds=2)  # all parts count: the split is theirs
@@ -76,40 +78,44 @@ def run_matrix(config: CrossEvalConfig, logger: RunLogger) -> dict[str, Any]:
 
     connect(config.num_workers)
     shards = Shards.of(TextFiles(pairs=(str(ingested.path),)), frozenset(pairs.prompt_P[rows]))
-    found: dict[str, ScoredRow] = {}
-    deviations: list[float] = []
+    scored_rows: dict[str, ScoredRow] = {}
+    deviations: dict[str, float] = {}
     for (name, manifest), folder in zip(manifests.items(), folders, strict=True):
         logger.info(f"scoring with {name}")
         scored = score_texts(shards, folder, config.num_workers, logger)
         scores = scored.scores[lead(scored.scores)]
-        deviations.append(float(np.sort(scores).std()))  # the order of arrival changes nothing
+        deviations[name] = float(np.sort(scores).std())  # the order of arrival changes nothing
+        chosen, rejected = scored.rows(pairs.chosen_P[rows]), scored.rows(pairs.rejected_P[rows])
         margin_P = np.full(len(pairs.gap_P), np.nan)
-        chosen, rejected = (scored.rows(ids[rows]) for ids in (pairs.chosen_P, pairs.rejected_P))
         margin_P[rows] = scores[chosen] - scores[rejected]
-        found[name] = ScoredRow(trained_sources(manifest), manifest.temperature, margin_P)
-    if len(found) > 1:
-        found[ENSEMBLE] = ensemble(list(found.values()), deviations)
+        scored_rows[name] = ScoredRow(trained_sources(manifest), manifest.temperature, margin_P)
+    if len(scored_rows) > 1:
+        members = list(scored_rows.values())
+        scored_rows[ENSEMBLE] = ensemble(members, list(deviations.values()))
 
-    reports = {name: report_row(row, pairs, rows) for name, row in found.items()}
+    reports = {name: report_row(row, pairs, rows) for name, row in scored_rows.items()}
     sources, counts = np.unique(pairs.source_P[rows].astype(str), return_counts=True)
+    models: dict[str, Any] = {}
+    for (name, manifest), folder in zip(manifests.items(), folders, strict=True):
+        models[name] = {
+            "folder": str(folder),
+            "temperature": manifest.temperature,
+            "sources": sorted(trained_sources(manifest)),
+            "num_seen": int(seen[name].sum()),
+        }
     result: dict[str, Any] = {
-        "models": {
-            name: {"folder": str(folder), "temperature": manifest.temperature}
-            | {"sources": sorted(trained_sources(manifest)), "num_seen": int(seen[name].sum())}
-            for (name, manifest), folder in zip(manifests.items(), folders, strict=True)
-        },
+        "models": models,
         "num_pairs": len(pairs.gap_P),
         "num_seen": len(pairs.gap_P) - len(rows),
         "quarantined": dict(ingested.num_quarantined),
         "sources": dict(zip(sources.tolist(), counts.tolist(), strict=True)),
-        "matrix": {name: per_source for name, (per_source, _) in reports.items()},
+        "matrix": {name: by_source for name, (by_source, _) in reports.items()},
         "means": {name: means for name, (_, means) in reports.items()},
-        "deviations": dict(zip(manifests, deviations, strict=True)),
+        "deviations": deviations,
         "git_commit": git_commit(),
     }
-    write_json(out / "config.json", asdict(config))
     write_json(out / "matrix.json", result)
-    plots.matrix(result["matrix"], result["means"]).savefig(out / "matrix.png")
+    write_pictures([matrix(result)], out)
     return result
 
 
@@ -127,7 +133,7 @@ def unseen_rows(seen: Mapping[str, Bools]) -> Ints:
     """
     rows = np.flatnonzero(~np.any(list(seen.values()), axis=0))
     if not len(rows):
-        counts = ", ".join(f"{name} {int(own.sum())}" for name, own in seen.items())
+        counts = ", ".join(f"{name} {int(seen_P.sum())}" for name, seen_P in seen.items())
         raise ValueError(
             f"each of the {len(next(iter(seen.values())))} pairs has a prompt that one of the "
             f"models was trained on ({counts}): name pairs of other prompts, or fewer models"
@@ -139,7 +145,7 @@ def trained_sources(manifest: Manifest | ScalarManifest) -> frozenset[str]:
     """Returns the sources that a model was trained on; a gated one's ratings have sources too."""
     if isinstance(manifest, ScalarManifest):
         return frozenset(manifest.sources)
-    return frozenset(source for found in manifest.data.values() for source in found["by_source"])
+    return frozenset[str]().union(*(kind["by_source"] for kind in manifest.data.values()))
 
 
 def ensemble(rows: Sequence[ScoredRow], deviations: Sequence[float]) -> ScoredRow:
@@ -172,14 +178,16 @@ def report_row(
     per_source: dict[str, Any] = {}
     for name in sorted(set(source)):
         at = source == name
-        found = scaled_metrics(margin[at], 1 / row.temperature, gap[at], key[at])
-        per_source[str(name)] = found | {"trained_on": name in row.sources}
+        metrics = scaled_metrics(margin[at], 1 / row.temperature, gap[at], key[at])
+        per_source[str(name)] = metrics | {"trained_on": name in row.sources}
     means: dict[str, Any] = {}
     for kind, kept in (("in_domain", {True}), ("out_of_domain", {False}), ("all", {True, False})):
-        own = {name: found for name, found in per_source.items() if found["trained_on"] in kept}
-        at = np.isin(source.astype(str), list(own))
-        between = macro_interval(margin[at], gap[at], source[at], key[at])
-        means[kind] = {"num_sources": len(own), **macro(own)} | (
-            {"ci95_length_balanced": between["ci95"]} if own else {}
-        )
+        selected = {
+            name: metrics for name, metrics in per_source.items() if metrics["trained_on"] in kept
+        }
+        means[kind] = {"num_sources": len(selected), **macro(selected)}
+        if selected:
+            at = np.isin(source.astype(str), list(selected))
+            between = macro_interval(margin[at], gap[at], source[at], key[at])
+            means[kind]["ci95_length_balanced"] = between["ci95"]
     return per_source, means

@@ -42,11 +42,9 @@ from panoply.hub.backbone.pretrained import resolve
 from panoply.hub.policy.trainable import load_trainable
 from panoply.measure.calibration import fit_scale, reliability
 from panoply.measure.pair_report import report_pairs
-from panoply.report.page.write import write_page
 from panoply.report.progress import RunLogger
-from panoply.report.report import write_plots
-from panoply.report.tables import RAW
-from panoply.report.training_plots import draw_training
+from panoply.report.report import write_report
+from panoply.report.sections.pairs import RAW
 from panoply.types import Array
 from workflows.cluster.embed import ActorPoolSpec
 from workflows.cluster.polled_bar import polled_bar
@@ -145,9 +143,7 @@ def train_and_measure(
     write_json(out / "history.json", history)
     if config.loss.reward:
         write_card(out / "model")
-    write_plots(metrics, out)
-    draw_training(history, sources, out)
-    write_page(out)
+    write_report(out)
     return metrics
 
 

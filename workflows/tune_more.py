@@ -46,8 +46,9 @@ from panoply.config import as_dict
 from panoply.config.preference import Mixed, PreferenceConfig
 from panoply.config.tune import Point, TuneConfig, command_words, paper_point
 from panoply.hub.backbone.pretrained import resolve
+from panoply.report.figures import picture
 from panoply.report.progress import RunLogger
-from panoply.report.trials import Trial, best, cost, draw_trials
+from panoply.report.trials import Trial, best, cost, search_curves
 from workflows.cluster.polled_bar import polled_bar
 from workflows.cluster.prepare_pairs import Preferences, read_pairs, tokenize, training_rows
 from workflows.cluster.ray_cluster import (
@@ -163,7 +164,8 @@ def search_and_measure(
             "config": as_dict(tasks[chosen].config),
         },
     )
-    draw_trials(trials, metrics["select_loss"][DEFAULTS]).savefig(out / "search.png")
+    curves = search_curves(trials, metrics["select_loss"][DEFAULTS])
+    (out / "search.png").write_bytes(picture(curves))
     return SearchResult(metrics, trials, words)
 
 

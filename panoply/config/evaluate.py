@@ -8,16 +8,17 @@ from typing import Literal, TypeAlias
 from panoply.config import require
 
 Board: TypeAlias = Literal["none", "rmbench"]
+"""Public boards, each a module of `panoply.boards`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateConfig:
-    """Scoring pairs with a finished reward model."""
+    """Score preference pairs with a finished reward model and the scorers it was compared with."""
 
     model: str
     """Folder of the reward model, as a run leaves it in `OUT/model`."""
-    pairs: tuple[str, ...]
-    """Preference pair files: Parquet, JSONL, or hub names."""
+    pairs: tuple[str, ...] = ()
+    """Preference pair files: Parquet, JSONL, or hub names; at least one."""
     out: str = "runs/evaluate"
     """Folder of the results."""
     max_pairs_per_source: int = 0
@@ -25,7 +26,8 @@ class EvaluateConfig:
     num_workers: int = 2
     """Scoring actors."""
     board: Board = "none"
-    """Public board that the files are of; its own arithmetic is reported beside the metrics."""
+    """Public board that the files are of; its own arithmetic is reported beside the metrics.
+    rmbench: hard, normal and easy by domain."""
 
     def __post_init__(self) -> None:
         require(bool(self.pairs), "pairs", self.pairs, "at least one file")
@@ -33,13 +35,13 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CrossEvalConfig:
-    """Every model on every source of some pairs."""
+    """Score preference pairs with several models, by source, on prompts that none has seen."""
 
     models: tuple[str, ...]
-    """Folders of reward models, gated or scalar."""
-    pairs: tuple[str, ...]
-    """Preference pair files: Parquet, JSONL, or hub names."""
-    out: str = "runs/evaluate"
+    """Folders of reward models, gated or scalar, as runs leave them in `OUT/model`."""
+    pairs: tuple[str, ...] = ()
+    """Preference pair files: Parquet, JSONL, or hub names; at least one."""
+    out: str = "runs/cross_eval"
     """Folder of the results."""
     max_pairs_per_source: int = 0
     """Most pairs taken of one source, chosen by hash; 0 takes all."""

@@ -1,4 +1,4 @@
-"""How far a score difference can be read as a probability: sigma(margin) = P(chosen wins).
+"""Calibration: whether a score difference is a probability, sigma(margin) = P(chosen wins).
 
 Scores of different models live on different scales, so each gets its own scale before its
 probabilities are compared. Confidence is that of the predicted winner, between 1/2 and 1.
@@ -9,11 +9,11 @@ Shapes: P pairs, B bins. A margin is score(chosen) - score(rejected).
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.optimize import root_scalar
 from scipy.special import expit
 
-from panoply.types import Array
+from panoply.types import Array, Ints
 
 NUM_BINS = 10
 MAX_MEAN_MARGIN = 1e3
@@ -34,8 +34,8 @@ def fit_scale(margins_P: ArrayLike, weights_P: ArrayLike | None = None) -> float
     weights = np.ones_like(margins) if weights_P is None else np.asarray(weights_P, np.float64)
     if weights.shape != margins.shape:
         raise ValueError(f"weights {weights.shape!r} and margins {margins.shape!r} must agree")
-    given = ~np.isnan(margins)
-    margins, weights = margins[given], weights[given]
+    scored = ~np.isnan(margins)
+    margins, weights = margins[scored], weights[scored]
     if not len(margins):
         raise ValueError("there are no margins to fit a scale on; check the pairs and the split")
     if not np.isfinite(margins).all():
@@ -54,13 +54,13 @@ def fit_scale(margins_P: ArrayLike, weights_P: ArrayLike | None = None) -> float
         return 0.0
     if slope(MAX_MEAN_MARGIN) <= 0:
         return MAX_MEAN_MARGIN / size
-    found = root_scalar(slope, bracket=(0.0, MAX_MEAN_MARGIN), method="brentq", xtol=1e-12)
-    return float(found.root) / size
+    solution = root_scalar(slope, bracket=(0.0, MAX_MEAN_MARGIN), method="brentq", xtol=1e-12)
+    return float(solution.root) / size
 
 
 def log_loss(margins_P: ArrayLike) -> float:
     """Returns the mean of -log sigma(margin), in nats. Missing margins (NaN) are left out."""
-    margins = _given(margins_P)
+    margins = _scored(margins_P)
     return float(np.logaddexp(0, -margins).mean()) if len(margins) else float("nan")
 
 
@@ -70,7 +70,7 @@ def ece(margins_P: ArrayLike) -> float:
     sum_b n_b / n |accuracy_b - confidence_b| over NUM_BINS equal bins of sigma(|margin|) in
     [1/2, 1], where a tie counts as half a win. Missing margins (NaN) are left out.
     """
-    margins = _given(margins_P)
+    margins = _scored(margins_P)
     confidence, won, bins = _winners(margins)
     return _gap(won - confidence, bins) if len(margins) else float("nan")
 
@@ -81,7 +81,7 @@ def ece_floor(margins_P: ArrayLike, draws: int = 200, seed: int = 0) -> float:
     A finite sample has an ECE above 0 even then; an ECE near this floor is no evidence against the
     model. Each draw lets the predicted winner win with the stated confidence.
     """
-    margins = _given(margins_P)
+    margins = _scored(margins_P)
     if not len(margins):
         return float("nan")
     confidence, _, bins = _winners(margins)
@@ -99,27 +99,27 @@ def reliability(margins_P: ArrayLike) -> dict[str, list[float]]:
 
     The last two are NaN in an empty bin.
     """
-    confidence, won, bins = _winners(_given(margins_P))
-    count, *sums = (
-        np.bincount(bins, weights=w, minlength=NUM_BINS)
-        for w in (np.ones_like(won), confidence, won)
-    )
-    empty = np.full(NUM_BINS, np.nan)
-    means = [np.divide(s, count, out=empty.copy(), where=count > 0).tolist() for s in sums]
-    return {"count": count.tolist(), "confidence": means[0], "accuracy": means[1]}
+    confidence, won, bins = _winners(_scored(margins_P))
+    count = np.bincount(bins, minlength=NUM_BINS).astype(np.float64)
+    curve = {"count": count.tolist()}
+    for name, values in (("confidence", confidence), ("accuracy", won)):
+        total = np.bincount(bins, weights=values, minlength=NUM_BINS)
+        mean = np.full(NUM_BINS, np.nan)
+        curve[name] = np.divide(total, count, out=mean, where=count > 0).tolist()
+    return curve
 
 
-def _given(margins_P: ArrayLike) -> Array:
+def _scored(margins_P: ArrayLike) -> Array:
     margins = np.asarray(margins_P, np.float64)
     return margins[~np.isnan(margins)]
 
 
-def _winners(margins: Array) -> tuple[Array, Array, NDArray[np.int64]]:
+def _winners(margins: Array) -> tuple[Array, Array, Ints]:
     """Returns the predicted winner's confidence, whether it won (a tie: half), and its bin."""
     confidence = expit(np.abs(margins))
     bins = np.minimum((confidence - 0.5) * 2 * NUM_BINS, NUM_BINS - 1).astype(np.int64)
     return confidence, (np.sign(margins) + 1) / 2, bins
 
 
-def _gap(excess: Array, bins: NDArray[np.int64]) -> float:
+def _gap(excess: Array, bins: Ints) -> float:
     return float(np.abs(np.bincount(bins, weights=excess)).sum() / len(excess))

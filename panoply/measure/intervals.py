@@ -12,16 +12,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from panoply.types import Array
+from panoply.types import Array, Ints
 
 DRAWS = 1000
 _CHUNK = 1 << 20
 """Numbers held at once while resampling."""
 
 
-def group_index(groups_N: ArrayLike) -> tuple[NDArray[np.int64], int]:
+def group_index(groups_N: ArrayLike) -> tuple[Ints, int]:
     """Returns each row's group as 0 .. G-1, and G."""
     names, index = np.unique(np.asarray(groups_N), return_inverse=True)
     return index.reshape(-1), len(names)
@@ -68,13 +68,14 @@ def resampled_spearman(
     index, num_groups = group_index(groups_N)
     if num_groups < 2:
         return np.full(draws, np.nan)
-    sides = [np.unique(np.asarray(v, np.float64), return_inverse=True)[1] for v in (x_N, y_N)]
+    x_order = np.unique(np.asarray(x_N, np.float64), return_inverse=True)[1]
+    y_order = np.unique(np.asarray(y_N, np.float64), return_inverse=True)[1]
     drawn: list[Array] = []
     for counts in resampled_counts(num_groups, len(index), draws, seed):
         weights_bN = counts[:, index]
-        x, y = (_weighted_ranks(side, weights_bN) for side in sides)
-        norms = (np.einsum("bn,bn,bn->b", weights_bN, v, v) for v in (x, y))
-        norm = np.sqrt(np.prod(list(norms), axis=0))
+        x, y = _weighted_ranks(x_order, weights_bN), _weighted_ranks(y_order, weights_bN)
+        x_square = np.einsum("bn,bn,bn->b", weights_bN, x, x)
+        norm = np.sqrt(x_square * np.einsum("bn,bn,bn->b", weights_bN, y, y))
         agree = np.einsum("bn,bn,bn->b", weights_bN, x, y)
         drawn.append(np.divide(agree, norm, out=np.full_like(norm, np.nan), where=norm > 0))
     return np.concatenate(drawn)
@@ -92,14 +93,14 @@ def percentiles(values_B: ArrayLike) -> list[float]:
 def mean_interval(values_N: ArrayLike) -> list[float]:
     """Returns the 95 % interval of a mean over rows that are resampled; NaN rows count nowhere."""
     values = np.asarray(values_N, np.float64)
-    known = np.isfinite(values)
-    terms_N2 = np.stack([np.where(known, values, 0.0), known * 1.0], axis=1)
+    finite = np.isfinite(values)
+    terms_N2 = np.stack([np.where(finite, values, 0.0), finite * 1.0], axis=1)
     total_B, count_B = resampled_sums(terms_N2, np.arange(len(values))).T
     mean_B = np.divide(total_B, count_B, out=np.full(len(total_B), np.nan), where=count_B > 0)
     return percentiles(mean_B)
 
 
-def _weighted_ranks(order_N: NDArray[np.int64], weights_bN: Array) -> Array:
+def _weighted_ranks(order_N: Ints, weights_bN: Array) -> Array:
     """Returns the centered mid-ranks of values whose order is given, each counted weight times."""
     by_value = np.argsort(order_N, kind="stable")
     starts = np.flatnonzero(np.diff(order_N[by_value], prepend=-1))
@@ -135,9 +136,9 @@ def macro_interval(
 ) -> dict[str, float | list[float]]:
     """Returns `value` and `ci95` of the length-balanced accuracy, averaged over sources."""
     margins = np.asarray(margins_P, np.float64)
-    given = ~np.isnan(margins)
+    scored = ~np.isnan(margins)
     columns = (margins, gaps_P, sources_P, groups_P)
-    margins, gaps, sources, groups = (np.asarray(c)[given] for c in columns)
+    margins, gaps, sources, groups = [np.asarray(column)[scored] for column in columns]
     total, drawn = _macro_draws(strata(margins, gaps), sources, groups, draws, seed)
     return {"value": total, "ci95": percentiles(drawn), "n": float(len(margins))}
 
@@ -158,9 +159,9 @@ def paired_interval(
     interval. Pairs that either did not score are left out of both.
     """
     a, b = np.asarray(margins_a_P, np.float64), np.asarray(margins_b_P, np.float64)
-    given = ~(np.isnan(a) | np.isnan(b))
+    scored = ~(np.isnan(a) | np.isnan(b))
     columns = (a, b, gaps_P, sources_P, groups_P)
-    a, b, gaps, sources, groups = (np.asarray(c)[given] for c in columns)
+    a, b, gaps, sources, groups = [np.asarray(column)[scored] for column in columns]
     # A difference of means over the same pairs is the mean of the differences.
     won_a, won_b = strata(a, gaps), strata(b, gaps)
     terms = [won_a[0] - won_b[0], won_a[1], won_a[2] - won_b[2], won_a[3]]

@@ -1,4 +1,4 @@
-"""What is reported about scores on pairs and about predicted ratings.
+"""Metrics of scores on pairs and of predicted ratings.
 
 A tie counts as half a win. Length is in characters: a scorer that follows length alone is right on
 all pairs whose chosen response is longer and wrong on all others, so the mean of the two strata is
@@ -12,6 +12,7 @@ score(rejected), a gap is characters(chosen) - characters(rejected).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from typing import TypeAlias
 
 import numpy as np
@@ -67,8 +68,8 @@ def pair_metrics(
     groups = np.asarray(groups_P)
     if not len(margins) == len(gaps) == len(groups):
         raise ValueError(f"lengths differ: {len(margins)=}, {len(gaps)=}, {len(groups)=}")
-    given = ~np.isnan(margins)
-    margins, gaps, groups = margins[given], gaps[given], groups[given]
+    scored = ~np.isnan(margins)
+    margins, gaps, groups = margins[scored], gaps[scored], groups[scored]
     terms = np.column_stack([wins(margins), np.ones_like(margins), *strata(margins, gaps)])
     drawn = resampled_sums(terms, groups, draws, seed)
     overall, longer, shorter = rates(terms.sum(0)[None])[0]
@@ -85,7 +86,7 @@ def pair_metrics(
         "ece": ece(margins),
         "ece_floor": ece_floor(margins, seed=seed),
         "n": float(len(margins)),
-        "missing": float((~given).sum()),
+        "missing": float((~scored).sum()),
         "equal_length": float((gaps == 0).sum()),
     }
 
@@ -96,11 +97,12 @@ def macro(per_source: Mapping[str, Metrics]) -> dict[str, float]:
     A source in which a metric is not defined (NaN) does not enter its mean. Intervals are not
     averaged: `macro_interval` resamples the sources together.
     """
-    names = dict.fromkeys(name for found in per_source.values() for name in found)
+    names = dict.fromkeys(chain(*per_source.values()))
     result: dict[str, float] = {}
     for name in names:
-        values = [v for found in per_source.values() if isinstance(v := found.get(name), float)]
-        defined = [v for v in values if not np.isnan(v)]
+        each = [metrics.get(name) for metrics in per_source.values()]
+        values = [value for value in each if isinstance(value, float)]
+        defined = [value for value in values if not np.isnan(value)]
         if name in COUNTS:
             result[name] = sum(defined)
         elif values:
@@ -127,9 +129,9 @@ def spearman(x_N: ArrayLike, y_N: ArrayLike) -> float:
     return float(np.clip(x @ y, -1, 1)) if len(x) else float("nan")
 
 
-def largest_relative_error(found: ArrayLike, wanted: ArrayLike) -> float:
-    """Returns the largest |found - wanted| / |wanted| over vectors along the last axis."""
-    a, b = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
+def largest_relative_error(values: ArrayLike, expected: ArrayLike) -> float:
+    """Returns the largest |values - expected| / |expected| over vectors along the last axis."""
+    a, b = np.asarray(values, np.float64), np.asarray(expected, np.float64)
     return float((np.linalg.norm(a - b, axis=-1) / np.linalg.norm(b, axis=-1)).max())
 
 
@@ -154,11 +156,11 @@ def regression_metrics(
         rating; the counts `n` and `missing` (rated rows without a prediction). A correlation with
         a constant is NaN, and so is r2 of a constant rating.
     """
-    columns = (predicted_N, rated_N, lengths_N)
-    predicted, rated, lengths = (np.asarray(c, np.float64) for c in columns)
+    predicted, rated = np.asarray(predicted_N, np.float64), np.asarray(rated_N, np.float64)
     missing = np.isnan(predicted) & ~np.isnan(rated)
-    given = ~np.isnan(predicted) & ~np.isnan(rated)
-    p, y, lengths, groups = (c[given] for c in (predicted, rated, lengths, np.asarray(groups_N)))
+    both = ~np.isnan(predicted) & ~np.isnan(rated)
+    p, y, groups = predicted[both], rated[both], np.asarray(groups_N)[both]
+    lengths = np.asarray(lengths_N, np.float64)[both]
     result: Metrics = {"n": float(len(y)), "missing": float(missing.sum())}
     result["length_spearman"] = spearman(lengths, y)
     terms = _moments(p, y)
@@ -176,7 +178,8 @@ def _moments(p: Array, y: Array) -> Array:
     """Returns per row what Pearson and R2 are sums of, about the means so as not to cancel."""
     error, p, y = p - y, p - p.sum() / max(len(p), 1), y - y.sum() / max(len(y), 1)
     # A constant has no spread at all, not that of its rounding error.
-    p, y = (np.zeros_like(v) if is_constant(v) else v for v in (p, y))
+    p = np.zeros_like(p) if is_constant(p) else p
+    y = np.zeros_like(y) if is_constant(y) else y
     return np.column_stack([np.ones_like(y), p, y, p * p, y * y, p * y, error * error])
 
 

@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: lines with the time, and bars for long work."""
+"""Console progress of a run: lines with the time, and bars for long work."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Advance = Callable[[int], None]
 UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 """Control characters, which a terminal obeys, and surrogates, which no file takes."""
 QUIET_SECONDS = 60.0
-"""Where no bar can be drawn (a log file), a line appears this often."""
+"""Time between lines where no bar can be drawn (a log file)."""
 
 
 def visible(text: str) -> str:
     """Returns a text with its control characters spelled out."""
-    return UNSEEN.sub(lambda found: ascii(found[0])[1:-1], text)
+    return UNSEEN.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 class Terminal(Console):
@@ -53,7 +53,7 @@ class Terminal(Console):
 
 
 class RunLogger:
-    """Tells the steps of a run on a console; a silent one tells nothing."""
+    """Prints the steps of a run on a console; without one, nothing."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(quiet=True)
@@ -66,7 +66,7 @@ class RunLogger:
 
     @contextmanager
     def bar(self, what: str, total: int) -> Generator[Advance]:
-        """Yields a function that is told how many of `total` were just done."""
+        """Yields a function that takes how many of `total` were just done."""
         if not self.console.is_terminal:
             yield self._lines(what, total)
             return
@@ -80,15 +80,15 @@ class RunLogger:
             yield lambda done: progress.advance(task, done)
 
     def _lines(self, what: str, total: int) -> Advance:
-        begun = told = time.monotonic()
+        begun = printed = time.monotonic()
         count = 0
 
         def advance(done: int) -> None:
-            nonlocal told, count
+            nonlocal printed, count
             count += done
             now = time.monotonic()
-            if now - told >= QUIET_SECONDS and count < total:
-                told = now
+            if now - printed >= QUIET_SECONDS and count < total:
+                printed = now
                 left = (now - begun) / count * (total - count) if count else float("nan")
                 self.info(f"{what}: {count:,} of {total:,}, about {left / 60:.0f} min left")
 
@@ -97,7 +97,7 @@ class RunLogger:
 
 @contextmanager
 def exit_if_unusable(console: Console) -> Generator[None]:
-    """Turns what a user can mend into one sentence and exit code 2, without a traceback."""
+    """Turns errors that a user can mend into one sentence and exit code 2, without a traceback."""
     try:
         yield
     except (ValueError, OSError) as error:

@@ -1,60 +1,212 @@
-"""What a person looks at: tables in the terminal, plots in the run folder.
+"""The report of a finished run, from the files in its folder: terminal, page and pictures.
 
-Both read a finished `metrics.json`; sections that a run does not have are left out.
+Sections that a run does not have are left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from matplotlib.figure import Figure
-
-from panoply.report import laser_tables, plots, tables
+from panoply.boards import section_of
+from panoply.config.evaluate import Board
+from panoply.files import write_whole
+from panoply.report.figures import picture
+from panoply.report.page import Page, render
 from panoply.report.progress import Terminal
+from panoply.report.section import (
+    Block,
+    Column,
+    Curves,
+    Fold,
+    Metrics,
+    Row,
+    Section,
+    Table,
+    count,
+    words,
+)
+from panoply.report.sections import armorm, laser, pairs, preference
+from panoply.report.terminal import print_sections
+
+EMPTY: Metrics = {}
 
 
-def print_summary(metrics: Mapping[str, Any], console: Terminal) -> None:
-    """Prints the tables of a run, each followed by an empty line."""
-    pairs = metrics.get("pairs", {})
-    sections = (
-        (metrics.get("objectives"), tables.objectives_table),
-        (metrics.get("left_out"), tables.left_out_line),
-        (metrics.get("debias"), tables.debias_line),
-        (pairs, tables.scorers_table),
-        ({k: v for k, v in pairs.items() if v.get("per_source")}, tables.sources_table),
-        (metrics.get("comparisons"), tables.comparisons_table),
-        (metrics.get("rmbench"), tables.rmbench_table),
-        (metrics.get("gate", {}).get("weights_by_domain"), tables.weights_table),
-        (metrics.get("leave_one_out"), tables.leave_one_out_table),
-        (metrics.get("planted"), tables.planted_table),
-        (metrics.get("strategies"), laser_tables.strategies_table),
-        (metrics.get("differences"), laser_tables.differences_table),
-        (metrics.get("choices"), laser_tables.choices_table),
-        (metrics.get("best_of_n"), laser_tables.best_of_n_table),
-    )
-    for section, make in sections:
-        if section:
-            console.print(make(section))
-            console.print()
+def write_report(out: Path) -> None:
+    """Writes `OUT/report.html`, and a PNG for each table and curve that is one.
+
+    Args:
+        out: folder with `metrics.json` and `config.json`, and `mistakes.json` and `history.json`
+            where there are.
+    """
+    names = ("metrics", "config", "mistakes", "history")
+    metrics, config, mistakes, history = [_read(out / f"{name}.json") for name in names]
+    sections = sections_of(metrics, mistakes, history)
+    write_pictures(sections, out)
+    page = render(_head(out.name, metrics), [*sections, *record(metrics, config)])
+    write_whole(out / "report.html", page)
 
 
-def write_plots(metrics: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Writes the plots that the metrics allow as PNG and returns their paths."""
-    figures: dict[str, Figure] = {}
-    if weights := metrics.get("gate", {}).get("weights_by_domain"):
-        figures["gate_weights"] = plots.gate_weights(weights)
-    if curves := metrics.get("reliability"):
-        figures["reliability"] = plots.reliability(curves, metrics.get("pairs", {}))
-    if (debias := metrics.get("debias", {})).get("before"):
-        figures["length_bias"] = plots.length_bias(debias)
-    pairs = metrics.get("pairs", {})
-    if any("macro" in found for found in pairs.values()):
-        figures["baselines"] = plots.baselines(pairs)
+def print_summary(metrics: Metrics, console: Terminal) -> None:
+    """Prints the tables of a run."""
+    print_sections(sections_of(metrics), console)
+
+
+def write_pictures(sections: Iterable[Section], folder: Path) -> list[Path]:
+    """Writes each picture of some sections and returns their paths."""
+    pictures: dict[str, list[Table | Curves]] = {}
+    for section in sections:
+        for block in section.blocks:
+            if isinstance(block, Table | Curves) and block.file and not block.is_empty:
+                pictures.setdefault(block.file, []).append(block)
+    paths = [folder / f"{name}.png" for name in pictures]
     folder.mkdir(parents=True, exist_ok=True)
-    paths: list[Path] = []
-    for name, figure in figures.items():
-        figure.savefig(folder / f"{name}.png")
-        paths.append(folder / f"{name}.png")
+    for path, blocks in zip(paths, pictures.values(), strict=True):
+        path.write_bytes(picture(blocks))
     return paths
+
+
+def sections_of(
+    metrics: Metrics, mistakes: Metrics = EMPTY, history: Metrics = EMPTY
+) -> list[Section]:
+    """Returns the sections that a run has, in the order of a report.
+
+    Args:
+        metrics: `metrics.json`.
+        mistakes: `mistakes.json`; may be empty.
+        history: `history.json`; may be empty.
+    """
+    by_scorer = metrics.get("pairs", {})
+    sections = _gate_sections(metrics)
+    if by_scorer:
+        sections.insert(0, pairs.scorers(by_scorer, metrics.get("comparisons", {})))
+    if models := metrics.get("training"):
+        sections.append(preference.training(models, history))
+    if bins := metrics.get("reliability"):
+        sections.append(pairs.reliability(bins, by_scorer))
+    if mistakes:
+        sections.append(armorm.mistakes(mistakes))
+    if sources := metrics.get("leave_one_out"):
+        sections.append(armorm.leave_one_out(sources))
+    if measured := metrics.get("planted"):
+        sections.append(armorm.planted(measured))
+    boards = [board for board in get_args(Board) if board in metrics]
+    sections += [section_of(board, metrics[board]) for board in boards]
+    return [*sections, *_policy_sections(metrics, history)]
+
+
+def _gate_sections(metrics: Metrics) -> list[Section]:
+    """Returns the sections about objectives and their weights."""
+    sections: list[Section] = []
+    if measured := metrics.get("objectives"):
+        sections.append(armorm.objectives(measured, metrics.get("left_out", {})))
+    if weights := metrics.get("gate", {}).get("weights_by_domain"):
+        sections.append(armorm.gate_weights(weights))
+    if debias := metrics.get("debias"):
+        sections.append(armorm.length(debias))
+    return sections
+
+
+def _policy_sections(metrics: Metrics, history: Metrics) -> list[Section]:
+    """Returns the sections of a run that trains policies, or picks among their samples."""
+    sections: list[Section] = []
+    strategies = metrics.get("strategies", {})
+    if strategies:
+        sections.append(laser.outcomes(strategies, metrics.get("differences", {})))
+    if picked := metrics.get("best_of_n"):
+        sections.append(laser.best_of_n(picked, metrics.get("arms_routed", {})))
+    if choices := metrics.get("choices"):
+        sections.append(laser.shares(choices, history))
+        if history:
+            sections.append(laser.learning(choices, history))
+        if estimates := metrics.get("off_policy"):
+            sections.append(laser.off_policy(estimates))
+        sections.append(laser.signals(choices))
+        sections.append(laser.alarms(choices, strategies))
+    return sections
+
+
+def record(metrics: Metrics, config: Metrics) -> list[Section]:
+    """Returns the data and the configuration of a run; nothing where they are not known."""
+    if not config:
+        return []
+    blocks: list[Block] = [_data(metrics.get("data", {}))]
+    if commit := metrics.get("git_commit"):
+        blocks.append(f"Commit {commit}")
+    blocks.append(_layer_choice(metrics.get("layer_choice", ())))
+    settings = [Row(name, [value]) for name, value in _settings(config)]
+    columns = [Column("value", str)]
+    table = Table("Settings", "setting", columns, settings)
+    blocks.append(Fold("Every setting", [table]))
+    return [Section("record", "Data and configuration", "", blocks)]
+
+
+def _data(data: Mapping[str, Metrics]) -> Table:
+    rows: list[Row] = []
+    for kind, entry in data.items():
+        counts = [_counts(entry[key]) for key in ("by_source", "parts", "quarantined")]
+        rows.append(Row(kind, [entry["rows"], *counts, entry["id"]]))
+    names = ("sources", "parts", "quarantined", "id")
+    columns = [Column("rows", count), *(Column(name, str) for name in names)]
+    return Table("Data", "kind", columns, rows)
+
+
+def _layer_choice(tried: Sequence[Metrics]) -> Table:
+    rows: list[Row] = []
+    for entry in tried:
+        style, note = ("strong", "chosen") if entry["chosen"] else ("", "")
+        name = f"{entry['depth']}, {words(entry['pooling'])}"
+        rows.append(Row(name, [entry["spearman"]], style, note))
+    title = "Layers and pooling of the features, chosen on the select part"
+    return Table(title, "layers, pooling", [Column("mean Spearman")], rows)
+
+
+def _counts(numbers: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {count(n)}" for name, n in numbers.items()) or "none"
+
+
+def _settings(values: Metrics, prefix: str = "") -> list[tuple[str, str]]:
+    """Returns nested settings by their dotted names."""
+    rows: list[tuple[str, str]] = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            rows += _settings(value, f"{prefix}{name}.")
+        elif isinstance(value, list | tuple):
+            rows.append((prefix + name, ", ".join(map(str, value)) or "-"))
+        else:
+            rows.append((prefix + name, "-" if value in (None, "") else str(value)))
+    return rows
+
+
+def _head(title: str, metrics: Metrics) -> Page:
+    """Returns the top of a run's page: the verdict as a sentence, and the key figures."""
+    is_policy = "strategies" in metrics or "best_of_n" in metrics
+    remarks: list[str] = []
+    warning = ""
+    if metrics.get("only_seen"):
+        warning = "Every prompt was trained on: these numbers say nothing about new prompts."
+    if "num_pairs" in metrics:
+        remark = f"{count(metrics['num_pairs'])} pairs scored with {metrics['model']}"
+        if metrics["num_seen"] and not warning:
+            num_seen = count(metrics["num_seen"])
+            remark += f"; {num_seen} of prompts that it was trained on are left out"
+        remarks.append(f"{remark}.")
+    return Page(
+        title=title,
+        kind="policy" if is_policy else "reward model",
+        commit=metrics.get("git_commit", ""),
+        verdict=pairs.verdict(metrics) or laser.verdict(metrics),
+        warning=warning,
+        remarks=remarks,
+        key_figures=[
+            *pairs.key_figures(metrics.get("pairs", {})),
+            *armorm.key_figures(metrics),
+            *laser.key_figures(metrics),
+        ],
+    )
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

@@ -1,25 +1,29 @@
-"""The trials of a search: what each came to, and how a person sees them."""
+"""The trials of a search: how each ended, and how a report shows them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
-
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-from rich.text import Text
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal, TypeAlias, get_args
 
 from panoply.config.tune import Point
-from panoply.report.tables import RAW, number
+from panoply.report.section import (
+    Column,
+    Curve,
+    Curves,
+    Line,
+    Row,
+    Table,
+    count,
+    defined,
+    number,
+    rows_of,
+    short,
+)
+from panoply.report.sections.pairs import RAW
 
 State: TypeAlias = Literal["finished", "stopped", "diverged", "failed"]
-COLORS = {"tpe": "#0072B2", "random": "#D55E00"}
-MARKERS = {"tpe": "o", "random": "D"}
 LABELS = {
     "normalizer": "normalizer",
     "momentum": "momentum",
@@ -28,27 +32,29 @@ LABELS = {
     "head_lr": "learning rate, head",
     "lr": "learning rate, backbone",
 }
+CATEGORIES = ("normalizer", "pairs_per_source")
 LOGARITHMIC = ("momentum", "head_lr", "lr")
 SHOWN = 10
 """Trials in the table; `trials.json` has all."""
+FOUR_DIGITS = partial(number, digits=4)
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What became of a point."""
+    """The outcome of a point."""
 
     search: str
     number: int
-    """From 0, in the order of their start; 0 is the defaults."""
+    """Position in the order of starts, from 0, which is the defaults."""
     state: State
-    """All the way, stopped by ASHA, without a finite loss, or lost."""
+    """End of the trial: all the way, stopped by ASHA, without a finite loss, or lost."""
     point: Point
     select_loss: float | None
     """Macro log loss on *select* when it ended; None where there is none."""
     share: float | None
-    """Of a whole run's steps that were taken."""
+    """Share of a whole run's steps that were taken."""
     losses: tuple[float, ...]
-    """At every look."""
+    """Loss on *select* at every evaluation."""
     reason: str | None
 
 
@@ -58,134 +64,110 @@ def best(trials: Sequence[Trial], name: str) -> Trial:
     Raises:
         RuntimeError: none did.
     """
-    own = [trial for trial in trials if trial.search == name]
-    ended = [trial for trial in own if trial.state == "finished"]
+    tried = [trial for trial in trials if trial.search == name]
+    ended = [trial for trial in tried if trial.state == "finished"]
     if not ended:
-        reasons = "; ".join(sorted({trial.reason or trial.state for trial in own}))
+        reasons = "; ".join(sorted({trial.reason or trial.state for trial in tried}))
         raise RuntimeError(
-            f"none of the {len(own)} trials of search {name!r} came to its end ({reasons}): lower "
-            "the rates of `space`"
+            f"none of the {len(tried)} trials of search {name!r} came to its end ({reasons}): "
+            "lower the rates of `space`"
         )
     return min(ended, key=lambda trial: trial.select_loss or 0.0)
 
 
 def cost(trials: Sequence[Trial], name: str) -> dict[str, Any]:
     """Returns how many trials ended how, and what they cost in whole runs."""
-    own = [trial for trial in trials if trial.search == name]
-    return {
-        "num_trials": len(own),
-        **{
-            state: sum(trial.state == state for trial in own)
-            for state in ("finished", "stopped", "diverged", "failed")
-        },
-        "whole_runs": sum(trial.share or 0.0 for trial in own),
-    }
+    tried = [trial for trial in trials if trial.search == name]
+    numbers: dict[str, Any] = {"num_trials": len(tried)}
+    for state in get_args(State):
+        numbers[state] = sum(trial.state == state for trial in tried)
+    return numbers | {"whole_runs": sum(trial.share or 0.0 for trial in tried)}
 
 
 def trials_table(trials: Sequence[Trial]) -> Table:
     """Returns the trials that went all the way and lost least on *select*, best first."""
     ended = [t for t in trials if t.state == "finished" and t.select_loss is not None]
     ended.sort(key=lambda t: t.select_loss or 0.0)
-    title = f"Best {min(SHOWN, len(ended))} of {len(ended)} whole trials, of {len(trials)} begun"
-    rates = [name for name in ("head_lr", "lr") if name in trials[0].point]
-    table = _table(title, "trial", ("loss", "normalizer", "momentum", "rho", "pairs", *rates))
-    for trial in ended[:SHOWN]:
-        point: Mapping[str, Any] = trial.point
-        table.add_row(
-            Text(f"{trial.search} {trial.number}" + (" (defaults)" if not trial.number else "")),
-            number(trial.select_loss, 4),
-            point["normalizer"],
-            f"{point['momentum']:.3f}",
-            f"{point['interpolation']:.2f}",
-            str(point["pairs_per_source"]),
-            *(f"{point[name]:.1e}" for name in rates),
-        )
-    return table
+    columns = [
+        Column("loss", FOUR_DIGITS),
+        Column("normalizer", str),
+        Column("momentum"),
+        Column("rho", short, key="interpolation"),
+        Column("pairs", count, key="pairs_per_source"),
+        *(Column(name, "{:.1e}".format) for name in ("head_lr", "lr") if name in trials[0].point),
+    ]
+    shown = ended[:SHOWN]
+    parts = {f"{t.search} {t.number}": {"loss": t.select_loss, **t.point} for t in shown}
+    rows = rows_of(parts, columns)
+    for i, trial in enumerate(shown):
+        if trial.number == 0:
+            rows[i] = replace(rows[i], note="defaults")
+    title = f"Best {len(rows)} of {len(ended)} whole trials, of {len(trials)} begun"
+    return Table(title, "trial", columns, rows)
 
 
 def search_table(metrics: Mapping[str, Any]) -> Table:
     """Returns both winners and the defaults: chosen on *select*, judged on *test*."""
-    columns = ("on select", "on test", "on test,\nwith temperature", "accuracy", "whole\nruns")
-    title = "Log loss, mean over sources: select chooses, test decides"
-    table = _table(title, "best of", columns)
+    rows: list[Row] = []
     for name, loss in metrics["select_loss"].items():
-        raw, fitted = (metrics["pairs"][key]["macro"] for key in (name + RAW, name))
+        raw, fitted = metrics["pairs"][name + RAW]["macro"], metrics["pairs"][name]["macro"]
         spent = metrics["search"].get(name, {}).get("whole_runs")
-        numbers = (loss, raw["log_loss"], fitted["log_loss"], raw["accuracy"])
-        table.add_row(Text(name), *(number(n, 4) for n in numbers), number(spent, 1))
-    return table
+        losses = [loss, raw["log_loss"], fitted["log_loss"]]
+        rows.append(Row(name, [*losses, raw["accuracy"], spent]))
+    names = ("on select", "on test", "on test, with temperature", "accuracy")
+    columns = [Column(name, FOUR_DIGITS) for name in names]
+    columns.append(Column("whole runs", partial(number, digits=1)))
+    title = "Log loss, mean over sources: select chooses, test decides"
+    return Table(title, "best of", columns, rows)
 
 
-def _table(title: str, first: str, columns: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
-    table.add_column(first)
-    for name in columns:
-        table.add_column(name, justify="right", vertical="bottom")
-    return table
-
-
-def draw_trials(trials: Sequence[Trial], defaults: float) -> Figure:
-    """Draws the best loss so far by trial, and the loss over each number that was searched.
+def search_curves(trials: Sequence[Trial], defaults: float) -> list[Curves]:
+    """Returns the best loss so far by trial, and the loss over each number that was searched.
 
     Args:
-        trials: of both searches.
-        defaults: the defaults' loss on *select*.
+        trials: of all searches.
+        defaults: the loss of the defaults on *select*.
     """
-    names = [name for name in LABELS if name in trials[0].point]
-    num_rows = 1 + -(-len(names) // 3)
-    figure = Figure(figsize=(9.0, 2.9 * num_rows), dpi=130, layout="constrained")
-    figure.suptitle("Log loss on select, which chooses: too good to be true at its least")
-    grid = figure.add_gridspec(num_rows, 3)
-    top = figure.add_subplot(grid[0, :])
-    for search in COLORS:
-        own = [t for t in trials if t.search == search]
-        each = [np.inf if t.state != "finished" else t.select_loss or np.inf for t in own]
-        so_far = np.minimum.accumulate(each)
-        so_far[~np.isfinite(so_far)] = np.nan
-        top.step(range(1, len(own) + 1), so_far, where="post", color=COLORS[search], label=search)
-        _scatter(top, own, [t.number + 1 for t in own], search)
-    top.axhline(defaults, color="#707070", linestyle="--", linewidth=1, label="defaults")
-    top.set_xlabel("trial; the line is the best whole one so far")
-    top.set_ylabel("log loss")
-    for at, name in enumerate(names):
-        axes = figure.add_subplot(grid[1 + at // 3, at % 3])
-        _draw_over(axes, trials, name)
-    figure.legend(*top.get_legend_handles_labels(), loc="outside lower center", ncols=5)
-    return figure
+    curves = _points(trials, [trial.number + 1 for trial in trials])
+    for search in dict.fromkeys(trial.search for trial in trials):
+        tried = [trial for trial in trials if trial.search == search]
+        steps = [trial.number + 1 for trial in tried]
+        curves.append(Curve(search, steps, _best_so_far(tried), "steps"))
+    title = "Log loss on select, which chooses: too good to be true at its least"
+    across = "trial; the line is the best whole one so far"
+    panels = [Curves(title, across, "log loss", curves, origin=defaults, file="search")]
+    points: list[dict[str, Any]] = [dict(trial.point) for trial in trials]
+    for name, label in LABELS.items():
+        if name not in points[0]:
+            continue
+        values = [point[name] for point in points]
+        if name in CATEGORIES:
+            places = [str(value) for value in sorted(set(values))]
+            curves = _points(trials, [str(value) for value in values])
+            panel = Curves(label, label, "log loss", curves, places=places, file="search")
+        else:
+            logarithmic, curves = name in LOGARITHMIC, _points(trials, values)
+            panel = Curves(label, label, "log loss", curves, logarithmic=logarithmic, file="search")
+        panels.append(panel)
+    return panels
 
 
-def _draw_over(axes: Axes, trials: Sequence[Trial], name: str) -> None:
-    values = [t.point[name] for t in trials]
-    if name in ("normalizer", "pairs_per_source"):
-        order = sorted(set(values))
-        places = {value: at for at, value in enumerate(order)}
-        axes.set_xticks(range(len(order)), [str(value) for value in order])
-        axes.set_xlim(-0.5, len(order) - 0.5)
-    else:
-        places = {value: value for value in values}
-        if name in LOGARITHMIC:
-            axes.set_xscale("log")
-            axes.xaxis.set_minor_formatter(NullFormatter())
-    for search, shift in zip(COLORS, (-0.1, 0.1), strict=True):
-        own = [t for t in trials if t.search == search]
-        beside = shift if name in ("normalizer", "pairs_per_source") else 0.0
-        _scatter(axes, own, [places[t.point[name]] + beside for t in own], search)
-    axes.set_xlabel(LABELS[name])
+def _best_so_far(trials: Sequence[Trial]) -> list[float | None]:
+    """Returns the least loss of the whole trials up to each; None before the first."""
+    losses = [t.select_loss if t.state == "finished" else None for t in trials]
+    return [min(defined(losses[: i + 1]), default=None) for i in range(len(losses))]
 
 
-def _scatter(axes: Axes, trials: Sequence[Trial], places: Sequence[float], search: str) -> None:
-    """Draws whole trials filled and stopped ones hollow, at their last look."""
-    for state, face, label in (
-        ("finished", COLORS[search], f"{search}: whole"),
-        ("stopped", "none", f"{search}: stopped"),
-    ):
-        at = [i for i, t in enumerate(trials) if t.state == state]
-        axes.scatter(
-            [places[i] for i in at],
-            [float(trials[i].select_loss or 0.0) for i in at],
-            marker=MARKERS[search],
-            s=22,
-            facecolors=face,
-            edgecolors=COLORS[search],
-            label=label,
-        )
+def _points(trials: Sequence[Trial], at: Sequence[float | str]) -> list[Curve]:
+    """Returns whole trials as filled points and stopped ones as hollow, at their last losses."""
+    shapes: dict[State, tuple[str, Line]] = {
+        "finished": ("whole", "points"),
+        "stopped": ("stopped", "hollow"),
+    }
+    curves: list[Curve] = []
+    for search in dict.fromkeys(trial.search for trial in trials):
+        for state, (label, line) in shapes.items():
+            kept = [i for i, t in enumerate(trials) if (t.search, t.state) == (search, state)]
+            x, y = [at[i] for i in kept], [trials[i].select_loss for i in kept]
+            curves.append(Curve(f"{search}: {label}", x, y, line, like=search))
+    return curves

@@ -21,9 +21,8 @@ from panoply.laser.monitor import Alarm, alarms, series
 from panoply.laser.scored import ScoredPrompt
 from panoply.laser.signals import correlations
 from panoply.measure.intervals import mean_interval
-from panoply.report.laser_plots import draw_laser
-from panoply.report.page.write import write_page
-from panoply.report.tables import number
+from panoply.report.report import write_report
+from panoply.report.section import number
 from workflows.cluster.tracking import git_commit, write_json
 
 
@@ -122,8 +121,7 @@ def finish(
         export_policy(config.backbone.model, Path(chief.adapter), out / "model")
     write_json(out / "metrics.json", metrics)
     write_json(out / "history.json", history)
-    draw_laser(history, metrics, out)
-    write_page(out)
+    write_report(out)
     return metrics
 
 

@@ -1,4 +1,4 @@
-"""Texts -> scores on an actor pool: what a finished reward model says of every response.
+"""Scores of texts by a finished reward model, on an actor pool.
 
 Legend: `N` texts, `O` objectives.
 """
@@ -67,10 +67,10 @@ def score_texts(shards: Shards, folder: Path, num_workers: int, logger: RunLogge
     with logger.bar("scoring texts", shards.num_texts) as advance:
         for part in scored.iter_batches(batch_size=None, batch_format="pyarrow"):
             batch = cast(pa.Table, part)
-            own: list[str] = batch["text_id"].to_pylist()
-            names += own
+            ids: list[str] = batch["text_id"].to_pylist()
+            names += ids
             parts.append({c: as_array(batch[c]) for c in batch.column_names if c != "text_id"})
-            advance(len(own))
+            advance(len(ids))
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     weights_NO = columns.pop("gate_weights", None)
     return TextScores(
@@ -92,5 +92,5 @@ def as_array(column: pa.ChunkedArray) -> Array:
 
 def is_seen(keys: Strings, folder: Path) -> NDArray[np.bool_]:
     """Returns which split keys a model was trained or chosen on."""
-    known = np.load(folder / "seen.npy", allow_pickle=False)
-    return np.isin(np.array([int(key[:16], 16) for key in keys], dtype=np.uint64), known)
+    seen = np.load(folder / "seen.npy", allow_pickle=False)
+    return np.isin(np.array([int(key[:16], 16) for key in keys], dtype=np.uint64), seen)

@@ -1,19 +1,20 @@
-"""Model cards: what a reward model is for, from its `panoply.json` and the run's `metrics.json`."""
+"""Model cards of reward models, from their `panoply.json` and the run's `metrics.json`."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from panoply.data.ratings import RatingMap
 from panoply.hub.artefact.manifest import Manifest, ScalarManifest, read_manifest
 from panoply.hub.backbone.smollm2 import NAME
-
-Section: TypeAlias = Mapping[str, Any]
+from panoply.report.markdown import as_markdown, plain
+from panoply.report.section import Column, Metrics, Row, Table, count
+from panoply.report.sections.pairs import accuracy_table, probability_table
 
 GATED_USE = """```python
 from panoply.hub.artefact.load import load_reward_model
@@ -55,7 +56,7 @@ decide about people. Text that was optimized against a reward model needs anothe
 
 @dataclass(frozen=True, slots=True)
 class ScalarDescription:
-    """What a card says of an exported scalar head."""
+    """An exported scalar head, for its card."""
 
     scorer: str
     """Its name among the compared scorers."""
@@ -72,13 +73,13 @@ def write_card(folder: Path) -> None:
     (folder / "README.md").write_text(text)
 
 
-def read_metrics(folder: Path) -> Section:
+def read_metrics(folder: Path) -> Metrics:
     """Returns the metrics of the run that left a model in OUT/model; nothing without any."""
     file = folder.parent / "metrics.json"
     return json.loads(file.read_text()) if file.is_file() else {}
 
 
-def model_card(card: Manifest, metrics: Section, scalar: ScalarDescription | None = None) -> str:
+def model_card(card: Manifest, metrics: Metrics, scalar: ScalarDescription | None = None) -> str:
     """Returns a model card in Markdown, with the hub's metadata in front.
 
     Args:
@@ -86,41 +87,46 @@ def model_card(card: Manifest, metrics: Section, scalar: ScalarDescription | Non
         metrics: what its run measured; may be empty.
         scalar: the card is that of this scalar head, exported from the reward model's folder.
     """
-    what = "scalar reward model" if scalar else "gated multi-objective reward model"
-    sections = [
+    kind = "scalar reward model" if scalar else "gated multi-objective reward model"
+    opening = [
         _metadata(card, "transformers" if scalar else "panoply"),
-        f"# A {what} on {_backbone(card)}",
+        f"# A {kind} on {_backbone(card)}",
         _summary(card, scalar),
         "## Use",
         SCALAR_USE if scalar else GATED_USE,
-        *([] if scalar else ["## Objectives", _objectives(card, metrics.get("objectives", {}))]),
-        "## Data",
-        _data({"pairs": card.data["pairs"]} if scalar else card.data),
-        *([PLANTED] if "planted" in metrics else []),
-        *_metrics(metrics.get("pairs", {}), scalar),
-        "## How a text is scored",
-        _scoring(card, scalar),
-        "## Intended use and limits",
-        LIMITS,
     ]
-    return "\n\n".join(sections) + "\n"
+    if not scalar:
+        opening += ["## Objectives", _objectives(card, metrics.get("objectives", {}))]
+    data = {"pairs": card.data["pairs"]} if scalar else card.data
+    return _complete(opening, data, metrics, _scoring(card, scalar), scalar)
 
 
-def scalar_card(card: ScalarManifest, metrics: Section) -> str:
+def scalar_card(card: ScalarManifest, metrics: Metrics) -> str:
     """Returns the model card of a trained scalar model in Markdown.
 
     Args:
         card: the reward model's own.
         metrics: what its run measured; may be empty.
     """
-    num, sources = len(card.scales), ", ".join(card.sources) or "unknown sources"
+    num, sources = len(card.scales), ", ".join(map(plain, card.sources)) or "unknown sources"
     heads = (
         "One linear Bradley-Terry head"
         if num == 1
         else f"The mean of {num} linear Bradley-Terry heads, standardized on training responses,"
     )
-    method = [f"* {name}: {_value(value)}" for name, value in card.method.items()]
-    lines = (
+    opening = [
+        _metadata(card, "transformers"),
+        f"# A scalar reward model on {_backbone(card)}",
+        f"{heads} on the first {card.depth} layers of {_backbone(card)}, trained on preference "
+        f"pairs of {sources}.",
+        "## Use",
+        SCALAR_USE,
+    ]
+    if num > 1:
+        opening.append(SCALAR_MORE)
+    if card.method:
+        opening += ["## Method", _bullets([f"{k}: {_value(v)}" for k, v in card.method.items()])]
+    scoring = [
         f"chat template {card.template_hash}; beginning-of-sequence once",
         f"in training, prompts were {_limits(card)}; transformers cuts nothing, so cut longer "
         "texts yourself",
@@ -128,30 +134,31 @@ def scalar_card(card: ScalarManifest, metrics: Section) -> str:
         "the score is read at the last token of the rendered conversation, before padding",
         "the tokenizer's pad token is for padding alone: keep it out of texts",
         f"score differences divided by {card.temperature:.4g} are log odds",
-    )
-    sections = [
-        _metadata(card, "transformers"),
-        f"# A scalar reward model on {_backbone(card)}",
-        f"{heads} on the first {card.depth} layers of {_backbone(card)}, trained on preference "
-        f"pairs of {sources}.",
-        "## Use",
-        SCALAR_USE,
-        *([SCALAR_MORE] if num > 1 else []),
-        *(["## Method", "\n".join(method)] if method else []),
-        "## Data",
-        _data(card.data),
-        *([PLANTED] if "planted" in metrics else []),
-        *_metrics(metrics.get("pairs", {}), None),
-        "## How a text is scored",
-        "\n".join(f"* {line}" for line in lines),
-        "## Intended use and limits",
-        LIMITS,
     ]
-    return "\n\n".join(sections) + "\n"
+    return _complete(opening, card.data, metrics, scoring, None)
+
+
+def _complete(
+    opening: Sequence[str],
+    data: Metrics,
+    metrics: Metrics,
+    scoring: Sequence[str],
+    scalar: ScalarDescription | None,
+) -> str:
+    """Returns a card from its opening and the parts that all cards have."""
+    planted = [PLANTED] if "planted" in metrics else []
+    measured = _metrics(metrics.get("pairs", {}), scalar)
+    parts = [*opening, "## Data", _data(data), *planted, *measured]
+    parts += ["## How a text is scored", _bullets(scoring), "## Intended use and limits", LIMITS]
+    return "\n\n".join(parts) + "\n"
+
+
+def _bullets(lines: Sequence[str]) -> str:
+    return "\n".join(f"* {line}" for line in lines)
 
 
 def _value(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return plain(value if isinstance(value, str) else json.dumps(value))
 
 
 def _metadata(card: Manifest | ScalarManifest, library: str) -> str:
@@ -162,7 +169,7 @@ def _metadata(card: Manifest | ScalarManifest, library: str) -> str:
 
 
 def _backbone(card: Manifest | ScalarManifest) -> str:
-    return "SmolLM2-135M-Instruct" if card.backbone == NAME else card.backbone
+    return "SmolLM2-135M-Instruct" if card.backbone == NAME else plain(card.backbone)
 
 
 def _summary(card: Manifest, scalar: ScalarDescription | None) -> str:
@@ -180,51 +187,50 @@ def _summary(card: Manifest, scalar: ScalarDescription | None) -> str:
     )
 
 
-def _objectives(card: Manifest, measured: Section) -> str:
-    rows: list[Sequence[str]] = []
+def _objectives(card: Manifest, measured: Metrics) -> str:
+    rows: list[Row] = []
     for name in card.objectives:
-        found = measured.get(name, {})
-        scale = "learned from preferences"
+        entry, scale = measured.get(name, {}), "learned from preferences"
         if name in card.maps:
-            own = RatingMap.from_dict(card.maps[name])
-            scale = f"{own.low:g} to {own.high:g}"
-        rows.append((name, scale, _number(found.get("spearman")), _count(found.get("n"))))
-    head = ("objective", "scale of its raters", "Spearman on held-out ratings", "n")
-    return _table(head, rows)
+            rating = RatingMap.from_dict(card.maps[name])
+            scale = f"{rating.low:g} to {rating.high:g}"
+        rows.append(Row(name, [scale, entry.get("spearman"), entry.get("n")]))
+    columns = [
+        Column("scale of its raters", str),
+        Column("Spearman on held-out ratings"),
+        Column("n", count),
+    ]
+    return as_markdown(Table("Objectives", "objective", columns, rows))
 
 
-def _data(data: Section) -> str:
+def _data(data: Metrics) -> str:
     if not data:
         return "Not recorded."
-    rows = [
-        (kind, source, _count(count), str(found["id"]))
-        for kind, found in data.items()
-        for source, count in found["by_source"].items()
+    rows: list[Row] = []
+    for kind, entry in data.items():
+        for source, num in entry["by_source"].items():
+            rows.append(Row(kind, [source, num, str(entry["id"])]))
+    columns = [
+        Column("source", str),
+        Column("rows", count),
+        Column("id of all rows of the kind", str),
     ]
-    return _table(("kind", "source", "rows", "id of all rows of the kind"), rows)
+    return as_markdown(Table("Data", "kind", columns, rows))
 
 
-def _metrics(pairs: Section, scalar: ScalarDescription | None) -> list[str]:
-    shown = {n: f for n, f in pairs.items() if not scalar or n == scalar.scorer}
+def _metrics(pairs: Metrics, scalar: ScalarDescription | None) -> list[str]:
+    shown = {n: entry for n, entry in pairs.items() if not scalar or n == scalar.scorer}
     if not shown:
         return []
-    rows: list[Sequence[str]] = []
-    for name, found in shown.items():
-        macro = found.get("macro", {})
-        ends = macro.get("ci95_length_balanced") or ()
-        balanced = _number(macro.get("accuracy_length_balanced"))
-        between = f" [{', '.join(map(_number, ends))}]" if ends else ""
-        numbers = (_number(found.get("log_loss")), _number(found.get("ece")))
-        rows.append((name, _number(macro.get("accuracy")), balanced + between, *numbers))
-    head = ("scorer", "accuracy", "length-balanced [95 %]", "log loss", "ECE")
     note = (
         "On held-out pairs. Accuracies are means over sources; length-balanced is the mean of the "
         "pairs whose chosen response is longer and of those where it is shorter."
     )
-    return ["## Metrics", _table(head, rows), note]
+    tables = [as_markdown(accuracy_table(shown)), as_markdown(probability_table(shown))]
+    return ["## Metrics", *tables, note]
 
 
-def _scoring(card: Manifest, scalar: ScalarDescription | None) -> str:
+def _scoring(card: Manifest, scalar: ScalarDescription | None) -> list[str]:
     cut = _limits(card)
     lines = [
         f"chat template {card.template_hash}; beginning-of-sequence once",
@@ -245,7 +251,7 @@ def _scoring(card: Manifest, scalar: ScalarDescription | None) -> str:
             f"features: {card.pooling} in {card.dtype}; the gate reads `{card.rendering.gate}`",
             f"score differences divided by {card.temperature:.4g} are log odds",
         ]
-    return "\n".join(f"* {line}" for line in lines)
+    return lines
 
 
 def _limits(card: Manifest | ScalarManifest) -> str:
@@ -253,17 +259,3 @@ def _limits(card: Manifest | ScalarManifest) -> str:
         f"cut to their last {card.rendering.max_prompt_tokens} tokens, and responses to their "
         f"first {card.rendering.max_response_tokens}"
     )
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    cells = ([cell.replace("|", "\\|") for cell in line] for line in lines)
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _count(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.0f}"

@@ -1,0 +1,207 @@
+"""Sections about scorers on held-out pairs: accuracy, differences, calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+
+from panoply.report.section import (
+    Column,
+    Curve,
+    Curves,
+    Fold,
+    KeyFigure,
+    Metrics,
+    Row,
+    Section,
+    Table,
+    count,
+    differences,
+    falling,
+    interval,
+    number,
+    rising,
+    rows_of,
+    side,
+    signed,
+    signed_interval,
+    words,
+)
+
+BALANCED = "accuracy_length_balanced"
+INTERVAL = "ci95_length_balanced"
+RAW = "_raw"
+"""Ends the name of a scorer whose margins stand without a temperature."""
+LEADS = ("gate", "score")
+"""The scorer that a run is about: of a gated model, or of a scalar one."""
+BY_SOURCE = (
+    "oracle",
+    "gate",
+    "gate_source_mean",
+    "best_fixed_per_source",
+    "best_fixed",
+    "mlp",
+    "linear_bt",
+    "score",
+    "mixed",
+    "lower_bound",
+)
+"""Scorers that are shown source by source; `metrics.json` has all of them."""
+SCORERS = {
+    "oracle": "the planted weights themselves: the best that any gate can do",
+    "gate": "objectives weighed by what the prompt asks for",
+    "gate_mean": "the gate's mean weights, the same for every prompt",
+    "gate_source_mean": "the gate's mean weights within each source",
+    "uniform": "every objective counts the same",
+    "best_single": "the best single objective, chosen on the select part",
+    "best_fixed": "the best weights that do not depend on the prompt",
+    "best_fixed_per_source": "the best fixed weights of each source, whose name is given",
+    "linear": "signed weights on the objectives",
+    "linear_bt": "a linear Bradley-Terry head on the features, without objectives",
+    "mlp": "a Bradley-Terry network on the features, without objectives",
+    "score": "the scalar model's score; of an ensemble, the mean of its standardized members",
+    "score_raw": "the score with its margins as trained, without the temperature",
+    "mixed": "plain mixing of the sources: same pairs, steps and rates, without MORE's weights",
+    "mixed_raw": "plain mixing with its margins as trained, without the temperature",
+    "lower_bound": "the score less the deviation between the members of the ensemble",
+}
+"""Meanings of the names, for a reader who meets them for the first time."""
+
+
+def lead(scorers: Container[str]) -> str:
+    """Returns which of LEADS is among some scorers."""
+    return next(name for name in LEADS if name in scorers)
+
+
+def ranked(pairs: Mapping[str, Metrics]) -> list[str]:
+    """Returns the scorers by their length-balanced accuracy, best first."""
+    return sorted(pairs, key=lambda name: falling(pairs[name].get("macro", {}).get(BALANCED)))
+
+
+def verdict(metrics: Metrics) -> str:
+    """Returns whether the gate beats the strongest it is compared with; '' where none is known.
+
+    Its own mean weights are no rivals.
+    """
+    pairs, comparisons = metrics.get("pairs", {}), metrics.get("comparisons", {})
+    compared = [name for name in ranked(pairs) if f"gate - {name}" in comparisons]
+    rivals = [name for name in compared if not name.startswith("gate_")]
+    if not rivals:
+        return ""
+    difference = comparisons[f"gate - {rivals[0]}"]
+    outcomes = {"above": "beats", "below": "loses to", "around": "cannot be told apart from"}
+    outcome = outcomes[side(difference.get("ci95"))]
+    value = f"{signed(difference.get('value'))} {signed_interval(difference.get('ci95'))}"
+    return (
+        f"On held-out pairs the gate {outcome} the strongest scorer it is compared with, "
+        f"{words(rivals[0])}: {value} in length-balanced accuracy."
+    )
+
+
+def key_figures(pairs: Mapping[str, Metrics]) -> list[KeyFigure]:
+    """Returns accuracy and calibration of the scorer that a run is about."""
+    if not pairs.keys() & set(LEADS):
+        return []
+    chief = lead(pairs)
+    macro, floor = pairs[chief].get("macro", {}), number(pairs[chief].get("ece_floor"))
+    accuracy, error = number(macro.get(BALANCED)), number(pairs[chief].get("ece"))
+    note = f"of the {chief}; 95 % {interval(macro.get(INTERVAL))}"
+    return [
+        KeyFigure("Length-balanced accuracy", accuracy, note),
+        KeyFigure("Calibration error", error, f"of the {chief}; {floor} is chance at this size"),
+    ]
+
+
+def scorers(pairs: Mapping[str, Metrics], comparisons: Mapping[str, Metrics]) -> Section:
+    """Returns scorers with their intervals, paired differences, and chief scorers by source."""
+    note = (
+        "Length-balanced accuracy is the mean over pairs whose chosen response is longer and those "
+        "where it is shorter, so that preferring length wins nothing. The dashed line is chance."
+    )
+    title = "Differences on the same pairs, mean over sources"
+    compared = differences(title, "length-balanced accuracy", comparisons, words)
+    glossary = [Row(words(name), [what]) for name, what in SCORERS.items() if name in pairs]
+    meanings = Table("Scorers", "scorer", [Column("meaning", str)], glossary)
+    blocks = [accuracy_table(pairs), probability_table(pairs), compared, by_source(pairs)]
+    title = "Accuracy" if "score" in pairs else "Against the baselines"
+    return Section("scorers", title, note, [*blocks, Fold("What the scorers are", [meanings])])
+
+
+def accuracy_table(pairs: Mapping[str, Metrics]) -> Table:
+    """Returns accuracy of every scorer, best first: means over sources."""
+    parts: dict[str, Metrics] = {}
+    for name in ranked(pairs):
+        sources = [entry.get(BALANCED) for entry in pairs[name].get("per_source", {}).values()]
+        parts[name] = {**pairs[name].get("macro", {}), "sources": sources}
+    columns = [
+        Column("length-balanced", mark="dot", key=BALANCED),
+        Column("95 %", interval, "interval", key=INTERVAL),
+        Column("one source", None, "tick", key="sources"),
+        Column("plain accuracy", key="accuracy"),
+    ]
+    return Table(
+        "Scorers on held-out pairs, mean over sources",
+        "scorer",
+        columns,
+        rows_of(parts, columns, LEADS, words),
+        measure="length-balanced accuracy",
+        origin=0.5,
+        file="baselines" if any("macro" in entry for entry in pairs.values()) else "",
+    )
+
+
+def probability_table(pairs: Mapping[str, Metrics]) -> Table:
+    """Returns log loss, calibration error and ties of every scorer, over all pairs."""
+    columns = [
+        Column("log loss", key="log_loss"),
+        Column("ECE", key="ece"),
+        Column("ECE by chance", key="ece_floor"),
+        Column("temperature"),
+        Column("ties"),
+    ]
+    order = sorted(pairs, key=lambda name: rising(pairs[name].get("log_loss")))
+    rows = rows_of({name: pairs[name] for name in order}, columns, LEADS, words)
+    return Table("Probabilities on all held-out pairs", "scorer", columns, rows)
+
+
+def by_source(pairs: Mapping[str, Metrics]) -> Table:
+    """Returns length-balanced accuracy of the scorers in BY_SOURCE in each source."""
+    names = [n for n in ranked(pairs) if n in BY_SOURCE and pairs[n].get("per_source")]
+    rows: list[Row] = []
+    for source in dict.fromkeys(source for name in names for source in pairs[name]["per_source"]):
+        each = [pairs[name]["per_source"].get(source, {}) for name in names]
+        sizes = [entry["n"] for entry in each if entry.get("n") is not None]
+        accuracies = [entry.get(BALANCED) for entry in each]
+        rows.append(Row(source, [max(sizes, default=None), *accuracies]))
+    columns = [Column("n", count), *(Column(words(name), heat=(0.5, 1.0)) for name in names)]
+    return Table("Length-balanced accuracy by source", "source", columns, rows)
+
+
+def reliability(curves: Mapping[str, Metrics], pairs: Mapping[str, Metrics]) -> Section:
+    """Returns stated confidence against accuracy, and how many pairs each bin holds."""
+    drawn: list[Curve] = []
+    bins: list[Row] = []
+    for name, curve in curves.items():
+        filled = [i for i, n in enumerate(curve["count"]) if n]
+        each = [[curve[key][i] for i in filled] for key in ("count", "confidence", "accuracy")]
+        entry = pairs.get(name, {})
+        label = f"{words(name)}: ECE {number(entry.get('ece'))} ({number(entry.get('ece_floor'))})"
+        drawn.append(Curve(label, each[1], each[2], size=each[0]))
+        bins += [Row(words(name), values) for values in zip(*each, strict=True)]
+    note = (
+        "A calibrated scorer wins as often as it says: its points lie on the dashed line. The area "
+        "of a point is its number of pairs; in brackets stands the ECE that a perfectly calibrated "
+        "scorer has by chance at this size."
+    )
+    plot = Curves(
+        "Stated confidence and accuracy",
+        "confidence in the predicted winner",
+        "share that won",
+        drawn,
+        diagonal=True,
+        with_numbers=False,
+        file="reliability",
+    )
+    columns = [Column("pairs", count), Column("stated confidence"), Column("won")]
+    numbers = Table("Stated confidence and accuracy by bin", "scorer", columns, bins)
+    blocks = [plot, Fold("Numbers of the plot", [numbers])]
+    return Section("reliability", "Reliability", note, blocks, on_terminal=False)
