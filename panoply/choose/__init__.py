@@ -1,1 +1,0 @@
-"""Bandits that choose a reward model: pure functions on a frozen state of arrays."""

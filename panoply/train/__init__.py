@@ -1,1 +1,0 @@
-"""What is fitted: objectives, debiasing, losses, fixed weights. One function per equation."""
