@@ -1,7 +1,8 @@
 """A reward server of the plain kind: `python -m benchmarks.plain_server FOLDER PORT`.
 
 FastAPI before transformers, as OpenRLHF's `serve_rm` does it: a request is tokenized as it stands,
-its texts are one padded batch, and the next request waits.
+and the next request waits. Its texts are sorted by length and padded in batches of `NUM_ROWS`, since
+one padded batch of 64 texts would compute several times their tokens.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ import torch
 import uvicorn
 from fastapi import FastAPI, Request
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+NUM_ROWS = 8
+"""Texts of a padded batch."""
 
 
 def make_app(folder: str) -> FastAPI:
@@ -28,13 +32,19 @@ def make_app(folder: str) -> FastAPI:
 
     @app.post("/get_reward")
     async def get_reward(request: Request) -> dict[str, list[float]]:
-        body = await request.json()
-        inputs = tokenizer(
-            body["query"], add_special_tokens=False, padding=True, return_tensors="pt"
-        )
-        with torch.inference_mode():
-            scores = model(**inputs).logits[:, 0].float().tolist()
+        texts: list[str] = (await request.json())["query"]
+        by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        scores = [0.0] * len(texts)
+        for start in range(0, len(texts), NUM_ROWS):
+            rows = by_length[start : start + NUM_ROWS]
+            for i, value in zip(rows, score([texts[i] for i in rows]), strict=True):
+                scores[i] = value
         return {"rewards": scores, "scores": scores}
+
+    @torch.inference_mode()
+    def score(texts: list[str]) -> list[float]:
+        inputs = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
+        return model(**inputs).logits[:, 0].float().tolist()
 
     return app
 

@@ -21,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +53,8 @@ class Options(harness.Options):
     """Dialogues of the pairs' requests, and of the distinct ones."""
     articles: int = 12
     """Of the n = 16 requests."""
+    batch_characters: int = 700
+    """Longest dialogue of a batch request, so that 512 of them are minutes on one core."""
     batches: int = 8
     """Requests of 64 texts."""
     clients: tuple[int, ...] = (1, 8, 64)
@@ -178,7 +180,7 @@ def make_loads(options: Options, folder: Path) -> dict[str, Load]:
         "n16": read_summaries(options.data, options.articles),
     }
     groups["distinct"] = [(prompt, texts[:1]) for prompt, texts in groups["pairs"]]
-    batches = read_pairs(options.data, options.batches * BATCH)
+    batches = read_pairs(options.data, options.batches * BATCH, options.batch_characters)
     groups["batch"] = [(prompt, texts[:1]) for prompt, texts in batches]
     model.score(*groups["pairs"][0])  # calibrates
     found: dict[str, Load] = {}
@@ -203,17 +205,31 @@ def make_loads(options: Options, folder: Path) -> dict[str, Load]:
     return found
 
 
-def read_pairs(data: Path, num: int) -> list[tuple[Any, list[str]]]:
-    """Returns dialogues with chosen and rejected reply, half of each source."""
+def read_pairs(
+    data: Path, num: int, max_characters: float = float("inf")
+) -> list[tuple[Any, list[str]]]:
+    """Returns dialogues with chosen and rejected reply, half of each source.
+
+    Args:
+        data: folder of the pairs.
+        num: dialogues.
+        max_characters: longest dialogue with its chosen reply.
+    """
     import numpy as np
     import pyarrow.parquet as pq
 
     found: list[tuple[Any, list[str]]] = []
     for source in ("hh_helpful", "hh_harmless"):
         rows = pq.read_table(data / "pairs" / f"{source}.parquet").to_pylist()
+        rows = [row for row in rows if num_characters(row) <= max_characters]
         order = np.random.default_rng(0).permutation(len(rows))[: num // 2]
         found += [(rows[i]["prompt"], [rows[i]["chosen"], rows[i]["rejected"]]) for i in order]
     return found
+
+
+def num_characters(row: Mapping[str, Any]) -> int:
+    """Returns the characters of a dialogue with its chosen reply."""
+    return sum(len(turn["content"]) for turn in row["prompt"]) + len(row["chosen"])
 
 
 def read_summaries(data: Path, num: int) -> list[tuple[Any, list[str]]]:
