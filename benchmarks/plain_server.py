@@ -1,8 +1,8 @@
 """A reward server of the plain kind: `python -m benchmarks.plain_server FOLDER PORT`.
 
 FastAPI before transformers, as OpenRLHF's `serve_rm` does it: a request is tokenized as it stands,
-and the next request waits. Its texts are sorted by length and padded in batches of `NUM_ROWS`, since
-one padded batch of 64 texts would compute several times their tokens.
+and the next request waits. Its texts are sorted by length and padded in batches of `NUM_ROWS`: one
+padded batch of 64 texts would compute several times their tokens.
 """
 
 from __future__ import annotations
