@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_backbone import TURNS, byte_tokenizer
 from test_export import make_run
-from test_pairwise import judge
+from test_pairwise import save_pairwise
 from test_published import SIZE, publish, small_classifier
 from test_scalar import save_small, small_decoder
 
@@ -73,7 +73,7 @@ def test_our_own_models_and_pairwise_ones_are_examined_too(tmp_path):
     # bfloat16 moves a head with random weights by more than a trained one.
     assert {f.check for f in findings if f.verdict != "ok"} <= {"bfloat16"}
     assert "parity" in told(findings)
-    findings = examine(judge(tmp_path / "pairs", marked("<s>" + CLOSED, adds_bos=True)))
+    findings = examine(save_pairwise(tmp_path / "pairs", marked("<s>" + CLOSED, adds_bos=True)))
     assert [f.check for f in findings if f.verdict == "fail"] == []
     assert told(findings)["BOS"].values["here"] == 0
     assert told(findings)["batch drift"].verdict == "ok"

@@ -25,7 +25,7 @@ PUBLISHED = (
 """The context's template in the published usage example."""
 
 
-def judge(folder, tokenizer, *, answers=True, **changes):
+def save_pairwise(folder, tokenizer, *, answers=True, **changes):
     """A small language model that says A or B, which depends on what it reads."""
     torch.manual_seed(0)
     fields = {
@@ -81,7 +81,7 @@ def tokenizer():
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_a_comparison_is_the_published_formula_over_both_orders(family, tokenizer, tmp_path):
-    model = load_reward_model(judge(tmp_path, tokenizer, family=family))
+    model = load_reward_model(save_pairwise(tmp_path, tokenizer, family=family))
     assert isinstance(model, PairwiseModel)
     found = [model.compare(PROMPT, a, b) for a, b in PAIRS]
     wanted = [by_the_published_example(tmp_path, PROMPT, a, b) for a, b in PAIRS]
@@ -95,7 +95,7 @@ def test_a_comparison_is_the_published_formula_over_both_orders(family, tokenize
 
 
 def test_both_orders_share_the_context(tokenizer, tmp_path):
-    model = load_reward_model(judge(tmp_path, tokenizer))
+    model = load_reward_model(save_pairwise(tmp_path, tokenizer))
     tree = model.render_pair(PROMPT, "97", "4").tree
     text = tokenizer.decode(tree.shared)
     assert text.endswith("A larger one.\n [RESPONSE A] ")
@@ -104,7 +104,7 @@ def test_both_orders_share_the_context(tokenizer, tmp_path):
 
 
 def test_a_long_conversation_keeps_its_end_and_long_responses_their_beginning(tokenizer, tmp_path):
-    model = load_reward_model(judge(tmp_path, tokenizer, max_position_embeddings=256))
+    model = load_reward_model(save_pairwise(tmp_path, tokenizer, max_position_embeddings=256))
     prompt = [{"role": "user", "content": "first " + "x" * 300 + " last"}]
     rendered = model.render_pair(prompt, "begins " + "y" * 300 + " ends", "short")
     rows = [rendered.tree.shared + branch.tokens for branch in rendered.tree.branches]
@@ -119,7 +119,7 @@ def test_a_long_conversation_keeps_its_end_and_long_responses_their_beginning(to
 
 
 def test_there_is_no_score_and_the_error_says_what_to_ask(tokenizer, tmp_path):
-    model = load_reward_model(judge(tmp_path, tokenizer))
+    model = load_reward_model(save_pairwise(tmp_path, tokenizer))
     message = r"no scalar score: ask compare\(prompt, a, b\)"
     with pytest.raises(ValueError, match=message):
         model.score(PROMPT, ["97"])
@@ -132,7 +132,7 @@ def test_there_is_no_score_and_the_error_says_what_to_ask(tokenizer, tmp_path):
 
 def test_a_language_model_that_answers_neither_is_refused(tokenizer, tmp_path):
     with pytest.raises(ValueError, match=r"says neither 'A' nor 'B' \(probability 0\.\d+"):
-        load_reward_model(judge(tmp_path, tokenizer, answers=False))
+        load_reward_model(save_pairwise(tmp_path, tokenizer, answers=False))
 
 
 def test_a_system_turn_is_refused_with_the_fix():

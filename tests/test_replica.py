@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_backbone import TURNS, byte_tokenizer
 from test_export import make_run
-from test_pairwise import judge as make_pairwise
+from test_pairwise import save_pairwise
 from test_published import publish
 from test_request_tokens import MERGES, WHITE
 from test_scalar import save_small
@@ -331,7 +331,7 @@ PAIRS = [(p, a, b) for p in PROMPTS for a, b in ((RESPONSES[0], RESPONSES[1]), R
 @pytest.fixture(scope="module")
 def pairwise(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pairwise")
-    return make_pairwise(folder, byte_tokenizer("<s>" + TURNS, adds_bos=True))
+    return save_pairwise(folder, byte_tokenizer("<s>" + TURNS, adds_bos=True))
 
 
 @pytest.mark.parametrize("kind", ["scalar", "ensemble", "gated", "pairwise"])
