@@ -168,12 +168,12 @@ class ReplicaMetrics:
     def __init__(self, model: str) -> None:
         tags = {"tag_keys": ("model",)}
         self.metrics: dict[str, Any] = {
-            "tokens": Histogram("panoply_batch_tokens", "Computed in a batch.", SIZES, **tags),
-            "shared": Counter("panoply_shared_tokens_total", "Not computed, as shared.", **tags),
-            "padding": Counter("panoply_padding_tokens_total", "Computed for nobody.", **tags),
+            "tokens": Histogram("panoply_batch_tokens", "Tokens of a batch.", SIZES, **tags),
+            "shared": Counter("panoply_shared_tokens_total", "Tokens spared by sharing.", **tags),
+            "padding": Counter("panoply_padding_tokens_total", "Padding computed.", **tags),
             "responses": Counter("panoply_responses_total", "Responses scored.", **tags),
             "waited": Histogram("panoply_queue_seconds", "Longest wait in a batch.", WAITS, **tags),
-            "seconds": Histogram("panoply_batch_seconds", "Of a forward.", WAITS, **tags),
+            "seconds": Histogram("panoply_batch_seconds", "Time of a forward.", WAITS, **tags),
             "queue": Gauge("panoply_queue_responses", "Responses that wait.", **tags),
         }
         for metric in self.metrics.values():

@@ -72,7 +72,7 @@ class Replica(ABC, Generic[Unit]):
         except RequestError as error:
             return error
         except Exception as error:
-            return internal_error(f"{self.config.kind} {self.config.name!r}", error)
+            return internal_error(f"{self.provenance['kind']} {self.config.name!r}", error)
 
     async def _answer(self, request: ReplicaRequest) -> ModelAnswer:
         self.check(request)

@@ -65,7 +65,8 @@ class Manifest(BaseManifest):
             ValueError: a manifest of another format version.
         """
         fields = _read(text, "bos", "objectives")
-        return cls(**fields | {"gate": GateConfig(**fields["gate"])})
+        fields["gate"] = GateConfig(**fields["gate"])
+        return cls(**fields)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

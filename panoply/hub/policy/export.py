@@ -30,7 +30,7 @@ def export_policy(name: str, adapter: Path, out: Path) -> float:
         The largest difference between a log-probability of the saved and the adapted policy.
 
     Raises:
-        FileNotFoundError: see `panoply.hub.backbone.backbone.resolve`; or there are no adapters.
+        FileNotFoundError: see `panoply.hub.backbone.pretrained.resolve`; or there are no adapters.
         ValueError: `out` holds something, or the adapters are not of this model.
         RuntimeError: the saved model gives other log-probabilities.
     """

@@ -97,7 +97,7 @@ def load_trainable(
         uniform: holds frozen parameters in float32 too, as sharding asks for one dtype.
 
     Raises:
-        FileNotFoundError: see `panoply.hub.backbone.backbone.resolve`.
+        FileNotFoundError: see `panoply.hub.backbone.pretrained.resolve`.
         ValueError: a model that cannot be trained through token trees, split at the layer, or
             whose log-probabilities are not those of its head on its last states.
     """
