@@ -54,6 +54,7 @@ def test_a_wrong_flag_is_told_at_once(flags, message):
     assert message in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_missing_backbone_and_a_hub_out_of_reach_are_told_before_any_data_is_read(tmp_path):
     for name, message in ((str(tmp_path / "none"), "neither a folder"), ("a/b", "the hub could")):
         done = run(
@@ -65,6 +66,7 @@ def test_a_missing_backbone_and_a_hub_out_of_reach_are_told_before_any_data_is_r
         assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_missing_model_or_file_ends_with_a_sentence_and_not_with_a_traceback(tmp_path):
     done = run("jobs.evaluate", str(tmp_path), "--pairs", "nothing.parquet", "--out", str(tmp_path))
     assert done.returncode == 2
@@ -72,7 +74,12 @@ def test_a_missing_model_or_file_ends_with_a_sentence_and_not_with_a_traceback(t
     assert "Traceback" not in done.stderr
 
 
+<<<<<<< HEAD
 def test_models_to_compare_are_named_once_and_a_model_to_evaluate_alone(tmp_path):
+=======
+@pytest.mark.slow
+def test_several_models_need_the_matrix_and_the_matrix_knows_no_board(tmp_path):
+>>>>>>> h-F
     for words, message in (
         (("jobs.evaluate", "a", "b"), "unrecognized"),
         (("jobs.cross_eval", "a", "a"), "different folders"),

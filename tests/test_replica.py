@@ -327,7 +327,7 @@ PAIRS = [(p, a, b) for p in PROMPTS for a, b in ((RESPONSES[0], RESPONSES[1]), R
 @pytest.fixture(scope="module")
 def pairwise(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pairwise")
-    return save_pairwise(folder, byte_tokenizer("<s>" + TURNS, adds_bos=True))
+    return make_pairwise(folder, byte_tokenizer("<s>" + TURNS, adds_bos=True))
 
 
 @pytest.mark.parametrize("kind", ["scalar", "ensemble", "gated", "pairwise"])
