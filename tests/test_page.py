@@ -1,6 +1,7 @@
 """The page of a run: one file that needs nothing else, for phone and desk, light and dark."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -11,10 +12,10 @@ import pytest
 from panoply.armorm.confident_errors import MOST, confident_mistakes, report_mistakes
 from panoply.boards.rmbench import LEVELS, STYLES, by_level
 from panoply.data.tables import PairTable, Split
-from panoply.report.figures import HUES, VARIABLES
+from panoply.report.figures import HUES, VARIABLES, picture, svg
 from panoply.report.page import Scale
 from panoply.report.report import write_report
-from panoply.report.section import Column, Row, Table
+from panoply.report.section import Column, Curve, Curves, Row, Table
 from panoply.report.sections.pairs import verdict
 from tests.builders.contrast import LOWEST_CONTRAST
 from tests.builders.example_metrics import example_metrics
@@ -236,6 +237,15 @@ def test_an_interval_and_a_bar_stand_where_their_values_say():
     scale = Scale.of(table)
     assert scale.items(table, rows[0]) == [("bar", 50, 25), ("interval", 62.5, 25)]
     assert scale.items(table, rows[1]) == [("bar against", 25, 25)]
+
+
+def test_a_name_with_control_characters_is_drawn_as_text():
+    name = "a\x1b[2J\ud800<b>&\n$x$"
+    curve = Curve(name, [0, 1], [0.0, 1.0])
+    curves = Curves(name, "x", "y", [curve, replace(curve, name="b")], events=[(0.5, name)])
+    drawing = svg(curves)
+    assert "a\\x1b[2J\\ud800&lt;b&gt;&amp; $x$" in drawing
+    assert len(picture([curves])) > 1000
 
 
 def test_a_drawing_has_the_page_s_colors_and_a_name_and_loads_nothing(report):

@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
+from panoply.report.progress import visible
 from panoply.report.section import Curve, Curves, Mark, Table, defined, is_defined
 
 HUES = ("#0b5cad", "#d55e00", "#009e73", "#b3588a", "#4aa3d8", "#b8860b", "#7a5cc0", "#767676")
@@ -90,9 +91,6 @@ def svg(curves: Curves) -> Markup:
         for child in list(element):
             if child.tag.endswith(("}metadata", "}style")):
                 element.remove(child)
-        for child in element.findall("{*}defs"):
-            for style in child.findall("{*}style"):
-                child.remove(style)
     del root.attrib["width"], root.attrib["height"]
     label = f"{curves.title}: {curves.up}, by {curves.across}"
     root.attrib |= {"role": "img", "aria-label": label}
@@ -139,8 +137,8 @@ def _draw_stack(axes: Axes, drawn: Sequence[Curve], curves: Curves) -> None:
     below = np.zeros(len(drawn[0].x) if drawn else 0)
     for curve in drawn:
         share = np.nan_to_num(np.array(curve.y, np.float64))
-        color = HUES[curves.hue(curve) % len(HUES)]
-        axes.bar(list(curve.x), share, bottom=below, color=color, width=0.9, label=curve.name)
+        color, label = HUES[curves.hue(curve) % len(HUES)], readable(curve.name)
+        axes.bar(list(curve.x), share, bottom=below, color=color, width=0.9, label=label)
         below += share
 
 
@@ -173,7 +171,9 @@ def _curves_figure(panels: Sequence[Curves]) -> Figure:
     frames = figure.subplots(num_rows, columns, squeeze=False).ravel()
     for axes, curves in zip(frames, panels, strict=False):
         draw(axes, curves)
-        axes.set_title(curves.title, loc="left", pad=30 if curves.events else 6, fontsize=10)
+        axes.set_title(
+            visible(curves.title), loc="left", pad=30 if curves.events else 6, fontsize=10
+        )
         if len(curves.drawn) > 1:
             axes.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize=8)
     for axes in frames[len(panels) :]:
@@ -193,7 +193,7 @@ def _table_figure(table: Table) -> Figure:
         height = 2.4 + 0.3 * len(table.rows)
         figure = Figure(figsize=(max(width, 6.0), height), layout="constrained")
         _draw_heat(figure.subplots(), table)
-    figure.suptitle(table.title, fontsize=10)
+    figure.suptitle(visible(table.title), fontsize=10)
     return figure
 
 
@@ -250,5 +250,6 @@ def _draw_heat(axes: Axes, table: Table) -> None:
 
 
 def readable(name: str) -> str:
-    """Returns a name that is not too long for a picture."""
-    return name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
+    """Returns a name that is not too long for a picture, with control characters spelled out."""
+    text = visible(name.replace("\n", " "))
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"

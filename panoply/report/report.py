@@ -46,7 +46,8 @@ def write_report(out: Path) -> None:
     sections = sections_of(metrics, mistakes, history)
     write_pictures(sections, out)
     page = render(_head(out.name, metrics), [*sections, *record(metrics, config)])
-    write_whole(out / "report.html", page)
+    # A text from outside may hold a lone surrogate, which no file takes.
+    write_whole(out / "report.html", page.encode("utf-8", "backslashreplace").decode())
 
 
 def print_summary(metrics: Metrics, console: Terminal) -> None:
