@@ -182,9 +182,11 @@ def _fit(
         )
     names_P = np.asarray(["all"] * len(trees) if source_P is None else source_P, np.object_)
     sources, numbers = np.unique(names_P[train], return_inverse=True)
-    history = _train(net, [trees[row] for row in train], numbers, weighting, schedule, seed)
+    history = _train(
+        net, [trees[row] for row in train.tolist()], numbers, weighting, schedule, seed
+    )
 
-    held_out = [trees[row] for row in calibrate]
+    held_out = [trees[row] for row in calibrate.tolist()]
     margin_P = evaluate_pairs(net, held_out, schedule.token_budget).margin_PK[:, 0]
     scale = fit_scale(margin_P.double().numpy())
     return PreferenceModel(net, 1 / scale if scale else float("inf"), tuple(sources), history)

@@ -17,6 +17,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from panoply.model.budget import within_memory
 from panoply.model.reward_net import RewardNet, RewardOutput, score
@@ -204,6 +205,10 @@ def compute_gradients(
         shares_P = torch.full((num_pairs,), 1 / max(1, num_pairs))
 
     def run(budget: int) -> StepOutput:
+        # A forward without gradients leaves sharded parameters gathered: those are other tensors,
+        # and clearing their gradients would keep those of the shards.
+        if isinstance(net, FSDPModule):
+            net.reshard()
         net.zero_grad()
         batches = micro_batches(trees, budget)
         sums = sources.zero(net) if sources else None
