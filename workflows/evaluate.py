@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
+from panoply.armorm.baselines import RIVALS
 from panoply.config.evaluate import EvaluateConfig
 from panoply.data.boards import StyledPairs, read_styles
 from panoply.data.ingest import IngestLimits, ingest_pairs
@@ -32,14 +33,9 @@ from workflows.cluster.ray_cluster import connect, run_folder
 from workflows.cluster.score import Shards, TextScores, is_seen, score_texts
 from workflows.cluster.tracking import git_commit, write_json
 
-RIVALS = (
-    ("gate", "best_fixed"),
-    ("gate", "linear_bt"),
-    ("gate", "mlp"),
-    ("lower_bound", "score"),
-)
+COMPARED = (*(("gate", rival) for rival in RIVALS), ("lower_bound", "score"))
 """Scorers whose difference is reported, of those that a model has."""
-CURVES = ("gate", "best_fixed", "linear_bt", "mlp", "score", "lower_bound")
+CURVES = ("gate", *RIVALS, "score", "lower_bound")
 """Scorers whose reliability is reported, of those that a model has."""
 
 
@@ -77,7 +73,7 @@ def run_evaluate(config: EvaluateConfig, logger: RunLogger) -> dict[str, Any]:
     if metrics["only_seen"]:
         logger.info("every prompt was trained on: these numbers say nothing about new prompts")
     metrics["pairs"] = report_pairs(margins, pairs, rows, scales)
-    rivals = [(a, b) for a, b in RIVALS if {a, b} <= margins.keys()]
+    rivals = [(a, b) for a, b in COMPARED if {a, b} <= margins.keys()]
     metrics["comparisons"] = compare(margins, pairs, rows, rivals)
     if styled is not None:
         metrics["rmbench"] = report_rmbench(styled, scored, is_seen(styled.key_P, folder))
