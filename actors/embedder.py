@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from typing import Any, cast
 
 import pyarrow as pa
@@ -134,7 +135,7 @@ class Embedder:
         mean = {f"mean_{d}": features.mean_RLD[:, i].numpy() for i, d in enumerate(depths)}
         gates = {f"gate_{d}": features.gate_GLD[:, i].numpy() for i, d in enumerate(depths)}
         self.store.write("prompts", [row["prompt_id"] for row in rows], gates)
-        text_ids = [text_id for row in rows for text_id in row["text_ids"]]
+        text_ids = list(chain.from_iterable(row["text_ids"] for row in rows))
         self.store.write("texts", text_ids, last | mean)
         counts = {
             "texts": sum(len(row["text_ids"]) for row in rows),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
+import numpy as np
 import pyarrow as pa
 import torch
 from safetensors.torch import load_file
@@ -56,7 +58,7 @@ class ScoringActor:
         trees = [self.render(json.loads(row["prompt"]), row["responses"]).tree for row in rows]
         scores = self.model.columns(trees)
         columns = {name: column.double().tolist() for name, column in scores.items()}
-        text_ids = [text_id for row in rows for text_id in row["text_ids"]]
+        text_ids = list(chain.from_iterable(row["text_ids"] for row in rows))
         return pa.table({"text_id": text_ids, **columns})
 
 
@@ -91,7 +93,7 @@ class GateAndRivals:
         """Returns the scores `[R]` of every scorer, and the gate's weights `[R, O]`."""
         features = self.model.backbone.features(trees)
         x = pooled(features, self.model.manifest.pooling)
-        gate_rows = [g for g, tree in enumerate(trees) for _ in tree.branches]
+        gate_rows = np.repeat(np.arange(len(trees)), [len(tree.branches) for tree in trees])
         scored = self.model.head(x, features.gate_GLD[gate_rows, 0])
         values = self.model.head.debiased(scored.values_BO, scored.length_B)
         baselines = self.baselines.scores(values.double().numpy(), x.double().numpy())

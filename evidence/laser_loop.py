@@ -322,7 +322,7 @@ def show(found: Mapping[str, Any]) -> None:
     from panoply.report.terminal import add_row, empty_table
 
     console = Console()
-    table = empty_table("How well an arm orders right above wrong", "arm", DOMAINS)
+    table = empty_table("How well an arm orders right above wrong", "arm", tuple(DOMAINS))
     for arm, own in found["arms"].items():
         add_row(table, arm, *(number(own[domain], 2) for domain in DOMAINS))
     console.print(table)

@@ -74,12 +74,8 @@ def test_a_missing_model_or_file_ends_with_a_sentence_and_not_with_a_traceback(t
     assert "Traceback" not in done.stderr
 
 
-<<<<<<< HEAD
-def test_models_to_compare_are_named_once_and_a_model_to_evaluate_alone(tmp_path):
-=======
 @pytest.mark.slow
-def test_several_models_need_the_matrix_and_the_matrix_knows_no_board(tmp_path):
->>>>>>> h-F
+def test_models_to_compare_are_named_once_and_a_model_to_evaluate_alone(tmp_path):
     for words, message in (
         (("jobs.evaluate", "a", "b"), "unrecognized"),
         (("jobs.cross_eval", "a", "a"), "different folders"),

@@ -119,7 +119,7 @@ def train_and_measure(
     connect(config.num_workers)
     pairs, train = data.pairs, data.pairs.split.of("train")
 
-    # Stage 1 reads features where objectives are predicted best.
+    # Stage 1: features from where objectives are predicted best, then a ridge per objective.
     job = open_backbone(config, data, out, logger)
     spec, candidates = choose_features(config, data, job, logger)
     store, embedded = embed(data.texts, job, (spec.depth,), logger)
@@ -128,7 +128,7 @@ def train_and_measure(
     objectives, prompt_alone = fit_objectives(config, data, texts, prompts, out)
     logger.info(f"objectives: {len(objectives.names)} fitted")
 
-    # The pairs see the objectives as new prompts will: through ridges that have not seen them.
+    # Objective values of the pairs, by ridges that have not seen their prompts; length taken out.
     folder = out / "pairs"
     features = PairFeatures.read(store, pairs, spec.columns, spec.gate_column, folder)
     values, preferences = predict_pairs(objectives, features, pairs.split.fold_N), None
@@ -139,7 +139,7 @@ def train_and_measure(
     inputs = PairInputs(features, values.debiased(penalties).difference())
     logger.info(f"debiased {len(values.names)} objectives against length")
 
-    # Stage 2, and everything that the gate is compared with.
+    # Stage 2: the gate, beside everything that it is compared with.
     heads = train_heads(config, data, values, inputs, out)
     baselines = FittedBaselines.fit(pairs, inputs)
     margins = score_pairs(data, values.names, inputs, baselines, heads)
@@ -148,14 +148,14 @@ def train_and_measure(
     model = FittedModel(spec, job.profile.config.dtype, values.names, head, baselines, heads.mlp)
     artefact = save_artefact(config, data, model, margins["gate"], scales, out / "model")
 
-    before_PO = gate_weights(heads.gate_biased, features.gate_PD)
     gate_PO = gate_weights(heads.gate, features.gate_PD)
+    gate_biased_PO = gate_weights(heads.gate_biased, features.gate_PD)
     scorers = report_scorers(data, margins, scales)
     metrics: dict[str, Any] = {
         **scorers,
         **report_gate(data, values.debiased(penalties), gate_PO, scorers["pairs"]),
         "left_out": dict(data.left_out),
-        "debias": report_debias(values, penalties, pairs, before_PO, gate_PO),
+        "debias": report_debias(values, penalties, pairs, gate_biased_PO, gate_PO),
         "objectives": report_objectives(
             data.ratings, texts, prompts, objectives.rated, prompt_alone
         ),

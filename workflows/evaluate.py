@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
+from panoply.armorm.baselines import RIVALS
 from panoply.boards import read_board
 from panoply.config.evaluate import EvaluateConfig
 from panoply.data.ingest import IngestLimits, ingest_pairs
@@ -29,14 +30,9 @@ from workflows.cluster.ray_cluster import check_or_write_config, connect, run_fo
 from workflows.cluster.score import Shards, TextScores, is_seen, score_texts
 from workflows.cluster.tracking import git_commit, write_json
 
-RIVALS = (
-    ("gate", "best_fixed"),
-    ("gate", "linear_bt"),
-    ("gate", "mlp"),
-    ("lower_bound", "score"),
-)
+COMPARED = (*(("gate", rival) for rival in RIVALS), ("lower_bound", "score"))
 """Scorers whose difference is reported, of those that a model has."""
-CURVES = ("gate", "best_fixed", "linear_bt", "mlp", "score", "lower_bound")
+CURVES = ("gate", *RIVALS, "score", "lower_bound")
 """Scorers whose reliability is reported, of those that a model has."""
 
 
@@ -76,7 +72,7 @@ def run_evaluate(config: EvaluateConfig, logger: RunLogger) -> dict[str, Any]:
     if metrics["only_seen"]:
         logger.info("every prompt was trained on: these numbers say nothing about new prompts")
     metrics["pairs"] = report_pairs(margins, pairs, rows, scales)
-    rivals = [(a, b) for a, b in RIVALS if {a, b} <= margins.keys()]
+    rivals = [(a, b) for a, b in COMPARED if {a, b} <= margins.keys()]
     metrics["comparisons"] = compare(margins, pairs, rows, rivals)
     if board is not None:
         seen_P = is_seen(board.key_P, folder)

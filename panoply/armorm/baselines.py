@@ -84,11 +84,24 @@ class PairInputs:
     difference_PO: Array
     """r'(chosen) - r'(rejected), out of fold in *train*."""
 
-    def differences(self, reads: Literal["objectives", "features"], rows: Ints) -> Rows:
+    def differences(self, baseline: Baseline, rows: Ints) -> Rows:
         """Returns what a baseline reads of some pairs, chosen minus rejected."""
-        if reads == "objectives":
+        if baseline.reads == "objectives":
             return self.difference_PO[rows]
         return self.features.difference(rows)
+
+    def fit(self, baseline: Baseline, train: Ints, select: Ints) -> Array:
+        """Returns the parameters of a baseline fitted on rows of *train* and *select*."""
+        return baseline.fit(self.differences(baseline, train), self.differences(baseline, select))
+
+    def margins(self, baseline: Baseline, parameters: Array, rows: Ints) -> Array:
+        """Returns the margins of a fitted baseline on some pairs, `CHUNK` of them at a time."""
+        differences = self.differences(baseline, rows)
+        parts = [
+            baseline.score(differences[start : start + CHUNK], parameters)
+            for start in range(0, len(rows), CHUNK)
+        ]
+        return np.concatenate(parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +115,7 @@ class FittedBaselines:
     def fit(cls, pairs: PairTable, inputs: PairInputs) -> FittedBaselines:
         """Fits all of them; a source without training pairs gets no weights of its own."""
         train, select = pairs.split.of("train"), pairs.split.of("select")
-        parameters = {
-            name: baseline.fit(
-                inputs.differences(baseline.reads, train),
-                inputs.differences(baseline.reads, select),
-            )
-            for name, baseline in BASELINES.items()
-        }
+        parameters = {name: inputs.fit(each, train, select) for name, each in BASELINES.items()}
         per_source: dict[str, Array] = {}
         for source in sorted(set(pairs.source_P[train])):
             rows = inputs.difference_PO[train[pairs.source_P[train] == source]]
@@ -148,14 +155,11 @@ class FittedBaselines:
 
     def margins(self, inputs: PairInputs, source_P: Strings) -> dict[str, Array]:
         """Returns the margins `[P]` by every baseline, NaN where a source has no weights."""
-        margins: dict[str, Array] = {}
-        for name, baseline in BASELINES.items():
-            difference = inputs.differences(baseline.reads, np.arange(len(source_P)))
-            parts = [
-                baseline.score(difference[start : start + CHUNK], self.parameters[name])
-                for start in range(0, len(source_P), CHUNK)
-            ]
-            margins[name] = np.concatenate(parts)
+        every = np.arange(len(source_P))
+        margins = {
+            name: inputs.margins(baseline, self.parameters[name], every)
+            for name, baseline in BASELINES.items()
+        }
         by_source = np.full(len(source_P), np.nan)
         for source, weights in self.per_source.items():
             rows = source_P == source
@@ -215,12 +219,8 @@ def accuracy_left_out(
         margins = {"gate": (weights_PO * inputs.difference_PO[rows]).sum(1)}
         for name, baseline in BASELINES.items():
             if baseline.is_rival:
-                parameters = baseline.fit(
-                    inputs.differences(baseline.reads, fit_on),
-                    inputs.differences(baseline.reads, choose_on),
-                )
-                differences = inputs.differences(baseline.reads, rows)
-                margins[name] = baseline.score(differences[:], parameters)
+                parameters = inputs.fit(baseline, fit_on, choose_on)
+                margins[name] = inputs.margins(baseline, parameters, rows)
         table[source] = {"n": float(len(rows))}
         for name, margin in margins.items():
             metrics = pair_metrics(margin, pairs.gap_P[rows], pairs.split.key_N[rows], draws=2)

@@ -14,7 +14,7 @@ from panoply.armorm.debias import Penalties, difference_spearman, length_spearma
 from panoply.armorm.mixtures import fit_simplex
 from panoply.armorm.out_of_fold import FoldedRidge
 from panoply.armorm.pair_features import PairValues
-from panoply.data.features import Features
+from panoply.data.features import FeatureRows
 from panoply.data.tables import PairTable, RatingTable
 from panoply.measure.intervals import percentiles, resampled_spearman
 from panoply.measure.metrics import pair_metrics, regression_metrics, spearman
@@ -29,8 +29,8 @@ SIGNAL_MARGIN = 0.05
 
 def report_objectives(
     ratings: RatingTable,
-    texts: Features,
-    prompts: Features,
+    texts: FeatureRows,
+    prompts: FeatureRows,
     rated: FoldedRidge,
     prompt_alone: FoldedRidge,
 ) -> dict[str, dict[str, Any]]:

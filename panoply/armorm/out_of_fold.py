@@ -26,7 +26,7 @@ from panoply.armorm.ridge import (
     without,
 )
 from panoply.config.armorm import ObjectivesConfig
-from panoply.data.features import Features
+from panoply.data.features import FeatureRows
 from panoply.data.tables import Split
 from panoply.types import Array, Floats, Ints
 
@@ -41,7 +41,7 @@ class FoldedRidge:
     full: Ridge
     folds: tuple[Ridge, ...]
 
-    def predict(self, features: Features, fold_N: Ints) -> Array:
+    def predict(self, features: FeatureRows, fold_N: Ints) -> Array:
         """Returns r `[N, O]`: out of fold where `fold_N` is 0 or more, else by the full ridge."""
         values = np.empty((len(fold_N), len(self.full.bias)))
         for rows, x in features.parts():

@@ -255,7 +255,7 @@ def _by_objective_group(by_pattern: Sums, num_objectives: int) -> Iterable[tuple
     Patterns are added in sorted order, so that the order of the dictionary does not matter.
     """
     patterns = sorted(pattern for pattern, sums in by_pattern.items() if sums.num_rows)
-    if any(i >= num_objectives for pattern in patterns for i in pattern):
+    if any(max(pattern) >= num_objectives for pattern in patterns):
         raise ValueError(f"patterns {patterns!r} name an objective beyond {num_objectives - 1}")
     groups: dict[tuple[Pattern, ...], list[int]] = {}
     for i in range(num_objectives):

@@ -137,7 +137,7 @@ class FeatureStore:
                 yield rows, whole[places.row_N[rows]]
 
 
-class Features(Protocol):
+class FeatureRows(Protocol):
     """Feature vectors of N rows, read part by part: memory does not grow with N."""
 
     def parts(self) -> Iterator[tuple[Ints, Floats]]:

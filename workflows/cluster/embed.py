@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +212,7 @@ def shard_rows(texts: TextFiles, plan: pa.Table) -> ray.data.Dataset:
         (texts.pairs, [("chosen_id", "chosen"), ("rejected_id", "rejected")]),
     ):
         if files:
-            names = ["prompt_id", "prompt", *(name for pair in columns for name in pair)]
+            names = ["prompt_id", "prompt", *chain.from_iterable(columns)]
             rows = ray.data.read_parquet(list(files), columns=names)
             parts.append(rows.map_batches(as_trees(columns), batch_format="pyarrow"))
     rows = parts[0].union(*parts[1:]) if len(parts) > 1 else parts[0]
