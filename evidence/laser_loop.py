@@ -353,7 +353,7 @@ def show(found: Mapping[str, Any]) -> None:
         add_row(table, name, *both, *late)
     console.print(table)
     for name, shares in found["shares"].items():
-        table = empty_table(f"Share of the prompts that got each arm ({name})", "domain", ARMS)
+        table = empty_table(f"Share of the prompts that got each arm ({name})", "domain", tuple(ARMS))
         for domain, own in shares.items():
             add_row(table, domain, *(number(own[arm], 2) for arm in ARMS))
         console.print(table)
