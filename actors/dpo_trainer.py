@@ -3,40 +3,163 @@
 The steps are a function of (seed, round, step) and the ranked prompts, and what they compute is a
 sum over all workers, so their number changes nothing.
 
-Legend: `P` pairs, `Q` those of the probe, `2` the chosen and the rejected response.
+Legend: `P` pairs, `Q` gold pairs, `2` the chosen and the rejected response.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from actors.dpo_task import PolicyTask, RankedPrompt
-from actors.reward_trainer import NonFinite
+from actors.training_loop import DONE, Trainer, train_each
+from panoply.config.policy import PolicyConfig
+from panoply.config.preference import TrainedBackboneConfig
+from panoply.data.schema import Prompt
+from panoply.files import whole_file
 from panoply.hub.backbone.backbone import Renderer
-from panoply.hub.policy.lora import read_adapter
-from panoply.hub.policy.trainable import TrainableModel, load_trainable
+from panoply.hub.policy.lora import read_adapter, save_adapter
+from panoply.hub.policy.trainable import load_trainable
 from panoply.model.tree import Branch, TokenTree
-from panoply.preference.batch_sampler import step_ids
+from panoply.preference.batch_sampler import batch_indices
 from panoply.preference.distributed import Group
 from panoply.preference.losses import dpo_nll
-from panoply.preference.step import PairOutputs, PairTree, compute_gradients, margins
+from panoply.preference.policy_outcome import kl_per_token, margin_per_token, pair_losses
+from panoply.preference.step import PairOutputs, PairTree, compute_gradients, evaluate_pairs
 from panoply.preference.train_state import TrainState
 from panoply.types import Array, Ints
 
-SPOKEN, OPTIMIZER = "spoken.npz", "optimizer.pt"
+ADAPTER, PAIRS, GOLD_PAIRS = "adapter", "pairs.parquet", "gold_pairs.parquet"
+START_LOGPS, OPTIMIZER = "start_logps.npz", "optimizer.pt"
 
 
-class DPOTrainer:
+@dataclass(frozen=True, slots=True)
+class RankedPrompt:
+    """A prompt, responses to it, and preferences among them.
+
+    Example: `RankedPrompt("9f3a", prompt, ("Yes.", "No"), (True, False), ((0, 1),))`.
+    """
+
+    prompt_id: str
+    prompt: Prompt
+    responses: tuple[str, ...]
+    ended: tuple[bool, ...]
+    """Whether the policy ended each response. One that a limit cut off has no end to be learned."""
+    pairs: tuple[tuple[int, int], ...]
+    """Numbers of the chosen and the rejected response, as `panoply.laser.pairs` gives them."""
+    weight: float = 1.0
+    """Weight of each of the pairs in the loss."""
+    source: str = ""
+    """Source of a gold pair, by which results are grouped."""
+
+    def __post_init__(self) -> None:
+        if len(self.ended) != len(self.responses):
+            raise ValueError(
+                f"prompt {self.prompt_id!r} has {len(self.responses)} responses and "
+                f"{len(self.ended)} values of `ended`"
+            )
+        numbers = {i for pair in self.pairs for i in pair}
+        if not numbers or min(numbers) < 0 or max(numbers) >= len(self.responses):
+            raise ValueError(
+                f"prompt {self.prompt_id!r} needs at least one pair of its responses 0.."
+                f"{len(self.responses) - 1}, got {self.pairs!r}: leave prompts without pairs out"
+            )
+        if not (np.isfinite(self.weight) and self.weight > 0):
+            raise ValueError(
+                f"prompt {self.prompt_id!r}: `weight` must be positive, got {self.weight!r}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyTask:
+    """One round of training a policy."""
+
+    backbone: TrainedBackboneConfig
+    """The policy without adapters, and the adapters that are trained."""
+    config: PolicyConfig
+    prompts: tuple[RankedPrompt, ...]
+    """Prompts in an order that does not depend on when they came."""
+    seed: int
+    round: int
+    start: str
+    """Folder of the adapters that training starts from; empty: new ones."""
+    reference: str
+    """Folder of the adapters of DPO's reference; empty: the model without any."""
+    folder: str
+    """Folder of checkpoints and results, on storage that all workers share."""
+    threads: int = 0
+    """Threads of each worker; 0 leaves torch's number."""
+    gold_pairs: tuple[RankedPrompt, ...] = ()
+    """Trusted pairs, which are not trained on but scored before the first and after the last
+    step."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRound:
+    """Results of a round in its folder."""
+
+    folder: Path
+    pairs: pa.Table
+    """One row a pair: `prompt_id`; `chosen` and `rejected`, numbers of the responses; `weight`;
+    `loss` and its parts `dpo` and `nll`, `chosen_log_prob` and `rejected_log_prob`, before the
+    first step, and the same with `_after`, after the last; `reference`, log-ratio of the reference;
+    `kl` from the model without adapters (`panoply.preference.policy_outcome`), before the first
+    step."""
+    gold_pairs: pa.Table
+    """One row a gold pair: `prompt_id`, `source`, and `margin` before the first and `margin_after`
+    after the last step (`panoply.preference.policy_outcome.margin_per_token`)."""
+    history: list[dict[str, Any]]
+    """One entry a step: `step`, `loss`, `gradient_norm`, `tokens`, `seconds`."""
+
+    @property
+    def adapter(self) -> Path:
+        """Folder of the trained adapters."""
+        return self.folder / ADAPTER
+
+    @classmethod
+    def read(cls, folder: Path) -> PolicyRound:
+        """Reads a finished round."""
+        history = json.loads((folder / DONE).read_text())["history"]
+        return cls(
+            folder, pq.read_table(folder / PAIRS), pq.read_table(folder / GOLD_PAIRS), history
+        )
+
+    def gold_margin_gain(self, source: str | None = None) -> float:
+        """Returns the rise of the mean margin on gold pairs; NaN where there are none.
+
+        Args:
+            source: only its pairs count, where it has any; None: all count.
+        """
+        before = np.array(self.gold_pairs["margin"].to_pylist())
+        gain = np.array(self.gold_pairs["margin_after"].to_pylist()) - before
+        of_source = np.array(self.gold_pairs["source"].to_pylist()) == source
+        if of_source.any():
+            gain = gain[of_source]
+        return float(gain.mean()) if len(gain) else float("nan")
+
+    def by_prompt(self, column: str) -> dict[str, float]:
+        """Returns the mean of a column over the pairs of each prompt."""
+        values: dict[str, list[float]] = {}
+        rows = zip(self.pairs["prompt_id"].to_pylist(), self.pairs[column].to_pylist(), strict=True)
+        for prompt_id, value in rows:
+            values.setdefault(prompt_id, []).append(value)
+        return {prompt_id: float(np.mean(each)) for prompt_id, each in values.items()}
+
+
+def train_policy(config: Mapping[str, PolicyTask]) -> None:
+    """Trains the round `config["task"]` inside a Ray Train worker."""
+    train_each([config["task"]], DPOTrainer)
+
+
+class DPOTrainer(Trainer):
     """One worker of a round: its part of the prompts, and a replica of the adapters."""
 
     def __init__(self, task: PolicyTask, group: Group) -> None:
@@ -45,18 +168,19 @@ class DPOTrainer:
         Raises:
             FileNotFoundError, ValueError: the model or adapters cannot be trained.
         """
-        self.task, self.config, self.group = task, task.config, group
-        self.trainable: TrainableModel = load_trainable(task.backbone, seed=task.seed, policy=True)
+        super().__init__(task, group)
+        self.task, self.config = task, task.config
+        self.trainable = load_trainable(task.backbone, seed=task.seed, policy=True)
         self.net = self.trainable.net
         self.net.head.requires_grad_(False)  # a policy has no score
         renderer = self.trainable.renderer
-        self.comparisons = [comparison(renderer, ranked) for ranked in task.prompts]
-        self.probe = [comparison(renderer, ranked) for ranked in task.probe]
+        self.trees = [pair_tree(renderer, ranked) for ranked in task.prompts]
+        self.gold_trees = [pair_tree(renderer, ranked) for ranked in task.gold_pairs]
         self.weight_P = np.repeat(
             [ranked.weight for ranked in task.prompts],
             [len(ranked.pairs) for ranked in task.prompts],
         ).astype(np.float64)
-        self.weights = TrainState.of(
+        self.state = TrainState.of(
             self.net,
             group,
             lr=self.config.lr,
@@ -65,7 +189,9 @@ class DPOTrainer:
         )
         if task.start:
             self._start_from(Path(task.start))
-        self.before_P2, self.reference_P2, self.base_P2, self.probe_Q2 = self._spoken_before()
+        logps = self._logps_before()
+        self.start_logps_P2, self.base_logps_P2 = logps["start"], logps["base"]
+        self.reference_logps_P2, self.gold_logps_Q2 = logps["reference"], logps["gold"]
 
     @property
     def num_steps(self) -> int:
@@ -73,161 +199,191 @@ class DPOTrainer:
         per_epoch = -(-len(self.task.prompts) // self.config.prompts_per_step)
         return per_epoch * self.config.num_epochs
 
+    @property
+    def checkpoint_every(self) -> int:
+        """Steps between checkpoints."""
+        return self.config.checkpoint_every
+
     def _start_from(self, folder: Path) -> None:
-        """Takes adapters over, and what AdamW remembers where a round left it beside them."""
-        trained = read_adapter(self.trainable, folder)
-        if (folder / OPTIMIZER).exists():
-            state = torch.load(folder / OPTIMIZER, weights_only=True, map_location="cpu")
-            self.weights.load({"trained": trained, "optimizer": state})
-            for group in self.weights.optimizer.param_groups:
-                group["peak"], group["weight_decay"] = self.config.lr, self.config.weight_decay
-        else:
-            self.weights.restore(trained)
+        """Loads adapters, and AdamW's state where a round left it beside them."""
+        params = read_adapter(self.trainable, folder)
+        if not (folder / OPTIMIZER).exists():
+            self.state.load_params(params)
+            return
+        optimizer = torch.load(folder / OPTIMIZER, weights_only=True, map_location="cpu")
+        self.state.load_state_dict({"params": params, "optimizer": optimizer})
+        for group in self.state.optimizer.param_groups:
+            group["peak"], group["weight_decay"] = self.config.lr, self.config.weight_decay
 
-    def _spoken_before(self) -> list[Array]:
-        """Returns log-probabilities `[P, 2]`: of the start, the reference, and without adapters.
+    def _logps_before(self) -> dict[str, Array]:
+        """Returns log-probabilities before the first step.
 
-        The fourth are those `[Q, 2]` of the probe under the start. All are kept beside the
-        checkpoints: a round that goes on has other weights.
+        `start`, `reference` and `base` are `[P, 2]` under the adapters of the start, those of the
+        reference and without adapters; `gold` are those `[Q, 2]` of the gold pairs under the start.
+        A file beside the checkpoints keeps them: a round that resumes has other parameters.
         """
-        path = Path(self.task.folder) / SPOKEN
-        known = path.exists()
-        self.group.wait()
-        names = ("start", "reference", "base", "probe")
-        if known:
-            with np.load(path, allow_pickle=False) as found:
-                return [found[name] for name in names]
+        path = self.folder / START_LOGPS
+        exists = path.exists()
+        self.group.barrier()
+        if exists:
+            with np.load(path, allow_pickle=False) as saved:
+                return dict(saved)
         start, reference = self.task.start, self.task.reference
-        probe_Q2 = self.spoken(self.probe)
-        by_adapter = {start: self.spoken(self.comparisons)}
+        gold = self.response_logps(self.gold_trees)
+        by_adapter = {start: self.response_logps(self.trees)}
         if "" not in by_adapter:
             with self.trainable.adapters_off():
-                by_adapter[""] = self.spoken(self.comparisons)
+                by_adapter[""] = self.response_logps(self.trees)
         if reference not in by_adapter:
-            own = self.weights.trained()
-            self.weights.restore(read_adapter(self.trainable, Path(reference)))
-            by_adapter[reference] = self.spoken(self.comparisons)
-            self.weights.restore(own)
-        arrays = [by_adapter[start], by_adapter[reference], by_adapter[""], probe_Q2]
-        if self.group.rank == 0:
-            partial = path.with_suffix(".part.npz")
-            np.savez(partial, **dict(zip(names, arrays, strict=True)))
-            partial.rename(path)
-        return arrays
+            params = self.state.params()
+            self.state.load_params(read_adapter(self.trainable, Path(reference)))
+            by_adapter[reference] = self.response_logps(self.trees)
+            self.state.load_params(params)
 
-    def spoken(self, comparisons: Sequence[PairTree]) -> Array:
-        """Returns log-probabilities `[P, 2]` of all pairs under the weights as they are."""
-        if not comparisons:
+        logps = {"start": by_adapter[start], "reference": by_adapter[reference]}
+        logps |= {"base": by_adapter[""], "gold": gold}
+        if self.group.rank == 0:
+            with whole_file(path) as partial:
+                np.savez(partial, **logps)  # pyright: ignore[reportArgumentType]
+        return logps
+
+    def response_logps(self, trees: Sequence[PairTree]) -> Array:
+        """Returns log-probabilities `[P, 2]` of all pairs under the parameters as they are."""
+        if not trees:
             return np.zeros((0, 2))
-        mine = self.group.mine(range(len(comparisons)))
+        numbers = self.group.shard(range(len(trees)))
+        shard = [trees[i] for i in numbers]
         with self.trainable.autocast():
-            own = [comparisons[i] for i in mine]
-            compared = margins(self.net, own, self.config.token_budget, policy=True)
-        chosen_P, rejected_P = compared.chosen_log_prob_P, compared.rejected_log_prob_P
-        assert chosen_P is not None
-        assert rejected_P is not None
-        both_P2 = torch.stack([chosen_P, rejected_P], dim=1).double().cpu().numpy()
-        return self.group.spread(pairs_of(comparisons, mine), both_P2, len(tokens_of(comparisons)))
+            outputs = evaluate_pairs(self.net, shard, self.config.token_budget, policy=True)
+        logps_P2 = outputs.logps_P2.double().numpy()
+        return self.group.gather_rows(pair_rows(trees, numbers), logps_P2, num_pairs(trees))
 
     def step(self, number: int) -> dict[str, Any]:
         """Takes a step and returns what is logged of it.
 
         Raises:
-            NonFinite: the loss or a gradient is not finite; no weight has changed.
+            NonFinite: the loss or a gradient is not finite; no parameter has changed.
         """
-        began = time.perf_counter()
-        key = (self.task.seed, self.task.round)
-        prompts = step_ids(key, number, len(self.comparisons), self.config.prompts_per_step)
-        total = float(self.weight_P[pairs_of(self.comparisons, prompts)].sum())
-        mine = self.group.mine(prompts)
-        comparisons = [self.comparisons[i] for i in mine]
-        rows = np.array(pairs_of(self.comparisons, mine), np.int64)
+        seed, config = (self.task.seed, self.task.round), self.config
+        prompts = batch_indices(seed, number, len(self.trees), config.prompts_per_step)
+        total = float(self.weight_P[pair_rows(self.trees, prompts)].sum())
+        shard = self.group.shard(prompts)
+        trees = [self.trees[i] for i in shard]
+        rows = np.array(pair_rows(self.trees, shard), np.int64)
         with self.trainable.autocast():
-            done = compute_gradients(
+            out = compute_gradients(
                 self.net,
-                comparisons,
-                budget=self.config.token_budget,
+                trees,
+                budget=config.token_budget,
                 shares_P=torch.full((len(rows),), 1 / total),
-                loss=lambda compared: self._loss(compared, rows[compared.places]),
+                loss=lambda outputs: self._loss(outputs, rows[outputs.indices_P]),
             )
-        norm = self.weights.clip(self.config.max_norm)
-        loss = float(self.group.sum(np.array([done.loss]))[0])
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            self._save_batch(number, [self.task.prompts[i].prompt_id for i in prompts], loss)
-            raise NonFinite(f"step {number}: loss {loss}, gradient norm {norm}")
-        self.weights.step(1.0)
-        tokens = float(sum(item.tree.num_tokens for item in comparisons))
-        return {
-            "step": number,
-            "loss": loss,
-            "gradient_norm": norm,
-            "tokens": float(self.group.sum(np.array([tokens]))[0]),
-            "seconds": time.perf_counter() - began,
-        }
+        batch = {"prompt_ids": [self.task.prompts[i].prompt_id for i in prompts]}
+        return self.update(number, out, trees, batch, max_norm=config.max_norm, rate=1.0)
 
-    def _loss(self, compared: PairOutputs, rows: Ints) -> Tensor:
+    def _loss(self, outputs: PairOutputs, rows: Ints) -> Tensor:
         """Returns the weighted losses of the pairs `rows` of the round."""
-        chosen_P, rejected_P = compared.chosen_log_prob_P, compared.rejected_log_prob_P
-        assert chosen_P is not None
-        assert rejected_P is not None
-        ratio_P = self.reference_P2[rows, 0] - self.reference_P2[rows, 1]
-        reference_P, weight_P = (
-            torch.from_numpy(column).float().to(chosen_P.device)
-            for column in (ratio_P, self.weight_P[rows])
+        logps_P2 = outputs.logps_P2
+        reference_P2 = torch.from_numpy(self.reference_logps_P2[rows])
+        ratio_P = (reference_P2[:, 0] - reference_P2[:, 1]).float().to(logps_P2.device)
+        weight_P = torch.from_numpy(self.weight_P[rows]).float().to(logps_P2.device)
+        return weight_P * dpo_nll(
+            logps_P2[:, 0],
+            logps_P2[:, 1],
+            outputs.chosen_tokens_P,
+            ratio_P,
+            self.config.beta,
+            self.config.alpha,
         )
+
+    def write_results(self) -> dict[str, Any]:
+        """Writes the adapters and the tables of `PolicyRound`; returns what `done.json` holds."""
+        after_P2 = self.response_logps(self.trees)
+        gold_after_Q2 = self.response_logps(self.gold_trees)
+        state = self.state.state_dict()
+        if self.group.rank == 0:
+            adapter = self.folder / ADAPTER
+            save_adapter(self.trainable, state["params"], self.task.backbone.model, adapter)
+            torch.save(state["optimizer"], adapter / OPTIMIZER)
+            pq.write_table(self._pairs_table(after_P2), self.folder / PAIRS)
+            pq.write_table(self._gold_table(gold_after_Q2), self.folder / GOLD_PAIRS)
+        return {"history": self.history}
+
+    def _pairs_table(self, after_P2: Array) -> pa.Table:
+        """Returns the table of `PolicyRound.pairs`."""
+        tokens_P2, reference_P2 = completion_tokens(self.trees), self.reference_logps_P2
+        prompts = [ranked for ranked in self.task.prompts for _ in ranked.pairs]
+        pairs = [pair for ranked in self.task.prompts for pair in ranked.pairs]
+        columns: dict[str, Any] = {
+            "prompt_id": [ranked.prompt_id for ranked in prompts],
+            "chosen": [chosen for chosen, _ in pairs],
+            "rejected": [rejected for _, rejected in pairs],
+            "weight": self.weight_P,
+        }
         beta, alpha = self.config.beta, self.config.alpha
-        tokens_P = compared.chosen_tokens_P
-        return weight_P * dpo_nll(chosen_P, rejected_P, tokens_P, reference_P, beta, alpha)
+        for suffix, logps_P2 in (("", self.start_logps_P2), ("_after", after_P2)):
+            losses = pair_losses(logps_P2, tokens_P2, reference_P2, beta, alpha)
+            columns |= {f"{name}{suffix}": values for name, values in losses.items()}
+            columns[f"chosen_log_prob{suffix}"] = logps_P2[:, 0]
+            columns[f"rejected_log_prob{suffix}"] = logps_P2[:, 1]
+        columns["reference"] = reference_P2[:, 0] - reference_P2[:, 1]
+        columns["kl"] = kl_per_token(self.start_logps_P2, self.base_logps_P2, tokens_P2)
+        return pa.table(columns)
 
-    def _save_batch(self, number: int, prompt_ids: list[str], loss: float) -> None:
-        config = asdict(self.config)
-        found = {"step": number, "prompt_ids": prompt_ids, "loss": loss, "config": config}
-        path = Path(self.task.folder) / f"nonfinite-{number}-{self.group.rank}.json"
-        path.write_text(json.dumps(found, indent=1))
+    def _gold_table(self, after_Q2: Array) -> pa.Table:
+        """Returns the table of `PolicyRound.gold_pairs`."""
+        tokens_Q2 = completion_tokens(self.gold_trees)
+        rows = [ranked for ranked in self.task.gold_pairs for _ in ranked.pairs]
+        columns: dict[str, Any] = {
+            "prompt_id": pa.array([ranked.prompt_id for ranked in rows], pa.string()),
+            "source": pa.array([ranked.source for ranked in rows], pa.string()),
+            "margin": margin_per_token(self.gold_logps_Q2, tokens_Q2),
+            "margin_after": margin_per_token(after_Q2, tokens_Q2),
+        }
+        return pa.table(columns)
 
 
-def comparison(renderer: Renderer, ranked: RankedPrompt) -> PairTree:
+def pair_tree(renderer: Renderer, ranked: RankedPrompt) -> PairTree:
     """Returns a prompt with those of its responses that are in pairs, as one token tree.
 
-    A response that a limit cut off has no end of its turn, neither the sampler's limit nor the
-    renderer's: the policy did not say it.
+    A response that the sampler's or the renderer's limit cut off has no end of its turn: the
+    policy did not say it.
 
     Raises:
         ValueError: the template refuses the conversation.
     """
     used = sorted({i for pair in ranked.pairs for i in pair})
     tree = renderer.render(ranked.prompt, [ranked.responses[i] for i in used]).tree
-    most = renderer.rendering.max_response_tokens
-    branches = tuple(
-        branch
-        if ranked.ended[i] and branch.stop - branch.start < most
-        else Branch(branch.tokens[: branch.stop], branch.start, branch.stop)
-        for i, branch in zip(used, tree.branches, strict=True)
-    )
-    place = {i: n for n, i in enumerate(used)}
+    limit = renderer.rendering.max_response_tokens
+    branches: list[Branch] = []
+    for i, branch in zip(used, tree.branches, strict=True):
+        whole = ranked.ended[i] and branch.stop - branch.start < limit
+        tokens = branch.tokens if whole else branch.tokens[: branch.stop]
+        branches.append(Branch(tokens, branch.start, branch.stop))
+    place = {response: number for number, response in enumerate(used)}
     return PairTree(
-        TokenTree(tree.shared, branches, tree.gate),
+        TokenTree(tree.shared, tuple(branches), tree.gate),
         chosen=tuple(place[i] for i, _ in ranked.pairs),
         rejected=tuple(place[j] for _, j in ranked.pairs),
     )
 
 
-def pairs_of(comparisons: Sequence[PairTree], prompts: Sequence[int]) -> list[int]:
-    """Returns the numbers of the pairs of some prompts, among those of all."""
-    bounds = np.cumsum([0, *(len(item.chosen) for item in comparisons)])
-    return [row for i in prompts for row in range(bounds[i], bounds[i + 1])]
+def num_pairs(trees: Sequence[PairTree]) -> int:
+    """Returns the number of pairs of all trees."""
+    return sum(len(item.chosen) for item in trees)
 
 
-def tokens_of(comparisons: Sequence[PairTree]) -> Array:
-    """Returns `[P, 2]` the tokens that each side of each pair speaks, with the one that ends it."""
-    sizes = [
-        [spoken_tokens(item.tree.branches[i]) for i in pair]
-        for item in comparisons
-        for pair in zip(item.chosen, item.rejected, strict=True)
-    ]
+def pair_rows(trees: Sequence[PairTree], numbers: Sequence[int]) -> list[int]:
+    """Returns the rows of the pairs of some trees, among those of all."""
+    first = np.cumsum([0, *(len(item.chosen) for item in trees)])
+    return [row for i in numbers for row in range(first[i], first[i + 1])]
+
+
+def completion_tokens(trees: Sequence[PairTree]) -> Array:
+    """Returns the tokens `[P, 2]` of both sides of each pair, with the one that ends each."""
+    sizes: list[tuple[int, int]] = []
+    for item in trees:
+        # A slice: a response that was cut off has no token behind its last one.
+        size = [len(b.tokens[b.start : b.stop + 1]) for b in item.tree.branches]
+        sizes += [(size[i], size[j]) for i, j in zip(item.chosen, item.rejected, strict=True)]
     return np.array(sizes, np.float64).reshape(-1, 2)
-
-
-def spoken_tokens(branch: Branch) -> int:
-    """Returns how many tokens the policy says: the response's own, and the one that ends it."""
-    return len(branch.tokens[branch.start : branch.stop + 1])

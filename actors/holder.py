@@ -1,5 +1,5 @@
-"""An actor that does nothing: as long as it lives, its name is taken."""
+"""An actor that reserves a name on the cluster and does nothing else."""
 
 
 class Holder:
-    """Holds its name on the cluster until it is killed, or the driver that made it ends."""
+    """Reserves its name until it is killed, or the driver that made it ends."""

@@ -1,4 +1,4 @@
-"""Preference training as one worker sees it: its part of every step.
+"""Training of a reward model on pairs, as one worker sees it: its part of every step.
 
 The steps are a function of the configuration alone, and what they compute is a sum over all
 workers, so their number changes nothing.
@@ -8,13 +8,10 @@ Legend: `P` pairs of a part, `K` heads, `S` sources.
 
 from __future__ import annotations
 
-import json
-import math
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,70 +19,100 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actors.reward_task import TrainTask
+from actors.training_loop import Trainer, train_each
+from panoply.config.preference import DPO, Mixed, More, NoPolicyLoss, PreferenceConfig
 from panoply.data.tokens import TokenPairs
+from panoply.files import whole_file
 from panoply.hub.policy.activation_cache import ActivationCache
-from panoply.hub.policy.trainable import TrainableModel, load_trainable
+from panoply.hub.policy.trainable import load_trainable
+from panoply.model.reward_net import RewardNet
 from panoply.preference.batch_sampler import BatchSampler
 from panoply.preference.distributed import Group
 from panoply.preference.losses import updated_labels
-from panoply.preference.more import MoreState, weigh
+from panoply.preference.more import MoreState, weighted_gradients
 from panoply.preference.pair_loss import PairLabels, pair_loss
-from panoply.preference.step import (
-    PairOutputs,
-    PairTree,
-    SourceSums,
-    SourceWeights,
-    StepOutput,
-    compute_gradients,
-    margins,
-)
-from panoply.preference.train_state import TrainState
-from panoply.types import Array
+from panoply.preference.step import PairOutputs, PairSources, PairTree, evaluate_pairs
+from panoply.preference.train_state import TrainState, learning_rate
+from panoply.types import Array, Ints
 
 BLOCK = 512
 """Pairs whose forwards are planned together."""
 
 
-class NonFinite(FloatingPointError):
-    """A loss or gradient is not a finite number; the batch was saved."""
+@dataclass(frozen=True, slots=True)
+class PairRows:
+    """The pairs of a run without their texts; rows are those of the token file."""
+
+    source_P: Ints
+    """Number of each pair's source."""
+    label_P: Array
+    margin_P: Array
+    weight_P: Array
+    train: Ints
+    select: Ints
+    scored: Ints
+    """Rows whose margins are among the results."""
 
 
-class RewardTrainer:
-    """One worker of a run: its part of the pairs, and a replica or shard of the weights."""
+@dataclass(frozen=True, slots=True)
+class TrainTask:
+    """One reward model to train."""
+
+    config: PreferenceConfig
+    pairs: PairRows
+    tokens: str
+    """File of the token trees."""
+    names: Sequence[str]
+    """Id of each pair's texts, by which cached activations are found."""
+    folder: str
+    """Folder of checkpoints and results, on storage that all workers share."""
+    store: str
+    """Root of what is computed once and shared by runs."""
+    threads: int = 0
+    """Threads of each worker; 0 leaves torch's number."""
+
+
+def train_reward_models(config: Mapping[str, Sequence[TrainTask]]) -> None:
+    """Trains the models of `config["tasks"]` inside a Ray Train worker."""
+    train_each(config["tasks"], RewardTrainer)
+
+
+class RewardTrainer(Trainer):
+    """One worker of a run: its part of the pairs, and a replica or shard of the parameters."""
 
     def __init__(self, task: TrainTask, group: Group) -> None:
-        self.task, self.config, self.group = task, task.config, group
-        loss, backbone = self.config.loss, self.config.backbone
-        self.trainable: TrainableModel = load_trainable(
-            backbone,
+        super().__init__(task, group)
+        self.task, self.config = task, task.config
+        loss, schedule, pairs = self.config.loss, self.config.schedule, task.pairs
+        self.trainable = load_trainable(
+            self.config.backbone,
             num_heads=self.config.num_heads,
             seed=self.config.seed,
-            policy=loss.policy != "none",
+            policy=not isinstance(loss.policy, NoPolicyLoss),
             uniform=self.config.parallel == "fsdp",
         )
         self.net = self.trainable.net
         self.tokens = TokenPairs.open(Path(task.tokens))
-        rows = task.pairs
-        schedule = self.config.schedule
-        balanced = self.config.weighting.sources != "mixed"
-        self.plan = BatchSampler(
-            rows.source_P[rows.train], schedule.pairs_per_step, self.config.seed, balanced
+        balanced = not isinstance(self.config.weighting, Mixed)
+        self.sampler = BatchSampler(
+            pairs.source_P[pairs.train], schedule.pairs_per_step, self.config.seed, balanced
         )
-        self.num_sources = len(self.plan.rows_K)
-        per_step = self.tokens.column("num_tokens")[rows.train].mean() * schedule.pairs_per_step
-        self.delayed = bool(per_step > schedule.token_budget)
-        """Whether MORE's weights are those of the step before. A rule on the data alone: a step
-        that fits one forward is weighed by itself."""
-        self.weighting = MoreState.begin(self.num_sources)
-        self.labels_P = rows.label_P.copy()
-        self.inputs: ActivationCache | None = None
-        if self.trainable.lower is not None:
-            self.inputs = ActivationCache.of(self.trainable, backbone, task.store)
-            self.inputs.fill(self.trainable, self.tokens, task.names, group)
-        uses_reference = loss.policy == "dpo" and loss.alpha > 0
-        self.frozen = deepcopy(self.net) if uses_reference and loss.reference == "copy" else None
-        self.weights = TrainState.of(
+        step_tokens = self.tokens.column("num_tokens")[pairs.train].mean() * schedule.pairs_per_step
+        self.delayed = bool(step_tokens > schedule.token_budget)
+        """Whether MORE takes the source weights of the step before. A rule on the data alone: a
+        step that fits one forward is weighted by its own gradients."""
+        self.more = MoreState.begin(len(self.sampler.rows_K))
+        self.labels_P = pairs.label_P.copy()
+        self.best_loss, self.best_params, self.num_waited = float("inf"), None, 0
+
+        self.cache: ActivationCache | None = None
+        if self.trainable.frozen_prefix is not None:
+            self.cache = ActivationCache.of(self.trainable, self.config.backbone, task.store)
+            self.cache.fill(self.trainable, self.tokens, task.names, group)
+        self.reference_net: RewardNet | None = None
+        if isinstance(loss.policy, DPO) and loss.policy.reference == "copy":
+            self.reference_net = deepcopy(self.net)  # before the parameters are sharded
+        self.state = TrainState.of(
             self.net,
             group,
             lr=schedule.lr,
@@ -93,207 +120,202 @@ class RewardTrainer:
             weight_decay=schedule.weight_decay,
             parallel=self.config.parallel,
         )
-        precomputed = uses_reference and loss.reference == "precomputed"
-        self.reference_P = self._reference() if precomputed else None
+        self.reference_P: Array | None = None
+        if isinstance(loss.policy, DPO) and loss.policy.reference == "precomputed":
+            self.reference_P = self._precomputed_reference()
 
     @property
     def num_steps(self) -> int:
         """Steps of the whole run."""
-        return self.plan.steps_per_epoch * self.config.schedule.num_epochs
+        return self.sampler.steps_per_epoch * self.config.schedule.num_epochs
 
-    def comparisons(self, rows: Sequence[int]) -> list[PairTree]:
-        """Returns the trees of some pairs, with what goes into the trained part."""
-        store, names = self.inputs, self.task.names
-        return [
-            PairTree(self.tokens.tree(row), inputs=store.read(row, names) if store else None)
-            for row in rows
-        ]
+    @property
+    def checkpoint_every(self) -> int:
+        """Steps between checkpoints."""
+        return self.config.schedule.checkpoint_every
 
-    def compare(
+    @property
+    def over(self) -> bool:
+        """Whether all steps are taken, or patience has ended."""
+        patience = self.config.schedule.patience
+        return super().over or bool(patience and self.num_waited >= patience)
+
+    def pair_trees(self, rows: Sequence[int]) -> list[PairTree]:
+        """Returns the trees of some pairs, with activations where they are cached."""
+        trees: list[PairTree] = []
+        for row in rows:
+            activations = self.cache.read(row, self.task.names) if self.cache else None
+            trees.append(PairTree(self.tokens.tree(row), cached_activations=activations))
+        return trees
+
+    def evaluate_pairs(
         self, rows: Sequence[int], *, policy: bool = False, as_saved: bool = False
     ) -> PairOutputs:
-        """Returns both sides of some pairs, without gradients.
+        """Returns the outputs of some pairs, without gradients.
 
         Args:
-            rows: of the pairs.
+            rows: rows of the pairs.
             policy: with log-probabilities.
-            as_saved: with the trained weights as they are, which is how a saved model scores. A
-                forward in bfloat16 rounds them, and loses what is small beside the weight that it
-                changed: margins of a model trained for 50 steps came out a fifth smaller.
+            as_saved: with the trained parameters as they are, which is how a saved model scores. A
+                forward in bfloat16 rounds them, and loses what is small beside the parameter that
+                it changed: margins of a model trained for 50 steps came out a fifth smaller.
         """
-        budget, idle = self.config.schedule.token_budget, self.weights.idle
-        comparisons = self.comparisons(rows)
+        budget, padding = self.config.schedule.token_budget, self.state.num_padding_forwards
+        trees = self.pair_trees(rows)
         if as_saved:
-            comparisons = [
-                replace(item, inputs=None if item.inputs is None else item.inputs.float())
-                for item in comparisons
-            ]
+            for i, item in enumerate(trees):
+                if item.cached_activations is not None:
+                    trees[i] = replace(item, cached_activations=item.cached_activations.float())
         with nullcontext() if as_saved else self.trainable.autocast():
-            return margins(self.net, comparisons, budget, idle, policy=policy)
+            return evaluate_pairs(self.net, trees, budget, padding, policy=policy)
 
-    def _reference(self) -> Array:
-        """Returns the reference's log-probability ratio of every pair that needs it.
+    def _precomputed_reference(self) -> Array:
+        """Returns the reference's log-ratio of every pair that needs it; NaN for others.
 
-        It is kept beside the checkpoints, so that a run that goes on need not compute it again.
+        The file beside the checkpoints keeps it: a run that resumes has other parameters.
         """
-        path = Path(self.task.folder) / "reference.npy"
-        known = path.exists()
-        self.group.wait()
-        if known:
+        path = self.folder / "reference.npy"
+        exists = path.exists()
+        self.group.barrier()
+        if exists:
             return np.load(path, allow_pickle=False)
-        rows = self.group.mine(np.union1d(self.task.pairs.train, self.task.pairs.scored))
-        spoken = [self.compare(block, policy=True) for block in self._blocks(rows)]
-        found = np.concatenate([log_ratio(compared).double().numpy() for compared in spoken])
-        whole = self.group.spread(rows, found, len(self.tokens.table))
+        rows = self.group.shard(np.union1d(self.task.pairs.train, self.task.pairs.scored))
+        blocks = [self.evaluate_pairs(block, policy=True) for block in self._blocks(rows)]
+        ratio_P = torch.cat([outputs.log_ratio_P for outputs in blocks]).double().numpy()
+        reference_P = self.group.gather_rows(rows, ratio_P, len(self.tokens.table))
         if self.group.rank == 0:
-            np.save(path.with_suffix(".part.npy"), whole, allow_pickle=False)
-            path.with_suffix(".part.npy").rename(path)
-        return whole
+            with whole_file(path) as partial:
+                np.save(partial, reference_P, allow_pickle=False)
+        return reference_P
 
     def _blocks(self, rows: list[int]) -> list[list[int]]:
-        """Returns rows in blocks, as many for every worker, if need be with nothing in them."""
-        count = self.group.most(-(-len(rows) // BLOCK))
+        """Returns rows in blocks, equally many for every worker, some of them empty if need be."""
+        count = self.group.all_reduce_max(-(-len(rows) // BLOCK))
         return [rows[i * BLOCK : (i + 1) * BLOCK] for i in range(count)]
 
-    def targets(self, rows: Sequence[int], comparisons: Sequence[PairTree]) -> PairLabels:
-        """Returns what is known of some pairs besides their texts."""
-        own = self.task.pairs
-        reference_P: Tensor | None = None
-        if self.reference_P is not None:
-            reference_P = torch.from_numpy(self.reference_P[list(rows)]).float()
-        elif self.config.loss.policy == "dpo" and self.config.loss.alpha > 0:
-            reference_P = self._reference_now(comparisons)
-        at = list(rows)
-        label_P, margin_P, weight_P = (
-            torch.from_numpy(column[at]).float()
-            for column in (self.labels_P, own.margin_P, own.weight_P)
+    def labels(self, rows: Sequence[int], trees: Sequence[PairTree]) -> PairLabels:
+        """Returns the labels of some pairs."""
+        at, pairs = list(rows), self.task.pairs
+        return PairLabels(
+            label_P=torch.from_numpy(self.labels_P[at]).float(),
+            margin_P=torch.from_numpy(pairs.margin_P[at]).float(),
+            weight_P=torch.from_numpy(pairs.weight_P[at]).float(),
+            reference_P=self._reference(at, trees),
+            bag_PK=self.bag(at) if self.config.bagging else None,
         )
-        bag_PK = self.bag(at) if self.config.bagging else None
-        return PairLabels(label_P, margin_P, weight_P, reference_P, bag_PK)
+
+    def _reference(self, rows: Sequence[int], trees: Sequence[PairTree]) -> Tensor | None:
+        """Returns the reference's log-ratio `[P]` of some pairs, for DPO."""
+        if not isinstance(self.config.loss.policy, DPO):
+            return None
+        if self.reference_P is not None:
+            return torch.from_numpy(self.reference_P[list(rows)]).float()
+        if not trees:
+            return torch.zeros(0)
+        budget = self.config.schedule.token_budget
+        with self.trainable.autocast():
+            if self.reference_net is not None:
+                return evaluate_pairs(self.reference_net, trees, budget, policy=True).log_ratio_P
+            with self.trainable.adapters_off():
+                return evaluate_pairs(self.net, trees, budget, policy=True).log_ratio_P
 
     def bag(self, rows: Sequence[int]) -> Tensor:
-        """Returns how often each head has each pair in its bag, `[P, K]`: a function of the pair.
+        """Returns the count of each pair in the bag of each head, `[P, K]`: a function of the pair.
 
         A draw from Poisson(1), which is what drawing with replacement comes to.
         """
         seed, num_heads = self.config.seed, self.config.num_heads
-        drawn = [np.random.default_rng((seed, row)).poisson(1.0, num_heads) for row in rows]
-        return torch.from_numpy(np.array(drawn).reshape(-1, num_heads)).float()
-
-    def _reference_now(self, comparisons: Sequence[PairTree]) -> Tensor:
-        budget = self.config.schedule.token_budget
-        if not comparisons:
-            return torch.zeros(0)
-        with self.trainable.autocast():
-            if self.frozen is not None:
-                return log_ratio(margins(self.frozen, comparisons, budget, policy=True))
-            with self.trainable.adapters_off():
-                return log_ratio(margins(self.net, comparisons, budget, policy=True))
+        counts = [np.random.default_rng((seed, row)).poisson(1.0, num_heads) for row in rows]
+        return torch.from_numpy(np.array(counts).reshape(-1, num_heads)).float()
 
     def step(self, number: int) -> dict[str, Any]:
         """Takes a step and returns what is logged of it.
 
         Raises:
-            NonFinite: the loss or a gradient is not finite; no weight has changed.
+            NonFinite: the loss or a gradient is not finite; no parameter has changed.
         """
-        began = time.perf_counter()
-        places = self.plan.ids(number)
-        rows = self.task.pairs.train[places]
-        mine = self.group.mine(rows)
-        comparisons = self.comparisons(mine)
-        targets = self.targets(mine, comparisons)
-        sizes_S = np.bincount(
-            self.task.pairs.source_P[rows],
-            weights=self.task.pairs.weight_P[rows],
-            minlength=self.num_sources,
+        pairs, schedule = self.task.pairs, self.config.schedule
+        step_rows = pairs.train[self.sampler.batch_indices(number)]
+        rows = self.group.shard(step_rows)
+        trees = self.pair_trees(rows)
+        labels = self.labels(rows, trees)
+        total_S = np.bincount(
+            pairs.source_P[step_rows],
+            weights=pairs.weight_P[step_rows],
+            minlength=len(self.sampler.rows_K),
         ).astype(np.float64)
-        done = self._gradients(comparisons, targets, mine, sizes_S)
-        norm = self.weights.clip(self.config.schedule.max_norm)
-        loss = float(self.group.sum(np.array([done.loss]))[0])
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            self._save_batch(number, mine, done)
-            raise NonFinite(f"step {number}: loss {loss}, gradient norm {norm}")
-        self.weights.step(self.rate(number))
-        tokens = float(sum(item.tree.num_tokens for item in comparisons))
-        logged: dict[str, Any] = {"step": number, "loss": loss, "gradient_norm": norm}
-        logged["tokens"] = float(self.group.sum(np.array([tokens]))[0])
-        logged["seconds"] = time.perf_counter() - began
-        if self.config.weighting.sources == "more":
-            logged["weights"] = self.weighting.weights_K.tolist()
-        return logged
-
-    def _gradients(
-        self, comparisons: Sequence[PairTree], targets: PairLabels, mine: list[int], sizes_S: Array
-    ) -> StepOutput:
-        source_P = self.task.pairs.source_P[mine]
-        more, delayed = self.config.weighting.sources == "more", self.delayed
-        solved: list[Tensor] = []  # once a step, also where memory ran out after it
-
-        def shares() -> Tensor:
-            if self.config.weighting.sources == "mixed":
-                return torch.full((len(mine),), 1 / float(sizes_S.sum()))
-            return torch.from_numpy(self.weighting.weights_K / sizes_S)[source_P].float()
-
-        def solve(sums: SourceSums) -> Tensor:
-            if not solved:
-                grad_SD = self.group.sum(sums.grad_SD) / sizes_S[:, None]
-                loss_S = self.group.sum(sums.loss_S) / sizes_S
-                # What is not finite ends the step before it counts: see `step`.
-                if np.isfinite(grad_SD).all() and np.isfinite(loss_S).all():
-                    self.weighting = weigh(self.weighting, grad_SD, loss_S, self.config.weighting)
-                solved.append(shares())
-            return solved[0]
 
         with self.trainable.autocast():
-            done = compute_gradients(
-                self.net,
-                comparisons,
-                budget=self.config.schedule.token_budget,
-                shares_P=shares(),
-                loss=lambda compared: pair_loss(compared, targets, self.config.loss),
-                weigh=SourceWeights(source_P, self.num_sources, solve) if more else None,
-                ahead=more and not delayed,
-                idle=self.weights.idle,
+            out, self.more = weighted_gradients(
+                self.state,
+                trees,
+                PairSources(pairs.source_P[rows], total_S),
+                self.config.weighting,
+                self.more,
+                loss=lambda outputs: pair_loss(outputs, labels, self.config.loss),
+                budget=schedule.token_budget,
+                delayed=self.delayed,
             )
-        if more and delayed and done.sums is not None:
-            solve(done.sums)
-        return done
+        batch = {"rows": [int(row) for row in rows], "ids": [self.task.names[row] for row in rows]}
+        rate = learning_rate(number, self.num_steps, schedule.warmup)
+        logged = self.update(number, out, trees, batch, max_norm=schedule.max_norm, rate=rate)
+        if isinstance(self.config.weighting, More):
+            logged["source_weights"] = self.more.source_weights_K.tolist()
+        return logged
 
-    def rate(self, step: int) -> float:
-        """Returns the share of the peak learning rate: linear warm-up, then a cosine to zero."""
-        rising = self.config.schedule.warmup * self.num_steps
-        if step < rising:
-            return (step + 1) / (rising + 1)
-        along = (step - rising) / max(1.0, self.num_steps - rising)
-        return 0.5 * (1 + math.cos(math.pi * along))
+    def after_step(self) -> None:
+        """Smooths labels after an epoch, and evaluates on *select*, where that is due."""
+        done, per_epoch = len(self.history), self.sampler.steps_per_epoch
+        if self.config.loss.smoothing and done % per_epoch == 0:
+            self.smooth_labels()
+        if done % (self.config.schedule.eval_every or per_epoch) == 0 or done == self.num_steps:
+            self.evaluate()
 
     def smooth_labels(self) -> None:
-        """Moves the training labels toward the model's belief, after an epoch."""
-        rows = self.group.mine(self.task.pairs.train)
-        margin_PK = self.all_margins(rows)
-        label_P = torch.from_numpy(self.labels_P[self.task.pairs.train])
-        margin_P = torch.from_numpy(margin_PK[self.task.pairs.train].mean(1))
+        """Moves the training labels toward the model's belief."""
+        train = self.task.pairs.train
+        margin_PK = self.all_margins(self.group.shard(train))
+        label_P = torch.from_numpy(self.labels_P[train])
+        margin_P = torch.from_numpy(margin_PK[train].mean(1))
         updated = updated_labels(label_P, margin_P, self.config.loss.smoothing)
-        self.labels_P[self.task.pairs.train] = updated.numpy()
+        self.labels_P[train] = updated.numpy()
+
+    def evaluate(self) -> None:
+        """Evaluates on *select*, and keeps the parameters where they are the best."""
+        loss = self.select_loss()
+        self.history[-1]["select_loss"] = loss
+        self.num_waited = 0 if loss < self.best_loss else self.num_waited + 1
+        if loss < self.best_loss:
+            self.best_loss = loss
+            if self.config.schedule.keep_best:
+                self.best_params = self.state.params()
+
+    def select_loss(self) -> float:
+        """Returns the log loss on *select*, the mean over the sources."""
+        rows = self.task.pairs.select
+        margin_P = self.all_margins(self.group.shard(rows))[rows].mean(1)
+        margin_P *= 2 * self.task.pairs.label_P[rows] - 1
+        source_P = self.task.pairs.source_P[rows]
+        losses = [np.logaddexp(0, -margin_P[source_P == s]).mean() for s in np.unique(source_P)]
+        return float(np.mean(losses))
 
     def all_margins(self, rows: list[int], *, as_saved: bool = False) -> Array:
         """Returns margins `[pairs, K]` of the rows that the workers bring; NaN for others."""
-        found = np.concatenate([self.margin(b, as_saved=as_saved) for b in self._blocks(rows)])
-        return self.group.spread(rows, found, len(self.tokens.table))
+        blocks = [self.margins(block, as_saved=as_saved) for block in self._blocks(rows)]
+        return self.group.gather_rows(rows, np.concatenate(blocks), len(self.tokens.table))
 
-    def margin(self, rows: Sequence[int], *, as_saved: bool = False) -> Array:
+    def margins(self, rows: Sequence[int], *, as_saved: bool = False) -> Array:
         """Returns margins `[P, K]`; of the implicit reward where no reward loss trains a head.
 
         R(x, y) = beta log pi(y | x) / pi_ref(y | x)   (DPO as a reward model)
         """
-        if self.config.loss.reward:
-            compared = self.compare(rows, as_saved=as_saved)
-            return compared.margin_PK.double().numpy()
-        reference_P = self.targets(rows, self.comparisons(rows)).reference_P
-        assert reference_P is not None
-        spoken = log_ratio(self.compare(rows, policy=True))
-        apart = self.config.loss.beta * (spoken - reference_P)
-        return apart.double().numpy()[:, None].repeat(self.config.num_heads, 1)
+        policy = self.config.loss.policy
+        if self.config.loss.reward or not isinstance(policy, DPO):
+            return self.evaluate_pairs(rows, as_saved=as_saved).margin_PK.double().numpy()
+        reference_P = self._reference(rows, self.pair_trees(rows))
+        log_ratio_P = self.evaluate_pairs(rows, policy=True).log_ratio_P
+        margin_P = policy.beta * (log_ratio_P - reference_P)
+        return margin_P.double().numpy()[:, None].repeat(self.config.num_heads, 1)
 
     def moments(self) -> tuple[list[float], list[float]]:
         """Returns the mean and deviation of each head's scores on a sample of training responses.
@@ -302,39 +324,54 @@ class RewardTrainer:
         """
         if self.config.num_heads == 1:
             return [0.0], [1.0]
-        rows = self.group.mine(self.task.pairs.train[:BLOCK])
-        compared = self.compare(rows, as_saved=True)
-        score_RK = torch.cat([compared.chosen_PK, compared.rejected_PK]).double().numpy()
-        sums = [np.full(1, len(score_RK)), score_RK.sum(0), (score_RK**2).sum(0)]
-        count, first, second = (self.group.sum(x) for x in sums)
-        mean = first / count
-        return mean.tolist(), np.sqrt(second / count - mean**2).tolist()
+        outputs = self.evaluate_pairs(
+            self.group.shard(self.task.pairs.train[:BLOCK]), as_saved=True
+        )
+        score_RK = torch.cat([outputs.chosen_PK, outputs.rejected_PK]).double().numpy()
+        count = self.group.all_reduce_sum(np.full(1, len(score_RK)))
+        mean = self.group.all_reduce_sum(score_RK.sum(0)) / count
+        mean_square = self.group.all_reduce_sum((score_RK**2).sum(0)) / count
+        return mean.tolist(), np.sqrt(mean_square - mean**2).tolist()
 
-    def select_loss(self) -> float:
-        """Returns the log loss on *select*, the mean of the sources'."""
-        rows = self.task.pairs.select
-        margin_P = self.all_margins(self.group.mine(rows))[rows].mean(1)
-        margin_P *= 2 * self.task.pairs.label_P[rows] - 1
-        source_P = self.task.pairs.source_P[rows]
-        losses = [np.logaddexp(0, -margin_P[source_P == s]).mean() for s in np.unique(source_P)]
-        return float(np.mean(losses))
-
-    def _save_batch(self, number: int, mine: list[int], done: StepOutput) -> None:
-        found = {
-            "step": number,
-            "rows": [int(row) for row in mine],
-            "ids": [self.task.names[row] for row in mine],
-            "loss": done.loss,
-            "margins": done.margin_PK.tolist(),
-            "config": asdict(self.config),
+    def state_dict(self) -> dict[str, Any]:
+        """Returns all that a checkpoint needs; every worker takes part."""
+        momentum = self.more.momentum_KD
+        return super().state_dict() | {
+            "more_momentum": None if momentum is None else torch.from_numpy(momentum),
+            "source_weights": torch.from_numpy(self.more.source_weights_K),
+            "labels": torch.from_numpy(self.labels_P),
+            "best_loss": self.best_loss,
+            "best_params": self.best_params,
+            "num_waited": self.num_waited,
         }
-        path = Path(self.task.folder) / f"nonfinite-{number}-{self.group.rank}.json"
-        path.write_text(json.dumps(found, indent=1))
 
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Resumes from a checkpoint of any number of workers."""
+        super().load_state_dict(state)
+        momentum, source_weights = state["more_momentum"], state["source_weights"]
+        self.more = MoreState(
+            None if momentum is None else momentum.numpy(), source_weights.numpy()
+        )
+        self.labels_P = state["labels"].numpy()
+        self.best_loss, self.best_params = state["best_loss"], state["best_params"]
+        self.num_waited = state["num_waited"]
 
-def log_ratio(compared: PairOutputs) -> Tensor:
-    """Returns log pi(y+ | x) - log pi(y- | x) `[P]`."""
-    chosen_P, rejected_P = compared.chosen_log_prob_P, compared.rejected_log_prob_P
-    assert chosen_P is not None
-    assert rejected_P is not None
-    return chosen_P - rejected_P
+    def write_results(self) -> dict[str, Any]:
+        """Writes margins and parameters; returns the content of `done.json`."""
+        if self.best_params is not None:
+            self.state.load_params(self.best_params)
+        rows = self.group.shard(self.task.pairs.scored)
+        margin_PK = self.all_margins(rows, as_saved=True)
+        centers, scales = self.moments()
+        params = self.state.params()
+        if self.group.rank == 0:
+            np.save(self.folder / "margins.npy", margin_PK, allow_pickle=False)
+            torch.save(params, self.folder / "trained.pt")
+        return {
+            "history": self.history,
+            "delayed": self.delayed,
+            "centers": centers,
+            "scales": scales,
+            "best_select_loss": self.best_loss,
+            "labels": self.labels_P.tolist() if self.config.loss.smoothing else None,
+        }

@@ -25,7 +25,7 @@ from panoply.config import Rendering
 from panoply.config.policy import PolicyServerConfig, SamplingConfig
 from panoply.hub.backbone.backbone import quiet
 from panoply.hub.policy.lora import FILE
-from panoply.hub.policy.policy import load_speaker
+from panoply.hub.policy.policy import load_prompt_renderer
 from panoply.model.sampling import stream
 from panoply.wire.request import Payload
 from panoply.wire.retry import RetryingRequest
@@ -58,7 +58,7 @@ class ServerSampler:
     ) -> None:
         quiet()
         self.config, self.server = config, server
-        self.renderer, self.stops = load_speaker(model, rendering)
+        self.renderer, self.stops = load_prompt_renderer(model, rendering)
         self.http = httpx2.Client(limits=httpx2.Limits(max_connections=config.rows))
         self.loaded = ("", server.model)
         """The latest adapters, and the name that the server has them under."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
+from panoply.config import as_dict
 from panoply.config.preference import PreferenceConfig
 from panoply.data.schema import digest
 
@@ -81,12 +82,13 @@ class Bench:
             ValueError: the folder holds a model of another configuration.
         """
         from actors.reward_training import DONE, run_task
+
         from panoply.preference.distributed import Group
         from workflows.cluster.ray_cluster import check_or_write_config
         from workflows.preference import TrainedRun
 
         task, began = self.task(name, config, sources), time.perf_counter()
-        check_or_write_config(Path(task.folder), "config.json", asdict(config))
+        check_or_write_config(Path(task.folder), "config.json", as_dict(config))
         if reference:
             shutil.copyfile(reference, Path(task.folder) / reference.name)
         if not (Path(task.folder) / DONE).exists():

@@ -12,11 +12,16 @@ from panoply.config.bandit import BanditConfig, SelectorConfig, SignalConfig
 from panoply.config.laser import ArmsConfig, BestOfNConfig, LaserConfig, PromptsConfig
 from panoply.config.policy import PolicyConfig, SamplingConfig
 from panoply.config.preference import (
+    DPO,
+    Full,
+    HeadOnly,
+    LastLayers,
+    Lora,
     LossConfig,
+    More,
     PreferenceConfig,
     ScheduleConfig,
     TrainedBackboneConfig,
-    WeightingConfig,
 )
 from panoply.config.serve import ServeConfig
 from panoply.config.tune import TuneConfig
@@ -72,8 +77,10 @@ PREFERENCE: dict[str, tuple[str, PreferenceConfig]] = {
         PreferenceConfig(
             out="runs/preference",
             planted=SyntheticConfig(num_prompts=250),
-            backbone=TrainedBackboneConfig(trained="last", num_last=2, depth=0.3, rendering=SHORT),
-            weighting=WeightingConfig(sources="more"),
+            backbone=TrainedBackboneConfig(
+                trained=LastLayers(num_last=2), depth=0.3, rendering=SHORT
+            ),
+            weighting=More(),
             schedule=ScheduleConfig(lr=5e-4),
         ),
     ),
@@ -83,15 +90,11 @@ PREFERENCE: dict[str, tuple[str, PreferenceConfig]] = {
     ),
     "haf": (
         "HaF-RM: the reward loss with a DPO policy loss on the same backbone.",
-        PreferenceConfig(
-            out="runs/haf", pairs=tyro.MISSING, loss=LossConfig(policy="dpo", alpha=0.2)
-        ),
+        PreferenceConfig(out="runs/haf", pairs=tyro.MISSING, loss=LossConfig(policy=DPO())),
     ),
     "more": (
         "MORE: pairs of several sources, weighted step by step; plain mixing is trained beside it.",
-        PreferenceConfig(
-            out="runs/more", pairs=tyro.MISSING, weighting=WeightingConfig(sources="more")
-        ),
+        PreferenceConfig(out="runs/more", pairs=tyro.MISSING, weighting=More()),
     ),
     "more-paper": (
         "MORE as in the paper: a 7B model, all weights (sharded), 16 pairs of each of 5 sources.",
@@ -101,11 +104,11 @@ PREFERENCE: dict[str, tuple[str, PreferenceConfig]] = {
             max_pairs_per_source=40_000,
             backbone=TrainedBackboneConfig(
                 model="huggyllama/llama-7b",
-                trained="full",
+                trained=Full(),
                 checkpointing=True,
                 rendering=Rendering(max_prompt_tokens=384, max_response_tokens=128),
             ),
-            weighting=WeightingConfig(sources="more"),
+            weighting=More(),
             schedule=ScheduleConfig(pairs_per_step=80, lr=1e-6, head_lr=1e-6, warmup=0.0),
             num_workers=8,
             parallel="fsdp",
@@ -118,12 +121,11 @@ PREFERENCE: dict[str, tuple[str, PreferenceConfig]] = {
             pairs=tyro.MISSING,
             backbone=TrainedBackboneConfig(
                 model="mistralai/Mistral-7B-Instruct-v0.2",
-                rank=64,
-                lora_alpha=16.0,
+                trained=Lora(rank=64, alpha=16.0),
                 checkpointing=True,
                 rendering=Rendering(max_prompt_tokens=384, max_response_tokens=128),
             ),
-            loss=LossConfig(policy="dpo", alpha=0.2, beta=0.1, reference="adapters_off"),
+            loss=LossConfig(policy=DPO(alpha=0.2, beta=0.1, reference="adapters_off")),
             schedule=ScheduleConfig(pairs_per_step=16, num_epochs=2, lr=3e-5, head_lr=3e-5),
             num_workers=8,
         ),
@@ -131,29 +133,26 @@ PREFERENCE: dict[str, tuple[str, PreferenceConfig]] = {
 }
 """Preference runs."""
 
-MORE = WeightingConfig(sources="more")
 PLANTED_PAIRS = PREFERENCE["embedded"][1]
 TUNE_MORE: dict[str, tuple[str, TuneConfig]] = {
     "embedded": (
-        "How a search goes, in minutes on 2 cores: a head alone, which learns little of the "
-        "planted world.",
+        "A small search, in minutes on 2 cores: a head alone, which learns little of the planted "
+        "world.",
         TuneConfig(
             out="runs/tune",
             num_trials=12,
-            preference=replace(
-                PLANTED_PAIRS,
-                backbone=replace(PLANTED_PAIRS.backbone, trained="head"),
-            ),
+            planted=PLANTED_PAIRS.planted,
+            backbone=replace(PLANTED_PAIRS.backbone, trained=HeadOnly()),
+            schedule=PLANTED_PAIRS.schedule,
         ),
     ),
     "pairs": (
         "Your pairs of two or more sources, the head alone on features computed once; search the "
-        "rest of a model with --preference.backbone.trained.",
+        "rest of a model with backbone.trained:last-layers, :lora or :full.",
         TuneConfig(
             out="runs/tune-pairs",
-            preference=PreferenceConfig(
-                pairs=tyro.MISSING, backbone=TrainedBackboneConfig(trained="head"), weighting=MORE
-            ),
+            pairs=tyro.MISSING,
+            backbone=TrainedBackboneConfig(trained=HeadOnly()),
         ),
     ),
 }

@@ -4,31 +4,37 @@ from __future__ import annotations
 
 import shlex
 
-import tyro
-
+from jobs._main import parse_recipe, run_workflow
 from jobs.recipes import PREFERENCE, TUNE_MORE
+from panoply.report.progress import Terminal
 
 
 def main() -> None:
-    """Parses a recipe and its flags, then runs it."""
-    config = tyro.extras.overridable_config_cli(TUNE_MORE, prog="python -m jobs.tune_more")
-    # Ray and torch load only now, after the arguments are known to be right.
-    from panoply.report.progress import RunLogger, Terminal, exit_if_unusable
+    """Parses a recipe and its flags, runs the search, and prints the best point's command."""
+    config = parse_recipe("tune_more", TUNE_MORE)
     from panoply.report.trials import search_table, trials_table
     from workflows.cluster.ray_cluster import run_folder
     from workflows.tune_more import run_tune_more
 
-    console = Terminal()
-    recipe = "more" if config.preference.planted is None else "embedded"
-    with exit_if_unusable(console):
-        found = run_tune_more(config, PREFERENCE[recipe][1], RunLogger(console))
-    console.print(trials_table(found.trials))
+    recipe = "more" if config.planted is None else "embedded"
+    search = run_workflow(
+        lambda config, logger: run_tune_more(config, PREFERENCE[recipe][1], logger), config
+    )
+    console, out = Terminal(), run_folder(config.out)
+    console.print(trials_table(search.trials))
     console.print()
-    console.print(search_table(found.metrics))
-    out = run_folder(config.out)
+    console.print(search_table(search.metrics))
     console.print(f"results: {out}")
-    command = ["python", "-m", "jobs.preference", recipe, *found.flags, "--out", f"{out}-best"]
-    console.print(f"next: {shlex.join(command)}", markup=False, soft_wrap=True)
+    command = [
+        "python",
+        "-m",
+        "jobs.preference",
+        recipe,
+        *search.next_words,
+        "--out",
+        f"{out}-best",
+    ]
+    console.print(f"next: {shlex.join(command)}", soft_wrap=True)
 
 
 if __name__ == "__main__":

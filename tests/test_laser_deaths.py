@@ -29,7 +29,7 @@ DEATHS = {
     # Title of the process, what has to be there, and what must not: it is on the way.
     "sampler": ("ray::Sampler.sample", "log/decisions-00000000.parquet", "000/samples.parquet"),
     "selector": ("ray::Selector", "log/decisions-00000001.parquet", "log/rewards-00000001.parquet"),
-    "learner": ("RayTrainWorker", "002/spoken.npz", "002/done.json"),
+    "learner": ("RayTrainWorker", "002/start_logps.npz", "002/done.json"),
     "replica": (":RewardModel", "log/decisions-00000003.parquet", "003/samples.parquet"),
 }
 

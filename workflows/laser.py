@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from actors.dpo_task import PolicyRound, PolicyTask, RankedPrompt
+from actors.dpo_trainer import PolicyRound, PolicyTask, RankedPrompt
 from actors.prompt_embeddings import prompt_states, unit_contexts
 from actors.server_sampler import check_server
 from panoply.config.laser import (
@@ -388,7 +388,7 @@ def train(
         reference=reference,
         folder=str(place),
         threads=1 if config.num_workers > 1 else 0,
-        probe=world.probe,
+        gold_pairs=world.probe,
     )
     return train_round(task, config.num_workers, config.gpus)
 
@@ -415,7 +415,7 @@ def outcomes(
             PromptOutcome(
                 prompt_id=name,
                 **alone,
-                probe_gain=trained.probe_gain(one.source) if trained else float("nan"),
+                probe_gain=trained.gold_margin_gain(one.source) if trained else float("nan"),
                 held_out_gain=gain,
                 verifier=verified(score_n, one.verdict_n),
                 agreement=agreement(one.score_Kn, arm) if together else float("nan"),

@@ -1,9 +1,14 @@
 """Preference training from files to a calibrated reward model, top to bottom.
 
-    pairs of one or more sources -> ids, one split, quarantine -> token trees
-    -> backbone + heads, step by step:  L = sum_s lambda_s L_s        (MORE, arXiv 2312.07401)
-                                     L_s = L_BT + alpha L_policy   (HaF-RM, arXiv 2407.04185)
-    -> temperature on *calibrate* -> artefact -> metrics, plots, MLflow
+    1. pairs (x, y+, y-) of sources s = 1..K -> ids, one split, quarantine -> token trees
+    2. in each step, on a batch of pairs, with heads R on the backbone pi:
+           L_s = mean over the pairs of s of  L_BT + alpha L_policy     (HaF-RM, arXiv 2407.04185)
+           L_BT = -log sigma( R(x, y+) - R(x, y-) ),   L_policy = DPO or SFT
+           g_s = grad of L_s with respect to the head,   m_s <- (1 - a) m_s + a g_s
+           lambda = argmin over the simplex || sum_s lambda_s m_s / ||m_s|| ||^2
+           L = sum_s lambda_s L_s,   AdamW on grad L                    (MORE, arXiv 2312.07401)
+    3. temperature T on *calibrate*:  P(y+ > y- | x) = sigma( (R(x, y+) - R(x, y-)) / T )
+    4. artefact; metrics on *test*, plots, MLflow
 
 Where this differs from the papers' code:
 1. Rewards are read at the last token of each response's own render, never at a pad position.
@@ -17,21 +22,21 @@ Where this differs from the papers' code:
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from actors.reward_task import PairRows, TrainTask
-from actors.reward_training import DONE, PROGRESS, STOPPED, train_models
-from panoply.config.preference import PreferenceConfig
+from actors.reward_trainer import PairRows, TrainTask, train_reward_models
+from actors.training_loop import DONE, PROGRESS, STOPPED
+from panoply.config import as_dict
+from panoply.config.preference import Mixed, More, PreferenceConfig
 from panoply.hub.artefact.manifest import ScalarManifest
 from panoply.hub.artefact.model_card import write_card
+from panoply.hub.artefact.round_trip import check_round_trip
 from panoply.hub.artefact.scalar import load_scalar_model, save_scalar_model
 from panoply.hub.backbone.backbone import resolve
 from panoply.hub.policy.trainable import load_trainable
@@ -43,6 +48,7 @@ from panoply.report.tables import RAW
 from panoply.report.training_plots import draw_training
 from panoply.types import Array
 from workflows.cluster.embed import ActorPoolSpec
+from workflows.cluster.polled_bar import polled_bar
 from workflows.cluster.prepare_pairs import Preferences, read_pairs, tokenize, training_rows
 from workflows.cluster.ray_cluster import (
     await_workers,
@@ -55,14 +61,13 @@ from workflows.cluster.ray_cluster import (
 from workflows.cluster.scorers import report_pairs
 from workflows.cluster.tracking import git_commit, open_tracker, write_json
 
-OWN, PLAIN = "score", "mixed"
-"""The model that is wanted, and plain mixing beside MORE."""
-CHECKED_PAIRS = 16
+MAIN, PLAIN = "score", "mixed"
+"""Names of the model of the configuration, and of plain mixing beside MORE."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainedRun:
-    """What training one model left in its folder."""
+    """Results of training one model, from its folder."""
 
     folder: Path
     margin_PK: Array
@@ -83,7 +88,7 @@ class TrainedRun:
 
     @property
     def margin_P(self) -> Array:
-        """The mean of the standardized heads."""
+        """Mean of the standardized heads' margins."""
         return (self.margin_PK / np.array(self.scales)).mean(1)
 
 
@@ -97,16 +102,16 @@ def run_preference(config: PreferenceConfig, logger: RunLogger) -> dict[str, Any
     out = run_folder(config.out)
     resolve(config.backbone.model)
     tracker = open_tracker(config.experiment, out)
-    check_or_write_config(out, "config.json", asdict(config))
-    found = read_pairs(config, out / "data")
-    check_or_write_config(out, "data.json", {"pairs": found.summary["id"]})
-    tags = {"method": "preference", "data.pairs": str(found.summary["id"])}
-    with tracker.run(asdict(config), tags, logger, model="preference", steps=OWN):
-        return train_and_measure(config, found, out, logger)
+    check_or_write_config(out, "config.json", as_dict(config))
+    preferences = read_pairs(config, out / "data")
+    check_or_write_config(out, "data.json", {"pairs": preferences.summary["id"]})
+    tags = {"method": "preference", "data.pairs": str(preferences.summary["id"])}
+    with tracker.run(as_dict(config), tags, logger, model="preference", steps=MAIN):
+        return train_and_measure(config, preferences, out, logger)
 
 
 def train_and_measure(
-    config: PreferenceConfig, found: Preferences, out: Path, logger: RunLogger
+    config: PreferenceConfig, preferences: Preferences, out: Path, logger: RunLogger
 ) -> dict[str, Any]:
     """Trains the models on pairs that are read; leaves all of the run in its folder.
 
@@ -114,25 +119,27 @@ def train_and_measure(
         ValueError: no pair is left to train on.
         RuntimeError: a loss or gradient was not finite; the batch is saved.
     """
-    tokens, cut = tokenize(config, found, out / "data" / "tokens.parquet", logger)
-    rows, sources, told = training_rows(config, found, tokens)
+    # 1. Pairs to token trees.
+    tokens, cut = tokenize(config, preferences, out / "data" / "tokens.parquet", logger)
+    rows, sources, statistics = training_rows(config, preferences, tokens)
     logger.info(f"data: {len(rows.train):,} of {len(rows.source_P):,} pairs to train on, {sources}")
-    if config.num_workers:
-        connect(config.num_workers)
 
-    tasks = make_tasks(config, rows, found, out)
-    train(tasks, config, out / "train", logger)
+    # 2. The model of the configuration, and plain mixing beside MORE.
+    tasks = make_tasks(config, rows, preferences, out)
+    train(tasks, config, statistics["num_steps"], out / "train", logger)
     trained = {name: TrainedRun.read(Path(task.folder)) for name, task in tasks.items()}
 
-    scales, margins = calibrate(trained, found)
-    metrics = measure(margins, scales, found)
+    # 3. and 4. Temperatures on *calibrate*; metrics on *test*, and the artefact.
+    scales, margins = calibrate(trained, preferences)
+    metrics = measure(margins, scales, preferences)
     metrics["training"] = {name: summary(model, sources) for name, model in trained.items()}
-    metrics["data"] = {"pairs": dict(found.summary) | cut | told}
+    metrics["data"] = {"pairs": dict(preferences.summary) | cut | statistics}
     metrics["git_commit"] = git_commit()
     if config.loss.reward:
         metrics["artefact"] = save_artefact(
-            tasks[OWN], trained[OWN], scales[OWN], sources, found, out
+            tasks[MAIN], trained[MAIN], scales[MAIN], sources, preferences, out
         )
+
     write_json(out / "metrics.json", metrics)
     history = {name: model.history for name, model in trained.items()}
     write_json(out / "history.json", history)
@@ -145,27 +152,30 @@ def train_and_measure(
 
 
 def make_tasks(
-    config: PreferenceConfig, rows: PairRows, found: Preferences, out: Path
+    config: PreferenceConfig, rows: PairRows, preferences: Preferences, out: Path
 ) -> dict[str, TrainTask]:
-    """Returns the models to train, the wanted one first; beside MORE stands plain mixing."""
-    base = TrainTask(
+    """Returns the models to train, that of the configuration first; plain mixing beside MORE."""
+    task = TrainTask(
         config=config,
         pairs=rows,
         tokens=str(out / "data" / "tokens.parquet"),
-        names=found.names,
-        folder="",
+        names=preferences.names,
+        folder=str(out / "train" / MAIN),
         store=store_root(config.store),
         threads=0 if config.num_workers <= 1 else 1,
     )
-    tasks = {OWN: replace(base, folder=str(out / "train" / OWN))}
-    if config.weighting.sources == "more":
-        plain = replace(config, weighting=replace(config.weighting, sources="mixed"))
-        tasks[PLAIN] = replace(base, config=plain, folder=str(out / "train" / PLAIN))
-    return tasks
+    if not isinstance(config.weighting, More):
+        return {MAIN: task}
+    plain = replace(config, weighting=Mixed())
+    return {MAIN: task, PLAIN: replace(task, config=plain, folder=str(out / "train" / PLAIN))}
 
 
 def train(
-    tasks: Mapping[str, TrainTask], config: PreferenceConfig, run: Path, logger: RunLogger
+    tasks: Mapping[str, TrainTask],
+    config: PreferenceConfig,
+    num_steps: int,
+    run: Path,
+    logger: RunLogger,
 ) -> None:
     """Trains the models on Ray Train, on as many workers as there are.
 
@@ -177,74 +187,58 @@ def train(
         (folder / STOPPED).unlink(missing_ok=True)
     gpus = 0.0
     if config.num_workers:
+        connect(config.num_workers)
         pool = ActorPoolSpec.of_cluster(config.num_workers, config.gpus)
         await_workers(pool.num_actors, pool.bundle, config.wait_minutes, logger)
         gpus = pool.gpus
-    with watching(folders, logger):
+
+    def steps_done() -> int:
+        return sum(_steps_done(folder, num_steps) for folder in folders)
+
+    with polled_bar(logger, "training", num_steps * len(folders), steps_done):
         loop = {"tasks": list(tasks.values())}
-        run_train(train_models, loop, config.num_workers, run, "preference", gpus=gpus)
+        run_train(train_reward_models, loop, config.num_workers, run, "preference", gpus=gpus)
     for folder in folders:
         if (folder / STOPPED).exists():
             reason = json.loads((folder / STOPPED).read_text())["reason"]
             raise RuntimeError(
-                f"{reason}: training stopped before it changed a weight. The batch is in "
+                f"{reason}: training stopped before it changed a parameter. The batch is in "
                 f"{folder}/nonfinite-*.json; lower `schedule.lr`, or look at those pairs"
             )
 
 
-@contextmanager
-def watching(folders: Sequence[Path], logger: RunLogger) -> Generator[None]:
-    """Shows the progress that the workers write."""
-    over = threading.Event()
-
-    def look() -> None:
-        for folder in folders:
-            seen = 0
-            while not (folder / PROGRESS).exists() and not over.wait(0.5):
-                pass
-            if over.is_set():
-                return
-            total = json.loads((folder / PROGRESS).read_text())["num_steps"]
-            with logger.bar(f"training {folder.name}", total) as advance:
-                while not over.wait(0.5) and not (folder / DONE).exists():
-                    now = json.loads((folder / PROGRESS).read_text())["step"]
-                    advance(max(0, now - seen))
-                    seen = max(now, seen)
-                advance(total - seen if (folder / DONE).exists() else 0)
-
-    watcher = threading.Thread(target=look, daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        over.set()
-        watcher.join()
+def _steps_done(folder: Path, num_steps: int) -> int:
+    """Returns the steps that a model has behind it; all of them where patience ended it early."""
+    if (folder / DONE).exists():
+        return num_steps
+    progress = folder / PROGRESS
+    return json.loads(progress.read_text())["step"] if progress.exists() else 0
 
 
 def calibrate(
-    trained: Mapping[str, TrainedRun], found: Preferences
+    trained: Mapping[str, TrainedRun], preferences: Preferences
 ) -> tuple[dict[str, float], dict[str, Array]]:
-    """Returns each model's factor to log odds, fitted on *calibrate*, and its margins.
+    """Returns each model's scale 1 / T to log odds, fitted on *calibrate*, and its margins.
 
-    A model stands there twice: with its factor, and raw, with the margins as they are.
+    A model stands there twice: with its scale, and raw, with the margins as they are.
     """
-    rows = found.table.split.of("calibrate")
+    rows = preferences.table.split.of("calibrate")
     scales: dict[str, float] = {}
     margins: dict[str, Array] = {}
     for name, model in trained.items():
-        scales[name] = fit_scale(model.margin_P[rows] * found.signs_P[rows])
+        scales[name] = fit_scale(model.margin_P[rows] * preferences.signs_P[rows])
         scales[name + RAW] = 1.0
         margins[name] = margins[name + RAW] = model.margin_P
     return scales, margins
 
 
 def measure(
-    margins: Mapping[str, Array], scales: Mapping[str, float], found: Preferences
+    margins: Mapping[str, Array], scales: Mapping[str, float], preferences: Preferences
 ) -> dict[str, Any]:
     """Returns the metrics on *test*."""
-    rows = found.table.split.of("test")
+    rows = preferences.table.split.of("test")
     return {
-        "pairs": report_pairs(margins, found.table, rows, scales),
+        "pairs": report_pairs(margins, preferences.table, rows, scales),
         "reliability": {
             name: reliability(margin[rows] * scales[name]) for name, margin in margins.items()
         },
@@ -252,21 +246,19 @@ def measure(
 
 
 def summary(model: TrainedRun, sources: Sequence[str]) -> dict[str, Any]:
-    """Returns how training went: steps, tokens, time, losses, and MORE's weights at the end."""
+    """Returns the course of training: steps, tokens, time, losses, and MORE's mean weights."""
     history = model.history
-    looks = [step["select_loss"] for step in history if "select_loss" in step]
-    weights = [step["weights"] for step in history if "weights" in step]
+    weights = [step["source_weights"] for step in history if "source_weights" in step]
+    mean_weights = np.mean(weights, axis=0).tolist() if weights else None
     return {
         "num_steps": len(history),
         "tokens": sum(step["tokens"] for step in history),
         "seconds": sum(step["seconds"] for step in history),
         "first_loss": history[0]["loss"],
         "last_loss": float(np.mean([step["loss"] for step in history[-10:]])),
-        "select_loss": looks,
+        "select_loss": [step["select_loss"] for step in history if "select_loss" in step],
         "weights_delayed": model.delayed,
-        "mean_weights": dict(zip(sources, np.mean(weights, axis=0).tolist(), strict=True))
-        if weights
-        else None,
+        "mean_weights": dict(zip(sources, mean_weights, strict=True)) if mean_weights else None,
         "margin_mean_absolute": float(np.nanmean(np.abs(model.margin_P))),
     }
 
@@ -276,17 +268,23 @@ def save_artefact(
     model: TrainedRun,
     scale: float,
     sources: Sequence[str],
-    found: Preferences,
+    preferences: Preferences,
     out: Path,
 ) -> dict[str, Any]:
-    """Saves `OUT/model` with its temperature, and compares it with training on some test pairs."""
-    config = task.config
+    """Saves `OUT/model` with its temperature; compares its scores with those of training.
+
+    Raises:
+        RuntimeError: the saved model scores differently.
+    """
+    config, split = task.config, preferences.table.split
     trainable = load_trainable(config.backbone, num_heads=config.num_heads, seed=config.seed)
-    state = torch.load(model.folder / "trained.pt", weights_only=True)
-    known = {name for name, _ in trainable.net.named_parameters()}
-    trainable.net.load_state_dict({k: v for k, v in state.items() if k in known}, strict=False)
     # A frozen language-model head, which a policy loss had beside it, is no part of the model.
-    card = ScalarManifest(
+    params = torch.load(model.folder / "trained.pt", weights_only=True)
+    names = {name for name, _ in trainable.net.named_parameters()}
+    params = {name: value for name, value in params.items() if name in names}
+    trainable.net.load_state_dict(params, strict=False)
+    settings = as_dict(config)
+    manifest = ScalarManifest(
         rendering=config.backbone.rendering,
         temperature=1 / scale if scale else float("inf"),
         seed=config.seed,
@@ -296,49 +294,25 @@ def save_artefact(
         depth=trainable.num_layers,
         dtype=str(trainable.dtype).removeprefix("torch."),
         sources=tuple(sources),
-        data={"pairs": dict(found.summary)},
-        method={
-            name: asdict(config)[name] for name in ("loss", "weighting", "schedule", "backbone")
-        },
+        data={"pairs": dict(preferences.summary)},
+        method={name: settings[name] for name in ("loss", "weighting", "schedule", "backbone")},
         centers=model.centers,
         scales=model.scales,
     )
-    used = found.table.split.key_N[found.table.split.part_N != "test"]
-    drift = 0.0
-    if not (out / "model").exists():
+
+    folder, drift = out / "model", 0.0
+    if not folder.exists():
+        seen = list(split.key_N[split.part_N != "test"])
         heads_KD = trainable.net.head.weight.detach()
         drift = save_scalar_model(
-            trainable.backbone(), trainable.renderer, heads_KD, card, out / "model", list(used)
+            trainable.backbone(), trainable.renderer, heads_KD, manifest, folder, seen
         )
+    # In bfloat16 what lies below the trained part was rounded: the bound finds wrong parameters.
+    bound = 1e-3 if trainable.dtype == torch.float32 else 0.5
+    saved, test = load_scalar_model(folder), split.of("test")
+    round_trip = check_round_trip(folder, saved, preferences.path, test, model.margin_P, bound)
     return {
         "drift": drift,
-        "temperature": card.temperature,
-        "round_trip_drift": round_trip(out / "model", model, found, str(trainable.dtype)),
+        "temperature": manifest.temperature,
+        "round_trip_drift": round_trip,
     }
-
-
-def round_trip(folder: Path, trained: TrainedRun, found: Preferences, dtype: str) -> float:
-    """Scores test pairs from their texts; returns the largest drift over the margins' deviation.
-
-    Raises:
-        RuntimeError: the saved model scores differently.
-    """
-    import pyarrow.parquet as pq
-
-    rows = found.table.split.of("test")[:CHECKED_PAIRS]
-    model = load_scalar_model(folder)
-    table = pq.read_table(found.path, columns=["prompt", "chosen", "rejected"]).take(rows)
-    margins = [
-        float(np.subtract(*model.score(pair["prompt"], [pair["chosen"], pair["rejected"]])))
-        for pair in table.to_pylist()
-    ]
-    wanted = trained.margin_P[rows]
-    drift = float(np.abs(np.array(margins) - wanted).max() / np.nanstd(trained.margin_P))
-    # In bfloat16 what lies below the trained part was rounded; this finds wrong weights alone.
-    bound = 1e-3 if dtype == "torch.float32" else 0.5
-    if not drift <= bound:
-        raise RuntimeError(
-            f"the saved model in {str(folder)!r} differs from training by {drift:.2e} of the "
-            f"margins' spread (allowed {bound:g}): do not use it, and report this"
-        )
-    return drift

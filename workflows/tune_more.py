@@ -1,6 +1,6 @@
-"""Ray Tune searches MORE's weighting, from pairs to the run to take next, top to bottom.
+"""Search of MORE's weighting with Ray Tune, from pairs to the run to take next, top to bottom.
 
-    pairs -> token trees -> what lies below the trained part, once -> TPE under ASHA, and random
+    pairs -> token trees -> activations below the trained part, once -> TPE under ASHA, and random
     search under ASHA -> the best of each and the paper's defaults, on *test* with a temperature
 
 What a reader of MORE (arXiv 2312.07401) or of Ray Tune may not expect:
@@ -13,8 +13,8 @@ What a reader of MORE (arXiv 2312.07401) or of Ray Tune may not expect:
    trained once. Only trials that went all the way can win.
 3. *select* chooses: the least of many losses there is too good to be true. *test* decides, where
    only the winners and the defaults are measured.
-4. What is found again after a kill: trials that ended are never trained again, and others go on
-   from their own checkpoints. With one trial at a time the search as a whole is what it would have
+4. After a kill, trials that ended are never trained again, and others resume from their own
+   checkpoints. With one trial at a time the search as a whole is what it would have
    been; with more, results reach TPE and ASHA in another order, as they do in any two runs.
 """
 
@@ -26,7 +26,6 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from threading import Event, Thread
 from typing import Any, cast
 
 import optuna
@@ -41,13 +40,15 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from actors.reward_task import TrainTask
-from actors.trial import fill_store, finish_trial, looks, train_trial, trial_task
-from panoply.config.preference import PreferenceConfig
-from panoply.config.tune import Point, TuneConfig, flags, paper_point
+from actors.reward_trainer import TrainTask
+from actors.trial import eval_results, fill_cache, finish_trial, train_trial, trial_task
+from panoply.config import as_dict
+from panoply.config.preference import Mixed, PreferenceConfig
+from panoply.config.tune import Point, TuneConfig, command_words, paper_point
 from panoply.hub.backbone.backbone import resolve
 from panoply.report.progress import RunLogger
 from panoply.report.trials import Trial, best, cost, draw_trials
+from workflows.cluster.polled_bar import polled_bar
 from workflows.cluster.prepare_pairs import Preferences, read_pairs, tokenize, training_rows
 from workflows.cluster.ray_cluster import (
     await_workers,
@@ -62,58 +63,59 @@ from workflows.preference import TrainedRun, calibrate, measure
 SEARCHES = ("tpe", "random")
 DEFAULTS = "defaults"
 STARTUP_SHARE = 3
-"""TPE draws the first trial in so many at random, at most 10: those that random search draws."""
+"""Trials for each one that TPE draws at random at first, at most 10, as random search does."""
 MAX_FAILURES = 2
-"""Processes that one trial may lose; it goes on from its checkpoint."""
+"""Processes that one trial may lose; it resumes from its checkpoint."""
 TUNE_ENV = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "1",
 }
-"""No tables and no files of its own; Ctrl-C ends the command; the search is saved as it goes."""
+"""Settings of Ray Tune: no tables and files of its own; Ctrl-C ends the command; the search is
+saved as it goes."""
 
 
 @dataclass(frozen=True, slots=True)
-class Searched:
-    """What a search leaves."""
+class SearchResult:
+    """Results of both searches."""
 
     metrics: dict[str, Any]
     trials: list[Trial]
-    flags: list[str]
-    """Of the run to take next."""
+    next_words: list[str]
+    """Words behind the recipe in the command of the run to take next."""
 
 
-def run_tune_more(config: TuneConfig, recipe: PreferenceConfig, logger: RunLogger) -> Searched:
-    """Runs the search; what it returns stands in OUT too.
+def run_tune_more(config: TuneConfig, recipe: PreferenceConfig, logger: RunLogger) -> SearchResult:
+    """Runs the search; its results stand in OUT too.
 
     Args:
         config: the search.
-        recipe: the named run from which the flags start.
-        logger: is told how far it is.
+        recipe: the recipe that the command of the best run starts from.
+        logger: logger of the progress.
 
     Raises:
         ValueError, FileNotFoundError: unusable input, before anything expensive starts.
         RuntimeError: no trial of a search came to its end.
     """
     out = run_folder(config.out)
-    resolve(config.preference.backbone.model)
+    resolve(config.backbone.model)
     tracker = open_tracker(config.experiment, out)
-    check_or_write_config(out, "config.json", asdict(config))
-    base, found = prepare(config, out, logger)
-    tags = {"method": "more", "data": str(found.summary["id"])}
-    with tracker.run(asdict(config), tags, logger):
-        return search_and_measure(config, recipe, base, found, out, logger)
+    check_or_write_config(out, "config.json", as_dict(config))
+    base, preferences = prepare(config, out, logger)
+    tags = {"method": "more", "data": str(preferences.summary["id"])}
+    with tracker.run(as_dict(config), tags, logger):
+        return search_and_measure(config, recipe, base, preferences, out, logger)
 
 
 def search_and_measure(
     config: TuneConfig,
     recipe: PreferenceConfig,
     base: TrainTask,
-    found: Preferences,
+    preferences: Preferences,
     out: Path,
     logger: RunLogger,
-) -> Searched:
+) -> SearchResult:
     """Runs both searches on pairs that are read; leaves all of them in the run folder.
 
     Raises:
@@ -123,35 +125,33 @@ def search_and_measure(
     defaults = paper_point(config, num_sources, len(base.pairs.train))
     connect(math.ceil(config.max_concurrent * config.cpus))
     bundle = {"CPU": config.cpus, "GPU": config.gpus}
-    preference = config.preference
-    await_workers(config.max_concurrent, bundle, preference.wait_minutes, logger)
-    with logger.bar("inputs of the trained part", 1) as advance:
-        run_here(fill_store, base, config)
+    await_workers(config.max_concurrent, bundle, config.wait_minutes, logger)
+    with logger.bar("activations below the trained part", 1) as advance:
+        run_remote(fill_cache, base, config)
         advance(1)
 
-    trials = [
-        trial
-        for name in SEARCHES
-        for trial in search(name, config, base, defaults, out / "search", logger)
-    ]
+    trials: list[Trial] = []
+    for name in SEARCHES:
+        trials += search(name, config, base, defaults, out / "search", logger)
     winners = {name: best(trials, name) for name in SEARCHES}
     tasks = {name: trial_task(trial.point, base, config) for name, trial in winners.items()}
     tasks[DEFAULTS] = trial_task(defaults, base, config)
-    run_here(finish_trial, tasks[DEFAULTS], config)  # where ASHA stopped it
+    run_remote(finish_trial, tasks[DEFAULTS], config)  # where ASHA stopped it
 
     trained = {name: TrainedRun.read(Path(task.folder)) for name, task in tasks.items()}
-    scales, margins = calibrate(trained, found)
-    metrics = measure(margins, scales, found)
+    scales, margins = calibrate(trained, preferences)
+    metrics = measure(margins, scales, preferences)
     metrics["select_loss"] = {
-        name: looks(trained[name].history, task)[-1]["select_loss"] for name, task in tasks.items()
+        name: eval_results(trained[name].history, task)[-1]["select_loss"]
+        for name, task in tasks.items()
     }
     metrics["search"] = {name: cost(trials, name) for name in SEARCHES}
     metrics["points"] = {name: dict(trial.point) for name, trial in winners.items()}
     metrics["points"][DEFAULTS] = dict(defaults)
-    metrics["data"] = {"pairs": dict(found.summary)}
+    metrics["data"] = {"pairs": dict(preferences.summary)}
     metrics["git_commit"] = git_commit()
     chosen = min(metrics["select_loss"], key=metrics["select_loss"].__getitem__)
-    told = next_flags(tasks[chosen].config, recipe)
+    words = next_words(tasks[chosen].config, recipe)
     write_json(out / "metrics.json", metrics)
     write_json(out / "trials.json", {"trials": [asdict(trial) for trial in trials]})
     write_json(
@@ -159,12 +159,12 @@ def search_and_measure(
         {
             "from": chosen,
             "select_loss": metrics["select_loss"][chosen],
-            "flags": told,
-            "config": asdict(tasks[chosen].config),
+            "flags": words,
+            "config": as_dict(tasks[chosen].config),
         },
     )
     draw_trials(trials, metrics["select_loss"][DEFAULTS]).savefig(out / "search.png")
-    return Searched(metrics, trials, told)
+    return SearchResult(metrics, trials, words)
 
 
 def prepare(config: TuneConfig, out: Path, logger: RunLogger) -> tuple[TrainTask, Preferences]:
@@ -173,43 +173,47 @@ def prepare(config: TuneConfig, out: Path, logger: RunLogger) -> tuple[TrainTask
     Raises:
         ValueError: a single source, whose weight is always 1.
     """
-    preference = config.preference
-    found = read_pairs(preference, out / "data")
-    check_or_write_config(out, "data.json", {"pairs": found.summary["id"]})
+    preferences = read_pairs(config, out / "data")
+    check_or_write_config(out, "data.json", {"pairs": preferences.summary["id"]})
     path = out / "data" / "tokens.parquet"
-    tokens, _ = tokenize(preference, found, path, logger)
-    # Which rows are trained on does not depend on how sources share a step, which trials choose.
-    mixed = replace(preference, weighting=replace(preference.weighting, sources="mixed"))
-    rows, sources, _ = training_rows(mixed, found, tokens)
+    tokens, _ = tokenize(config, preferences, path, logger)
+    # Trials choose the pairs of a step, on which the rows do not depend, so it need not fit yet.
+    run = config.run_config()
+    rows, sources, _ = training_rows(replace(run, weighting=Mixed()), preferences, tokens)
     if len(sources) < 2:
         raise ValueError(
             f"MORE weighs sources against each other, and these pairs have {sources!r}: "
-            "add files of other sources to `--preference.pairs`, or take `jobs.preference pairs`"
+            "add files of other sources to `--pairs`, or take `jobs.preference pairs`"
         )
     logger.info(f"data: {len(rows.train):,} of {len(rows.source_P):,} pairs to train on, {sources}")
     task = TrainTask(
-        config=preference,
+        config=run,
         pairs=rows,
         tokens=str(path),
-        names=found.names,
+        names=preferences.names,
         folder=str(out / "trials"),
-        store=store_root(preference.store),
+        store=store_root(config.store),
         threads=max(1, int(config.cpus)),
     )
-    return task, found
+    return task, preferences
 
 
 def search(
     name: str, config: TuneConfig, base: TrainTask, defaults: Point, folder: Path, logger: RunLogger
 ) -> list[Trial]:
-    """Runs a search, or what is left of it, and returns its trials in the order of their start."""
+    """Runs or resumes a search; returns its trials in the order of their start."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     resources = {"CPU": config.cpus, "GPU": config.gpus}
     trainable = tune.with_resources(
         tune.with_parameters(train_trial, task=base, search=config), resources
     )
     path = str(folder / name)
-    with tune_settings(), told_trials(folder / name, config.num_trials, logger):
+
+    def trials_begun() -> int:
+        return sum(entry.is_dir() for entry in (folder / name).glob("train_trial_*"))
+
+    bar = polled_bar(logger, f"trials of search {name}", config.num_trials, trials_begun)
+    with tune_settings(), bar:
         if tune.Tuner.can_restore(path):
             tuner = tune.Tuner.restore(path, trainable, resume_errored=True)
         else:
@@ -228,12 +232,12 @@ def search(
                         metric="select_loss",
                         mode="min",
                         max_t=100,
-                        grace_period=100 * config.grace // config.num_looks,
+                        grace_period=100 * config.grace // config.num_evaluations,
                         reduction_factor=config.reduction,
                     ),
                     num_samples=config.num_trials,
                     max_concurrent_trials=config.max_concurrent,
-                    reuse_actors=True,  # what a process costs to start, most trials cost to train
+                    reuse_actors=True,  # a process takes as long to start as most trials to train
                 ),
                 run_config=tune.RunConfig(
                     name=name,
@@ -247,62 +251,64 @@ def search(
 
 
 def space(config: TuneConfig) -> dict[str, BaseDistribution]:
-    """Returns the space as Optuna has it."""
-    own = config.space
-    return {
-        "normalizer": CategoricalDistribution(own.normalizers),
-        "momentum": FloatDistribution(*own.momentum, log=True),
-        "interpolation": FloatDistribution(*own.interpolation),
-        "pairs_per_source": CategoricalDistribution(own.pairs_per_source),
-        **{name: FloatDistribution(*getattr(own, name), log=True) for name in config.rates},
+    """Returns the space as Optuna's distributions."""
+    ranges = config.space
+    distributions: dict[str, BaseDistribution] = {
+        "normalizer": CategoricalDistribution(ranges.normalizers),
+        "momentum": FloatDistribution(*ranges.momentum, log=True),
+        "interpolation": FloatDistribution(*ranges.interpolation),
+        "pairs_per_source": CategoricalDistribution(ranges.pairs_per_source),
     }
+    for name in config.rates:
+        low, high = getattr(ranges, name)
+        distributions[name] = FloatDistribution(low, high, log=True)
+    return distributions
 
 
 def sampler(name: str, config: TuneConfig) -> BaseSampler:
-    """Returns what chooses points: the tree-structured Parzen estimator, or chance."""
-    seed = config.preference.seed
+    """Returns the sampler of points: the tree-structured Parzen estimator, or chance."""
     if name == "random":
-        return RandomSampler(seed)
+        return RandomSampler(config.seed)
     startup = min(10, max(1, config.num_trials // STARTUP_SHARE))
-    return TPESampler(n_startup_trials=startup, seed=seed)
+    return TPESampler(n_startup_trials=startup, seed=config.seed)
 
 
 def read_trial(name: str, number: int, result: tune.Result) -> Trial:
-    """Returns what a trial came to."""
-    told: Mapping[str, Any] = result.metrics or {}
-    reason: str | None = told.get("diverged")
+    """Returns the outcome of a trial."""
+    last: Mapping[str, Any] = result.metrics or {}
+    reason: str | None = last.get("diverged")
     if result.error is not None:
         state, reason = "failed", str(result.error).strip().splitlines()[-1]
     else:
-        state = "diverged" if reason else "finished" if told.get("finished") else "stopped"
-    loss = told.get("select_loss", math.inf)
+        state = "diverged" if reason else "finished" if last.get("finished") else "stopped"
+    loss = last.get("select_loss", math.inf)
     return Trial(
         search=name,
         number=number,
         state=state,
         point=cast(Point, result.config),
         select_loss=loss if math.isfinite(loss) else None,
-        share=told["percent"] / 100 if "percent" in told else None,
-        losses=tuple(told.get("losses", ())),
+        share=last["percent"] / 100 if "percent" in last else None,
+        losses=tuple(last.get("losses", ())),
         reason=reason,
     )
 
 
-def next_flags(wanted: PreferenceConfig, recipe: PreferenceConfig) -> list[str]:
-    """Returns the flags that turn a recipe into a run; workers and folders stay the recipe's."""
-    kept = {name: getattr(recipe, name) for name in ("out", "num_workers", "experiment")}
-    return flags(asdict(replace(wanted, **kept)), asdict(recipe))
+def next_words(run: PreferenceConfig, recipe: PreferenceConfig) -> list[str]:
+    """Returns the words that turn a recipe into a run; workers and folders stay the recipe's."""
+    run = replace(run, out=recipe.out, num_workers=recipe.num_workers, experiment=recipe.experiment)
+    return command_words(as_dict(run), as_dict(recipe))
 
 
-def run_here(work: Callable[[TrainTask], None], task: TrainTask, config: TuneConfig) -> None:
-    """Runs something with the resources of a trial, and waits for it."""
+def run_remote(work: Callable[[TrainTask], None], task: TrainTask, config: TuneConfig) -> None:
+    """Runs a function on the cluster with the resources of a trial, and waits for it."""
     remote = ray.remote(num_cpus=config.cpus, num_gpus=config.gpus)(work)
     ray.get(remote.remote(task))
 
 
 @contextmanager
 def tune_settings() -> Generator[None]:
-    """Sets what Ray Tune reads from the environment."""
+    """Sets the environment variables that Ray Tune reads."""
     before = {name: os.environ.get(name) for name in TUNE_ENV}
     os.environ.update(TUNE_ENV)
     try:
@@ -312,28 +318,3 @@ def tune_settings() -> Generator[None]:
             os.environ.pop(name)
             if value is not None:
                 os.environ[name] = value
-
-
-@contextmanager
-def told_trials(folder: Path, num_trials: int, logger: RunLogger) -> Generator[None]:
-    """Shows how many trials of a search have begun: each has a folder of Ray Tune's."""
-    over = Event()
-
-    def look() -> None:
-        seen = 0
-        with logger.bar(f"trials of search {folder.name}", num_trials) as advance:
-            while True:
-                ended = over.wait(1.0)
-                begun = sum(path.is_dir() for path in folder.glob("train_trial_*"))
-                advance(begun - seen)
-                seen = begun
-                if ended:
-                    return
-
-    watcher = Thread(target=look, daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        over.set()
-        watcher.join()

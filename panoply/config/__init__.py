@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal, TypeAlias
 
 GatePosition: TypeAlias = Literal["turn_end", "header_first", "prompt_last"]
@@ -14,6 +14,15 @@ def require(holds: bool, name: str, value: Any, allowed: str) -> None:
     """Raises a ValueError that names the field, its value and what is allowed."""
     if not holds:
         raise ValueError(f"`{name}` must be {allowed}, got {value!r}")
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """Returns a configuration as nested values, with `kind` where its class is one of several."""
+    values: dict[str, Any] = {"kind": config.kind} if hasattr(config, "kind") else {}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        values[field.name] = as_dict(value) if is_dataclass(value) else value
+    return values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

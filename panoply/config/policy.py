@@ -1,25 +1,25 @@
-"""How a policy is sampled and trained: frozen dataclasses, standard library only."""
+"""Settings of sampling and training a policy: frozen dataclasses, standard library only."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from panoply.config import require
-from panoply.config.preference import TrainedBackboneConfig
+from panoply.config.preference import Lora, TrainedBackboneConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingConfig:
-    """How responses are drawn from a policy (LASeR, arXiv 2410.01735)."""
+    """Sampling of responses from a policy (LASeR, arXiv 2410.01735)."""
 
     temperature: float = 0.8
-    """Logits are divided by it; 0 takes the most likely token. LASeR: 0.8."""
+    """Divisor of the logits; 0 takes the most likely token. LASeR: 0.8."""
     top_p: float = 1.0
-    """Share of the mass that is sampled from, the most likely tokens first."""
+    """Share of the probability mass that is sampled from, the most likely tokens first."""
     max_tokens: int = 128
-    """Longest response, the token that ends it included."""
+    """Tokens of the longest response, the one that ends it included."""
     rows: int = 64
-    """Samples that are decoded together; a prompt's own are never parted."""
+    """Samples that are decoded together; those of one prompt are never split up."""
 
     def __post_init__(self) -> None:
         require(self.temperature >= 0, "sampling.temperature", self.temperature, ">= 0")
@@ -30,16 +30,16 @@ class SamplingConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyServerConfig:
-    """A server that draws the samples: vLLM, alone or in Ray Serve LLM."""
+    """Server that draws the samples: vLLM, alone or in Ray Serve LLM."""
 
     url: str = ""
-    """`http://HOST:PORT#NAME`: where it is, and its name for the policy's start. Empty: none, and
-    samplers of the run draw with transformers."""
+    """Address of the server and its name for the initial policy, `http://HOST:PORT#NAME`. Empty:
+    no server; samplers of the run draw with transformers."""
     adapters: str = ""
-    """Ray Serve LLM's `dynamic_lora_loading_path`: a bucket's URI, to which a run writes its
-    adapters. Empty: vLLM's own call, with the run's folder, which the server then has to see."""
+    """URI of a bucket for the run's adapters, Ray Serve LLM's `dynamic_lora_loading_path`. Empty:
+    vLLM loads them from the run's folder, which the server then has to see."""
     timeout: float = 600.0
-    """Seconds for one sample, with all attempts."""
+    """Seconds allowed for one sample, all attempts together."""
 
     def __post_init__(self) -> None:
         shaped = self.url.startswith(("http://", "https://")) and bool(self.model)
@@ -50,12 +50,12 @@ class PolicyServerConfig:
 
     @property
     def address(self) -> str:
-        """Where the server is."""
+        """URL of the server without the model."""
         return self.url.partition("#")[0].rstrip("/")
 
     @property
     def model(self) -> str:
-        """Its name for the policy's start."""
+        """Name of the initial policy on the server."""
         return self.url.partition("#")[2]
 
 
@@ -63,9 +63,10 @@ def check_policy_backbone(backbone: TrainedBackboneConfig) -> None:
     """Checks that a backbone can be trained as a policy.
 
     Raises:
-        ValueError: other weights than adapters are trained, or layers are left out.
+        ValueError: other parameters than adapters are trained, or layers are left out.
     """
-    require(backbone.trained == "lora", "backbone.trained", backbone.trained, "'lora' for a policy")
+    adapted = isinstance(backbone.trained, Lora)
+    require(adapted, "backbone.trained", backbone.trained.kind, "'lora' for a policy")
     allowed = "1 for a policy, whose last layer samples"
     require(backbone.depth == 1, "backbone.depth", backbone.depth, allowed)
 
@@ -85,16 +86,17 @@ class PolicyConfig:
     lr: float = 5e-6
     """Learning rate of AdamW, constant. LASeR: 5e-6."""
     weight_decay: float = 0.0
+    """Weight decay of AdamW."""
     max_norm: float = 1.0
-    """Gradients are scaled down to this norm."""
+    """Largest norm of the gradient; a larger one is scaled down to it."""
     prompts_per_step: int = 16
-    """Over all workers; a step has all pairs of its prompts. LASeR: 16."""
+    """Prompts of a step over all workers; a step has all pairs of its prompts. LASeR: 16."""
     num_epochs: int = 1
     """Passes over the pairs of a round."""
     checkpoint_every: int = 20
-    """Steps between checkpoints, from which any number of workers goes on."""
+    """Steps between checkpoints, from which any number of workers can resume."""
     token_budget: int = 8192
-    """Most tokens of one forward; the gradients do not depend on it."""
+    """Most tokens of one forward pass; the gradients do not depend on it."""
 
     def __post_init__(self) -> None:
         for name in ("alpha", "weight_decay"):

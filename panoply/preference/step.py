@@ -1,4 +1,4 @@
-"""One optimizer step on preference pairs, through token trees. Pure functions, one process.
+"""Gradients of one optimizer step on preference pairs, through token trees, on one worker.
 
 A step is a fixed list of pairs, a function of (seed, step). Its loss is a sum over pairs, each with
 its share; shares add up to one over *all* workers, so neither the number of workers nor the token
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -24,27 +24,30 @@ from panoply.model.tree import Branch, TokenTree, first_fit
 from panoply.preference.losses import bradley_terry
 from panoply.types import Array, Ints
 
+DUMMY_TREE = TokenTree((0,), (Branch((0,), 0, 1), Branch((1,), 0, 1)), gate=0)
+"""Smallest input of a forward: what sharded workers without pairs compute in step with others."""
+
 
 @dataclass(frozen=True, slots=True)
 class PairTree:
-    """A prompt with responses, and which of them were preferred to which."""
+    """A prompt with responses as a token tree, and the pairs among the responses."""
 
     tree: TokenTree
     chosen: tuple[int, ...] = (0,)
     """Branch of the preferred response of each pair."""
     rejected: tuple[int, ...] = (1,)
     """Branch of the other response of each pair."""
-    inputs: Tensor | None = None
-    """What goes into the part that is trained where the part below was computed before."""
+    cached_activations: Tensor | None = None
+    """Input of the trained part, where the frozen part below was computed before."""
 
     def __post_init__(self) -> None:
-        named = (*self.chosen, *self.rejected)
+        branches = (*self.chosen, *self.rejected)
         if len(self.chosen) != len(self.rejected) or not self.chosen:
             raise ValueError(
                 f"a comparison needs as many chosen as rejected branches and at least one, got "
                 f"chosen={self.chosen!r}, rejected={self.rejected!r}"
             )
-        if min(named) < 0 or max(named) >= len(self.tree.branches):
+        if min(branches) < 0 or max(branches) >= len(self.tree.branches):
             raise ValueError(
                 f"chosen={self.chosen!r} and rejected={self.rejected!r} must name branches in "
                 f"0..{len(self.tree.branches) - 1}"
@@ -52,30 +55,42 @@ class PairTree:
 
 
 class PairOutputs(NamedTuple):
-    """What one forward says of some pairs of the step."""
+    """Outputs of a forward for both sides of some pairs of the step."""
 
     chosen_PK: Tensor
     rejected_PK: Tensor
-    chosen_log_prob_P: Tensor | None
+    chosen_logp_P: Tensor | None
     """log pi(y+ | x); None without a language-model head."""
-    rejected_log_prob_P: Tensor | None
+    rejected_logp_P: Tensor | None
     chosen_tokens_P: Tensor
-    places: Ints
-    """Which of the step's pairs these are."""
+    indices_P: Ints
+    """Numbers of these pairs in the step."""
 
     @property
     def margin_PK(self) -> Tensor:
         """R(x, y+) - R(x, y-) of each head."""
         return self.chosen_PK - self.rejected_PK
 
+    @property
+    def logps_P2(self) -> Tensor:
+        """Both log pi(y+ | x) and log pi(y- | x), of a net with a language-model head."""
+        assert self.chosen_logp_P is not None
+        assert self.rejected_logp_P is not None
+        return torch.stack([self.chosen_logp_P, self.rejected_logp_P], dim=1)
 
-Loss: TypeAlias = Callable[[PairOutputs], Tensor]
-"""Returns the loss `[P]` of each pair."""
+    @property
+    def log_ratio_P(self) -> Tensor:
+        """Difference log pi(y+ | x) - log pi(y- | x), of a net with a language-model head."""
+        return self.logps_P2[:, 0] - self.logps_P2[:, 1]
 
 
-def reward_loss(compared: PairOutputs) -> Tensor:
+PairLoss: TypeAlias = Callable[[PairOutputs], Tensor]
+"""Function from the outputs of some pairs to their losses `[P]`."""
+
+
+def reward_loss(outputs: PairOutputs) -> Tensor:
     """Bradley-Terry, summed over the heads of an ensemble, each as if it were alone."""
-    return bradley_terry(compared.margin_PK).sum(-1)
+    return bradley_terry(outputs.margin_PK).sum(-1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,105 +98,99 @@ class SourceSums:
     """Sums over the pairs of each source: they add up over micro-batches and workers."""
 
     grad_SD: Array
-    """Of the losses' gradients with respect to the head."""
+    """Gradients of the losses with respect to the head."""
     loss_S: Array
 
     def __add__(self, other: SourceSums) -> SourceSums:
         return SourceSums(self.grad_SD + other.grad_SD, self.loss_S + other.loss_S)
 
-    @classmethod
-    def zero(cls, num_sources: int, size: int) -> SourceSums:
-        """Returns the sums of no pairs."""
-        return cls(np.zeros((num_sources, size)), np.zeros(num_sources))
-
 
 @dataclass(frozen=True, slots=True)
-class SourceWeights:
-    """How the sources of a step are weighed by what the step itself shows."""
+class PairSources:
+    """Sources of the pairs of a step."""
 
     source_P: Ints
     """Source of each of this worker's pairs."""
-    num_sources: int
-    shares: Callable[[SourceSums], Tensor]
-    """Returns the pairs' shares `[P]` from the sums of this worker; called once in a forward's
-    course, again only where memory ran out meanwhile."""
+    total_S: Array
+    """Summed weights of each source's pairs, over all workers."""
+
+    def zero(self, net: RewardNet) -> SourceSums:
+        """Returns the sums of no pairs."""
+        num_sources = len(self.total_S)
+        return SourceSums(np.zeros((num_sources, net.head.weight.numel())), np.zeros(num_sources))
+
+    def shares(self, weight_S: Array) -> Tensor:
+        """Returns the share of each pair `[P]` where the sources have these weights."""
+        return torch.from_numpy(weight_S / self.total_S)[self.source_P].float()
 
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """What a step did besides setting gradients."""
+    """Results of a step besides the gradients."""
 
     loss: float
     margin_PK: Tensor
-    sums: SourceSums | None
-    """Of this worker's pairs, where sources are weighed."""
+    budget: int
+    """Tokens of a forward that memory allowed."""
+    sums: SourceSums | None = None
+    """Sums of this worker's pairs, where sources are told apart."""
+
+
+class SourceGradients(NamedTuple):
+    """Results of `source_gradients`."""
+
+    sums: SourceSums
+    forwards: list[RewardOutput]
+    """The forward with its graph, where the part fits one, for `compute_gradients`; else empty."""
     budget: int
     """Tokens of a forward that memory allowed."""
 
 
-def micro_batches(comparisons: Sequence[PairTree], budget: int) -> list[list[int]]:
-    """Packs comparisons into forwards of at most `budget` tokens; a larger tree gets its own.
+def micro_batches(trees: Sequence[PairTree], budget: int) -> list[list[int]]:
+    """Packs trees into forwards of at most `budget` tokens; a larger tree gets its own.
 
-    A tree is never split: the losses of its pairs need both responses. Returns their places.
+    A tree is never split: the losses of its pairs need both responses. Returns their numbers.
     """
-    return first_fit([comparison.tree.num_tokens for comparison in comparisons], budget)
+    return first_fit([item.tree.num_tokens for item in trees], budget)
 
 
-def pair_up(out: RewardOutput, comparisons: Sequence[PairTree], at: Sequence[int]) -> PairOutputs:
-    """Reads the two sides of each pair out of a forward."""
-    batch = [comparisons[i] for i in at]
-    first = np.cumsum([0, *(len(item.tree.branches) for item in batch)])
-    pairs = np.cumsum([0, *(len(item.chosen) for item in comparisons)])
-    chosen = [f + b for f, item in zip(first, batch, strict=False) for b in item.chosen]
-    rejected = [f + b for f, item in zip(first, batch, strict=False) for b in item.rejected]
-    places = np.concatenate([np.arange(pairs[i], pairs[i + 1]) for i in at])
-    a, b = (torch.as_tensor(rows, device=out.scores_RK.device) for rows in (chosen, rejected))
-    spoken = out.log_prob_R
+def pair_outputs(out: RewardOutput, trees: Sequence[PairTree], batch: Sequence[int]) -> PairOutputs:
+    """Selects the two sides of each pair from a forward on the trees of a micro-batch."""
+    first_pair = np.cumsum([0, *(len(item.chosen) for item in trees)])
+    chosen: list[int] = []
+    rejected: list[int] = []
+    indices: list[int] = []
+    first_branch = 0
+    for i in batch:
+        item = trees[i]
+        chosen += [first_branch + branch for branch in item.chosen]
+        rejected += [first_branch + branch for branch in item.rejected]
+        indices += range(first_pair[i], first_pair[i + 1])
+        first_branch += len(item.tree.branches)
+    device = out.scores_RK.device
+    chosen_P = torch.as_tensor(chosen, device=device)
+    rejected_P = torch.as_tensor(rejected, device=device)
+    logp_R = out.log_prob_R
     return PairOutputs(
-        out.scores_RK[a],
-        out.scores_RK[b],
-        None if spoken is None else spoken[a],
-        None if spoken is None else spoken[b],
-        out.num_tokens_R[a],
-        places,
+        out.scores_RK[chosen_P],
+        out.scores_RK[rejected_P],
+        None if logp_R is None else logp_R[chosen_P],
+        None if logp_R is None else logp_R[rejected_P],
+        out.num_tokens_R[chosen_P],
+        np.asarray(indices, np.int64),
     )
-
-
-def source_sums(
-    net: RewardNet,
-    out: RewardOutput,
-    compared: Callable[[RewardOutput], PairOutputs],
-    loss: Loss,
-    weigh: SourceWeights,
-) -> SourceSums:
-    """Returns the head's gradient of each source's losses, on features that carry no gradient.
-
-    g_s = sum over the pairs p of source s of dL_p/dw,   w the head
-    """
-    weight = net.head.weight
-    sums = SourceSums.zero(weigh.num_sources, weight.numel())
-    with torch.enable_grad():
-        fixed = out._replace(scores_RK=score(net.head, out.features_RD.detach()))
-        found = compared(fixed)
-        loss_P, source_P = loss(found), weigh.source_P[found.places]
-        for s in np.unique(source_P):
-            own = loss_P[torch.from_numpy(source_P == s).to(loss_P.device)]
-            (grad,) = torch.autograd.grad(own.sum(), weight, retain_graph=True)
-            sums.grad_SD[s] = grad.flatten().double().cpu().numpy()
-            sums.loss_S[s] = float(own.detach().sum())
-    return sums
 
 
 def compute_gradients(
     net: RewardNet,
-    comparisons: Sequence[PairTree],
+    trees: Sequence[PairTree],
     *,
     budget: int,
     shares_P: Tensor | None = None,
-    loss: Loss = reward_loss,
-    weigh: SourceWeights | None = None,
-    ahead: bool = False,
-    idle: Callable[[int], int] | None = None,
+    loss: PairLoss = reward_loss,
+    sources: PairSources | None = None,
+    forwards: list[RewardOutput] | None = None,
+    num_padding_forwards: Callable[[int], int] | None = None,
 ) -> StepOutput:
     """Sets the gradients of a step.
 
@@ -192,89 +201,143 @@ def compute_gradients(
 
     Args:
         net: the backbone with its heads.
-        comparisons: this worker's part of the step.
+        trees: this worker's part of the step.
         budget: most tokens of a forward; the gradients do not depend on it.
         shares_P: share of each pair.
-        loss: of each pair.
-        weigh: collects the sums of the sources.
-        ahead: shares come from `weigh`, from the sums of this very step. One forward where the
-            part fits into one, else a forward more without gradients.
-        idle: told the number of forwards, returns how many more to run for nothing: sharded
-            workers compute in step.
+        loss: loss of each pair.
+        sources: collects the sums of the sources on the way.
+        forwards: forwards that `source_gradients` has run already; the list is emptied.
+        num_padding_forwards: see `TrainState.num_padding_forwards`.
     """
-    num_pairs = sum(len(item.chosen) for item in comparisons)
+    num_pairs = sum(len(item.chosen) for item in trees)
     if shares_P is None:
         shares_P = torch.full((num_pairs,), 1 / max(1, num_pairs))
 
-    def sums_of(out: RewardOutput, at: Sequence[int]) -> SourceSums:
-        assert weigh is not None
-        return source_sums(net, out, lambda o: pair_up(o, comparisons, at), loss, weigh)
-
     def run(budget: int) -> StepOutput:
         net.zero_grad()
-        batches, given_P = micro_batches(comparisons, budget), shares_P
-        size = net.head.weight.numel()
-        sums = SourceSums.zero(weigh.num_sources, size) if weigh else None
-        if weigh and sums and ahead and len(batches) != 1:
-            with torch.no_grad():
-                sums = sum((sums_of(_forward(net, comparisons, at), at) for at in batches), sums)
-            given_P = weigh.shares(sums)
+        batches = micro_batches(trees, budget)
+        sums = sources.zero(net) if sources else None
         total, margin_PK = 0.0, torch.zeros(num_pairs, net.head.out_features)
-        for at in batches:
-            out = _forward(net, comparisons, at)
-            if weigh and sums and not (ahead and len(batches) != 1):
-                sums += sums_of(out, at)
-                given_P = weigh.shares(sums) if ahead else given_P
-            found = pair_up(out, comparisons, at)
-            part = (loss(found) * given_P[found.places].to(found.chosen_PK.device)).sum()
+        for batch in batches:
+            # Taken out of the list: a second attempt needs a graph and memory of its own.
+            out = forwards.pop() if forwards else _forward(net, trees, batch)
+            if sources and sums:
+                sums += _head_gradients(net, out, trees, batch, loss, sources)
+            pairs = pair_outputs(out, trees, batch)
+            part = (loss(pairs) * shares_P[pairs.indices_P].to(pairs.chosen_PK.device)).sum()
             part.backward()
             total += float(part.detach())
-            margin_PK[found.places] = found.margin_PK.detach().cpu()
-        for _ in range(idle(len(batches)) if idle else 0):
-            (0 * net([IDLE]).scores_RK.sum()).backward()
-        return StepOutput(total, margin_PK, sums, budget)
+            margin_PK[pairs.indices_P] = pairs.margin_PK.detach().cpu()
+        for _ in range(num_padding_forwards(len(batches)) if num_padding_forwards else 0):
+            (0 * net([DUMMY_TREE]).scores_RK.sum()).backward()
+        return StepOutput(total, margin_PK, budget, sums)
 
     # Sharded workers cannot begin anew one by one.
-    return run(budget) if idle else within_memory(run, budget)[0]
+    return run(budget) if num_padding_forwards else within_memory(run, budget)[0]
 
 
-IDLE = TokenTree((0,), (Branch((0,), 0, 1), Branch((1,), 0, 1)), gate=0)
-"""The least that a forward can be run on."""
+def source_gradients(
+    net: RewardNet,
+    trees: Sequence[PairTree],
+    sources: PairSources,
+    *,
+    budget: int,
+    loss: PairLoss = reward_loss,
+    num_padding_forwards: Callable[[int], int] | None = None,
+) -> SourceGradients:
+    """Returns the head's gradient of each source's losses; no parameter's `grad` changes.
+
+        g_s = sum over the pairs p of source s of dL_p/dw,   w the head
+
+    Arguments as in `compute_gradients`.
+    """
+
+    def run(budget: int) -> SourceGradients:
+        batches = micro_batches(trees, budget)
+        # A single forward keeps its graph for the backward pass. Several would not fit together,
+        # and sharded workers run theirs again in step with those that have several.
+        keeps_graph = len(batches) == 1 and num_padding_forwards is None
+        sums, forwards = sources.zero(net), list[RewardOutput]()
+        with torch.set_grad_enabled(keeps_graph):
+            for batch in batches:
+                out = _forward(net, trees, batch)
+                sums += _head_gradients(net, out, trees, batch, loss, sources)
+                if keeps_graph:
+                    forwards.append(out)
+            for _ in range(num_padding_forwards(len(batches)) if num_padding_forwards else 0):
+                net([DUMMY_TREE])
+        return SourceGradients(sums, forwards, budget)
+
+    return run(budget) if num_padding_forwards else within_memory(run, budget)[0]
+
+
+def _head_gradients(
+    net: RewardNet,
+    out: RewardOutput,
+    trees: Sequence[PairTree],
+    batch: Sequence[int],
+    loss: PairLoss,
+    sources: PairSources,
+) -> SourceSums:
+    """Returns the sums of one forward, on features that carry no gradient."""
+    sums, weight = sources.zero(net), net.head.weight
+    with torch.enable_grad():
+        detached = out._replace(scores_RK=score(net.head, out.features_RD.detach()))
+        pairs = pair_outputs(detached, trees, batch)
+        loss_P, source_P = loss(pairs), sources.source_P[pairs.indices_P]
+        for s in np.unique(source_P):
+            loss_s = loss_P[torch.from_numpy(source_P == s).to(loss_P.device)].sum()
+            (grad,) = torch.autograd.grad(loss_s, weight, retain_graph=True)
+            sums.grad_SD[s] = grad.flatten().double().cpu().numpy()
+            sums.loss_S[s] = float(loss_s.detach())
+    return sums
 
 
 def _forward(
-    net: RewardNet, comparisons: Sequence[PairTree], at: Sequence[int], *, policy: bool = True
+    net: RewardNet, trees: Sequence[PairTree], batch: Sequence[int], *, policy: bool = True
 ) -> RewardOutput:
-    batch = [comparisons[i] for i in at]
-    return net([item.tree for item in batch], [item.inputs for item in batch], policy=policy)
+    items = [trees[i] for i in batch]
+    inputs = [item.cached_activations for item in items]
+    return net([item.tree for item in items], inputs, policy=policy)
 
 
 @torch.no_grad()
-def margins(
+def evaluate_pairs(
     net: RewardNet,
-    comparisons: Sequence[PairTree],
+    trees: Sequence[PairTree],
     budget: int,
-    idle: Callable[[int], int] | None = None,
+    num_padding_forwards: Callable[[int], int] | None = None,
     *,
     policy: bool = False,
 ) -> PairOutputs:
-    """Returns both sides of all pairs, in their order, without gradients; see `compute_gradients`.
+    """Returns the outputs of all pairs, in their order and on the CPU, without gradients.
 
-    There must be a comparison, but for a worker that only keeps others company (`idle`). `policy`
+    There must be a tree, but for a sharded worker that only keeps in step with others. `policy`
     asks for log-probabilities too.
     """
-    batches = micro_batches(comparisons, budget)
-    parts = [
-        pair_up(_forward(net, comparisons, at, policy=policy), comparisons, at) for at in batches
-    ]
-    for _ in range(idle(len(batches)) if idle else 0):
-        net([IDLE])
+    batches = micro_batches(trees, budget)
+    parts: list[PairOutputs] = []
+    for batch in batches:
+        parts.append(pair_outputs(_forward(net, trees, batch, policy=policy), trees, batch))
+    for _ in range(num_padding_forwards(len(batches)) if num_padding_forwards else 0):
+        net([DUMMY_TREE])
     if not parts:
-        none = torch.zeros(0, net.head.out_features)
-        return PairOutputs(none, none, none[:, 0], none[:, 0], none[:, 0], np.arange(0))
-    order = torch.from_numpy(np.argsort(np.concatenate([part.places for part in parts])))
-    columns: list[Any] = [
-        None if column[0] is None else torch.cat([x.cpu() for x in column if x is not None])[order]
-        for column in zip(*(part[:5] for part in parts), strict=True)
-    ]
-    return PairOutputs._make([*columns, np.arange(len(order))])
+        none_PK = torch.zeros(0, net.head.out_features)
+        none_P = none_PK[:, 0]
+        return PairOutputs(none_PK, none_PK, none_P, none_P, none_P, np.arange(0))
+
+    order = torch.from_numpy(np.argsort(np.concatenate([part.indices_P for part in parts])))
+
+    def joined(columns: list[Tensor]) -> Tensor:
+        return torch.cat([column.cpu() for column in columns])[order]
+
+    chosen_logps = [part.chosen_logp_P for part in parts if part.chosen_logp_P is not None]
+    rejected_logps = [part.rejected_logp_P for part in parts if part.rejected_logp_P is not None]
+    return PairOutputs(
+        joined([part.chosen_PK for part in parts]),
+        joined([part.rejected_PK for part in parts]),
+        joined(chosen_logps) if chosen_logps else None,
+        joined(rejected_logps) if rejected_logps else None,
+        joined([part.chosen_tokens_P for part in parts]),
+        np.arange(len(order)),
+    )

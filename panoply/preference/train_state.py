@@ -1,10 +1,11 @@
-"""The weights that are trained, on one worker or sharded over all, with their optimizer.
+"""Trained parameters with their optimizer, on one worker or sharded over all.
 
-A state is a nested mapping of whole tensors on the CPU, whatever the workers hold.
+A state dict is a nested mapping of whole tensors on the CPU, whatever the workers hold.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -68,16 +69,20 @@ class TrainState:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """What is trained."""
+        """Parameters that are trained, as this worker holds them."""
         return [p for p in self.net.parameters() if p.requires_grad]
 
     @property
-    def idle(self) -> Callable[[int], int] | None:
-        """Tells how many forwards to run for nothing: sharded workers compute in step."""
-        return (lambda count: self.group.most(count) - count) if self.sharded else None
+    def num_padding_forwards(self) -> Callable[[int], int] | None:
+        """Function from this worker's number of forwards to the number that others run beyond it.
+
+        Sharded workers compute in step, so a worker with fewer forwards pads them. None: replicas,
+        which need not.
+        """
+        return (lambda count: self.group.all_reduce_max(count) - count) if self.sharded else None
 
     def clip(self, max_norm: float) -> float:
-        """Sums the gradients of all workers, scales them to a norm, and returns what it was."""
+        """Sums the gradients of all workers, clips them to a norm, and returns the norm before."""
         whole = [p for p in self.parameters if not isinstance(p, DTensor)]
         self.group.sum_gradients(whole)
         squares = torch.zeros((), dtype=torch.float64)
@@ -95,33 +100,48 @@ class TrainState:
         return norm
 
     def step(self, rate: float) -> None:
-        """Moves the weights, at a share of the peak rates."""
+        """Updates the parameters, at a share of the peak learning rates."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["peak"]
         self.optimizer.step()
 
-    def trained(self) -> dict[str, Tensor]:
-        """Returns what is trained, whole; every worker takes part."""
-        found = get_model_state_dict(self.net, options=WHOLE)
-        # A frozen weight that is tied to another has a name that torch does not know for frozen.
+    def params(self) -> dict[str, Tensor]:
+        """Returns the trained parameters, whole; every worker takes part."""
+        tensors = get_model_state_dict(self.net, options=WHOLE)
+        # A frozen parameter that is tied to another has a name that torch does not take for frozen.
         names = {name for name, p in self.net.named_parameters() if p.requires_grad}
-        return {name: cast(Tensor, found[name]).clone() for name in found if name in names}
+        return {name: cast(Tensor, tensors[name]).clone() for name in tensors if name in names}
 
-    def state(self) -> dict[str, Any]:
-        """Returns all that a checkpoint needs of the weights; every worker takes part."""
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the trained parameters and the optimizer's state; every worker takes part."""
         optimizer = get_optimizer_state_dict(self.net, self.optimizer, options=WHOLE)
-        return {"trained": self.trained(), "optimizer": optimizer}
+        return {"params": self.params(), "optimizer": optimizer}
 
-    def restore(self, trained: Mapping[str, Tensor]) -> None:
-        """Sets what is trained to what it was."""
-        set_model_state_dict(self.net, dict(trained), options=WHOLE)
+    def load_params(self, params: Mapping[str, Tensor]) -> None:
+        """Sets the trained parameters."""
+        set_model_state_dict(self.net, dict(params), options=WHOLE)
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a state, whatever number of workers it comes from."""
-        self.restore(state["trained"])
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores parameters and optimizer from the state of any number of workers."""
+        self.load_params(state["params"])
         set_optimizer_state_dict(
             self.net, self.optimizer, optim_state_dict=dict(state["optimizer"]), options=WHOLE
         )
+
+
+def learning_rate(step: int, num_steps: int, warmup: float) -> float:
+    """Returns the share of the peak learning rate: linear warm-up, then a cosine to zero.
+
+    Args:
+        step: number of the step, from 0.
+        num_steps: steps of the run.
+        warmup: share of the steps in which the rate rises.
+    """
+    rising = warmup * num_steps
+    if step < rising:
+        return (step + 1) / (rising + 1)
+    along = (step - rising) / max(1.0, num_steps - rising)
+    return 0.5 * (1 + math.cos(math.pi * along))
 
 
 def shard(net: RewardNet) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from actors.dpo_task import RankedPrompt
+from actors.dpo_trainer import RankedPrompt
 from panoply.config.laser import LaserConfig
 from panoply.data.ingest import IngestLimits, ingest_pairs
 from panoply.data.read import Input

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from actors.checkpoints import write_json
 from panoply.bandit.classifier import fit_classifier
 from panoply.bandit.make import initial_state
 from panoply.bandit.router import fit_router
 from panoply.bandit.update import project
 from panoply.config.laser import CLASSIFIER, ROUTER, LaserConfig
 from panoply.data.tasks import Task
+from panoply.files import write_whole
 from panoply.laser.rewards import verified
 from panoply.laser.scored import ScoredPrompt
 from panoply.types import Array
@@ -97,5 +97,5 @@ def labeled_of(
 def _once(file: Path, fit: Callable[[], Any]) -> Any:
     """Returns what was fitted in this run."""
     if not file.exists():
-        write_json(file, fit())
+        write_whole(file, json.dumps(fit()))
     return json.loads(file.read_text())

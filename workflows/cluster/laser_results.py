@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from actors.dpo_task import PolicyRound, RankedPrompt
+from actors.dpo_trainer import PolicyRound, RankedPrompt
 from panoply.config.bandit import SIGNALS
 from panoply.config.laser import ENSEMBLES, LaserConfig
 from panoply.data.tasks import Task
@@ -73,7 +73,9 @@ class StrategyRun:
             "quality": quality(scored),
             "length": float(np.mean([len(text) for one in scored for text in one.responses])),
             "held_out": quality(self.looks[round + 1]) if round + 1 in self.looks else None,
-            "probe_gain": trained.probe_gain() if trained and trained.probe.num_rows else None,
+            "probe_gain": trained.gold_margin_gain()
+            if trained and trained.gold_pairs.num_rows
+            else None,
         }
         count = Counter(chosen.values())
         if chosen:

@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from transformers import AutoConfig, AutoTokenizer
 
-from actors.reward_task import PairRows
-from panoply.config.preference import PreferenceConfig
+from actors.reward_trainer import PairRows
+from panoply.config.preference import Mixed, PairTrainingConfig
 from panoply.data.ingest import IngestLimits, ingest_pairs
 from panoply.data.read import Input
 from panoply.data.schema import digest, uniform
@@ -25,32 +25,32 @@ from panoply.data.tokens import TokenPairs, write_tokens
 from panoply.hub.backbone.backbone import Renderer, resolve
 from panoply.model.tree import TokenTree
 from panoply.preference.batch_sampler import BatchSampler
-from panoply.report.progress import RunLogger
+from panoply.report.progress import Advance, RunLogger
 from panoply.synthetic.planted import make_world
-from panoply.types import Bools, Ints
+from panoply.types import Array, Bools, Ints
 
 
 @dataclass(frozen=True, slots=True)
 class Preferences:
-    """Everything a run knows of its pairs; texts stay in the file."""
+    """Pairs of a run in all parts, without their texts, which stay in the file."""
 
     path: Path
     table: PairTable
     names: tuple[str, ...]
     """Id of each pair's texts."""
-    margin_P: np.ndarray[Any, np.dtype[np.float64]]
-    weight_P: np.ndarray[Any, np.dtype[np.float64]]
+    margin_P: Array
+    weight_P: Array
     flipped_P: Bools
-    """Labels that were turned around on purpose; never in *test*."""
+    """Whether the label was flipped on purpose; never in *test*."""
     summary: Mapping[str, Any]
 
     @property
     def signs_P(self) -> Ints:
-        """-1 where the label is turned around, else 1."""
+        """Sign of each label: -1 where it was flipped, else 1."""
         return np.where(self.flipped_P, -1, 1)
 
 
-def read_pairs(config: PreferenceConfig, folder: Path) -> Preferences:
+def read_pairs(config: PairTrainingConfig, folder: Path) -> Preferences:
     """Reads, checks and splits the pairs of a run.
 
     Raises:
@@ -73,10 +73,8 @@ def read_pairs(config: PreferenceConfig, folder: Path) -> Preferences:
     columns = pq.read_table(ingested.path, columns=["row_id", "margin", "weight"])
     rows = columns["row_id"].to_pylist()
     flipped = [uniform(config.seed, "flip", row) < config.flipped for row in rows]
-    margin_P, weight_P = (
-        columns[name].to_numpy(zero_copy_only=False).astype(np.float64)
-        for name in ("margin", "weight")
-    )
+    margin_P = columns["margin"].to_numpy(zero_copy_only=False).astype(np.float64)
+    weight_P = columns["weight"].to_numpy(zero_copy_only=False).astype(np.float64)
     if config.loss.use_margin and np.isnan(margin_P).all():
         raise ValueError(
             "`loss.use_margin` is set, but no pair has a `margin`: add the column, or leave it out"
@@ -103,34 +101,22 @@ def read_pairs(config: PreferenceConfig, folder: Path) -> Preferences:
 
 
 def tokenize(
-    config: PreferenceConfig, found: Preferences, path: Path, logger: RunLogger
+    config: PairTrainingConfig, preferences: Preferences, path: Path, logger: RunLogger
 ) -> tuple[TokenPairs, dict[str, int]]:
-    """Renders all pairs once; returns the trees and what the token limits did to them.
+    """Renders all pairs once; returns the trees, and counts of texts that the token limits cut.
 
     The limits keep a prompt's last tokens, and a response's first ones with the closing tokens.
 
     Raises:
-        ValueError: a token beyond the model's vocabulary, as tokens that were added to a tokenizer
-            but not to its model give.
+        ValueError: a token is not in the model's vocabulary, as happens where tokens were added to
+            the tokenizer but not to the model.
     """
     folder = resolve(config.backbone.model)
     renderer = Renderer(AutoTokenizer.from_pretrained(folder), config.backbone.rendering)
     cut = {"prompts_cut": 0, "responses_cut": 0}
     if not path.exists():
-        total = found.summary["rows"]
-        with logger.bar("rendering pairs", total) as advance:
-
-            def trees() -> Iterator[TokenTree]:
-                with pq.ParquetFile(found.path) as file:
-                    for batch in file.iter_batches(256, columns=["prompt", "chosen", "rejected"]):
-                        for row in batch.to_pylist():
-                            made = renderer.render(row["prompt"], [row["chosen"], row["rejected"]])
-                            cut["prompts_cut"] += made.prompt_tokens_cut > 0
-                            cut["responses_cut"] += made.num_responses_cut
-                            yield made.tree
-                        advance(len(batch))
-
-            write_tokens(path, trees(), cut)
+        with logger.bar("rendering pairs", preferences.summary["rows"]) as advance:
+            write_tokens(path, _rendered(renderer, preferences.path, cut, advance), cut)
     tokens = TokenPairs.open(path)
     size = int(AutoConfig.from_pretrained(folder).vocab_size)
     largest = int(tokens.column("largest_id").max())
@@ -143,10 +129,24 @@ def tokenize(
     return tokens, dict(tokens.notes)
 
 
+def _rendered(
+    renderer: Renderer, path: Path, cut: dict[str, int], advance: Advance
+) -> Iterator[TokenTree]:
+    """Yields the trees of a file of pairs; counts in `cut` what the token limits cut."""
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(256, columns=["prompt", "chosen", "rejected"]):
+            for row in batch.to_pylist():
+                rendered = renderer.render(row["prompt"], [row["chosen"], row["rejected"]])
+                cut["prompts_cut"] += rendered.prompt_tokens_cut > 0
+                cut["responses_cut"] += rendered.num_responses_cut
+                yield rendered.tree
+            advance(len(batch))
+
+
 def training_rows(
-    config: PreferenceConfig, found: Preferences, tokens: TokenPairs
+    config: PairTrainingConfig, preferences: Preferences, tokens: TokenPairs
 ) -> tuple[PairRows, tuple[str, ...], dict[str, Any]]:
-    """Chooses the pairs to train on and numbers the sources; returns both and what was left out.
+    """Selects the pairs to train on and numbers the sources; returns both and their statistics.
 
     Left out of training: pairs whose responses are the same tokens once cut, and pairs of weight 0.
     A source without a pair to train on is named, and evaluated all the same.
@@ -154,8 +154,8 @@ def training_rows(
     Raises:
         ValueError: nothing is left to train on, or sources cannot share a step.
     """
-    table, part_P = found.table, found.table.split.part_N
-    usable_P = ~tokens.alike() & (found.weight_P > 0)
+    table, part_P = preferences.table, preferences.table.split.part_N
+    usable_P = ~tokens.alike() & (preferences.weight_P > 0)
     train = np.flatnonzero((part_P == "train") & usable_P)
     if not len(train):
         raise ValueError("no pair is left to train on: all are alike once cut, or have weight 0")
@@ -163,22 +163,23 @@ def training_rows(
     others = sorted(set(table.source_P) - set(trained))
     number = {source: i for i, source in enumerate([*trained, *others])}
     source_P = np.array([number[source] for source in table.source_P], dtype=np.int64)
-    balanced = config.weighting.sources != "mixed"
-    plan = BatchSampler(source_P[train], config.schedule.pairs_per_step, config.seed, balanced)
-    steps = plan.steps_per_epoch * config.schedule.num_epochs
+    balanced = not isinstance(config.weighting, Mixed)
+    sampler = BatchSampler(source_P[train], config.schedule.pairs_per_step, config.seed, balanced)
+    num_steps = sampler.steps_per_epoch * config.schedule.num_epochs
+    epochs = sampler.epochs_per_source(num_steps)
     rows = PairRows(
         source_P=source_P,
-        label_P=np.where(found.flipped_P, 0.0, 1.0),
-        margin_P=found.margin_P,
-        weight_P=found.weight_P,
+        label_P=np.where(preferences.flipped_P, 0.0, 1.0),
+        margin_P=preferences.margin_P,
+        weight_P=preferences.weight_P,
         train=train,
         select=np.flatnonzero(part_P == "select"),
         scored=np.flatnonzero(part_P != "train"),
     )
-    told = {
+    statistics = {
         "alike_when_cut": int(tokens.alike().sum()),
         "without_training_pairs": others,
-        "passes": dict(zip(trained, plan.passes(steps), strict=True)),
-        "num_steps": steps,
+        "passes": dict(zip(trained, epochs, strict=True)),
+        "num_steps": num_steps,
     }
-    return rows, tuple(trained), told
+    return rows, tuple(trained), statistics

@@ -1,6 +1,6 @@
-"""Where workers that train together on one machine meet: in a file.
+"""Rendezvous of Ray Train workers on one machine through a file.
 
-PyTorch's own meeting place is a port that listens on all interfaces and asks for no secret.
+PyTorch's own rendezvous is a port that listens on all interfaces and asks for no secret.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class FileTorchConfig(TorchConfig):
 
     @property
     def backend_cls(self) -> type[FileBackend]:
-        """The class that sets their process group up."""
+        """Class that sets up the process group."""
         return FileBackend
 
 
 class FileBackend(_TorchBackend):
-    """Sets a process group up whose workers find each other in a file of this user alone."""
+    """Sets up a process group whose workers find each other through a file of this user alone."""
 
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         """Connects all workers."""

@@ -1,8 +1,8 @@
-"""What goes into the trained part of a model, computed once and shared by runs.
+"""Inputs of the trained part of a model, computed once and shared by runs.
 
-Where only the last layers or the head are trained, what lies below never changes. Its outputs are
-kept in blocks of pairs, named by all that they depend on, so runs of other seeds, losses or rates
-find them there.
+Where only the last layers or the head are trained, the part below never changes. Its outputs are
+kept in blocks of pairs, named by all that they depend on, so that runs with other seeds, losses or
+rates find them.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 from panoply.config.preference import TrainedBackboneConfig
 from panoply.data.schema import digest
 from panoply.data.tokens import TokenPairs
+from panoply.files import whole_file
 from panoply.hub.backbone.backbone import hash_weights
 from panoply.hub.policy.trainable import TrainableModel
 from panoply.preference.distributed import Group
@@ -33,38 +34,40 @@ class ActivationCache:
 
     folder: Path
     opened: dict[int, tuple[Sequence[str], Any]] = field(default_factory=dict)
-    """Blocks by their first row, with the list of pairs that it is a row of."""
+    """Open blocks by their first row, with the list of pairs that the row is one of."""
 
     @classmethod
     def of(
         cls, trainable: TrainableModel, backbone: TrainedBackboneConfig, root: str
     ) -> ActivationCache:
-        """Returns the store of a backbone, below the root."""
-        assert trainable.lower is not None
-        kept = len(trainable.lower.layers)
-        what = (str(kept), backbone.trained, str(trainable.dtype), trainable.renderer.template_hash)
-        rendering = str(sorted(asdict(backbone.rendering).items()))
-        key = digest(hash_weights(trainable.lower.model), rendering, *what)
+        """Returns the cache of a backbone, below the root."""
+        assert trainable.frozen_prefix is not None
+        key = digest(
+            hash_weights(trainable.frozen_prefix.model),
+            str(sorted(asdict(backbone.rendering).items())),
+            str(len(trainable.frozen_prefix.layers)),
+            backbone.trained.kind,
+            str(trainable.dtype),
+            trainable.renderer.template_hash,
+        )
         return cls(Path(root) / "inputs" / key)
 
     def fill(
         self, trainable: TrainableModel, tokens: TokenPairs, names: Sequence[str], group: Group
     ) -> None:
-        """Computes the blocks that are not there; the workers share them."""
+        """Computes the missing blocks; the workers share the work."""
         self.folder.mkdir(parents=True, exist_ok=True)
         starts = [i for i in range(0, len(names), ROWS) if not self._path(names, i).exists()]
-        group.wait()  # before anyone writes: all see the same list
-        for start in group.mine(starts):
+        group.barrier()  # before anyone writes: all see the same list
+        for start in group.shard(starts):
             rows = range(start, min(start + ROWS, len(names)))
-            parts = [trainable.inputs(tokens.tree(row)).cpu() for row in rows]
-            path = self._path(names, start)
-            partial = path.with_suffix(f".{group.rank}.part")
-            save_file({str(i): part for i, part in enumerate(parts)}, partial)
-            partial.rename(path)
-        group.wait()
+            parts = [trainable.prefix_activations(tokens.tree(row)).cpu() for row in rows]
+            with whole_file(self._path(names, start)) as partial:
+                save_file({str(i): part for i, part in enumerate(parts)}, partial)
+        group.barrier()
 
     def read(self, row: int, names: Sequence[str]) -> Tensor:
-        """Returns the inputs of one pair."""
+        """Returns the activations of one pair."""
         start = row - row % ROWS
         block = self.opened.get(start)
         # A block's name is a hash over all its pairs: too slow to make again for every row.

@@ -21,7 +21,7 @@ def export_policy(name: str, adapter: Path, out: Path) -> float:
     The folder is built beside `out`, loaded again and compared; `out` appears when it is right.
 
     Args:
-        name: of the model that the adapters were trained on.
+        name: name of the model that the adapters were trained on.
         adapter: folder of the adapters.
         out: folder of the merged model.
 
@@ -31,7 +31,7 @@ def export_policy(name: str, adapter: Path, out: Path) -> float:
     Raises:
         FileNotFoundError: see `panoply.hub.backbone.backbone.resolve`; or there are no adapters.
         ValueError: `out` holds something, or the adapters are not of this model.
-        RuntimeError: the saved model speaks differently.
+        RuntimeError: the saved model gives other log-probabilities.
     """
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -51,13 +51,13 @@ def export_policy(name: str, adapter: Path, out: Path) -> float:
             f"the adapters in {str(adapter)!r} are not of {name!r}: {str(error).splitlines()[0]}"
         ) from error
     texts = _texts(Renderer(tokenizer, UNCUT))
-    wanted = [_spoken(adapted, ids) for ids in texts]
+    before = [_token_logps(adapted, ids) for ids in texts]
     with built_beside(out) as built:
         adapted.merge_and_unload().save_pretrained(built)
         tokenizer.save_pretrained(built)
         loaded: Any = AutoModelForCausalLM.from_pretrained(built).eval()
-        found = [_spoken(loaded, ids) for ids in texts]
-        drift = max(float((a - b).abs().max()) for a, b in zip(found, wanted, strict=True))
+        after = [_token_logps(loaded, ids) for ids in texts]
+        drift = max(float((a - b).abs().max()) for a, b in zip(after, before, strict=True))
         if not drift <= TOLERANCE:
             raise RuntimeError(
                 f"log-probabilities of the saved policy differ by {drift:.2e} (allowed "
@@ -72,8 +72,8 @@ def _texts(renderer: Renderer) -> list[list[int]]:
     return [list(tree.shared + branch.tokens) for tree in trees for branch in tree.branches]
 
 
-def _spoken(model: Any, ids: list[int]) -> torch.Tensor:
+def _token_logps(model: Any, ids: list[int]) -> torch.Tensor:
     """Returns the log-probability of each token but the first."""
     tokens = torch.tensor([ids])
-    spoken = model(input_ids=tokens).logits[0, :-1].float().log_softmax(-1)
-    return spoken.gather(1, tokens[0, 1:, None])[:, 0]
+    logps = model(input_ids=tokens).logits[0, :-1].float().log_softmax(-1)
+    return logps.gather(1, tokens[0, 1:, None])[:, 0]

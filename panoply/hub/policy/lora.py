@@ -1,4 +1,4 @@
-"""LoRA adapters as folders: what peft loads onto the causal model, and what training resumes.
+"""LoRA adapters as folders that peft loads onto the causal model, and that training resumes.
 
 Trained names are those of `panoply.model.reward_net.RewardNet`; a folder has peft's names.
 """
@@ -21,21 +21,21 @@ FILE = "adapter_model.safetensors"
 
 
 def save_adapter(
-    trainable: TrainableModel, trained: Mapping[str, Tensor], name: str, folder: Path
+    trainable: TrainableModel, params: Mapping[str, Tensor], name: str, folder: Path
 ) -> None:
     """Writes adapters.
 
     Args:
-        trainable: the network whose adapters they are.
-        trained: `panoply.preference.train_state.Weights.trained`.
-        name: of the model below.
-        folder: where they go.
+        trainable: the network with adapters.
+        params: `panoply.preference.train_state.TrainState.params`.
+        name: name of the model below the adapters.
+        folder: folder that is written.
     """
     config: Any = deepcopy(trainable.lora.peft_config["default"])
     config.base_model_name_or_path = resolve(name)
     config.task_type, config.inference_mode = "CAUSAL_LM", True
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {_outside(trainable, key): value.contiguous() for key, value in trained.items()}
+    tensors = {_peft_name(trainable, key): value.contiguous() for key, value in params.items()}
     save_file(tensors, folder / FILE, metadata={"format": "pt"})
     config.save_pretrained(folder)
 
@@ -49,31 +49,33 @@ def read_adapter(trainable: TrainableModel, folder: Path) -> dict[str, Tensor]:
     """
     if not (folder / FILE).is_file():
         raise FileNotFoundError(f"{str(folder)!r} has no {FILE}: name a folder that a round left")
-    found = load_file(folder / FILE)
-    own = {
-        _outside(trainable, name): (name, parameter)
-        for name, parameter in trainable.net.named_parameters()
-        if parameter.requires_grad
-    }
-    shapes = {key: tuple(value.shape) for key, value in found.items()}
-    if shapes != {key: tuple(parameter.shape) for key, (_, parameter) in own.items()}:
-        strange = sorted(set(shapes) ^ set(own)) or sorted(shapes)
+    tensors = load_file(folder / FILE)
+    shapes = {key: tuple(value.shape) for key, value in tensors.items()}
+    names: dict[str, str] = {}
+    trained_shapes: dict[str, tuple[int, ...]] = {}
+    for name, parameter in trainable.net.named_parameters():
+        if parameter.requires_grad:
+            key = _peft_name(trainable, name)
+            names[key], trained_shapes[key] = name, tuple(parameter.shape)
+    if shapes != trained_shapes:
+        strange = sorted(set(shapes) ^ set(names)) or sorted(shapes)
         raise ValueError(
             f"the adapters in {str(folder)!r} do not fit the model: they differ in "
-            f"{strange[:2]} or in `backbone.rank`; start from adapters of the same configuration"
+            f"{strange[:2]} or in `backbone.trained.rank`; start from adapters of the same "
+            "configuration"
         )
     saved = json.loads((folder / "adapter_config.json").read_text())
     config = trainable.lora.peft_config["default"]
-    scales = [saved["lora_alpha"] / saved["r"], config.lora_alpha / config.r]
-    if scales[0] != scales[1]:
+    saved_scale, scale = saved["lora_alpha"] / saved["r"], config.lora_alpha / config.r
+    if saved_scale != scale:
         raise ValueError(
-            f"the adapters in {str(folder)!r} are scaled by {scales[0]:g}, these by "
-            f"{scales[1]:g}: take the same `backbone.lora_alpha`"
+            f"the adapters in {str(folder)!r} are scaled by {saved_scale:g}, these by "
+            f"{scale:g}: take the same `backbone.trained.alpha`"
         )
-    return {name: found[key] for key, (name, _) in own.items()}
+    return {name: tensors[key] for key, name in names.items()}
 
 
-def _outside(trainable: TrainableModel, name: str) -> str:
+def _peft_name(trainable: TrainableModel, name: str) -> str:
     """Returns peft's name of a parameter, on the causal model."""
     inner: Any = trainable.model
     within = name.removeprefix("model.").replace(".default.", ".")

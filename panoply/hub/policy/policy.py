@@ -28,9 +28,9 @@ class Policy:
         check_decoding(self)
 
     def text(self, sampled: Sampled) -> str:
-        """Returns what a sample says."""
-        spoken = sampled.tokens[:-1] if sampled.ended else sampled.tokens
-        return self.renderer.tokenizer.decode(spoken, skip_special_tokens=True)
+        """Returns the text of a sample."""
+        tokens = sampled.tokens[:-1] if sampled.ended else sampled.tokens
+        return self.renderer.tokenizer.decode(tokens, skip_special_tokens=True)
 
     def sample(
         self,
@@ -46,8 +46,8 @@ class Policy:
         the same call on the same kind of device is sure to give the same samples.
 
         Args:
-            prompts: tokens of each.
-            streams: of the samples of each prompt, as many for all.
+            prompts: tokens of each prompt.
+            streams: streams of the samples of each prompt, equally many for all.
             config: temperature, nucleus, limit.
 
         Raises:
@@ -111,8 +111,10 @@ def load_policy(
     return Policy(name, model, renderer)
 
 
-def load_speaker(name: str, rendering: Rendering | None = None) -> tuple[Renderer, frozenset[int]]:
-    """Loads what asks a policy that is elsewhere: its renderer, and the tokens that end a response.
+def load_prompt_renderer(
+    name: str, rendering: Rendering | None = None
+) -> tuple[Renderer, frozenset[int]]:
+    """Loads the renderer of a policy that a server runs, and the tokens that end a response.
 
     Raises:
         FileNotFoundError: see `resolve`.
@@ -134,11 +136,11 @@ def stop_tokens(generation: Any, renderer: Renderer) -> frozenset[int]:
 
     Args:
         generation: the model's generation config, or None.
-        renderer: of the model.
+        renderer: renderer of the model.
     """
-    own = getattr(generation, "eos_token_id", None)
-    named = own if isinstance(own, list) else [own, renderer.tokenizer.eos_token_id]
-    return frozenset({token for token in named if token is not None} | set(renderer.closing[:1]))
+    eos = getattr(generation, "eos_token_id", None)
+    tokens = eos if isinstance(eos, list) else [eos, renderer.tokenizer.eos_token_id]
+    return frozenset({token for token in tokens if token is not None} | set(renderer.closing[:1]))
 
 
 @torch.no_grad()
@@ -150,18 +152,18 @@ def check_decoding(policy: Policy) -> None:
     """
     model, size = policy.model, int(policy.model.config.vocab_size)
     draw = torch.randint(size, (12,), generator=torch.Generator().manual_seed(0)).tolist()
-    prompts, worst = [draw[:8], draw[7:]], float("inf")
+    prompts, drifts = [draw[:8], draw[7:]], list[float]()
     try:
         decode_after_prefixes(model)
         for number, samples in policy.sample(prompts, [[1, 2], [3, 4]], CHECKED):
             for sampled in samples:
                 ids = torch.tensor([prompts[number] + sampled.tokens], device=model.device)
-                spoken = model(input_ids=ids).logits[0, :-1].float().log_softmax(-1)
-                own = spoken.gather(1, ids[0, 1:, None])[len(prompts[number]) - 1 :].sum()
-                found = abs(float(own) - sampled.log_prob)
-                worst = found if worst == float("inf") else max(worst, found)
+                logps = model(input_ids=ids).logits[0, :-1].float().log_softmax(-1)
+                plain = logps.gather(1, ids[0, 1:, None])[len(prompts[number]) - 1 :].sum()
+                drifts.append(abs(float(plain) - sampled.log_prob))
     except (TypeError, AttributeError, RuntimeError, LookupError) as error:
         raise ValueError(f"{policy.name!r} cannot be sampled from: {error}") from error
+    worst = max(drifts)
     if not worst <= (1e-3 if model.dtype == torch.float32 else 0.5):
         raise ValueError(
             f"{policy.name!r} decodes after a shared prompt with other probabilities than alone "

@@ -27,13 +27,13 @@ class Sampled:
     """One sample as tokens."""
 
     stream: int
-    """Names its random numbers (`panoply.model.sampling.stream`)."""
+    """Stream of its random numbers (`panoply.model.sampling.stream`)."""
     tokens: list[int] = field(default_factory=list[int])
-    """If the policy ended it, the last is the one that it ended it with."""
+    """Tokens of the response; the last one ends it where `ended`."""
     log_prob: float = 0.0
     """log pi(y | x), summed over the tokens, at temperature 1."""
     ended: bool = False
-    """Whether the policy ended it; else the limit does."""
+    """Whether the policy ended the response; else the limit did."""
     over: bool = False
 
 
@@ -52,8 +52,8 @@ class Decoding:
         self.samples = [[Sampled(name) for name in names] for names in streams]
         self.grid = [list(row) for row in self.samples]
         self.numbers = list(range(len(prompts)))
-        """Which prompts still run."""
-        self.own = DynamicCache()
+        """Prompts that still run."""
+        self.response_cache = DynamicCache()
         self.sizes_G = torch.tensor([len(ids) for ids in prompts], device=model.device)
         longest = int(self.sizes_G.max())
         padded = [[0] * (longest - len(ids)) + list(ids) for ids in prompts]
@@ -82,8 +82,8 @@ class Decoding:
         self.tokens_B, log_prob_B = choose_tokens(
             self.logits_BV, names, self.step, config.temperature, config.top_p
         )
-        told = zip(rows, self.tokens_B.tolist(), log_prob_B.tolist(), strict=True)
-        for sampled, token, log_prob in told:
+        drawn = zip(rows, self.tokens_B.tolist(), log_prob_B.tolist(), strict=True)
+        for sampled, token, log_prob in drawn:
             if sampled.over:
                 continue
             sampled.tokens.append(token)
@@ -92,21 +92,23 @@ class Decoding:
             sampled.over = sampled.ended or len(sampled.tokens) == config.max_tokens
 
     def shrink(self) -> list[int]:
-        """Drops what is over; returns the prompts all of whose samples are."""
+        """Drops finished samples; returns the prompts all of whose samples are finished."""
         left = [sum(not sampled.over for sampled in row) for row in self.grid]
-        width, wanted = len(self.grid[0]), max(left)
+        width, new_width = len(self.grid[0]), max(left)
         kept = [i for i, count in enumerate(left) if count]
         finished = [self.numbers[i] for i, count in enumerate(left) if not count]
-        if wanted < width or finished:
-            # Stable: rows that run first, in their order.
-            order = [sorted(range(width), key=lambda n, i=i: self.grid[i][n].over) for i in kept]
-            rows = [i * width + n for i, row in zip(kept, order, strict=True) for n in row[:wanted]]
+        if new_width < width or finished:
+            rows: list[int] = []
+            grid: list[list[Sampled]] = []
+            for i in kept:
+                # Stable: samples that run come first, in their order.
+                order = sorted(range(width), key=lambda n, i=i: self.grid[i][n].over)[:new_width]
+                rows += [i * width + n for n in order]
+                grid.append([self.grid[i][n] for n in order])
             at = torch.tensor(rows, dtype=torch.long, device=self.tokens_B.device)
-            self.own.batch_select_indices(at)
+            self.response_cache.batch_select_indices(at)
             self.tokens_B = self.tokens_B[at]
-            self.grid = [
-                [self.grid[i][n] for n in row[:wanted]] for i, row in zip(kept, order, strict=True)
-            ]
+            self.grid = grid
         if finished:
             groups = torch.tensor(kept, dtype=torch.long, device=self.sizes_G.device)
             self.prefix, self.sizes_G = self.prefix.at(groups), self.sizes_G[groups]
@@ -114,14 +116,14 @@ class Decoding:
         return finished
 
     def advance(self) -> None:
-        """Runs the tokens that were drawn."""
+        """Runs the model on the tokens that were drawn."""
         positions_B = (self.sizes_G + self.step).repeat_interleave(len(self.grid[0]))
         out = self.model(
             input_ids=self.tokens_B[:, None],
             # Models hand a 4-D mask on as it is: this one keeps them from making one.
             attention_mask=torch.zeros(1, 1, 1, 1, device=self.tokens_B.device),
             position_ids=positions_B[:, None],
-            past_key_values=self.own,
+            past_key_values=self.response_cache,
             prefix=self.prefix,
         )
         self.logits_BV = out.logits[:, -1].float()
@@ -154,7 +156,7 @@ def prefix_attention_forward(
         return tree_attention_forward(
             module, query_BHTD, key_BKTD, value_BKTD, attention_mask, **kwargs
         )
-    found = attend_after_prefix(
+    states_BHTD = attend_after_prefix(
         query_BHTD,
         key_BKTD,
         value_BKTD,
@@ -163,4 +165,4 @@ def prefix_attention_forward(
         scale=kwargs.get("scaling"),
         softcap=kwargs.get("softcap"),
     )
-    return found.transpose(1, 2), None
+    return states_BHTD.transpose(1, 2), None

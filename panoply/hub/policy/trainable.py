@@ -1,6 +1,6 @@
-"""A language model made ready for training: what is trained, in which precision, with what head.
+"""Language models made ready for training: the trained part, its precision, and a head.
 
-Trained weights are float32 and the forward runs in `dtype` under autocast; frozen weights are held
+Trained parameters are float32 and the forward runs in `dtype` under autocast; frozen ones are held
 in `dtype`. Dropout is off, so that a step does not depend on how many workers share it.
 """
 
@@ -10,12 +10,12 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, assert_never, cast
 
 import torch
 from torch import Tensor, nn
 
-from panoply.config.preference import TrainedBackboneConfig
+from panoply.config.preference import Full, HeadOnly, LastLayers, Lora, TrainedBackboneConfig
 from panoply.hub.backbone.attention import attend_by_trees
 from panoply.hub.backbone.backbone import Renderer, choose_dtype, resolve
 from panoply.model.decoder import Decoder, cut, with_layers
@@ -26,27 +26,27 @@ from panoply.model.tree import TokenTree
 
 @dataclass(frozen=True, slots=True)
 class TrainableModel:
-    """A network whose parameters with `requires_grad` are what is trained."""
+    """A network that is trained: those of its parameters with `requires_grad`."""
 
     net: RewardNet
     renderer: Renderer
     dtype: torch.dtype
-    """Of the forward."""
+    """Precision of the forward."""
     model: nn.Module
-    """The whole decoder stack; `net` may hold its upper part alone, with the same weights."""
-    lower: Decoder | None
+    """The whole decoder stack; `net` may hold its upper part alone, with the same parameters."""
+    frozen_prefix: Decoder | None
     """The frozen part below `net`, where its outputs are computed once."""
     lora: Any
-    """peft's wrapper of the model where adapters are trained, else None."""
+    """The peft model around `model` where adapters are trained, else None."""
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the parameters."""
         return self.net.head.weight.device
 
     @property
     def num_layers(self) -> int:
-        """Layers of the whole stack."""
+        """Number of layers of the whole stack."""
         return int(cast(Any, self.model.config).num_hidden_layers)
 
     def autocast(self) -> torch.autocast:
@@ -55,18 +55,18 @@ class TrainableModel:
         return torch.autocast(self.device.type, self.dtype, enabled=on)
 
     @torch.no_grad()
-    def inputs(self, tree: TokenTree) -> Tensor:
-        """Returns what the trained part gets of a tree: see `RewardNet.forward`."""
-        assert self.lower is not None
+    def prefix_activations(self, tree: TokenTree) -> Tensor:
+        """Returns the trained part's input for a tree: see `RewardNet.forward`."""
+        assert self.frozen_prefix is not None
         with self.autocast():
-            states_TD, layout = row_states(self.lower, [tree])
+            states_TD, layout = row_states(self.frozen_prefix, [tree])
         if self.net.decoder is None:
             return states_TD[torch.from_numpy(layout.last_R).to(states_TD.device)].float()
         return states_TD.to(self.dtype)
 
     @contextmanager
     def adapters_off(self) -> Generator[None]:
-        """Computes as the model did before training."""
+        """Runs the model without its adapters, as before training."""
         with self.lora.disable_adapter():
             yield
 
@@ -85,14 +85,14 @@ def load_trainable(
     policy: bool = False,
     uniform: bool = False,
 ) -> TrainableModel:
-    """Loads a language model and makes ready what is to be trained.
+    """Loads a language model, ready for training.
 
     Args:
         config: the backbone.
         num_heads: heads of an ensemble.
-        seed: of what starts at random.
+        seed: seed of the parameters that start at random.
         policy: with the language-model head, for token-level losses.
-        uniform: holds frozen weights in float32 too, as sharding asks for one kind of number.
+        uniform: holds frozen parameters in float32 too, as sharding asks for one dtype.
 
     Raises:
         FileNotFoundError: see `panoply.hub.backbone.backbone.resolve`.
@@ -105,8 +105,8 @@ def load_trainable(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = choose_dtype(config.dtype, device)
     torch.manual_seed(seed)
-    kind: Any = AutoModelForCausalLM if policy else AutoModel
-    loaded: Any = kind.from_pretrained(folder, dtype=dtype).to(device)
+    auto_class: Any = AutoModelForCausalLM if policy else AutoModel
+    loaded: Any = auto_class.from_pretrained(folder, dtype=dtype).to(device)
     model: Any = loaded.base_model if policy else loaded
     lm_head: Any = loaded.get_output_embeddings() if policy else None
     no_dropout(model)
@@ -121,25 +121,30 @@ def load_trainable(
         )
     if policy:
         check_log_probs(loaded, whole, lm_head)
-    lora, lower, upper = None, None, whole
-    if config.trained == "lora":
-        lora = add_adapters(model, config)
-    elif config.trained == "full":
-        loaded.requires_grad_(True)
-    else:
-        upper, lower = split(whole, config)
+    lora, frozen_prefix, trained = None, None, whole
+    match config.trained:
+        case Lora():
+            lora = add_adapters(model, config.trained)
+        case Full():
+            loaded.requires_grad_(True)
+        case LastLayers(num_last=num_last):
+            frozen_prefix, trained = split(whole, num_last, config.model)
+        case HeadOnly():
+            frozen_prefix, trained = whole, None
+        case _:
+            assert_never(config.trained)
     for parameter in loaded.parameters():
         if parameter.requires_grad or uniform:
             parameter.data = parameter.data.float()
-    if config.checkpointing and upper is not None:
+    if config.checkpointing and trained is not None:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     head = nn.Linear(whole.hidden_size, num_heads, bias=False).to(device)
     # A draw of its own: the head starts alike whatever else starts at random.
     draw = torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(seed))
     head.weight.data.copy_(draw * float(model.config.initializer_range))
     renderer = Renderer(AutoTokenizer.from_pretrained(folder), config.rendering)
-    net = RewardNet(upper, head, lm_head)
-    return TrainableModel(net, renderer, dtype, model, lower, lora)
+    net = RewardNet(trained, head, lm_head)
+    return TrainableModel(net, renderer, dtype, model, frozen_prefix, lora)
 
 
 def no_dropout(model: nn.Module) -> None:
@@ -151,30 +156,33 @@ def no_dropout(model: nn.Module) -> None:
             cast(Any, module).attention_dropout = 0.0
 
 
-def add_adapters(model: nn.Module, config: TrainedBackboneConfig) -> Any:
+def add_adapters(model: nn.Module, config: Lora) -> Any:
     """Puts adapters into all linear layers, in place (LoRA, arXiv 2106.09685)."""
     from peft import LoraConfig, get_peft_model
 
-    lora = LoraConfig(r=config.rank, lora_alpha=config.lora_alpha, target_modules="all-linear")  # pyright: ignore[reportArgumentType]
+    lora = LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules="all-linear")  # pyright: ignore[reportArgumentType]
     return get_peft_model(cast(Any, model), lora)
 
 
-def split(whole: Decoder, config: TrainedBackboneConfig) -> tuple[Decoder | None, Decoder]:
-    """Returns the part that is trained, made trainable, and the part below it.
+def split(whole: Decoder, num_last: int, name: str) -> tuple[Decoder, Decoder]:
+    """Returns the frozen lower part and the last layers, made trainable.
+
+    Args:
+        whole: the decoder stack.
+        num_last: layers of the trained part.
+        name: name of the model, for messages.
 
     Raises:
-        ValueError: fewer layers than are to be trained, or both parts in turn do not give what
-            the whole gives.
+        ValueError: fewer layers than are to be trained, or both parts in turn differ from the
+            whole.
     """
     num_layers = whole.depths[-1]
-    if config.trained == "head":
-        return None, whole
-    if config.num_last >= num_layers:
+    if num_last >= num_layers:
         raise ValueError(
-            f"`backbone.num_last` is {config.num_last}, but {num_layers} layers are kept: train "
-            "fewer, or take `--backbone.trained full`"
+            f"`backbone.trained.num_last` is {num_last}, but {num_layers} layers are kept: train "
+            "fewer, or take `backbone.trained:full`"
         )
-    at = num_layers - config.num_last
+    at = num_layers - num_last
     lower = _part(whole, 0, at)
     upper = _part(whole, at, num_layers)
     trees = probe(whole)
@@ -184,12 +192,12 @@ def split(whole: Decoder, config: TrainedBackboneConfig) -> tuple[Decoder | None
     bound = 1e-4 if whole.dtype == torch.float32 else 5e-2
     if not bool((through - direct).norm() <= bound * direct.norm()):
         raise ValueError(
-            f"{config.model!r} cannot be split at layer {at}: its upper layers on the states of "
-            "its lower ones are not the whole model. Take `--backbone.trained lora` or `full`"
+            f"{name!r} cannot be split at layer {at}: its upper layers on the states of its lower "
+            "ones are not the whole model. Take `backbone.trained:lora` or `backbone.trained:full`"
         )
     for part in (upper.layers, upper.norm):
         part.requires_grad_(True)
-    return upper, lower
+    return lower, upper
 
 
 def _part(whole: Decoder, start: int, stop: int) -> Decoder:
@@ -200,16 +208,16 @@ def _part(whole: Decoder, start: int, stop: int) -> Decoder:
 
 @torch.no_grad()
 def check_log_probs(causal: Any, decoder: Decoder, lm_head: nn.Module) -> None:
-    """Checks that the head on the last states gives the model's own logits, but for a constant.
+    """Checks that the head on the last states gives the model's logits, but for a constant.
 
     Raises:
-        ValueError: it does not: the model scales, caps or shifts them.
+        ValueError: the model scales, caps or shifts its logits.
     """
     tokens_BT = torch.tensor([probe(decoder)[0].shared], device=decoder.device)
-    own = causal(input_ids=tokens_BT).logits.float().log_softmax(-1)
-    ours = lm_head(decoder.states(tokens_BT)[-1]).float().log_softmax(-1)
-    if not torch.allclose(own, ours, atol=1e-3 if decoder.dtype == torch.float32 else 0.2):
+    expected = causal(input_ids=tokens_BT).logits.float().log_softmax(-1)
+    computed = lm_head(decoder.states(tokens_BT)[-1]).float().log_softmax(-1)
+    if not torch.allclose(expected, computed, atol=1e-3 if decoder.dtype == torch.float32 else 0.2):
         raise ValueError(
             f"{type(causal).__name__} does more with its logits than its head (caps or scales): "
-            "a policy loss would not be its own. Take `--loss.policy none`"
+            "a policy loss would train another model. Take `loss.policy:no-policy-loss`"
         )
