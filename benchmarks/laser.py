@@ -108,7 +108,7 @@ def cpu_of_arms() -> float:
 
 def scoring(args: Args, models: ArmsConfig, shared: ArmsConfig) -> dict[str, Any]:
     """Returns the walls of all kinds, in turns, and their ratios by repeat."""
-    from workflows.cluster.arms import asking
+    from workflows.cluster.arms import serve_arms
     from workflows.cluster.resolve_model import resolve_model
 
     names, chats = models.names, sampled(args)
@@ -120,7 +120,7 @@ def scoring(args: Args, models: ArmsConfig, shared: ArmsConfig) -> dict[str, Any
     }
     walls: dict[str, list[Wall]] = {kind: [] for kind in kinds}
     judges = [resolve_model(arm) for arm in (*models.arms(), *shared.arms())]
-    with asking(judges, models.timeout, "benchmark") as arms:
+    with serve_arms(judges, models.timeout, "benchmark") as arms:
         for kind in ("ensemble", "shared"):  # first batches measure their own speed
             scored(arms, chats, kinds[kind])
         for repeat in range(args.repeats):
@@ -168,7 +168,7 @@ def rounds(args: Args, models: ArmsConfig, out: Path) -> dict[str, Any]:
         out=str(out),
         arms=models,
         prompts=PromptsConfig(num_made=2 * args.prompts, num_held_out=0),
-        n=args.n,
+        num_samples=args.n,
         num_rounds=args.rounds,
         prompts_per_round=args.prompts,
         evaluate_every=args.rounds,

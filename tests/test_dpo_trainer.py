@@ -9,17 +9,18 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
+from actors.dpo_task import DONE, STOPPED, PolicyRound
+from actors.dpo_training import run_policy_task
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from actors import checkpoints
-from actors.dpo_task import DONE, STOPPED, PolicyRound
 from actors.dpo_trainer import DPOTrainer, comparison, pairs_of, tokens_of
-from actors.dpo_training import run_policy_task
-from actors.sampler import Question, Sampler
+from actors.sampler import Sampler
 from panoply.config.policy import PolicyConfig, SamplingConfig, check_policy_backbone
 from panoply.config.preference import TrainedBackboneConfig
+from panoply.data.tasks import Task
 from panoply.hub.policy.lora import FILE
 from panoply.hub.policy.policy import load_policy
 from panoply.model.tree import Branch, TokenTree
@@ -345,7 +346,7 @@ def test_a_sampler_speaks_with_the_adapters_as_the_learner_hears_it(task, second
 def test_a_sampler_takes_the_adapters_that_it_is_asked_for(task, second):
     config = SamplingConfig(max_tokens=20, temperature=1.0)
     sampler = Sampler(task.backbone.model, config, dtype="float32")
-    asked = [Question("a", [{"role": "user", "content": "say more"}])]
+    asked = [Task("a", [{"role": "user", "content": "say more"}])]
     (plain,) = sampler.sample(asked, 6, 0, 0)
     (adapted,) = sampler.sample(asked, 6, 0, 0, str(second.adapter))
     (again,) = sampler.sample(asked, 6, 0, 0)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from test_export import scores_by_transformers
 
-from panoply.bandit.make import initial_state
 from panoply.hub.artefact.load import load_reward_model
 from panoply.laser.log import Log, replay
+from panoply.laser.rounds import initial_state
 from tests.builders.selector_runs import ARMS, CONFIG
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -19,9 +19,9 @@ class Task:
 
     prompt_id: str
     prompt: Prompt
-    label: JsonValue
+    label: JsonValue = None
     """For the verifier; None where nothing is known."""
-    source: str
+    source: str = ""
 
 
 def made_tasks(num: int, seed: int) -> list[Task]:

@@ -127,7 +127,7 @@ def alarms(choices: Mapping[str, Section], strategies: Mapping[str, Section]) ->
             [
                 Cell(name),
                 Cell(own["message"]),
-                Cell(followed(own, choice["sidelined"], strategies.get(name, {}))),
+                Cell(followed(own, choice["suspended"], strategies.get(name, {}))),
             ],
         )
         for name, choice in choices.items()
@@ -145,14 +145,14 @@ def followed(alarm: Section, sidelined: Sequence[Section], strategy: Section) ->
         strategy: what the strategy came to.
     """
     ran_on = strategy.get("rounds", 0) > alarm["round"] + 1
-    if alarm["action"] == "sideline":
+    if alarm["action"] == "suspend":
         away = next((o for o in sidelined if o["reason"].startswith(f"{alarm['name']}:")), None)
         if away is not None:
             return f"{away['arm']} was set aside until round {away['until']}"
         return f"{alarm['arm']} was to be set aside" + ("" if ran_on else "; no round came after")
-    if alarm["action"] == "pause" and strategy.get("paused", ""):
+    if alarm["action"] == "stop" and strategy.get("paused", ""):
         return f"the strategy stopped before {strategy['paused'].partition(':')[0]}"
-    if alarm["action"] == "pause":
+    if alarm["action"] == "stop":
         return "asked to stop; the run was continued" if ran_on else "no round came after"
     return "a warning: the run went on" if ran_on else "a warning: no round came after"
 
@@ -183,7 +183,7 @@ def sidelined(choices: Mapping[str, Section]) -> Grid:
             [Cell(name), Cell(f"{own['round']} to {own['until'] - 1}"), Cell(own["reason"])],
         )
         for name, choice in choices.items()
-        for own in choice["sidelined"]
+        for own in choice["suspended"]
     ]
     return Grid("Arms that were set aside", "arm", ["strategy", "rounds", "reason"], rows)
 

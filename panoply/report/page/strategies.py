@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from itertools import chain
 from typing import Any, TypeAlias
 
-from panoply.config.laser import JUDGED
+from panoply.config.laser import USES_VERIFIER
 from panoply.report.page.charts import (
     Axis,
     Cell,
@@ -42,7 +42,7 @@ def verdict(metrics: Section) -> str:
         f"With {name} the share of right responses to held-out prompts {change}: "
         f"{number(found['before'])} before, {number(found['after'])} after, {gain}."
     )
-    rivals = [n for n in strategies if n not in (name, *JUDGED)]
+    rivals = [n for n in strategies if n not in (name, *USES_VERIFIER)]
     rivals.sort(key=lambda n: falling(strategies[n].get("after")))
     compared = metrics.get("differences", {})
     rival = next((n for n in rivals if f"{name} - {n}" in compared), None)
