@@ -147,7 +147,9 @@ def arm_config(file: Path, out: Path, store: Path) -> PreferenceConfig:
         out=str(out),
         pairs=(str(file),),
         seed=ARMS_SEED,
-        backbone=TrainedBackboneConfig(trained=LastLayers(num_last=2), depth=0.6, rendering=RENDERING),
+        backbone=TrainedBackboneConfig(
+            trained=LastLayers(num_last=2), depth=0.6, rendering=RENDERING
+        ),
         schedule=ScheduleConfig(
             pairs_per_step=16, num_epochs=4, lr=2e-4, head_lr=1e-3, keep_best=True
         ),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from panoply.bandit.arm_statistics import best_probabilities, linear_posterior
+from panoply.bandit.arm_statistics import ArmStatistics
 from panoply.bandit.bandits import MOSS, UCB1, EpsilonGreedy, Exp3, LinUCB, Sequential, Thompson
 from panoply.bandit.router import fit_router
 from panoply.bandit.update import Choice, init, select_arms, uniforms, update
@@ -22,6 +22,11 @@ def history(num=400, num_arms=3, size=5, seed=0):
     return Choice(contexts, arms, even), rng.random(num)
 
 
+def statistics(state, query):
+    """Statistics at contexts, for which all arms are available."""
+    return ArmStatistics(state, query, np.ones((len(query), len(state.costs_K)), bool))
+
+
 def context_free(choice):
     return choice._replace(contexts_BD=np.empty((len(choice.arms_B), 0)))
 
@@ -31,14 +36,14 @@ def test_linucb_holds_the_ridge_solution_and_its_width():
     policy = LinUCB(alpha=0.7, ridge=2.0)
     state = update(init(policy, 3, 5), choice, rewards)
     query = np.random.default_rng(1).normal(size=(4, 5))
-    mean, variance = linear_posterior(state, query)
+    mean, deviation = statistics(state, query).linear_posterior()
     for k in range(3):
         x, r = choice.contexts_BD[choice.arms_B == k], rewards[choice.arms_B == k]
         inverse = np.linalg.inv(2.0 * np.eye(5) + x.T @ x)
         assert np.allclose(state.inverse_KDD[k], inverse, atol=1e-10)
         assert np.allclose(mean[:, k], query @ inverse @ x.T @ r, atol=1e-10)
-        assert np.allclose(variance[:, k], np.diag(query @ inverse @ query.T), atol=1e-10)
-    best = (mean + 0.7 * np.sqrt(variance)).argmax(1)
+        assert np.allclose(deviation[:, k] ** 2, np.diag(query @ inverse @ query.T), atol=1e-10)
+    best = (mean + 0.7 * deviation).argmax(1)
     assert (select_arms(policy, state, query, [0.1] * 4).arms_B == best).all()
 
 
@@ -55,14 +60,14 @@ def test_thompson_has_the_posterior_of_a_normal_prior():
     policy = Thompson(reward_std=0.3, prior_precision=4.0)
     state = update(init(policy, 3, 5, prior_KD=prior), choice, rewards)
     query = np.random.default_rng(1).normal(size=(4, 5))
-    mean, variance = linear_posterior(state, query)
+    mean, deviation = statistics(state, query).linear_posterior()
     for k in range(3):
         x, r = choice.contexts_BD[choice.arms_B == k], rewards[choice.arms_B == k]
         precision = 4.0 * np.eye(5) + x.T @ x / 0.3**2
         mu = np.linalg.solve(precision, 4.0 * prior[k] + x.T @ r / 0.3**2)
         assert np.allclose(mean[:, k], query @ mu, atol=1e-10)
         spread = np.diag(query @ np.linalg.inv(precision) @ query.T)
-        assert np.allclose(0.3**2 * variance[:, k], spread, atol=1e-10)
+        assert np.allclose((0.3 * deviation[:, k]) ** 2, spread, atol=1e-10)
 
 
 def test_probabilities_of_the_best_arm_are_those_of_many_draws_of_the_weights():
@@ -84,11 +89,12 @@ def test_probabilities_of_the_best_arm_are_those_of_many_draws_of_the_weights():
 def test_probabilities_of_the_best_of_two_are_in_closed_form_within_the_stated_error():
     rng = np.random.default_rng(0)
     mean, spread = rng.normal(size=(500, 2)), 10 ** rng.uniform(-3, 1, (500, 2))
-    found = best_probabilities(mean, spread, np.ones((500, 2), bool))
+    found = statistics(init(UCB1(), 2), np.empty((500, 0))).largest(mean, spread)
     for (m0, m1), (s0, s1), p in zip(mean, spread, found, strict=True):
         exact = (1 + math.erf((m0 - m1) / math.hypot(s0, s1) / math.sqrt(2))) / 2
         assert abs(p[0] - exact) <= 1 / 64
-    even = best_probabilities(np.zeros((1, 5)), np.ones((1, 5)), np.ones((1, 5), bool))
+    five = statistics(init(UCB1(), 5), np.empty((1, 0)))
+    even = five.largest(np.zeros((1, 5)), np.ones((1, 5)))
     assert np.allclose(even, 0.2, atol=1e-12)
 
 
@@ -245,9 +251,9 @@ def test_linucb_expects_what_mabwiser_expects():
     theirs = fitted(mabwiser.LearningPolicy.LinUCB(alpha=0.7, l2_lambda=2.0), choice, rewards)
     state = update(init(LinUCB(ridge=2.0), 3, 5), choice, rewards)
     query = np.random.default_rng(1).normal(size=(20, 5))
-    mean, variance = linear_posterior(state, query)
+    mean, deviation = statistics(state, query).linear_posterior()
     expected = [[row[k] for k in range(3)] for row in theirs.predict_expectations(query)]
-    assert np.allclose(mean + 0.7 * np.sqrt(variance), expected, atol=1e-10)
+    assert np.allclose(mean + 0.7 * deviation, expected, atol=1e-10)
     ours = select_arms(LinUCB(alpha=0.7, ridge=2.0), state, query, [0.5] * 20).arms_B
     assert ours.tolist() == theirs.predict(query)
 
@@ -277,8 +283,8 @@ def test_thompson_draws_with_the_moments_of_mabwiser():
     state = update(init(policy, 3, 5), choice, rewards)
     query = np.tile(np.random.default_rng(1).normal(size=(1, 5)), (4000, 1))
     drawn = np.array([[row[k] for k in range(3)] for row in theirs.predict_expectations(query)])
-    mean, variance = linear_posterior(state, query[:1])
-    spread = 0.5 * np.sqrt(variance[0])
+    mean, deviation = statistics(state, query[:1]).linear_posterior()
+    spread = 0.5 * deviation[0]
     assert np.abs(drawn.mean(0) - mean[0]).max() < 4 * spread.max() / math.sqrt(4000)
     assert np.allclose(drawn.std(0), spread, rtol=0.05)
     assert np.corrcoef(drawn.T).min() > 0.9

@@ -133,7 +133,7 @@ def test_a_recording_answers_what_it_holds_and_nothing_else(tmp_path):
         ),
         (
             {"selector": SelectorConfig(signal=SignalConfig(name="gold_margin"))},
-            "a file of trusted pairs",
+            "`gold_pairs` must be a file",
         ),
     ],
 )

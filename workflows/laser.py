@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +160,7 @@ def run_strategy(strategy: str, context: RunContext) -> StrategyRun:
     run = StrategyRun(strategy, context.arms, folder)
     run.num_scored = context.calibration.num_scores if strategy in NEEDS_CALIBRATION else 0
     run.add_evaluation(0, evaluate(context, context.out / "start", 0, "", context.arms))
-    oracle = OracleHistory()
+    earlier: list[Rollout] = []
     adapter = reference = ""
     with bandit_of(strategy, context, folder) as bandit:
         for round, tasks in enumerate(context.rounds()):
@@ -180,7 +180,8 @@ def run_strategy(strategy: str, context: RunContext) -> StrategyRun:
             )
 
             # Pair, and train on the pairs. A round of ties leaves the policy as it is.
-            rollouts = rank_and_pair(strategy, context, sampled, oracle)
+            rollouts = rank_and_pair(strategy, context, sampled, earlier)
+            earlier += sampled
             update = train_on_pairs(context, round_folder, round, rollouts, adapter, reference)
             adapter = str(update.adapter) if update else adapter
 
@@ -272,28 +273,21 @@ def select(
     return rollouts
 
 
-@dataclass(slots=True)
-class OracleHistory:
-    """How well each arm has ordered right above wrong responses so far."""
-
-    sources: list[str] = field(default_factory=list[str])
-    """Source of each prompt."""
-    aucs: list[list[float]] = field(default_factory=list[list[float]])
-    """`verifier_auc` of each arm on each prompt."""
-
-    def add(self, rollouts: Sequence[Rollout]) -> dict[str, int]:
-        """Adds a round; returns the best arm of each source up to it."""
-        for rollout in rollouts:
-            self.sources.append(rollout.source)
-            self.aucs.append(rollout.arm_aucs())
-        return best_arms(self.sources, self.aucs)
-
-
 def rank_and_pair(
-    strategy: str, context: RunContext, rollouts: Sequence[Rollout], oracle: OracleHistory
+    strategy: str, context: RunContext, rollouts: Sequence[Rollout], earlier: Sequence[Rollout]
 ) -> list[Rollout]:
-    """Returns the rollouts with the scores that the strategy ranks by, and the pairs by them."""
-    best = oracle.add(rollouts) if strategy == ORACLE else {}
+    """Returns the rollouts with the scores that the strategy ranks by, and the pairs by them.
+
+    Args:
+        strategy: name of the strategy.
+        context: parts of the run.
+        rollouts: rollouts of the round.
+        earlier: rollouts of the rounds before, from which the oracle learns too.
+    """
+    best: dict[str, int] = {}
+    if strategy == ORACLE:
+        judged = [*earlier, *rollouts]
+        best = best_arms([r.source for r in judged], [r.arm_aucs() for r in judged])
     ranked: list[Rollout] = []
     for rollout in rollouts:
         if rollout.arm:

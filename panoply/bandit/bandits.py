@@ -58,7 +58,7 @@ class Thompson:
     sigma^2 is s^2 and its lambda_0 is lambda.
 
     w_k . x is normal and independent between arms, so no vector is drawn: the probability of each
-    arm to be the largest is computed (`best_probabilities`), and the arm drawn from it.
+    arm to be the largest is computed (`ArmStatistics.largest`), and the arm drawn from it.
     """
 
     kind: ClassVar[str] = "thompson"
@@ -104,7 +104,9 @@ class UCB1:
         """Returns the probability of each arm, `[B, K]`."""
         visits = arms.visits
         width = (arms.log_plus(visits.sum(-1, keepdims=True)) / visits) ** 0.5
-        return arms.after_min_pulls(self.min_pulls, arms.greedy(arms.mean + self.alpha * width))
+        return arms.after_min_pulls(
+            self.min_pulls, arms.greedy(arms.state.mean_K + self.alpha * width)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,8 +135,8 @@ class MOSS:
     def propensities(self, arms: ArmStatistics) -> Array:
         """Returns the probability of each arm, `[B, K]`."""
         rate = arms.log_plus(self.horizon / (arms.num_arms * arms.visits))
-        width = self.scale * arms.deviation * (rate / arms.visits) ** 0.5
-        return arms.after_min_pulls(self.min_pulls, arms.greedy(arms.mean + width))
+        width = self.scale * arms.state.deviation * (rate / arms.visits) ** 0.5
+        return arms.after_min_pulls(self.min_pulls, arms.greedy(arms.state.mean_K + width))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +155,7 @@ class EpsilonGreedy:
 
     def propensities(self, arms: ArmStatistics) -> Array:
         """Returns the probability of each arm, `[B, K]`."""
-        mixed = (1 - self.epsilon) * arms.greedy(arms.mean) + self.epsilon * arms.uniform()
+        mixed = (1 - self.epsilon) * arms.greedy(arms.state.mean_K) + self.epsilon * arms.uniform()
         return arms.after_min_pulls(self.min_pulls, mixed)
 
 
@@ -175,7 +177,7 @@ class Exp3:
 
     def propensities(self, arms: ArmStatistics) -> Array:
         """Returns the probability of each arm, `[B, K]`."""
-        weighted = arms.softmax(self.gamma * arms.gains / arms.num_arms)
+        weighted = arms.softmax(self.gamma * arms.state.gains_K / arms.num_arms)
         return (1 - self.gamma) * weighted + self.gamma * arms.uniform()
 
 
@@ -220,7 +222,7 @@ class Sequential:
 
     def propensities(self, arms: ArmStatistics) -> Array:
         """Returns the probability of each arm, `[B, K]`."""
-        turn = arms.total_visits // self.period
+        turn = arms.state.visits_K.sum(-1, keepdims=True) // self.period
         return arms.greedy(-((arms.numbers - turn) % arms.num_arms))
 
 

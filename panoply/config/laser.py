@@ -186,40 +186,28 @@ class LaserConfig:
     def _check_inputs(self) -> None:
         """Raises a ValueError where a signal or strategy lacks what it is computed from."""
         signal, strategies = self.selector.signal.name, set(self.strategies)
-        calibrates = self.num_calibration_prompts > 0
-        require(
-            calibrates or not strategies & set(NEEDS_CALIBRATION),
-            "num_calibration_prompts",
-            self.num_calibration_prompts,
-            f"positive with the strategies {NEEDS_CALIBRATION}",
-        )
+        num, calibrates = self.num_calibration_prompts, self.num_calibration_prompts > 0
+
+        enough = calibrates or not strategies & set(NEEDS_CALIBRATION)
+        allowed = f"positive with the strategies {NEEDS_CALIBRATION}"
+        require(enough, "num_calibration_prompts", num, allowed)
+
         judges = signal == "verifier" or calibrates or bool(strategies & set(USES_VERIFIER))
-        require(
-            bool(self.prompts.verifier) or not judges,
-            "prompts.verifier",
-            self.prompts.verifier,
-            f"named with the signal 'verifier', the strategies {USES_VERIFIER} and "
-            "`num_calibration_prompts`",
-        )
-        require(
-            signal != "agreement" or self.score_with_all_arms,
-            "score_with_all_arms",
-            self.score_with_all_arms,
-            "True with the signal 'agreement'",
-        )
-        require(
-            signal != "held_out" or self.evaluate_every == 1,
-            "evaluate_every",
-            self.evaluate_every,
-            "1 with the signal 'held_out'",
-        )
-        require(
-            signal != "gold_margin" or bool(self.gold_pairs) or calibrates,
-            "gold_pairs",
-            self.gold_pairs,
-            "a file of trusted pairs with the signal 'gold_margin', or `num_calibration_prompts` "
-            "positive",
-        )
+        verifier, users = self.prompts.verifier, f"the strategies {USES_VERIFIER}"
+        allowed = f"named with the signal 'verifier', {users} and `num_calibration_prompts`"
+        require(bool(verifier) or not judges, "prompts.verifier", verifier, allowed)
+
+        all_score = self.score_with_all_arms
+        allowed = "True with the signal 'agreement'"
+        require(signal != "agreement" or all_score, "score_with_all_arms", all_score, allowed)
+
+        every = self.evaluate_every
+        allowed = "1 with the signal 'held_out'"
+        require(signal != "held_out" or every == 1, "evaluate_every", every, allowed)
+
+        trusted = signal != "gold_margin" or bool(self.gold_pairs) or calibrates
+        allowed = "a file with the signal 'gold_margin', or `num_calibration_prompts` positive"
+        require(trusted, "gold_pairs", self.gold_pairs, allowed)
 
     def selector_of(self, strategy: str) -> SelectorConfig | None:
         """Returns the selector of a strategy; None where all arms are needed."""

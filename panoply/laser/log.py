@@ -260,16 +260,12 @@ def recorded_selector(uri: str) -> tuple[SelectorConfig, tuple[str, ...], int]:
     fs, path = open_store(uri)
     with fs.open_input_file(f"{path}/{SELECTOR_FILE}") as file:
         record = _in_todays_words(json.loads(file.read()))
-    config = SelectorConfig(
-        bandit=recorded_bandit(record["bandit"]),
-        signal=SignalConfig(**record["signal"]),
-        level=record["level"],
-        costs=tuple(record["costs"]),
-        seed=record["seed"],
-        max_failures=record["max_failures"],
-        suspend_rounds=record["suspend_rounds"],
-    )
-    return config, tuple(record["arms"]), record["num_features"]
+    arms, num_features = tuple(record.pop("arms")), record.pop("num_features")
+    del record["prior"]
+    record["bandit"] = recorded_bandit(record["bandit"])
+    record["signal"] = SignalConfig(**record["signal"])
+    record["costs"] = tuple(record["costs"])
+    return SelectorConfig(**record), arms, num_features
 
 
 def _in_todays_words(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from panoply.config import Rendering
 from panoply.config.bandit import SelectorConfig, SignalConfig
 from panoply.config.laser import ArmsConfig, LaserConfig, PromptsConfig
 from panoply.config.policy import PolicyConfig, SamplingConfig
-from panoply.config.preference import TrainedBackboneConfig
+from panoply.config.preference import Lora, TrainedBackboneConfig
 
 LONG = "function:panoply.serve.verifiers:length"
 SHORT = "function:panoply.serve.verifiers:brevity"
@@ -15,7 +15,10 @@ SHORT = "function:panoply.serve.verifiers:brevity"
 
 def laser_config(model, out, **changes) -> LaserConfig:
     backbone = TrainedBackboneConfig(
-        model=str(model), dtype="float32", rank=2, rendering=Rendering(max_prompt_tokens=96)
+        model=str(model),
+        dtype="float32",
+        trained=Lora(rank=2),
+        rendering=Rendering(max_prompt_tokens=96),
     )
     given = {
         "out": str(out),
