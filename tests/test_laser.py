@@ -55,6 +55,9 @@ def test_a_run_leaves_policies_choices_and_what_they_came_to(calm):
     cost = {name: found["num_scored"] for name, found in metrics["strategies"].items()}
     assert cost == {"laser": 48, "fixed:short": 48, "mean": 96, "oracle": 96}  # 4 rounds of 4 x 3
     assert metrics["choices"]["fixed:short"]["shares"] == {"long": 0.0, "short": 1.0}
+    off_policy = metrics["choices"]["laser"]["off_policy"]
+    assert off_policy["num"] <= 16
+    assert set(off_policy["arms"]) == set(ARMS)
     assert set(metrics["differences"]) == {f"laser - {name}" for name in config.strategies[1:]}
     record = Log(str(out / "laser" / "log"), ARMS).read()
     assert record.decisions.num_rows == record.rewards.num_rows == 16

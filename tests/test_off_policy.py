@@ -1,13 +1,17 @@
 """The value of one arm from a bandit's log: closed form, and worlds whose truth is known."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from panoply.bandit.bandits import EpsilonGreedy, Exp3, LinUCB
+from panoply.bandit.bandits import EpsilonGreedy, Exp3, LinUCB, Uniform
 from panoply.bandit.off_policy import snips
 from panoply.bandit.update import Choice, init, select_arms, uniforms, update
+from panoply.laser.log import Log
+from tests.builders.selector_runs import ARMS, CONFIG, run
+from workflows.cluster.laser_results import off_policy_metrics
 
 PROPENSITIES = [[0.5, 0.5], [0.2, 0.8], [0.5, 0.5], [0.9, 0.1], [0.25, 0.75]]
 SMALL = Choice(np.empty((5, 0)), np.array([0, 1, 1, 0, 1]), np.array(PROPENSITIES))
@@ -123,3 +127,24 @@ def test_the_log_of_linucb_supports_little_but_its_own_choices():
     choice, rewards, _ = world(0, 30, LinUCB())
     supports = [snips(choice, rewards, arm).support for arm in range(3)]
     assert sum(supports) < 1.5
+
+
+def test_metrics_of_a_run_hold_the_bandit_beside_every_arm(tmp_path):
+    run(tmp_path, range(60), replace(CONFIG, bandit=Uniform()))
+    record = Log(str(tmp_path), ARMS).read()
+    metrics = off_policy_metrics(record)
+    rewards = record.rewards_N
+    assert metrics["num"] == len(rewards) == 480
+    assert metrics["mean"] == pytest.approx(rewards.mean())
+    chances = {"ann": 0.2, "bob": 0.9, "cy": 0.4}  # of a reward, by construction
+    arms = np.array(record.rewards["arm"].to_pylist())
+    for arm, chance in chances.items():
+        entry = metrics["arms"][arm]
+        drawn = rewards[arms == arm]
+        # With equal propensities SNIPS is the plain mean over the decisions that drew the arm.
+        assert entry["value"] == pytest.approx(drawn.mean())
+        assert entry["ess"] == pytest.approx(len(drawn))
+        assert (entry["support"], entry["bandit_value"]) == (1, metrics["mean"])
+        low, high = entry["ci95"]
+        assert abs(entry["value"] - chance) < 3 * (high - low) / (2 * 1.96)
+    assert metrics["arms"]["bob"]["ci95"][0] > metrics["mean"]
