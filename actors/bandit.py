@@ -1,37 +1,37 @@
 """The bandit that chooses the reward model during rollouts, and its log.
 
-Everything that it knows follows from its log, so it may die at any moment: what was answered is in
-the log, what is not in the log was not answered, and a call that is repeated gets the same answer.
+Its whole state follows from its log, so it may die at any moment: a decision is in the log before
+it is answered, and a call that is repeated gets the same answer.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 import ray
 
-from panoply.bandit.make import initial_state
 from panoply.bandit.state import State
 from panoply.bandit.update import update
 from panoply.config.bandit import SelectorConfig
 from panoply.laser.log import Log, LogDiffers, Record, column, replay, state_version, to_choice
 from panoply.laser.rounds import (
-    ASKED,
-    TOLD,
+    DECISION_KEYS,
+    OUTCOME_COLUMNS,
     Decision,
     RoundPrompt,
     RoundRequest,
-    Sidelined,
-    answers,
+    Suspension,
+    aggregate_outcomes,
+    compute_rewards,
     decide,
-    measured,
-    settle,
-    sidelined_by,
-    sidelined_in,
+    decisions_by_prompt,
+    initial_state,
+    suspended_by,
+    suspended_in,
 )
 from panoply.laser.signals import MEASURES, PromptOutcome, SignalState, signals
 from panoply.types import Array
@@ -39,14 +39,14 @@ from panoply.types import Array
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Where a selector stands."""
+    """Progress of a selector."""
 
     round: int
     """The open round, or the one that may begin."""
     is_open: bool
     """Whether that round has begun."""
-    sidelined: tuple[Sidelined, ...]
-    """Arms that cannot be chosen in it, before any order of its own."""
+    suspended: tuple[Suspension, ...]
+    """Arms that cannot be chosen in that round, before any request of its own."""
     state: str
     """Version of the state."""
     replayed_alike: bool
@@ -59,14 +59,14 @@ class BanditActor:
     """A bandit over arms, in rounds: `begin_round`, then `end_round`, then the next.
 
     Args:
-        config: policy, signal, level, and how arms are sidelined.
+        config: bandit, signal, level, and suspension of arms.
         arms: names of the reward models.
-        num_features: numbers in a context; 0 where the policy looks at nothing.
+        num_features: numbers in a context; 0 where the bandit looks at none.
         uri: folder of the log, on storage that outlives the machine.
         prior_KD: mean of Thompson's prior (`panoply.bandit.router`), or None.
 
     Raises:
-        ValueError: the arms, or what belongs to them, do not fit.
+        ValueError: arms of one name, or costs, a prior or a fixed arm that do not fit them.
         LogDiffers: the folder holds the log of another selector.
     """
 
@@ -85,68 +85,69 @@ class BanditActor:
         self.log = Log(uri, arms)
         prior = b"" if prior_KD is None else np.asarray(prior_KD, np.float64).tobytes()
         prior_hash = hashlib.blake2b(prior, digest_size=8).hexdigest()
-        own = {"arms": arms, "num_features": num_features, "prior": prior_hash}
-        self.log.check_or_write_config(asdict(config) | own)
+        self.log.check_or_write_config(config, num_features, prior_hash)
         self.round = 0
-        self.carry = SignalState()
-        self.held: tuple[Sidelined, ...] = ()
+        self.signal_state = SignalState()
+        self.suspended: tuple[Suspension, ...] = ()
         self.open: pa.Table | None = None
-        self.answers: dict[str, Decision] = {}
+        """Decisions of the open round."""
+        self.open_decisions: dict[str, Decision] = {}
+        """The same by prompt; those of the latest round where none is open."""
         self.replayed_alike = True
         self._resume(self.log.read())
 
     @ray.method
     def begin_round(
-        self, round: int, prompts: Sequence[RoundPrompt], sideline: Mapping[str, str]
+        self, round: int, prompts: Sequence[RoundPrompt], suspend: Mapping[str, str]
     ) -> list[Decision]:
         """Returns the arm of each prompt, in the order of the prompts.
 
-        A round that has begun stays as it is: asked again with the same prompts, the answer is the
-        same, and `sideline` is no longer looked at.
+        A round that has begun stays as it is: a repeated call with the same prompts has the same
+        answer, and ignores `suspend`.
 
         Args:
             round: 0, and then one more than the round that ended last.
-            prompts: of the round, in any order.
-            sideline: arms to sideline from now on, with the reason, as a watch asks for.
+            prompts: prompts of the round, in any order.
+            suspend: reasons of arms to suspend from now on (`monitor.suspension_requests`).
 
         Raises:
             LogDiffers: the round has begun with other prompts.
             ValueError: it is not this round's turn, or prompts or arms do not fit.
         """
-        asked = RoundRequest.of(prompts, self.config.level)
-        known = self._begun(round)
-        if known is None:
+        request = RoundRequest.of(prompts, self.config.level)
+        decisions = self._begun(round)
+        if decisions is None:
             if round != self.round or self.open is not None:
                 last = "has not ended" if self.open is not None else "is the next"
                 raise ValueError(f"round {round} cannot begin: round {self.round} {last}")
-            away = sidelined_in(round, self.arms, self.held, sideline, self.config)
-            known = decide(self.config, self.state, round, asked, self.arms, away)
-            self.log.write("decisions", round, known)
-            self._open(known)
-            self.held = away
-        elif not _same(known, asked.columns(), ASKED):
+            suspended = suspended_in(round, self.arms, self.suspended, suspend, self.config)
+            decisions = decide(self.config, self.state, round, request, self.arms, suspended)
+            self.log.write("decisions", round, decisions)
+            self._open(decisions)
+            self.suspended = suspended
+        elif not _same(decisions, request.columns(), DECISION_KEYS):
             raise LogDiffers(f"round {round} began with other prompts, sources or contexts")
-        return self._answer(round, known, [prompt.prompt_id for prompt in prompts])
+        return self._answer(round, decisions, [prompt.prompt_id for prompt in prompts])
 
     @ray.method
     def decisions(self, round: int, prompt_ids: Sequence[str]) -> list[Decision]:
-        """Returns decisions of a round that has begun, as a worker needs them.
+        """Returns some decisions of a round that has begun.
 
         Raises:
             ValueError: the round has not begun.
             KeyError: a prompt that it does not have.
         """
-        known = self._begun(round)
-        if known is None:
+        decisions = self._begun(round)
+        if decisions is None:
             raise ValueError(f"round {round} has not begun; the next is {self.round}")
-        return self._answer(round, known, prompt_ids)
+        return self._answer(round, decisions, prompt_ids)
 
     @ray.method
     def end_round(self, round: int, outcomes: Sequence[PromptOutcome]) -> Status:
-        """Logs and applies what came of a round: once, however often it is told.
+        """Logs the outcomes of a round and applies its rewards, once however often it is called.
 
         Args:
-            round: the open one.
+            round: the open round.
             outcomes: at most one of each of its prompts, in any order; a prompt without one has
                 no reward.
 
@@ -157,20 +158,22 @@ class BanditActor:
         decisions = self._begun(round)
         if decisions is None:
             raise ValueError(f"round {round} has not begun; the next is {self.round}")
-        told = measured(decisions, outcomes)
+        columns = aggregate_outcomes(decisions, outcomes)
         if self.open is None or round != self.round:
-            known = self.log.read_segment("rewards", round)
-            if known is None or not _same(known, told, TOLD):
+            logged = self.log.read_segment("rewards", round)
+            if logged is None or not _same(logged, columns, OUTCOME_COLUMNS):
                 raise LogDiffers(f"round {round} has ended, with other outcomes")
             return self._status()
-        rewards, carry = settle(decisions, told, self.carry, self.config.signal)
+        rewards, signal_state = compute_rewards(
+            decisions, columns, self.signal_state, self.config.signal
+        )
         self.log.write("rewards", round, rewards)
-        self._close(rewards, carry)
+        self._close(rewards, signal_state)
         return self._status()
 
     @ray.method
     def status(self) -> Status:
-        """Returns where the selector stands."""
+        """Returns the progress of the selector."""
         return self._status()
 
     @ray.method
@@ -179,11 +182,16 @@ class BanditActor:
         return self.state
 
     def _status(self) -> Status:
-        is_open = self.open is not None
-        away = self.held
-        if not is_open:
-            away = sidelined_in(self.round, self.arms, self.held, {}, self.config)
-        return Status(self.round, is_open, away, state_version(self.state), self.replayed_alike)
+        suspended = self.suspended
+        if self.open is None:
+            suspended = suspended_in(self.round, self.arms, suspended, {}, self.config)
+        return Status(
+            self.round,
+            self.open is not None,
+            suspended,
+            state_version(self.state),
+            self.replayed_alike,
+        )
 
     def _begun(self, round: int) -> pa.Table | None:
         """Returns the decisions of a round, or None where it has not begun."""
@@ -191,43 +199,51 @@ class BanditActor:
             return self.open
         return self.log.read_segment("decisions", round) if 0 <= round < self.round else None
 
-    def _answer(self, round: int, known: pa.Table, prompt_ids: Sequence[str]) -> list[Decision]:
-        found = self.answers if round == self.round else answers(known)
-        return [found[name] for name in prompt_ids]
+    def _answer(self, round: int, decisions: pa.Table, prompt_ids: Sequence[str]) -> list[Decision]:
+        is_latest = round == self.round
+        by_prompt = self.open_decisions if is_latest else decisions_by_prompt(decisions)
+        return [by_prompt[prompt_id] for prompt_id in prompt_ids]
 
     def _open(self, decisions: pa.Table) -> None:
-        self.open, self.answers = decisions, answers(decisions)
+        self.open, self.open_decisions = decisions, decisions_by_prompt(decisions)
 
-    def _close(self, rewards: pa.Table, carry: SignalState) -> None:
+    def _close(self, rewards: pa.Table, signal_state: SignalState) -> None:
         """Applies the rewards of the open round, which are in the log."""
         assert self.open is not None
         choice = to_choice(self.open, self.arms)
         self.state = update(self.state, choice, column(rewards, "reward"))
-        self.carry = carry
-        failed = sidelined_by(rewards, self.config)
-        names = {one.arm for one in failed}
-        self.held = (*(one for one in self.held if one.arm not in names), *failed)
+        self.signal_state = signal_state
+        failed = suspended_by(rewards, self.config)
+        names = {suspension.arm for suspension in failed}
+        kept = [suspension for suspension in self.suspended if suspension.arm not in names]
+        self.suspended = (*kept, *failed)
         self.round, self.open = self.round + 1, None
 
     def _resume(self, record: Record) -> None:
-        """Becomes what the selector was that wrote the log."""
-        if not record.decisions.num_rows:
+        """Takes the state that the selector had when it wrote the end of its log."""
+        decisions, rewards = record.decisions, record.rewards
+        if not decisions.num_rows:
             return
-        rounds, ended = (t["round"].to_numpy() for t in (record.decisions, record.rewards))
-        self.round = int(rounds[-1])
-        earlier = int((ended < self.round).sum())
-        self.state = replay(replace(record, rewards=record.rewards.slice(0, earlier)), self.state)
-        self._open(record.decisions.slice(earlier))
-        self.held = tuple(Sidelined(**one) for one in record.decisions["sidelined"][-1].as_py())
-        made_with = record.decisions["state"][-1].as_py()
-        self.replayed_alike = state_version(self.state) == made_with
-        columns = {name: column(record.rewards, name) for name in MEASURES}
-        for rows in np.split(np.arange(len(ended)), np.flatnonzero(np.diff(ended)) + 1):
-            now = {name: values[rows] for name, values in columns.items()}
-            self.carry = signals(now, self.carry, self.config.signal)[1]
-        if len(ended) > earlier:
-            self._close(record.rewards.slice(earlier), self.carry)
+        # The bandit's state at the start of the latest round, which is the one in its decisions.
+        self.round = decisions["round"][-1].as_py()
+        reward_rounds = rewards["round"].to_numpy()
+        num_earlier = int((reward_rounds < self.round).sum())
+        earlier = replace(record, rewards=rewards.slice(0, num_earlier))
+        self.state = replay(earlier, self.state)
+        self.replayed_alike = state_version(self.state) == decisions["state"][-1].as_py()
+
+        self._open(decisions.slice(num_earlier))
+        self.suspended = tuple(Suspension(**row) for row in decisions["suspended"][-1].as_py())
+
+        # Signals remember rounds, so rewards are passed through them round by round.
+        columns = {name: column(rewards, name) for name in MEASURES}
+        ends = np.flatnonzero(np.diff(reward_rounds)) + 1
+        for rows in np.split(np.arange(len(reward_rounds)), ends):
+            measured = {name: values[rows] for name, values in columns.items()}
+            _, self.signal_state = signals(measured, self.signal_state, self.config.signal)
+        if len(reward_rounds) > num_earlier:
+            self._close(rewards.slice(num_earlier), self.signal_state)
 
 
-def _same(known: pa.Table, columns: Mapping[str, pa.Array], names: Sequence[str]) -> bool:
-    return all(known[name].combine_chunks().equals(columns[name]) for name in names)
+def _same(logged: pa.Table, columns: Mapping[str, pa.Array], names: Sequence[str]) -> bool:
+    return all(logged[name].combine_chunks().equals(columns[name]) for name in names)

@@ -1,4 +1,4 @@
-"""A policy that answers prompts: n samples of each, prompt by prompt as they are over."""
+"""Sampler of a policy: n responses to each prompt, prompt by prompt as they are finished."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from panoply.config import DType, Rendering
 from panoply.config.policy import SamplingConfig
-from panoply.data.schema import Prompt
+from panoply.data.tasks import Task
 from panoply.hub.backbone.pretrained import silence_libraries
 from panoply.hub.policy.policy import Policy, load_policy
 from panoply.hub.policy.prefix_decoding import Sampled
@@ -18,32 +18,21 @@ from panoply.model.sampling import stream
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """A prompt to answer.
-
-    Example: `Question("9f3a", [{"role": "user", "content": "Name a prime."}])`.
-    """
-
-    prompt_id: str
-    prompt: Prompt
-
-
-@dataclass(frozen=True, slots=True)
 class Response:
-    """One answer."""
+    """One sample."""
 
     text: str
     num_tokens: int
-    """The one that ended it included."""
+    """Tokens with the one that ended the response."""
     log_prob: float
     """log pi(y | x) of the policy it was drawn from, summed over the tokens, at temperature 1."""
     ended: bool
-    """Whether the policy ended it; else `max_tokens` did."""
+    """Whether the policy ended the response; else `max_tokens` did."""
 
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """All answers to one prompt, in the order of their numbers."""
+    """All samples of one prompt, in the order of their numbers."""
 
     prompt_id: str
     responses: tuple[Response, ...]
@@ -52,16 +41,16 @@ class Samples:
 class Sampler:
     """Draws responses from a policy.
 
-    What it is asked for names all that the answer depends on, adapters included, so it may die at
-    any moment and be asked again, and any other sampler gives the same answer: see `Policy.sample`
-    for how exactly. Where bits count, ask again for the whole call.
+    A call names all that its samples depend on, adapters included, so a sampler may die at any
+    moment, and the same call to any other one gives the same samples: see `Policy.sample` for how
+    exactly. Where bits count, repeat the whole call.
 
     Args:
         model: 'embedded', a Hugging Face folder, or a hub name.
-        config: how responses are drawn.
+        config: sampling of responses.
         rendering: limit of the prompt.
-        dtype: of the forward.
-        threads: of this process; 0 leaves torch's own number.
+        dtype: precision of the forward.
+        threads: threads of this process; 0 leaves torch's own number.
     """
 
     def __init__(
@@ -92,38 +81,39 @@ class Sampler:
 
     @ray.method
     def sample(
-        self, questions: Sequence[Question], n: int, seed: int, round: int, adapter: str = ""
+        self, tasks: Sequence[Task], num_samples: int, seed: int, round: int, adapter: str = ""
     ) -> Iterator[Samples]:
-        """Yields the responses to each prompt as soon as the last of them is over.
+        """Yields the responses to each prompt as soon as the last of them is finished.
 
         Prompts of similar length run side by side, the shortest first; a prompt is computed once
         for all its samples.
 
         Args:
-            questions: the prompts; the random numbers hang on their ids.
-            n: samples of each.
-            seed: of the run.
-            round: of the run; another one draws other samples.
+            tasks: the prompts; the random numbers depend on their ids.
+            num_samples: samples of each prompt.
+            seed: seed of the run.
+            round: round of the run; another one draws other samples.
             adapter: folder of the policy's adapters; empty: the model as it is.
 
         Raises:
             FileNotFoundError, ValueError: see `load_policy` and `Policy.sample`.
         """
-        if n < 1:
-            raise ValueError(f"`n` must be at least 1, got {n!r}")
+        if num_samples < 1:
+            raise ValueError(f"`num_samples` must be at least 1, got {num_samples!r}")
         policy = self._load(adapter)
-        tokens = [policy.renderer.opening(question.prompt) for question in questions]
-        order = sorted(range(len(questions)), key=lambda i: (len(tokens[i]), i))
-        size = max(1, self.config.rows // n)
-        for start in range(0, len(order), size):
-            batch = order[start : start + size]
-            streams = [
-                [stream(seed, round, questions[i].prompt_id, number) for number in range(n)]
-                for i in batch
-            ]
-            for place, sampled in policy.sample([tokens[i] for i in batch], streams, self.config):
-                said = tuple(_response(policy, one) for one in sampled)
-                yield Samples(questions[batch[place]].prompt_id, said)
+        tokens = [policy.renderer.opening(task.prompt) for task in tasks]
+        order = sorted(range(len(tasks)), key=lambda i: (len(tokens[i]), i))
+        prompts_per_batch = max(1, self.config.batch_size // num_samples)
+        for start in range(0, len(order), prompts_per_batch):
+            batch = order[start : start + prompts_per_batch]
+            streams: list[list[int]] = []
+            for i in batch:
+                id = tasks[i].prompt_id
+                streams.append([stream(seed, round, id, number) for number in range(num_samples)])
+            finished = policy.sample([tokens[i] for i in batch], streams, self.config)
+            for place, sampled in finished:
+                responses = tuple(_response(policy, sample) for sample in sampled)
+                yield Samples(tasks[batch[place]].prompt_id, responses)
 
 
 def _response(policy: Policy, sampled: Sampled) -> Response:

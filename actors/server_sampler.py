@@ -1,4 +1,4 @@
-"""Samples of a policy that a server holds: vLLM, alone or in Ray Serve LLM.
+"""Sampler of a policy that a server holds: vLLM, alone or in Ray Serve LLM.
 
     POST URL/v1/completions        one sample: the prompt as tokens, a seed of its own
     POST URL/v1/load_lora_adapter  vLLM: takes a round's adapters from the run's folder
@@ -20,9 +20,10 @@ import ray
 from pyarrow.fs import FileSystem
 from pydantic import BaseModel, Field, JsonValue
 
-from actors.sampler import Question, Response, Samples
+from actors.sampler import Response, Samples
 from panoply.config import Rendering
 from panoply.config.policy import PolicyServerConfig, SamplingConfig
+from panoply.data.tasks import Task
 from panoply.hub.backbone.pretrained import silence_libraries
 from panoply.hub.policy.lora import FILE
 from panoply.hub.policy.policy import load_prompt_renderer
@@ -32,21 +33,21 @@ from panoply.wire.retry import RetryingRequest
 
 ADAPTER_CONFIG = "adapter_config.json"
 ALREADY = "already been loaded"
-"""What vLLM answers, with status 400, where it has an adapter of that name."""
+"""Words of vLLM's answer, with status 400, where it has an adapter of that name."""
 
 
 class ServerSampler:
-    """Draws responses from a policy behind a server; asked as `Sampler`.
+    """Samples from a policy served by vLLM; the same interface as `Sampler`.
 
-    A sample's seed hangs on the run's, the round, the prompt and its number, but the server's
-    batches differ between runs, and so do last bits: a sample may come out otherwise when it is
-    drawn again. A run reads what it drew from its own files.
+    A sample's seed is a function of the run's seed, the round, the prompt and its number, but the
+    server's batches differ between runs, and so do last bits: a sample may differ when it is drawn
+    again. A run that is continued reads its samples from its own files.
 
     Args:
-        model: 'embedded', a Hugging Face folder, or a hub name: whose tokens the prompts are.
-        config: how responses are drawn; `rows` are asked for at the same time.
+        model: 'embedded', a Hugging Face folder, or a hub name, whose tokenizer is the policy's.
+        config: sampling of responses; `batch_size` are requested at the same time.
         rendering: limit of the prompt.
-        server: where the policy is.
+        server: address of the policy.
     """
 
     def __init__(
@@ -59,15 +60,15 @@ class ServerSampler:
         silence_libraries()
         self.config, self.server = config, server
         self.renderer, self.stops = load_prompt_renderer(model, rendering)
-        self.http = httpx2.Client(limits=httpx2.Limits(max_connections=config.rows))
+        self.http = httpx2.Client(limits=httpx2.Limits(max_connections=config.batch_size))
         self.loaded = ("", server.model)
-        """The latest adapters, and the name that the server has them under."""
+        """The latest adapters, and their name at the server."""
 
     @ray.method
     def sample(
-        self, questions: Sequence[Question], n: int, seed: int, round: int, adapter: str = ""
+        self, tasks: Sequence[Task], num_samples: int, seed: int, round: int, adapter: str = ""
     ) -> Iterator[Samples]:
-        """Yields the responses to each prompt, asked for as `Sampler.sample` is.
+        """Yields the responses to each prompt; arguments are those of `Sampler.sample`.
 
         Raises:
             ValueError: the server cannot take the adapters.
@@ -75,25 +76,26 @@ class ServerSampler:
             TimeoutError: it gives no answer in time.
         """
         name = self._name_of(adapter)
-        found: dict[str, dict[int, Response]] = {q.prompt_id: {} for q in questions}
-        asked: dict[Future[Response], tuple[str, int]] = {}
-        threads = ThreadPoolExecutor(self.config.rows)
+        responses: dict[str, dict[int, Response]] = {task.prompt_id: {} for task in tasks}
+        pending: dict[Future[Response], tuple[str, int]] = {}
+        threads = ThreadPoolExecutor(self.config.batch_size)
         try:
-            for question in questions:
-                id, tokens = question.prompt_id, self.renderer.opening(question.prompt)
-                for number in range(n):
+            for task in tasks:
+                id, tokens = task.prompt_id, self.renderer.opening(task.prompt)
+                for number in range(num_samples):
                     request = self._request(name, tokens, stream(seed, round, id, number))
-                    asked[threads.submit(self._respond, request)] = id, number
-            for future in as_completed(asked):
-                id, number = asked[future]
-                found[id][number] = future.result()
-                if len(found[id]) == n:
-                    yield Samples(id, tuple(found[id][i] for i in range(n)))
+                    pending[threads.submit(self._respond, request)] = id, number
+            for future in as_completed(pending):
+                id, number = pending[future]
+                by_number = responses[id]
+                by_number[number] = future.result()
+                if len(by_number) == num_samples:
+                    yield Samples(id, tuple(by_number[i] for i in range(num_samples)))
         finally:
             threads.shutdown(cancel_futures=True)
 
     def _request(self, name: str, tokens: Sequence[int], stream: int) -> Payload:
-        """Returns a request that a model's generation config changes nothing of."""
+        """Returns a request in which every setting of a model's generation config is set."""
         return {
             "model": name,
             "prompt": list(tokens),
@@ -118,7 +120,7 @@ class ServerSampler:
         )
 
     def _name_of(self, adapter: str) -> str:
-        """Returns the name of adapters at the server, which has them then."""
+        """Returns the name of adapters at the server, after loading them there."""
         if not adapter:
             return self.server.model
         if adapter != self.loaded[0]:
@@ -131,16 +133,16 @@ class ServerSampler:
         if self.server.adapters:
             publish(folder, f"{self.server.adapters.rstrip('/')}/{name}")
             return f"{self.server.model}:{name}"
-        given = {"lora_name": name, "lora_path": str(folder)}
+        body = {"lora_name": name, "lora_path": str(folder)}
         url = f"{self.server.address}/v1/load_lora_adapter"
         try:
-            told = self.http.post(url, json=given, timeout=self.server.timeout)
+            answer = self.http.post(url, json=body, timeout=self.server.timeout)
         except httpx2.RequestError as error:
             raise ValueError(f"{url} cannot be asked to load adapters: {error!r}") from error
-        if told.is_error and ALREADY not in told.text:
+        if answer.is_error and ALREADY not in answer.text:
             raise ValueError(
-                f"{url} did not take the adapters in {str(folder)!r}: HTTP {told.status_code}: "
-                f"{told.text[:300]}. vLLM has to see that folder, and needs --enable-lora, "
+                f"{url} did not take the adapters in {str(folder)!r}: HTTP {answer.status_code}: "
+                f"{answer.text[:300]}. vLLM has to see that folder, and needs --enable-lora, "
                 "--max-lora-rank of the policy's rank or more, and "
                 "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1; Ray Serve LLM needs `server.adapters`"
             )
@@ -167,16 +169,16 @@ class _Completion(BaseModel):
 
 
 def read_response(answer: JsonValue) -> Response:
-    """Returns what a completion says; its log-probability is NaN where the server tells none.
+    """Returns the sample of a completion; its log-probability is NaN where the server gives none.
 
     Raises:
         ValueError: it is no completion, or ended neither by the policy nor by the limit.
     """
-    found = _Completion.model_validate(answer)
-    choice = found.choices[0]
-    spoken = sum(choice.logprobs.token_logprobs) if choice.logprobs else float("nan")
+    completion = _Completion.model_validate(answer)
+    choice = completion.choices[0]
+    log_prob = sum(choice.logprobs.token_logprobs) if choice.logprobs else float("nan")
     ended = choice.finish_reason == "stop"
-    return Response(choice.text, found.usage.completion_tokens, spoken, ended)
+    return Response(choice.text, completion.usage.completion_tokens, log_prob, ended)
 
 
 def publish(folder: Path, where: str) -> None:
@@ -189,17 +191,17 @@ def publish(folder: Path, where: str) -> None:
 
 
 def check_server(server: PolicyServerConfig) -> None:
-    """Asks a server, where one is named, whether it has the policy.
+    """Checks that a server, where one is named, has the policy.
 
     Raises:
-        ValueError: it cannot be reached, or has none of that name.
+        ValueError: it cannot be reached, or has no policy of that name.
     """
     if not server.url:
         return
     url = f"{server.address}/v1/models"
     try:
         listed: Any = httpx2.get(url, timeout=min(server.timeout, 30)).raise_for_status().json()
-        names = [str(one["id"]) for one in listed["data"]]
+        names = [str(model["id"]) for model in listed["data"]]
     except (httpx2.HTTPError, ValueError, LookupError, TypeError) as error:
         raise ValueError(f"`server.url` names {url}, which lists no models: {error!r}") from error
     if server.model not in names:

@@ -29,7 +29,7 @@ from threadpoolctl import threadpool_limits
 from benchmarks import harness
 from benchmarks.harness import over_repeats, print_figures, run, setting, write_figures
 from panoply.bandit.bandits import LinUCB
-from panoply.bandit.update import Choice, choose, init, uniforms, update
+from panoply.bandit.update import Choice, init, select_arms, uniforms, update
 from panoply.config.bandit import SelectorConfig
 from panoply.laser.rounds import RoundPrompt
 from panoply.laser.signals import PromptOutcome
@@ -61,13 +61,13 @@ def ours(
     contexts_BD: Array, rewards_BK: Array, max_features: int, batch: int = 1
 ) -> tuple[list[int], float]:
     """Returns our arms and seconds, `batch` decisions at a time."""
-    policy = LinUCB(alpha=ALPHA, max_features=max_features, first_pulls=0)
+    policy = LinUCB(alpha=ALPHA, max_features=max_features, min_pulls=0)
     state = init(policy, rewards_BK.shape[1], contexts_BD.shape[1])
     arms: list[int] = []
     start = time.process_time()
     for step in range(0, len(contexts_BD), batch):
         contexts, ids = contexts_BD[step : step + batch], range(step, step + batch)
-        choice = choose(policy, state, contexts, uniforms(0, step, ids))
+        choice = select_arms(policy, state, contexts, uniforms(0, step, ids))
         rewards = rewards_BK[step : step + batch]
         state = update(state, choice, rewards[np.arange(len(rewards)), choice.arms_B])
         arms += choice.arms_B.tolist()
@@ -77,10 +77,10 @@ def ours(
 def follow(contexts_BD: Array, rewards_BK: Array, arms: list[int]) -> list[int]:
     """Returns the arms we would choose after each of these decisions; at first all arms tie."""
     size, num_arms = contexts_BD.shape[1], rewards_BK.shape[1]
-    policy = LinUCB(alpha=ALPHA, max_features=size, first_pulls=0)
+    policy = LinUCB(alpha=ALPHA, max_features=size, min_pulls=0)
     state, chosen = init(policy, num_arms, size), list[int]()
     for x, rewards, arm in zip(contexts_BD, rewards_BK, arms, strict=False):
-        choice = choose(policy, state, x[None], [0.0])
+        choice = select_arms(policy, state, x[None], [0.0])
         chosen.append(int(choice.arms_B[0]))
         drawn = Choice(choice.contexts_BD, np.array([arm]), np.full((1, num_arms), 1 / num_arms))
         state = update(state, drawn, rewards[[arm]])
@@ -98,7 +98,7 @@ def served(size: int, num_arms: int, num_rounds: int, calls: int) -> dict[str, A
     """
     import ray
 
-    from workflows.cluster.bandit_actor import selecting
+    from workflows.cluster.bandit_actor import bandit_actor
     from workflows.cluster.ray_cluster import connect
 
     connect(1)
@@ -106,7 +106,7 @@ def served(size: int, num_arms: int, num_rounds: int, calls: int) -> dict[str, A
     seconds, prompts = list[float](), list[RoundPrompt]()
     with (
         tempfile.TemporaryDirectory() as log,
-        selecting(SelectorConfig(), arms, size, log) as actor,
+        bandit_actor(SelectorConfig(), arms, size, log) as actor,
     ):
         for round in range(num_rounds + 1):
             contexts = rng.standard_normal((CALLERS, size)) / np.sqrt(size)

@@ -31,7 +31,7 @@ import psutil
 from benchmarks import harness
 from benchmarks.harness import over_repeats, print_figures, run, write_figures
 from benchmarks.serve import saved_model
-from jobs.recipes import LASER, SHORT, SPOKEN
+from jobs.recipes import LASER, SAMPLING, SHORT
 from panoply.config.laser import ArmsConfig, LaserConfig, PromptsConfig
 from panoply.config.serve import ScalingConfig
 from panoply.report.progress import RunLogger
@@ -67,7 +67,7 @@ def sampled(args: Args) -> list[Chat]:
     for one in made:
         streams = [[stream(0, 0, one.prompt_id, i) for i in range(args.n)]]
         prompts = [policy.renderer.opening(one.prompt)]
-        ((_, samples),) = policy.sample(prompts, streams, SPOKEN)
+        ((_, samples),) = policy.sample(prompts, streams, SAMPLING)
         texts = tuple(policy.text(s) for s in samples)
         found.append(Chat(tuple(one.prompt), texts))
     return found
@@ -107,7 +107,7 @@ def cpu_of_arms() -> float:
 
 def scoring(args: Args, models: ArmsConfig, shared: ArmsConfig) -> dict[str, Any]:
     """Returns the walls of all kinds, in turns, and their ratios by repeat."""
-    from workflows.cluster.arms import asking
+    from workflows.cluster.arms import serve_arms
     from workflows.cluster.resolve_model import resolve_model
 
     names, chats = models.names, sampled(args)
@@ -119,7 +119,7 @@ def scoring(args: Args, models: ArmsConfig, shared: ArmsConfig) -> dict[str, Any
     }
     walls: dict[str, list[Wall]] = {kind: [] for kind in kinds}
     judges = [resolve_model(arm) for arm in (*models.arms(), *shared.arms())]
-    with asking(judges, models.timeout, "benchmark") as arms:
+    with serve_arms(judges, models.timeout, "benchmark") as arms:
         for kind in ("ensemble", "shared"):  # first batches measure their own speed
             scored(arms, chats, kinds[kind])
         for repeat in range(args.repeats):
@@ -167,7 +167,7 @@ def rounds(args: Args, models: ArmsConfig, out: Path) -> dict[str, Any]:
         out=str(out),
         arms=models,
         prompts=PromptsConfig(num_made=2 * args.prompts, num_held_out=0),
-        n=args.n,
+        num_samples=args.n,
         num_rounds=args.rounds,
         prompts_per_round=args.prompts,
         evaluate_every=args.rounds,

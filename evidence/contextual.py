@@ -273,7 +273,7 @@ def compete(labeled: Items, items: Items, orders: int, seed: int) -> Seed:
     z_NC = (data.scores_NCK / labeled.margin_NK.std(0)).sum(2)
     rights["ensemble_z_of_arm_costs_k"] = right(data, z_NC[..., None])[:, 0]
     size = items.contexts_NH.shape[1]
-    thompson = Thompson(noise=TUNED_NOISE)
+    thompson = Thompson(reward_std=TUNED_NOISE)
     seen = labeled.contexts_NH @ projection(size, min(size, thompson.max_features))
     policies: dict[str, tuple[Bandit, Array | None]] = {
         "linucb": (LinUCB(), None),

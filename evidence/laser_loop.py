@@ -31,9 +31,16 @@ import pyarrow.parquet as pq
 from benchmarks import harness
 from benchmarks.harness import run, write_figures
 from jobs.recipes import FUNCTIONS, PREFERENCE
+from panoply.bandit.bandits import LinUCB
 from panoply.config import Rendering
-from panoply.config.bandit import BanditConfig, SelectorConfig
-from panoply.config.laser import ArmsConfig, BestOfNConfig, LaserConfig, PromptsConfig
+from panoply.config.bandit import SelectorConfig
+from panoply.config.laser import (
+    ArmsConfig,
+    BestOfNConfig,
+    LaserConfig,
+    PromptsConfig,
+    SampledPolicyConfig,
+)
 from panoply.config.policy import PolicyConfig, SamplingConfig
 from panoply.config.preference import (
     LastLayers,
@@ -58,10 +65,10 @@ MOST_PAIRS = 4
 """Of a prompt of the arms."""
 ARMS_SEED = 3
 """The first with which each part of each arm's pairs, which are of few prompts, has at least 8."""
-BANDIT = BanditConfig(name="linucb", alpha=1.0, max_features=16)
+BANDIT = LinUCB(alpha=1.0, max_features=16)
 NUM_ORDERS = 200
 """Of the held-out prompts, in `replayed`."""
-SAMPLING = SamplingConfig(max_tokens=80, rows=24)
+SAMPLING = SamplingConfig(max_tokens=80, batch_size=24)
 RENDERING = Rendering(max_prompt_tokens=64, max_response_tokens=96)
 STRATEGIES = ("laser", "laser_verified", "random", "mean")
 
@@ -101,8 +108,8 @@ def sampled(prompts: Path, folder: Path) -> list[dict[str, Any]]:
         out=str(out),
         prompts=PromptsConfig(file=str(prompts), num_held_out=0),
         arms=FUNCTIONS,
-        n=(1, NUM_SAMPLES),
-        rendering=RENDERING,
+        num_samples=(1, NUM_SAMPLES),
+        backbone=SampledPolicyConfig(rendering=RENDERING),
         sampling=SAMPLING,
         num_samplers=2,
         experiment="laser-loop",
@@ -174,13 +181,13 @@ def loop_config(args: Args, seed: int, arms: ArmsConfig, prompts: Path) -> Laser
         out=str(Path(args.folder) / f"seed-{seed}"),
         prompts=PromptsConfig(file=str(prompts), num_held_out=args.num_held_out),
         arms=arms,
-        n=args.n,
-        num_pairs=1,
+        num_samples=args.n,
+        pairs_per_prompt=1,
         num_rounds=args.num_rounds,
         prompts_per_round=args.prompts_per_round,
         rounds_per_iteration=2,
         evaluate_every=args.num_rounds,
-        selector=SelectorConfig(policy=BANDIT, seed=seed),
+        selector=SelectorConfig(bandit=BANDIT, seed=seed),
         backbone=TrainedBackboneConfig(rendering=RENDERING),
         policy=PolicyConfig(lr=2e-4, prompts_per_step=6),
         sampling=SAMPLING,
@@ -193,10 +200,10 @@ def loop_config(args: Args, seed: int, arms: ArmsConfig, prompts: Path) -> Laser
 
 def by_prompt(args: Args, seed: int, strategy: str, looks: int) -> dict[str, float]:
     """Returns the share of right responses to each held-out prompt after some rounds."""
-    from panoply.laser.scored import read_scored
+    from panoply.laser.rollout import read_rollouts
 
     place = Path(args.folder) / f"seed-{seed}" / strategy
-    scored = read_scored(place / f"held-out-{looks:03d}.parquet", tuple(ARMS))
+    scored = read_rollouts(place / f"held-out-{looks:03d}.parquet", tuple(ARMS))
     return {one.prompt_id: one.quality for one in scored}
 
 
@@ -247,19 +254,17 @@ class Known(NamedTuple):
 
 def known_of_arms(args: Args) -> list[Known]:
     """Returns what is known of the held-out prompts of all seeds, whose samples differ."""
-    from panoply.laser.rewards import verified
-    from panoply.laser.scored import read_scored
-    from workflows.laser import CONTEXTS
+    from panoply.laser.rollout import read_rollouts
+    from workflows.cluster.prompt_contexts import CONTEXTS
 
     found: list[Known] = []
     for seed in args.seeds:
         run = Path(args.folder) / f"seed-{seed}"
         parts = json.loads((run / "data.json").read_text())
-        ids = [id for part in ("train", "labeled", "held_out") for id in parts[part]]
+        ids = [id for part in ("train", "calibration", "held_out") for id in parts[part]]
         contexts = dict(zip(ids, np.load(run / CONTEXTS)["contexts"], strict=True))
-        for one in read_scored(run / "start" / "held-out-000.parquet", tuple(ARMS)):
-            order = [verified(score_n, one.verdict_n) for score_n in one.score_Kn]
-            found.append(Known(one.prompt_id, one.source, contexts[one.prompt_id], order))
+        for one in read_rollouts(run / "start" / "held-out-000.parquet", tuple(ARMS)):
+            found.append(Known(one.prompt_id, one.source, contexts[one.prompt_id], one.arm_aucs()))
     return found
 
 
@@ -273,14 +278,13 @@ def replayed(known: Sequence[Known]) -> dict[str, Any]:
     """Returns how well the arms that bandits choose order, each prompt once, in many orders."""
     from evidence.planted_arms import figure, walk
     from panoply.bandit.bandits import Uniform
-    from panoply.bandit.make import make_policy
     from panoply.laser.ensembles import best_arms
 
     told = [one for one in known if np.isfinite(one.order_K).all()]
     order_NK, domains = np.array([one.order_K for one in told]), [one.domain for one in told]
     rng = np.random.default_rng(0)
     orders_RN = np.stack([rng.permutation(len(told)) for _ in range(NUM_ORDERS)])
-    policies = {"linucb": (make_policy(BANDIT), None), "uniform": (Uniform(), None)}
+    policies = {"linucb": (BANDIT, None), "uniform": (Uniform(), None)}
     contexts_NH = np.stack([one.context_H for one in told])
     walked, _ = walk(policies, order_NK, contexts_NH, orders_RN)
     best = best_arms(domains, order_NK)
@@ -353,7 +357,9 @@ def show(found: Mapping[str, Any]) -> None:
         add_row(table, name, *both, *late)
     console.print(table)
     for name, shares in found["shares"].items():
-        table = empty_table(f"Share of the prompts that got each arm ({name})", "domain", tuple(ARMS))
+        table = empty_table(
+            f"Share of the prompts that got each arm ({name})", "domain", tuple(ARMS)
+        )
         for domain, own in shares.items():
             add_row(table, domain, *(number(own[arm], 2) for arm in ARMS))
         console.print(table)

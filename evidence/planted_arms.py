@@ -33,10 +33,10 @@ from numpy.typing import NDArray
 
 from benchmarks import harness
 from benchmarks.harness import run, write_figures
+from evidence.bandit_replay import replay
 from evidence.preference_results import mean_interval
 from evidence.replay import TUNED_NOISE, Recorded, arm_rewards, ensembles
 from panoply.bandit.bandits import MOSS, Bandit, LinUCB, Sequential, Thompson, Uniform
-from panoply.bandit.replay import replay
 from panoply.bandit.router import fit_router
 from panoply.types import Array, Ints
 
@@ -112,7 +112,7 @@ def right_of_policies(
         "best_of_each_domain_told": wins[np.arange(num_items), np.take(own, domain)],
     }
     found = {name: np.stack([right_N, right_N], axis=1) for name, right_N in still.items()}
-    thompson = Thompson(noise=TUNED_NOISE)
+    thompson = Thompson(reward_std=TUNED_NOISE)
     prior = fit_router(world.contexts_NH[:labeled], verdicts[:labeled])
     policies: dict[str, tuple[Bandit, Array | None]] = {
         "uniform": (Uniform(), None),

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from benchmarks import harness
 from benchmarks.harness import run, write_figures
+from evidence.bandit_replay import exp3_gamma, replay
 from panoply.bandit.bandits import (
     MOSS,
     UCB1,
@@ -40,7 +41,6 @@ from panoply.bandit.bandits import (
     Thompson,
     Uniform,
 )
-from panoply.bandit.replay import replay
 from panoply.measure.intervals import percentiles, resampled_sums
 from panoply.types import Array, Ints
 
@@ -175,13 +175,13 @@ def policies(num_items: int, num_arms: int) -> dict[str, Bandit]:
         "uniform": Uniform(),
         "sequential": Sequential(),
         "epsilon_greedy": EpsilonGreedy(),
-        "exp3": Exp3(gamma=Exp3.rate(num_arms, num_items)),
+        "exp3": Exp3(gamma=exp3_gamma(num_arms, num_items)),
         "ucb1": UCB1(),
         "ucb1_tuned": UCB1(alpha=TUNED_ALPHA),
         "moss": MOSS(horizon=num_items),
         "linucb": LinUCB(),
         "thompson": Thompson(),
-        "thompson_tuned": Thompson(noise=TUNED_NOISE),
+        "thompson_tuned": Thompson(reward_std=TUNED_NOISE),
     }
 
 
@@ -241,7 +241,7 @@ def replay_all(data: Recorded, num_orders: int, seed: int) -> dict[str, dict[str
     contexts = np.concatenate([constant, np.nan_to_num(margin)], axis=1) / np.sqrt(1 + num_arms)
     for name, policy in (
         ("linucb_margins_costs_k", LinUCB()),
-        ("thompson_margins_costs_k", Thompson(noise=TUNED_NOISE)),
+        ("thompson_margins_costs_k", Thompson(reward_std=TUNED_NOISE)),
     ):
         chosen(name, replay(policy, rewards, orders, contexts_NH=contexts, seed=seed))
     return found

@@ -23,6 +23,7 @@ from scipy.special import expit
 
 from benchmarks import harness
 from benchmarks.harness import run, write_figures
+from evidence.bandit_replay import exp3_gamma, replay
 from panoply.bandit.bandits import (
     MOSS,
     UCB1,
@@ -32,7 +33,6 @@ from panoply.bandit.bandits import (
     LinUCB,
     Thompson,
 )
-from panoply.bandit.replay import replay
 
 SIZES = ((250, 3), (500, 6), (500, 12), (1500, 8))
 """Items and arms of the tables."""
@@ -50,13 +50,13 @@ def draw_tables(seed: int, num_tables: int, items: int, arms: int) -> NDArray[np
 
 def candidates(items: int, arms: int) -> dict[str, Bandit]:
     """Returns the constants that were compared."""
-    exp3 = Exp3.rate(arms, items)
+    exp3 = exp3_gamma(arms, items)
     found: dict[str, Bandit] = {
         f"MOSS({s})": MOSS(horizon=items, scale=s) for s in (0.55, 0.7, 0.85, 1.0, 1.4, 2.0)
     }
     found |= {f"UCB1({a:.2f})": UCB1(alpha=a) for a in (0.1, 0.2, 0.3, 0.4, 0.6, 2**0.5)}
     found |= {f"LinUCB({a})": LinUCB(alpha=a) for a in (0.1, 0.3, 0.6, 1.0)}
-    found |= {f"Thompson({n})": Thompson(noise=n) for n in (0.15, 0.25, 0.35, 0.5)}
+    found |= {f"Thompson({n})": Thompson(reward_std=n) for n in (0.15, 0.25, 0.35, 0.5)}
     found |= {f"EpsilonGreedy({e})": EpsilonGreedy(epsilon=e) for e in (0.02, 0.05, 0.1, 0.2)}
     found |= {f"Exp3({c} x rate)": Exp3(gamma=min(1.0, c * exp3)) for c in (0.5, 1.0, 2.0)}
     return found

@@ -8,8 +8,14 @@ import tyro
 
 from panoply.config import BackboneConfig, Rendering
 from panoply.config.armorm import ArmoRMConfig, GateConfig, SyntheticConfig
-from panoply.config.bandit import BanditConfig, SelectorConfig, SignalConfig
-from panoply.config.laser import ArmsConfig, BestOfNConfig, LaserConfig, PromptsConfig
+from panoply.config.bandit import SelectorConfig, SignalConfig
+from panoply.config.laser import (
+    ArmsConfig,
+    BestOfNConfig,
+    LaserConfig,
+    PromptsConfig,
+    SampledPolicyConfig,
+)
 from panoply.config.policy import PolicyConfig, SamplingConfig
 from panoply.config.preference import (
     DPO,
@@ -183,21 +189,19 @@ FUNCTIONS = ArmsConfig(
         "asking=function:panoply.serve.verifiers:asking",
     )
 )
-"""Four tastes, each of which is right in some domains of the made prompts and wrong in others."""
-SPOKEN = SamplingConfig(max_tokens=80)
-LINUCB = SelectorConfig(
-    policy=BanditConfig(name="linucb", alpha=1.0), signal=SignalConfig(name="verifier")
-)
+"""Four tastes, each right in some domains of the synthetic prompts and wrong in others."""
+SAMPLING = SamplingConfig(max_tokens=80)
+SELECTOR = SelectorConfig(signal=SignalConfig(name="verifier"))
 POLICY = PolicyConfig(lr=5e-5)
 LASER: dict[str, tuple[str, LaserConfig]] = {
     "embedded": (
         "SmolLM2-135M on prompts that can be checked, four tastes as arms: no data, no hub.",
         LaserConfig(
             arms=FUNCTIONS,
-            selector=LINUCB,
+            selector=SELECTOR,
             backbone=TrainedBackboneConfig(rendering=SHORT),
             policy=POLICY,
-            sampling=SPOKEN,
+            sampling=SAMPLING,
         ),
     ),
     "demo": (
@@ -207,14 +211,14 @@ LASER: dict[str, tuple[str, LaserConfig]] = {
             out="runs/laser-demo",
             arms=replace(FUNCTIONS, models=("armorm=runs/embedded/model", *FUNCTIONS.models)),
             prompts=PromptsConfig(num_made=48, num_held_out=12),
-            n=4,
+            num_samples=4,
             num_rounds=3,
             prompts_per_round=8,
             evaluate_every=3,
-            selector=LINUCB,
+            selector=SELECTOR,
             backbone=TrainedBackboneConfig(rendering=SHORT),
             policy=POLICY,
-            sampling=SPOKEN,
+            sampling=SAMPLING,
         ),
     ),
     "files": (
@@ -227,7 +231,11 @@ LASER: dict[str, tuple[str, LaserConfig]] = {
 BEST_OF_N: dict[str, tuple[str, BestOfNConfig]] = {
     "embedded": (
         "The same prompts and arms without training; --laser RUN adds what its bandit picks.",
-        BestOfNConfig(arms=FUNCTIONS, rendering=SHORT, sampling=SPOKEN),
+        BestOfNConfig(
+            arms=FUNCTIONS,
+            backbone=SampledPolicyConfig(rendering=SHORT),
+            sampling=SAMPLING,
+        ),
     ),
     "files": (
         "Your prompts and your reward models.",

@@ -11,7 +11,7 @@ from actors.ask_replica import ask_replica
 from panoply.serve.calls import ReplicaRequest
 from panoply.wire.request import Chat, ModelAnswer, RequestError, scored
 from panoply.wire.retry import RETRIED
-from workflows.cluster.arms import AGAIN
+from workflows.cluster.arms import RETRIED_STATUSES
 
 ITEM = Chat(({"role": "user", "content": "SECRET"},), ("yes",))
 ANSWER = ModelAnswer(model="a", items=((scored(1.0),),))
@@ -69,8 +69,8 @@ def test_every_failure_has_a_status_that_clients_act_on(script, status, retry_af
 
 
 def test_what_may_pass_is_what_our_client_and_lasers_arms_ask_again_on():
-    assert set(AGAIN) == {429, 503}
-    assert set(AGAIN) <= set(RETRIED)
+    assert set(RETRIED_STATUSES) == {429, 503}
+    assert set(RETRIED_STATUSES) <= set(RETRIED)
 
 
 def test_an_unforeseen_error_is_logged_by_class_and_place_without_its_text(caplog):

@@ -18,7 +18,7 @@ from panoply.bandit.bandits import (
     Uniform,
 )
 from panoply.bandit.state import State
-from panoply.bandit.update import Choice, choose, init, project, projection, uniforms, update
+from panoply.bandit.update import Choice, init, project, projection, select_arms, uniforms, update
 
 LEARNING = [
     LinUCB(),
@@ -40,7 +40,7 @@ def play(policy, num_steps=40, num_arms=4, seed=0):
     rng = np.random.default_rng(seed)
     state, log = init(policy, num_arms, 3), []
     for step in range(num_steps):
-        choice = choose(policy, state, rng.normal(size=(1, 3)), uniforms(seed, step, [0]))
+        choice = select_arms(policy, state, rng.normal(size=(1, 3)), uniforms(seed, step, [0]))
         rewards = rng.random(1)
         state = update(state, choice, rewards)
         log.append((choice, rewards))
@@ -63,7 +63,7 @@ def test_propensities_sum_to_one_and_are_the_frequencies_of_the_arms(policy):
     state, _ = play(policy)
     num = 20_000
     contexts = np.tile([0.3, -0.2, 0.5], (num, 1))
-    choice = choose(policy, state, contexts, uniforms(1, 0, np.arange(num)))
+    choice = select_arms(policy, state, contexts, uniforms(1, 0, np.arange(num)))
     assert np.allclose(choice.propensities_BK.sum(1), 1, atol=1e-12)
     expected = choice.propensities_BK[0] * num
     counts = np.bincount(choice.arms_B, minlength=4)
@@ -78,22 +78,22 @@ def test_permuting_the_arms_permutes_the_propensities(policy):
     order = np.array([2, 0, 3, 1])
     moved = State(*(part[order] for part in state[:8]), state.projection_HD)
     contexts, draws = np.random.default_rng(1).normal(size=(50, 3)), uniforms(0, 0, range(50))
-    before = choose(policy, state, contexts, draws).propensities_BK
-    after = choose(policy, moved, contexts, draws).propensities_BK
+    before = select_arms(policy, state, contexts, draws).propensities_BK
+    after = select_arms(policy, moved, contexts, draws).propensities_BK
     assert np.allclose(after, before[:, order], atol=1e-12)
 
 
 @pytest.mark.parametrize("policy", LEARNING, ids=name)
 def test_arms_of_which_nothing_is_known_share_the_first_decisions(policy):
     state = init(policy, 4, 3)
-    choice = choose(policy, state, np.ones((4000, 3)), uniforms(0, 0, range(4000)))
+    choice = select_arms(policy, state, np.ones((4000, 3)), uniforms(0, 0, range(4000)))
     assert np.allclose(choice.propensities_BK, 0.25)
     assert chisquare(np.bincount(choice.arms_B, minlength=4)).pvalue > 0.01
 
 
 @pytest.mark.parametrize(
     "policy",
-    [LinUCB(), LinUCB(first_pulls=0), UCB1(), MOSS(horizon=100), EpsilonGreedy(), Exp3()],
+    [LinUCB(), LinUCB(min_pulls=0), UCB1(), MOSS(horizon=100), EpsilonGreedy(), Exp3()],
     ids=name,
 )
 def test_arms_of_equal_history_share_a_decision_whatever_their_place(policy):
@@ -102,13 +102,13 @@ def test_arms_of_equal_history_share_a_decision_whatever_their_place(policy):
     if not project(init(policy, 3, 3), np.ones((1, 3))).shape[1]:
         even = even._replace(contexts_BD=np.empty((6, 0)))
     state = update(init(policy, 3, 3), even, [0.2, 0.9, 0.9, 0.6, 0.5, 0.5])
-    found = choose(policy, state, np.ones((1, 3)), [0.5]).propensities_BK[0]
+    found = select_arms(policy, state, np.ones((1, 3)), [0.5]).propensities_BK[0]
     assert found[1] == found[2] > found[0]
     if isinstance(policy, LinUCB | UCB1 | MOSS):
         assert found.tolist() == [0, 0.5, 0.5]
 
 
-@pytest.mark.parametrize("policy", [LinUCB(first_pulls=3), UCB1(first_pulls=3)], ids=name)
+@pytest.mark.parametrize("policy", [LinUCB(min_pulls=3), UCB1(min_pulls=3)], ids=name)
 def test_every_arm_is_pulled_first(policy):
     state = play(policy, num_steps=12)[0]
     assert state.pulls_K.tolist() == [3, 3, 3, 3]
@@ -150,13 +150,13 @@ def test_a_batch_sees_one_state_and_its_rewards_may_come_late(policy):
     state, waiting = init(policy, 3, 2), []
     for step in range(60):
         contexts = rng.normal(size=(8, 2))
-        choice = choose(policy, state, contexts, uniforms(0, step, range(8)))
-        alone = choose(policy, state, contexts[5:6], uniforms(0, step, [5]))
+        choice = select_arms(policy, state, contexts, uniforms(0, step, range(8)))
+        alone = select_arms(policy, state, contexts[5:6], uniforms(0, step, [5]))
         assert alone.arms_B[0] == choice.arms_B[5]
         waiting.append((choice, (rng.random(8) < (choice.arms_B == 1) * 0.8).astype(float)))
         if step >= 5:
             state = update(state, *waiting.pop(0))
-    last = choose(policy, state, rng.normal(size=(500, 2)), uniforms(1, 0, range(500)))
+    last = select_arms(policy, state, rng.normal(size=(500, 2)), uniforms(1, 0, range(500)))
     assert state.pulls_K.sum() == 55 * 8
     assert state.pulls_K.argmax() == 1 or isinstance(policy, LinUCB | Thompson)  # no intercept
     assert np.isfinite(last.propensities_BK).all()
@@ -176,7 +176,7 @@ def test_rewards_that_are_no_reward_are_counted_and_change_nothing_else(policy):
 def test_a_reward_that_never_changes_or_never_comes_locks_nothing(policy, reward):
     state = init(policy, 3, 1)
     for step in range(300):
-        choice = choose(policy, state, np.ones((1, 1)), uniforms(0, step, [0]))
+        choice = select_arms(policy, state, np.ones((1, 1)), uniforms(0, step, [0]))
         # Arm 0 gives always the same, the others give .9 or .1.
         rewards = np.where(choice.arms_B == 0, reward, [0.0, 0.9, 0.1][choice.arms_B[0]])
         state = update(state, choice, rewards)
@@ -185,15 +185,15 @@ def test_a_reward_that_never_changes_or_never_comes_locks_nothing(policy, reward
 
 
 @pytest.mark.parametrize("policy", LEARNING, ids=name)
-def test_a_sidelined_arm_is_not_chosen_and_comes_back(policy):
+def test_a_suspended_arm_is_not_chosen_and_comes_back(policy):
     state, _ = play(policy)
     contexts, draws = np.zeros((400, 3)), uniforms(0, 0, range(400))
     for arm in range(4):
         available = np.arange(4) != arm
-        choice = choose(policy, state, contexts, draws, available)
+        choice = select_arms(policy, state, contexts, draws, available)
         assert (choice.propensities_BK[:, arm] == 0).all()
         assert (choice.arms_B != arm).all()
-    only = choose(policy, state, contexts, draws, np.eye(4, dtype=bool)[np.arange(400) % 4])
+    only = select_arms(policy, state, contexts, draws, np.eye(4, dtype=bool)[np.arange(400) % 4])
     assert (only.arms_B == np.arange(400) % 4).all()
 
 
@@ -202,7 +202,7 @@ def test_a_cost_moves_pulls_to_the_cheaper_of_equal_arms(policy):
     rng, costs = np.random.default_rng(0), [0.4, 0.0]
     state = init(policy, 2, 1, costs_K=costs)
     for step in range(300):
-        choice = choose(policy, state, np.ones((1, 1)), uniforms(0, step, [0]))
+        choice = select_arms(policy, state, np.ones((1, 1)), uniforms(0, step, [0]))
         state = update(state, choice, (rng.random(1) < 0.7).astype(float))
     assert state.pulls_K[1] > 2 * state.pulls_K[0]
     assert state.mean_K[0] < state.mean_K[1]
@@ -231,11 +231,11 @@ def test_runs_side_by_side_are_the_runs_alone(policy):
     alone = [init(policy, 4, 3) for _ in range(5)]
     for step in range(30):
         draws = uniforms(0, step, range(5))
-        choice = choose(policy, together, contexts[step], draws)
+        choice = select_arms(policy, together, contexts[step], draws)
         gained = rewards[step, np.arange(5), choice.arms_B]
         together = update(together, choice, gained)
         for run in range(5):
-            one = choose(policy, alone[run], contexts[step, [run]], draws[[run]])
+            one = select_arms(policy, alone[run], contexts[step, [run]], draws[[run]])
             assert one.arms_B[0] == choice.arms_B[run]
             alone[run] = update(alone[run], one, gained[[run]])
     for run in range(5):
@@ -260,13 +260,13 @@ def test_long_contexts_are_projected_by_a_fixed_matrix_that_keeps_lengths():
 def test_what_does_not_fit_is_named():
     state = init(LinUCB(), 3, 2)
     with pytest.raises(ValueError, match=r"contexts must be \[B, 2\]"):
-        choose(LinUCB(), state, np.ones((1, 3)), [0.5])
+        select_arms(LinUCB(), state, np.ones((1, 3)), [0.5])
     with pytest.raises(ValueError, match=r"decisions \[1\] are not finite"):
-        choose(LinUCB(), state, [[1.0, 2.0], [np.nan, 0.0]], [0.5, 0.5])
+        select_arms(LinUCB(), state, [[1.0, 2.0], [np.nan, 0.0]], [0.5, 0.5])
     with pytest.raises(ValueError, match=r"no arm is available for decisions \[0\]"):
-        choose(LinUCB(), state, np.ones((1, 2)), [0.5], [False] * 3)
+        select_arms(LinUCB(), state, np.ones((1, 2)), [0.5], [False] * 3)
     with pytest.raises(ValueError, match="do not match"):
-        choose(LinUCB(), state, np.ones((2, 2)), [0.5])
+        select_arms(LinUCB(), state, np.ones((2, 2)), [0.5])
     with pytest.raises(ValueError, match="a constant 1 will do"):
         init(LinUCB(), 3)
     with pytest.raises(ValueError, match="num_arms must be at least 1"):
@@ -277,9 +277,9 @@ def test_what_does_not_fit_is_named():
         init(LinUCB(), 2, 1, prior_KD=[[1.0], [0.0]])
     with pytest.raises(ValueError, match=r"finite numbers \[2, 1\]"):
         init(Thompson(), 2, 1, prior_KD=[[1.0], [np.nan]])
-    with pytest.raises(ValueError, match="must be one available"):
-        choose(FixedArm(arm=2), init(FixedArm(arm=2), 2), None, [0.5])
-    choice = choose(LinUCB(), state, np.ones((1, 2)), [0.5])
+    with pytest.raises(ValueError, match="must be one that is available"):
+        select_arms(FixedArm(arm=2), init(FixedArm(arm=2), 2), None, [0.5])
+    choice = select_arms(LinUCB(), state, np.ones((1, 2)), [0.5])
     with pytest.raises(ValueError, match="do not match"):
         update(state, choice, [0.5, 0.5])
     with pytest.raises(ValueError, match=r"arms must be in 0\.\.2"):
@@ -293,12 +293,12 @@ def test_what_does_not_fit_is_named():
     [
         (LinUCB(), "alpha", -1.0),
         (LinUCB(), "ridge", 0.0),
-        (Thompson(), "noise", float("nan")),
-        (UCB1(), "first_pulls", 0),
+        (Thompson(), "reward_std", float("nan")),
+        (UCB1(), "min_pulls", 0),
         (MOSS(horizon=1), "horizon", 0),
         (EpsilonGreedy(), "epsilon", 1.1),
         (Exp3(), "gamma", 0.0),
-        (Sequential(), "span", 0),
+        (Sequential(), "period", 0),
     ],
 )
 def test_a_constant_out_of_its_range_is_named(policy, field, value):

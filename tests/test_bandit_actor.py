@@ -11,7 +11,7 @@ import ray
 
 from panoply.laser.log import Log, LogDiffers, state_version
 from tests.builders.selector_runs import ARMS, CONFIG, outcomes_of, prompts_of, run, same_log
-from workflows.cluster.bandit_actor import NAMESPACE, selecting
+from workflows.cluster.bandit_actor import NAMESPACE, bandit_actor
 
 
 def pid_of(actor):
@@ -33,7 +33,7 @@ def test_a_selector_killed_between_and_within_its_calls_ends_as_an_undisturbed_o
 ):
     calm = run(tmp_path / "calm", range(6))
     rng, pids = np.random.default_rng(0), set()
-    with selecting(CONFIG, ARMS, 5, str(tmp_path / "killed")) as actor:
+    with bandit_actor(CONFIG, ARMS, 5, str(tmp_path / "killed")) as actor:
         for round in range(6):
             pids.add(pid := pid_of(actor))
             if round % 3 == 0:
@@ -56,9 +56,9 @@ def test_a_selector_killed_between_and_within_its_calls_ends_as_an_undisturbed_o
 
 
 def test_whoever_starts_takes_over_and_nothing_is_left_behind(cluster, tmp_path):
-    with selecting(CONFIG, ARMS, 5, str(tmp_path)) as first:
+    with bandit_actor(CONFIG, ARMS, 5, str(tmp_path)) as first:
         decisions = ray.get(first.begin_round.remote(0, prompts_of(0), {}))
-        with selecting(CONFIG, ARMS, 5, str(tmp_path)) as second:
+        with bandit_actor(CONFIG, ARMS, 5, str(tmp_path)) as second:
             assert ray.get(second.begin_round.remote(0, prompts_of(0), {})) == decisions
             with pytest.raises(ray.exceptions.RayActorError):
                 ray.get(first.status.remote())
@@ -70,5 +70,5 @@ def test_whoever_starts_takes_over_and_nothing_is_left_behind(cluster, tmp_path)
 
 def test_a_log_of_another_run_is_refused_before_there_is_an_actor(tmp_path):
     run(tmp_path, range(1))
-    with pytest.raises(LogDiffers), selecting(CONFIG, ARMS[::-1], 5, str(tmp_path)):
+    with pytest.raises(LogDiffers), bandit_actor(CONFIG, ARMS[::-1], 5, str(tmp_path)):
         pass

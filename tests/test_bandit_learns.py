@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
+from evidence.bandit_replay import replay
 from panoply.bandit.bandits import (
     MOSS,
     UCB1,
@@ -14,8 +15,7 @@ from panoply.bandit.bandits import (
     Thompson,
     Uniform,
 )
-from panoply.bandit.replay import replay
-from panoply.bandit.update import choose, init, uniforms, update
+from panoply.bandit.update import init, select_arms, uniforms, update
 from panoply.laser.rewards import advantages
 
 
@@ -54,7 +54,7 @@ def test_identical_arms_stay_equal_while_the_loss_falls(policy):
         state, baseline = init(policy, 4, 4), float("nan")
         for step in range(400):
             context = 0.5 + 0.05 * rng.normal(size=(1, 4))
-            choice = choose(policy, state, context, uniforms(run, step, [0]))
+            choice = select_arms(policy, state, context, uniforms(run, step, [0]))
             loss = 2 * 0.99**step + 0.1 * rng.normal(size=1)
             reward, baseline = advantages(-loss, baseline)
             state = update(state, choice, reward)

@@ -48,7 +48,7 @@ def test_arms_that_tie_share_a_prompt_and_where_all_tie_nothing_is_said():
     verified[:20] = [[1.0, 1.0, 0.0]] * 15 + [[1.0, 0.0, 0.0]] * 5
     assert fit_classifier(contexts, verified)(here).tolist() == [0]
     silent = np.array([[0.5, 0.5, NAN], [NAN, NAN, NAN], [NAN, 0.3, NAN]])
-    with pytest.raises(ValueError, match="none of 3 labeled prompts tells two arms apart"):
+    with pytest.raises(ValueError, match="none of 3 calibration prompts tells two arms apart"):
         fit_classifier(contexts[:3], silent)
     more = np.concatenate([verified, silent]), np.concatenate([contexts, np.ones((3, 2))])
     assert fit_classifier(more[1], more[0])(here).tolist() == [0]

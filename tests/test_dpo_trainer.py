@@ -20,10 +20,11 @@ from actors.dpo_trainer import (
     pair_rows,
     pair_tree,
 )
-from actors.sampler import Question, Sampler
+from actors.sampler import Sampler
 from actors.training_loop import DONE, STOPPED
 from panoply.config.policy import PolicyConfig, SamplingConfig, check_policy_backbone
 from panoply.config.preference import Full, Lora, TrainedBackboneConfig
+from panoply.data.tasks import Task
 from panoply.hub.policy.lora import FILE
 from panoply.hub.policy.policy import load_policy
 from panoply.model.tree import Branch, TokenTree
@@ -354,7 +355,7 @@ def test_a_sampler_speaks_with_the_adapters_as_the_learner_hears_it(task, second
 def test_a_sampler_takes_the_adapters_that_it_is_asked_for(task, second):
     config = SamplingConfig(max_tokens=20, temperature=1.0)
     sampler = Sampler(task.backbone.model, config, dtype="float32")
-    asked = [Question("a", [{"role": "user", "content": "say more"}])]
+    asked = [Task("a", [{"role": "user", "content": "say more"}])]
     (plain,) = sampler.sample(asked, 6, 0, 0)
     (adapted,) = sampler.sample(asked, 6, 0, 0, str(second.adapter))
     (again,) = sampler.sample(asked, 6, 0, 0)

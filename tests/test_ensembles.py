@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from panoply.bandit.bandits import FixedArm, Sequential, Uniform
 from panoply.config.bandit import SelectorConfig, SignalConfig
 from panoply.config.laser import ArmsConfig, LaserConfig, PromptsConfig
 from panoply.data.tasks import read_tasks, rounds_of, split_held_out, synthetic_prompts
@@ -116,17 +117,23 @@ def test_a_recording_answers_what_it_holds_and_nothing_else(tmp_path):
     [
         ({"strategies": ("laser", "fixed:c")}, "strategies"),
         ({"strategies": ("laser", "laser")}, "strategies"),
-        ({"n": 1}, "`n` must be"),
+        ({"num_samples": 1}, "`num_samples` must be"),
         ({"strategies": ("oracle",), "prompts": PromptsConfig(verifier="")}, "verifier"),
         ({"strategies": ("laser_verified",), "prompts": PromptsConfig(verifier="")}, "verifier"),
-        ({"strategies": ("classifier",)}, "`num_labeled` must be positive with the strategies"),
-        ({"strategies": ("bayesian_router",)}, "`num_labeled` must be positive"),
-        ({"num_labeled": 4, "prompts": PromptsConfig(verifier="")}, "verifier"),
-        ({"num_labeled": -1}, "num_labeled"),
-        ({"selector": SelectorConfig(signal=SignalConfig(name="agreement"))}, "score_all"),
         (
-            {"selector": SelectorConfig(signal=SignalConfig(name="probe"))},
-            "a file of trusted pairs",
+            {"strategies": ("classifier",)},
+            "`num_calibration_prompts` must be positive with the strategies",
+        ),
+        ({"strategies": ("bayesian_router",)}, "`num_calibration_prompts` must be positive"),
+        ({"num_calibration_prompts": 4, "prompts": PromptsConfig(verifier="")}, "verifier"),
+        ({"num_calibration_prompts": -1}, "num_calibration_prompts"),
+        (
+            {"selector": SelectorConfig(signal=SignalConfig(name="agreement"))},
+            "score_with_all_arms",
+        ),
+        (
+            {"selector": SelectorConfig(signal=SignalConfig(name="gold_margin"))},
+            "`gold_pairs` must be a file",
         ),
     ],
 )
@@ -143,11 +150,11 @@ def test_each_strategy_has_its_selector():
     assert told["laser"] == config.selector
     verified = config.selector_of("laser_verified")
     assert verified == replace(config.selector, signal=SignalConfig(name="verifier"))
-    assert told["random"].policy.name == "uniform"
-    assert (told["fixed:b"].policy.name, told["fixed:b"].policy.arm) == ("fixed", 1)
+    assert told["random"].bandit == Uniform()
+    assert told["fixed:b"].bandit == FixedArm(arm=1)
     both = (config.selector_of(name) for name in ("thompson", "bayesian_router"))
     assert next(both) == next(both)
     assert config.selector_of("classifier") is None
     assert told["mean"] is None
     assert told["oracle"] is None
-    assert config.selector_of("sequential").policy.span == 3
+    assert config.selector_of("sequential").bandit == Sequential(period=3)

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from panoply.bandit.make import initial_state
 from panoply.hub.artefact.load import load_reward_model
 from panoply.laser.log import Log, replay
+from panoply.laser.rounds import initial_state
 from tests.builders.models import scores_by_transformers
 from tests.builders.selector_runs import ARMS, CONFIG
 

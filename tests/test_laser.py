@@ -2,11 +2,12 @@
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -14,7 +15,7 @@ import ray
 from mlflow import MlflowClient
 
 from panoply.config.bandit import AlarmConfig, SelectorConfig
-from panoply.config.laser import ArmsConfig, BestOfNConfig, PromptsConfig
+from panoply.config.laser import ArmsConfig, BestOfNConfig, PromptsConfig, SampledPolicyConfig
 from panoply.hub.policy.policy import load_policy
 from panoply.laser.log import Log
 from panoply.laser.monitor import series
@@ -26,12 +27,10 @@ from workflows.laser import run_laser
 
 ARMS = ("long", "short")
 DRIVER = """
-import json, sys
-from pydantic import TypeAdapter
-from panoply.config.laser import LaserConfig
+import pickle, sys
 from workflows.laser import run_laser
 from panoply.report.progress import RunLogger
-run_laser(TypeAdapter(LaserConfig).validate_python(json.load(sys.stdin)), RunLogger())
+run_laser(pickle.load(sys.stdin.buffer), RunLogger())
 """
 
 
@@ -56,6 +55,9 @@ def test_a_run_leaves_policies_choices_and_what_they_came_to(calm):
     cost = {name: found["num_scored"] for name, found in metrics["strategies"].items()}
     assert cost == {"laser": 48, "fixed:short": 48, "mean": 96, "oracle": 96}  # 4 rounds of 4 x 3
     assert metrics["choices"]["fixed:short"]["shares"] == {"long": 0.0, "short": 1.0}
+    off_policy = metrics["choices"]["laser"]["off_policy"]
+    assert off_policy["num"] <= 16
+    assert set(off_policy["arms"]) == set(ARMS)
     assert set(metrics["differences"]) == {f"laser - {name}" for name in config.strategies[1:]}
     record = Log(str(out / "laser" / "log"), ARMS).read()
     assert record.decisions.num_rows == record.rewards.num_rows == 16
@@ -115,8 +117,8 @@ def killed_once(config, when):
     """Starts a driver on this cluster and kills it when something is there."""
     env = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     words = [sys.executable, "-c", DRIVER]
-    driver = subprocess.Popen(words, stdin=subprocess.PIPE, env=env, cwd=ROOT, text=True)
-    driver.stdin.write(json.dumps(asdict(config)))
+    driver = subprocess.Popen(words, stdin=subprocess.PIPE, env=env, cwd=ROOT)
+    driver.stdin.write(pickle.dumps(config))
     driver.stdin.close()
     ends = time.monotonic() + 120
     while not when.exists():
@@ -154,7 +156,7 @@ class Mend(RunLogger):
             self.broken.unlink()
 
 
-def test_an_arm_that_fails_is_sidelined_and_comes_back(cluster, tiny_policy_folder, tmp_path):
+def test_an_arm_that_fails_is_suspended_and_comes_back(cluster, tiny_policy_folder, tmp_path):
     broken = tmp_path / "broken"
     broken.touch()
     (tmp_path / "arm.py").write_text(
@@ -170,7 +172,7 @@ def test_an_arm_that_fails_is_sidelined_and_comes_back(cluster, tiny_policy_fold
         tmp_path / "run",
         arms=arms,
         strategies=("random",),
-        selector=SelectorConfig(sideline_rounds=1, seed=1),
+        selector=SelectorConfig(suspend_rounds=1, seed=1),
     )
     metrics = run_laser(config, Mend(broken))
     record = Log(str(tmp_path / "run" / "random" / "log"), config.arms.names).read()
@@ -179,7 +181,7 @@ def test_an_arm_that_fails_is_sidelined_and_comes_back(cluster, tiny_policy_fold
     ]
     assert {row["arm"] for row in by_round[0]} == {"flaky", "short"}
     assert {row["arm"] for row in by_round[1]} == {"short"}
-    (away,) = by_round[1][0]["sidelined"]
+    (away,) = by_round[1][0]["suspended"]
     assert away["arm"] == "flaky"
     assert "out of order" in away["reason"]
     assert "flaky" in {row["arm"] for row in by_round[2] + by_round[3]}
@@ -187,7 +189,7 @@ def test_an_arm_that_fails_is_sidelined_and_comes_back(cluster, tiny_policy_fold
     assert {(one["round"], one["arm"]) for one in failures} == {(0, "flaky")}
 
 
-def test_a_run_that_an_alarm_stopped_says_so_and_goes_on_when_the_watch_allows_it(
+def test_a_run_that_an_alarm_stopped_says_so_and_goes_on_when_its_alarms_allow_it(
     cluster, tiny_policy_folder, tmp_path
 ):
     out = tmp_path / "run"
@@ -208,7 +210,7 @@ def test_a_run_that_an_alarm_stopped_says_so_and_goes_on_when_the_watch_allows_i
     logged = client.get_metric_history(run_id, "train.loss")
     assert [one.step for one in logged] == [0, 1, 2, 3]
     told = client.get_run(run_id).data
-    assert (told.params["alarms.kl"], told.tags["later.alarms.kl"]) == ("pause", "warn")
+    assert (told.params["alarms.kl"], told.tags["later.alarms.kl"]) == ("stop", "warn")
 
 
 def test_best_of_n_counts_what_each_picks_and_asks_the_bandit_of_a_run(calm, tmp_path):
@@ -217,10 +219,10 @@ def test_best_of_n_counts_what_each_picks_and_asks_the_bandit_of_a_run(calm, tmp
         out=str(tmp_path / "best"),
         prompts=PromptsConfig(num_made=24),
         arms=run.arms,
-        n=(1, 3),
-        model=run.backbone.model,
-        dtype="float32",
-        rendering=run.backbone.rendering,
+        num_samples=(1, 3),
+        backbone=SampledPolicyConfig(
+            model=run.backbone.model, dtype="float32", rendering=run.backbone.rendering
+        ),
         sampling=run.sampling,
         laser=str(out),
     )

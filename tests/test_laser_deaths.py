@@ -12,23 +12,28 @@ import psutil
 import pytest
 from transformers import AutoTokenizer
 
-from panoply.config.bandit import BanditConfig, SelectorConfig
+from panoply.bandit.bandits import Thompson
+from panoply.config.bandit import SelectorConfig
 from panoply.config.laser import ArmsConfig, PromptsConfig
 from panoply.config.policy import SamplingConfig
 from panoply.config.serve import ScalingConfig
 from panoply.hub.artefact.load import load_reward_model
 from panoply.laser.log import Log
-from panoply.laser.scored import read_scored
+from panoply.laser.rollout import read_rollouts
 from panoply.report.progress import RunLogger
 from tests.builders.laser_runs import SHORT, laser_config
 from tests.builders.models import save_small
-from workflows.laser import run_laser, tasks_of
+from workflows.laser import run_laser, split_prompts
 
 ARMS = ("scalar", "short")
 DEATHS = {
     # Title of the process, what has to be there, and what must not: it is on the way.
     "sampler": ("ray::Sampler.sample", "log/decisions-00000000.parquet", "000/samples.parquet"),
-    "selector": ("ray::Selector", "log/decisions-00000001.parquet", "log/rewards-00000001.parquet"),
+    "selector": (
+        "ray::BanditActor",
+        "log/decisions-00000001.parquet",
+        "log/rewards-00000001.parquet",
+    ),
     "learner": ("RayTrainWorker", "002/start_logps.npz", "002/done.json"),
     "replica": (":RewardModel", "log/decisions-00000003.parquet", "003/samples.parquet"),
 }
@@ -48,10 +53,10 @@ def calm(cluster, tiny_policy_folder, tmp_path_factory):
             scaling=ScalingConfig(cpus=0.1),
             timeout=120.0,
         ),
-        score_all=True,
+        score_with_all_arms=True,
         evaluate_every=4,
-        selector=SelectorConfig(policy=BanditConfig(name="thompson", max_features=8)),
-        sampling=SamplingConfig(max_tokens=48, rows=6),
+        selector=SelectorConfig(bandit=Thompson(max_features=8)),
+        sampling=SamplingConfig(max_tokens=48, batch_size=6),
         num_workers=1,
     )
     policy = replace(config.policy, prompts_per_step=1, num_epochs=3, checkpoint_every=1)
@@ -119,9 +124,9 @@ def test_a_model_that_is_served_as_an_arm_scores_as_it_does_when_loaded(calm, di
     for config in (calm[0], disturbed[0]):
         place = config.arms.models[0].removeprefix("scalar=")
         model = load_reward_model(place)
-        prompts = {task.prompt_id: task.prompt for part in tasks_of(config) for task in part}
+        prompts = {task.prompt_id: task.prompt for part in split_prompts(config) for task in part}
         for round in range(4):
             file = f"{config.out}/laser/{round:03d}/samples.parquet"
-            for one in read_scored(file, ARMS):
+            for one in read_rollouts(file, ARMS):
                 wanted = model.score(prompts[one.prompt_id], list(one.responses))
                 assert one.score_Kn[0] == pytest.approx(wanted, rel=1e-4, abs=1e-5)

@@ -1,4 +1,4 @@
-"""A run that labels some prompts first: strategies that learn from them, and a probe."""
+"""Calibration prompts: strategies that learn from them, and gold pairs."""
 
 import json
 from collections import Counter
@@ -8,19 +8,19 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from panoply.bandit.bandits import LinUCB
 from panoply.bandit.classifier import fit_classifier
-from panoply.bandit.make import initial_state
 from panoply.bandit.router import fit_router
 from panoply.bandit.update import project
-from panoply.config.bandit import AlarmConfig, BanditConfig, SelectorConfig, SignalConfig
+from panoply.config.bandit import AlarmConfig, SelectorConfig, SignalConfig
 from panoply.config.laser import ArmsConfig, PromptsConfig
 from panoply.laser.log import Log
-from panoply.laser.rewards import verified
-from panoply.laser.scored import read_scored
+from panoply.laser.rollout import read_rollouts
+from panoply.laser.rounds import initial_state
 from panoply.report.progress import RunLogger
 from tests.builders.laser_runs import laser_config
-from workflows.cluster.gold_pairs import judged_probe, read_probe
-from workflows.laser import run_laser, tasks_of
+from workflows.cluster.gold_pairs import judged_gold_pairs, read_gold_pairs
+from workflows.laser import run_laser, split_prompts
 
 ARMS = ("long", "short")
 STRATEGIES = ("laser", "bayesian_router", "classifier")
@@ -39,11 +39,11 @@ def taught(cluster, tiny_policy_folder, tmp_path_factory):
         tiny_policy_folder,
         root / "run",
         prompts=prompts,
-        num_labeled=8,
+        num_calibration_prompts=8,
         num_rounds=3,
         strategies=STRATEGIES,
         selector=SelectorConfig(
-            policy=BanditConfig(name="linucb", max_features=8), signal=SignalConfig(name="probe")
+            bandit=LinUCB(max_features=8), signal=SignalConfig(name="gold_margin")
         ),
     )
     return root / "run", config, run_laser(config, RunLogger())
@@ -52,17 +52,17 @@ def taught(cluster, tiny_policy_folder, tmp_path_factory):
 def context_of(out):
     """The context of each prompt of a run."""
     parts = json.loads((out / "data.json").read_text())
-    names = [name for part in ("train", "labeled", "held_out") for name in parts[part]]
+    names = [name for part in ("train", "calibration", "held_out") for name in parts[part]]
     rows = np.load(out / "contexts.npz")["contexts"]
     return dict(zip(names, rows, strict=True))
 
 
-def test_labeled_prompts_are_scored_by_all_arms_and_not_trained_on(taught):
+def test_calibration_prompts_are_scored_by_all_arms_and_not_trained_on(taught):
     out, config, metrics = taught
-    train, labeled, held_out = ({t.prompt_id for t in part} for part in tasks_of(config))
+    train, labeled, held_out = ({t.prompt_id for t in part} for part in split_prompts(config))
     assert (len(train), len(labeled), len(held_out)) == (12, 8, 4)
     assert len(train | labeled | held_out) == 24
-    found = read_scored(out / "labeled.parquet", ARMS)
+    found = read_rollouts(out / "calibration.parquet", ARMS)
     assert {one.prompt_id for one in found} == labeled
     assert all(np.isfinite(one.score_Kn).all() for one in found)
     for name in STRATEGIES:
@@ -77,13 +77,13 @@ def test_labeled_prompts_are_scored_by_all_arms_and_not_trained_on(taught):
     }
 
 
-def test_a_router_starts_from_the_prior_of_the_labeled_prompts(taught):
+def test_a_router_starts_from_the_prior_of_the_calibration_prompts(taught):
     out, config, _ = taught
-    found = read_scored(out / "labeled.parquet", ARMS)
+    found = read_rollouts(out / "calibration.parquet", ARMS)
     contexts = context_of(out)
     own = np.stack([contexts[one.prompt_id] for one in found])
     state = initial_state(config.selector_of("bayesian_router"), 2, own.shape[1])
-    rows = [[verified(row, one.verdict_n) for row in one.score_Kn] for one in found]
+    rows = [one.arm_aucs() for one in found]
     prior = fit_router(project(state, own), rows)
     assert np.allclose(json.loads((out / "prior.json").read_text()), prior, atol=1e-6)
     assert np.allclose(np.linalg.norm(prior, axis=1), 1)
@@ -95,15 +95,15 @@ def test_a_router_starts_from_the_prior_of_the_labeled_prompts(taught):
 
 def test_a_classifier_picks_the_arm_of_each_prompt_for_the_whole_run(taught):
     out, _, _ = taught
-    found = read_scored(out / "labeled.parquet", ARMS)
+    found = read_rollouts(out / "calibration.parquet", ARMS)
     contexts = context_of(out)
     own = np.stack([contexts[one.prompt_id] for one in found])
-    rows = [[verified(row, one.verdict_n) for row in one.score_Kn] for one in found]
+    rows = [one.arm_aucs() for one in found]
     routes = json.loads((out / "routes.json").read_text())
     picked = fit_classifier(own, rows)(np.stack([contexts[name] for name in routes]))
     assert list(routes.values()) == [ARMS[k] for k in picked]
     for round, row in enumerate(json.loads((out / "history.json").read_text())["classifier"]):
-        samples = read_scored(out / "classifier" / f"{round:03d}" / "samples.parquet", ARMS)
+        samples = read_rollouts(out / "classifier" / f"{round:03d}" / "samples.parquet", ARMS)
         for one in samples:
             scored = np.isfinite(one.score_Kn).all(1)
             assert scored.tolist() == [arm == routes[one.prompt_id] for arm in ARMS]
@@ -120,30 +120,34 @@ def test_what_was_learned_is_read_again(taught):
     assert {name: (out / name).stat().st_mtime_ns for name in before} == before
 
 
-def test_a_probe_is_right_and_wrong_samples_of_labeled_prompts_and_rewards_the_bandit(taught):
+def test_gold_pairs_are_right_and_wrong_samples_of_calibration_prompts_and_rewards_the_bandit(
+    taught,
+):
     out, config, _ = taught
-    found = {one.prompt_id: one for one in read_scored(out / "labeled.parquet", ARMS)}
-    rows = pq.read_table(out / "laser" / "000" / "probe.parquet").to_pylist()
+    found = {one.prompt_id: one for one in read_rollouts(out / "calibration.parquet", ARMS)}
+    rows = pq.read_table(out / "laser" / "000" / "gold_pairs.parquet").to_pylist()
     assert rows
     assert Counter(row["prompt_id"] for row in rows).most_common(1)[0][1] <= 2
-    for probe in judged_probe(config, tasks_of(config)[1], list(found.values())):
+    for probe in judged_gold_pairs(config, list(found.values())):
         verdicts = [float(len(text) % 3 > 0) for text in probe.responses]
         assert all(verdicts[i] > verdicts[j] for i, j in probe.pairs)
         assert probe.source == found[probe.prompt_id].source
     record = Log(str(out / "laser" / "log"), ARMS).read().rewards.to_pylist()
-    source_of = {task.prompt_id: task.source for task in tasks_of(config)[0]}
+    source_of = {task.prompt_id: task.source for task in split_prompts(config)[0]}
     for row in record:
-        probed = pq.read_table(out / "laser" / f"{row['round']:03d}" / "probe.parquet").to_pylist()
+        probed = pq.read_table(
+            out / "laser" / f"{row['round']:03d}" / "gold_pairs.parquet"
+        ).to_pylist()
         own = [one for one in probed if one["source"] == source_of[row["decision_id"]]] or probed
         gain = np.mean([one["margin_after"] - one["margin"] for one in own])
-        assert row["probe_gain"] == pytest.approx(gain)
-        assert row["reward"] == row["signal_probe"]
+        assert row["gold_margin_gain"] == pytest.approx(gain)
+        assert row["reward"] == row["signal_gold_margin"]
     rewards = [row["reward"] for row in record if row["round"] > 1]
     assert None not in rewards
     assert len(set(rewards)) > 1
     silent = [replace(one, verdict_n=np.ones(3)) for one in found.values()]
-    with pytest.raises(ValueError, match="none of 8 labeled prompts has a right and a wrong"):
-        judged_probe(config, tasks_of(config)[1], silent)
+    with pytest.raises(ValueError, match="none of 8 calibration prompts has a right and a wrong"):
+        judged_gold_pairs(config, silent)
 
 
 def test_scores_that_rise_while_a_policy_learns_nothing_are_called_hacking_in_a_run(
@@ -166,10 +170,10 @@ def test_scores_that_rise_while_a_policy_learns_nothing_are_called_hacking_in_a_
         prompts=PromptsConfig(num_made=12, num_held_out=0),
         arms=ArmsConfig(models=(f"inflated=function:{tmp_path}/inflated.py:inflated",)),
         strategies=("fixed:inflated",),
-        probe=str(tmp_path / "pairs.jsonl"),
+        gold_pairs=str(tmp_path / "pairs.jsonl"),
         num_rounds=6,
         rounds_per_iteration=6,
-        alarms=AlarmConfig(window=2, sigmas=2.0, hacking="pause"),
+        alarms=AlarmConfig(window=2, sigmas=2.0, hacking="stop"),
     )
     still = replace(config, policy=replace(config.policy, lr=1e-12))
     metrics = run_laser(still, RunLogger())
@@ -179,18 +183,18 @@ def test_scores_that_rise_while_a_policy_learns_nothing_are_called_hacking_in_a_
     (alarm,) = metrics["choices"]["fixed:inflated"]["alarms"]
     assert (alarm["name"], alarm["round"]) == ("hacking", 3)
     record = Log(str(tmp_path / "run" / "fixed-inflated" / "log"), ("inflated",)).read()
-    assert record.rewards["probe_gain"].null_count == 0
+    assert record.rewards["gold_margin_gain"].null_count == 0
 
 
 def test_a_file_of_trusted_pairs_gives_up_prompts_that_are_used_elsewhere(tmp_path):
-    config = laser_config("embedded", tmp_path / "run", probe=str(tmp_path / "pairs.jsonl"))
-    train, _, held_out = tasks_of(config)
+    config = laser_config("embedded", tmp_path / "run", gold_pairs=str(tmp_path / "pairs.jsonl"))
+    train, _, held_out = split_prompts(config)
     prompts = [train[0].prompt, held_out[0].prompt, [{"role": "user", "content": "say 1"}]]
     rows = [{"prompt": p, "chosen": "yes", "rejected": "no", "source": "mine"} for p in prompts]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (kept,) = read_probe(config, tmp_path / "run", [*train, *held_out])
+    (kept,) = read_gold_pairs(config, tmp_path / "run", [*train, *held_out])
     assert kept.prompt == prompts[2]
     assert (kept.responses, kept.pairs, kept.source) == (("yes", "no"), ((0, 1),), "pairs")
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows[:2])))
     with pytest.raises(ValueError, match="the prompts of all its pairs are trained on or held out"):
-        read_probe(config, tmp_path / "run", [*train, *held_out])
+        read_gold_pairs(config, tmp_path / "run", [*train, *held_out])

@@ -8,19 +8,21 @@ import pytest
 
 from panoply.laser.rewards import (
     advantages,
-    agreement,
-    disagreement,
+    arm_agreement,
+    arm_disagreement,
     gains,
     quantile_rewards,
-    verified,
+    verifier_auc,
 )
 
 
-def rolling(raw, window=20, wait=5):
+def rolling(raw, window=20, min_history=5):
     """Rewards of values that come one by one, as LASeR's batches do."""
     return np.concatenate(
         [
-            quantile_rewards(raw[t : t + 1], raw[max(0, t - window + 1) : t], wait=wait)
+            quantile_rewards(
+                raw[t : t + 1], raw[max(0, t - window + 1) : t], min_history=min_history
+            )
             for t in range(len(raw))
         ]
     )
@@ -43,10 +45,10 @@ def test_the_scale_of_the_values_does_not_matter():
 
 def test_there_is_no_reward_before_there_is_a_history():
     raw = np.array([3.0, 1.0, 2.0, 5.0, 4.0])
-    assert np.isnan(quantile_rewards(raw[:2], raw[2:4], wait=5)).all()
+    assert np.isnan(quantile_rewards(raw[:2], raw[2:4], min_history=5)).all()
     # The quantiles of 1 .. 5 are 1.8 and 4.2.
     expected = [0.5, 0, 0.2 / 2.4, 1, 2.2 / 2.4]
-    assert quantile_rewards(raw, [], wait=5).tolist() == pytest.approx(expected)
+    assert quantile_rewards(raw, [], min_history=5).tolist() == pytest.approx(expected)
 
 
 def test_the_order_within_a_batch_does_not_matter():
@@ -110,32 +112,32 @@ def test_a_gain_is_the_rise_of_a_quality():
 
 def test_a_verifier_rewards_the_order_of_right_and_wrong_responses():
     scores, right = [3.0, 1.0, 1.0, np.nan, 9.0], [1, 1, 0, 0, np.nan]
-    assert verified(scores, right) == 0.75  # 3 > 1 and 1 = 1
-    assert verified([-x for x in scores], right) == 0.25
-    assert math.isnan(verified(scores, [1, 1, np.nan, 0, 1]))
-    assert math.isnan(verified([np.nan] * 2, [1, 0]))
+    assert verifier_auc(scores, right) == 0.75  # 3 > 1 and 1 = 1
+    assert verifier_auc([-x for x in scores], right) == 0.25
+    assert math.isnan(verifier_auc(scores, [1, 1, np.nan, 0, 1]))
+    assert math.isnan(verifier_auc([np.nan] * 2, [1, 0]))
 
 
 def test_agreement_is_the_share_of_other_arms_that_order_best_and_worst_alike():
     scores = [[1.0, 5.0, 3.0], [0.0, 1.0, 9.0], [4.0, 2.0, 1.0], [2.0, 2.0, 0.0], [np.nan, 1, 0]]
-    assert agreement(scores, 0) == pytest.approx((1 + 0 + 0.5) / 3)
-    assert math.isnan(agreement([[1.0, 1.0], [0.0, 1.0]], 0))
-    assert math.isnan(agreement([[np.nan, np.nan], [0.0, 1.0]], 0))
-    assert math.isnan(agreement([[0.0, 1.0]], 0))
+    assert arm_agreement(scores, 0) == pytest.approx((1 + 0 + 0.5) / 3)
+    assert math.isnan(arm_agreement([[1.0, 1.0], [0.0, 1.0]], 0))
+    assert math.isnan(arm_agreement([[np.nan, np.nan], [0.0, 1.0]], 0))
+    assert math.isnan(arm_agreement([[0.0, 1.0]], 0))
 
 
 def test_disagreement_is_the_share_of_comparisons_in_opposite_order():
-    assert disagreement([[1, 2, 3], [1, 2, 3]]) == 0
-    assert disagreement([[1, 2, 3], [3, 2, 1]]) == 1
-    assert disagreement([[1, 2, 3], [2, 2, 1]]) == 1  # one pair of responses is a tie
-    assert disagreement([[1, 2, 3], [1, 3, 2], [np.nan] * 3]) == pytest.approx(1 / 3)
-    assert math.isnan(disagreement([[1, 2], [np.inf, 2]]))
+    assert arm_disagreement([[1, 2, 3], [1, 2, 3]]) == 0
+    assert arm_disagreement([[1, 2, 3], [3, 2, 1]]) == 1
+    assert arm_disagreement([[1, 2, 3], [2, 2, 1]]) == 1  # one pair of responses is a tie
+    assert arm_disagreement([[1, 2, 3], [1, 3, 2], [np.nan] * 3]) == pytest.approx(1 / 3)
+    assert math.isnan(arm_disagreement([[1, 2], [np.inf, 2]]))
 
 
 def test_constants_out_of_range_are_named():
     with pytest.raises(ValueError, match="quantiles must be"):
         quantile_rewards([1.0], [], low=0.8, high=0.2)
-    with pytest.raises(ValueError, match="`wait` must be at least 2"):
-        quantile_rewards([1.0], [], wait=1)
+    with pytest.raises(ValueError, match="`min_history` must be at least 2"):
+        quantile_rewards([1.0], [], min_history=1)
     with pytest.raises(ValueError, match="`decay` must be"):
         advantages([1.0], 0.0, decay=1.0)

@@ -1,16 +1,36 @@
 """The selector as a plain object: kills, repeats, arrival order and bad numbers change nothing."""
 
+import json
 import math
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from panoply.bandit.make import initial_state
-from panoply.config.bandit import BanditConfig, SignalConfig
-from panoply.laser.log import Log, LogDiffers, column, replay, state_version
-from panoply.laser.rounds import RoundPrompt
+from panoply.bandit.bandits import (
+    MOSS,
+    UCB1,
+    EpsilonGreedy,
+    Exp3,
+    FixedArm,
+    LinUCB,
+    Sequential,
+    Thompson,
+    Uniform,
+)
+from panoply.config.bandit import SelectorConfig, SignalConfig
+from panoply.laser.log import (
+    Log,
+    LogDiffers,
+    column,
+    recorded_selector,
+    replay,
+    state_version,
+)
+from panoply.laser.rounds import RoundPrompt, initial_state
 from panoply.laser.signals import PromptOutcome
 from tests.builders.selector_runs import (
     ARMS,
@@ -23,26 +43,22 @@ from tests.builders.selector_runs import (
     same_state,
 )
 
-POLICIES = [
-    BanditConfig(),
-    BanditConfig(name="thompson", noise=0.3),
-    BanditConfig(name="exp3"),
-    BanditConfig(name="moss", horizon=200),
-]
+GOLDEN = Path(__file__).parent / "golden"
+BANDITS = [LinUCB(), Thompson(reward_std=0.3), Exp3(), MOSS(horizon=200)]
 
 
-@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.name)
+@pytest.mark.parametrize("bandit", BANDITS, ids=lambda bandit: bandit.kind)
 @pytest.mark.parametrize("level", ["prompt", "batch"])
-def test_a_selector_that_dies_around_every_call_ends_as_one_that_never_did(tmp_path, policy, level):
+def test_a_selector_that_dies_around_every_call_ends_as_one_that_never_did(tmp_path, bandit, level):
     signal = SignalConfig(name="advantage")
-    config = replace(CONFIG, policy=policy, level=level, signal=signal)
+    config = replace(CONFIG, bandit=bandit, level=level, signal=signal)
     calm = run(tmp_path / "calm", range(8), config)
     died = run(
         tmp_path / "died", range(8), config, disturb=lambda *_: make(tmp_path / "died", config)
     )
     assert same_state(calm, died)
     assert same_log(tmp_path / "calm", tmp_path / "died")
-    assert calm.carry.baseline == died.carry.baseline
+    assert calm.signal_state.baseline == died.signal_state.baseline
     assert died.status().replayed_alike
 
 
@@ -171,7 +187,7 @@ def test_prompts_that_do_not_fit_are_named(tmp_path):
         selector.begin_round(0, bad, {})
     with pytest.raises(ValueError, match="contexts must be"):
         selector.begin_round(0, [RoundPrompt("a", "", [1.0])], {})
-    with pytest.raises(ValueError, match="cannot sideline"):
+    with pytest.raises(ValueError, match="cannot suspend"):
         selector.begin_round(0, good, {"dan": "unknown"})
     assert not selector.status().is_open
     assert not list(tmp_path.glob("decisions-*"))
@@ -199,8 +215,8 @@ def failing(decisions, arm, reason="out of memory"):
     return [PromptOutcome(prompt_id=d.prompt_id, **told[d.arm == arm]) for d in decisions]
 
 
-def test_an_arm_that_fails_is_sidelined_with_its_reason_and_comes_back(tmp_path):
-    config = replace(CONFIG, policy=BanditConfig(name="uniform"), sideline_rounds=3)
+def test_an_arm_that_fails_is_suspended_with_its_reason_and_comes_back(tmp_path):
+    config = replace(CONFIG, bandit=Uniform(), suspend_rounds=3)
     selector, chosen = make(tmp_path, config), []
     for round in range(6):
         decisions = selector.begin_round(round, prompts_of(round, 32), {})
@@ -208,7 +224,7 @@ def test_an_arm_that_fails_is_sidelined_with_its_reason_and_comes_back(tmp_path)
         told = failing(decisions, "bob" if round == 1 else "nobody")
         status = selector.end_round(round, told)
         if round == 1:
-            (away,) = status.sidelined
+            (away,) = status.suspended
             num = sum(d.arm == "bob" for d in decisions)
             assert away.arm == "bob"
             assert away.until == 5
@@ -217,16 +233,16 @@ def test_an_arm_that_fails_is_sidelined_with_its_reason_and_comes_back(tmp_path)
         assert selector.status() == status
     assert ["bob" in arms for arms in chosen] == [True, True, False, False, False, True]
     decisions = Log(str(tmp_path), ARMS).read_segment("decisions", 2)
-    assert decisions["sidelined"][0].as_py()[0]["arm"] == "bob"
+    assert decisions["suspended"][0].as_py()[0]["arm"] == "bob"
     assert selector.learned().rejected_K[1] > 0
 
 
-def test_an_order_sidelines_an_arm_and_survives_the_actor(tmp_path):
-    config = replace(CONFIG, policy=BanditConfig(name="uniform"), sideline_rounds=2)
+def test_a_request_suspends_an_arm_and_survives_the_actor(tmp_path):
+    config = replace(CONFIG, bandit=Uniform(), suspend_rounds=2)
     selector, chosen = make(tmp_path, config), []
     for round in range(4):
-        orders = {"ann": "its scores rise, the probe does not"} if round == 1 else {}
-        decisions = selector.begin_round(round, prompts_of(round, 32), orders)
+        requests = {"ann": "its scores rise, the gold margin does not"} if round == 1 else {}
+        decisions = selector.begin_round(round, prompts_of(round, 32), requests)
         selector = make(tmp_path, config)
         chosen.append({d.arm for d in decisions})
         selector.end_round(round, outcomes_of(round, decisions))
@@ -234,7 +250,7 @@ def test_an_order_sidelines_an_arm_and_survives_the_actor(tmp_path):
 
 
 def test_where_every_arm_failed_the_round_still_has_one(tmp_path):
-    config = replace(CONFIG, policy=BanditConfig(name="uniform"))
+    config = replace(CONFIG, bandit=Uniform())
     selector = make(tmp_path, config)
     for round in range(4):
         decisions = selector.begin_round(round, prompts_of(round, 32), {})
@@ -242,7 +258,7 @@ def test_where_every_arm_failed_the_round_still_has_one(tmp_path):
             round, [PromptOutcome(prompt_id=d.prompt_id, failure="no network") for d in decisions]
         )
     assert selector.learned().rejected_K.sum() == 128
-    fixed = replace(CONFIG, policy=BanditConfig(name="fixed", arm=1))
+    fixed = replace(CONFIG, bandit=FixedArm(arm=1))
     selector = make(tmp_path / "fixed", fixed)
     for round in range(2):
         decisions = selector.begin_round(round, prompts_of(round), {})
@@ -268,9 +284,7 @@ def test_a_batch_has_one_decision_on_its_mean_context_and_one_reward(tmp_path):
 
 
 def test_the_better_arm_is_learned_over_rounds(tmp_path):
-    selector = run(
-        tmp_path, range(40), replace(CONFIG, policy=BanditConfig(name="moss", horizon=320))
-    )
+    selector = run(tmp_path, range(40), replace(CONFIG, bandit=MOSS(horizon=320)))
     assert selector.learned().pulls_K.argmax() == 1
     assert selector.learned().pulls_K[1] > 200
 
@@ -284,3 +298,55 @@ def test_segments_are_plain_parquet(tmp_path):
     assert rewards[0]["signal"] == "verifier"
     assert rewards[0]["reward"] == rewards[0]["signal_verifier"] == rewards[0]["verifier"]
     assert rewards[0]["signal_held_out"] is None
+
+
+def test_names_of_columns_in_files_are_those_of_older_logs(tmp_path):
+    run(tmp_path, range(1))
+    decisions = pq.read_table(tmp_path / "decisions-00000000.parquet").column_names
+    rewards = pq.read_table(tmp_path / "rewards-00000000.parquet").column_names
+    golden = GOLDEN / "laser_log"
+    assert decisions == pq.read_table(golden / "decisions-00000000.parquet").column_names
+    assert rewards == pq.read_table(golden / "rewards-00000000.parquet").column_names
+
+
+def test_a_log_of_version_1_is_continued_as_if_nothing_had_been_renamed(tmp_path):
+    shutil.copytree(GOLDEN / "laser_log", tmp_path / "old")
+    assert recorded_selector(str(tmp_path / "old")) == (CONFIG, ARMS, 5)
+    run(tmp_path / "old", range(6, 8))
+    run(tmp_path / "new", range(8))
+    assert same_log(tmp_path / "old", tmp_path / "new")
+    with pytest.raises(LogDiffers, match="other bandit"):
+        make(tmp_path / "old", replace(CONFIG, bandit=LinUCB(alpha=2.0)))
+
+
+@pytest.mark.parametrize(
+    ("policy", "bandit"),
+    [
+        (
+            {"name": "thompson", "noise": 0.25, "strength": 2.0, "first_pulls": None},
+            Thompson(reward_std=0.25, prior_precision=2.0),
+        ),
+        ({"name": "moss", "horizon": 9, "scale": None}, MOSS(horizon=9)),
+        (
+            {"name": "epsilon_greedy", "epsilon": 0.2, "first_pulls": 3},
+            EpsilonGreedy(epsilon=0.2, min_pulls=3),
+        ),
+        ({"name": "fixed", "arm": 1}, FixedArm(arm=1)),
+        ({"name": "sequential", "span": 4}, Sequential(period=4)),
+    ],
+    ids=lambda value: value["name"] if isinstance(value, dict) else "",
+)
+def test_every_renamed_setting_of_version_1_is_read(tmp_path, policy, bandit):
+    record = json.loads((GOLDEN / "laser_log" / "selector.json").read_text())
+    record["policy"], record["signal"]["name"] = policy, "probe"
+    (tmp_path / "selector.json").write_text(json.dumps(record))
+    config, *_ = recorded_selector(str(tmp_path))
+    signal = SignalConfig(name="gold_margin")
+    assert config == SelectorConfig(bandit=bandit, signal=signal, seed=3)
+
+
+def test_every_kind_of_bandit_is_recorded_and_read(tmp_path):
+    for bandit in (*BANDITS, Uniform(), FixedArm(arm=2), Sequential(), UCB1(), EpsilonGreedy()):
+        config = replace(CONFIG, bandit=bandit)
+        make(tmp_path / bandit.kind, config)
+        assert recorded_selector(str(tmp_path / bandit.kind)) == (config, ARMS, 5)

@@ -1,4 +1,4 @@
-"""What the watch shows is in the log, and what it calls wrong is wrong."""
+"""Curves are those of the log, and alarms are right."""
 
 import math
 from dataclasses import replace
@@ -8,9 +8,18 @@ import pyarrow as pa
 import pytest
 
 from actors.bandit import BanditActor
-from panoply.config.bandit import AlarmConfig, BanditConfig, SelectorConfig, SignalConfig
+from panoply.bandit.bandits import Uniform
+from panoply.config.bandit import AlarmConfig, SelectorConfig, SignalConfig
 from panoply.laser.log import DECISIONS, REWARDS, Log, Record
-from panoply.laser.monitor import alarms, arm_values, orders, pauses, regret, rise, series
+from panoply.laser.monitor import (
+    alarms,
+    arm_values,
+    regret,
+    rise,
+    series,
+    stop_requests,
+    suspension_requests,
+)
 from panoply.laser.rounds import RoundPrompt
 from panoply.laser.signals import PromptOutcome, correlations
 
@@ -91,11 +100,17 @@ def story(num=40, seed=0, **curves):
     for round in range(num):
         for i in range(4):
             noise = 0.1 * rng.normal(size=3)
-            told = {"proxy": 0.0, "probe_gain": 0.0, "length": 300.0, "kl": 0.1, "reward": 0.5}
+            told = {
+                "proxy": 0.0,
+                "gold_margin_gain": 0.0,
+                "length": 300.0,
+                "kl": 0.1,
+                "reward": 0.5,
+            }
             told |= {"well_formed": 0.9}
             told |= {name: float(curve(round)) for name, curve in curves.items()}
             told["proxy"] += noise[0]
-            told["probe_gain"] += 0.01 * noise[1]
+            told["gold_margin_gain"] += 0.01 * noise[1]
             told["length"] += 10 * noise[2]
             rows.append((round, "org/ann" if i == 0 else "bob", [""], told))
     return series(record_of(rows))
@@ -113,16 +128,16 @@ def test_a_calm_run_raises_no_alarm():
     assert raised == [[]] * len(raised)
 
 
-def test_scores_that_rise_while_the_probe_is_flat_are_called_hacking():
+def test_scores_that_rise_while_the_gold_margin_is_flat_are_called_hacking():
     (found,) = alarms(story(proxy=lambda r: 0.05 * r), ARMS, CONFIG)
-    assert (found.name, found.action, found.arm, found.round) == ("hacking", "sideline", "bob", 39)
-    (reason,) = orders([found]).values()
+    assert (found.name, found.action, found.arm, found.round) == ("hacking", "suspend", "bob", 39)
+    (reason,) = suspension_requests([found]).values()
     assert reason.startswith("hacking: scores rose by")
-    falls = story(proxy=lambda r: 0.05 * r, probe_gain=lambda r: -0.05)
+    falls = story(proxy=lambda r: 0.05 * r, gold_margin_gain=lambda r: -0.05)
     assert names(alarms(falls, ARMS, CONFIG)) == ["hacking"]
-    both = story(proxy=lambda r: 0.05 * r, probe_gain=lambda r: 0.05)
+    both = story(proxy=lambda r: 0.05 * r, gold_margin_gain=lambda r: 0.05)
     assert alarms(both, ARMS, CONFIG) == []
-    unknown = story(proxy=lambda r: 0.05 * r, probe_gain=lambda r: math.nan)
+    unknown = story(proxy=lambda r: 0.05 * r, gold_margin_gain=lambda r: math.nan)
     assert alarms(unknown, ARMS, CONFIG) == []
 
 
@@ -136,9 +151,9 @@ def test_drift_of_length_format_and_kl_and_lost_rewards_are_told():
     assert told(kl=lambda r: 0.05 * r) == ["kl"]
     assert told(reward=lambda r: math.nan if r > 20 else 0.5) == ["failed"]
     found = alarms(story(kl=lambda r: 0.05 * r), ARMS, CONFIG)
-    assert pauses(found) == found
+    assert stop_requests(found) == found
     gentle = replace(CONFIG, kl="warn")
-    assert pauses(alarms(story(kl=lambda r: 0.05 * r), ARMS, gentle)) == []
+    assert stop_requests(alarms(story(kl=lambda r: 0.05 * r), ARMS, gentle)) == []
 
 
 def test_nothing_is_called_wrong_before_there_is_a_window():
@@ -148,27 +163,27 @@ def test_nothing_is_called_wrong_before_there_is_a_window():
     assert alarms(series(record_of([])), ARMS, CONFIG) == []
 
 
-def test_an_alarm_s_order_sidelines_the_arm_in_the_selector(tmp_path):
-    config = SelectorConfig(
-        policy=BanditConfig(name="uniform"), signal=SignalConfig(name="advantage")
-    )
+def test_an_alarm_s_request_suspends_the_arm_in_the_selector(tmp_path):
+    config = SelectorConfig(bandit=Uniform(), signal=SignalConfig(name="advantage"))
     selector = BanditActor(config, ARMS, 0, str(tmp_path), None)
-    sidelined: set[str] = set()
+    suspended: set[str] = set()
     for round in range(30):
         found = alarms(series(Log(str(tmp_path), ARMS).read()), ARMS, CONFIG)
-        sidelined |= set(orders(found))
+        suspended |= set(suspension_requests(found))
         decisions = selector.begin_round(
-            round, [RoundPrompt(str(i)) for i in range(4)], orders(found)
+            round, [RoundPrompt(str(i)) for i in range(4)], suspension_requests(found)
         )
-        assert not {d.arm for d in decisions} & set(orders(found))
+        assert not {d.arm for d in decisions} & set(suspension_requests(found))
         selector.end_round(
             round,
             [
-                PromptOutcome(prompt_id=d.prompt_id, loss=1.0, proxy=0.1 * round, probe_gain=0.0)
+                PromptOutcome(
+                    prompt_id=d.prompt_id, loss=1.0, proxy=0.1 * round, gold_margin_gain=0.0
+                )
                 for d in decisions
             ],
         )
-    assert sidelined
+    assert suspended
 
 
 def test_a_signal_s_correlation_is_with_quality_over_decisions_that_have_both():

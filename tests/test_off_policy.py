@@ -1,159 +1,150 @@
-"""Off-policy estimates against closed forms, and against a world whose truth is known."""
+"""The value of one arm from a bandit's log: closed form, and worlds whose truth is known."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from panoply.bandit.bandits import EpsilonGreedy, Exp3, LinUCB, Thompson
-from panoply.bandit.off_policy import (
-    Logged,
-    NoSupport,
-    doubly_robust,
-    ips,
-    predictions,
-    snips,
-)
-from panoply.bandit.update import choose, init, uniforms, update
+from panoply.bandit.bandits import EpsilonGreedy, Exp3, LinUCB, Uniform
+from panoply.bandit.off_policy import snips
+from panoply.bandit.update import Choice, init, select_arms, uniforms, update
+from panoply.laser.log import Log
+from tests.builders.selector_runs import ARMS, CONFIG, run
+from workflows.cluster.laser_results import off_policy_metrics
 
-SMALL = Logged(
-    arms_N=np.array([0, 1, 1, 0]),
-    rewards_N=np.array([1.0, 0.5, 0.0, 0.25]),
-    propensities_NK=np.array([[0.5, 0.5], [0.2, 0.8], [0.5, 0.5], [0.9, 0.1]]),
-    contexts_ND=np.empty((4, 0)),
-    rounds_N=np.array([0, 0, 1, 1]),
-)
-TARGET = np.array([0.25, 0.75])
+PROPENSITIES = [[0.5, 0.5], [0.2, 0.8], [0.5, 0.5], [0.9, 0.1], [0.25, 0.75]]
+SMALL = Choice(np.empty((5, 0)), np.array([0, 1, 1, 0, 1]), np.array(PROPENSITIES))
+REWARDS = [1.0, 0.5, 0.0, 0.25, 0.75]
 
 
-def test_the_three_estimates_are_those_of_the_equations():
-    w = [0.25 / 0.5, 0.75 / 0.8, 0.75 / 0.5, 0.25 / 0.9]
-    r, arms = SMALL.rewards_N.tolist(), [0, 1, 1, 0]
-    terms = [a * b for a, b in zip(w, r, strict=True)]
-    found = ips(SMALL, TARGET)
-    assert found.value == pytest.approx(sum(terms) / 4)
-    spread = sum((t - sum(terms) / 4) ** 2 for t in terms) / 3
-    assert found.standard_error == pytest.approx(math.sqrt(spread / 4))
-    assert found.effective_sample_size == pytest.approx(sum(w) ** 2 / sum(x * x for x in w))
-    assert (found.max_weight, found.num, found.num_missing) == (1.5, 4, 0)
-    value = sum(terms) / sum(w)
-    assert snips(SMALL, TARGET).value == pytest.approx(value)
+def test_an_estimate_is_that_of_the_equations_in_plain_python():
+    w = [1 / 0.8, 1 / 0.5, 1 / 0.75]
+    r = [0.5, 0.0, 0.75]
+    value = sum(a * b for a, b in zip(w, r, strict=True)) / sum(w)
     squares = sum((a * (b - value)) ** 2 for a, b in zip(w, r, strict=True))
-    assert snips(SMALL, TARGET).standard_error == pytest.approx(math.sqrt(squares) / sum(w))
-    q = [[0.9, 0.1], [0.4, 0.4], [0.0, 0.3], [0.5, 0.2]]
-    robust = [0.25 * q[i][0] + 0.75 * q[i][1] + w[i] * (r[i] - q[i][arms[i]]) for i in range(4)]
-    assert doubly_robust(SMALL, TARGET, q).value == pytest.approx(sum(robust) / 4)
+    estimate = snips(SMALL, REWARDS, 1)
+    assert estimate.value == pytest.approx(value)
+    assert estimate.standard_error == pytest.approx(math.sqrt(squares) / sum(w))
+    assert estimate.effective_sample_size == pytest.approx(sum(w) ** 2 / sum(x * x for x in w))
+    assert estimate.support == 1
+    assert estimate.bandit_value == pytest.approx(sum(REWARDS) / 5)
 
 
-def test_the_log_s_own_policy_is_the_mean_reward_with_all_of_its_size():
-    own = SMALL.propensities_NK
-    for found in (ips(SMALL, own), snips(SMALL, own)):
-        assert found.value == pytest.approx(SMALL.rewards_N.mean())
-        assert found.effective_sample_size == pytest.approx(4)
-    rewards = SMALL.rewards_N
-    assert ips(SMALL, own).standard_error == pytest.approx(rewards.std(ddof=1) / 2)
-    with pytest.raises(ValueError, match="sum to 1"):
-        ips(SMALL, [0.5, 0.6])
-    with pytest.raises(ValueError, match="the target must be"):
-        ips(SMALL, [[0.5, 0.5]])
-    with pytest.raises(ValueError, match="predictions must be"):
-        doubly_robust(SMALL, TARGET, [[0.0, 0.0]])
+def test_an_arm_that_is_drawn_every_time_has_the_mean_reward_with_all_of_its_size():
+    always = Choice(np.empty((4, 0)), np.zeros(4, int), np.tile([1.0, 0.0], (4, 1)))
+    estimate = snips(always, REWARDS[:4], 0)
+    assert estimate.value == pytest.approx(sum(REWARDS[:4]) / 4)
+    assert estimate.effective_sample_size == pytest.approx(4)
+    never = snips(always, REWARDS[:4], 1)
+    assert math.isnan(never.value)
+    assert (never.support, never.effective_sample_size) == (0, 0)
 
 
-def test_a_target_outside_the_log_is_refused():
-    sure = SMALL.propensities_NK.copy()
+def test_only_decisions_that_could_have_drawn_the_arm_count_and_the_share_is_told():
+    sure = SMALL.propensities_BK.copy()
     sure[1:3] = [0.0, 1.0]
-    log = Logged(SMALL.arms_N, SMALL.rewards_N, sure, SMALL.contexts_ND, SMALL.rounds_N)
-    for estimate in (ips, snips, lambda *args: doubly_robust(*args, np.zeros((4, 2)))):
-        with pytest.raises(NoSupport, match=r"at 2 of 4 decisions .* arms \[0\]"):
-            estimate(log, TARGET)
-    inside = ips(log, [0.0, 1.0])  # arm 1 alone could have been drawn everywhere
-    assert inside.value == pytest.approx((0.5 + 0.0) / 4)
+    log = SMALL._replace(propensities_BK=sure)
+    estimate = snips(log, REWARDS, 0)
+    assert estimate.support == pytest.approx(3 / 5)
+    w = [1 / 0.5, 1 / 0.9, 0.0]
+    value = (w[0] * 1.0 + w[1] * 0.25) / sum(w)
+    assert estimate.value == pytest.approx(value)
+    assert estimate.bandit_value == pytest.approx((1.0 + 0.25 + 0.75) / 3)
 
 
-def test_decisions_without_a_reward_are_left_out_and_counted():
-    rewards = np.array([1.0, np.nan, 0.0, np.nan])
-    log = Logged(SMALL.arms_N, rewards, SMALL.propensities_NK, SMALL.contexts_ND, SMALL.rounds_N)
-    found = ips(log, TARGET)
-    assert (found.num, found.num_missing) == (2, 2)
-    assert found.value == pytest.approx((0.5 * 1.0 + 1.5 * 0.0) / 2)
-    nothing = Logged(
-        SMALL.arms_N,
-        np.full(4, np.nan),
-        SMALL.propensities_NK,
-        SMALL.contexts_ND,
-        SMALL.rounds_N,
-    )
-    with pytest.raises(ValueError, match="none of 4 decisions has a reward"):
-        ips(nothing, TARGET)
+def test_an_arm_that_could_have_been_drawn_and_never_was_has_no_value():
+    log = SMALL._replace(arms_B=np.ones(5, int))
+    estimate = snips(log, REWARDS, 0)
+    assert math.isnan(estimate.value)
+    assert (estimate.support, estimate.effective_sample_size) == (1, 0)
 
 
-def world(seed, num_rounds, policy, batch=8):
-    """The log of a bandit that learns, and all arms' chances of a reward at each decision.
+def test_decisions_without_a_reward_are_left_out():
+    rewards = [1.0, math.nan, 0.0, math.nan, 0.75]
+    estimate = snips(SMALL, rewards, 1)
+    w = [1 / 0.5, 1 / 0.75]
+    assert estimate.value == pytest.approx((w[0] * 0.0 + w[1] * 0.75) / sum(w))
+    assert estimate.support == 1
+    nothing = snips(SMALL, [math.nan] * 5, 1)
+    assert math.isnan(nothing.value)
+    assert nothing.support == 0
 
-    Which arm is best depends on the context.
-    """
+
+def world(seed, num_rounds, bandit, batch=8):
+    """The log of a bandit that learns; which arm is best depends on the context."""
     rng = np.random.default_rng(seed)
-    state, parts, chances = init(policy, 3, 3), [], []
+    state, choices, rewards, chances = init(bandit, 3, 3), [], [], []
     for step in range(num_rounds):
-        domain = rng.integers(3, size=batch)
+        domain = rng.choice(3, size=batch, p=[0.5, 0.3, 0.2])
         contexts = np.eye(3)[domain]
         chance = np.where(np.arange(3) == domain[:, None], 0.8, 0.3)
-        choice = choose(policy, state, contexts, uniforms(seed, step, range(batch)))
-        rewards = (rng.random(batch) < chance[np.arange(batch), choice.arms_B]) * 1.0
-        state = update(state, choice, rewards)
-        parts.append((choice.arms_B, rewards, choice.propensities_BK, contexts))
+        choice = select_arms(bandit, state, contexts, uniforms(seed, step, range(batch)))
+        reward = (rng.random(batch) < chance[np.arange(batch), choice.arms_B]) * 1.0
+        state = update(state, choice, reward)
+        choices.append(choice)
+        rewards.append(reward)
         chances.append(chance)
-    joined = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    return Logged(*joined, np.repeat(np.arange(num_rounds), batch)), np.concatenate(chances)
+    joined = Choice(*(np.concatenate(part) for part in zip(*choices, strict=True)))
+    return joined, np.concatenate(rewards), np.concatenate(chances)
 
 
 @pytest.mark.parametrize(
-    "policy", [Exp3(gamma=0.3), EpsilonGreedy(epsilon=0.4)], ids=lambda p: type(p).__name__
+    "bandit", [Exp3(gamma=0.3), EpsilonGreedy(epsilon=0.4)], ids=lambda b: b.kind
 )
-@pytest.mark.parametrize("target", ["best arm", "specialists"])
-def test_estimates_recover_the_truth_from_the_log_of_a_bandit_that_learns(policy, target):
-    found = {"ips": [], "snips": [], "dr": []}
+@pytest.mark.parametrize("arm", range(3))
+def test_estimates_recover_the_truth_from_the_log_of_a_bandit_that_learns(bandit, arm):
+    errors, claims = [], []
     for seed in range(60):
-        log, chances = world(seed, 40, policy)
-        supported = (log.propensities_NK > 0).all(1)  # not so while arms have their first pulls
-        log, chances = log.at(supported), chances[supported]
-        wanted = np.eye(3)[0] if target == "best arm" else log.contexts_ND
-        truth = (np.broadcast_to(wanted, chances.shape) * chances).sum(1).mean()
-        estimates = {
-            "ips": ips(log, wanted),
-            "snips": snips(log, wanted),
-            "dr": doubly_robust(log, wanted, predictions(log)),
-        }
-        for name, estimate in estimates.items():
-            found[name].append((estimate.value - truth, estimate.standard_error))
-    errors = {}
-    for name, pairs in found.items():
-        error, claimed = np.array(pairs).T
-        errors[name] = np.sqrt((error**2).mean())
-        assert abs(error.mean()) < 3 * error.std() / math.sqrt(60) + 0.005, name
-        assert 0.5 < claimed.mean() / error.std() < 2, name
-    assert errors["dr"] < errors["ips"]
-    assert errors["snips"] < errors["ips"]
+        choice, rewards, chances = world(seed, 40, bandit)
+        estimate = snips(choice, rewards, arm)
+        supported = choice.propensities_BK[:, arm] > 0  # not so while arms have their first pulls
+        errors.append(estimate.value - chances[supported, arm].mean())
+        claims.append(estimate.standard_error)
+    assert abs(np.mean(errors)) < 3 * np.std(errors) / math.sqrt(60) + 0.005
+    assert 0.5 < np.mean(claims) / np.std(errors) < 2
 
 
-def test_predictions_of_a_round_know_only_the_rounds_before():
-    log, _ = world(0, 10, Thompson())
-    before = predictions(log)
-    changed = Logged(
-        log.arms_N,
-        np.where(log.rounds_N >= 5, 1 - log.rewards_N, log.rewards_N),
-        log.propensities_NK,
-        log.contexts_ND,
-        log.rounds_N,
-    )
-    after = predictions(changed)
-    assert np.array_equal(before[log.rounds_N <= 5], after[log.rounds_N <= 5])
-    assert not np.array_equal(before[log.rounds_N > 5], after[log.rounds_N > 5])
-    assert (before[log.rounds_N == 0] == 0).all()
+def test_a_bandit_that_looks_at_the_prompt_is_better_than_the_best_arm_of_a_planted_log():
+    # 0.8 in its own domain and 0.3 elsewhere: the best fixed arm has .5 x .8 + .5 x .3 = .55.
+    rng = np.random.default_rng(0)
+    domain = rng.choice(3, size=6000, p=[0.5, 0.3, 0.2])
+    propensities = np.full((6000, 3), 0.1)
+    propensities[np.arange(6000), domain] = 0.8
+    arms = (rng.random(6000)[:, None] > propensities.cumsum(1)).sum(1)
+    rewards = (rng.random(6000) < np.where(arms == domain, 0.8, 0.3)) * 1.0
+    choice = Choice(np.empty((6000, 0)), arms, propensities)
+    estimates = [snips(choice, rewards, arm) for arm in range(3)]
+    for estimate, share in zip(estimates, (0.5, 0.3, 0.2), strict=True):
+        truth = 0.3 + 0.5 * share
+        assert abs(estimate.value - truth) < 3 * estimate.standard_error
+        assert estimate.bandit_value == pytest.approx(0.8 * 0.8 + 0.2 * 0.3, abs=0.03)
+    best = estimates[0]
+    assert best.bandit_value - best.value > 1.96 * best.standard_error
 
 
-def test_the_log_of_linucb_supports_no_other_arm():
-    log, _ = world(0, 30, LinUCB())
-    with pytest.raises(NoSupport):
-        ips(log, np.eye(3)[0])
+def test_the_log_of_linucb_supports_little_but_its_own_choices():
+    choice, rewards, _ = world(0, 30, LinUCB())
+    supports = [snips(choice, rewards, arm).support for arm in range(3)]
+    assert sum(supports) < 1.5
+
+
+def test_metrics_of_a_run_hold_the_bandit_beside_every_arm(tmp_path):
+    run(tmp_path, range(60), replace(CONFIG, bandit=Uniform()))
+    record = Log(str(tmp_path), ARMS).read()
+    metrics = off_policy_metrics(record)
+    rewards = record.rewards_N
+    assert metrics["num"] == len(rewards) == 480
+    assert metrics["mean"] == pytest.approx(rewards.mean())
+    chances = {"ann": 0.2, "bob": 0.9, "cy": 0.4}  # of a reward, by construction
+    arms = np.array(record.rewards["arm"].to_pylist())
+    for arm, chance in chances.items():
+        entry = metrics["arms"][arm]
+        drawn = rewards[arms == arm]
+        # With equal propensities SNIPS is the plain mean over the decisions that drew the arm.
+        assert entry["value"] == pytest.approx(drawn.mean())
+        assert entry["ess"] == pytest.approx(len(drawn))
+        assert (entry["support"], entry["bandit_value"]) == (1, metrics["mean"])
+        low, high = entry["ci95"]
+        assert abs(entry["value"] - chance) < 3 * (high - low) / (2 * 1.96)
+    assert metrics["arms"]["bob"]["ci95"][0] > metrics["mean"]

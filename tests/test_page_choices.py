@@ -59,9 +59,9 @@ def example_choice():
     return {
         "shares": shares,
         "shares_by_source": {"brief": shares, HOSTILE: shares},
-        "alarms": [alarm | {"action": "warn"}, hacking | {"action": "sideline"}],
+        "alarms": [alarm | {"action": "warn"}, hacking | {"action": "suspend"}],
         "failures": [{"round": 2, "arm": HOSTILE, "num_failed": 3, "failure": "out of order"}],
-        "sidelined": [away],
+        "suspended": [away],
         "applied": "negative_loss",
         "signals": {
             "verifier": {name: correlation(None, n=0.0) for name in signals},
@@ -219,11 +219,11 @@ def test_a_signal_that_is_not_defined_has_no_mark_and_says_why():
 @pytest.mark.parametrize(
     ("alarm", "strategy", "followed"),
     [
-        ({"action": "pause"}, {"rounds": 4, "paused": "round 4: kl: too far"}, "before round 4"),
-        ({"action": "pause"}, {"rounds": 9, "paused": ""}, "the run was continued"),
+        ({"action": "stop"}, {"rounds": 4, "paused": "round 4: kl: too far"}, "before round 4"),
+        ({"action": "stop"}, {"rounds": 9, "paused": ""}, "the run was continued"),
         ({"action": "warn"}, {"rounds": 9}, "the run went on"),
         ({"action": "warn"}, {"rounds": 4}, "no round came after"),
-        ({"action": "sideline"}, {"rounds": 4}, "long was to be set aside; no round came after"),
+        ({"action": "suspend"}, {"rounds": 4}, "long was to be set aside; no round came after"),
     ],
 )
 def test_what_followed_an_alarm_is_what_the_run_did(alarm, strategy, followed):

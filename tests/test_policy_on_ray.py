@@ -11,21 +11,21 @@ import pytest
 from safetensors.torch import load_file
 
 from actors.dpo_trainer import DPOTrainer, PolicyRound
-from actors.sampler import Question, Sampler
+from actors.sampler import Sampler
 from panoply.config import Rendering
 from panoply.config.policy import SamplingConfig
+from panoply.data.tasks import Task
 from panoply.hub.policy.lora import FILE
 from panoply.preference.distributed import Group
 from tests.builders.policy_rounds import configured, policy_task, ranked_prompts
 from workflows.cluster.policy import train_round
-from workflows.cluster.rollouts import calls, rollouts, sampler_pool
+from workflows.cluster.rollouts import draw_samples, sampler_pool, split_calls
 
 pytestmark = pytest.mark.ray
 
-LONG = SamplingConfig(max_tokens=200, rows=8, temperature=1.0)
+LONG = SamplingConfig(max_tokens=200, batch_size=8, temperature=1.0)
 QUESTIONS = [
-    Question(f"q{i}", [{"role": "user", "content": "say " + "a" * (i % 5) + str(i)}])
-    for i in range(12)
+    Task(f"q{i}", [{"role": "user", "content": "say " + "a" * (i % 5) + str(i)}]) for i in range(12)
 ]
 
 
@@ -39,22 +39,22 @@ def kill_one(title):
 
 
 def test_calls_do_not_depend_on_the_order_of_the_prompts():
-    found = calls(QUESTIONS, 3, 8)
-    assert calls(list(reversed(QUESTIONS)), 3, 8) == found
+    found = split_calls(QUESTIONS, 3, 8)
+    assert split_calls(list(reversed(QUESTIONS)), 3, 8) == found
     assert [len(call) for call in found] == [2] * 6
     assert sorted(q.prompt_id for call in found for q in call) == sorted(
         q.prompt_id for q in QUESTIONS
     )
-    assert [len(call) for call in calls(QUESTIONS, 30, 8)] == [1] * 12
+    assert [len(call) for call in split_calls(QUESTIONS, 30, 8)] == [1] * 12
 
 
 def test_a_sampler_that_is_killed_changes_no_sample(cluster, tiny_policy_folder):
-    model, asked = str(tiny_policy_folder), calls(QUESTIONS, 4, LONG.rows)
+    model, asked = str(tiny_policy_folder), split_calls(QUESTIONS, 4, LONG.batch_size)
     alone = Sampler(model, LONG, Rendering(), "float32", threads=1)
     wanted = {found.prompt_id: found for call in asked for found in alone.sample(call, 4, 3, 1)}
     got = {}
     with sampler_pool(2, model, LONG, Rendering(), dtype="float32") as pool:
-        for found in rollouts(pool, asked, 4, 3, 1):
+        for found in draw_samples(pool, asked, 4, 3, 1):
             if not got:
                 assert kill_one("ray::Sampler")
             assert found.prompt_id not in got
@@ -68,7 +68,7 @@ def test_a_prompt_that_cannot_be_answered_is_told(cluster, tiny_policy_folder):
         sampler_pool(1, str(tiny_policy_folder), config, Rendering(), dtype="float32") as pool,
         pytest.raises(ValueError, match=r"lower `rendering.max_prompt_tokens`"),
     ):
-        list(rollouts(pool, calls(QUESTIONS, 1, 8), 1, 0, 0))
+        list(draw_samples(pool, split_calls(QUESTIONS, 1, 8), 1, 0, 0))
 
 
 def test_a_learner_whose_worker_is_killed_ends_as_an_undisturbed_one(

@@ -5,7 +5,7 @@ import pytest
 
 from actors.prompt_embeddings import unit_contexts
 from panoply.bandit.bandits import LinUCB
-from panoply.bandit.update import choose, init, uniforms, update
+from panoply.bandit.update import init, select_arms, uniforms, update
 
 
 def test_a_context_is_a_constant_and_the_centered_state_of_unit_length_together():
@@ -24,7 +24,7 @@ def test_a_linear_bandit_learns_from_it_that_an_arm_is_better_on_all_prompts():
     state = init(policy, 2, contexts.shape[1])
     arms: list[int] = []
     for i in range(len(contexts)):
-        choice = choose(policy, state, contexts[i : i + 1], uniforms(0, i, [str(i)]))
+        choice = select_arms(policy, state, contexts[i : i + 1], uniforms(0, i, [str(i)]))
         arm = int(choice.arms_B[0])
         state = update(state, choice, [float(rng.random() < (0.3, 0.7)[arm])])
         arms.append(arm)

@@ -4,19 +4,20 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from actors.sampler import Question, Sampler
+from actors.sampler import Sampler
 from panoply.config import Rendering
 from panoply.config.policy import SamplingConfig
+from panoply.data.tasks import Task
 from panoply.hub.backbone.renderer import Renderer
 from panoply.hub.policy.policy import Policy, load_policy
 from panoply.model.shared_prefix import PrefixLayer, attend_after_prefix
 
-SHORT = SamplingConfig(max_tokens=24, rows=12, temperature=3.0)
+SHORT = SamplingConfig(max_tokens=24, batch_size=12, temperature=3.0)
 TEXTS = ("say a", "say something longer than that", "b", "what now, and then, and after that?")
 
 
 def questions(count=4):
-    return [Question(f"q{i}", [{"role": "user", "content": TEXTS[i]}]) for i in range(count)]
+    return [Task(f"q{i}", [{"role": "user", "content": TEXTS[i]}]) for i in range(count)]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def test_a_sample_is_the_same_alone_in_other_batches_and_on_another_worker(
     for question in questions():
         (alone,) = sampler.sample([question], 1, 0, 0)
         assert alone.responses[0].text == drawn[question.prompt_id].responses[0].text
-    config = SamplingConfig(max_tokens=24, rows=64, temperature=3.0)
+    config = SamplingConfig(max_tokens=24, batch_size=64, temperature=3.0)
     other = Sampler(str(tiny_policy_folder), config, dtype="float32")
     for found in other.sample(list(reversed(questions())), 6, 0, 0):
         mine = drawn[found.prompt_id].responses

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from actors.dpo_trainer import DPOTrainer
-from actors.sampler import Question, Response
+from actors.sampler import Response
 from actors.server_sampler import ServerSampler, check_server, read_response
 from panoply.config.policy import PolicyServerConfig, SamplingConfig
+from panoply.data.tasks import Task
 from panoply.hub.policy.policy import load_policy
 from panoply.laser.log import Log
 from panoply.model.sampling import stream
@@ -21,8 +22,8 @@ from tests.builders.policy_rounds import configured, policy_task
 from tests.builders.policy_server import BASE, policy_app
 from workflows.laser import run_laser
 
-SHORT = SamplingConfig(max_tokens=20, rows=4, temperature=2.0, top_p=0.98)
-QUESTIONS = [Question(f"q{i}", [{"role": "user", "content": "say " + "a" * i}]) for i in range(3)]
+SHORT = SamplingConfig(max_tokens=20, batch_size=4, temperature=2.0, top_p=0.98)
+QUESTIONS = [Task(f"q{i}", [{"role": "user", "content": "say " + "a" * i}]) for i in range(3)]
 
 
 @pytest.fixture(scope="module")

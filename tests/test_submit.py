@@ -90,7 +90,7 @@ def test_a_submitted_run_of_the_loop_leaves_its_results_and_registers_its_policy
         *("python", "-m", "jobs.laser", "embedded", "--out", str(out)),
         *("--backbone.model", str(tiny_policy_folder), "--backbone.dtype", "float32"),
         *("--backbone.rendering.max-prompt-tokens", "96", "--sampling.max-tokens", "12"),
-        *("--prompts.num-made", "12", "--prompts.num-held-out", "3", "--n", "3"),
+        *("--prompts.num-made", "12", "--prompts.num-held-out", "3", "--num-samples", "3"),
         *("--num-rounds", "2", "--prompts-per-round", "4"),
     )
     done, job = submit(head, "loop", *words)

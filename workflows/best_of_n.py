@@ -1,4 +1,4 @@
-"""Best of n without training: a policy's samples, every arm's scores, and who picks the best.
+"""Best of n without training: the best of a policy's samples by each arm and ensemble.
 
     y_1..N ~ pi(. | x), scored by all arms and judged by the verifier
     for each n and strategy: the response among y_1..n that the strategy scores highest
@@ -12,50 +12,46 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
-from pydantic import TypeAdapter
 
-from actors.prompt_embeddings import prompt_states, unit_contexts
 from actors.server_sampler import check_server
-from panoply.bandit.make import initial_state, make_policy
-from panoply.bandit.update import choose, uniforms
-from panoply.config import Rendering
-from panoply.config.bandit import SelectorConfig
+from panoply.config import as_dict
 from panoply.config.laser import ENSEMBLES, LASER, BestOfNConfig
 from panoply.data.schema import digest
 from panoply.data.tasks import Task
 from panoply.hub.backbone.pretrained import resolve
 from panoply.laser.ensembles import best_of, chosen_scores
-from panoply.laser.log import Log, replay
-from panoply.laser.scored import ScoredPrompt
+from panoply.laser.rollout import Rollout
 from panoply.measure.intervals import mean_interval
 from panoply.report.progress import RunLogger
 from panoply.report.report import write_report
 from panoply.types import Array
-from workflows.cluster.arms import asking
+from workflows.cluster.prompt_contexts import learned_routes
 from workflows.cluster.ray_cluster import (
     aborts_when_stopped,
     check_or_write_config,
     connect,
     run_folder,
 )
-from workflows.cluster.resolve_model import resolve_model
-from workflows.cluster.rollouts import sampler_pool
-from workflows.cluster.samples import Rollouts
+from workflows.cluster.rollouts import (
+    model_cpus,
+    open_collector,
+    read_prompts,
+    resolved_scorers,
+)
 from workflows.cluster.tracking import git_commit, open_tracker, write_json
-from workflows.laser import CONTEXTS, all_tasks, cpus_of, verifier_of
 
-BEST_POSSIBLE = "any right"
-"""Whether any of the n responses is right: no choice among them can do better."""
-FREE = ("num_samplers", "server", "gpus", "experiment")
+ANY_RIGHT = "any right"
+"""Row of an upper bound: whether any of the n responses is right."""
+MUTABLE_ON_RESUME = ("num_samplers", "server", "gpus", "experiment")
+
+Choices: TypeAlias = Mapping[str, Mapping[int, list[int]]]
+"""By strategy and n, the number of the chosen response of each prompt."""
 
 
 def run_best_of_n(config: BestOfNConfig, logger: RunLogger) -> dict[str, Any]:
@@ -64,43 +60,39 @@ def run_best_of_n(config: BestOfNConfig, logger: RunLogger) -> dict[str, Any]:
     Raises:
         ValueError, OSError: unusable input, before anything expensive starts.
     """
+    # Everything that can be wrong is looked up first.
     out = run_folder(config.out)
-    resolve(config.model)
+    resolve(config.backbone.model)
     tracker = open_tracker(config.experiment, out)
-    arms = [resolve_model(arm) for arm in config.arms.arms()]
-    judges = [*arms, *verifier_of(config.prompts)]
-    names = config.arms.names
-    tasks = tasks_for(config)
+    scorers = resolved_scorers(config.arms, config.prompts)
+    tasks = unseen_prompts(config)
     check_server(config.server)
-    check_or_write_config(
-        out, "config.json", {k: v for k, v in asdict(config).items() if k not in FREE}
-    )
-    check_or_write_config(
-        out, "data.json", {"prompts": digest(*(task.prompt_id for task in tasks))}
-    )
-    logger.info(f"prompts: {len(tasks):,}, {max(config.n)} samples each")
-    with tracker.run(asdict(config), {"method": "best-of-n"}, logger):
-        connect(cpus_of(arms) + config.num_samplers)
-        with ExitStack() as stack:
-            stack.enter_context(aborts_when_stopped())
-            routed = routes(config, tasks) if config.laser else {}
-            asked = stack.enter_context(asking(judges, config.arms.timeout, str(out)))
-            given = (config.num_samplers, config.model, config.sampling, config.rendering)
-            pool = stack.enter_context(
-                sampler_pool(*given, dtype=config.dtype, gpus=config.gpus, server=config.server)
-            )
-            verifies = bool(config.prompts.verifier)
-            rollouts = Rollouts(pool, config.sampling.rows, asked, names, verifies, config.seed)
-            scored = rollouts.scored(
-                out / "samples.parquet", tasks, max(config.n), lambda _: names, 0, config.adapter
-            )
-        choices = chosen(scored, names, config.n, routed)
-        pq.write_table(table_of(choices, scored), out / "choices.parquet")
-        routes_taken = list(routed.values())
+    fixed = {name: v for name, v in as_dict(config).items() if name not in MUTABLE_ON_RESUME}
+    check_or_write_config(out, "config.json", fixed)
+    prompts = {"prompts": digest(*(task.prompt_id for task in tasks))}
+    check_or_write_config(out, "data.json", prompts)
+    names, most = config.arms.names, max(config.num_samples)
+    logger.info(f"prompts: {len(tasks):,}, {most} samples each")
+
+    with tracker.run(as_dict(config), {"method": "best-of-n"}, logger):
+        connect(model_cpus(scorers) + config.num_samplers)
+        with aborts_when_stopped():
+            routes = learned_routes(config, tasks) if config.laser else {}
+            with open_collector(config, scorers, str(out)) as collector:
+                rollouts = collector.collect(
+                    out / "samples.parquet",
+                    [Rollout(task=task, scorers=names) for task in tasks],
+                    most,
+                    0,
+                    config.backbone.adapter,
+                )
+        choices = choose_responses(rollouts, names, config.num_samples, routes)
+        pq.write_table(choice_table(choices, rollouts), out / "choices.parquet")
+        routed = list(routes.values())
         metrics: dict[str, Any] = {
-            "best_of_n": measured(choices, scored, config.n),
-            "num_prompts": len(scored),
-            "arms_routed": {arm: routes_taken.count(arm) for arm in names if routes_taken},
+            "best_of_n": right_shares(choices, rollouts, config.num_samples),
+            "num_prompts": len(rollouts),
+            "arms_routed": {arm: routed.count(arm) for arm in names} if routed else {},
             "git_commit": git_commit(),
         }
         write_json(out / "metrics.json", metrics)
@@ -108,118 +100,89 @@ def run_best_of_n(config: BestOfNConfig, logger: RunLogger) -> dict[str, Any]:
     return metrics
 
 
-def tasks_for(config: BestOfNConfig) -> list[Task]:
-    """Returns the prompts, without those that the bandit learned from.
+def unseen_prompts(config: BestOfNConfig) -> list[Task]:
+    """Returns the prompts, without those that the bandit of `config.laser` learned from.
 
     Raises:
         ValueError: none is left, or there is no such run.
     """
-    tasks = all_tasks(config.prompts, config.seed)
+    tasks = read_prompts(config.prompts, config.seed)
     if config.laser:
         file = Path(config.laser).expanduser() / "data.json"
         if not file.is_file():
             raise ValueError(f"`laser` is {config.laser!r}, but there is no {str(file)!r}")
         parts = json.loads(file.read_text())
-        seen = {*parts["train"], *parts["labeled"]}
+        # Runs named calibration prompts "labeled" before.
+        seen = {*parts["train"], *parts.get("calibration", ()), *parts.get("labeled", ())}
         tasks = [task for task in tasks if task.prompt_id not in seen]
     if not tasks:
-        raise ValueError("all prompts were trained on by the run of `laser`: give others")
+        raise ValueError(
+            "`prompts` has only prompts that the run of `laser` was trained on: name others"
+        )
     return tasks
 
 
-def routes(config: BestOfNConfig, tasks: Sequence[Task]) -> dict[str, str]:
-    """Returns the arm that the bandit of a LASeR run picks for each prompt, as it stood at its end.
-
-    Raises:
-        ValueError: the run has other arms.
-    """
-    run = Path(config.laser).expanduser()
-    own = json.loads((run / LASER / "log" / "selector.json").read_text())
-    arms, size = tuple(own.pop("arms")), int(own.pop("num_features"))
-    own.pop("prior")
-    if arms != config.arms.names:
-        raise ValueError(f"the run of `laser` has arms {arms}, this one {config.arms.names}")
-    selector = TypeAdapter(SelectorConfig).validate_python(own)
-    record = Log(str(run / LASER / "log"), arms).read()
-    state = replay(record, initial_state(selector, len(arms), size))
-    trained = json.loads((run / "config.json").read_text())
-    backbone = trained["backbone"]
-    embed = ray.remote(prompt_states).options(num_cpus=1, num_gpus=config.gpus)
-    prompts = [task.prompt for task in tasks]
-    rendering = Rendering(**backbone["rendering"])
-    model, dtype = backbone["model"], backbone["dtype"]
-    states: Array = ray.get(
-        embed.remote(model, trained["context_depth"], rendering, dtype, prompts)
-    )
-    contexts = unit_contexts(states, np.load(run / CONTEXTS, allow_pickle=False)["center"])
-    draws = uniforms(config.seed, 0, [task.prompt_id for task in tasks])
-    picked = choose(make_policy(selector.policy), state, contexts, draws).arms_B
-    return {task.prompt_id: arms[k] for task, k in zip(tasks, picked, strict=True)}
-
-
-Choices: TypeAlias = Mapping[str, Mapping[int, list[int]]]
-"""By strategy and n, the number of the chosen response of each prompt."""
-
-
-def chosen(
-    scored: Sequence[ScoredPrompt],
+def choose_responses(
+    rollouts: Sequence[Rollout],
     arms: Sequence[str],
     sizes: Sequence[int],
-    routed: Mapping[str, str],
+    routes: Mapping[str, str],
 ) -> Choices:
-    """Returns what every strategy picks among the first n responses, for every n."""
+    """Returns the best of the first n responses by every strategy, for every n."""
 
-    def ranking(name: str, one: ScoredPrompt, n: int) -> Array:
-        if name in ENSEMBLES:
-            return chosen_scores(name, one.score_Kn[:, :n])
-        arm = routed[one.prompt_id] if name == LASER else name
-        return one.score_Kn[arms.index(arm), :n]
+    def ranking(strategy: str, rollout: Rollout, n: int) -> Array:
+        if strategy in ENSEMBLES:
+            return chosen_scores(strategy, rollout.score_Kn[:, :n])
+        arm = routes[rollout.prompt_id] if strategy == LASER else strategy
+        return rollout.score_Kn[arms.index(arm), :n]
 
-    strategies = (*([LASER] if routed else []), *arms, *ENSEMBLES)
-    return {
-        name: {n: [best_of(ranking(name, one, n)) for one in scored] for n in sizes}
-        for name in strategies
-    }
+    choices: dict[str, dict[int, list[int]]] = {}
+    for strategy in (*([LASER] if routes else []), *arms, *ENSEMBLES):
+        choices[strategy] = {}
+        for n in sizes:
+            choices[strategy][n] = [best_of(ranking(strategy, r, n)) for r in rollouts]
+    return choices
 
 
-def measured(
-    choices: Choices, scored: Sequence[ScoredPrompt], sizes: Sequence[int]
+def right_shares(
+    choices: Choices, rollouts: Sequence[Rollout], sizes: Sequence[int]
 ) -> dict[str, dict[str, Any]]:
     """Returns the share of prompts with a right choice, and its interval, by strategy and n."""
-
-    def told(values_N: Array) -> dict[str, Any]:
-        known = values_N[np.isfinite(values_N)]
-        mean = float(known.mean()) if len(known) else float("nan")
-        return {"value": mean, "ci95": mean_interval(values_N)}
-
-    def right(numbers: Sequence[int]) -> Array:
-        return np.array([s.verdict_n[i] for s, i in zip(scored, numbers, strict=True)])
-
-    def any_right(n: int) -> Array:
-        first = [one.verdict_n[:n][np.isfinite(one.verdict_n[:n])] for one in scored]
-        return np.array([verdicts.max() if len(verdicts) else np.nan for verdicts in first])
-
-    found = {
-        name: {str(n): told(right(numbers)) for n, numbers in by_n.items()}
-        for name, by_n in choices.items()
-    }
-    return found | {BEST_POSSIBLE: {str(n): told(any_right(n)) for n in sizes}}
+    shares: dict[str, dict[str, Any]] = {}
+    for strategy, by_n in choices.items():
+        shares[strategy] = {}
+        for n, numbers in by_n.items():
+            verdicts = [r.verdict_n[i] for r, i in zip(rollouts, numbers, strict=True)]
+            shares[strategy][str(n)] = _share(np.array(verdicts, np.float64))
+    shares[ANY_RIGHT] = {}
+    for n in sizes:
+        # fmax is NaN only where no response is judged.
+        best = [np.fmax.reduce(rollout.verdict_n[:n]) for rollout in rollouts]
+        shares[ANY_RIGHT][str(n)] = _share(np.array(best, np.float64))
+    return shares
 
 
-def table_of(choices: Choices, scored: Sequence[ScoredPrompt]) -> pa.Table:
+def choice_table(choices: Choices, rollouts: Sequence[Rollout]) -> pa.Table:
     """Returns one row a choice: `prompt_id, source, strategy, n, number, response, verdict`."""
-    rows = [
-        {
-            "prompt_id": one.prompt_id,
-            "source": one.source,
-            "strategy": name,
-            "n": n,
-            "number": number,
-            "response": one.responses[number],
-            "verdict": float(one.verdict_n[number]),
-        }
-        for name, by_n in choices.items()
-        for n, numbers in by_n.items()
-        for one, number in zip(scored, numbers, strict=True)
-    ]
+    rows: list[dict[str, Any]] = []
+    for strategy, by_n in choices.items():
+        for n, numbers in by_n.items():
+            for rollout, number in zip(rollouts, numbers, strict=True):
+                rows.append(
+                    {
+                        "prompt_id": rollout.prompt_id,
+                        "source": rollout.source,
+                        "strategy": strategy,
+                        "n": n,
+                        "number": number,
+                        "response": rollout.responses[number],
+                        "verdict": float(rollout.verdict_n[number]),
+                    }
+                )
     return pa.Table.from_pylist(rows)
+
+
+def _share(verdicts_N: Array) -> dict[str, Any]:
+    judged = verdicts_N[np.isfinite(verdicts_N)]
+    mean = float(judged.mean()) if len(judged) else float("nan")
+    return {"value": mean, "ci95": mean_interval(verdicts_N)}

@@ -1,14 +1,16 @@
 """LASeR (arXiv 2410.01735): a policy is trained by the reward models that a bandit chooses.
 
-    round by round, m of M:
-      arms   <- the bandit, from the prompts' contexts and its state at the start of the round
-      y_1..n ~  pi_m(. | x), scored by the chosen arm while others are still drawn
-      pairs  =  i-th best against i-th worst response of the same prompt, i = 1 .. P
-      pi_m+1 <- one pass over the pairs:  L = L_DPO(pi, pi_ref) + alpha L_NLL
-      reward <- a signal of the pass (-L in the paper), to the bandit
-    held-out prompts before, every few rounds, and behind all
+    for round m = 1 .. M:
+      select   arm of each prompt x <- the bandit, from x's context and its state at the start
+      sample   y_1 .. y_n ~ pi_m(. | x)
+      score    the chosen arm, on samples that are there while others are drawn
+      pair     i-th best against i-th worst response of the same prompt, i = 1 .. P
+      train    pi_m+1 <- one pass over the pairs:  L = L_DPO(pi, pi_ref) + alpha L_NLL
+      reward   a signal of the pass (-L in the paper)
+      update   the bandit, by the reward
+    evaluate on held-out prompts before, every few rounds, and after
 
-Everything of a round stands in OUT/STRATEGY/NNN, decisions and rewards in OUT/STRATEGY/log. A step
+All files of a round are in OUT/STRATEGY/NNN, decisions and rewards in OUT/STRATEGY/log. A step
 whose file is there is read and not repeated, so the same command goes on after any death, to the
 numbers of a run that nothing disturbed.
 
@@ -23,79 +25,78 @@ Where this differs from the paper and its code:
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import ray
-
 from actors.dpo_trainer import PolicyRound, PolicyTask, RankedPrompt
-from actors.prompt_embeddings import prompt_states, unit_contexts
 from actors.server_sampler import check_server
-from panoply.config.laser import (
-    CLASSIFIER,
-    ORACLE,
-    ROUTER,
-    TAUGHT,
-    VERIFIER,
-    LaserConfig,
-    PromptsConfig,
-)
-from panoply.config.serve import ServedModelConfig
-from panoply.data.tasks import Task, read_tasks, rounds_of, split_held_out, synthetic_prompts
+from panoply.config import as_dict
+from panoply.config.laser import CLASSIFIER, NEEDS_CALIBRATION, ORACLE, ROUTER, LaserConfig
+from panoply.data.tasks import Task, rounds_of, split_held_out
 from panoply.hub.backbone.pretrained import resolve
 from panoply.laser.ensembles import best_arms, chosen_scores
-from panoply.laser.log import Log
-from panoply.laser.monitor import Alarm, alarms, orders, pauses, series
 from panoply.laser.pairs import build_pairs
-from panoply.laser.rewards import agreement, disagreement, verified
-from panoply.laser.rounds import RoundPrompt
-from panoply.laser.scored import ScoredPrompt
+from panoply.laser.rollout import Rollout
 from panoply.laser.signals import PromptOutcome
 from panoply.report.progress import RunLogger
-from panoply.scorers.where import LocalModel, parse_where
 from panoply.types import Array
-from workflows.cluster.arms import asking
-from workflows.cluster.bandit_actor import selecting
-from workflows.cluster.gold_pairs import judged_probe, read_probe
-from workflows.cluster.labeled import Labeled, labeled_of
+from workflows.cluster.bandit_actor import BanditHandle, open_bandit
+from workflows.cluster.calibration import Calibration, calibrate
+from workflows.cluster.gold_pairs import judged_gold_pairs, read_gold_pairs
 from workflows.cluster.laser_results import StrategyRun, finish
 from workflows.cluster.policy import train_round
+from workflows.cluster.prompt_contexts import prompt_contexts
 from workflows.cluster.ray_cluster import (
     aborts_when_stopped,
     check_or_write_config,
     connect,
     run_folder,
 )
-from workflows.cluster.resolve_model import resolve_model
-from workflows.cluster.rollouts import sampler_pool
-from workflows.cluster.samples import Rollouts
+from workflows.cluster.rollouts import (
+    RolloutCollector,
+    model_cpus,
+    open_collector,
+    ranked_prompts,
+    read_prompts,
+    resolved_scorers,
+)
 from workflows.cluster.tracking import open_tracker
 
-CONTEXTS = "contexts.npz"
-FREE = ("strategies", "watch", "num_samplers", "server", "num_workers", "gpus", "experiment")
+MUTABLE_ON_RESUME = (
+    "strategies",
+    "alarms",
+    "num_samplers",
+    "server",
+    "num_workers",
+    "gpus",
+    "experiment",
+)
 """Settings that a run may be continued with other values of; the first strategy is exported, and
 stays."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunContext:
-    """What all strategies of a run share."""
+    """Parts of a run that all strategies share."""
 
     config: LaserConfig
     out: Path
-    arms: tuple[str, ...]
     train: list[Task]
     held_out: list[Task]
     contexts: Mapping[str, Array]
-    """By prompt id, of unit length."""
-    rollouts: Rollouts
-    labeled: Labeled
-    probe: tuple[RankedPrompt, ...]
+    """Contexts of unit length, by prompt id."""
+    collector: RolloutCollector
+    calibration: Calibration
+    gold_pairs: tuple[RankedPrompt, ...]
     logger: RunLogger
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """Names of the arms."""
+        return self.config.arms.names
 
     def rounds(self) -> list[list[Task]]:
         """Returns the prompts of all rounds, which are the same for all strategies."""
@@ -110,320 +111,251 @@ def run_laser(config: LaserConfig, logger: RunLogger) -> dict[str, Any]:
         ValueError, OSError: unusable input, before anything expensive starts.
         RuntimeError: a loss or gradient was not finite.
     """
+    # Everything that can be wrong is looked up first.
     out = run_folder(config.out)
     resolve(config.backbone.model)
     check_server(config.server)
     tracker = open_tracker(config.experiment, out)
-    arms = [resolve_model(arm) for arm in config.arms.arms()]
-    judges = [*arms, *verifier_of(config.prompts)]
-    train, labeled, held_out = tasks_of(config)
+    scorers = resolved_scorers(config.arms, config.prompts)
+    train, calibration_tasks, held_out = split_prompts(config)
     next(rounds_of(train, config.prompts_per_round, 1, config.seed))
-    own = {name: value for name, value in asdict(config).items() if name not in FREE}
-    check_or_write_config(out, "config.json", own | {"first strategy": config.strategies[0]})
-    probe = read_probe(config, out, [*train, *held_out]) if config.probe else ()
-    parts = {"train": train, "labeled": labeled, "held_out": held_out, "probe": probe}
-    check_or_write_config(
-        out, "data.json", {n: [one.prompt_id for one in part] for n, part in parts.items()}
+    first = config.strategies[0]
+    fixed = {name: v for name, v in as_dict(config).items() if name not in MUTABLE_ON_RESUME}
+    check_or_write_config(out, "config.json", fixed | {"first strategy": first})
+    gold_pairs: tuple[RankedPrompt, ...] = ()
+    if config.gold_pairs:
+        gold_pairs = read_gold_pairs(config, out, [*train, *held_out])
+    prompt_ids = {
+        "train": [task.prompt_id for task in train],
+        "calibration": [task.prompt_id for task in calibration_tasks],
+        "held_out": [task.prompt_id for task in held_out],
+        "gold_pairs": [pair.prompt_id for pair in gold_pairs],
+    }
+    check_or_write_config(out, "data.json", prompt_ids)
+    logger.info(
+        f"prompts: {len(train):,} to train on, {len(calibration_tasks):,} to calibrate on, "
+        f"{len(held_out):,} held out, {sorted({task.source for task in train})}"
     )
-    sizes = f"{len(train):,} to train on, {len(labeled):,} labeled, {len(held_out):,} held out"
-    logger.info(f"prompts: {sizes}, {sorted({task.source for task in train})}")
-    strategy = config.strategies[0]
-    with tracker.run(asdict(config), {"method": "laser"}, logger, model="policy", steps=strategy):
-        connect(cpus_of(arms) + config.num_samplers + config.num_workers + 1)
-        contexts = contexts_of(config, [*train, *labeled, *held_out], out / CONTEXTS)
-        with ExitStack() as stack:
-            stack.enter_context(aborts_when_stopped())
-            asked = stack.enter_context(asking(judges, config.arms.timeout, str(out)))
-            backbone = config.backbone
-            pool = stack.enter_context(
-                sampler_pool(
-                    config.num_samplers,
-                    backbone.model,
-                    config.sampling,
-                    backbone.rendering,
-                    dtype=backbone.dtype,
-                    gpus=config.gpus,
-                    server=config.server,
-                )
+
+    with tracker.run(as_dict(config), {"method": "laser"}, logger, model="policy", steps=first):
+        connect(model_cpus(scorers) + config.num_samplers + config.num_workers + 1)
+        contexts = prompt_contexts(config, [*train, *calibration_tasks, *held_out], out)
+        with aborts_when_stopped(), open_collector(config, scorers, str(out)) as collector:
+            calibration = calibrate(config, out, calibration_tasks, train, contexts, collector)
+            if not gold_pairs:
+                gold_pairs = judged_gold_pairs(config, calibration.rollouts)
+            if gold_pairs:
+                num_pairs = sum(len(ranked.pairs) for ranked in gold_pairs)
+                logger.info(f"gold pairs: {num_pairs:,}")
+            context = RunContext(
+                config, out, train, held_out, contexts, collector, calibration, gold_pairs, logger
             )
-            rows, verifies = config.sampling.rows, bool(config.prompts.verifier)
-            rollouts = Rollouts(pool, rows, asked, config.arms.names, verifies, config.seed)
-            taught = labeled_of(config, out, labeled, train, contexts, rollouts)
-            probe = probe or judged_probe(config, labeled, taught.scored)
-            if probe:
-                logger.info(f"probe: {sum(len(one.pairs) for one in probe):,} trusted pairs")
-            arms = config.arms.names
-            world = RunContext(
-                config, out, arms, train, held_out, contexts, rollouts, taught, probe, logger
-            )
-            courses = {name: run_strategy(name, world) for name in config.strategies}
-        return finish(config, courses, world.train, out)
+            runs = {strategy: run_strategy(strategy, context) for strategy in config.strategies}
+        return finish(config, runs, train, out)
 
 
-def run_strategy(strategy: str, world: RunContext) -> StrategyRun:
-    """Trains the policy of one strategy; what it has done already is only read."""
-    config = world.config
-    folder = world.out / strategy.replace(":", "-")
-    course = StrategyRun(strategy, world.arms, folder)
-    course.num_scored = world.labeled.num_scores if strategy in TAUGHT else 0
+def run_strategy(strategy: str, context: RunContext) -> StrategyRun:
+    """Trains the policy of one strategy; rounds that are done already are only read."""
+    config, folder = context.config, context.out / strategy.replace(":", "-")
+    run = StrategyRun(strategy, context.arms, folder)
+    run.num_scored = context.calibration.num_scores if strategy in NEEDS_CALIBRATION else 0
+    run.add_evaluation(0, evaluate(context, context.out / "start", 0, "", context.arms))
+    earlier: list[Rollout] = []
     adapter = reference = ""
-    course.look(0, held_out(world, world.out / "start", 0, ""))
-    with choosing(strategy, world, folder) as choose:
-        known = Known(world.arms)
-        for round, tasks in enumerate(world.rounds()):
+    with bandit_of(strategy, context, folder) as bandit:
+        for round, tasks in enumerate(context.rounds()):
+            round_folder = folder / f"{round:03d}"
             if round % config.rounds_per_iteration == 0:
                 reference = adapter
-            if choose is not None and (stop := choose.asks_to_stop(round)):
-                course.paused = f"round {round}: {stop.name}: {stop.message}"
-                world.logger.info(f"{strategy}: paused before {course.paused}")
+            if bandit is not None and (alarm := bandit.stop_request(round)):
+                run.stopped = f"round {round}: {alarm.name}: {alarm.message}"
+                context.logger.info(f"{strategy}: stopped before {run.stopped}")
                 break
-            chosen = choose.begin(round, tasks) if choose is not None else {}
-            if strategy == CLASSIFIER:
-                chosen = {task.prompt_id: world.labeled.routes[task.prompt_id] for task in tasks}
-            place = folder / f"{round:03d}"
-            scored = world.rollouts.scored(
-                place / "samples.parquet",
-                tasks,
-                config.n,
-                arms_asked(chosen, world),
-                round,
-                adapter,
+
+            # Select an arm for each prompt, then sample and score.
+            selected = select(strategy, context, bandit, round, tasks)
+            samples = round_folder / "samples.parquet"
+            sampled = context.collector.collect(
+                samples, selected, config.num_samples, round, adapter
             )
-            ranking = ranked(strategy, scored, chosen, known)
-            prompts = paired(scored, ranking, tasks, config.num_pairs)
-            trained = train(world, place, round, prompts, adapter, reference) if prompts else None
-            adapter = str(trained.adapter) if trained else adapter
-            last = round + 1 == config.num_rounds
-            if last or (round + 1) % config.evaluate_every == 0:
-                course.look(round + 1, held_out(world, folder, round + 1, adapter, last=last))
-            if choose is not None:
-                gain = course.gain(round)
-                choose.end(round, outcomes(scored, chosen, ranking, trained, gain, world))
-            course.add(round, scored, chosen, prompts, trained)
-            world.logger.info(f"{strategy}: {course.line}")
-    course.adapter = adapter
-    return course
+
+            # Pair, and train on the pairs. A round of ties leaves the policy as it is.
+            rollouts = rank_and_pair(strategy, context, sampled, earlier)
+            earlier += sampled
+            update = train_on_pairs(context, round_folder, round, rollouts, adapter, reference)
+            adapter = str(update.adapter) if update else adapter
+
+            # Evaluate, since the gain on held-out prompts can be the reward.
+            is_last = round + 1 == config.num_rounds
+            if is_last or (round + 1) % config.evaluate_every == 0:
+                scorers = context.arms if is_last else ()
+                run.add_evaluation(
+                    round + 1, evaluate(context, folder, round + 1, adapter, scorers)
+                )
+
+            # Reward the bandit, which updates it.
+            if bandit is not None:
+                gain = run.held_out_gain(round)
+                bandit.end(round, outcomes(rollouts, context.arms, update, gain))
+            run.add_round(round, rollouts, update)
+            context.logger.info(f"{strategy}: {run.line}")
+    run.adapter = adapter
+    return run
 
 
-def tasks_of(config: LaserConfig) -> tuple[list[Task], list[Task], list[Task]]:
-    """Returns the prompts to train on, those that are labeled, and those held out.
+def split_prompts(config: LaserConfig) -> tuple[list[Task], list[Task], list[Task]]:
+    """Returns the prompts to train on, those to calibrate on, and those held out.
 
     Raises:
         ValueError: nothing is left to train on.
     """
-    tasks, num = all_tasks(config.prompts, config.seed), config.num_labeled
+    tasks, num = read_prompts(config.prompts, config.seed), config.num_calibration_prompts
     rest, held_out = split_held_out(tasks, config.prompts.num_held_out, config.seed)
     if num >= len(rest):
-        raise ValueError(f"`num_labeled` is {num}, but {len(rest)} prompts are not held out")
+        raise ValueError(
+            f"`num_calibration_prompts` is {num}, but {len(rest)} prompts are not held out"
+        )
     return rest[num:], rest[:num], held_out  # in the order of a hash
 
 
-def all_tasks(config: PromptsConfig, seed: int) -> list[Task]:
-    """Returns the prompts of a file, or made ones."""
-    return read_tasks(config.file) if config.file else synthetic_prompts(config.num_made, seed)
-
-
-def cpus_of(arms: Sequence[ServedModelConfig]) -> int:
-    """Returns the CPUs that the models among the arms may take."""
-    scaled = [arm.scaling for arm in arms if isinstance(parse_where(arm.where), LocalModel)]
-    return int(np.ceil(sum(one.cpus * one.max_replicas for one in scaled)))
-
-
-def verifier_of(config: PromptsConfig) -> list[ServedModelConfig]:
-    """Returns the verifier as an arm, where there is one."""
-    if not config.verifier:
+def evaluate(
+    context: RunContext, folder: Path, num_rounds: int, adapter: str, scorers: tuple[str, ...]
+) -> list[Rollout]:
+    """Returns judged samples of the held-out prompts, scored by some arms, after some rounds."""
+    if not context.held_out:
         return []
-    return [resolve_model(ServedModelConfig(name=VERIFIER, where=config.verifier))]
-
-
-def contexts_of(config: LaserConfig, tasks: Sequence[Task], file: Path) -> dict[str, Array]:
-    """Returns the context of each prompt, computed once in a run."""
-    if not file.exists():
-        backbone = config.backbone
-        embed = ray.remote(prompt_states).options(num_cpus=1, num_gpus=config.gpus)
-        prompts = [task.prompt for task in tasks]
-        asked = embed.remote(
-            backbone.model, config.context_depth, backbone.rendering, backbone.dtype, prompts
-        )
-        states = ray.get(asked)
-        center = states.mean(0)
-        partial = file.with_suffix(".part.npz")
-        np.savez(partial, contexts=unit_contexts(states, center), center=center)
-        partial.replace(file)
-    found = np.load(file, allow_pickle=False)["contexts"]
-    return {task.prompt_id: row for task, row in zip(tasks, found, strict=True)}
-
-
-def held_out(
-    world: RunContext, folder: Path, looks: int, adapter: str, *, last: bool = False
-) -> list[ScoredPrompt]:
-    """Returns samples of the held-out prompts; all arms score them before and behind all."""
-    arms = world.arms if last or not looks else ()
-    return (
-        world.rollouts.scored(
-            folder / f"held-out-{looks:03d}.parquet",
-            world.held_out,
-            world.config.n,
-            lambda _: arms,
-            world.config.num_rounds + 1,  # the same random numbers at every look
-            adapter,
-        )
-        if world.held_out
-        else []
+    config = context.config
+    return context.collector.collect(
+        folder / f"held-out-{num_rounds:03d}.parquet",
+        [Rollout(task=task, scorers=scorers) for task in context.held_out],
+        config.num_samples,
+        config.num_rounds + 1,  # the same random numbers at every evaluation
+        adapter,
     )
 
 
-@dataclass(slots=True)
-class BanditHandle:
-    """A bandit's actor, and the watch over its log."""
-
-    world: RunContext
-    actor: Any
-    log: Log
-    told: list[Alarm] = field(default_factory=list[Alarm])
-
-    def asks_to_stop(self, round: int) -> Alarm | None:
-        """Returns the alarm that asks for the run to stop before a round that has not begun."""
-        status: Any = ray.get(self.actor.status.remote())
-        self.told = []
-        if status.round == round and not status.is_open:
-            curves = series(self.log.read())
-            self.told = alarms(curves, self.world.arms, self.world.config.alarms)
-        return next(iter(pauses(self.told)), None)
-
-    def begin(self, round: int, tasks: Sequence[Task]) -> dict[str, str]:
-        """Returns the arm of each prompt."""
-        contexts = self.world.contexts
-        prompts = [RoundPrompt(t.prompt_id, t.source, contexts[t.prompt_id]) for t in tasks]
-        asked = self.actor.begin_round.remote(round, prompts, orders(self.told))
-        return {decision.prompt_id: decision.arm for decision in ray.get(asked)}
-
-    def end(self, round: int, outcomes: Sequence[PromptOutcome]) -> None:
-        """Tells what came of the round."""
-        ray.get(self.actor.end_round.remote(round, outcomes))
-
-
-@contextmanager
-def choosing(strategy: str, world: RunContext, folder: Path) -> Generator[BanditHandle | None]:
-    """Yields the bandit of a strategy, or None where it has none."""
-    selector = world.config.selector_of(strategy)
+def bandit_of(
+    strategy: str, context: RunContext, folder: Path
+) -> AbstractContextManager[BanditHandle | None]:
+    """Returns a context that holds the bandit of a strategy, or None where it has none."""
+    selector = context.config.selector_of(strategy)
     if selector is None:
-        yield None
-        return
-    size, log = len(next(iter(world.contexts.values()))), str(folder / "log")
-    prior_KD = world.labeled.prior_KD if strategy == ROUTER else None
-    with selecting(selector, world.arms, size, log, prior_KD) as actor:
-        yield BanditHandle(world, actor, Log(log, world.arms))
+        return nullcontext()
+    prior_KD = context.calibration.prior_KD if strategy == ROUTER else None
+    return open_bandit(
+        selector,
+        context.config.alarms,
+        context.arms,
+        context.contexts,
+        str(folder / "log"),
+        prior_KD,
+    )
 
 
-@dataclass(slots=True)
-class Known:
-    """What an oracle has been told of the arms: how well each ordered right above wrong so far."""
-
-    arms: tuple[str, ...]
-    sources: list[str] = field(default_factory=list[str])
-    verified: list[list[float]] = field(default_factory=list[list[float]])
-
-    def best(self, scored: Sequence[ScoredPrompt]) -> dict[str, int]:
-        """Takes in a round, and returns the best arm of each source."""
-        for one in scored:
-            self.sources.append(one.source)
-            self.verified.append([verified(row, one.verdict_n) for row in one.score_Kn])
-        return best_arms(self.sources, self.verified)
-
-
-def arms_asked(chosen: Mapping[str, str], world: RunContext) -> Any:
-    """Returns what says which arms score the responses to a prompt."""
-    if not chosen or world.config.score_all:
-        return lambda _: world.arms
-    return lambda prompt_id: (chosen[prompt_id],)
-
-
-def ranked(
-    strategy: str, scored: Sequence[ScoredPrompt], chosen: Mapping[str, str], known: Known
-) -> dict[str, Array]:
-    """Returns what each prompt's responses are ranked by."""
-    if chosen:
-        return {s.prompt_id: s.score_Kn[known.arms.index(chosen[s.prompt_id])] for s in scored}
-    if strategy == ORACLE:
-        best = known.best(scored)
-        return {s.prompt_id: s.score_Kn[best[s.source]] for s in scored}
-    return {s.prompt_id: chosen_scores(strategy, s.score_Kn) for s in scored}
-
-
-def paired(
-    scored: Sequence[ScoredPrompt],
-    ranking: Mapping[str, Array],
-    tasks: Sequence[Task],
-    num_pairs: int,
-) -> list[RankedPrompt]:
-    """Returns the prompts that have a pair, in the order of their ids."""
-    prompts = {task.prompt_id: task.prompt for task in tasks}
-    found: list[RankedPrompt] = []
-    for one in scored:
-        pairs = build_pairs(one.responses, ranking[one.prompt_id], num_pairs).pairs
-        if pairs:
-            prompt = prompts[one.prompt_id]
-            found.append(RankedPrompt(one.prompt_id, prompt, one.responses, one.ended, pairs))
-    return found
-
-
-def train(
-    world: RunContext,
-    place: Path,
+def select(
+    strategy: str,
+    context: RunContext,
+    bandit: BanditHandle | None,
     round: int,
-    prompts: Sequence[RankedPrompt],
+    tasks: Sequence[Task],
+) -> list[Rollout]:
+    """Returns the prompts of a round with the arm of each, and the arms that score its samples."""
+    chosen: Mapping[str, str] = {}
+    if bandit is not None:
+        chosen = bandit.begin(round, tasks)
+    elif strategy == CLASSIFIER:
+        chosen = context.calibration.routes
+    rollouts: list[Rollout] = []
+    for task in tasks:
+        arm = chosen.get(task.prompt_id, "")
+        alone = bool(arm) and not context.config.score_with_all_arms
+        rollouts.append(Rollout(task=task, arm=arm, scorers=(arm,) if alone else context.arms))
+    return rollouts
+
+
+def rank_and_pair(
+    strategy: str, context: RunContext, rollouts: Sequence[Rollout], earlier: Sequence[Rollout]
+) -> list[Rollout]:
+    """Returns the rollouts with the scores that the strategy ranks by, and the pairs by them.
+
+    Args:
+        strategy: name of the strategy.
+        context: parts of the run.
+        rollouts: rollouts of the round.
+        earlier: rollouts of the rounds before, from which the oracle learns too.
+    """
+    best: dict[str, int] = {}
+    if strategy == ORACLE:
+        judged = [*earlier, *rollouts]
+        best = best_arms([r.source for r in judged], [r.arm_aucs() for r in judged])
+    ranked: list[Rollout] = []
+    for rollout in rollouts:
+        if rollout.arm:
+            ranking_n = rollout.score_Kn[context.arms.index(rollout.arm)]
+        elif strategy == ORACLE:
+            ranking_n = rollout.score_Kn[best[rollout.source]]
+        else:
+            ranking_n = chosen_scores(strategy, rollout.score_Kn)
+        pairs = build_pairs(rollout.responses, ranking_n, context.config.pairs_per_prompt)
+        ranked.append(replace(rollout, ranking_n=ranking_n, pairs=pairs))
+    return ranked
+
+
+def train_on_pairs(
+    context: RunContext,
+    folder: Path,
+    round: int,
+    rollouts: Sequence[Rollout],
     start: str,
     reference: str,
-) -> PolicyRound:
-    """Returns what one pass over the pairs left, which starts from the adapters of `start`."""
-    config = world.config
+) -> PolicyRound | None:
+    """Returns the update by one pass over the pairs; None where there is no pair.
+
+    Args:
+        context: parts of the run.
+        folder: folder of the round.
+        round: number of the round.
+        rollouts: prompts with their pairs.
+        start: folder of the adapters that training goes on from; empty: new ones.
+        reference: folder of the adapters of DPO's reference; empty: the model without any.
+    """
+    config, prompts = context.config, ranked_prompts(rollouts)
+    if not prompts:
+        return None
     task = PolicyTask(
         backbone=config.backbone,
         config=config.policy,
-        prompts=tuple(prompts),
+        prompts=prompts,
         seed=config.seed,
         round=round,
         start=start,
         reference=reference,
-        folder=str(place),
+        folder=str(folder),
         threads=1 if config.num_workers > 1 else 0,
-        gold_pairs=world.probe,
+        gold_pairs=context.gold_pairs,
     )
     return train_round(task, config.num_workers, config.gpus)
 
 
 def outcomes(
-    scored: Sequence[ScoredPrompt],
-    chosen: Mapping[str, str],
-    ranking: Mapping[str, Array],
-    trained: PolicyRound | None,
-    gain: float,
-    world: RunContext,
+    rollouts: Sequence[Rollout],
+    arms: tuple[str, ...],
+    update: PolicyRound | None,
+    held_out_gain: float,
 ) -> list[PromptOutcome]:
-    """Returns what was measured of each prompt of a round, as the selector is told."""
-    columns = ("loss", "loss_after", "kl")
-    of = {n: trained.by_prompt(n) for n in columns} if trained else {}
-    found: list[PromptOutcome] = []
-    for one in scored:
-        arm, name = world.arms.index(chosen[one.prompt_id]), one.prompt_id
-        score_n = ranking[name]
-        known = score_n[np.isfinite(score_n)]
-        alone = {n: values[name] for n, values in of.items() if name in values}
-        together = world.config.score_all
-        found.append(
-            PromptOutcome(
-                prompt_id=name,
-                **alone,
-                probe_gain=trained.gold_margin_gain(one.source) if trained else float("nan"),
-                held_out_gain=gain,
-                verifier=verified(score_n, one.verdict_n),
-                agreement=agreement(one.score_Kn, arm) if together else float("nan"),
-                disagreement=disagreement(one.score_Kn) if together else float("nan"),
-                proxy=float(known.mean()) if len(known) else float("nan"),
-                length=float(np.mean([len(text) for text in one.responses])),
-                well_formed=float(np.mean(one.ended)),
-                failure="" if len(known) else one.failures.get(chosen[name], ""),
-            )
-        )
-    return found
+    """Returns the measurements of each prompt of a round, for the bandit's reward."""
+    by_prompt: dict[str, dict[str, float]] = {}
+    if update:
+        by_prompt = {name: update.by_prompt(name) for name in ("loss", "loss_after", "kl")}
+    measured: list[PromptOutcome] = []
+    for rollout in rollouts:
+        training = {
+            name: values[rollout.prompt_id]
+            for name, values in by_prompt.items()
+            if rollout.prompt_id in values
+        }
+        training["held_out_gain"] = held_out_gain
+        if update:
+            training["gold_margin_gain"] = update.gold_margin_gain(rollout.source)
+        measured.append(rollout.outcome(arms, training))
+    return measured

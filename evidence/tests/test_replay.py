@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.bandit import follow, invert
+from evidence.bandit_replay import replay
 from evidence.planted_arms import draw, right_of_policies, versions
 from evidence.replay import (
     agreement,
@@ -22,7 +23,6 @@ from evidence.replay import (
 )
 from evidence.synthetic_arms import draw_tables, way_to_the_best
 from panoply.bandit.bandits import FixedArm
-from panoply.bandit.replay import replay
 
 RECORDED = Path(__file__).parents[2] / "../shared/data/arms/rewardmath_scores.parquet"
 

@@ -1,1 +1,1 @@
-"""Bandits over reward models: init, choose, update."""
+"""Bandits over reward models: init, select_arms, update."""

@@ -1,110 +1,112 @@
-"""Policies: from a state and contexts to the probability of every arm.
+"""Bandits: the settings of each, and its rule from arm statistics to the probability of every arm.
 
-Policies that estimate arms first pull each of them `first_pulls` times: while any available arm
-lacks some, the decision is uniform over those that do. A rejected reward counts as a pull here and
-in every confidence width, or an arm that never returns a usable one would be pulled for ever.
+A new bandit is a class here and its name in `Bandit`. Its settings are its configuration, so this
+module needs the standard library only: arrays are those of
+`panoply.bandit.arm_statistics.ArmStatistics`.
 
-Shapes: B decisions, K arms, D size of a context, Q quantiles. A state of B runs has B in front.
+Bandits that estimate arms first pull each of them `min_pulls` times: while any available arm is
+short of that, the decision is uniform over those that are. A rejected reward counts as a pull here
+and in every confidence width, or an arm that never returns a usable one would be pulled for ever.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, get_args
 
-import numpy as np
-from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri
+from panoply.config import require
 
-from panoply.bandit.state import State
-from panoply.types import Array
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
-Flags: TypeAlias = NDArray[np.bool_]
-
-_QUANTILES = 64
-"""Q of Thompson's probabilities, which are within 1 / (2 Q) before they are scaled to sum to 1."""
+    from panoply.bandit.arm_statistics import ArmStatistics
+    from panoply.types import Array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinUCB:
     """argmax_k theta_k . x + alpha sqrt(x^T A_k^-1 x), theta_k = A_k^-1 b_k (arXiv 2410.01735)."""
 
+    kind: ClassVar[str] = "lin-ucb"
     alpha: float = 1.0
     """Width of the confidence bound; .1 in LASeR's code, where it locks on one arm."""
     ridge: float = 1.0
-    """A_k starts at ridge I."""
+    """Start of A_k, as a multiple of the identity."""
     max_features: int = 64
-    """Longer contexts are projected to this size."""
-    first_pulls: int = 1
+    """Size to which longer contexts are projected."""
+    min_pulls: int = 1
     """Pulls of each arm before the first estimate counts."""
 
     def __post_init__(self) -> None:
-        _at_least(self, alpha=0, max_features=1, first_pulls=0)
-        _positive(self, "ridge")
+        _require_at_least(self, alpha=0, max_features=1, min_pulls=0)
+        _require_positive(self, "ridge")
 
-    def propensities(self, state: State, contexts_BD: Array, available_BK: Flags) -> Array:
-        """Returns `[B, K]`."""
-        mean, variance = linear_posterior(state, contexts_BD)
-        best = greedy(mean + self.alpha * np.sqrt(variance), available_BK)
-        return _after_first(self.first_pulls, state, available_BK, best)
+    def propensities(self, arms: ArmStatistics) -> Array:
+        """Returns the probability of each arm, `[B, K]`."""
+        mean, deviation = arms.linear_posterior()
+        return arms.after_min_pulls(self.min_pulls, arms.greedy(mean + self.alpha * deviation))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thompson:
-    """Draws w_k ~ N(mu_k, noise^2 A_k^-1), A_k = ridge I + sum x x^T, and takes argmax_k w_k . x.
+    """Draws w_k ~ N(mu_k, s^2 A_k^-1), A_k = ridge I + sum x x^T, and takes argmax_k w_k . x.
 
-    The posterior of r = w_k . x + N(0, noise^2) under the prior w_k ~ N(e_k, I / strength). With a
-    prior from an offline router it is BayesianRouter (arXiv 2510.02850), one decision per pair;
-    its Lambda_k is A_k / noise^2, its sigma^2 is noise^2 and its lambda_0 is strength.
+    The posterior of r = w_k . x + N(0, s^2) under the prior w_k ~ N(e_k, I / lambda), s the
+    `reward_std` and lambda the `prior_precision`. With a prior from an offline router it is
+    BayesianRouter (arXiv 2510.02850), one decision per pair; its Lambda_k is A_k / s^2, its
+    sigma^2 is s^2 and its lambda_0 is lambda.
 
     w_k . x is normal and independent between arms, so no vector is drawn: the probability of each
-    arm to be the largest is computed (`best_probabilities`), and the arm drawn from it.
+    arm to be the largest is computed (`ArmStatistics.largest`), and the arm drawn from it.
     """
 
-    noise: float = 0.5
+    kind: ClassVar[str] = "thompson"
+    reward_std: float = 0.5
     """Standard deviation of a reward around its mean; of 0 or 1 it is at most .5."""
-    strength: float = 1.0
-    """Precision of the prior: a wrong one washes out after some strength noise^2 rewards."""
+    prior_precision: float = 1.0
+    """Precision of the prior: a wrong one washes out after some precision reward_std^2 rewards."""
     max_features: int = 64
-    """Longer contexts are projected to this size."""
-    first_pulls: int = 0
+    """Size to which longer contexts are projected."""
+    min_pulls: int = 0
     """Pulls of each arm before the first estimate counts; the prior explores by itself."""
 
     def __post_init__(self) -> None:
-        _at_least(self, max_features=1, first_pulls=0)
-        _positive(self, "noise", "strength")
+        _require_at_least(self, max_features=1, min_pulls=0)
+        _require_positive(self, "reward_std", "prior_precision")
 
     @property
     def ridge(self) -> float:
-        """A_k starts at ridge I."""
-        return self.strength * self.noise**2
+        """Start of A_k, as a multiple of the identity."""
+        return self.prior_precision * self.reward_std**2
 
-    def propensities(self, state: State, contexts_BD: Array, available_BK: Flags) -> Array:
-        """Returns `[B, K]`."""
-        mean, variance = linear_posterior(state, contexts_BD)
-        best = best_probabilities(mean, self.noise * np.sqrt(variance), available_BK)
-        return _after_first(self.first_pulls, state, available_BK, best)
+    def propensities(self, arms: ArmStatistics) -> Array:
+        """Returns the probability of each arm, `[B, K]`."""
+        mean, deviation = arms.linear_posterior()
+        best = arms.largest(mean, self.reward_std * deviation)
+        return arms.after_min_pulls(self.min_pulls, best)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UCB1:
     """argmax_k mean_k + alpha sqrt(ln t / n_k) (Auer, Cesa-Bianchi and Fischer, 2002)."""
 
+    kind: ClassVar[str] = "ucb1"
     alpha: float = math.sqrt(2)
     """Width of the confidence bound; sqrt(2) is the paper's, for rewards in [0, 1]."""
-    first_pulls: int = 1
+    min_pulls: int = 1
     """Pulls of each arm before the first estimate counts."""
 
     def __post_init__(self) -> None:
-        _at_least(self, alpha=0, first_pulls=1)
+        _require_at_least(self, alpha=0, min_pulls=1)
 
-    def propensities(self, state: State, contexts_BD: Array, available_BK: Flags) -> Array:
-        """Returns `[K]`, or `[B, K]` where arms or runs differ between decisions."""
-        visits = np.maximum(state.visits_K, 1)
-        bonus = self.alpha * np.sqrt(np.log(visits.sum(-1, keepdims=True)) / visits)
-        best = greedy(state.mean_K + bonus, available_BK)
-        return _after_first(self.first_pulls, state, available_BK, best)
+    def propensities(self, arms: ArmStatistics) -> Array:
+        """Returns the probability of each arm, `[B, K]`."""
+        visits = arms.visits
+        width = (arms.log_plus(visits.sum(-1, keepdims=True)) / visits) ** 0.5
+        return arms.after_min_pulls(
+            self.min_pulls, arms.greedy(arms.state.mean_K + self.alpha * width)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,43 +121,42 @@ class MOSS:
     the worst case and is slow in any other.
     """
 
+    kind: ClassVar[str] = "moss"
     horizon: int
-    """T, decisions in all."""
+    """Number of decisions in all, T."""
     scale: float = 0.85
     """Width of the confidence bound, fixed on synthetic tables (`evidence.synthetic_arms`)."""
-    first_pulls: int = 1
+    min_pulls: int = 1
     """Pulls of each arm before the first estimate counts."""
 
     def __post_init__(self) -> None:
-        _at_least(self, horizon=1, scale=0, first_pulls=1)
+        _require_at_least(self, horizon=1, scale=0, min_pulls=1)
 
-    def propensities(self, state: State, contexts_BD: Array, available_BK: Flags) -> Array:
-        """Returns `[K]`, or `[B, K]` where arms or runs differ between decisions."""
-        visits = np.maximum(state.visits_K, 1)
-        rate = np.log(np.maximum(self.horizon / (visits.shape[-1] * visits), 1))
-        bonus = self.scale * state.deviation * np.sqrt(rate / visits)
-        best = greedy(state.mean_K + bonus, available_BK)
-        return _after_first(self.first_pulls, state, available_BK, best)
+    def propensities(self, arms: ArmStatistics) -> Array:
+        """Returns the probability of each arm, `[B, K]`."""
+        rate = arms.log_plus(self.horizon / (arms.num_arms * arms.visits))
+        width = self.scale * arms.state.deviation * (rate / arms.visits) ** 0.5
+        return arms.after_min_pulls(self.min_pulls, arms.greedy(arms.state.mean_K + width))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpsilonGreedy:
     """The arm of the best mean with probability 1 - epsilon, else any."""
 
+    kind: ClassVar[str] = "epsilon-greedy"
     epsilon: float = 0.1
     """Share of decisions that are uniform over the arms."""
-    first_pulls: int = 1
+    min_pulls: int = 1
     """Pulls of each arm before the first estimate counts."""
 
     def __post_init__(self) -> None:
-        _at_least(self, epsilon=0, first_pulls=1)
-        _at_most_one(self, "epsilon")
+        _require_at_least(self, epsilon=0, min_pulls=1)
+        _require_at_most_1(self, "epsilon")
 
-    def propensities(self, state: State, contexts_BD: Array, available_BK: Flags) -> Array:
-        """Returns `[K]`, or `[B, K]` where arms or runs differ between decisions."""
-        best = greedy(state.mean_K, available_BK)
-        mixed = (1 - self.epsilon) * best + self.epsilon * even(available_BK)
-        return _after_first(self.first_pulls, state, available_BK, mixed)
+    def propensities(self, arms: ArmStatistics) -> Array:
+        """Returns the probability of each arm, `[B, K]`."""
+        mixed = (1 - self.epsilon) * arms.greedy(arms.state.mean_K) + self.epsilon * arms.uniform()
+        return arms.after_min_pulls(self.min_pulls, mixed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,141 +164,101 @@ class Exp3:
     """p_k = (1 - gamma) w_k / sum_j w_j + gamma / K, w_k = exp(gamma G_k / K) (Auer et al., 2002).
 
     G_k is the sum of r / p over the pulls of the arm. Rewards in [0, 1]; those in [-1, 1] keep the
-    exponent of a step in [-1, 1]. `rate` is the paper's gamma for a known horizon.
+    exponent of a step in [-1, 1]. Suspended arms leave their share to the others.
     """
 
+    kind: ClassVar[str] = "exp3"
     gamma: float = 0.1
     """Share of decisions that are uniform over the arms, and step size."""
 
     def __post_init__(self) -> None:
-        _positive(self, "gamma")
-        _at_most_one(self, "gamma")
+        _require_positive(self, "gamma")
+        _require_at_most_1(self, "gamma")
 
-    @staticmethod
-    def rate(num_arms: int, horizon: int) -> float:
-        """Returns gamma = min(1, sqrt(K ln K / ((e - 1) T))), corollary 3.2 with g = T."""
-        return min(1.0, math.sqrt(num_arms * math.log(num_arms) / ((math.e - 1) * horizon)))
-
-    def propensities(self, state: State, contexts_BD: Array, available_BK: Flags) -> Array:
-        """Returns `[B, K]`; sidelined arms leave their share to the others."""
-        exponent = self.gamma * state.gains_K / state.gains_K.shape[-1]
-        exponent = np.where(available_BK, exponent, -np.inf)
-        weight = np.exp(exponent - exponent.max(-1, keepdims=True))
-        share = weight / weight.sum(-1, keepdims=True)
-        return (1 - self.gamma) * share + self.gamma * even(available_BK)
+    def propensities(self, arms: ArmStatistics) -> Array:
+        """Returns the probability of each arm, `[B, K]`."""
+        weighted = arms.softmax(self.gamma * arms.state.gains_K / arms.num_arms)
+        return (1 - self.gamma) * weighted + self.gamma * arms.uniform()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Uniform:
     """Every arm alike."""
 
-    def propensities(self, state: State, contexts_BD: Array, available_BK: Flags) -> Array:
-        """Returns `[B, K]`."""
-        return even(available_BK)
+    kind: ClassVar[str] = "uniform"
+
+    def propensities(self, arms: ArmStatistics) -> Array:
+        """Returns the probability of each arm, `[B, K]`."""
+        return arms.uniform()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FixedArm:
-    """Always the same arm."""
+    """Always the same arm; it is never suspended."""
 
+    kind: ClassVar[str] = "fixed-arm"
     arm: int
-    """Its number."""
+    """Number of the arm, from 0."""
 
-    def propensities(self, state: State, contexts_BD: Array, available_BK: Flags) -> Array:
-        """Returns `[B, K]`.
+    def propensities(self, arms: ArmStatistics) -> Array:
+        """Returns the probability of each arm, `[B, K]`.
 
         Raises:
-            ValueError: there is no such arm, or it is sidelined.
+            ValueError: there is no such arm, or it is not available.
         """
-        arms = available_BK.shape[-1]
-        if not 0 <= self.arm < arms or not available_BK[..., self.arm].all():
-            raise ValueError(f"`arm` is {self.arm!r}, of {arms} arms; it must be one available")
-        return np.broadcast_to(np.eye(arms)[self.arm], available_BK.shape)
+        return arms.only(self.arm)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sequential:
-    """Each arm in turn; the next one where an arm is sidelined."""
+    """Each arm in turn; the next one where an arm is suspended."""
 
-    span: int = 1
-    """Rewards that come back before it moves on."""
+    kind: ClassVar[str] = "sequential"
+    period: int = 1
+    """Rewards that come back before the next arm has its turn."""
 
     def __post_init__(self) -> None:
-        _at_least(self, span=1)
+        _require_at_least(self, period=1)
 
-    def propensities(self, state: State, contexts_BD: Array, available_BK: Flags) -> Array:
-        """Returns `[B, K]`."""
-        arms = available_BK.shape[-1]
-        turn = state.visits_K.sum(-1, keepdims=True) // self.span
-        return greedy(-((np.arange(arms) - turn) % arms), available_BK)
+    def propensities(self, arms: ArmStatistics) -> Array:
+        """Returns the probability of each arm, `[B, K]`."""
+        turn = arms.state.visits_K.sum(-1, keepdims=True) // self.period
+        return arms.greedy(-((arms.numbers - turn) % arms.num_arms))
 
 
+LinearBandit: TypeAlias = LinUCB | Thompson
+"""Bandits that look at a context."""
 Bandit: TypeAlias = (
-    LinUCB | Thompson | UCB1 | MOSS | EpsilonGreedy | Exp3 | Uniform | FixedArm | Sequential
+    LinearBandit | UCB1 | MOSS | EpsilonGreedy | Exp3 | Uniform | FixedArm | Sequential
 )
 
 
-def even(available_BK: Flags) -> Array:
-    """Returns the same probability for every available arm."""
-    return available_BK / available_BK.sum(-1, keepdims=True)
+def recorded_bandit(record: Mapping[str, Any]) -> Bandit:
+    """Returns the bandit that `panoply.config.as_dict` recorded.
 
-
-def greedy(index_BK: Array, available_BK: Flags) -> Array:
-    """Returns the probabilities of the available arm of the largest index, equal ones sharing."""
-    index = np.where(available_BK, index_BK, -np.inf)
-    return even(available_BK & (index == index.max(-1, keepdims=True)))
-
-
-def linear_posterior(state: State, contexts_BD: Array) -> tuple[Array, Array]:
-    """Returns x^T A_k^-1 b_k and x^T A_k^-1 x, both `[B, K]`.
-
-    The latter times (pulls + 1) / (visits + 1): an arm whose rewards get lost is not learned about,
-    and should not look the more promising for it.
+    Raises:
+        ValueError: no bandit is of that kind.
     """
-    solved_BKD = (state.inverse_KDD @ contexts_BD[:, None, :, None])[..., 0]
-    mean = (solved_BKD * state.moments_KD).sum(-1)
-    # Rounding can take a variance that is nearly used up below 0.
-    variance = np.maximum((solved_BKD * contexts_BD[:, None]).sum(-1), 0)
-    return mean, variance * ((state.pulls_K + 1) / (state.visits_K + 1))
+    settings = {name: value for name, value in record.items() if name != "kind"}
+    for bandit in get_args(Bandit):
+        if bandit.kind == record["kind"]:
+            return bandit(**settings)
+    kinds = [bandit.kind for bandit in get_args(Bandit)]
+    raise ValueError(f"`bandit.kind` must be one of {kinds}, got {record['kind']!r}")
 
 
-def best_probabilities(mean_BK: Array, spread_BK: Array, available_BK: Flags) -> Array:
-    """Returns P(arm k is the largest) for independent normals N(m_k, s_k^2), `[B, K]`.
-
-        P_k = integral over u in [0, 1] of prod_{j != k} Phi((m_k + s_k Phi^-1(u) - m_j) / s_j)
-
-    by the midpoint rule with Q nodes. The integrand rises from 0 or more to 1 or less, so the error
-    is at most 1 / (2 Q); it is the same for arms in any order. Scaled to sum to 1.
-    """
-    node_Q = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
-    spread = np.maximum(spread_BK, 1e-12)
-    value_BKQ = mean_BK[..., None] + spread[..., None] * ndtri(node_Q)
-    below = (value_BKQ[..., None] - mean_BK[:, None, None]) / spread[:, None, None]
-    factor = np.where(available_BK[:, None, None], ndtr(below), 1.0)
-    # The product has j = k in it, which is u.
-    chance = (factor.prod(-1) / node_Q).mean(-1) * available_BK
-    return chance / chance.sum(-1, keepdims=True)
+def _require_at_least(bandit: Bandit, **bounds: float) -> None:
+    for name, bound in bounds.items():
+        value = getattr(bandit, name)
+        require(value >= bound, name, value, f">= {bound}")
 
 
-def _after_first(first_pulls: int, state: State, available_BK: Flags, then_BK: Array) -> Array:
-    """Returns `then`, but uniform over arms that lack first pulls where there are any."""
-    lacking = available_BK & (state.visits_K < first_pulls)
-    num = lacking.sum(-1, keepdims=True)
-    return np.where(num > 0, lacking / np.maximum(num, 1), then_BK)
-
-
-def _at_least(policy: object, **least: float) -> None:
-    for name, bound in least.items():
-        if not (value := getattr(policy, name)) >= bound:
-            raise ValueError(f"`{name}` must be at least {bound}, got {value!r}")
-
-
-def _positive(policy: object, *names: str) -> None:
+def _require_positive(bandit: Bandit, *names: str) -> None:
     for name in names:
-        if not (value := getattr(policy, name)) > 0:
-            raise ValueError(f"`{name}` must be positive, got {value!r}")
+        value = getattr(bandit, name)
+        require(value > 0, name, value, "positive")
 
 
-def _at_most_one(policy: object, name: str) -> None:
-    if not (value := getattr(policy, name)) <= 1:
-        raise ValueError(f"`{name}` must be at most 1, got {value!r}")
+def _require_at_most_1(bandit: Bandit, name: str) -> None:
+    value = getattr(bandit, name)
+    require(value <= 1, name, value, "at most 1")

@@ -1,6 +1,6 @@
-"""From a prompt to the arm that suits it: LASeR's "classifier selection" (arXiv 2410.01735).
+"""Classifier from a prompt to the arm that suits it: LASeR's "classifier selection" (2410.01735).
 
-Shapes: N labeled prompts, B prompts, K arms, D size of a context.
+Shapes: N judged prompts, B prompts, K arms, D size of a context.
 """
 
 from __future__ import annotations
@@ -19,37 +19,34 @@ Classifier: TypeAlias = Callable[[ArrayLike], Ints]
 
 
 def fit_classifier(
-    contexts_ND: ArrayLike, verified_NK: ArrayLike, *, strength: float = 1e-3
+    contexts_ND: ArrayLike, verifier_auc_NK: ArrayLike, *, strength: float = 1e-3
 ) -> Classifier:
     """Returns a logistic regression from a context to the arm that did best there.
 
         argmin  mean_n CE(best arm of n, softmax(W h_n + b)) + strength / 2 |W|^2
 
-    Arms that did best together share a prompt evenly. A prompt on which all arms did alike says
-    nothing and is left out. An arm that is best nowhere is never chosen.
+    Arms that did best together share a prompt evenly. A prompt on which all arms did alike is left
+    out. An arm that is best nowhere is never chosen.
 
     Args:
         contexts_ND: h_n.
-        verified_NK: how well each arm did, as `panoply.laser.rewards.verified` says; NaN where it
-            is not known.
-        strength: of the penalty, as `panoply.bandit.router.fit_router` has it.
+        verifier_auc_NK: `panoply.laser.rewards.verifier_auc` of each arm; NaN where unknown.
+        strength: weight of the penalty, as in `panoply.bandit.router.fit_router`.
 
     Raises:
         ValueError: shapes disagree, or no prompt tells two arms apart.
     """
-    h, verified = np.asarray(contexts_ND, np.float64), np.asarray(verified_NK, np.float64)
-    if h.ndim != 2 or verified.ndim != 2 or len(h) != len(verified):
-        raise ValueError(
-            f"contexts {h.shape!r} and verdicts {verified.shape!r} must be [N, D], [N, K]"
-        )
-    known = np.where(np.isfinite(verified), verified, -np.inf)
-    best = known == known.max(1, keepdims=True)
-    told = np.isfinite(verified) & ~best
-    n, arms = np.nonzero(best & told.any(1, keepdims=True))
+    h, auc = np.asarray(contexts_ND, np.float64), np.asarray(verifier_auc_NK, np.float64)
+    if h.ndim != 2 or auc.ndim != 2 or len(h) != len(auc):
+        raise ValueError(f"contexts {h.shape!r} and verdicts {auc.shape!r} must be [N, D], [N, K]")
+    ranked = np.where(np.isfinite(auc), auc, -np.inf)
+    best = ranked == ranked.max(1, keepdims=True)
+    worse = np.isfinite(auc) & ~best
+    n, arms = np.nonzero(best & worse.any(1, keepdims=True))
     if not len(n):
         raise ValueError(
-            f"none of {len(h)} labeled prompts tells two arms apart: label more, or draw more "
-            "samples of each"
+            f"none of {len(h)} calibration prompts tells two arms apart: raise "
+            "`num_calibration_prompts`, or `num_samples` of each"
         )
     if len(set(arms)) == 1:
         return lambda contexts_BD: np.full(len(np.asarray(contexts_BD)), arms[0])

@@ -1,10 +1,10 @@
-"""The offline half of BayesianRouter (arXiv 2510.02850): a prior for Thompson.
+"""Offline half of BayesianRouter (arXiv 2510.02850): a prior for Thompson.
 
 Differences from its code: contexts are given features instead of an encoder trained along with the
 arms' vectors, so the fit is convex; and the vectors are used, where the released router sets the
 prior to 0.
 
-Shapes: B pairs, N labelled contexts, K arms, D size of a context.
+Shapes: N judged contexts, K arms, D size of a context.
 """
 
 from __future__ import annotations
@@ -17,27 +17,20 @@ from scipy.special import expit
 from panoply.types import Array
 
 
-def pair_contexts(first_BD: ArrayLike, second_BD: ArrayLike) -> Array:
-    """Returns `[B, 2 D]`: h = normalize([(f_a + f_b) / 2; |f_a - f_b|]), whichever comes first."""
-    first, second = np.asarray(first_BD, np.float64), np.asarray(second_BD, np.float64)
-    context = np.concatenate([(first + second) / 2, np.abs(first - second)], axis=1)
-    return _unit(context)
-
-
 def fit_router(contexts_ND: ArrayLike, right_NK: ArrayLike, *, strength: float = 1e-3) -> Array:
     """Returns e_k `[K, D]` of unit length: the mean of Thompson's prior.
 
         argmin_e  1/M sum_n sum_{i, j: v_ni > v_nj} (v_ni - v_nj) log(1 + exp(-h_n . (e_i - e_j)))
                   + strength / 2 sum_k |e_k|^2
 
-    M the sum of these differences: where v is 1 or 0, as in the paper, the number of triples with i
-    right and j wrong. e_k / |e_k| of the optimum (0 for an arm of which nothing is known).
+    M is the sum of these differences: where v is 1 or 0, as in the paper, the number of triples
+    with i right and j wrong. Returned is e_k / |e_k| of the optimum; 0 for an arm without verdicts.
 
     Args:
         contexts_ND: h_n.
         right_NK: v, 1 where the arm was right and 0 where it was wrong, or anything between, such
-            as `panoply.laser.rewards.verified`; NaN where it is not known.
-        strength: of the penalty.
+            as `panoply.laser.rewards.verifier_auc`; NaN where it is not known.
+        strength: weight of the penalty.
 
     Raises:
         ValueError: shapes disagree, contexts are not finite, or strength is not positive.
@@ -63,10 +56,7 @@ def fit_router(contexts_ND: ArrayLike, right_NK: ArrayLike, *, strength: float =
 
     start = np.zeros(right.shape[1] * h.shape[1])
     options = {"maxiter": 2000, "ftol": 1e-14, "gtol": 1e-9}
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", options=options)
-    return _unit(found.x.reshape(right.shape[1], h.shape[1]))
-
-
-def _unit(rows: Array) -> Array:
-    length = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.divide(rows, length, out=np.zeros_like(rows), where=length > 0)
+    optimum = minimize(loss, start, jac=True, method="L-BFGS-B", options=options)
+    e_KD = optimum.x.reshape(right.shape[1], h.shape[1])
+    length = np.linalg.norm(e_KD, axis=1, keepdims=True)
+    return np.divide(e_KD, length, out=np.zeros_like(e_KD), where=length > 0)

@@ -1,6 +1,6 @@
-"""What a bandit knows, in sums over its rewards.
+"""State of a bandit: sums over its rewards.
 
-Shapes: K arms, H size of a context as given, D size inside the bandit. A state of B independent
+Shapes: K arms, H size of a context as it comes, D size inside the bandit. A state of B independent
 runs has B in front, but for costs and projection.
 """
 
@@ -14,7 +14,7 @@ from panoply.types import Array
 
 
 class State(NamedTuple):
-    """What a bandit knows: the same arrays for every policy, float64."""
+    """Sums that any bandit needs, all float64."""
 
     pulls_K: Array
     """Accepted rewards."""
@@ -27,7 +27,7 @@ class State(NamedTuple):
     gains_K: Array
     """Sum of (reward - cost) / propensity."""
     inverse_KDD: Array
-    """A_k^-1, A_k = ridge I + sum x x^T; D = 0 for policies without context."""
+    """A_k^-1, A_k = ridge I + sum x x^T; D = 0 for bandits without context."""
     moments_KD: Array
     """b_k = ridge e_k + sum (reward - cost) x, e_k the prior."""
     costs_K: Array
@@ -51,8 +51,8 @@ class State(NamedTuple):
     @property
     def deviation(self) -> Array:
         """Standard deviation of all rewards, with one of deviation 1/2 beside them; keeps K = 1."""
-        pulls, rewards, squares = (
-            sums.sum(-1, keepdims=True) for sums in (self.pulls_K, self.rewards_K, self.squares_K)
-        )
+        pulls = self.pulls_K.sum(-1, keepdims=True)
+        rewards = self.rewards_K.sum(-1, keepdims=True)
+        squares = self.squares_K.sum(-1, keepdims=True)
         spread = np.maximum(squares - rewards**2 / np.maximum(pulls, 1), 0)
         return np.sqrt((spread + 0.25) / (pulls + 1))

@@ -1,21 +1,21 @@
-"""A bandit in three functions: `init` makes a state, `choose` reads it, `update` makes the next.
+"""A bandit in three functions: `init` makes a state, `select_arms` reads it, `update` changes it.
 
-    state = init(policy, num_arms, num_features)
-    choice = choose(policy, state, contexts_BH, uniforms(seed, round, ids))
+    state = init(bandit, num_arms, num_features)
+    choice = select_arms(bandit, state, contexts_BH, uniforms(seed, round, ids))
     state = update(state, choice, rewards_B)        # later, in any batches, in order
 
-A policy (`panoply.bandit.bandits`) is one pure function from a state and contexts to the
+A bandit (`panoply.bandit.bandits`) has one pure rule from a state and contexts to the
 *probability* of every arm; the arm is then drawn from these probabilities. So the propensities
 that are returned are exactly those that the arm was drawn with, ties are split evenly whatever the
 arms' order, and the only randomness is one number per decision, keyed by (seed, round, decision),
 so that arrival order changes nothing.
 
 The bandit maximizes reward minus cost. A reward is a number in [-1, 1]: one that is NaN, infinite
-or beyond is counted in `rejected_K` and changes nothing else. The state holds what any policy
+or beyond is counted in `rejected_K` and changes nothing else. The state holds what any rule
 needs, so a log of choices and rewards replays under `update` alone, and
 `np.savez(file, **state._asdict())` and `State(**np.load(file))` keep every bit of it.
 
-Shapes: B decisions, K arms, H size of a context as given, D size inside the bandit (0 for policies
+Shapes: B decisions, K arms, H size of a context as given, D size inside the bandit (0 for bandits
 without context). A state may have a leading axis of B independent runs, for simulation: decision i
 then belongs to run i.
 """
@@ -29,7 +29,8 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from panoply.bandit.bandits import Bandit, LinUCB, Thompson
+from panoply.bandit.arm_statistics import ArmStatistics
+from panoply.bandit.bandits import Bandit, LinearBandit, Thompson
 from panoply.bandit.state import State
 from panoply.types import Array, Ints
 
@@ -40,7 +41,7 @@ _GOLDEN = 0x9E3779B97F4A7C15
 
 
 class Choice(NamedTuple):
-    """Decisions, as a log keeps them; `Choice(*(part[rows] for part in choice))` takes some."""
+    """Arms that were drawn for decisions, as a log keeps them."""
 
     contexts_BD: Array
     """Contexts as the bandit sees them, projected."""
@@ -67,7 +68,7 @@ def uniforms(seed: int, round: int, ids: Sequence[str] | Sequence[int] | Ints) -
 
 
 def init(
-    policy: Bandit,
+    bandit: Bandit,
     num_arms: int,
     num_features: int = 0,
     *,
@@ -78,14 +79,14 @@ def init(
     """Returns the state before the first reward.
 
     Args:
-        policy: what it is for; LinUCB and Thompson need a context (a constant 1 will do).
+        bandit: rule that the state is for; linear ones need a context (a constant 1 will do).
         num_arms: K.
-        num_features: H. Contexts should have about unit length. Beyond the policy's
+        num_features: H. Contexts should have about unit length. Beyond the bandit's
             `max_features` they are projected by a fixed matrix of random signs over sqrt(D), which
             keeps lengths and products in expectation (Achlioptas, 2003).
         costs_K: cost of a decision for each arm, in units of the reward, in [0, 1].
         prior_KD: mean of Thompson's prior, e_k of BayesianRouter (`panoply.bandit.router`), on
-            features as `project` returns them; 0 where not given.
+            features as `project` returns them; None is 0.
         num_runs: B for a state of B independent runs.
 
     Raises:
@@ -96,11 +97,13 @@ def init(
             f"num_arms must be at least 1 and num_features at least 0, got {num_arms!r}, "
             f"{num_features!r}"
         )
-    linear = isinstance(policy, LinUCB | Thompson)
-    if linear and not num_features:
-        raise ValueError(f"{policy!r} needs contexts of at least one number; a constant 1 will do")
-    size = min(num_features, policy.max_features) if linear else 0
-    ridge = policy.ridge if linear else 1.0
+    size, ridge = 0, 1.0
+    if isinstance(bandit, LinearBandit):
+        if not num_features:
+            raise ValueError(
+                f"{bandit!r} needs contexts of at least one number; a constant 1 will do"
+            )
+        size, ridge = min(num_features, bandit.max_features), bandit.ridge
     costs = np.zeros(num_arms) if costs_K is None else np.array(costs_K, np.float64)
     if costs.shape != (num_arms,) or not ((costs >= 0) & (costs <= 1)).all():
         raise ValueError(f"costs must be {num_arms} numbers in [0, 1], got {costs_K!r}")
@@ -109,8 +112,8 @@ def init(
         raise ValueError(
             f"the prior must be finite numbers [{num_arms}, {size}], got shape {prior.shape!r}"
         )
-    if prior_KD is not None and not isinstance(policy, Thompson):
-        raise ValueError(f"only Thompson takes a prior, not {policy!r}; leave it out")
+    if prior_KD is not None and not isinstance(bandit, Thompson):
+        raise ValueError(f"only Thompson takes a prior, not {bandit!r}; leave it out")
     runs = () if num_runs is None else (num_runs,)
 
     def each(value: Array) -> Array:
@@ -130,8 +133,8 @@ def init(
     )
 
 
-def choose(
-    policy: Bandit,
+def select_arms(
+    bandit: Bandit,
     state: State,
     contexts_BH: ArrayLike | None,
     uniforms_B: ArrayLike,
@@ -140,7 +143,7 @@ def choose(
     """Draws an arm for each decision; all of them see the same state.
 
     Args:
-        policy: the one the state was made for.
+        bandit: rule that the state was made for.
         state: as of the start of the round.
         contexts_BH: contexts; None for states made with num_features = 0.
         uniforms_B: `uniforms(seed, round, ids)`.
@@ -152,18 +155,20 @@ def choose(
     draws = np.asarray(uniforms_B, np.float64)
     contexts = project(state, np.empty((len(draws), 0)) if contexts_BH is None else contexts_BH)
     shape = (len(draws), len(state.costs_K))
-    given = True if available_BK is None else np.asarray(available_BK, np.bool_)
-    available = np.broadcast_to(given, shape)
+    available = np.ones(shape, np.bool_)
+    if available_BK is not None:
+        available = np.broadcast_to(np.asarray(available_BK, np.bool_), shape)
     if len(contexts) != len(draws):
         raise ValueError(f"{len(contexts)} contexts do not match {len(draws)} uniforms")
     if not available.any(-1).all():
         where = np.flatnonzero(~available.any(-1)).tolist()
         raise ValueError(f"no arm is available for decisions {where}; bring one back")
-    chances = np.broadcast_to(policy.propensities(state, contexts, available), shape)
+    statistics = ArmStatistics(state, contexts, available)
+    chances = np.broadcast_to(bandit.propensities(statistics), shape)
     chances = chances / chances.sum(-1, keepdims=True)
-    upto = np.cumsum(chances, -1)
+    cumulative = np.cumsum(chances, -1)
     # An arm of probability 0 adds nothing to the sum, so it is never the first one above.
-    arms = (upto > draws[:, None] * upto[:, -1:]).argmax(-1)
+    arms = (cumulative > draws[:, None] * cumulative[:, -1:]).argmax(-1)
     return Choice(contexts, arms, chances)
 
 
@@ -183,11 +188,11 @@ def update(state: State, choice: Choice, rewards_B: ArrayLike) -> State:
     Raises:
         ValueError: shapes that disagree, an unknown arm, or one that was drawn with probability 0.
     """
-    given = np.asarray(rewards_B, np.float64)
+    rewards = np.asarray(rewards_B, np.float64)
     num_arms, arms = len(state.costs_K), np.asarray(choice.arms_B)
-    if not given.shape == arms.shape == choice.contexts_BD.shape[:1]:
+    if not rewards.shape == arms.shape == choice.contexts_BD.shape[:1]:
         raise ValueError(
-            f"{given.shape!r} rewards, {arms.shape!r} arms and contexts "
+            f"{rewards.shape!r} rewards, {arms.shape!r} arms and contexts "
             f"{choice.contexts_BD.shape!r} do not match"
         )
     if not ((arms >= 0) & (arms < num_arms)).all():
@@ -196,15 +201,17 @@ def update(state: State, choice: Choice, rewards_B: ArrayLike) -> State:
     if not (chance > 0).all():
         where = np.flatnonzero(~(chance > 0)).tolist()
         raise ValueError(f"decisions {where} have an arm of propensity 0; is the log intact?")
-    usable = np.abs(given) <= 1  # false where NaN
+    usable = np.abs(rewards) <= 1  # false where NaN
     rows = np.flatnonzero(usable)
+    # Where each reward goes: an arm, and in a state of several runs the run that is its decision's.
     runs = state.pulls_K.ndim == 2
     at = (rows, arms[rows]) if runs else (arms[rows],)
     lost = (np.flatnonzero(~usable), arms[~usable]) if runs else (arms[~usable],)
-    net = given[rows] - state.costs_K[arms[rows]]
+    net = rewards[rows] - state.costs_K[arms[rows]]
     inverse, moments = state.inverse_KDD, state.moments_KD
     if moments.shape[-1]:
         inverse, moments = inverse.copy(), moments.copy()
+        # One after the other: an arm that comes twice in a batch is updated twice.
         for place, x, r in zip(zip(*at, strict=True), choice.contexts_BD[rows], net, strict=True):
             solved = inverse[place] @ x
             inverse[place] -= np.outer(solved, solved / (1 + x @ solved))

@@ -1,11 +1,12 @@
-"""What a LASeR run and a best-of-n run are: frozen dataclasses, standard library only."""
+"""Configuration of LASeR and best-of-n runs: frozen dataclasses, standard library only."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from panoply.bandit.bandits import FixedArm, Sequential, Thompson, Uniform
 from panoply.config import DType, Rendering, require
-from panoply.config.bandit import AlarmConfig, BanditConfig, SelectorConfig
+from panoply.config.bandit import AlarmConfig, SelectorConfig
 from panoply.config.policy import (
     PolicyConfig,
     PolicyServerConfig,
@@ -19,14 +20,14 @@ VERIFIER = "verifier"
 """Name that no arm may have."""
 LASER, FIXED, ROUTER, CLASSIFIER = "laser", "fixed:", "bayesian_router", "classifier"
 LASER_VERIFIED, ORACLE = "laser_verified", "oracle"
-TAUGHT = (ROUTER, CLASSIFIER)
-"""Strategies that learn from every arm's scores of the labeled prompts."""
+NEEDS_CALIBRATION = (ROUTER, CLASSIFIER)
+"""Strategies that learn from every arm's scores of the calibration prompts."""
 STRATEGIES: dict[str, str] = {
     LASER: "the bandit of `selector`",
     LASER_VERIFIED: "the same bandit rewarded by the verifier: what a right reward would be worth",
     "thompson": "Thompson sampling by prompt on advantages: BayesianRouter without its prior",
-    ROUTER: "the same with a prior from the labeled prompts: BayesianRouter (arXiv 2510.02850)",
-    CLASSIFIER: "a classifier from the prompt to the arm that did best on the labeled ones",
+    ROUTER: "the same with a prior from calibration prompts: BayesianRouter (arXiv 2510.02850)",
+    CLASSIFIER: "a classifier from the prompt to the arm that did best on calibration prompts",
     "random": "one arm a prompt by chance",
     "sequential": "one arm after the other",
     ORACLE: "the arm that the verifier finds best on the prompt's source: an upper bound",
@@ -34,40 +35,41 @@ STRATEGIES: dict[str, str] = {
     "mean_raw": "mean of all arms' scores as they come",
     "agreement": "votes of all arms on each two responses",
 }
-"""Who chooses, beside `fixed:ARM`. The last four need every arm's score of every response."""
-JUDGED = (LASER_VERIFIED, ORACLE)
+"""Selection strategies, beside `fixed:ARM`. The last four need all arms' scores of all samples."""
+USES_VERIFIER = (LASER_VERIFIED, ORACLE)
 """Strategies that read verdicts on prompts that are trained on: bounds, and no rivals."""
 ENSEMBLES = ("mean", "mean_raw", "agreement")
-"""Strategies that are a score of their own."""
+"""Strategies that rank responses by a combination of all arms' scores."""
 SEQUENTIAL_ROUNDS = 3
 """Rounds of each arm before the next one, in `sequential`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptsConfig:
-    """Which prompts; made ones, whose answers can be checked, where no file is named."""
+    """Prompts of a run: a file's, or synthetic ones whose answers can be checked."""
 
     file: str = ""
     """Parquet or JSON lines with `prompt`, and `label` or `answer`, and `source` where there are.
     Empty: the prompts of `panoply.synthetic.verifiable`."""
     num_made: int = 120
-    """Prompts made where no file is named, those held out among them."""
+    """Number of synthetic prompts where no file is named, those held out among them."""
     num_held_out: int = 24
-    """Prompts that are only evaluated on, by a hash of their text."""
+    """Number of prompts that are only evaluated on, chosen by a hash of their text."""
     verifier: str = "function:panoply.synthetic.verifiable:obeys"
-    """Function arm that tells right (1) from wrong (0) by the label; empty: none, and then there is
+    """Function that tells right (1) from wrong (0) by the label; empty: none, and then there is
     neither a held-out score nor the signal 'verifier'."""
 
     def __post_init__(self) -> None:
         require(self.num_made >= 2, "prompts.num_made", self.num_made, ">= 2")
         require(self.num_held_out >= 0, "prompts.num_held_out", self.num_held_out, ">= 0")
-        known = not self.verifier or self.verifier.startswith("function:")
-        require(known, "prompts.verifier", self.verifier, "'function:MODULE:NAME', or empty")
+        is_function = not self.verifier or self.verifier.startswith("function:")
+        allowed = "'function:MODULE:NAME', or empty"
+        require(is_function, "prompts.verifier", self.verifier, allowed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmsConfig:
-    """The reward models among which is chosen."""
+    """The reward models to choose among."""
 
     models: tuple[str, ...]
     """`NAME=WHERE` of each: a model's folder, hub name or `models:/NAME@ALIAS`, which get a Serve
@@ -105,57 +107,66 @@ class LaserConfig:
     out: str = "runs/laser"
     """Run folder. The same command again resumes what it holds."""
     prompts: PromptsConfig = PromptsConfig()
+    """Prompts to train on, to hold out and to calibrate on."""
     arms: ArmsConfig
-    n: int = 8
-    """Samples of a prompt. LASeR: 30."""
-    num_pairs: int = 2
-    """P, pairs of a prompt: i-th best against i-th worst. LASeR: 10."""
+    """Reward models to choose among."""
+    num_samples: int = 8
+    """Samples of a prompt, n. LASeR: 30."""
+    pairs_per_prompt: int = 2
+    """Pairs of a prompt, P: i-th best against i-th worst. LASeR: 10."""
     num_rounds: int = 12
+    """Number of rounds: sample, score, train, reward."""
     prompts_per_round: int = 16
     """Prompts of one round: sampled, scored, trained on once. LASeR: 16, one step."""
     rounds_per_iteration: int = 4
     """Rounds after which DPO's reference becomes the policy as it is. With 1 the reference is the
     policy itself, and DPO's part of the loss before the step is ln 2 whatever the arm."""
     selector: SelectorConfig = field(default_factory=SelectorConfig)
+    """The bandit, its reward, and suspension of arms that fail."""
     alarms: AlarmConfig = field(default_factory=AlarmConfig)
+    """Alarms of the run, and what they ask for."""
     backbone: TrainedBackboneConfig = field(default_factory=TrainedBackboneConfig)
     """The policy at its start and its adapters; `trained` is 'lora'."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
+    """Update of the policy in a round."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """Sampling from the policy."""
     strategies: tuple[str, ...] = (LASER,)
-    """Who chooses; each trains a policy of its own on the same prompts with the same updates. Of
-    'laser', 'laser_verified', 'fixed:ARM', 'random', 'sequential', 'thompson', 'bayesian_router',
-    'classifier', 'mean', 'mean_raw', 'agreement' and 'oracle'; the policy of the first is exported
-    and registered."""
-    num_labeled: int = 0
-    """Prompts that are not trained on: the start's samples of them are judged by the verifier and
-    scored by all arms, once. 'bayesian_router' and 'classifier' learn from them."""
-    probe: str = ""
-    """Trusted pairs, a file in any layout of pairs: how far a round raises the policy's margin on
-    them is the signal 'probe', and what the alarm `hacking` is measured against. Of each source a
-    few are drawn; pairs whose prompts are trained on or held out are left out. Empty: right and
-    wrong samples of the labeled prompts, where there are any."""
-    score_all: bool = False
+    """Selection strategies; each trains a policy of its own on the same prompts with the same
+    updates: 'laser', 'laser_verified', 'fixed:ARM', 'random', 'sequential', 'thompson',
+    'bayesian_router', 'classifier', 'mean', 'mean_raw', 'agreement' or 'oracle'. The policy of the
+    first is exported and registered."""
+    num_calibration_prompts: int = 0
+    """Number of prompts that are not trained on: the start's samples of them are judged by the
+    verifier and scored by all arms, once. 'bayesian_router' and 'classifier' learn from them."""
+    gold_pairs: str = ""
+    """Trusted pairs, a file in any layout of pairs: the rise of the policy's margin on them in a
+    round is the signal 'gold_margin', and what the alarm `hacking` is measured against. Pairs whose
+    prompts are trained on or held out are left out, and a few are drawn from each source. Empty:
+    right and wrong samples of the calibration prompts, where there are any."""
+    score_with_all_arms: bool = False
     """Let every arm score every sample: gives `agreement` and `disagreement`, costs K times."""
     evaluate_every: int = 4
-    """Rounds between looks at the held-out prompts; there is one before and one behind all too."""
+    """Rounds between evaluations on the held-out prompts; the start and the end are evaluated
+    too."""
     context_depth: float = 0.5
     """Share of the layers of the policy's start whose state at a prompt's end is its context."""
     num_samplers: int = 1
-    """Processes that sample, of one CPU each; or that ask the server."""
+    """Number of processes that sample, with one CPU each, or that ask the server."""
     server: PolicyServerConfig = field(default_factory=PolicyServerConfig)
-    """Draws the samples instead, where one is named."""
+    """Server that draws the samples instead, where one is named."""
     num_workers: int = 0
     """Ray Train workers of the policy; 0 trains in the process of the run."""
     gpus: float = 0.0
-    """Of each sampler and each worker."""
+    """GPUs of each sampler and each worker."""
     seed: int = 0
+    """Seed of prompts' order, samples and updates."""
     experiment: str = "laser"
     """Name in MLflow."""
 
     def __post_init__(self) -> None:
         for name in (
-            "num_pairs",
+            "pairs_per_prompt",
             "num_rounds",
             "prompts_per_round",
             "rounds_per_iteration",
@@ -163,81 +174,113 @@ class LaserConfig:
             "num_samplers",
         ):
             require(getattr(self, name) >= 1, name, getattr(self, name), ">= 1")
-        require(self.n >= 2, "n", self.n, ">= 2, for a pair")
-        for name in ("seed", "num_workers", "gpus", "num_labeled"):
+        require(self.num_samples >= 2, "num_samples", self.num_samples, ">= 2, for a pair")
+        for name in ("seed", "num_workers", "gpus", "num_calibration_prompts"):
             require(getattr(self, name) >= 0, name, getattr(self, name), ">= 0")
         inside = 0 < self.context_depth <= 1
         require(inside, "context_depth", self.context_depth, "a share of the layers in (0, 1]")
         check_policy_backbone(self.backbone)
         check_strategies(self.strategies, self.arms.names)
-        taught = self.num_labeled > 0 or not set(self.strategies) & set(TAUGHT)
-        require(taught, "num_labeled", self.num_labeled, f"positive with the strategies {TAUGHT}")
-        judged = self.selector.signal.name == "verifier" or set(self.strategies) & set(JUDGED)
-        told = bool(self.prompts.verifier) or not (judged or self.num_labeled)
-        allowed = f"given with the signal 'verifier', the strategies {JUDGED} and `num_labeled`"
-        require(told, "prompts.verifier", self.prompts.verifier, allowed)
-        agrees = self.selector.signal.name != "agreement" or self.score_all
-        require(agrees, "score_all", self.score_all, "True with the signal 'agreement'")
-        looks = self.selector.signal.name != "held_out" or self.evaluate_every == 1
-        require(looks, "evaluate_every", self.evaluate_every, "1 with the signal 'held_out'")
-        trusted = self.selector.signal.name != "probe" or bool(self.probe) or self.num_labeled > 0
-        allowed = "a file of trusted pairs with the signal 'probe', or `num_labeled` positive"
-        require(trusted, "probe", self.probe, allowed)
+        self._check_inputs()
+
+    def _check_inputs(self) -> None:
+        """Raises a ValueError where a signal or strategy lacks what it is computed from."""
+        signal, strategies = self.selector.signal.name, set(self.strategies)
+        num, calibrates = self.num_calibration_prompts, self.num_calibration_prompts > 0
+
+        enough = calibrates or not strategies & set(NEEDS_CALIBRATION)
+        allowed = f"positive with the strategies {NEEDS_CALIBRATION}"
+        require(enough, "num_calibration_prompts", num, allowed)
+
+        judges = signal == "verifier" or calibrates or bool(strategies & set(USES_VERIFIER))
+        verifier, users = self.prompts.verifier, f"the strategies {USES_VERIFIER}"
+        allowed = f"named with the signal 'verifier', {users} and `num_calibration_prompts`"
+        require(bool(verifier) or not judges, "prompts.verifier", verifier, allowed)
+
+        all_score = self.score_with_all_arms
+        allowed = "True with the signal 'agreement'"
+        require(signal != "agreement" or all_score, "score_with_all_arms", all_score, allowed)
+
+        every = self.evaluate_every
+        allowed = "1 with the signal 'held_out'"
+        require(signal != "held_out" or every == 1, "evaluate_every", every, allowed)
+
+        trusted = signal != "gold_margin" or bool(self.gold_pairs) or calibrates
+        allowed = "a file with the signal 'gold_margin', or `num_calibration_prompts` positive"
+        require(trusted, "gold_pairs", self.gold_pairs, allowed)
 
     def selector_of(self, strategy: str) -> SelectorConfig | None:
         """Returns the selector of a strategy; None where all arms are needed."""
-        if strategy == LASER:
-            return self.selector
-        if strategy == LASER_VERIFIED:
-            signal = replace(self.selector.signal, name="verifier")
-            return replace(self.selector, signal=signal)
-        if strategy in ("thompson", ROUTER):
-            signal = replace(self.selector.signal, name="advantage")
-            bandit = BanditConfig(name="thompson")
-            return replace(self.selector, policy=bandit, signal=signal, level="prompt", costs=())
-        per_round = 1 if self.selector.level == "batch" else self.prompts_per_round
-        bandits = {
-            "random": BanditConfig(name="uniform"),
-            "sequential": BanditConfig(name="sequential", span=SEQUENTIAL_ROUNDS * per_round),
-        }
-        if strategy.startswith(FIXED):
-            arm = self.arms.names.index(strategy.removeprefix(FIXED))
-            bandits[strategy] = BanditConfig(name="fixed", arm=arm)
-        bandit = bandits.get(strategy)
-        return None if bandit is None else replace(self.selector, policy=bandit, costs=())
+        selector = self.selector
+        per_round = 1 if selector.level == "batch" else self.prompts_per_round
+        match strategy:
+            case "laser":
+                return selector
+            case "laser_verified":
+                return replace(selector, signal=replace(selector.signal, name="verifier"))
+            case "thompson" | "bayesian_router":
+                signal = replace(selector.signal, name="advantage")
+                return replace(selector, bandit=Thompson(), signal=signal, level="prompt", costs=())
+            case "random":
+                return replace(selector, bandit=Uniform(), costs=())
+            case "sequential":
+                bandit = Sequential(period=SEQUENTIAL_ROUNDS * per_round)
+                return replace(selector, bandit=bandit, costs=())
+            case _ if strategy.startswith(FIXED):
+                arm = self.arms.names.index(strategy.removeprefix(FIXED))
+                return replace(selector, bandit=FixedArm(arm=arm), costs=())
+            case _:
+                return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampledPolicyConfig:
+    """A policy that is only sampled from."""
+
+    model: str = "embedded"
+    """The policy: 'embedded', a Hugging Face folder, or a hub name."""
+    adapter: str = ""
+    """Folder of the policy's adapters; empty: none."""
+    dtype: DType = "auto"
+    """Precision of the forward; 'auto' takes bfloat16 where the hardware multiplies it fast."""
+    rendering: Rendering = field(default_factory=Rendering)
+    """Limits of the prompt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BestOfNConfig:
-    """Best of n without training: who picks the best of a policy's samples."""
+    """Best of n without training: the best of a policy's samples by each arm and ensemble."""
 
     out: str = "runs/best-of-n"
+    """Run folder."""
     prompts: PromptsConfig = PromptsConfig(num_held_out=0)
     """All of them are answered, but those that the run of `laser` learned from."""
     arms: ArmsConfig
-    n: tuple[int, ...] = (1, 2, 4, 8, 16)
-    """Numbers of samples among which is chosen; each set holds the smaller ones."""
-    model: str = "embedded"
-    """The policy: 'embedded', a Hugging Face folder, or a hub name."""
-    adapter: str = ""
-    """Folder of its adapters; empty: none."""
-    dtype: DType = "auto"
-    rendering: Rendering = field(default_factory=Rendering)
+    """Reward models that pick the best sample."""
+    num_samples: tuple[int, ...] = (1, 2, 4, 8, 16)
+    """Numbers n of samples among which the best is chosen; each set holds the smaller ones."""
+    backbone: SampledPolicyConfig = field(default_factory=SampledPolicyConfig)
+    """The policy and its adapters."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """Sampling from the policy."""
     laser: str = ""
     """Folder of a run of `jobs.laser` with the same arms, whose bandit then picks the arm of each
     prompt; empty: no such row."""
     num_samplers: int = 1
+    """Number of processes that sample, with one CPU each, or that ask the server."""
     server: PolicyServerConfig = field(default_factory=PolicyServerConfig)
-    """Draws the samples instead, where one is named."""
+    """Server that draws the samples instead, where one is named."""
     gpus: float = 0.0
-    """Of each sampler."""
+    """GPUs of each sampler."""
     seed: int = 0
+    """Seed of the samples and of the bandit's choices."""
     experiment: str = "best-of-n"
+    """Name in MLflow."""
 
     def __post_init__(self) -> None:
-        fits = bool(self.n) and self.n == tuple(sorted(set(self.n))) and self.n[0] >= 1
-        require(fits, "n", self.n, "ascending numbers from 1")
+        sizes = self.num_samples
+        ascending = bool(sizes) and sizes == tuple(sorted(set(sizes))) and sizes[0] >= 1
+        require(ascending, "num_samples", sizes, "ascending numbers from 1")
         require(self.num_samplers >= 1, "num_samplers", self.num_samplers, ">= 1")
         for name in ("seed", "gpus"):
             require(getattr(self, name) >= 0, name, getattr(self, name), ">= 0")
@@ -246,6 +289,6 @@ class BestOfNConfig:
 def check_strategies(strategies: tuple[str, ...], arms: tuple[str, ...]) -> None:
     """Raises a ValueError where a strategy is none, comes twice or names no arm."""
     allowed = (*STRATEGIES, *(f"{FIXED}{arm}" for arm in arms))
-    known = bool(strategies) and set(strategies) <= set(allowed)
-    known = known and len(set(strategies)) == len(strategies)
-    require(known, "strategies", strategies, f"different ones of {allowed}")
+    valid = bool(strategies) and set(strategies) <= set(allowed)
+    distinct = len(set(strategies)) == len(strategies)
+    require(valid and distinct, "strategies", strategies, f"different ones of {allowed}")

@@ -18,13 +18,13 @@ class SamplingConfig:
     """Share of the probability mass that is sampled from, the most likely tokens first."""
     max_tokens: int = 128
     """Tokens of the longest response, the one that ends it included."""
-    rows: int = 64
+    batch_size: int = 64
     """Samples that are decoded together; those of one prompt are never split up."""
 
     def __post_init__(self) -> None:
         require(self.temperature >= 0, "sampling.temperature", self.temperature, ">= 0")
         require(0 < self.top_p <= 1, "sampling.top_p", self.top_p, "in (0, 1]")
-        for name in ("max_tokens", "rows"):
+        for name in ("max_tokens", "batch_size"):
             require(getattr(self, name) >= 1, f"sampling.{name}", getattr(self, name), ">= 1")
 
 

@@ -1,4 +1,4 @@
-"""One score of each response from the scores of all arms: what LASeR is compared with.
+"""Ensembles: one score of each response from the scores of all arms, the rivals of LASeR.
 
 Arms have no common scale, so that a mean of raw scores is that of the arm with the widest one; in
 LASeR's code the mean is raw (arXiv 2410.01735, section 4.2). Here both are.
@@ -33,23 +33,23 @@ def chosen_scores(ensemble: str, scores_Kn: ArrayLike) -> Array:
     usable = scores[np.isfinite(scores).any(1)]
     if not len(usable):
         return np.full(scores.shape[1], np.nan)
-    known = np.isfinite(usable).all(0)
-    found = np.full(scores.shape[1], np.nan)
-    s = usable[:, known]
+    complete = np.isfinite(usable).all(0)
+    combined = np.full(scores.shape[1], np.nan)
+    s = usable[:, complete]
     if not s.shape[1]:
-        return found
+        return combined
     match ensemble:
         case "mean_raw":
-            found[known] = s.mean(0)
+            combined[complete] = s.mean(0)
         case "mean":
-            found[known] = standardized(s).mean(0)
+            combined[complete] = standardized(s).mean(0)
         case "agreement":
-            found[known] = np.sign(np.sign(s[:, :, None] - s[:, None, :]).sum(0)).sum(1)
+            combined[complete] = np.sign(np.sign(s[:, :, None] - s[:, None, :]).sum(0)).sum(1)
         case _:
             raise ValueError(
                 f"`ensemble` must be 'mean', 'mean_raw' or 'agreement', got {ensemble!r}"
             )
-    return found
+    return combined
 
 
 def standardized(scores_Kn: Array) -> Array:
@@ -59,23 +59,23 @@ def standardized(scores_Kn: Array) -> Array:
     return np.divide(centered, spread, out=np.zeros_like(centered), where=spread > 0)
 
 
-def best_arms(sources_B: Sequence[str], verified_BK: ArrayLike) -> dict[str, int]:
+def best_arms(sources_B: Sequence[str], verifier_auc_BK: ArrayLike) -> dict[str, int]:
     """Returns the arm of each source that orders right above wrong responses best.
 
-    It is told what is right, so it bounds from above what a choice by source can do.
+    The verdicts that it uses bound from above what a choice by source can do.
 
     Args:
         sources_B: source of each prompt.
-        verified_BK: `panoply.laser.rewards.verified` of each arm, NaN where it says nothing. A
-            source of which nothing is known gets the arm that is best overall.
+        verifier_auc_BK: `panoply.laser.rewards.verifier_auc` of each arm; NaN where it says
+            nothing. A source without any gets the arm that is best overall.
     """
-    verified, names = np.asarray(verified_BK, np.float64), np.asarray(sources_B)
-    overall = _mean(verified)
-    found: dict[str, int] = {}
+    auc, names = np.asarray(verifier_auc_BK, np.float64), np.asarray(sources_B)
+    overall = _finite_mean(auc)
+    best: dict[str, int] = {}
     for source in sorted(set(sources_B)):
-        own = _mean(verified[names == source])
-        found[source] = int(np.argmax(own if np.isfinite(own).any() else overall))
-    return found
+        of_source = _finite_mean(auc[names == source])
+        best[source] = int(np.argmax(of_source if np.isfinite(of_source).any() else overall))
+    return best
 
 
 def best_of(scores_n: ArrayLike) -> int:
@@ -84,8 +84,8 @@ def best_of(scores_n: ArrayLike) -> int:
     return int(np.where(np.isfinite(scores), scores, -np.inf).argmax())
 
 
-def _mean(values_BK: Array) -> Array:
-    """Returns the mean of what is known in each column; -inf where nothing is."""
-    known = np.isfinite(values_BK)
-    count, total = known.sum(0), np.where(known, values_BK, 0).sum(0)
+def _finite_mean(values_BK: Array) -> Array:
+    """Returns the mean of the finite values of each column; -inf where there is none."""
+    finite = np.isfinite(values_BK)
+    count, total = finite.sum(0), np.where(finite, values_BK, 0).sum(0)
     return np.divide(total, count, out=np.full(count.shape, -np.inf), where=count > 0)

@@ -1,9 +1,9 @@
-"""The log of a selector: each decision and each reward once, in immutable Parquet segments.
+"""Log of a selector: each decision and each reward once, in immutable Parquet segments.
 
 A round has two segments, `decisions-00000012.parquet` when it begins and `rewards-00000012.parquet`
-when it ends. Each is written whole under a temporary name, synced and moved; writing it again is
-nothing where it says the same, and an error where it does not. Reading is concatenation. What is
-not finite is null.
+when it ends. Each is written whole under a temporary name, synced and moved. Writing a segment
+again does nothing if the content is the same, and is an error if it is not. Reading is
+concatenation. Numbers that are not finite are null.
 
 Shapes: B decisions of a round, N decisions, K arms, D size of a context inside the bandit.
 """
@@ -25,14 +25,17 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from panoply.bandit.bandits import recorded_bandit
 from panoply.bandit.state import State
 from panoply.bandit.update import Choice, update
-from panoply.config.bandit import SIGNALS
+from panoply.config import as_dict
+from panoply.config.bandit import SIGNALS, SelectorConfig, SignalConfig
 from panoply.data.features import open_store
 from panoply.laser.signals import MEASURES
 from panoply.types import Array
 
 Kind: TypeAlias = Literal["decisions", "rewards"]
+SELECTOR_FILE = "selector.json"
 
 DECISIONS = pa.schema(
     [
@@ -47,7 +50,7 @@ DECISIONS = pa.schema(
         ("context_hash", pa.string()),
         ("state", pa.string()),
         (
-            "sidelined",
+            "suspended",
             pa.list_(
                 pa.struct([("arm", pa.string()), ("reason", pa.string()), ("until", pa.int64())])
             ),
@@ -56,9 +59,10 @@ DECISIONS = pa.schema(
 )
 """A decision: for the prompts of `prompt_ids`, one each where decisions are made by prompt.
 
-`probabilities` are of all arms, in their order, `context` is as the bandit sees it (projected),
-`context_hash` that of the context as given, `state` the version of the state it was made with, and
-`sidelined` holds the arms that could not be chosen, why, and the round in which they come back.
+`probabilities` are those of all arms, in their order; `context` is as the bandit sees it
+(projected), `context_hash` that of the context as it came; `state` is the version of the state that
+the decision was made with; `suspended` holds the arms that could not be chosen, why, and the round
+in which they come back.
 """
 REWARDS = pa.schema(
     [
@@ -73,20 +77,35 @@ REWARDS = pa.schema(
         ("failure", pa.string()),
     ]
 )
-"""What came of a decision: what was measured (`panoply.laser.signals.Outcome`, means over its
+"""The reward of a decision: measurements (`panoply.laser.signals.PromptOutcome`, means over its
 prompts), every signal, the one that was applied, and how many of its prompts the arm failed on."""
 SCHEMAS: dict[Kind, pa.Schema] = {"decisions": DECISIONS, "rewards": REWARDS}
+STORED_NAMES = {
+    "suspended": "sidelined",
+    "gold_margin_gain": "probe_gain",
+    "signal_gold_margin": "signal_probe",
+}
+"""Columns whose names in files are older than today's words; old and new logs have the same."""
+BANDIT_KINDS_V1 = {"linucb": "lin-ucb", "epsilon_greedy": "epsilon-greedy", "fixed": "fixed-arm"}
+BANDIT_SETTINGS_V1 = {
+    "name": "kind",
+    "first_pulls": "min_pulls",
+    "noise": "reward_std",
+    "strength": "prior_precision",
+    "span": "period",
+}
+"""Words of version 1 of `selector.json`, which has a `policy` where later ones have a `bandit`."""
 READERS = 16
 """Segments that are read at once."""
 
 
 class LogDiffers(ValueError):
-    """What is to be written is not what the log already holds."""
+    """The log already holds something else than what is to be written."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """All of a log: decisions, and the rewards of the rounds that have ended."""
+    """Content of a log: decisions, and the rewards of the rounds that have ended."""
 
     arms: tuple[str, ...]
     decisions: pa.Table
@@ -99,11 +118,11 @@ class Record:
         Raises:
             ValueError: decisions and rewards do not belong together.
         """
-        told = self.decisions.slice(0, self.rewards.num_rows)
+        ended = self.decisions.slice(0, self.rewards.num_rows)
         for name in ("round", "decision_id", "arm"):
-            if not told[name].equals(self.rewards[name]):
+            if not ended[name].equals(self.rewards[name]):
                 raise ValueError(f"decisions and rewards differ in {name!r}: the log is damaged")
-        return told
+        return ended
 
     @property
     def rewards_N(self) -> Array:
@@ -123,40 +142,43 @@ class Log:
         self.fs, self.path = open_store(uri)
         self.fs.create_dir(self.path, recursive=True)
 
-    def check_or_write_config(self, own: Mapping[str, Any]) -> None:
-        """Writes what the log stands on, or checks that it says the same.
+    def check_or_write_config(
+        self, config: SelectorConfig, num_features: int, prior_hash: str
+    ) -> None:
+        """Writes the selector's configuration, or fails if the log was made with another one.
 
         Raises:
             LogDiffers: the folder holds the log of another selector.
         """
-        path = f"{self.path}/selector.json"
-        wanted = json.loads(json.dumps(own))
-        if self.fs.get_file_info(path).type == pafs.FileType.File:
-            with self.fs.open_input_file(path) as file:
-                old = json.loads(file.read())
-            changed = sorted(k for k in {*wanted, *old} if wanted.get(k) != old.get(k))
-            if changed:
-                raise LogDiffers(
-                    f"{self.path!r} holds the log of a selector with other {', '.join(changed)} "
-                    "(see selector.json); take another folder, or remove that one"
-                )
+        path = f"{self.path}/{SELECTOR_FILE}"
+        settings = {"arms": self.arms, "num_features": num_features, "prior": prior_hash}
+        record = json.loads(json.dumps(as_dict(config) | settings))
+        if self.fs.get_file_info(path).type != pafs.FileType.File:
+            self._write_whole(path, json.dumps(record, indent=1).encode())
             return
-        self._write_whole(path, json.dumps(wanted, indent=1).encode())
+        with self.fs.open_input_file(path) as file:
+            old = _in_todays_words(json.loads(file.read()))
+        changed = sorted(k for k in {*record, *old} if record.get(k) != old.get(k))
+        if changed:
+            raise LogDiffers(
+                f"{self.path!r} holds the log of a selector with other {', '.join(changed)} "
+                f"(see {SELECTOR_FILE}); take another folder, or remove that one"
+            )
 
     def write(self, kind: Kind, round: int, table: pa.Table) -> None:
         """Writes a segment, unless it is there already.
 
         Raises:
-            LogDiffers: it is there and says something else.
+            LogDiffers: the segment is there with other content.
         """
         table = table.cast(SCHEMAS[kind])
-        known = self.read_segment(kind, round)
-        if known is not None:
-            if not known.equals(table):
+        old = self.read_segment(kind, round)
+        if old is not None:
+            if not old.equals(table):
                 raise LogDiffers(f"the {kind} of round {round} are in the log, and differ")
             return
         buffer = io.BytesIO()
-        pq.write_table(table, buffer)
+        pq.write_table(table.rename_columns(_stored_schema(kind).names), buffer)
         self._write_whole(self._segment(kind, round), buffer.getvalue())
 
     def read_segment(self, kind: Kind, round: int) -> pa.Table | None:
@@ -165,47 +187,51 @@ class Log:
         if self.fs.get_file_info(path).type != pafs.FileType.File:
             return None
         with self.fs.open_input_file(path) as file:
-            return pq.read_table(file, schema=SCHEMAS[kind])
+            stored = pq.read_table(file, schema=_stored_schema(kind))
+        return stored.rename_columns(SCHEMAS[kind].names)
 
-    def read(self, known: Record | None = None) -> Record:
+    def read(self, before: Record | None = None) -> Record:
         """Returns the whole log.
 
         Args:
-            known: what was read before; segments never change, so only later ones are read.
+            before: content at an earlier time; segments never change, so only later ones are read.
 
         Raises:
             ValueError: a segment is missing between others.
         """
-        begun, over = self._rounds("decisions"), self._rounds("rewards")
-        if over not in (begun, begun - 1):
+        num_begun, num_ended = self._num_rounds("decisions"), self._num_rounds("rewards")
+        if num_ended not in (num_begun, num_begun - 1):
             raise ValueError(
-                f"{self.path!r} has decisions of {begun} rounds and rewards of {over}: segments "
-                "are missing"
+                f"{self.path!r} has decisions of {num_begun} rounds and rewards of {num_ended}: "
+                "segments are missing"
             )
-        decisions, rewards = (SCHEMAS[kind].empty_table() for kind in SCHEMAS)
-        if known is not None:
-            decisions, rewards = known.decisions, known.rewards
+        decisions, rewards = DECISIONS.empty_table(), REWARDS.empty_table()
+        if before is not None:
+            decisions, rewards = before.decisions, before.rewards
         return Record(
             self.arms,
-            self._extended("decisions", decisions, begun),
-            self._extended("rewards", rewards, over),
+            self._extended("decisions", decisions, num_begun),
+            self._extended("rewards", rewards, num_ended),
         )
 
-    def _extended(self, kind: Kind, known: pa.Table, num: int) -> pa.Table:
-        first = known["round"][-1].as_py() + 1 if known.num_rows else 0
+    def _extended(self, kind: Kind, before: pa.Table, num_rounds: int) -> pa.Table:
+        first = before["round"][-1].as_py() + 1 if before.num_rows else 0
         with ThreadPoolExecutor(READERS) as pool:
-            found = pool.map(lambda round: self.read_segment(kind, round), range(first, num))
-            tables = [table for table in found if table is not None]
-        return pa.concat_tables([known, *tables]).combine_chunks()
+            segments = pool.map(
+                lambda round: self.read_segment(kind, round), range(first, num_rounds)
+            )
+            tables = [table for table in segments if table is not None]
+        return pa.concat_tables([before, *tables]).combine_chunks()
 
-    def _rounds(self, kind: Kind) -> int:
+    def _num_rounds(self, kind: Kind) -> int:
         """Returns the number of segments, which are 0, 1 and so on."""
         listed = self.fs.get_file_info(pafs.FileSelector(self.path))
         names = {info.base_name for info in listed}
         names = {n for n in names if n.startswith(f"{kind}-") and n.endswith(".parquet")}
-        wanted = [self._segment(kind, i).rpartition("/")[2] for i in range(len(names))]
-        if missing := [name for name in wanted if name not in names]:
-            raise ValueError(f"{self.path!r} lacks {missing[0]}, but holds later segments")
+        for i in range(len(names)):
+            name = self._segment(kind, i).rpartition("/")[2]
+            if name not in names:
+                raise ValueError(f"{self.path!r} lacks {name}, but holds later segments")
         return len(names)
 
     def _segment(self, kind: Kind, round: int) -> str:
@@ -224,13 +250,59 @@ class Log:
             _sync(self.path)
 
 
+def recorded_selector(uri: str) -> tuple[SelectorConfig, tuple[str, ...], int]:
+    """Returns the configuration of the selector that wrote a log, its arms, and H.
+
+    Raises:
+        OSError: there is no log.
+        ValueError: its bandit is none of today's.
+    """
+    fs, path = open_store(uri)
+    with fs.open_input_file(f"{path}/{SELECTOR_FILE}") as file:
+        record = _in_todays_words(json.loads(file.read()))
+    arms, num_features = tuple(record.pop("arms")), record.pop("num_features")
+    del record["prior"]
+    record["bandit"] = recorded_bandit(record["bandit"])
+    record["signal"] = SignalConfig(**record["signal"])
+    record["costs"] = tuple(record["costs"])
+    return SelectorConfig(**record), arms, num_features
+
+
+def _in_todays_words(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a `selector.json` as it is written today, whenever it was written."""
+    renamed = dict(record)
+    if "policy" not in record:
+        return renamed
+    # Version 1 had one class for all bandits, with a null for each setting that was not changed.
+    policy: dict[str, Any] = renamed.pop("policy")
+    settings: dict[str, Any] = {}
+    for name, value in policy.items():
+        if value is not None:
+            settings[BANDIT_SETTINGS_V1.get(name, name)] = value
+    settings["kind"] = BANDIT_KINDS_V1.get(settings["kind"], settings["kind"])
+    signal = dict(renamed["signal"])
+    signal["min_history"] = signal.pop("wait")
+    if signal["name"] == "probe":
+        signal["name"] = "gold_margin"
+    renamed["bandit"], renamed["signal"] = as_dict(recorded_bandit(settings)), signal
+    renamed["suspend_rounds"] = renamed.pop("sideline_rounds")
+    return renamed
+
+
+def _stored_schema(kind: Kind) -> pa.Schema:
+    """Returns the schema of a segment's file."""
+    schema = SCHEMAS[kind]
+    names = [STORED_NAMES.get(name, name) for name in schema.names]
+    return pa.schema(list(zip(names, schema.types, strict=True)))
+
+
 def replay(record: Record, initial: State) -> State:
     """Returns the state after all rewards of a log, with the bits that the live one had.
 
     Args:
-        record: the log. Its contexts and propensities are the ones that were used, so no policy
-            is needed.
-        initial: the state before the first reward (`panoply.bandit.make.initial_state`).
+        record: the log. Its contexts and propensities are the ones that were used, so no rule is
+            needed.
+        initial: the state before the first reward (`panoply.laser.rounds.initial_state`).
 
     Raises:
         ValueError: the log is damaged, or of other arms or contexts.
@@ -255,9 +327,12 @@ def to_choice(decisions: pa.Table, arms: tuple[str, ...]) -> Choice:
     names = decisions["arm"].to_pylist()
     if unknown := set(names) - set(arms):
         raise ValueError(f"the log has arms {sorted(unknown)} that are none of {list(arms)}")
-    contexts, propensities = (matrix(decisions[name]) for name in ("context", "probabilities"))
-    number = {arm: k for k, arm in enumerate(arms)}
-    return Choice(contexts, np.array([number[n] for n in names], np.int64), propensities)
+    numbers = {arm: k for k, arm in enumerate(arms)}
+    return Choice(
+        contexts_BD=matrix(decisions["context"]),
+        arms_B=np.array([numbers[name] for name in names], np.int64),
+        propensities_BK=matrix(decisions["probabilities"]),
+    )
 
 
 def matrix(lists: pa.ChunkedArray) -> Array:

@@ -1,4 +1,4 @@
-"""What the bandit receives: raw values on a scale of their own taken to [-1, 1].
+"""Rewards of the bandit: raw values on a scale of their own, taken to [-1, 1].
 
 A raw value is better where it is larger: LASeR's is the negative loss of a training step (arXiv
 2410.01735, section 3.2). One that is missing or not finite gives NaN, which the bandit rejects, and
@@ -21,25 +21,30 @@ from panoply.types import Array
 
 
 def quantile_rewards(
-    raw_B: ArrayLike, before_N: ArrayLike, *, low: float = 0.2, high: float = 0.8, wait: int = 5
+    raw_B: ArrayLike,
+    before_N: ArrayLike,
+    *,
+    low: float = 0.2,
+    high: float = 0.8,
+    min_history: int = 5,
 ) -> Array:
     """Returns the place of each value between two quantiles of recent values, in [0, 1].
 
         R = clip((v - q_low) / (q_high - q_low), 0, 1),  q over the batch and the values before it
 
-    Where both quantiles are equal, R is 0 below, .5 at and 1 above them. With fewer than `wait`
-    usable values there are no quantiles, and all R are NaN.
+    Where both quantiles are equal, R is 0 below, .5 at and 1 above them. With fewer than
+    `min_history` usable values there are no quantiles, and all R are NaN.
 
     Raises:
-        ValueError: the quantiles are not ascending in [0, 1], or wait < 2.
+        ValueError: the quantiles are not ascending in [0, 1], or min_history < 2.
     """
     if not 0 <= low < high <= 1:
         raise ValueError(f"quantiles must be 0 <= low < high <= 1, got {low!r} and {high!r}")
-    if wait < 2:
-        raise ValueError(f"`wait` must be at least 2, got {wait!r}")
+    if min_history < 2:
+        raise ValueError(f"`min_history` must be at least 2, got {min_history!r}")
     raw, before = np.asarray(raw_B, np.float64), np.asarray(before_N, np.float64)
     recent = np.concatenate([before[np.isfinite(before)], raw[np.isfinite(raw)]])
-    if len(recent) < wait:
+    if len(recent) < min_history:
         return np.full(raw.shape, np.nan)
     below, above = np.quantile(recent, (low, high))
     value = np.where(np.isfinite(raw), raw, np.nan)
@@ -74,7 +79,7 @@ def advantages(raw_B: ArrayLike, baseline: float, *, decay: float = 0.9) -> tupl
 
 
 def gains(before_B: ArrayLike, after_B: ArrayLike) -> Array:
-    """Returns after - before, NaN where either is not finite: how much a quality went up.
+    """Returns the rise after - before, NaN where either is not finite.
 
     The improvement of a loss is `gains(after, before)`.
     """
@@ -83,7 +88,7 @@ def gains(before_B: ArrayLike, after_B: ArrayLike) -> Array:
     return np.subtract(after, before, out=np.full(before.shape, np.nan), where=usable)
 
 
-def verified(scores_n: ArrayLike, right_n: ArrayLike) -> float:
+def verifier_auc(scores_n: ArrayLike, right_n: ArrayLike) -> float:
     """Returns how well an arm's scores order responses that a verifier judged, in [0, 1].
 
         P(s_i > s_j) + P(s_i = s_j) / 2,  i right, j wrong
@@ -99,11 +104,11 @@ def verified(scores_n: ArrayLike, right_n: ArrayLike) -> float:
     return float((np.sign(good[:, None] - bad) + 1).mean() / 2)
 
 
-def agreement(scores_Kn: ArrayLike, arm: int) -> float:
+def arm_agreement(scores_Kn: ArrayLike, arm: int) -> float:
     """Returns the share of the other arms that order an arm's best and worst response as it does.
 
-    A tie counts half, an arm that misses either score is left out. NaN where nobody is left, or the
-    arm itself does not tell two responses apart.
+    A tie counts half, an arm that misses either score is left out. NaN where no other arm is left,
+    or the arm itself does not tell two responses apart.
     """
     scores = np.asarray(scores_Kn, np.float64)
     usable = np.isfinite(scores[arm])
@@ -118,7 +123,7 @@ def agreement(scores_Kn: ArrayLike, arm: int) -> float:
     return float((np.sign(pair[:, 0] - pair[:, 1]) + 1).mean() / 2)
 
 
-def disagreement(scores_Kn: ArrayLike) -> float:
+def arm_disagreement(scores_Kn: ArrayLike) -> float:
     """Returns the share of (two arms, two responses) that the arms order in opposite ways.
 
     Only where both arms score both responses and neither ties; NaN where there is nothing to
@@ -128,7 +133,7 @@ def disagreement(scores_Kn: ArrayLike) -> float:
     usable = np.where(np.isfinite(scores), scores, np.nan)
     first, second = np.triu_indices(scores.shape[1], 1)
     order_KP = np.sign(usable[:, first] - usable[:, second])
-    one, other = np.triu_indices(len(scores), 1)
-    product = order_KP[one] * order_KP[other]
-    told = np.abs(product) == 1  # false where NaN
-    return float((product[told] < 0).mean()) if told.any() else float("nan")
+    first_arm, second_arm = np.triu_indices(len(scores), 1)
+    product = order_KP[first_arm] * order_KP[second_arm]
+    comparable = np.abs(product) == 1  # false where NaN
+    return float((product[comparable] < 0).mean()) if comparable.any() else float("nan")

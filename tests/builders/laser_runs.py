@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from panoply.bandit.bandits import LinUCB
 from panoply.config import Rendering
-from panoply.config.bandit import BanditConfig, SelectorConfig, SignalConfig
+from panoply.config.bandit import SelectorConfig, SignalConfig
 from panoply.config.laser import ArmsConfig, LaserConfig, PromptsConfig
 from panoply.config.policy import PolicyConfig, SamplingConfig
-from panoply.config.preference import TrainedBackboneConfig
+from panoply.config.preference import Lora, TrainedBackboneConfig
 
 LONG = "function:panoply.serve.verifiers:length"
 SHORT = "function:panoply.serve.verifiers:brevity"
@@ -14,24 +15,27 @@ SHORT = "function:panoply.serve.verifiers:brevity"
 
 def laser_config(model, out, **changes) -> LaserConfig:
     backbone = TrainedBackboneConfig(
-        model=str(model), dtype="float32", rank=2, rendering=Rendering(max_prompt_tokens=96)
+        model=str(model),
+        dtype="float32",
+        trained=Lora(rank=2),
+        rendering=Rendering(max_prompt_tokens=96),
     )
     given = {
         "out": str(out),
         "prompts": PromptsConfig(num_made=18, num_held_out=4),
         "arms": ArmsConfig(models=(f"long={LONG}", f"short={SHORT}"), timeout=5.0),
-        "n": 3,
-        "num_pairs": 1,
+        "num_samples": 3,
+        "pairs_per_prompt": 1,
         "num_rounds": 4,
         "prompts_per_round": 4,
         "rounds_per_iteration": 2,
         "evaluate_every": 2,
         "selector": SelectorConfig(
-            policy=BanditConfig(name="linucb", max_features=8),
+            bandit=LinUCB(max_features=8),
             signal=SignalConfig(name="negative_loss"),
         ),
         "backbone": backbone,
         "policy": PolicyConfig(lr=1e-3, prompts_per_step=4),
-        "sampling": SamplingConfig(max_tokens=12, rows=6),
+        "sampling": SamplingConfig(max_tokens=12, batch_size=6),
     }
     return LaserConfig(**(given | changes))

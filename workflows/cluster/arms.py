@@ -1,8 +1,8 @@
-"""The arms of a run, asked without waiting: models as Serve applications, the others in place.
+"""Scorers of a run, asked without waiting: models as Serve applications, the others in place.
 
-with asking(arms, timeout, run) as arms:
-    later = arms.ask("armorm", Chat(prompt, responses))     # while the policy samples on
-    later.result().score_n
+with serve_arms(scorers, timeout, run) as arms:
+    future = arms.ask("armorm", Chat(prompt, responses))     # while the policy samples on
+    future.result().score_n
 """
 
 from __future__ import annotations
@@ -32,29 +32,29 @@ from workflows.cluster.gateway import DEPLOYMENT, cause, model_name
 from workflows.cluster.models import model_app
 from workflows.cluster.tenancy import holding, serve_controller, take_down
 
-AGAIN_SECONDS = 1.0
+RETRY_SECONDS = 1.0
 """Pause before an arm that is busy or was lost is asked again."""
-AGAIN = (429, 503)
+RETRIED_STATUSES = (429, 503)
 
 
 @dataclass(frozen=True, slots=True)
 class ArmScores:
-    """What an arm says of the responses to a prompt."""
+    """An arm's scores of the responses to a prompt."""
 
     score_n: tuple[float, ...]
-    """NaN where it has none."""
+    """NaN where a score is missing."""
     failure: str
     """The first reason why a score is missing; empty where none is."""
 
 
 class Arms:
-    """Asks arms by their names, all prompts at the same time."""
+    """Asks scorers by their names, all prompts at the same time."""
 
     def __init__(self, asks: Mapping[str, Ask], timeout: float) -> None:
-        """Starts a thread for the event loop in which all is asked.
+        """Starts a thread with the event loop of all requests.
 
         Args:
-            asks: of each arm.
+            asks: sends a request, by name of the scorer.
             timeout: seconds for one prompt, with all attempts.
         """
         self.asks, self.timeout = asks, timeout
@@ -63,12 +63,12 @@ class Arms:
         self.thread.start()
 
     def close(self) -> None:
-        """Ends the thread; what was not answered never is."""
+        """Ends the thread; requests in flight are never answered."""
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
 
     def ask(self, name: str, chat: Chat) -> Future[ArmScores]:
-        """Returns at once what will hold the scores of an arm."""
+        """Returns at once a future of the scores of an arm."""
         return asyncio.run_coroutine_threadsafe(self._ask(name, chat), self.loop)
 
     async def _ask(self, name: str, chat: Chat) -> ArmScores:
@@ -77,89 +77,100 @@ class Arms:
         while True:
             left = ends - time.monotonic()
             answer = await self._once(name, chat, left)
-            again, wait = _again(answer)
-            if not again or time.monotonic() + wait >= ends:
-                return _said(answer, len(chat.responses))
-            await asyncio.sleep(wait)
+            delay = _retry_delay(answer)
+            if delay is None or time.monotonic() + delay >= ends:
+                return _arm_scores(answer, len(chat.responses))
+            await asyncio.sleep(delay)
 
     async def _once(self, name: str, chat: Chat, left: float) -> ModelAnswer | RequestError:
         request = ReplicaRequest(items=(chat,), bucket=bucket_of(chat), timeout=left)
         return await ask_replica(name, self.asks[name], request)
 
 
-def _again(answer: ModelAnswer | RequestError) -> tuple[bool, float]:
-    """Returns whether trying again may help, and how many seconds later."""
+def _retry_delay(answer: ModelAnswer | RequestError) -> float | None:
+    """Returns the seconds after which trying again may help; None where it cannot."""
     if isinstance(answer, RequestError):
-        return answer.status in AGAIN, answer.retry_after or AGAIN_SECONDS
-    return any(score.transient for score in answer.items[0]), AGAIN_SECONDS
+        retries = answer.status in RETRIED_STATUSES
+        return (answer.retry_after or RETRY_SECONDS) if retries else None
+    transient = any(score.transient for score in answer.items[0])
+    return RETRY_SECONDS if transient else None
 
 
-def _said(answer: ModelAnswer | RequestError, num: int) -> ArmScores:
+def _arm_scores(answer: ModelAnswer | RequestError, num: int) -> ArmScores:
     if isinstance(answer, RequestError):
         return ArmScores((float("nan"),) * num, str(answer))
-    scores = answer.items[0]
-    values = (float("nan") if one.score is None else float(one.score) for one in scores)
-    return ArmScores(tuple(values), next((one.error for one in scores if one.error), ""))
+    values: list[float] = []
+    failure = ""
+    for score in answer.items[0]:
+        values.append(float("nan") if score.score is None else float(score.score))
+        failure = failure or score.error
+    return ArmScores(tuple(values), failure)
 
 
 @contextmanager
-def asking(arms: Sequence[ServedModelConfig], timeout: float, run: str) -> Generator[Arms]:
-    """Yields the arms; models are started first, and taken down at the end.
+def serve_arms(scorers: Sequence[ServedModelConfig], timeout: float, run: str) -> Generator[Arms]:
+    """Starts the models among the scorers, yields all of them, and takes the models down.
 
     Args:
-        arms: resolved (`workflows.cluster.resolve_model`).
+        scorers: settings, resolved (`workflows.cluster.resolve_model`).
         timeout: seconds for one prompt.
-        run: what the applications are named after, so that two runs on one cluster do not meet and
-            one that was killed finds its own again.
+        run: name of the applications, so that two runs on one cluster do not meet and one that was
+            killed finds its own again.
 
     Raises:
         ValueError: a model cannot be loaded, or a function, endpoint or table cannot be had.
     """
-    models = [arm for arm in arms if isinstance(parse_where(arm.where), LocalModel)]
-    asks: dict[str, Ask] = {a.name: FunctionReplica(a).answer for a in arms if a not in models}
+    models: list[ServedModelConfig] = []
+    asks: dict[str, Ask] = {}
+    for scorer in scorers:
+        if isinstance(parse_where(scorer.where), LocalModel):
+            models.append(scorer)
+        else:
+            asks[scorer.name] = FunctionReplica(scorer).answer
     folder = re.sub(r"\W", "_", Path(run).name, flags=re.ASCII)
     with _applications(models, f"laser_{folder}_{digest(run)[:8]}") as handles:
-        asked = Arms(asks | {n: handle.answer.remote for n, handle in handles.items()}, timeout)
+        arms = Arms(asks | {n: handle.answer.remote for n, handle in handles.items()}, timeout)
         try:
-            yield asked
+            yield arms
         finally:
-            asked.close()
+            arms.close()
 
 
 @contextmanager
 def _applications(models: Sequence[ServedModelConfig], run: str) -> Generator[dict[str, Any]]:
-    """Yields a handle of each model's application, which no HTTP leads to."""
+    """Yields a handle of each model's application; none has a route."""
     if not models:
         yield {}
         return
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    names = {arm.name: model_name(run, arm.name) for arm in models}
+    names = {model.name: model_name(run, model.name) for model in models}
     with holding(run, "wait until it is over, or take another `--out`"):
         started = serve_controller() is None
         serve.start(proxy_location="Disabled")
         try:
             targets = [
-                serve.RunTarget(model_app(asdict(arm)), names[arm.name], route_prefix=None)
-                for arm in models
+                serve.RunTarget(model_app(asdict(model)), names[model.name], route_prefix=None)
+                for model in models
             ]
             try:
                 serve.run_many(targets)
             except RuntimeError as error:
-                raise ValueError(f"an arm could not be started: {reasons(names)}") from error
+                raise ValueError(f"an arm could not be started: {_failures(names)}") from error
             yield {
-                arm: serve.get_deployment_handle(DEPLOYMENT, app_name=name)
-                for arm, name in names.items()
+                model: serve.get_deployment_handle(DEPLOYMENT, app_name=name)
+                for model, name in names.items()
             }
         finally:
             take_down(names.values(), started=started)
 
 
-def reasons(names: Mapping[str, str]) -> str:
-    """Returns why applications failed, by the names of their arms."""
-    known = serve.status().applications
-    failed = {arm: known[name] for arm, name in names.items() if name in known}
-    return "; ".join(
-        f"{arm!r}: {cause(next((d.message for d in app.deployments.values()), app.message))}"
-        for arm, app in failed.items()
-        if app.status in ("DEPLOY_FAILED", "UNHEALTHY")
-    )
+def _failures(names: Mapping[str, str]) -> str:
+    """Returns the reasons why applications failed, by the names of their models."""
+    applications = serve.status().applications
+    failures: list[str] = []
+    for model, name in names.items():
+        app = applications.get(name)
+        if app is not None and app.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+            messages = [deployment.message for deployment in app.deployments.values()]
+            failures.append(f"{model!r}: {cause(messages[0] if messages else app.message)}")
+    return "; ".join(failures)

@@ -1,14 +1,16 @@
-"""Trusted pairs, on which it is measured whether a policy learns what is right.
+"""Gold pairs: trusted pairs, on which it is measured whether a policy learns what is right.
 
-They are from a file, or right and wrong samples of the labeled prompts. Their prompts are neither
-trained on nor held out, or a gain on them would say nothing, or too much.
+They are from a file, or right and wrong samples of the calibration prompts. Their prompts are
+neither trained on nor held out, or a gain on them would say nothing, or too much.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 
 from actors.dpo_trainer import RankedPrompt
@@ -17,32 +19,28 @@ from panoply.data.ingest import IngestLimits, ingest_pairs
 from panoply.data.read import Input
 from panoply.data.schema import split_key
 from panoply.data.tasks import Task
-from panoply.laser.scored import ScoredPrompt
+from panoply.laser.rollout import Rollout
+from workflows.cluster.rollouts import ranked_prompts
 
 PAIRS_PER_SOURCE = 64
-"""Drawn from a file; the policy's forwards on all of them are what a probe costs a round."""
+"""Pairs drawn from a source of a file; each round costs the policy's forwards on all of them."""
 PAIRS_PER_PROMPT = 2
-"""Of the samples of a labeled prompt."""
+"""Pairs of the samples of a calibration prompt."""
 
 
-def read_probe(config: LaserConfig, out: Path, others: Sequence[Task]) -> tuple[RankedPrompt, ...]:
-    """Returns pairs of the file `config.probe`, but those of other prompts of the run.
+def read_gold_pairs(
+    config: LaserConfig, out: Path, other_tasks: Sequence[Task]
+) -> tuple[RankedPrompt, ...]:
+    """Returns pairs of the file `config.gold_pairs`, but those of other prompts of the run.
 
     Raises:
         FileNotFoundError, ValueError: the file holds no pair that can be used.
     """
     limits = IngestLimits(max_rows_per_source=PAIRS_PER_SOURCE, seed=config.seed)
-    path = ingest_pairs([Input(config.probe)], out / "probe", limits).path
+    path = ingest_pairs([Input(config.gold_pairs)], out / "gold_pairs", limits).path
     columns = ["prompt_id", "source", "prompt", "chosen", "rejected"]
-    rows = pq.read_table(path, columns=columns).to_pylist()
-    used = {split_key(task.prompt) for task in others}
-    kept = [row for row in rows if split_key(row["prompt"]) not in used]
-    if not kept:
-        raise ValueError(
-            f"`probe` is {config.probe!r}, but the prompts of all its pairs are trained on or held "
-            "out: name pairs of other prompts"
-        )
-    return tuple(
+    used = {split_key(task.prompt) for task in other_tasks}
+    pairs = tuple(
         RankedPrompt(
             prompt_id=row["prompt_id"],
             prompt=row["prompt"],
@@ -51,30 +49,34 @@ def read_probe(config: LaserConfig, out: Path, others: Sequence[Task]) -> tuple[
             pairs=((0, 1),),
             source=row["source"],
         )
-        for row in kept
+        for row in pq.read_table(path, columns=columns).to_pylist()
+        if split_key(row["prompt"]) not in used
     )
+    if not pairs:
+        raise ValueError(
+            f"`gold_pairs` is {config.gold_pairs!r}, but the prompts of all its pairs are trained "
+            "on or held out: name pairs of other prompts"
+        )
+    return pairs
 
 
-def judged_probe(
-    config: LaserConfig, labeled: Sequence[Task], scored: Sequence[ScoredPrompt]
-) -> tuple[RankedPrompt, ...]:
-    """Returns pairs of a right and a wrong sample of each labeled prompt that has both.
+def judged_gold_pairs(config: LaserConfig, rollouts: Sequence[Rollout]) -> tuple[RankedPrompt, ...]:
+    """Returns pairs of a right and a wrong sample of each calibration prompt that has both.
 
     Raises:
-        ValueError: there is none, and the signal is 'probe'.
+        ValueError: there is none, and the signal is 'gold_margin'.
     """
-    prompts = {task.prompt_id: task.prompt for task in labeled}
-    found: list[RankedPrompt] = []
-    for one in scored:
-        right, wrong = ([i for i, v in enumerate(one.verdict_n) if v == side] for side in (1, 0))
+    judged: list[Rollout] = []
+    for rollout in rollouts:
+        right = np.flatnonzero(rollout.verdict_n == 1).tolist()
+        wrong = np.flatnonzero(rollout.verdict_n == 0).tolist()
         pairs = tuple(zip(right, wrong, strict=False))[:PAIRS_PER_PROMPT]
-        if pairs:
-            own = (one.prompt_id, prompts[one.prompt_id], one.responses, one.ended, pairs)
-            found.append(RankedPrompt(*own, source=one.source))
-    if not found and config.selector.signal.name == "probe":
+        judged.append(replace(rollout, pairs=pairs))
+    gold_pairs = ranked_prompts(judged)
+    if not gold_pairs and config.selector.signal.name == "gold_margin":
         raise ValueError(
-            f"none of {len(scored)} labeled prompts has a right and a wrong sample, so there is "
-            "nothing to measure the signal 'probe' on: raise `num_labeled` or `n`, or name a file "
-            "of trusted pairs with `probe`"
+            f"none of {len(rollouts)} calibration prompts has a right and a wrong sample, so there "
+            "is nothing to measure the signal 'gold_margin' on: raise `num_calibration_prompts` or "
+            "`num_samples`, or name a file of trusted pairs with `gold_pairs`"
         )
-    return tuple(found)
+    return gold_pairs

@@ -1,4 +1,4 @@
-"""Samples of a policy from a pool of samplers, prompt by prompt as they come.
+"""Rollouts: samples of a policy from a pool of samplers, scored while others are still drawn.
 
 Prompts are cut into calls that depend on them alone, so it changes nothing which sampler answers
 which call, how many there are, and whether one of them dies: its call begins anew.
@@ -6,17 +6,191 @@ which call, how many there are, and whether one of them dies: its call begins an
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+import math
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 
-from actors.sampler import Question, Sampler, Samples
+from actors.dpo_trainer import RankedPrompt
+from actors.sampler import Sampler, Samples
 from actors.server_sampler import ServerSampler
 from panoply.config import DType, Rendering
+from panoply.config.laser import (
+    VERIFIER,
+    ArmsConfig,
+    BestOfNConfig,
+    LaserConfig,
+    PromptsConfig,
+)
 from panoply.config.policy import PolicyServerConfig, SamplingConfig
+from panoply.config.serve import ServedModelConfig
+from panoply.data.tasks import Task, read_tasks, synthetic_prompts
+from panoply.laser.rollout import Rollout, read_rollouts, write_rollouts
+from panoply.scorers.where import LocalModel, parse_where
+from panoply.wire.request import Chat
+from workflows.cluster.arms import Arms, ArmScores, serve_arms
+from workflows.cluster.resolve_model import resolve_model
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutCollector:
+    """Samples prompts, has the samples scored and judged, and keeps them in a file."""
+
+    samplers: Sequence[Any]
+    """Handles of sampler actors."""
+    arms: Arms
+    names: tuple[str, ...]
+    """Names of the arms, in their order."""
+    batch_size: int
+    """Samples that a sampler draws together."""
+    verifies: bool
+    """Whether the verifier judges every sample."""
+    seed: int
+
+    def collect(
+        self,
+        file: Path,
+        rollouts: Sequence[Rollout],
+        num_samples: int,
+        round: int,
+        adapter: str = "",
+    ) -> list[Rollout]:
+        """Returns the rollouts with scored samples, in the order of the prompts' ids.
+
+        Args:
+            file: file of the samples: read where it is there, else written.
+            rollouts: prompts, and the arms that score their samples.
+            num_samples: samples of each prompt.
+            round: round of the run; another one draws other samples.
+            adapter: folder of the policy's adapters; empty: the model as it is.
+        """
+        by_id = {rollout.prompt_id: rollout for rollout in rollouts}
+        if not file.exists():
+            tasks = [rollout.task for rollout in rollouts]
+            calls = split_calls(tasks, num_samples, self.batch_size)
+            streams = draw_samples(self.samplers, calls, num_samples, self.seed, round, adapter)
+            # Asks without waiting: arms score these samples while the next ones are drawn.
+            pending = [
+                (samples, self._ask(by_id[samples.prompt_id], samples)) for samples in streams
+            ]
+            scored = [
+                self._scored(by_id[samples.prompt_id], samples, futures)
+                for samples, futures in pending
+            ]
+            write_rollouts(file, scored, self.names)
+        # From the file in any case, so that a resumed run has the same numbers.
+        collected: list[Rollout] = []
+        for saved in read_rollouts(file, self.names):
+            rollout = by_id[saved.prompt_id]
+            collected.append(
+                replace(saved, task=rollout.task, arm=rollout.arm, scorers=rollout.scorers)
+            )
+        return collected
+
+    def _ask(self, rollout: Rollout, samples: Samples) -> dict[str, Future[ArmScores]]:
+        """Asks the rollout's arms, and the verifier, for scores of its samples."""
+        texts = tuple(response.text for response in samples.responses)
+        chat = Chat(tuple(rollout.task.prompt), texts, rollout.task.label)
+        names = [*rollout.scorers, VERIFIER] if self.verifies else rollout.scorers
+        return {name: self.arms.ask(name, chat) for name in names}
+
+    def _scored(
+        self, rollout: Rollout, samples: Samples, futures: Mapping[str, Future[ArmScores]]
+    ) -> Rollout:
+        """Returns a rollout with its samples and their scores, once these are there."""
+        answers = {name: future.result() for name, future in futures.items()}
+        missing = ArmScores((float("nan"),) * len(samples.responses), "")
+        scores = [answers.get(name, missing) for name in self.names]
+        failures = {
+            name: arm_scores.failure
+            for name, arm_scores in zip(self.names, scores, strict=True)
+            if arm_scores.failure
+        }
+        return replace(
+            rollout,
+            responses=tuple(response.text for response in samples.responses),
+            ended=tuple(response.ended for response in samples.responses),
+            verdict_n=np.array(answers.get(VERIFIER, missing).score_n, np.float64),
+            score_Kn=np.array([arm_scores.score_n for arm_scores in scores], np.float64),
+            failures=failures,
+        )
+
+
+@contextmanager
+def open_collector(
+    config: LaserConfig | BestOfNConfig, scorers: Sequence[ServedModelConfig], run: str
+) -> Generator[RolloutCollector]:
+    """Starts the arms and the samplers of a run, and ends them afterwards.
+
+    Args:
+        config: configuration of the run.
+        scorers: `resolved_scorers`.
+        run: name of the arms' applications.
+
+    Raises:
+        ValueError: an arm cannot be started.
+    """
+    backbone = config.backbone
+    pool = sampler_pool(
+        config.num_samplers,
+        backbone.model,
+        config.sampling,
+        backbone.rendering,
+        dtype=backbone.dtype,
+        gpus=config.gpus,
+        server=config.server,
+    )
+    with serve_arms(scorers, config.arms.timeout, run) as arms, pool as samplers:
+        yield RolloutCollector(
+            samplers,
+            arms,
+            config.arms.names,
+            config.sampling.batch_size,
+            bool(config.prompts.verifier),
+            config.seed,
+        )
+
+
+def resolved_scorers(arms: ArmsConfig, prompts: PromptsConfig) -> list[ServedModelConfig]:
+    """Returns the settings of the arms, and of the verifier where there is one, resolved.
+
+    Raises:
+        ValueError, OSError: one of them cannot be had.
+    """
+    scorers = list(arms.arms())
+    if prompts.verifier:
+        scorers.append(ServedModelConfig(name=VERIFIER, where=prompts.verifier))
+    return [resolve_model(scorer) for scorer in scorers]
+
+
+def model_cpus(scorers: Sequence[ServedModelConfig]) -> int:
+    """Returns the CPUs that the models among the scorers may take."""
+    cpus = 0.0
+    for scorer in scorers:
+        if isinstance(parse_where(scorer.where), LocalModel):
+            cpus += scorer.scaling.cpus * scorer.scaling.max_replicas
+    return math.ceil(cpus)
+
+
+def read_prompts(config: PromptsConfig, seed: int) -> list[Task]:
+    """Returns the prompts of a file, or synthetic ones."""
+    return read_tasks(config.file) if config.file else synthetic_prompts(config.num_made, seed)
+
+
+def ranked_prompts(rollouts: Sequence[Rollout]) -> tuple[RankedPrompt, ...]:
+    """Returns the rollouts that have a pair, as a policy is trained on them."""
+    return tuple(
+        RankedPrompt(r.prompt_id, r.task.prompt, r.responses, r.ended, r.pairs, source=r.source)
+        for r in rollouts
+        if r.pairs
+    )
 
 
 @contextmanager
@@ -30,82 +204,85 @@ def sampler_pool(
     gpus: float = 0.0,
     server: PolicyServerConfig | None = None,
 ) -> Generator[list[Any]]:
-    """Yields handles of samplers that live as long as the context.
+    """Starts samplers, yields their handles, and ends them.
 
     Args:
-        num: how many.
+        num: number of samplers.
         model: 'embedded', a Hugging Face folder, or a hub name.
-        config: how responses are drawn.
+        config: sampling of responses.
         rendering: limit of the prompt.
-        dtype: of the forward.
-        gpus: of each.
-        server: what draws the samples, where it is not the samplers.
+        dtype: precision of the forward.
+        gpus: GPUs of each sampler.
+        server: server that draws the samples, where one is named.
     """
     served = server is not None and bool(server.url)
-    made: Any = ray.remote(ServerSampler if served else Sampler).options(
+    actor: Any = ray.remote(ServerSampler if served else Sampler).options(
         num_cpus=1, num_gpus=0 if served else gpus, max_restarts=-1, max_task_retries=-1
     )
-    own: tuple[Any, ...] = (server,) if served else (dtype, 1)
-    pool = [made.remote(model, config, rendering, *own) for _ in range(num)]
+    place: tuple[Any, ...] = (server,) if served else (dtype, 1)
+    samplers = [actor.remote(model, config, rendering, *place) for _ in range(num)]
     try:
-        yield pool
+        yield samplers
     finally:
-        for sampler in pool:
+        for sampler in samplers:
             ray.kill(sampler)
 
 
-def calls(questions: Sequence[Question], n: int, rows: int) -> list[list[Question]]:
-    """Returns prompts in calls of up to `rows` samples, those of similar length together.
+def split_calls(tasks: Sequence[Task], num_samples: int, batch_size: int) -> list[list[Task]]:
+    """Returns prompts in calls of up to `batch_size` samples, those of similar length together.
 
     Calls have the same size but for one prompt: with one as large as a sampler may take and one of
-    what is left, a sampler would be idle for most of the time.
+    the rest, a sampler would be idle for most of the time.
     """
-    ordered = sorted(
-        questions, key=lambda q: (sum(len(m["content"]) for m in q.prompt), q.prompt_id)
-    )
-    num = -(-len(ordered) // max(1, rows // n))
-    bounds = [len(ordered) * i // num for i in range(num + 1)]
+    ordered = sorted(tasks, key=lambda task: (_num_characters(task), task.prompt_id))
+    num_calls = -(-len(ordered) // max(1, batch_size // num_samples))
+    bounds = [len(ordered) * i // num_calls for i in range(num_calls + 1)]
     return [ordered[i:j] for i, j in pairwise(bounds)]
 
 
-def rollouts(
-    pool: Sequence[Any],
-    asked: Sequence[Sequence[Question]],
-    n: int,
+def _num_characters(task: Task) -> int:
+    return sum(len(message["content"]) for message in task.prompt)
+
+
+def draw_samples(
+    samplers: Sequence[Any],
+    calls: Sequence[Sequence[Task]],
+    num_samples: int,
     seed: int,
     round: int,
     adapter: str = "",
 ) -> Iterator[Samples]:
     """Yields the samples of each prompt when its last one is over, in no fixed order.
 
-    The samplers go on while what they gave is scored.
+    The samplers go on while the samples they gave are scored.
 
     Args:
-        pool: handles of samplers.
-        asked: `calls`.
-        n: samples of each prompt.
-        seed: of the run.
-        round: of the run.
+        samplers: handles of samplers.
+        calls: `split_calls`.
+        num_samples: samples of each prompt.
+        seed: seed of the run.
+        round: round of the run.
         adapter: folder of the policy's adapters, where all samplers see it; empty: none.
     """
-    left = list(reversed(asked))
+    waiting = list(reversed(calls))
     running: list[tuple[Any, Any]] = []
 
     def start(sampler: Any) -> None:
-        if left:
+        if waiting:
             stream = sampler.sample.options(num_returns="streaming")
-            running.append((stream.remote(left.pop(), n, seed, round, adapter), sampler))
+            call = stream.remote(waiting.pop(), num_samples, seed, round, adapter)
+            running.append((call, sampler))
 
-    for sampler in pool:
+    for sampler in samplers:
         start(sampler)
     while running:
         ready, _ = ray.wait([stream for stream, _ in running], num_returns=1)
         place = next(i for i, (stream, _) in enumerate(running) if stream is ready[0])
         stream, sampler = running[place]
         try:
-            found = next(stream)
+            samples = next(stream)
         except StopIteration:
             del running[place]
             start(sampler)
         else:
-            yield ray.get(found)
+            yield ray.get(samples)
