@@ -81,7 +81,10 @@ def read(inputs: Sequence[Input]) -> StyledPairs:
         FileNotFoundError: an input does not exist.
         ValueError: an input has no `meta` column, or a row of it no such index.
     """
-    rows = [row for origin in inputs for opened in open_input(origin) for row in _rows(opened)]
+    rows: list[tuple[str, str, str, str, int, int]] = []
+    for origin in inputs:
+        for opened in open_input(origin):
+            rows += _rows(opened)
     texts = np.array([row[:4] for row in rows], dtype=object)
     styles = np.array([row[4:] for row in rows], dtype=np.int64)
     return StyledPairs(*texts.T, *styles.T)

@@ -15,9 +15,10 @@ def as_markdown(table: Table) -> str:
     head = [plain(name) for name in (table.first, *(column.name for column in table.shown))]
     lines = [head, ["---"] * len(head)]
     for row in table.rows:
-        cells = table.cells(row)
-        texts = [plain(text) if column.format is str else text for column, _, text in cells]
-        lines.append([plain(row.name), *texts])
+        line = [plain(row.name)]
+        for column, _, text in table.cells(row):
+            line.append(plain(text) if column.format is str else text)
+        lines.append(line)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
+from itertools import chain
 from typing import Any, Literal, TypeAlias
 
 Format: TypeAlias = Callable[[Any], str]
@@ -91,8 +92,8 @@ def side(ends: Sequence[float | None] | None) -> Literal["above", "below", "arou
 
 def mean(values: Sequence[float | None]) -> float:
     """Returns the mean of the values; NaN where one of them is not defined, or there is none."""
-    known = defined(values)
-    return sum(known) / len(known) if known and len(known) == len(values) else math.nan
+    finite = defined(values)
+    return sum(finite) / len(finite) if finite and len(finite) == len(values) else math.nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,17 +253,14 @@ class Curves:
         """Returns the values as a table, a row for each place."""
         shown = [curve for curve in self.drawn if curve.line != "faint"]
         values = [dict(zip(curve.x, curve.y, strict=True)) for curve in shown]
-        places = dict.fromkeys(place for curve in shown for place in curve.x)
-        across = list(places)
+        across = list(dict.fromkeys(chain(*values)))
         if not any(isinstance(place, str) for place in across):
             across.sort()
-        across = across[:: math.ceil(len(across) / MOST_PLACES) or 1]
-        return Table(
-            title=f"{self.title}: {self.up}",
-            first=self.across,
-            columns=[Column(curve.name) for curve in shown],
-            rows=[Row(str(place), [entry.get(place) for entry in values]) for place in across],
-        )
+        rows: list[Row] = []
+        for place in across[:: math.ceil(len(across) / MOST_PLACES) or 1]:
+            rows.append(Row(str(place), [by_place.get(place) for by_place in values]))
+        columns = [Column(curve.name) for curve in shown]
+        return Table(f"{self.title}: {self.up}", self.across, columns, rows)
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,12 +92,13 @@ def gate_weights(weights: Mapping[str, Mapping[str, float | None]]) -> Section:
     """Returns the mean weight of each objective by domain, heaviest first, small ones summed."""
     domains = list(weights)
     names = dict.fromkeys(chain(*weights.values()))
-    largest = {n: max(defined(weights[d].get(n) for d in domains), default=0.0) for n in names}
+    cells = {name: [row.get(name) for row in weights.values()] for name in names}
+    largest = {name: max(defined(values), default=0.0) for name, values in cells.items()}
     order = sorted(names, key=lambda name: -largest[name])
     shown, others = order[:MOST_WEIGHTS], order[MOST_WEIGHTS:]
-    rows = [Row(name, [weights[domain].get(name) for domain in domains]) for name in shown]
+    rows = [Row(name, cells[name]) for name in shown]
     if others:
-        sums = [sum(defined(weights[d].get(name) for name in others)) for d in domains]
+        sums = [sum(defined(map(row.get, others))) for row in weights.values()]
         # Dim, so that it is not shaded: a sum over objectives has another scale.
         rows.append(Row(f"{len(others)} others together", sums, "dim"))
     heat = (0.0, max(largest.values(), default=0.0))
@@ -138,7 +139,10 @@ def length(debias: Metrics) -> Section:
             f"; that of the gated score goes {number(score.get('before'))} -> "
             f"{number(score.get('after'))} on held-out pairs"
         )
-    rows = [Row(n, [_size(entry.get(n)) for entry in (before, after, outside)]) for n in before]
+    rows: list[Row] = []
+    for name in before:
+        values = [before[name], after.get(name), outside.get(name)]
+        rows.append(Row(name, [None if value is None else abs(value) for value in values]))
     rows.sort(key=lambda row: falling(row.cells[0]))
     columns = [
         Column("before", mark="before"),
@@ -174,8 +178,8 @@ def _strata(accuracy: Mapping[str, Metrics]) -> Table:
 def mistakes(report: Metrics) -> Section:
     """Returns the held-out pairs of which the gate is most confident and wrong."""
     pairs: Sequence[Metrics] = report["mistakes"]
-    odds = [part["log_odds"] for pair in pairs for part in pair["contributions"]]
-    size = max(map(abs, defined(odds)), default=1.0)
+    parts = list(chain(*(pair["contributions"] for pair in pairs)))
+    size = max(map(abs, defined(part["log_odds"] for part in parts)), default=1.0)
     shown = [_mistake(i, pair, size) for i, pair in enumerate(pairs, start=1)]
     note = (
         f"The gate ranks {count(report['num_wrong'])} of {count(report['num_test'])} held-out "
@@ -225,7 +229,8 @@ def _drivers(contributions: Sequence[Metrics], size: float) -> Table:
 
 def leave_one_out(sources: Mapping[str, Metrics]) -> Section:
     """Returns length-balanced accuracy on sources that the weights never saw."""
-    names = [name for name in LEFT_OUT_MARKS if any(name in entry for entry in sources.values())]
+    measured = set(chain(*sources.values()))
+    names = [name for name in LEFT_OUT_MARKS if name in measured]
     columns = [Column(words(name), mark=LEFT_OUT_MARKS[name], key=name) for name in names]
     columns.append(Column("n", count))
     table = Table(
@@ -259,7 +264,3 @@ def planted(measured: Metrics) -> Section:
     )
     note = "The data is generated, so the best possible weights are known."
     return Section("planted", "Planted truth", note, [sentence, table])
-
-
-def _size(value: float | None) -> float | None:
-    return None if value is None else abs(value)

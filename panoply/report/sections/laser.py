@@ -146,11 +146,11 @@ def _pickers(strategies: Mapping[str, Metrics]) -> Table:
     """Returns how often the best of a prompt's samples is right, by who calls it the best."""
     picked = {n: entry["best_of_n"] for n, entry in strategies.items() if "best_of_n" in entry}
     first: Metrics = next(iter(picked.values()), {})
-    rows = [
-        Row(who, [first[who].get("before"), *(entry[who]["after"] for entry in picked.values())])
-        for who in first
-    ]
-    rows = [row for row in rows if defined(row.cells)]
+    rows: list[Row] = []
+    for who in first:
+        after = [entry[who]["after"] for entry in picked.values()]
+        if defined([first[who].get("before"), *after]):
+            rows.append(Row(who, [first[who].get("before"), *after]))
     names = ["before", *(f"after {name}" for name in picked)]
     columns = [Column(name, heat=(0.0, 1.0)) for name in names]
     title = "Right choices among the samples of a held-out prompt"
@@ -205,10 +205,9 @@ def shares(choices: Mapping[str, Metrics], history: Mapping[str, Rounds]) -> Sec
     blocks: list[Block] = []
     if len(choices) > 1:
         arms = list(next(iter(choices.values()))["shares"])
-        rows = [Row(n, [entry["shares"][arm] for arm in arms]) for n, entry in choices.items()]
-        blocks.append(
-            _share_table("Share of the prompts that got each arm", "strategy", arms, rows)
-        )
+        rows = [Row(name, list(entry["shares"].values())) for name, entry in choices.items()]
+        title = "Share of the prompts that got each arm"
+        blocks.append(_share_table(title, "strategy", arms, rows))
     chief = chief_of(choices)
     blocks += _shares_of(chief, choices[chief], history.get(chief, ()), file="shares")
     for name in choosers(choices):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
+from itertools import chain
 
 from panoply.report.section import (
     Column,
@@ -167,7 +168,8 @@ def by_source(pairs: Mapping[str, Metrics]) -> Table:
     """Returns length-balanced accuracy of the scorers in BY_SOURCE in each source."""
     names = [n for n in ranked(pairs) if n in BY_SOURCE and pairs[n].get("per_source")]
     rows: list[Row] = []
-    for source in dict.fromkeys(source for name in names for source in pairs[name]["per_source"]):
+    sources = chain(*(pairs[name]["per_source"] for name in names))
+    for source in dict.fromkeys(sources):
         each = [pairs[name]["per_source"].get(source, {}) for name in names]
         sizes = [entry["n"] for entry in each if entry.get("n") is not None]
         accuracies = [entry.get(BALANCED) for entry in each]
@@ -181,12 +183,13 @@ def reliability(curves: Mapping[str, Metrics], pairs: Mapping[str, Metrics]) -> 
     drawn: list[Curve] = []
     bins: list[Row] = []
     for name, curve in curves.items():
-        filled = [i for i, n in enumerate(curve["count"]) if n]
-        each = [[curve[key][i] for i in filled] for key in ("count", "confidence", "accuracy")]
+        points = zip(curve["count"], curve["confidence"], curve["accuracy"], strict=True)
+        kept = [point for point in points if point[0]]
         entry = pairs.get(name, {})
         label = f"{words(name)}: ECE {number(entry.get('ece'))} ({number(entry.get('ece_floor'))})"
-        drawn.append(Curve(label, each[1], each[2], size=each[0]))
-        bins += [Row(words(name), values) for values in zip(*each, strict=True)]
+        x, y, size = [p[1] for p in kept], [p[2] for p in kept], [p[0] for p in kept]
+        drawn.append(Curve(label, x, y, size=size))
+        bins += [Row(words(name), point) for point in kept]
     note = (
         "A calibrated scorer wins as often as it says: its points lie on the dashed line. The area "
         "of a point is its number of pairs; in brackets stands the ECE that a perfectly calibrated "
