@@ -29,10 +29,12 @@ def trained(tmp_path_factory, tiny_model_folder):
     lora = replace(config.backbone, trained=Lora(rank=4))
     last = replace(config.backbone, trained=LastLayers(num_last=1))
     short = replace(config.schedule, pairs_per_step=(len(first.pairs.train) - 1) // 2)
+    evaluated = replace(config.schedule, eval_every=2)
     mixed = Mixed()
     tasks = {
         "ddp": first,
-        "fsdp": other(first, "fsdp", parallel="fsdp"),
+        # Evaluated on the way: what a forward leaves gathered must not change the steps behind it.
+        "fsdp": other(first, "fsdp", parallel="fsdp", schedule=evaluated),
         "fsdp-lora": other(
             first, "fsdp-lora", parallel="fsdp", backbone=lora, loss=LossConfig(policy=DPO())
         ),
