@@ -194,14 +194,17 @@ def longest_chain(start: str, graph: dict[str, set[str]]) -> list[str]:
 
 
 def dataclass_fields(modules: Iterable[Module]) -> dict[str, list[ast.AnnAssign]]:
-    """Returns the fields of every dataclass by its name."""
+    """Returns the fields of every dataclass by its name; a class's own variables are none."""
     fields: dict[str, list[ast.AnnAssign]] = {}
     for module in modules:
         for node in module.nodes:
             if not isinstance(node, ast.ClassDef):
                 continue
             if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
-                fields[node.name] = [s for s in node.body if isinstance(s, ast.AnnAssign)]
+                annotated = [s for s in node.body if isinstance(s, ast.AnnAssign)]
+                fields[node.name] = [
+                    s for s in annotated if not ast.unparse(s.annotation).startswith("ClassVar")
+                ]
     return fields
 
 

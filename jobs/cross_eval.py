@@ -16,7 +16,7 @@ def main() -> None:
     )
     # Ray and torch load only now, after the arguments are known to be right.
     from panoply.report.progress import RunLogger, Terminal, exit_if_unusable
-    from panoply.report.sections.cross_eval import matrix
+    from panoply.report.results.cross_eval import matrix
     from panoply.report.terminal import print_sections
     from workflows.cross_eval import run_cross_eval
 

@@ -17,7 +17,7 @@ from panoply.data.tables import PairTable, Split
 from panoply.hub.artefact.manifest import read_manifest
 from panoply.hub.artefact.scalar import load_scalar_model
 from panoply.report.progress import RunLogger
-from panoply.report.sections.cross_eval import matrix
+from panoply.report.results.cross_eval import matrix
 from panoply.report.terminal import print_sections
 from panoply.synthetic.planted import make_world
 from tests.builders.models import make_run, save_small, small_decoder

@@ -26,7 +26,7 @@ WRITES_BESIDE = {
     "panoply/files.py",  # the one for files
     "panoply/laser/log.py",  # object stores have no rename that replaces
     "panoply/data/features.py",
-    "workflows/serve.py",  # a folder, taken whole
+    "workflows/cluster/resolve_model.py",  # a folder, taken whole
 }
 
 

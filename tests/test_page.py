@@ -15,8 +15,8 @@ from panoply.data.tables import PairTable, Split
 from panoply.report.figures import HUES, VARIABLES, picture, svg
 from panoply.report.page import Scale
 from panoply.report.report import write_report
+from panoply.report.results.pairs import verdict
 from panoply.report.section import Column, Curve, Curves, Row, Table
-from panoply.report.sections.pairs import verdict
 from tests.builders.contrast import LOWEST_CONTRAST
 from tests.builders.example_metrics import example_metrics
 from workflows.cluster.tracking import write_json

@@ -5,7 +5,7 @@ import pytest
 
 from panoply.report.page import Scale
 from panoply.report.report import write_report
-from panoply.report.sections import laser
+from panoply.report.results import laser
 from tests.builders.contrast import LOWEST_CONTRAST
 from workflows.cluster.tracking import write_json
 

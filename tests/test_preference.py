@@ -18,7 +18,7 @@ from actors.training_loop import DONE
 from panoply.config.preference import DPO, LossConfig, Mixed, More
 from panoply.hub.artefact.load import load_reward_model
 from panoply.report.progress import RunLogger
-from panoply.report.sections.pairs import RAW
+from panoply.report.results.pairs import RAW
 from tests.builders.preference_runs import small_config, write_pairs
 from workflows.preference import MAIN, PLAIN, run_preference
 

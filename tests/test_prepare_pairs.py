@@ -22,7 +22,7 @@ from panoply.config.preference import (
 from panoply.data.tokens import TokenPairs
 from panoply.hub.backbone.renderer import Renderer
 from panoply.report.progress import RunLogger
-from panoply.report.sections.pairs import RAW
+from panoply.report.results.pairs import RAW
 from tests.builders.preference_runs import (
     WORDS,
     make_task,

@@ -11,9 +11,9 @@ from rich.console import Console
 from panoply.report.figures import picture
 from panoply.report.markdown import as_markdown
 from panoply.report.report import print_summary, sections_of, write_pictures
+from panoply.report.results.armorm import gate_weights
+from panoply.report.results.pairs import BY_SOURCE
 from panoply.report.section import Column, Curve, Curves, Row, Table
-from panoply.report.sections.armorm import gate_weights
-from panoply.report.sections.pairs import BY_SOURCE
 from tests.builders.example_metrics import SCORERS, example_metrics
 
 

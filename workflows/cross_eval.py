@@ -31,8 +31,8 @@ from panoply.measure.metrics import macro
 from panoply.measure.pair_report import scaled_metrics
 from panoply.report.progress import RunLogger
 from panoply.report.report import write_pictures
-from panoply.report.sections.cross_eval import matrix
-from panoply.report.sections.pairs import lead
+from panoply.report.results.cross_eval import matrix
+from panoply.report.results.pairs import lead
 from panoply.types import Array, Bools, Ints
 from workflows.cluster.embed import TextFiles
 from workflows.cluster.ray_cluster import check_or_write_config, connect, run_folder

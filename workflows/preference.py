@@ -44,7 +44,7 @@ from panoply.measure.calibration import fit_scale, reliability
 from panoply.measure.pair_report import report_pairs
 from panoply.report.progress import RunLogger
 from panoply.report.report import write_report
-from panoply.report.sections.pairs import RAW
+from panoply.report.results.pairs import RAW
 from panoply.types import Array
 from workflows.cluster.embed import ActorPoolSpec
 from workflows.cluster.polled_bar import polled_bar

@@ -32,8 +32,8 @@ from panoply.data.layouts import pair_layout
 from panoply.data.parse import BadRow
 from panoply.data.read import Input, Opened, Unreadable, open_input
 from panoply.data.validate import clean_pair
+from panoply.report.results.pairs import LEADS, lead
 from panoply.report.section import Column, Metrics, Row, Section, Table, count, falling, mean, words
-from panoply.report.sections.pairs import LEADS, lead
 from panoply.types import Array, Bools, Ints, Strings
 
 STYLES = ("concise", "detailed", "markdown")

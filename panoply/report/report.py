@@ -16,6 +16,7 @@ from panoply.files import write_whole
 from panoply.report.figures import picture
 from panoply.report.page import Page, render
 from panoply.report.progress import Terminal
+from panoply.report.results import armorm, laser, pairs, preference
 from panoply.report.section import (
     Block,
     Column,
@@ -28,7 +29,6 @@ from panoply.report.section import (
     count,
     words,
 )
-from panoply.report.sections import armorm, laser, pairs, preference
 from panoply.report.terminal import print_sections
 
 EMPTY: Metrics = {}

@@ -264,7 +264,7 @@ class Curves:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class ShownTurn:
     """A message of a conversation."""
 
     role: str
@@ -277,7 +277,7 @@ class Mistake:
 
     title: str
     source: str
-    prompt: Sequence[Turn]
+    prompt: Sequence[ShownTurn]
     chosen: str
     rejected: str
     lengths: tuple[int, int]

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Literal, TypeAlias, get_args
 
 from panoply.config.tune import Point
+from panoply.report.results.pairs import RAW
 from panoply.report.section import (
     Column,
     Curve,
@@ -21,7 +22,6 @@ from panoply.report.section import (
     rows_of,
     short,
 )
-from panoply.report.sections.pairs import RAW
 
 State: TypeAlias = Literal["finished", "stopped", "diverged", "failed"]
 LABELS = {

@@ -13,8 +13,8 @@ from panoply.data.ratings import RatingMap
 from panoply.hub.artefact.manifest import Manifest, ScalarManifest, read_manifest
 from panoply.hub.backbone.smollm2 import NAME
 from panoply.report.markdown import as_markdown, plain
+from panoply.report.results.pairs import accuracy_table, probability_table
 from panoply.report.section import Column, Metrics, Row, Table, count
-from panoply.report.sections.pairs import accuracy_table, probability_table
 
 GATED_USE = """```python
 from panoply.hub.artefact.load import load_reward_model

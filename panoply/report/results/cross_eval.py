@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from panoply.report.results.pairs import BALANCED, INTERVAL
 from panoply.report.section import Column, Metrics, Row, Section, Table, count, interval
-from panoply.report.sections.pairs import BALANCED, INTERVAL
 
 
 def matrix(result: Metrics) -> Section:

@@ -18,8 +18,8 @@ from panoply.report.section import (
     Mistake,
     Row,
     Section,
+    ShownTurn,
     Table,
-    Turn,
     count,
     defined,
     falling,
@@ -198,7 +198,7 @@ def _mistake(position: int, pair: Metrics, size: float) -> Mistake:
     return Mistake(
         title=f"{position}. {sure:.0f} % sure of the rejected response",
         source=f"source {pair['source']}{domain}",
-        prompt=[Turn(turn["role"], turn["content"]) for turn in pair["prompt"]],
+        prompt=[ShownTurn(turn["role"], turn["content"]) for turn in pair["prompt"]],
         chosen=pair["chosen"],
         rejected=pair["rejected"],
         lengths=(pair["chosen_length"], pair["rejected_length"]),
