@@ -5,7 +5,7 @@ Names come from files, so all text is passed as `Text`: square brackets in it ar
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
@@ -61,7 +61,7 @@ def as_rich(table: Table) -> RenderableType:
 
 
 def empty_table(
-    title: str, first: str, columns: Sequence[str], texts: Sequence[bool] = ()
+    title: str, first: str, columns: Collection[str], texts: Sequence[bool] = ()
 ) -> RichTable:
     """Returns a table without rows.
 
