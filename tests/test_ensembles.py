@@ -12,7 +12,7 @@ import pytest
 
 from panoply.config.bandit import SelectorConfig, SignalConfig
 from panoply.config.laser import ArmsConfig, LaserConfig, PromptsConfig
-from panoply.data.tasks import made_tasks, parted, read_tasks, rounds_of
+from panoply.data.tasks import synthetic_prompts, split_held_out, read_tasks, rounds_of
 from panoply.laser.ensembles import best_arms, best_of, chosen_scores
 from panoply.scorers.recorded import RecordedScorer
 from panoply.wire.request import Chat
@@ -65,10 +65,10 @@ def test_the_best_is_the_first_of_equals_and_never_one_that_failed():
 
 
 def test_rounds_pass_over_all_prompts_whatever_their_order():
-    tasks = made_tasks(20, 0)
-    train, held_out = parted(tasks, 5, 1)
+    tasks = synthetic_prompts(20, 0)
+    train, held_out = split_held_out(tasks, 5, 1)
     assert len(held_out) == 5
-    assert parted(tasks[::-1], 5, 1) == (train, held_out)
+    assert split_held_out(tasks[::-1], 5, 1) == (train, held_out)
     rounds = list(rounds_of(train, 5, 6, 1))
     assert list(rounds_of(train[::-1], 5, 6, 1)) == rounds
     for start in (0, 3):
@@ -78,7 +78,7 @@ def test_rounds_pass_over_all_prompts_whatever_their_order():
     with pytest.raises(ValueError, match="`prompts_per_round` is 16, but 15 prompts"):
         next(rounds_of(train, 16, 1, 1))
     with pytest.raises(ValueError, match="num_held_out"):
-        parted(tasks, 20, 1)
+        split_held_out(tasks, 20, 1)
 
 
 def test_prompts_are_read_from_a_file_once_each(tmp_path):

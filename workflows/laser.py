@@ -45,7 +45,7 @@ from panoply.config.laser import (
     PromptsConfig,
 )
 from panoply.config.serve import ServedModelConfig
-from panoply.data.tasks import Task, made_tasks, parted, read_tasks, rounds_of
+from panoply.data.tasks import Task, synthetic_prompts, split_held_out, read_tasks, rounds_of
 from panoply.hub.backbone.backbone import resolve
 from panoply.laser.ensembles import best_arms, chosen_scores
 from panoply.laser.log import Log
@@ -211,7 +211,7 @@ def tasks_of(config: LaserConfig) -> tuple[list[Task], list[Task], list[Task]]:
         ValueError: nothing is left to train on.
     """
     tasks, num = all_tasks(config.prompts, config.seed), config.num_labeled
-    rest, held_out = parted(tasks, config.prompts.num_held_out, config.seed)
+    rest, held_out = split_held_out(tasks, config.prompts.num_held_out, config.seed)
     if num >= len(rest):
         raise ValueError(f"`num_labeled` is {num}, but {len(rest)} prompts are not held out")
     return rest[num:], rest[:num], held_out  # in the order of a hash
@@ -219,7 +219,7 @@ def tasks_of(config: LaserConfig) -> tuple[list[Task], list[Task], list[Task]]:
 
 def all_tasks(config: PromptsConfig, seed: int) -> list[Task]:
     """Returns the prompts of a file, or made ones."""
-    return read_tasks(config.file) if config.file else made_tasks(config.num_made, seed)
+    return read_tasks(config.file) if config.file else synthetic_prompts(config.num_made, seed)
 
 
 def cpus_of(arms: Sequence[ServedModelConfig]) -> int:

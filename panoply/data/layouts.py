@@ -1,8 +1,7 @@
-"""Layouts: how published data sets lay out their rows, recognized by column names.
+"""Row layouts of published data sets, recognized by column names, with their rating scales.
 
-An adapter is a pure function from one row of a file to *raw* rows: the values are found and put in
-place, none is checked yet. A row that cannot be taken apart raises `BadRow`, which quarantines it.
-The published rating scales stand here too, beside the layout that they belong to.
+An adapter is a pure function from one row of a file to *raw* rows, whose values are in place but
+not yet checked. A row that has not the layout's structure raises `BadRow`, which quarantines it.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ NO_RATING = (
 
 @dataclass(frozen=True)
 class RawPair:
-    """A pair as found, unchecked."""
+    """A pair as it stands in a file, unchecked."""
 
     prompt: Sequence[Message]
     chosen: object
@@ -49,7 +48,7 @@ class RawPair:
 
 @dataclass(frozen=True)
 class RawRating:
-    """A rating as found, unchecked; `ratings` by attribute, in the raw scale."""
+    """A rating as it stands in a file, unchecked; `ratings` by attribute, in the raw scale."""
 
     prompt: Sequence[Message]
     response: object
@@ -64,14 +63,14 @@ Raw = TypeVar("Raw", RawPair, RawRating)
 
 @dataclass(frozen=True)
 class FileLayout(Generic[Raw]):
-    """A layout that was recognized, bound to the columns of one file."""
+    """A recognized layout, bound to the columns of one file."""
 
     name: str
     adapt: Callable[[Row], list[Raw]]
     attributes: tuple[str, ...] = ()
-    """What is rated, in the file's own words; empty for pairs."""
+    """Names of the ratings, as the file spells them; empty for pairs."""
     scales: Mapping[str, RatingMap] = field(default_factory=dict[str, RatingMap])
-    """Published scales by attribute; those not named are inferred from the data."""
+    """Published scales by attribute; the others are inferred from the data."""
     has_source: bool = False
     """Whether the rows' `source` column may name their data set."""
 
@@ -80,10 +79,10 @@ class FileLayout(Generic[Raw]):
 
 
 def _take_reply(prompt: list[Message] | None, value: object) -> tuple[list[Message], object]:
-    """Splits what a `chosen` or `rejected` column holds into the prompt and the reply.
+    """Splits the value of a `chosen` or `rejected` column into the prompt and the reply.
 
-    It may be the reply alone, or a dialogue (text or messages) that repeats the prompt or not;
-    without a prompt column (None) it has to be a dialogue.
+    The value is the reply alone, or a dialogue (text or messages) with or without the prompt;
+    where there is no prompt column (None), it has to be a dialogue.
     """
     if not isinstance(value, list):
         if prompt is not None and not (isinstance(value, str) and value.startswith(HUMAN)):
@@ -127,7 +126,7 @@ def _pair(row: Row, prompt_of: Callable[[Row], list[Message] | None]) -> list[Ra
 
 
 def _instruction(row: Row) -> list[Message]:
-    """Alpaca's layout: the input, where there is one, continues the instruction."""
+    """Joins Alpaca's instruction and, where there is one, its input."""
     parts = [str(row[name]) for name in ("instruction", "input") if row.get(name)]
     return _with_system(row, "\n\n".join(parts))
 
@@ -140,10 +139,6 @@ def _with_system(row: Row, text: object) -> list[Message]:
     return messages
 
 
-def _no_prompt(row: Row) -> None:
-    return None
-
-
 def _column_prompt(row: Row, column: str) -> list[Message]:
     return _with_system(row, row.get(column))
 
@@ -154,7 +149,7 @@ PAIR_PROMPTS: tuple[tuple[str, Callable[[Row], list[Message]]], ...] = (
     ("instruction", _instruction),
     ("input", partial(_column_prompt, column="input")),
 )
-"""Columns that may hold a pair's prompt, the first present one counts, and how they are read."""
+"""Columns that may hold a pair's prompt, the first present one counts, with their readers."""
 
 PAIR_LAYOUTS = (
     *(f"{column}, chosen, rejected" for column, _ in PAIR_PROMPTS),
@@ -170,14 +165,15 @@ def pair_layout(columns: Collection[str]) -> FileLayout[RawPair]:
     """Recognizes the layout of a file of pairs.
 
     Raises:
-        ValueError: if it is none that we know.
+        ValueError: the columns are of no known layout.
     """
     if {"chosen", "rejected"} <= set(columns):
         for column, prompt_of in PAIR_PROMPTS:
             if column in columns:
                 adapt = partial(_pair, prompt_of=prompt_of)
                 return FileLayout(f"{column}, chosen, rejected", adapt, has_source=True)
-        return FileLayout("chosen, rejected", partial(_pair, prompt_of=_no_prompt), has_source=True)
+        adapt = partial(_pair, prompt_of=lambda _: None)
+        return FileLayout("chosen, rejected", adapt, has_source=True)
     raise _unknown("pairs", columns, PAIR_LAYOUTS)
 
 
@@ -198,7 +194,7 @@ def _rating(row: Row, attributes: Sequence[str]) -> list[RawRating]:
 
 
 def _ultrafeedback(row: Row) -> list[RawRating]:
-    """One rating per completion; the `source` column names where the prompt is from: a subset."""
+    """Returns one rating per completion; the `source` column, the prompt's origin, is a subset."""
     completions = row.get("completions")
     if not isinstance(completions, list) or not completions:
         raise BadRow("no completions")
@@ -221,10 +217,10 @@ def rating_layout(columns: Mapping[str, bool]) -> FileLayout[RawRating]:
     """Recognizes the layout of a file of ratings.
 
     Args:
-        columns: by name, whether the column holds numbers.
+        columns: whether the column holds numbers, by name.
 
     Raises:
-        ValueError: if it is none that we know.
+        ValueError: the columns are of no known layout.
     """
     if {"instruction", "completions"} <= set(columns):
         attributes = tuple(ULTRAFEEDBACK_SCALES)
@@ -241,9 +237,8 @@ def rating_layout(columns: Mapping[str, bool]) -> FileLayout[RawRating]:
     return FileLayout("prompt, response, ratings", adapt, attributes, scales, has_source=True)
 
 
-def _unknown(kind: str, columns: Collection[str], known: Sequence[str]) -> ValueError:
+def _unknown(kind: str, columns: Collection[str], layouts: Sequence[str]) -> ValueError:
     return ValueError(
         f"unknown layout for {kind}: columns {sorted(columns)}; known layouts: "
-        + "; ".join(known)
-        + ". Rename the columns to one of these"
+        f"{'; '.join(layouts)}. Rename the columns to one of these"
     )

@@ -1,4 +1,4 @@
-"""Objectives of a file of ratings: their names, their scales, and which have enough ratings."""
+"""Objectives of a file of ratings: their names, their scales, and the ones that can be learned."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAPS_KEY = b"panoply.maps"
 
 @dataclass(frozen=True)
 class Observed:
-    """What was seen of an objective."""
+    """Number and range of the ratings of an objective."""
 
     num_ratings: int = 0
     low: float = math.nan
@@ -40,7 +40,7 @@ class Observed:
 
 @dataclass(frozen=True)
 class LearnableObjectives:
-    """Which objectives can be learned."""
+    """Objectives that can be learned, and those that cannot."""
 
     kept: tuple[str, ...]
     left_out: Mapping[str, str]
@@ -65,11 +65,11 @@ def merge_scales(
     Args:
         names: attribute of the file by objective.
         published: scales known from the layout, by attribute.
-        named: the user's, by attribute or objective; they replace the published ones.
+        named: scales from the user, by attribute or objective; they replace the published ones.
         before: scales of the files so far, by objective.
 
     Raises:
-        ValueError: if a scale is named for what the file does not rate, or contradicts `before`.
+        ValueError: a scale is named for what the file does not rate, or contradicts `before`.
     """
     unknown = sorted(set(named) - set(names) - set(names.values()))
     if unknown:
@@ -110,7 +110,7 @@ def read_maps(path: Path) -> dict[str, RatingMap]:
     """Returns the rating maps stored in a file that `ingest_ratings` wrote, by objective.
 
     Raises:
-        ValueError: if the file holds none.
+        ValueError: the file holds none.
     """
     metadata: Mapping[bytes, bytes] = pq.read_metadata(path).metadata or {}
     if MAPS_KEY not in metadata:
@@ -122,10 +122,10 @@ def read_maps(path: Path) -> dict[str, RatingMap]:
 def check_objectives(
     observed: Mapping[str, Observed], min_ratings: int = 20
 ) -> LearnableObjectives:
-    """Sorts out the objectives that cannot be learned: too few ratings, or all the same.
+    """Divides objectives by whether they can be learned: enough ratings, which vary.
 
     Raises:
-        ValueError: if none remains.
+        ValueError: no objective can be learned.
     """
     left_out: dict[str, str] = {}
     for name, seen in observed.items():

@@ -1,6 +1,6 @@
-"""Parsing: labels and dialogues in the spellings that published data sets use.
+"""Parsers of labels and dialogues in the spellings that published data sets use.
 
-What cannot be parsed raises `BadRow`, which sends the row to quarantine with the reason.
+A value that cannot be parsed raises `BadRow`, which sends its row to quarantine with the reason.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ NOT_RATED = ("", "N/A", "NA", "null", "None")
 """Strings that data sets write where there is no rating."""
 
 HUMAN = "\n\nHuman:"
-"""How an HH-RLHF dialogue begins."""
+"""Beginning of an HH-RLHF dialogue."""
 
 
 class BadRow(ValueError):
@@ -23,7 +23,7 @@ class BadRow(ValueError):
 
 
 def number(value: object) -> float | None:
-    """Returns a label as a number, None where it says "not rated" (null, NaN, "N/A").
+    """Returns a label as a number, None for "not rated" (null, NaN, "N/A").
 
     Raises:
         BadRow: if it is infinite in float32 or no number.
@@ -72,9 +72,9 @@ def parse_markers(text: str) -> list[Message]:
 
 
 def as_messages(value: object) -> list[Message]:
-    """Returns a prompt given as text, dialogue text or messages as a list of messages.
+    """Returns a prompt that is a text, a dialogue as text, or messages as a list of messages.
 
-    What is missing gives an empty list; that it may not be empty is checked with all the rest.
+    A missing prompt gives an empty list, which `panoply.data.validate` rejects.
     """
     if isinstance(value, list):
         return cast("list[Message]", value)

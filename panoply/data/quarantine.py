@@ -1,13 +1,14 @@
-"""Quarantine: where bad rows go, each with the file, its number and the reason."""
+"""Quarantine of bad rows, each with its file, its number and the reason."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import TextIO
+
+from panoply.files import whole_file
 
 EXCERPT_CHARACTERS = 200
 
@@ -15,30 +16,27 @@ EXCERPT_CHARACTERS = 200
 class Quarantine:
     """Counts good rows and bad, and writes the bad ones to a JSONL file.
 
-    A context manager: the file appears on leaving, also after an error, since it explains it.
+    As a context manager, it opens the file, which appears on leaving, also after an error, since it
+    explains the error.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.num_good = 0
         self.reasons: Counter[str] = Counter()
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self._open = ExitStack()
         self._file: TextIO
 
     def __enter__(self) -> Quarantine:
         """Opens the file."""
-        self._file = self._temporary.open("w", encoding="utf-8")
+        partial = self._open.enter_context(whole_file(self.path))
+        self._file = self._open.enter_context(partial.open("w", encoding="utf-8"))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Puts the file in its place."""
-        self._file.close()
-        os.replace(self._temporary, self.path)
+        # Without the error, which would discard the file.
+        self._open.close()
 
     def reject(self, file: str, row_number: int, reason: str, content: object) -> None:
         """Writes one bad row; `row_number` counts from 1."""
@@ -51,7 +49,7 @@ class Quarantine:
         """Checks the share of bad rows.
 
         Raises:
-            ValueError: if it is above `max_share`; the message counts the reasons.
+            ValueError: the share is above `max_share`; the message counts the reasons.
         """
         num_bad = self.reasons.total()
         num_rows = num_bad + self.num_good

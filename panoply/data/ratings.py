@@ -1,8 +1,8 @@
-"""Rating maps: what takes a source's own scale to [0, 1] and back.
+"""Rating maps between a source's own scale and [0, 1].
 
 Objectives of different sources are regressed side by side, so each raw scale is mapped affinely to
-the unit interval. The map is kept with the data and with the trained model: a prediction can
-always be shown in the scale its raters used. Not rated is NaN on both sides, never 0.
+the unit interval. The map is stored with the data and with the trained model, so a prediction can
+always be shown in the scale its raters used. A missing rating is NaN on both sides, never 0.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class RatingMap:
     """An invertible affine map between a raw rating scale and [0, 1].
 
     Raises:
-        ValueError: if a bound is not finite or `low` is not below `high`.
+        ValueError: a bound is not finite or `low` is not below `high`.
     """
 
     low: float
@@ -71,14 +71,14 @@ class RatingMap:
 
 
 def infer_map(values: ArrayLike, objective: str) -> RatingMap:
-    """Returns the map of an objective whose scale nobody named, from its observed range.
+    """Returns the map of an objective without a declared scale, from its observed range.
 
     Args:
         values: raw ratings `[N]`; NaN where not rated.
-        objective: its name, for the messages.
+        objective: name of the objective, for the messages.
 
     Raises:
-        ValueError: if nothing is rated, a rating is infinite, or all ratings are the same.
+        ValueError: nothing is rated, a rating is infinite, or all ratings are the same.
     """
     rated = np.asarray(values, dtype=np.float64)
     rated = rated[~np.isnan(rated)]

@@ -1,8 +1,8 @@
-"""Readers: Parquet, JSONL, JSON, a folder of them, a hub name or a table, streamed row by row.
+"""Readers of Parquet, JSONL, JSON, a folder of them, a hub name or a table, row by row.
 
-Opening looks at names and types only, so that a wrong path or an unknown layout is told before
-anything is read. Rows come in batches from the file: memory does not grow with their number (a
-JSON array is the exception, it has to be read whole).
+Opening reads names and types only, so a wrong path or an unknown layout is an error before any row
+is read. Rows come in batches from the file: memory does not grow with their number (except for a
+JSON array, which has to be read whole).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<split>[\w.\[\]:%+-]+))?
 
 @dataclass(frozen=True)
 class Input:
-    """What to ingest."""
+    """Data to ingest, with its name and its rating scales."""
 
     data: str | Path | pa.Table
     """A file, a folder of files, a hub name "owner/name" or "owner/name:split", or a table."""
@@ -39,12 +39,12 @@ class Input:
     """Short name of the source. By default the rows' own `source` where it tells several data
     sets apart, else the name of the file."""
     scales: Mapping[str, RatingMap] = field(default_factory=dict[str, RatingMap])
-    """Rating scales by attribute; published ones are known, the others are inferred."""
+    """Rating scales by attribute; without one, the published scale holds or one is inferred."""
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A line that is no record."""
+    """A line of a file that is no record."""
 
     text: str
 
@@ -55,54 +55,50 @@ Batches: TypeAlias = Callable[[list[str] | None], Iterator[pa.RecordBatch]]
 
 @dataclass(frozen=True)
 class Opened:
-    """One file (or hub split, or table) with its columns known and its rows not yet read."""
+    """One file (or hub split, or table) whose columns are known and whose rows are not yet read."""
 
     label: str
-    """What messages and quarantine lines call it."""
+    """Name of the file in messages and quarantine lines."""
     name: str | None
-    """Short name for its source; None for a table, whose rows must name theirs."""
+    """Short name of the source; None for a table, whose rows must name their source."""
     columns: Mapping[str, bool]
     """Whether the column holds numbers, by name."""
     rows: Callable[[list[str] | None], Rows]
-    """Reads the rows, of the given columns at least; None for all."""
+    """Reads the rows, with at least the columns in the list; None reads all columns."""
     origin: Input
 
     def sources(self) -> tuple[str, ...]:
         """Returns the distinct values of the `source` column, sorted; empty without one.
 
         Raises:
-            ValueError: if there are too many to be names of data sets.
+            ValueError: there are too many to be names of data sets.
         """
-        found: set[str] = set()
+        names: set[str] = set()
         if "source" not in self.columns:
             return ()
         for row in self.rows(["source"]):
             value = None if isinstance(row, Unreadable) else row.get("source")
             if isinstance(value, str) and value:
-                found.add(value)
-            if len(found) > MAX_SOURCES:
+                names.add(value)
+            if len(names) > MAX_SOURCES:
                 raise ValueError(
                     f"{self.label}: column 'source' holds more than {MAX_SOURCES} values, so they "
                     "do not name data sets; give the input a name"
                 )
-        return tuple(sorted(found))
+        return tuple(sorted(names))
 
 
 def open_input(origin: Input) -> list[Opened]:
-    """Opens an input: several files where it is a folder.
+    """Opens an input: one file, each file of a folder, a split on the hub, or a table.
 
     Raises:
-        FileNotFoundError: if the path does not exist.
-        ValueError: if it is empty, damaged, of an unknown kind, or the hub cannot be reached.
+        FileNotFoundError: the path does not exist.
+        ValueError: the input is empty, damaged, of an unknown kind, or the hub cannot be reached.
     """
     if not isinstance(origin.data, (str, Path)):
-        table = origin.data
-        batches = partial(_table_batches, table)
-        return [
-            _from_arrow(
-                f"table {origin.name or ''}".strip(), origin.name, table.schema, batches, origin
-            )
-        ]
+        label = f"table {origin.name}" if origin.name else "table"
+        batches = partial(_table_batches, origin.data)
+        return [_from_arrow(label, origin.name, origin.data.schema, batches, origin)]
     path = Path(origin.data).expanduser()
     if path.is_dir():
         files = sorted(f for f in path.iterdir() if f.name.endswith(SUFFIXES) and _is_data(f))
@@ -122,7 +118,10 @@ def open_input(origin: Input) -> list[Opened]:
 
 
 def _is_data(file: Path) -> bool:
-    return not file.name.startswith(".") and not file.name.endswith("quarantine.jsonl")
+    # A `.part` is what a writer left that was killed.
+    is_partial = ".part" in file.suffixes
+    hidden = file.name.startswith(".") or file.name.endswith("quarantine.jsonl")
+    return not (hidden or is_partial)
 
 
 def short_name(path: Path) -> str:
@@ -259,7 +258,7 @@ def _record(value: object) -> Row | Unreadable:
 
 
 def _json_columns(rows: Rows) -> dict[str, bool]:
-    """Finds all columns, which takes a pass: a rating may first appear late in the file."""
+    """Finds all columns in one pass over the file: a rating may first appear late in it."""
     columns: dict[str, bool] = {}
     for row in rows:
         if isinstance(row, Unreadable):

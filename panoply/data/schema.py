@@ -1,8 +1,8 @@
-"""What a row is: Arrow schemas, the two ids, and the one split that every file shares.
+"""Arrow schemas of pairs and ratings, their ids, and the one split that every file shares.
 
-`text_id` names a (prompt, response): features and scores hang on it. `row_id` names a labeled row:
-quarantine and label changes hang on it. `prompt_id` names a prompt as the model sees it, and the
-split key names the unit of splitting (the normalized prompt, or the row's `group`).
+`text_id` names a (prompt, response): features and scores are stored by it. `row_id` names a labeled
+row: quarantine and label changes refer to it. `prompt_id` names a prompt as the model sees it, and
+the split key names the unit of splitting (the normalized prompt, or the row's `group`).
 """
 
 from __future__ import annotations
@@ -73,11 +73,14 @@ def digest(*parts: str) -> str:
 
 def prompt_id(prompt: Prompt) -> str:
     """Returns the id of a prompt exactly as the model sees it."""
-    return digest("prompt", *(part for m in prompt for part in (m["role"], m["content"])))
+    parts: list[str] = []
+    for message in prompt:
+        parts += (message["role"], message["content"])
+    return digest("prompt", *parts)
 
 
 def text_id(prompt: Prompt, response: str) -> str:
-    """Returns the id that features and scores of (prompt, response) hang on."""
+    """Returns the id by which features and scores of (prompt, response) are stored."""
     return digest("text", prompt_id(prompt), response)
 
 
@@ -88,10 +91,10 @@ def split_key(prompt: Prompt, group: str | None = None) -> str:
     """
     if group:
         return digest("group", group)
-    words = (" ".join(m["content"].casefold().split()) for m in prompt)
-    return digest(
-        "key", *(part for m, text in zip(prompt, words, strict=True) for part in (m["role"], text))
-    )
+    parts: list[str] = []
+    for message in prompt:
+        parts += (message["role"], " ".join(message["content"].casefold().split()))
+    return digest("key", *parts)
 
 
 def uniform(seed: int, purpose: str, key: str) -> float:
@@ -101,7 +104,8 @@ def uniform(seed: int, purpose: str, key: str) -> float:
 
 def part_of(key: str, seed: int) -> Part:
     """Returns the part of a split key: the same for every file, ratings and pairs alike."""
-    draw, upper = uniform(seed, "part", key), 0.0
+    draw = uniform(seed, "part", key)
+    upper = 0.0
     for part, share in zip(PARTS, SHARES, strict=True):
         upper += share
         if draw < upper:

@@ -1,4 +1,4 @@
-"""Prompts for a policy: with a label to check answers by, in an order that depends on a seed."""
+"""Prompts for a policy, with labels for verifiers, in an order that depends on a seed."""
 
 from __future__ import annotations
 
@@ -20,56 +20,58 @@ class Task:
     prompt_id: str
     prompt: Prompt
     label: JsonValue
-    """For the verifier; None where nothing is known."""
+    """Label for the verifier; None where there is none."""
     source: str
 
 
-def made_tasks(num: int, seed: int) -> list[Task]:
+def synthetic_prompts(num: int, seed: int) -> list[Task]:
     """Returns prompts of `panoply.synthetic.verifiable`, whose domains are their sources."""
-    made = verifiable_prompts(num, seed)
-    return [Task(one.prompt_id, one.prompt, one.label, one.domain) for one in made]
+    prompts = verifiable_prompts(num, seed)
+    return [Task(p.prompt_id, p.prompt, p.label, p.domain) for p in prompts]
 
 
 def read_tasks(file: str) -> list[Task]:
-    """Returns the prompts of a file, one that comes again once.
+    """Returns the distinct prompts of a file.
 
     Its columns are `prompt` (turns, or a user's text), `label` or `answer`, and `source`.
 
     Raises:
         ValueError, FileNotFoundError: see `open_input`; or a row has no prompt.
     """
-    found: dict[str, Task] = {}
+    tasks: dict[str, Task] = {}
     for opened in open_input(Input(file)):
         for number, row in enumerate(opened.rows(None), 1):
             task = _task(row, f"{opened.label}, row {number}", opened.name or "")
-            found.setdefault(split_key(task.prompt), task)
-    return list(found.values())
+            tasks.setdefault(split_key(task.prompt), task)
+    return list(tasks.values())
 
 
-def _task(row: Row | Unreadable, where: str, source: str) -> Task:
+def _task(row: Row | Unreadable, place: str, source: str) -> Task:
     if isinstance(row, Unreadable):
-        raise ValueError(f"{where} is no JSON object")
-    given = cast(Any, row.get("prompt"))
-    turns: Any = [{"role": "user", "content": given}] if isinstance(given, str) else given
-    ends = isinstance(turns, list) and turns and cast(Any, turns[-1]).get("role") == "user"
-    if not ends:
-        raise ValueError(f"{where}: `prompt` must be a text, or turns that end with the user's")
-    prompt = [{"role": turn["role"], "content": turn["content"]} for turn in turns]
+        raise ValueError(f"{place} is no JSON object")
+    turns = cast(Any, row.get("prompt"))
+    if isinstance(turns, str):
+        turns = [{"role": "user", "content": turns}]
+    if not (isinstance(turns, list) and turns and cast(Any, turns[-1]).get("role") == "user"):
+        raise ValueError(f"{place}: `prompt` must be a text, or turns that end with the user's")
+    prompt = [{"role": turn["role"], "content": turn["content"]} for turn in cast(Any, turns)]
     label = cast(JsonValue, row.get("label", row.get("answer")))
     return Task(prompt_id(prompt), prompt, label, str(row.get("source") or source))
 
 
-def parted(tasks: Sequence[Task], num_held_out: int, seed: int) -> tuple[list[Task], list[Task]]:
-    """Returns prompts to train on and prompts held out, by a hash of each, so in any order.
+def split_held_out(
+    tasks: Sequence[Task], num_held_out: int, seed: int
+) -> tuple[list[Task], list[Task]]:
+    """Returns prompts to train on and prompts held out, by a hash of each: order does not matter.
 
     Raises:
-        ValueError: nothing is left to train on.
+        ValueError: no prompt is left to train on.
     """
     if num_held_out >= len(tasks):
         raise ValueError(
             f"`prompts.num_held_out` is {num_held_out}, but there are {len(tasks)} prompts"
         )
-    draws = {t.prompt_id: uniform(seed, "held-out", split_key(t.prompt)) for t in tasks}
+    draws = {task.prompt_id: uniform(seed, "held-out", split_key(task.prompt)) for task in tasks}
     ordered = sorted(tasks, key=lambda task: (draws[task.prompt_id], task.prompt_id))
     return ordered[num_held_out:], ordered[:num_held_out]
 
@@ -77,7 +79,7 @@ def parted(tasks: Sequence[Task], num_held_out: int, seed: int) -> tuple[list[Ta
 def rounds_of(tasks: Sequence[Task], size: int, num: int, seed: int) -> Iterator[list[Task]]:
     """Yields the prompts of each round: passes over all of them, each in an order of its own.
 
-    What is left at the end of a pass and does not fill a round waits for the next pass.
+    Prompts left at the end of a pass that do not fill a round wait for the next pass.
 
     Raises:
         ValueError: there are fewer prompts than a round has.
@@ -86,7 +88,7 @@ def rounds_of(tasks: Sequence[Task], size: int, num: int, seed: int) -> Iterator
     if not per_pass:
         raise ValueError(f"`prompts_per_round` is {size}, but {len(tasks)} prompts are trained on")
     for round in range(num):
-        turn, place = divmod(round, per_pass)
-        draws = {t.prompt_id: uniform(seed, f"pass {turn}", t.prompt_id) for t in tasks}
+        number, place = divmod(round, per_pass)
+        draws = {task.prompt_id: uniform(seed, f"pass {number}", task.prompt_id) for task in tasks}
         ordered = sorted(tasks, key=lambda task: (draws[task.prompt_id], task.prompt_id))
         yield ordered[place * size : (place + 1) * size]

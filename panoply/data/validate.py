@@ -1,4 +1,4 @@
-"""What a good row is: raw rows become canonical rows, or raise `BadRow` with the reason.
+"""Validation: raw rows become canonical rows, or raise `BadRow` with the reason.
 
 Nothing is repaired: a row that is not clearly a pair or a rating goes to quarantine.
 """
@@ -36,7 +36,7 @@ def clean_prompt(messages: Sequence[Message]) -> list[dict[str, str]]:
     """Returns the messages with role and content only.
 
     Raises:
-        BadRow: if there is none, one is malformed, or the last is not the user's or is empty.
+        BadRow: there is none, one is malformed, or the last is not the user's or is empty.
     """
     if not messages:
         raise BadRow("missing prompt")
@@ -68,7 +68,7 @@ def _clean_response(response: object) -> str:
 
 
 def _clean_factor(value: object, name: str) -> float | None:
-    """Checks a margin or weight: it may be null, but not NaN, which is a failed computation."""
+    """Returns a margin or weight; it may be null, but not NaN, which is a failed computation."""
     if isinstance(value, float) and math.isnan(value):
         raise BadRow(f"{name} is NaN")
     return number(value)
@@ -86,11 +86,11 @@ def _shared(raw: RawPair | RawRating, source: str, prompt: Sequence[Message]) ->
 
 
 def clean_pair(raw: RawPair, source: str) -> Canonical:
-    """Returns the columns of `schema.PAIRS` but for `row_id`.
+    """Returns the columns of `schema.PAIRS` except `row_id`.
 
     Raises:
-        BadRow: if the prompt or a response is malformed or empty, the responses are the same, or
-            the margin or weight is no finite number.
+        BadRow: the prompt or a response is malformed or empty, the responses are the same, or the
+            margin or weight is no finite number.
     """
     prompt = clean_prompt(raw.prompt)
     chosen, rejected = _clean_response(raw.chosen), _clean_response(raw.rejected)
@@ -112,17 +112,17 @@ def clean_pair(raw: RawPair, source: str) -> Canonical:
 def clean_rating(
     raw: RawRating, source: str, objectives: Mapping[str, str], scales: Mapping[str, RatingMap]
 ) -> Canonical:
-    """Returns the columns of `schema.ratings_schema` but for `row_id` and what is not rated.
+    """Returns the columns of `schema.ratings_schema` except `row_id` and objectives not rated.
 
     Args:
-        raw: the row as found.
+        raw: the row as it stands in the file.
         source: name of its data set.
         objectives: name of the objective by attribute.
         scales: declared scales by objective; a rating outside of one is a defect.
 
     Raises:
-        BadRow: if prompt or response is malformed or empty, a rating is no finite number or off
-            its scale, or nothing is rated.
+        BadRow: prompt or response is malformed or empty, a rating is no finite number or off its
+            scale, or nothing is rated.
     """
     prompt = clean_prompt(raw.prompt)
     response = _clean_response(raw.response)
@@ -149,14 +149,14 @@ def with_row_ids(rows: Iterable[Canonical], schema: pa.Schema) -> Iterator[Canon
     """Adds `row_id`: a digest of texts (by id), source, labels and the occurrence number.
 
     So equal rows get different ids, and the ids do not depend on the order of the files or on
-    what lies between. Labels count as stored, in float32.
+    other rows. Labels count as stored, in float32.
     """
     fixed = {*RATING_ROW.names, *PAIRS.names} - {"margin", "weight"}
     labels = sorted(name for name in schema.names if name not in fixed)
     texts = [name for name in ("text_id", "chosen_id", "rejected_id") if name in schema.names]
     occurrences: Counter[bytes] = Counter()
     for row in rows:
-        rated = {n: float(np.float32(row[n])) for n in labels if row.get(n) is not None}
+        rated = {name: float(np.float32(row[name])) for name in labels if row.get(name) is not None}
         content = digest(*(row[name] for name in texts), row["source"], json.dumps(rated))
         key = bytes.fromhex(content)
         yield {"row_id": digest("row", content, str(occurrences[key])), **row}
