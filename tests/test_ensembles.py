@@ -12,7 +12,7 @@ import pytest
 
 from panoply.config.bandit import SelectorConfig, SignalConfig
 from panoply.config.laser import ArmsConfig, LaserConfig, PromptsConfig
-from panoply.data.tasks import synthetic_prompts, split_held_out, read_tasks, rounds_of
+from panoply.data.tasks import read_tasks, rounds_of, split_held_out, synthetic_prompts
 from panoply.laser.ensembles import best_arms, best_of, chosen_scores
 from panoply.scorers.recorded import RecordedScorer
 from panoply.wire.request import Chat

@@ -117,7 +117,7 @@ def test_labels_are_surer_the_larger_the_margin_as_bradley_terry_says():
     for seed in (0, 1):
         planted = world(seed)
         margin = (differences(planted, attributes(planted)) * labeling_weights(planted)).sum(axis=1)
-        pooled += zip(planted.truth.temperature * np.abs(margin), margin > 0, strict=True)
+        pooled += zip(planted.truth.scale * np.abs(margin), margin > 0, strict=True)
     size, agreed = np.array(pooled).T
     order = np.argsort(size)
     for part in np.array_split(order, 6):

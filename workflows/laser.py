@@ -45,7 +45,7 @@ from panoply.config.laser import (
     PromptsConfig,
 )
 from panoply.config.serve import ServedModelConfig
-from panoply.data.tasks import Task, synthetic_prompts, split_held_out, read_tasks, rounds_of
+from panoply.data.tasks import Task, read_tasks, rounds_of, split_held_out, synthetic_prompts
 from panoply.hub.backbone.backbone import resolve
 from panoply.laser.ensembles import best_arms, chosen_scores
 from panoply.laser.log import Log

@@ -1,1 +1,1 @@
-"""Data made by rule: a planted world, raters, and prompts with verifiable answers."""
+"""Synthetic data: a planted preference world, raters, and prompts with verifiable answers."""

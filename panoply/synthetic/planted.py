@@ -1,14 +1,14 @@
 """A planted preference world: ratings, pairs and scorers in natural language, with their truth.
 
-Every response is put together from wordings (`panoply.synthetic.phrases`) of attribute levels that
-are drawn first, so the attributes a(x, y) in [0, 1]^A are known by construction and, being words,
-can be read by a linear probe on mean-pooled features. A prompt belongs to one of D domains, and the
-reward is r(x, y) = w_d(x) · a(x, y) with planted weights w_d on the simplex. Domains want opposite
-things (refusing or complying, hedged or assured), so no fixed weights serve all of them and a gate
-that knows the prompt does.
+Every response is composed of wordings (`panoply.synthetic.phrases`) of attribute levels that are
+drawn first, so the attributes a(x, y) in [0, 1]^A are known by construction and, being words, can
+be read by a linear probe on mean-pooled features. A prompt belongs to one of D domains, and the
+reward is r(x, y) = w_d(x) · a(x, y) with planted weights w_d on the simplex. Domains prefer
+opposite attributes (refusing or complying, hedged or assured), so no fixed weights serve all of
+them, while a gate on the prompt can.
 
-Texts and ratings hang on the seed and the sizes alone: worlds that differ only in `homogeneous` or
-`conflict` share them, hence their features too, and differ in labels.
+Texts and ratings depend on the seed and the sizes alone: worlds that differ only in `homogeneous`
+or `conflict` share them, hence their features too, and differ in labels.
 
 Legend: N responses, P pairs, A attributes, D domains, K annotator pools.
 """
@@ -20,7 +20,6 @@ from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from scipy.optimize import root_scalar
 from scipy.special import expit
@@ -28,10 +27,7 @@ from scipy.special import expit
 from panoply.data.schema import PROMPT, text_id
 from panoply.synthetic.phrases import AXES, DOMAINS, respond
 from panoply.synthetic.raters import RATING_SOURCES, rate, rated_objectives
-from panoply.types import Array
-
-Indices = npt.NDArray[np.int64]
-Flags = npt.NDArray[np.bool_]
+from panoply.types import Array, Bools, Ints
 
 ATTRIBUTES: tuple[str, ...] = tuple(name for axis in AXES for name in axis.attributes)
 AGREEMENT = 0.80
@@ -44,26 +40,26 @@ POOLS: dict[str, tuple[str, ...]] = {
     "east": ("support", "chat"),
     "west": ("howto", "worries"),
 }
-"""The annotator pools, which are the sources of pairs, and the domains that each mostly sees."""
+"""Annotator pools, which are the sources of pairs, and the domains that each mostly sees."""
 MAIN_AFFINITY = 6.0
-"""How much likelier a prompt goes to a pool that mostly sees its domain than to another."""
+"""Odds that a prompt goes to a pool that mostly sees its domain rather than to another."""
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What generated a world.
+    """Parameters and hidden values that generated a world.
 
     Attributes:
         attributes: names of the A attributes.
         domains: names of the D domains; a row's domain is its `subset`.
         weights: `[D, A]`, planted weights, rows on the simplex.
         pools: names of the K annotator pools; a pair's pool is its `source`.
-        pool_weights: `[K, D, A]`, weights each pool labels with: `weights` where `conflict` is 0.
+        pool_weights: `[K, D, A]`, weights by which each pool labels: `weights` if `conflict` is 0.
         responses: one row per response: text_id, domain, one column per attribute, and `reward`
             under `weights`.
         agreement: share of labels that agree with the sign of their pool's true margin; pairs
             with a margin of zero, which have no sign, are left out.
-        temperature: t in P(i beats j) = sigma(t (r_i - r_j)).
+        scale: t in P(i beats j) = sigma(t (r_i - r_j)).
         objectives: rated objective -> the attribute it rates.
         scorer_domains: domains in which each scorer is reliable.
     """
@@ -75,20 +71,20 @@ class Truth:
     pool_weights: Array
     responses: pa.Table
     agreement: float
-    temperature: float
+    scale: float
     objectives: dict[str, str]
     scorer_domains: tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)
 class PlantedWorld:
-    """A planted world.
+    """Ratings, pairs and scores of a planted world, with their truth.
 
     Attributes:
         ratings: prompt, response, source, subset, and one nullable float32 column per objective
             `<source>-<attribute>` in that source's raw scale. One row per (response, source).
         pairs: prompt, chosen, rejected, source (annotator pool), subset (domain), margin (null).
-        truth: what generated them.
+        truth: parameters and hidden values behind them.
         scorers: text_id and one float64 column per scorer, each on a scale of its own.
         scales: objective -> (lowest, highest) raw rating.
     """
@@ -101,30 +97,30 @@ class PlantedWorld:
 
 
 class _Texts(NamedTuple):
-    """The prompts, the N responses, and of each response its prompt, domain and attributes."""
+    """The prompts, the N responses, and the prompt, domain and attributes of each response."""
 
     prompts: list[list[dict[str, str]]]
     responses: list[str]
-    prompt: Indices
-    domain: Indices
-    attributes: Array
+    prompt_N: Ints
+    domain_N: Ints
+    attributes_NA: Array
 
-    def asked(self, rows: Indices) -> pa.Array:
-        """Returns the prompts that these responses answer."""
-        return pa.array([self.prompts[self.prompt[i]] for i in rows], PROMPT)
+    def prompts_of(self, rows: Ints) -> pa.Array:
+        """Returns the prompts of some responses."""
+        return pa.array([self.prompts[self.prompt_N[i]] for i in rows], PROMPT)
 
-    def said(self, rows: Indices) -> list[str]:
-        """Returns the texts of these responses."""
+    def texts_of(self, rows: Ints) -> list[str]:
+        """Returns the texts of some responses."""
         return [self.responses[i] for i in rows]
 
 
 class _Pairs(NamedTuple):
-    """Response numbers and pool `[P]`, and the margin `[P]` that the pool sees."""
+    """Numbers of both responses, the pool, and the margin that the pool sees."""
 
-    first: Indices
-    second: Indices
-    pool: Indices
-    margin: Array
+    first_P: Ints
+    second_P: Ints
+    pool_P: Ints
+    margin_P: Array
 
 
 def make_world(
@@ -153,34 +149,41 @@ def make_world(
     """
     _check(num_prompts, num_responses, conflict, num_scorers)
     # One stream per part of the world, so that a flag that changes one part leaves the others.
-    text_rng, rating_rng, weight_rng, label_rng, scorer_rng = (
-        np.random.default_rng([seed, stream]) for stream in range(5)
-    )
+    streams = [np.random.default_rng([seed, stream]) for stream in range(5)]
+    text_rng, rating_rng, weight_rng, label_rng, scorer_rng = streams
+
     texts = _draw_texts(text_rng, num_prompts, num_responses)
     weights, pool_weights = _draw_weights(weight_rng, homogeneous, conflict)
-    reward = np.einsum("na,na->n", texts.attributes, weights[texts.domain])
+    reward_N = np.einsum("na,na->n", texts.attributes_NA, weights[texts.domain_N])
+
     pairs = _draw_pairs(label_rng, texts, pool_weights)
-    temperature = _solve_temperature(pairs.margin)
-    first_wins = _draw_labels(label_rng, pairs.margin, temperature)
-    scorers, scorer_domains = _score(scorer_rng, reward, texts.domain, num_scorers)
-    ids = [text_id(texts.prompts[q], y) for q, y in zip(texts.prompt, texts.responses, strict=True)]
-    names = np.array(list(DOMAINS))[texts.domain]
-    columns = dict(zip(ATTRIBUTES, texts.attributes.T, strict=True))
+    scale = _solve_scale(pairs.margin_P)
+    first_wins_P = _draw_labels(label_rng, pairs.margin_P, scale)
+    has_sign_P = pairs.margin_P != 0
+    agrees_P = first_wins_P == (pairs.margin_P > 0)
+
+    scorers, scorer_domains = _draw_scores(scorer_rng, reward_N, texts.domain_N, num_scorers)
+    ids = [
+        text_id(texts.prompts[prompt], response)
+        for prompt, response in zip(texts.prompt_N, texts.responses, strict=True)
+    ]
+    domains = np.array(list(DOMAINS))[texts.domain_N]
+    columns = dict(zip(ATTRIBUTES, texts.attributes_NA.T, strict=True))
     truth = Truth(
         attributes=ATTRIBUTES,
         domains=tuple(DOMAINS),
         weights=weights,
         pools=tuple(POOLS),
         pool_weights=pool_weights,
-        responses=pa.table({"text_id": ids, "domain": names, **columns, "reward": reward}),
-        agreement=float(np.mean((first_wins == (pairs.margin > 0))[pairs.margin != 0])),
-        temperature=temperature,
+        responses=pa.table({"text_id": ids, "domain": domains, **columns, "reward": reward_N}),
+        agreement=float(agrees_P[has_sign_P].mean()),
+        scale=scale,
         objectives={name: attribute for name, _, attribute in rated_objectives()},
         scorer_domains=scorer_domains,
     )
     return PlantedWorld(
         ratings=_ratings_table(rating_rng, texts),
-        pairs=_pairs_table(texts, pairs, first_wins),
+        pairs=_pairs_table(texts, pairs, first_wins_P),
         truth=truth,
         scorers=pa.table({"text_id": ids, **scorers}),
         scales={name: (source.low, source.high) for name, source, _ in rated_objectives()},
@@ -203,25 +206,29 @@ def _check(num_prompts: int, num_responses: int, conflict: float, num_scorers: i
 
 
 def _draw_texts(rng: np.random.Generator, num_prompts: int, num_responses: int) -> _Texts:
-    domain = rng.permutation(np.arange(num_prompts) % len(DOMAINS))
-    # The cells (template, subject) of a domain, each to be asked at most once.
-    cells = [rng.permutation(len(d.templates) * len(d.subjects)).tolist() for d in DOMAINS.values()]
+    kinds = list(DOMAINS.values())
+    domain_of_prompt = rng.permutation(np.arange(num_prompts) % len(kinds))
+    # The cells (template, subject) of a domain, each of which becomes at most one prompt.
+    cells = [rng.permutation(len(kind.templates) * len(kind.subjects)).tolist() for kind in kinds]
     prompts: list[list[dict[str, str]]] = []
     responses: list[str] = []
     levels: list[tuple[int, ...]] = []
-    for words, left in ((list(DOMAINS.values())[d], cells[d]) for d in domain):
-        template, number = divmod(left.pop(), len(words.subjects))
-        subject = words.subjects[number]
-        content = words.templates[template].format(subject=subject)
+    for d in domain_of_prompt:
+        template, number = divmod(cells[d].pop(), len(kinds[d].subjects))
+        subject = kinds[d].subjects[number]
+        content = kinds[d].templates[template].format(subject=subject)
         prompts.append([{"role": "user", "content": content}])
         drawn = _draw_levels(rng, num_responses)
         responses += [respond(rng, row, subject) for row in drawn]
         levels += drawn
     columns: list[Array] = []
-    for axis, level in zip(AXES, np.array(levels).T / 2.0, strict=True):
-        columns += [level] if len(axis.attributes) == 1 else [level, 1.0 - level]
-    prompt = np.repeat(np.arange(num_prompts), num_responses)
-    return _Texts(prompts, responses, prompt, domain[prompt], np.stack(columns, axis=1))
+    for axis, level_N in zip(AXES, np.array(levels).T / 2.0, strict=True):
+        columns.append(level_N)
+        if len(axis.attributes) == 2:
+            columns.append(1.0 - level_N)
+    prompt_N = np.repeat(np.arange(num_prompts), num_responses)
+    domain_N = domain_of_prompt[prompt_N]
+    return _Texts(prompts, responses, prompt_N, domain_N, np.stack(columns, axis=1))
 
 
 def _draw_levels(rng: np.random.Generator, num_responses: int) -> list[tuple[int, ...]]:
@@ -238,76 +245,83 @@ def _draw_weights(
     rng: np.random.Generator, homogeneous: bool, conflict: float
 ) -> tuple[Array, Array]:
     """Returns the weights `[D, A]` of the domains and `[K, D, A]` of the pools in them."""
-    likes = np.array([[d.likes.get(name, 0.0) for name in ATTRIBUTES] for d in DOMAINS.values()])
+    likes = np.zeros((len(DOMAINS), len(ATTRIBUTES)))
+    for d, domain in enumerate(DOMAINS.values()):
+        for name, weight in domain.likes.items():
+            likes[d, ATTRIBUTES.index(name)] = weight
     weights = 0.9 * likes + 0.1 * rng.dirichlet(np.ones(len(ATTRIBUTES)), size=len(DOMAINS))
     # A small concentration: a pool cares about few attributes.
-    own = rng.dirichlet(np.full(len(ATTRIBUTES), 0.3), size=len(POOLS))
+    taste_KA = rng.dirichlet(np.full(len(ATTRIBUTES), 0.3), size=len(POOLS))
     if homogeneous:
         weights = np.tile(weights.mean(axis=0), (len(DOMAINS), 1))
-    return weights, (1.0 - conflict) * weights + conflict * own[:, None, :]
+    return weights, (1.0 - conflict) * weights + conflict * taste_KA[:, None, :]
 
 
 def _draw_pairs(rng: np.random.Generator, texts: _Texts, pool_weights: Array) -> _Pairs:
     """Returns all pairs within prompts; the pairs of a prompt go to one pool."""
     num_prompts = len(texts.prompts)
     num_responses = len(texts.responses) // num_prompts
-    affinity = np.array(
-        [[MAIN_AFFINITY if d in main else 1.0 for main in POOLS.values()] for d in DOMAINS]
-    )
-    bounds = np.cumsum(affinity / affinity.sum(axis=1, keepdims=True), axis=1)[:, :-1]
-    domain = texts.domain[::num_responses]
-    pool_of = (rng.random((num_prompts, 1)) > bounds[domain]).sum(axis=1)
+    affinity_DK = np.ones((len(DOMAINS), len(POOLS)))
+    for k, main_domains in enumerate(POOLS.values()):
+        affinity_DK[np.isin(list(DOMAINS), main_domains), k] = MAIN_AFFINITY
+    bounds = np.cumsum(affinity_DK / affinity_DK.sum(axis=1, keepdims=True), axis=1)[:, :-1]
+    domain_of_prompt = texts.domain_N[::num_responses]
+    pool_of_prompt = (rng.random((num_prompts, 1)) > bounds[domain_of_prompt]).sum(axis=1)
+
     inside = np.array(list(combinations(range(num_responses), 2)))
     numbers = (num_responses * np.arange(num_prompts)[:, None, None] + inside).reshape(-1, 2)
-    first, second = numbers.T
-    pool = pool_of[texts.prompt[first]]
-    difference = texts.attributes[first] - texts.attributes[second]
-    margin = np.einsum("pa,pa->p", difference, pool_weights[pool, texts.domain[first]])
+    first_P, second_P = numbers.T
+    pool_P = pool_of_prompt[texts.prompt_N[first_P]]
+    difference_PA = texts.attributes_NA[first_P] - texts.attributes_NA[second_P]
+    weights_PA = pool_weights[pool_P, texts.domain_N[first_P]]
+    margin_P = np.einsum("pa,pa->p", difference_PA, weights_PA)
     # Equal rewards may differ in the last bit, which is no sign to agree with.
-    return _Pairs(first, second, pool, np.where(np.abs(margin) < 1e-12, 0.0, margin))
+    return _Pairs(first_P, second_P, pool_P, np.where(np.abs(margin_P) < 1e-12, 0.0, margin_P))
 
 
-def _solve_temperature(margin: Array) -> float:
+def _solve_scale(margin_P: Array) -> float:
     """Returns t with mean sigma(t |margin|) = AGREEMENT over the pairs with a margin."""
-    size = np.abs(margin[margin != 0])
+    size = np.abs(margin_P[margin_P != 0])
 
-    def excess(temperature: float) -> float:
-        return float(np.mean(expit(temperature * size))) - AGREEMENT
+    def excess(scale: float) -> float:
+        return float(np.mean(expit(scale * size))) - AGREEMENT
 
     return float(root_scalar(excess, bracket=(0.0, 1e6)).root)
 
 
-def _draw_labels(rng: np.random.Generator, margin: Array, temperature: float) -> Flags:
+def _draw_labels(rng: np.random.Generator, margin_P: Array, scale: float) -> Bools:
     """Returns `[P]` whether the first wins: Bernoulli(sigma(t margin)), sampled systematically.
 
     Each label is Bernoulli; over a random order the disagreements are spread so evenly that their
     number misses its expectation by less than one, so AGREEMENT is met also in a small world.
     """
-    order = rng.permutation(len(margin))
-    steps = np.cumsum(expit(-temperature * np.abs(margin))[order]) + rng.random()
-    flips = np.zeros(len(margin), dtype=np.bool_)
-    flips[order] = np.diff(np.floor(steps), prepend=0.0) > 0
-    return (margin > 0) ^ flips
+    order = rng.permutation(len(margin_P))
+    steps = np.cumsum(expit(-scale * np.abs(margin_P))[order]) + rng.random()
+    flips_P = np.zeros(len(margin_P), dtype=np.bool_)
+    flips_P[order] = np.diff(np.floor(steps), prepend=0.0) > 0
+    return (margin_P > 0) ^ flips_P
 
 
-def _score(
-    rng: np.random.Generator, reward: Array, domain: Indices, num_scorers: int
+def _draw_scores(
+    rng: np.random.Generator, reward_N: Array, domain_N: Ints, num_scorers: int
 ) -> tuple[dict[str, Array], tuple[tuple[str, ...], ...]]:
     """Returns scores `[N]` by scorer, on scales of their own, and each scorer's domains."""
     names = tuple(DOMAINS)
     scores: dict[str, Array] = {}
-    own: list[tuple[str, ...]] = []
-    standard = (reward - reward.mean()) / reward.std()
+    reliable: list[tuple[str, ...]] = []
+    standard_N = (reward_N - reward_N.mean()) / reward_N.std()
     for k in range(num_scorers):
-        mine = [d for d in range(len(names)) if d % num_scorers == k or d == k % len(names)]
-        own.append(tuple(names[d] for d in mine))
-        noise = np.where(np.isin(domain, mine), 0.3, 2.0) * rng.standard_normal(len(reward))
+        domains = [d for d in range(len(names)) if d % num_scorers == k or d == k % len(names)]
+        reliable.append(tuple(names[d] for d in domains))
+        deviation_N = np.where(np.isin(domain_N, domains), 0.3, 2.0)
+        noise_N = deviation_N * rng.standard_normal(len(reward_N))
         scale, offset = 10 ** rng.uniform(-1, 1.5), rng.normal(scale=10)
-        scores[f"scorer_{k}"] = offset + scale * (standard + noise)
-    return scores, tuple(own)
+        scores[f"scorer_{k}"] = offset + scale * (standard_N + noise_N)
+    return scores, tuple(reliable)
 
 
 def _ratings_table(rng: np.random.Generator, texts: _Texts) -> pa.Table:
+    """Returns one row per response and source that rates it, `RATERS_PER_RESPONSE` sources each."""
     shape = (len(texts.responses), len(RATING_SOURCES))
     raters = np.argsort(rng.random(shape), axis=1)[:, :RATERS_PER_RESPONSE]
     rater = np.sort(raters, axis=1).ravel()
@@ -316,28 +330,30 @@ def _ratings_table(rng: np.random.Generator, texts: _Texts) -> pa.Table:
     for k, (name, source) in enumerate(RATING_SOURCES.items()):
         rows = np.flatnonzero(rater == k)
         rated = [ATTRIBUTES.index(attribute) for attribute in source.attributes]
-        values = rate(rng, source, texts.attributes[response[rows]][:, rated])
+        values = rate(rng, source, texts.attributes_NA[response[rows]][:, rated])
         for attribute, column in zip(source.attributes, values.T, strict=True):
             scores[f"{name}-{attribute}"][rows] = column
     return pa.table(
         {
-            "prompt": texts.asked(response),
-            "response": texts.said(response),
+            "prompt": texts.prompts_of(response),
+            "response": texts.texts_of(response),
             "source": np.array(list(RATING_SOURCES))[rater],
-            "subset": np.array(list(DOMAINS))[texts.domain[response]],
+            "subset": np.array(list(DOMAINS))[texts.domain_N[response]],
             **{name: pa.array(s, pa.float32(), from_pandas=True) for name, s in scores.items()},
         }
     )
 
 
-def _pairs_table(texts: _Texts, pairs: _Pairs, first_wins: Flags) -> pa.Table:
+def _pairs_table(texts: _Texts, pairs: _Pairs, first_wins_P: Bools) -> pa.Table:
+    chosen_P = np.where(first_wins_P, pairs.first_P, pairs.second_P)
+    rejected_P = np.where(first_wins_P, pairs.second_P, pairs.first_P)
     return pa.table(
         {
-            "prompt": texts.asked(pairs.first),
-            "chosen": texts.said(np.where(first_wins, pairs.first, pairs.second)),
-            "rejected": texts.said(np.where(first_wins, pairs.second, pairs.first)),
-            "source": np.array(list(POOLS))[pairs.pool],
-            "subset": np.array(list(DOMAINS))[texts.domain[pairs.first]],
-            "margin": pa.nulls(len(pairs.first), pa.float32()),
+            "prompt": texts.prompts_of(pairs.first_P),
+            "chosen": texts.texts_of(chosen_P),
+            "rejected": texts.texts_of(rejected_P),
+            "source": np.array(list(POOLS))[pairs.pool_P],
+            "subset": np.array(list(DOMAINS))[texts.domain_N[pairs.first_P]],
+            "margin": pa.nulls(len(pairs.first_P), pa.float32()),
         }
     )

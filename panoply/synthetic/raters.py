@@ -1,4 +1,4 @@
-"""Who rates the responses of the planted world: each source its own attributes, scale and noise."""
+"""Raters of the planted world: each source has attributes, a scale and noise of its own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MISSING_SHARE = 0.15
 
 
 class RatingSource(NamedTuple):
-    """Who rates `attributes` on the scale low, low + step, ..., high; noise in units of [0, 1]."""
+    """Raters of `attributes` on the scale low, low + step, ..., high; noise in units of [0, 1]."""
 
     low: float
     high: float
@@ -36,7 +36,7 @@ RATING_SOURCES: dict[str, RatingSource] = {
 
 
 def rated_objectives() -> Iterator[tuple[str, RatingSource, str]]:
-    """Yields (objective, its source, the attribute it rates)."""
+    """Yields each objective with its source and the attribute that it rates."""
     for name, source in RATING_SOURCES.items():
         for attribute in source.attributes:
             yield f"{name}-{attribute}", source, attribute
@@ -48,6 +48,7 @@ def rate(rng: np.random.Generator, source: RatingSource, value: Array) -> Array:
     steps = np.round(noisy * (source.high - source.low) / source.step)
     rated = source.low + source.step * steps
     missing = rng.random(rated.shape) < MISSING_SHARE
-    # A row without any score would be no rating: one objective drawn per row stays then.
+    # A row without any score would be no rating: it keeps one objective, drawn at random.
     kept = np.arange(rated.shape[1]) == rng.integers(rated.shape[1], size=(len(rated), 1))
-    return np.where(missing & ~(kept & missing.all(axis=1, keepdims=True)), np.nan, rated)
+    missing &= ~(kept & missing.all(axis=1, keepdims=True))
+    return np.where(missing, np.nan, rated)

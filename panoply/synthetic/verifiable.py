@@ -1,15 +1,15 @@
-"""Prompts whose answers can be checked, in domains that want different things of a response.
+"""Prompts whose answers can be checked, in domains that require different responses.
 
-A small instruct model meets each of them in some of its samples and misses in others, so there is
-something to choose among samples. What one domain asks for another forbids (few words, many words,
-a list, a question), so no one taste suits all of them: what suits a prompt has to be found out.
+A small instruct model obeys each domain in some of its samples and not in others, so there is
+something to choose among samples. One domain requires what another forbids (few words, many words,
+a list, a question), so no fixed taste suits all of them: it has to be learned per prompt.
 
 Of 8 samples of SmolLM2-135M-Instruct (temperature 0.8, at most 96 tokens, 10 prompts of each
-domain) there obeyed: brief .49, long .62, list .30, words .50, plain .40, question .40; of 60
-prompts, 54 had samples that did and samples that did not.
+domain), these shares obeyed: brief .49, long .62, list .30, words .50, plain .40, question .40; of
+60 prompts, 54 had both samples that obeyed and samples that did not.
 
-A prompt's label says what is asked; `obeys` checks it, and can be served as a function arm by the
-place `panoply.synthetic.verifiable:obeys`.
+A prompt's label holds its requirement; `obeys` checks it, and can be served as a reward function by
+the name `function:panoply.synthetic.verifiable:obeys`.
 """
 
 from __future__ import annotations
@@ -22,26 +22,23 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from panoply.data.schema import prompt_id
+from panoply.synthetic.phrases import items
 
 Label: TypeAlias = dict[str, Any]
 
 
-def _items(text: str) -> tuple[str, ...]:
-    return tuple(" ".join(item.split()) for item in text.split(";"))
-
-
-SUBJECTS = _items("""
+SUBJECTS = items("""
     the sea; bread; a bicycle; winter; chess; a lighthouse; bees; rain; the moon; a library; tea; a
     volcano; music; a garden; the desert; a train; honey; a mountain; the wind; a river; snow; a
     castle; the sun; a market; coffee; a forest; an island; a bridge; a whale; clouds; a clock; the
     harvest; a piano; soccer; a spider; glass; a kitchen; thunder; a balloon; the alphabet; a
     farmer; cheese; a museum; an elephant; paper; a sailor; the stars; chocolate; a tent; a mirror
 """)
-WORDS = _items("""
+WORDS = items("""
     silver; quiet; ancient; bright; gentle; golden; hidden; distant; simple; warm; green; little;
     strange; strong; early; famous; empty; round; sweet; dark
 """)
-THINGS = _items("""
+THINGS = items("""
     fruits; animals; colors; cities; tools; sports; vegetables; countries; birds; flowers; drinks;
     jobs; insects; languages; musical instruments
 """)
@@ -71,7 +68,7 @@ DOMAINS: dict[str, tuple[str, ...]] = {
         "Write only one question about {subject}, nothing else.",
     ),
 }
-"""The domains, and how each is asked."""
+"""Templates of prompts by domain."""
 LABELS: dict[str, tuple[str, ...]] = {
     "brief": ("few",),
     "long": ("many",),
@@ -80,7 +77,7 @@ LABELS: dict[str, tuple[str, ...]] = {
     "plain": (),
     "question": (),
 }
-"""What a label says besides its domain."""
+"""Slots of a prompt that its label holds besides the domain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +87,7 @@ class Verifiable:
     domain: str
     text: str
     label: Label
-    """For `obeys`."""
+    """Requirement, for `obeys`."""
 
     @property
     def prompt(self) -> list[dict[str, str]]:
@@ -104,33 +101,34 @@ class Verifiable:
 
 
 def verifiable_prompts(num: int, seed: int) -> list[Verifiable]:
-    """Returns different prompts, the domains in turn.
+    """Returns distinct prompts, the domains in turn.
 
     Args:
-        num: how many.
-        seed: of the draws; the first prompts do not depend on `num`.
+        num: number of prompts.
+        seed: seed of the draws; the first prompts do not depend on `num`.
 
     Raises:
-        ValueError: more are asked for than there are.
+        ValueError: there are fewer prompts than `num`.
     """
-    rng, found = np.random.default_rng(seed), dict[str, Verifiable]()
+    rng = np.random.default_rng(seed)
+    prompts: dict[str, Verifiable] = {}
     names = tuple(DOMAINS)
     for _ in range(20 * num):
-        if len(found) == num:
+        if len(prompts) == num:
             break
-        drawn = draw_prompt(names[len(found) % len(names)], rng)
-        found.setdefault(drawn.text, drawn)
-    if len(found) < num:
+        drawn = draw_prompt(names[len(prompts) % len(names)], rng)
+        prompts.setdefault(drawn.text, drawn)
+    if len(prompts) < num:
         raise ValueError(
-            f"`num` is {num!r}, but the domain {names[len(found) % len(names)]!r} has hardly more "
-            f"than {len(found) // len(names)} prompts: take fewer"
+            f"`num` is {num!r}, but the domain {names[len(prompts) % len(names)]!r} has hardly "
+            f"more than {len(prompts) // len(names)} prompts: take fewer"
         )
-    return list(found.values())
+    return list(prompts.values())
 
 
 def draw_prompt(domain: str, rng: np.random.Generator) -> Verifiable:
-    """Returns a prompt of a domain."""
-    word, other = (str(one) for one in rng.choice(WORDS, 2, replace=False))
+    """Returns a random prompt of a domain."""
+    word, other = rng.choice(WORDS, 2, replace=False).tolist()
     slots: dict[str, Any] = {
         "subject": str(rng.choice(SUBJECTS)),
         "things": str(rng.choice(THINGS)),
@@ -150,7 +148,7 @@ def words_of(text: str) -> list[str]:
 
 
 def lines_of(text: str) -> list[str]:
-    """Returns the lines of a text that say something."""
+    """Returns the lines of a text that hold a word."""
     return [line for line in text.splitlines() if words_of(line)]
 
 
@@ -162,11 +160,11 @@ RULES: dict[str, Callable[[str, Mapping[str, Any]], bool]] = {
     "plain": lambda text, _: len(words_of(text)) >= 3 and "," not in text,
     "question": lambda text, _: text.count("?") == 1 and text.rstrip("\"'* \n").endswith("?"),
 }
-"""Whether a response does what its domain asks for."""
+"""Checks of a response against its label, by domain."""
 
 
 def obeys(response: str, label: Mapping[str, Any] | None) -> float | None:
-    """Returns 1 if a response does what its prompt asks, 0 if not, and None without a label.
+    """Returns 1 if a response meets its prompt's requirement, 0 if not, and None without a label.
 
     Raises:
         ValueError: a label of no domain.
