@@ -1,6 +1,6 @@
-"""One algorithm a file, read top to bottom. Ray is started, joined and asked for workers here.
+"""One algorithm a file, read top to bottom; `cluster` holds what several of them run on Ray.
 
-Some settings are read when Ray is imported, so they are made before any file of this package.
+Ray reads some settings when it is imported, so they are made here, before any file of this package.
 """
 
 import os
@@ -18,7 +18,7 @@ SETTINGS = {
     "OMP_NUM_THREADS": "1",
 }
 LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-"""Lets a node of Ray listen on loopback alone, as Ray does by default on macOS and Windows."""
+"""Setting that lets a node of Ray listen on loopback alone, the default on macOS and Windows."""
 LOOPBACK = "lo" if sys.platform == "linux" else "lo0"
 ALONE = {
     "RAY_AUTH_MODE": "token",
@@ -28,20 +28,21 @@ ALONE = {
     # Ray warns of its own actor pools on the terminal, and offers no other switch.
     "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
-"""Only for a cluster that this process starts for itself."""
+"""Settings only for a cluster that this process starts for itself."""
 TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
 def starts_cluster() -> bool:
-    """Whether this process starts a cluster, where `RAY_ADDRESS` names none to join."""
+    """Returns whether this process starts a cluster, since `RAY_ADDRESS` names none to join."""
     return os.environ.get("RAY_ADDRESS", "") in ("", "local")
 
 
 def _prepare() -> None:
-    """Makes the settings, in this process and in those that it starts."""
+    """Sets the environment of this process and of those that it starts."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
-    if not starts_cluster() or "ray" in sys.modules:  # as in every worker of somebody's cluster
+    # Ray is imported already in every worker of a cluster.
+    if not starts_cluster() or "ray" in sys.modules:
         return
     os.environ.update(LOOPBACK_ONLY)
     for name, value in ALONE.items():

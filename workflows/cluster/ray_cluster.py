@@ -1,4 +1,4 @@
-"""The Ray cluster of a run: joining it, waiting for nodes, outliving them; where files go."""
+"""The Ray cluster of a run: join it, wait for nodes, survive their loss; and the run's folder."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.placement_group import placement_group, remove_placement_group
 
+from panoply.files import write_whole
 from panoply.hub.backbone.backbone import quiet
 from panoply.hub.backbone.smollm2 import cache_root
 from panoply.report.progress import RunLogger
@@ -29,48 +30,49 @@ from workflows import LOOPBACK_ONLY, starts_cluster
 from workflows.cluster.rendezvous import FileTorchConfig
 
 MAX_FAILURES = 8
-"""Nodes or workers that one stage may lose; what it has finished by then is never lost."""
+"""Nodes or workers that one stage may lose; its finished parts are never lost."""
 RESIZE_SECONDS = 30.0
-"""How often Ray Train looks for nodes that came or went."""
-TOLD_EVERY_SECONDS = 30.0
+"""Interval at which Ray Train checks for nodes that joined or left."""
+LOG_SECONDS = 30.0
+"""Interval at which a wait for nodes is logged."""
 INTERRUPTED = 130
-"""What a shell reports of a command that Ctrl-C ended."""
+"""Exit code that a shell gives a command that Ctrl-C ended."""
 
 
 def connect(num_workers: int) -> None:
-    """Joins the cluster named by `RAY_ADDRESS`, else starts one that this machine alone reaches.
+    """Joins the cluster that `RAY_ADDRESS` names, else starts one on loopback.
 
     Raises:
-        RuntimeError: Ray was imported before it could be told to listen on loopback alone.
+        RuntimeError: Ray was imported before it could be set to listen on loopback alone.
     """
     quiet()
     for name in (ray.data.__name__, ray.train.__name__):
         logging.getLogger(name).setLevel(logging.ERROR)
     if ray.is_initialized():
         return
-    alone = starts_cluster()
-    if alone and LOOPBACK_ONLY.items() - os.environ.items():
+    is_own = starts_cluster()
+    if is_own and LOOPBACK_ONLY.items() - os.environ.items():
         raise RuntimeError(
             "Ray was imported before `workflows`, so its ports would be open to the network: "
             "import `workflows` first"
         )
     ray.init(
-        address="local" if alone else None,
-        num_cpus=max(os.cpu_count() or 1, num_workers) if alone else None,
-        include_dashboard=False if alone else None,
+        address="local" if is_own else None,
+        num_cpus=max(os.cpu_count() or 1, num_workers) if is_own else None,
+        include_dashboard=False if is_own else None,
         log_to_driver=False,
         logging_level=logging.ERROR,
     )
 
 
 def is_on_loopback() -> bool:
-    """Whether the cluster is this machine alone, reached by nobody else."""
+    """Returns whether the cluster is this machine alone, which no other machine reaches."""
     return ipaddress.ip_address(ray.util.get_node_ip_address()).is_loopback
 
 
-def store_root(named: str) -> str:
-    """Returns the root of the feature cache: the named one, `PANOPLY_STORE`, or the user's."""
-    return named or os.environ.get("PANOPLY_STORE") or str(cache_root() / "features")
+def store_root(uri: str) -> str:
+    """Returns the root of the feature cache: `uri`, else `PANOPLY_STORE`, else the user's cache."""
+    return uri or os.environ.get("PANOPLY_STORE") or str(cache_root() / "features")
 
 
 def run_folder(out: str) -> Path:
@@ -88,74 +90,76 @@ def run_folder(out: str) -> Path:
     return path.absolute()
 
 
-def check_or_write_config(out: Path, name: str, own: Mapping[str, Any]) -> None:
-    """Writes what a run stands on to a file, or checks that the file there says the same.
+def check_or_write_config(out: Path, name: str, config: Mapping[str, Any]) -> None:
+    """Writes a run's configuration or data ids to a file, or compares them with the file there.
 
     Raises:
-        ValueError: the folder belongs to another configuration, or to other data.
+        ValueError: the folder was made with another configuration, or with other data.
     """
-    wanted, file = json.loads(json.dumps(own)), out / name
+    file = out / name
+    new = json.loads(json.dumps(config))
     if file.exists():
         old = json.loads(file.read_text())
-        changed = sorted(key for key in wanted if wanted[key] != old.get(key))
+        changed = sorted(key for key in new if new[key] != old.get(key))
         if changed:
             raise ValueError(
                 f"{str(out)!r} holds a run with other {', '.join(changed)} (see {name}); "
                 "take another `--out`, or remove that folder"
             )
     out.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(wanted, indent=1))
+    write_whole(file, json.dumps(new, indent=1))
 
 
 def await_workers(
     num_workers: int, bundle: Mapping[str, float], minutes: float, logger: RunLogger
 ) -> None:
-    """Waits until nodes have room for the workers; an autoscaling cluster starts them meanwhile.
+    """Waits until nodes have room for the workers, while an autoscaling cluster starts nodes.
 
-    Workers are elastic, so where only some of them fit in time, the run goes on with those.
+    Workers are elastic, so if only some of them fit in time, the run starts with those.
 
     Args:
-        num_workers: how many are asked for.
-        bundle: resources of each.
-        minutes: the longest wait.
-        logger: is told what is missing.
+        num_workers: most workers.
+        bundle: resources of each worker.
+        minutes: longest wait.
+        logger: receives what is missing.
 
     Raises:
         TimeoutError: there is no room for a single worker.
     """
-    wanted = {name: amount for name, amount in bundle.items() if amount}
-    group = placement_group([wanted] * num_workers)  # its demand is what an autoscaler sees
-    begun = told = time.monotonic()
+    bundle = {name: amount for name, amount in bundle.items() if amount}
+    # A placement group is a demand that an autoscaler sees.
+    group = placement_group([bundle] * num_workers)
+    begun = logged = time.monotonic()
     try:
         while not group.wait(min(1.0, minutes * 60)):
-            now, fit = time.monotonic(), min(num_workers, room(wanted))
-            missing = f"{num_workers - fit} x {wanted}"
+            now = time.monotonic()
+            num_fit = min(num_workers, _num_fit(bundle))
+            missing = f"{num_workers - num_fit} x {bundle}"
             if now - begun >= minutes * 60:
-                if fit:
-                    logger.info(f"nodes: starting with {fit} of {num_workers} workers")
+                if num_fit:
+                    logger.info(f"nodes: starting with {num_fit} of {num_workers} workers")
                     return
+                total = ray.cluster_resources()
                 raise TimeoutError(
                     f"no node had room for a worker within {minutes:g} minutes: missing {missing}; "
-                    f"the cluster has {totals()}. Add nodes, or ask for less "
-                    "(`--num-workers`, `--backbone.gpus`)"
+                    f"the cluster has {total.get('CPU', 0):g} CPU, {total.get('GPU', 0):g} GPU. "
+                    "Add nodes, or ask for less (`--num-workers`, `--backbone.gpus`)"
                 )
-            if now - told >= TOLD_EVERY_SECONDS:
-                told = now
-                logger.info(f"nodes: {fit} of {num_workers} workers fit, waiting for {missing}")
+            if now - logged >= LOG_SECONDS:
+                logged = now
+                logger.info(f"nodes: {num_fit} of {num_workers} workers fit, waiting for {missing}")
     finally:
         remove_placement_group(group)
 
 
-def room(bundle: Mapping[str, float]) -> int:
+def _num_fit(bundle: Mapping[str, float]) -> int:
     """Returns how many such bundles the living nodes hold when nothing else runs."""
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return sum(int(min(has.get(name, 0) // n for name, n in bundle.items())) for has in alive)
-
-
-def totals() -> str:
-    """Returns the CPUs and GPUs of the cluster as text."""
-    has = ray.cluster_resources()
-    return ", ".join(f"{has.get(name, 0):g} {name}" for name in ("CPU", "GPU"))
+    num_fit = 0
+    for node in ray.nodes():
+        if node["Alive"]:
+            total = node["Resources"]
+            num_fit += int(min(total.get(name, 0) // amount for name, amount in bundle.items()))
+    return num_fit
 
 
 def run_train(
@@ -172,12 +176,12 @@ def run_train(
     restart costs time and changes nothing.
 
     Args:
-        loop: run by every worker.
-        config: handed to it.
+        loop: function that every worker runs.
+        config: argument of the loop.
         num_workers: most workers; 0 runs the loop in this process.
         run: folder of Ray Train's own files, on storage that all nodes share.
-        name: of this step in it.
-        gpus: of each worker.
+        name: name of this step in the folder.
+        gpus: GPUs of each worker.
     """
     trainer = TorchTrainer(
         loop,
@@ -200,7 +204,8 @@ def run_train(
             try:
                 trainer.fit()
                 return
-            except ControllerError:  # its node was lost: Ray Train outlives only those of workers
+            except ControllerError:
+                # The controller's node was lost: Ray Train survives only the loss of workers.
                 if not tries_left:
                     raise
 
@@ -209,8 +214,8 @@ def run_train(
 def aborts_when_stopped() -> Generator[None]:
     """Lets SIGTERM, which `ray job stop` sends, abort Ray Train as Ctrl-C does.
 
-    Killed without that, it leaves a detached actor behind for ever. Afterwards signals do what they
-    did before: Ray Train does not give Ctrl-C back.
+    Killed without that, it leaves a detached actor behind for ever. Afterwards signals have the
+    handlers they had before, which Ray Train does not restore.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -218,15 +223,17 @@ def aborts_when_stopped() -> Generator[None]:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def abort(*_: object) -> None:
-        if callable(signal.getsignal(signal.SIGINT)):  # Ray Train's own while it trains
+        # While it trains, Ray Train handles SIGINT; a script's background job ignores it.
+        if callable(signal.getsignal(signal.SIGINT)):
             signal.raise_signal(signal.SIGINT)
-        else:  # ignored, as in what a script starts in the background
+        else:
             raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, abort)
     try:
         yield
-    except SystemExit:  # Ray Train's, with 0, which would read as success
+    except SystemExit:
+        # Ray Train exits with 0, which would read as success.
         sys.exit(INTERRUPTED)
     finally:
         for number, handler in before.items():
