@@ -1,4 +1,4 @@
-"""Calls of MLflow: waits that end soon, no output of its own, and one sentence for what fails."""
+"""Calls of MLflow, with short timeouts, no output, and one sentence for a failure."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ SETTINGS = {
     "MLFLOW_DATABRICKS_ENDPOINT_HTTP_RETRY_TIMEOUT": "30",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-"""A server that is gone costs 5 to 35 s, where MLflow alone waits for 4 to 20 minutes. What the
-environment says goes before."""
+"""Defaults with which a lost server costs 5 to 35 s, where MLflow alone waits for 4 to 20 minutes.
+Variables of the environment take precedence."""
 MODEL_SECONDS = "120"
-"""The timeout for the files of a model, which a server may hand on before it answers."""
+"""Timeout for the files of a model, which a server may pass on before it answers."""
 LOUD = ("mlflow", "alembic", "urllib3.connectionpool")
-"""Loggers that print what is raised anyway."""
-MOST_CHARACTERS = 300
+"""Loggers that print errors which are raised anyway."""
+MAX_CHARACTERS = 300
 
 
 class TrackerError(ValueError):
-    """A failure of MLflow, of its database, its server or its store of artifacts, as a sentence."""
+    """A failure of MLflow, of its database, its server or its artifact store, in one sentence."""
 
 
 @contextmanager
-def reaching(
-    uri: str, way_out: str = "", timeout: str = SETTINGS["MLFLOW_HTTP_REQUEST_TIMEOUT"]
+def mlflow_call(
+    uri: str, advice: str = "", timeout: str = SETTINGS["MLFLOW_HTTP_REQUEST_TIMEOUT"]
 ) -> Generator[None]:
-    """Keeps MLflow quiet and its waits short, and makes a sentence of what it raises.
+    """Keeps MLflow quiet and its waits short, and turns its errors into one sentence.
 
     Args:
-        uri: address of MLflow, as the sentence names it.
-        way_out: what to do, at the end of the sentence.
+        uri: address of MLflow, named in the sentence.
+        advice: end of the sentence.
         timeout: seconds that one request may take.
 
     Raises:
-        TrackerError: anything but an interrupt. MLflow's stores and their plugins raise errors of
-            many kinds, and none of them may end a finished run.
+        TrackerError: MLflow raised any error except an interrupt. Its stores and their plugins
+            raise many kinds, and none of them may end a finished run.
     """
     loggers = [logging.getLogger(name) for name in LOUD]
     levels = [logger.level for logger in loggers]
@@ -59,7 +59,7 @@ def reaching(
         raise
     except Exception as error:
         raise TrackerError(
-            f"MLflow at {readable(uri)} failed ({_reason(error)}){way_out}"
+            f"MLflow at {without_secrets(uri)} failed ({_reason(error)}){advice}"
         ) from error
     finally:
         for name in changed:
@@ -69,8 +69,8 @@ def reaching(
 
 
 @contextmanager
-def alone(uri: str) -> Generator[None]:
-    """Lets one process at a time make a SQLite database: of several at once, all but one fail."""
+def database_lock(uri: str) -> Generator[None]:
+    """Lets one process at a time create a SQLite database: of several, all but one would fail."""
     if not uri.startswith("sqlite:///"):
         yield
         return
@@ -78,9 +78,10 @@ def alone(uri: str) -> Generator[None]:
     file.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(f"{file}.lock", os.O_RDONLY | os.O_CREAT, 0o644)
     try:
-        with suppress(OSError):  # of a file system without locks
+        # Some file systems have no locks.
+        with suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_EX)
-        # What SQLite cannot open, MLflow would try for minutes.
+        # A file that SQLite cannot open, MLflow would retry for minutes.
         with closing(sqlite3.connect(file)) as database:
             database.execute("PRAGMA schema_version")
         yield
@@ -88,15 +89,16 @@ def alone(uri: str) -> Generator[None]:
         os.close(handle)
 
 
-def readable(address: str) -> str:
-    """Returns text without what may be secret in its addresses: names, passwords, parameters."""
-    return re.sub(r"\?\S+", "", re.sub(r"://[^/\s]*@", "://", address))
+def without_secrets(text: str) -> str:
+    """Returns a text whose addresses have no user name, password or parameters."""
+    return re.sub(r"\?\S+", "", re.sub(r"://[^/\s]*@", "://", text))
 
 
 def _reason(error: Exception) -> str:
     """Returns the first line of an error, or the cause that an HTTP client puts at its end."""
     text = str(error).strip() or type(error).__name__
     if cause := re.search(r"""\(Caused by \w+\(["']?(.*?)["']?\)\)+$""", text):
-        return readable(cause[1])
-    line = re.split(r"\.? Response \w+: .?<", text.splitlines()[0])[0]  # a page of HTML
-    return readable(line[:MOST_CHARACTERS])
+        return without_secrets(cause[1])
+    # Some servers answer with a page of HTML.
+    line = re.split(r"\.? Response \w+: .?<", text.splitlines()[0])[0]
+    return without_secrets(line[:MAX_CHARACTERS])
