@@ -5,8 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from panoply.data.objectives import Observed, check_objectives, merge_scales, objective_name
-from panoply.data.ratings import RatingMap, infer_map
+from panoply.data.objectives import (
+    Observed,
+    check_objectives,
+    complete_maps,
+    merge_scales,
+    objective_name,
+)
+from panoply.data.ratings import RatingMap
 
 
 def test_a_scale_is_mapped_to_the_unit_interval() -> None:
@@ -37,23 +43,14 @@ def test_a_map_survives_json() -> None:
     assert RatingMap.from_dict(json.loads(json.dumps(scale.to_dict()))) == scale
 
 
-def test_an_unnamed_scale_is_the_observed_range() -> None:
-    assert infer_map([3, np.nan, 1, 2.5], "a") == RatingMap(1, 3)
+def test_an_unnamed_scale_is_the_observed_range_and_a_named_one_stays() -> None:
+    declared = {"b": RatingMap(0, 10)}
+    seen = {"a": Observed(3, 1, 3), "b": Observed(3, 1, 3)}
+    assert complete_maps(seen, declared) == {"a": RatingMap(1, 3), "b": RatingMap(0, 10)}
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ([2, 2, np.nan], "constant"),
-        ([np.nan], "no rating"),
-        ([], "no rating"),
-        ([1, np.inf], "inf"),
-    ],
-)
-def test_what_cannot_be_mapped_is_named(values: list[float], message: str) -> None:
-    with pytest.raises(ValueError, match=message) as caught:
-        infer_map(values, "helpsteer-verbosity")
-    assert "helpsteer-verbosity" in str(caught.value)
+def test_ratings_that_do_not_vary_and_no_ratings_have_no_scale() -> None:
+    assert complete_maps({"constant": Observed(2, 2, 2), "none": Observed()}, {}) == {}
 
 
 @pytest.mark.parametrize(("low", "high"), [(1, 1), (2, 1), (0, float("inf")), (float("nan"), 1)])

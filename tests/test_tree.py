@@ -6,7 +6,7 @@ import pytest
 from panoply.model.attention import make_plan
 from panoply.model.layout import to_layout
 from panoply.model.mask import tree_mask
-from panoply.model.tree import MOST_BUDGETS, Branch, TokenTree, build_trie, first_fit, pack
+from panoply.model.tree import WIDTHS, Branch, TokenTree, build_trie, first_fit, pack
 
 
 def random_trees(seed, num_trees):
@@ -51,7 +51,7 @@ def test_packing_keeps_every_branch_once_and_the_budget(budget):
     for row in rows:
         branches = sum(len(tree.branches) for tree in row.trees)
         assert row.num_tokens <= budget or len(row.trees) == 1
-        assert row.num_tokens <= MOST_BUDGETS * budget or branches == 1
+        assert row.num_tokens <= WIDTHS[-1] * budget or branches == 1
 
 
 def test_a_packed_branch_keeps_its_prompt_and_its_tokens():

@@ -180,7 +180,7 @@ def test_a_step_that_runs_out_of_memory_begins_anew_with_half_the_budget_and_say
     loss, _ = compute_gradients(decoder, head, items, num_pairs=count(items), budget=1000)
     wanted = gradients(decoder.model, head)
     small_memory(decoder.model, 150)
-    with pytest.warns(UserWarning, match="budget of 512: going on with 256"):
+    with pytest.warns(UserWarning, match="budget of 512: retrying with 256"):
         again, budget = compute_gradients(decoder, head, items, num_pairs=count(items), budget=512)
     assert budget == 128
     assert again == pytest.approx(loss, rel=1e-6)

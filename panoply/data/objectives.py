@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from panoply.data.ratings import RatingMap, infer_map
+from panoply.data.ratings import RatingMap
 
 MAPS_KEY = b"panoply.maps"
 
@@ -91,14 +91,14 @@ def merge_scales(
 def complete_maps(
     observed: Mapping[str, Observed], declared: Mapping[str, RatingMap]
 ) -> dict[str, RatingMap]:
-    """Returns a map per objective: declared, else inferred; none where ratings do not vary."""
-    inferred = {
-        name: infer_map((seen.low, seen.high), name)
-        for name, seen in observed.items()
-        if name not in declared and seen.low < seen.high
-    }
-    maps = {**declared, **inferred}
-    return {name: maps[name] for name in observed if name in maps}
+    """Returns a map per objective: declared, else the observed range; none if that is empty."""
+    maps: dict[str, RatingMap] = {}
+    for name, seen in observed.items():
+        if name in declared:
+            maps[name] = declared[name]
+        elif seen.low < seen.high:
+            maps[name] = RatingMap(seen.low, seen.high)
+    return maps
 
 
 def maps_metadata(maps: Mapping[str, RatingMap]) -> dict[bytes, bytes]:

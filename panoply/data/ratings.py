@@ -68,28 +68,3 @@ class RatingMap:
     def _offset_and_width(self) -> tuple[float, float]:
         span = self.high - self.low
         return (0.5, span + 1.0) if self.bin_centers else (0.0, span)
-
-
-def infer_map(values: ArrayLike, objective: str) -> RatingMap:
-    """Returns the map of an objective without a declared scale, from its observed range.
-
-    Args:
-        values: raw ratings `[N]`; NaN where not rated.
-        objective: name of the objective, for the messages.
-
-    Raises:
-        ValueError: nothing is rated, a rating is infinite, or all ratings are the same.
-    """
-    rated = np.asarray(values, dtype=np.float64)
-    rated = rated[~np.isnan(rated)]
-    if rated.size == 0:
-        raise ValueError(f"objective {objective!r} has no rating: leave it out")
-    low, high = float(rated.min()), float(rated.max())
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError(f"objective {objective!r} has an infinite rating: remove it")
-    if low == high:
-        raise ValueError(
-            f"objective {objective!r} is constant at {low!r}, so nothing can be learned from it: "
-            "leave it out, or name its scale"
-        )
-    return RatingMap(low, high)

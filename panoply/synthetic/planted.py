@@ -1,4 +1,4 @@
-"""A planted preference world: ratings, pairs and scorers in natural language, with their truth.
+"""A planted preference world: ratings and pairs in natural language, with their truth.
 
 Every response is composed of wordings (`panoply.synthetic.phrases`) of attribute levels that are
 drawn first, so the attributes a(x, y) in [0, 1]^A are known by construction and, being words, can
@@ -61,7 +61,6 @@ class Truth:
             with a margin of zero, which have no sign, are left out.
         scale: t in P(i beats j) = sigma(t (r_i - r_j)).
         objectives: rated objective -> the attribute it rates.
-        scorer_domains: domains in which each scorer is reliable.
     """
 
     attributes: tuple[str, ...]
@@ -73,26 +72,23 @@ class Truth:
     agreement: float
     scale: float
     objectives: dict[str, str]
-    scorer_domains: tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)
 class PlantedWorld:
-    """Ratings, pairs and scores of a planted world, with their truth.
+    """Ratings and pairs of a planted world, with their truth.
 
     Attributes:
         ratings: prompt, response, source, subset, and one nullable float32 column per objective
             `<source>-<attribute>` in that source's raw scale. One row per (response, source).
         pairs: prompt, chosen, rejected, source (annotator pool), subset (domain), margin (null).
         truth: parameters and hidden values behind them.
-        scorers: text_id and one float64 column per scorer, each on a scale of its own.
         scales: objective -> (lowest, highest) raw rating.
     """
 
     ratings: pa.Table
     pairs: pa.Table
     truth: Truth
-    scorers: pa.Table
     scales: dict[str, tuple[float, float]]
 
 
@@ -130,7 +126,6 @@ def make_world(
     num_responses: int = 4,
     homogeneous: bool = False,
     conflict: float = 0.0,
-    num_scorers: int = 4,
 ) -> PlantedWorld:
     """Generates a world in which what is preferred is known.
 
@@ -142,15 +137,14 @@ def make_world(
             stay the same.
         conflict: c in [0, 1]; pool k labels with (1 - c) w_d + c u_k, u_k a simplex draw of its
             own. Texts and ratings stay the same.
-        num_scorers: specialized noisy scorers of every response.
 
     Raises:
         ValueError: a number is out of its range; the message says which range.
     """
-    _check(num_prompts, num_responses, conflict, num_scorers)
+    _check(num_prompts, num_responses, conflict)
     # One stream per part of the world, so that a flag that changes one part leaves the others.
-    streams = [np.random.default_rng([seed, stream]) for stream in range(5)]
-    text_rng, rating_rng, weight_rng, label_rng, scorer_rng = streams
+    streams = [np.random.default_rng([seed, stream]) for stream in range(4)]
+    text_rng, rating_rng, weight_rng, label_rng = streams
 
     texts = _draw_texts(text_rng, num_prompts, num_responses)
     weights, pool_weights = _draw_weights(weight_rng, homogeneous, conflict)
@@ -162,7 +156,6 @@ def make_world(
     has_sign_P = pairs.margin_P != 0
     agrees_P = first_wins_P == (pairs.margin_P > 0)
 
-    scorers, scorer_domains = _draw_scores(scorer_rng, reward_N, texts.domain_N, num_scorers)
     ids = [
         text_id(texts.prompts[prompt], response)
         for prompt, response in zip(texts.prompt_N, texts.responses, strict=True)
@@ -179,18 +172,16 @@ def make_world(
         agreement=float(agrees_P[has_sign_P].mean()),
         scale=scale,
         objectives={name: attribute for name, _, attribute in rated_objectives()},
-        scorer_domains=scorer_domains,
     )
     return PlantedWorld(
         ratings=_ratings_table(rating_rng, texts),
         pairs=_pairs_table(texts, pairs, first_wins_P),
         truth=truth,
-        scorers=pa.table({"text_id": ids, **scorers}),
         scales={name: (source.low, source.high) for name, source, _ in rated_objectives()},
     )
 
 
-def _check(num_prompts: int, num_responses: int, conflict: float, num_scorers: int) -> None:
+def _check(num_prompts: int, num_responses: int, conflict: float) -> None:
     most = len(DOMAINS) * min(len(d.templates) * len(d.subjects) for d in DOMAINS.values())
     if not len(DOMAINS) <= num_prompts <= most:
         raise ValueError(
@@ -201,8 +192,6 @@ def _check(num_prompts: int, num_responses: int, conflict: float, num_scorers: i
         raise ValueError(f"num_responses must be in [2, 64], got {num_responses!r}")
     if not 0.0 <= conflict <= 1.0:
         raise ValueError(f"conflict must be in [0, 1], got {conflict!r}")
-    if num_scorers < 1:
-        raise ValueError(f"num_scorers must be at least 1, got {num_scorers!r}")
 
 
 def _draw_texts(rng: np.random.Generator, num_prompts: int, num_responses: int) -> _Texts:
@@ -300,24 +289,6 @@ def _draw_labels(rng: np.random.Generator, margin_P: Array, scale: float) -> Boo
     flips_P = np.zeros(len(margin_P), dtype=np.bool_)
     flips_P[order] = np.diff(np.floor(steps), prepend=0.0) > 0
     return (margin_P > 0) ^ flips_P
-
-
-def _draw_scores(
-    rng: np.random.Generator, reward_N: Array, domain_N: Ints, num_scorers: int
-) -> tuple[dict[str, Array], tuple[tuple[str, ...], ...]]:
-    """Returns scores `[N]` by scorer, on scales of their own, and each scorer's domains."""
-    names = tuple(DOMAINS)
-    scores: dict[str, Array] = {}
-    reliable: list[tuple[str, ...]] = []
-    standard_N = (reward_N - reward_N.mean()) / reward_N.std()
-    for k in range(num_scorers):
-        domains = [d for d in range(len(names)) if d % num_scorers == k or d == k % len(names)]
-        reliable.append(tuple(names[d] for d in domains))
-        deviation_N = np.where(np.isin(domain_N, domains), 0.3, 2.0)
-        noise_N = deviation_N * rng.standard_normal(len(reward_N))
-        scale, offset = 10 ** rng.uniform(-1, 1.5), rng.normal(scale=10)
-        scores[f"scorer_{k}"] = offset + scale * (standard_N + noise_N)
-    return scores, tuple(reliable)
 
 
 def _ratings_table(rng: np.random.Generator, texts: _Texts) -> pa.Table:
