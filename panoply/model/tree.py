@@ -25,8 +25,8 @@ WIDENING = 0.05
 256 to 1024 tokens of SmolLM2-135M): less than most repeated prompts cost."""
 
 WIDTHS = (1, 4, 16)
-"""Widths of the parts of a split tree, in budgets. Up to the last one, a tree stays whole where that
-is cheaper than splitting it."""
+"""Widths of the parts of a split tree, in budgets. Up to the last width, a tree stays whole where
+that is cheaper than splitting it."""
 
 
 @dataclass(frozen=True, slots=True)
