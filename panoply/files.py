@@ -22,8 +22,9 @@ def whole_file(path: Path) -> Generator[Path]:
     Raises:
         OSError: the folder is missing or cannot be written.
     """
-    # The suffix stays last: NumPy appends its own to a name without it.
-    partial = path.with_name(f"{path.stem}.{secrets.token_hex(8)}.part{path.suffix}")
+    # The name is hidden, so that readers of the folder pass over what a killed writer leaves. The
+    # suffix stays last: NumPy appends its own to a name without it.
+    partial = path.with_name(f".{path.stem}.{secrets.token_hex(8)}.part{path.suffix}")
     try:
         yield partial
         with partial.open("rb") as written:

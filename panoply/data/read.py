@@ -118,10 +118,7 @@ def open_input(origin: Input) -> list[Opened]:
 
 
 def _is_data(file: Path) -> bool:
-    # A `.part` is what a writer left that was killed.
-    is_partial = ".part" in file.suffixes
-    hidden = file.name.startswith(".") or file.name.endswith("quarantine.jsonl")
-    return not (hidden or is_partial)
+    return not file.name.startswith(".") and not file.name.endswith("quarantine.jsonl")
 
 
 def short_name(path: Path) -> str:
