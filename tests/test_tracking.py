@@ -330,8 +330,8 @@ def children(client, out):
     assert {child.info.run_name for child in runs} == {"tpe 000", "tpe 001", "tpe 002"}
     for child in runs:
         assert child.info.status == "FINISHED"
-        looks = client.get_metric_history(child.info.run_id, "look_loss")
-        assert [(m.step, m.value) for m in looks] == [(1, 0.8), (2, 0.7)]
+        evaluations = client.get_metric_history(child.info.run_id, "eval_loss")
+        assert [(m.step, m.value) for m in evaluations] == [(1, 0.8), (2, 0.7)]
 
 
 def test_steps_that_were_logged_in_part_are_completed(tmp_path):

@@ -252,7 +252,7 @@ class Tracker:
                 params=[Param(n, value) for n, value in point.items()],
                 tags=[RunTag(n, trial[n]) for n in ("search", "state")],
             )
-            losses = [{"step": i, "look_loss": loss} for i, loss in enumerate(trial["losses"], 1)]
+            losses = [{"step": i, "eval_loss": loss} for i, loss in enumerate(trial["losses"], 1)]
             log_steps(client, child, losses, prefix="")
             log_numbers(client, child, _numbers({"select_loss": trial["select_loss"]}))
             client.set_terminated(child.info.run_id)
