@@ -65,7 +65,6 @@ Raw = TypeVar("Raw", RawPair, RawRating)
 class FileLayout(Generic[Raw]):
     """A recognized layout, bound to the columns of one file."""
 
-    name: str
     adapt: Callable[[Row], list[Raw]]
     attributes: tuple[str, ...] = ()
     """Names of the ratings, as the file spells them; empty for pairs."""
@@ -170,10 +169,8 @@ def pair_layout(columns: Collection[str]) -> FileLayout[RawPair]:
     if {"chosen", "rejected"} <= set(columns):
         for column, prompt_of in PAIR_PROMPTS:
             if column in columns:
-                adapt = partial(_pair, prompt_of=prompt_of)
-                return FileLayout(f"{column}, chosen, rejected", adapt, has_source=True)
-        adapt = partial(_pair, prompt_of=lambda _: None)
-        return FileLayout("chosen, rejected", adapt, has_source=True)
+                return FileLayout(partial(_pair, prompt_of=prompt_of), has_source=True)
+        return FileLayout(partial(_pair, prompt_of=lambda _: None), has_source=True)
     raise _unknown("pairs", columns, PAIR_LAYOUTS)
 
 
@@ -224,7 +221,7 @@ def rating_layout(columns: Mapping[str, bool]) -> FileLayout[RawRating]:
     """
     if {"instruction", "completions"} <= set(columns):
         attributes = tuple(ULTRAFEEDBACK_SCALES)
-        return FileLayout("UltraFeedback", _ultrafeedback, attributes, ULTRAFEEDBACK_SCALES)
+        return FileLayout(_ultrafeedback, attributes, ULTRAFEEDBACK_SCALES)
     attributes = tuple(n for n, numeric in columns.items() if numeric and n not in NO_RATING)
     if not ({"prompt", "response"} <= set(columns) and attributes):
         raise _unknown("ratings", columns, RATING_LAYOUTS)
@@ -234,7 +231,7 @@ def rating_layout(columns: Mapping[str, bool]) -> FileLayout[RawRating]:
     elif {"is_safe", "category"} <= set(columns):
         scales = BEAVERTAILS_SCALES
     adapt = partial(_rating, attributes=attributes)
-    return FileLayout("prompt, response, ratings", adapt, attributes, scales, has_source=True)
+    return FileLayout(adapt, attributes, scales, has_source=True)
 
 
 def _unknown(kind: str, columns: Collection[str], layouts: Sequence[str]) -> ValueError:

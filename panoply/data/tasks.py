@@ -19,9 +19,9 @@ class Task:
 
     prompt_id: str
     prompt: Prompt
-    label: JsonValue
+    label: JsonValue = None
     """Label for the verifier; None where there is none."""
-    source: str
+    source: str = ""
 
 
 def synthetic_prompts(num: int, seed: int) -> list[Task]:

@@ -197,13 +197,13 @@ def comparison_trees(decoder: Decoder) -> list[TokenTree]:
     ]
 
 
-def agrees_with(decoder: Decoder, plain: Features, *, tolerance: float | None = None) -> bool:
+def agrees_with(decoder: Decoder, plain: Features) -> bool:
     """Returns whether packed `comparison_trees` get the features `plain` of separate sequences.
 
     A model that ignores, rejects or cannot use a tree's mask (state-space layers, custom attention)
     is detected here, before anybody uses its scores.
     """
-    bound = tolerance or (1e-4 if decoder.dtype == torch.float32 else 5e-2)
+    bound = 1e-4 if decoder.dtype == torch.float32 else 5e-2
     try:
         packed = encode(decoder, comparison_trees(decoder))
     except (TypeError, ValueError, RuntimeError, LookupError, AttributeError):
@@ -218,9 +218,9 @@ def agrees_with(decoder: Decoder, plain: Features, *, tolerance: float | None = 
     )
 
 
-def takes_tree_masks(decoder: Decoder, *, tolerance: float | None = None) -> bool:
+def takes_tree_masks(decoder: Decoder) -> bool:
     """Returns whether packed trees are exact as the decoder is set (see `agrees_with`)."""
     if not decoder.takes_positions:
         return False
     plain = encode_plain(decoder, comparison_trees(decoder), batch_size=1)
-    return agrees_with(decoder, plain, tolerance=tolerance)
+    return agrees_with(decoder, plain)
