@@ -21,8 +21,8 @@ from panoply.types import Array
 
 
 @cache
-def world(seed: int, homogeneous: bool = False, conflict: float = 0.0) -> PlantedWorld:
-    return make_world(seed, homogeneous=homogeneous, conflict=conflict)
+def world(seed: int, homogeneous: bool = False) -> PlantedWorld:
+    return make_world(seed, homogeneous=homogeneous)
 
 
 def ids(table: pa.Table, column: str) -> list[str]:
@@ -59,9 +59,8 @@ def differences(planted: PlantedWorld, values: Array) -> Array:
 def labeling_weights(planted: PlantedWorld) -> Array:
     """The weights `[P, A]` that labeled each pair."""
     truth = planted.truth
-    pool = [truth.pools.index(name) for name in planted.pairs["source"].to_pylist()]
     domain = [truth.domains.index(name) for name in planted.pairs["subset"].to_pylist()]
-    return truth.pool_weights[pool, domain]
+    return truth.weights[domain]
 
 
 def accuracy(margin: Array) -> float:
@@ -105,7 +104,7 @@ def readings(planted: PlantedWorld) -> Array:
 
 
 def test_labels_agree_with_the_true_margin_in_four_of_five_pairs():
-    for planted in (world(0), world(1, homogeneous=True), world(0, conflict=1.0)):
+    for planted in (world(0), world(1, homogeneous=True)):
         margin = (differences(planted, attributes(planted)) * labeling_weights(planted)).sum(axis=1)
         signed = margin[np.abs(margin) > 1e-12]
         assert np.mean(signed > 0) == pytest.approx(0.80, abs=0.01)
@@ -163,9 +162,9 @@ def test_in_the_homogeneous_world_fixed_weights_do_as_well_as_the_oracle():
     assert np.ptp(planted[0].truth.weights, axis=0).max() == 0
 
 
-@pytest.mark.parametrize("flags", [{"homogeneous": True}, {"conflict": 1.0}])
-def test_flags_change_labels_and_leave_texts_and_ratings(flags: dict[str, float]):
-    plain, flagged = make_world(5, num_prompts=60), make_world(5, num_prompts=60, **flags)
+def test_a_homogeneous_world_changes_labels_and_leaves_texts_and_ratings():
+    plain = make_world(5, num_prompts=60)
+    flagged = make_world(5, num_prompts=60, homogeneous=True)
     assert flagged.ratings.equals(plain.ratings)
     kept = ["text_id", "domain", *plain.truth.attributes]
     assert flagged.truth.responses.select(kept).equals(plain.truth.responses.select(kept))
@@ -178,16 +177,6 @@ def test_flags_change_labels_and_leave_texts_and_ratings(flags: dict[str, float]
     ]
     assert unordered[0] == unordered[1]
     assert not flagged.pairs.equals(plain.pairs)
-
-
-def test_conflicting_pools_weigh_alike_without_conflict_and_apart_with_it():
-    truth, torn = world(0).truth, world(0, conflict=1.0).truth
-    assert (truth.pool_weights == truth.weights).all()
-    np.testing.assert_allclose(torn.pool_weights.sum(axis=2), 1.0, atol=1e-12)
-    for one in range(len(torn.pools)):
-        for other in range(one):
-            apart = np.abs(torn.pool_weights[one] - torn.pool_weights[other]).sum(axis=1)
-            assert (apart > 0.2).all()
 
 
 def test_a_bag_of_words_probe_reads_every_attribute_on_other_prompts():
@@ -314,7 +303,7 @@ def test_the_same_seed_gives_the_same_world_and_another_seed_another():
     assert one.ratings.equals(again.ratings)
     assert one.pairs.equals(again.pairs)
     assert one.truth.responses.equals(again.truth.responses)
-    assert (one.truth.pool_weights == again.truth.pool_weights).all()
+    assert (one.truth.weights == again.truth.weights).all()
     assert one.pairs["prompt"].to_pylist() != other.pairs["prompt"].to_pylist()
     assert not (one.truth.weights == other.truth.weights).any()
 
@@ -325,8 +314,6 @@ def test_the_same_seed_gives_the_same_world_and_another_seed_another():
         ("num_prompts", 0),
         ("num_prompts", 100_000),
         ("num_responses", 1),
-        ("conflict", 1.5),
-        ("conflict", float("nan")),
     ],
 )
 def test_a_number_out_of_range_is_named(name: str, value: float):

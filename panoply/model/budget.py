@@ -25,6 +25,7 @@ GPU_WIDTHS = (2048, 4096, 8192, 16384, 32768)
 CLOSE_TO_BEST = 0.95
 """Share of the best speed that the narrowest width has to reach to be taken: it needs least memory.
 """
+TIMED_LAYERS = 2
 LEAST = 64
 """Smallest budget that is tried before an error of memory is raised."""
 
@@ -33,18 +34,19 @@ class _StopForward(Exception):
     """Ends a forward after the layers that are timed."""
 
 
-def calibrate(decoder: Decoder, *, num_layers: int = 2) -> int:
+def calibrate(decoder: Decoder) -> int:
     """Returns the token budget of the fastest rows, from a forward of the first layers.
 
-    Layers are alike, so two of them show which width suits the caches (CPU) or fills the device
-    (GPU).
+    Layers are alike, so `TIMED_LAYERS` of them show which width suits the caches (CPU) or fills the
+    device (GPU).
     """
     speeds: dict[int, float] = {}
 
     def stop(*_: Any) -> None:
         raise _StopForward
 
-    handle = decoder.layers[min(num_layers, len(decoder.layers)) - 1].register_forward_hook(stop)
+    last = min(TIMED_LAYERS, len(decoder.layers)) - 1
+    handle = decoder.layers[last].register_forward_hook(stop)
     try:
         _speed(decoder, LEAST)  # warm
         for width in CPU_WIDTHS if decoder.device.type == "cpu" else GPU_WIDTHS:

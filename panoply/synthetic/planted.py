@@ -8,7 +8,7 @@ opposite attributes (refusing or complying, hedged or assured), so no fixed weig
 them, while a gate on the prompt can.
 
 Texts and ratings depend on the seed and the sizes alone: worlds that differ only in `homogeneous`
-or `conflict` share them, hence their features too, and differ in labels.
+share them, hence their features too, and differ in labels.
 
 Legend: N responses, P pairs, A attributes, D domains, K annotator pools.
 """
@@ -54,11 +54,10 @@ class Truth:
         domains: names of the D domains; a row's domain is its `subset`.
         weights: `[D, A]`, planted weights, rows on the simplex.
         pools: names of the K annotator pools; a pair's pool is its `source`.
-        pool_weights: `[K, D, A]`, weights by which each pool labels: `weights` if `conflict` is 0.
         responses: one row per response: text_id, domain, one column per attribute, and `reward`
             under `weights`.
-        agreement: share of labels that agree with the sign of their pool's true margin; pairs
-            with a margin of zero, which have no sign, are left out.
+        agreement: share of labels that agree with the sign of the true margin; pairs with a margin
+            of zero, which have no sign, are left out.
         scale: t in P(i beats j) = sigma(t (r_i - r_j)).
         objectives: rated objective -> the attribute it rates.
     """
@@ -67,7 +66,6 @@ class Truth:
     domains: tuple[str, ...]
     weights: Array
     pools: tuple[str, ...]
-    pool_weights: Array
     responses: pa.Table
     agreement: float
     scale: float
@@ -111,7 +109,7 @@ class _Texts(NamedTuple):
 
 
 class _Pairs(NamedTuple):
-    """Numbers of both responses, the pool, and the margin that the pool sees."""
+    """Numbers of both responses, the pool, and the true margin."""
 
     first_P: Ints
     second_P: Ints
@@ -125,7 +123,6 @@ def make_world(
     num_prompts: int = 600,
     num_responses: int = 4,
     homogeneous: bool = False,
-    conflict: float = 0.0,
 ) -> PlantedWorld:
     """Generates a world in which what is preferred is known.
 
@@ -135,22 +132,20 @@ def make_world(
         num_responses: distinct responses per prompt; all their combinations become pairs.
         homogeneous: every domain gets the same weights, the mean over domains. Texts and ratings
             stay the same.
-        conflict: c in [0, 1]; pool k labels with (1 - c) w_d + c u_k, u_k a simplex draw of its
-            own. Texts and ratings stay the same.
 
     Raises:
         ValueError: a number is out of its range; the message says which range.
     """
-    _check(num_prompts, num_responses, conflict)
+    _check(num_prompts, num_responses)
     # One stream per part of the world, so that a flag that changes one part leaves the others.
     streams = [np.random.default_rng([seed, stream]) for stream in range(4)]
     text_rng, rating_rng, weight_rng, label_rng = streams
 
     texts = _draw_texts(text_rng, num_prompts, num_responses)
-    weights, pool_weights = _draw_weights(weight_rng, homogeneous, conflict)
+    weights = _draw_weights(weight_rng, homogeneous)
     reward_N = np.einsum("na,na->n", texts.attributes_NA, weights[texts.domain_N])
 
-    pairs = _draw_pairs(label_rng, texts, pool_weights)
+    pairs = _draw_pairs(label_rng, texts, weights)
     scale = _solve_scale(pairs.margin_P)
     first_wins_P = _draw_labels(label_rng, pairs.margin_P, scale)
     has_sign_P = pairs.margin_P != 0
@@ -167,7 +162,6 @@ def make_world(
         domains=tuple(DOMAINS),
         weights=weights,
         pools=tuple(POOLS),
-        pool_weights=pool_weights,
         responses=pa.table({"text_id": ids, "domain": domains, **columns, "reward": reward_N}),
         agreement=float(agrees_P[has_sign_P].mean()),
         scale=scale,
@@ -181,7 +175,7 @@ def make_world(
     )
 
 
-def _check(num_prompts: int, num_responses: int, conflict: float) -> None:
+def _check(num_prompts: int, num_responses: int) -> None:
     most = len(DOMAINS) * min(len(d.templates) * len(d.subjects) for d in DOMAINS.values())
     if not len(DOMAINS) <= num_prompts <= most:
         raise ValueError(
@@ -190,8 +184,6 @@ def _check(num_prompts: int, num_responses: int, conflict: float) -> None:
         )
     if not 2 <= num_responses <= 64:
         raise ValueError(f"num_responses must be in [2, 64], got {num_responses!r}")
-    if not 0.0 <= conflict <= 1.0:
-        raise ValueError(f"conflict must be in [0, 1], got {conflict!r}")
 
 
 def _draw_texts(rng: np.random.Generator, num_prompts: int, num_responses: int) -> _Texts:
@@ -230,23 +222,17 @@ def _draw_levels(rng: np.random.Generator, num_responses: int) -> list[tuple[int
     return list(drawn)
 
 
-def _draw_weights(
-    rng: np.random.Generator, homogeneous: bool, conflict: float
-) -> tuple[Array, Array]:
-    """Returns the weights `[D, A]` of the domains and `[K, D, A]` of the pools in them."""
+def _draw_weights(rng: np.random.Generator, homogeneous: bool) -> Array:
+    """Returns the weights `[D, A]` of the domains."""
     likes = np.zeros((len(DOMAINS), len(ATTRIBUTES)))
     for d, domain in enumerate(DOMAINS.values()):
         for name, weight in domain.likes.items():
             likes[d, ATTRIBUTES.index(name)] = weight
     weights = 0.9 * likes + 0.1 * rng.dirichlet(np.ones(len(ATTRIBUTES)), size=len(DOMAINS))
-    # A small concentration: a pool cares about few attributes.
-    taste_KA = rng.dirichlet(np.full(len(ATTRIBUTES), 0.3), size=len(POOLS))
-    if homogeneous:
-        weights = np.tile(weights.mean(axis=0), (len(DOMAINS), 1))
-    return weights, (1.0 - conflict) * weights + conflict * taste_KA[:, None, :]
+    return np.tile(weights.mean(axis=0), (len(DOMAINS), 1)) if homogeneous else weights
 
 
-def _draw_pairs(rng: np.random.Generator, texts: _Texts, pool_weights: Array) -> _Pairs:
+def _draw_pairs(rng: np.random.Generator, texts: _Texts, weights: Array) -> _Pairs:
     """Returns all pairs within prompts; the pairs of a prompt go to one pool."""
     num_prompts = len(texts.prompts)
     num_responses = len(texts.responses) // num_prompts
@@ -262,8 +248,7 @@ def _draw_pairs(rng: np.random.Generator, texts: _Texts, pool_weights: Array) ->
     first_P, second_P = numbers.T
     pool_P = pool_of_prompt[texts.prompt_N[first_P]]
     difference_PA = texts.attributes_NA[first_P] - texts.attributes_NA[second_P]
-    weights_PA = pool_weights[pool_P, texts.domain_N[first_P]]
-    margin_P = np.einsum("pa,pa->p", difference_PA, weights_PA)
+    margin_P = np.einsum("pa,pa->p", difference_PA, weights[texts.domain_N[first_P]])
     # Equal rewards may differ in the last bit, which is no sign to agree with.
     return _Pairs(first_P, second_P, pool_P, np.where(np.abs(margin_P) < 1e-12, 0.0, margin_P))
 
