@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 
-class Axis(NamedTuple):
+class ResponseAxis(NamedTuple):
     """A property in which responses vary.
 
     `attributes` names the high end and, where the low end counts as an attribute too, the low end.
@@ -45,8 +45,8 @@ def items(text: str) -> tuple[str, ...]:
 _QUIET = (0.24, 0.52, 0.24)
 _LOUD = (0.37, 0.26, 0.37)
 
-AXES: tuple[Axis, ...] = (
-    Axis(
+AXES: tuple[ResponseAxis, ...] = (
+    ResponseAxis(
         ("concise",),
         _QUIET,
         (
@@ -55,7 +55,7 @@ AXES: tuple[Axis, ...] = (
             "Briefly|In short|In brief / , the gist|, no frills|, the essence",
         ),
     ),
-    Axis(
+    ResponseAxis(
         ("polite",),
         _QUIET,
         (
@@ -64,7 +64,7 @@ AXES: tuple[Axis, ...] = (
             "Thank you for|Many thanks for|I appreciate you / asking|writing|reaching out",
         ),
     ),
-    Axis(
+    ResponseAxis(
         ("refuses", "complies"),
         _LOUD,
         (
@@ -73,7 +73,7 @@ AXES: tuple[Axis, ...] = (
             "I cannot|I will not|I refuse to|I must not / help|assist|do that|answer that",
         ),
     ),
-    Axis(
+    ResponseAxis(
         ("on_topic",),
         _QUIET,
         (
@@ -84,7 +84,7 @@ AXES: tuple[Axis, ...] = (
             "On|About|Regarding|As for|Concerning / {subject}",
         ),
     ),
-    Axis(
+    ResponseAxis(
         ("hedged", "assured"),
         _LOUD,
         (
@@ -93,7 +93,7 @@ AXES: tuple[Axis, ...] = (
             "Perhaps|Maybe|Possibly|It might be / , it depends|, I am unsure|, it varies",
         ),
     ),
-    Axis(
+    ResponseAxis(
         ("stepwise",),
         _QUIET,
         (
@@ -102,7 +102,7 @@ AXES: tuple[Axis, ...] = (
             "1. Prepare|1. Look|1. Begin / 2. Check|2. Adjust|2. Finish",
         ),
     ),
-    Axis(
+    ResponseAxis(
         ("complete",),
         _QUIET,
         (
@@ -111,7 +111,7 @@ AXES: tuple[Axis, ...] = (
             "All parts|All points|Everything / covered|included / fully|entirely|",
         ),
     ),
-    Axis(
+    ResponseAxis(
         ("varied",),
         _QUIET,
         (
