@@ -13,6 +13,7 @@ import pytest
 
 from panoply.data.ingest import ingest_pairs
 from panoply.data.read import Input, open_input, short_name
+from panoply.files import whole_file
 
 
 def some_rows(num: int = 500) -> list[dict[str, str]]:
@@ -36,6 +37,13 @@ def test_an_empty_file_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / name).touch()
     with pytest.raises(ValueError, match=r"s\..* is empty"):
         open_input(Input(tmp_path / name))
+
+
+def test_a_file_that_is_being_written_is_not_read_with_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps(some_rows(1)[0]))
+    with whole_file(tmp_path / "b.jsonl") as partial_file:
+        partial_file.write_text("{")
+        assert [opened.name for opened in open_input(Input(tmp_path))] == ["a"]
 
 
 def test_a_file_without_rows_is_named(tmp_path: Path) -> None:
