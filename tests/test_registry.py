@@ -10,6 +10,8 @@ from panoply.report.progress import RunLogger
 from workflows.cluster.tracking import open_tracker
 from workflows.serve import pinned
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory):
