@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import harness
-from benchmarks.harness import over_seeds, run, write_figures
+from benchmarks.harness import over_seeds, run, setting, write_figures
 from panoply.config import BackboneConfig
 from panoply.config.armorm import ArmoRMConfig
 
