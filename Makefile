@@ -5,7 +5,8 @@ FAST := not ray and not browser and not slow
 # Start nodes that come and go, and mostly wait for them: `make -j 2 test` does so beside the rest.
 NODES := tests/test_autoscale.py tests/test_lost_nodes.py
 
-.PHONY: install demo serve lint types test test-fast test-rest test-nodes test-evidence check format
+.PHONY: install demo serve lint types check format \
+	test test-fast test-fast-a-o test-fast-p-z test-rest test-nodes test-evidence
 
 install: .venv/.installed
 
@@ -25,8 +26,15 @@ serve: install
 
 test: test-fast test-rest test-nodes
 
+# Two halves, so that two cores share them.
 test-fast: install
-	$(PYTEST) -m "$(FAST)"
+	$(MAKE) --jobs 2 test-fast-a-o test-fast-p-z
+
+test-fast-a-o:
+	$(PYTEST) -m "$(FAST)" tests/test_[a-o]*.py
+
+test-fast-p-z:
+	$(PYTEST) -m "$(FAST)" tests/test_[p-z]*.py
 
 test-rest: install
 	$(PYTEST) -m "not ($(FAST))" $(NODES:%=--ignore=%)

@@ -11,6 +11,8 @@ from panoply.scorers.where import LocalModel, parse_where
 from workflows.cluster.resolve_model import resolve_model
 from workflows.cluster.tracking import open_tracker
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory):
