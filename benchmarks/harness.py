@@ -56,7 +56,7 @@ def over_seeds(values: Sequence[float], **more: Any) -> dict[str, Any]:
 
 def write_figures(path: Path, figures: Mapping[str, Any]) -> None:
     """Writes figures as strict JSON, in a folder that is made where it is missing."""
-    from workflows.cluster.tracking import write_json
+    from panoply.files import write_json
 
     path = path.expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from panoply.config.evaluate import CrossEvalConfig, EvaluateConfig
 from panoply.data.schema import split_key
 from panoply.data.tables import PairTable, Split
+from panoply.files import write_json
 from panoply.hub.artefact.manifest import read_manifest
 from panoply.hub.artefact.scalar import load_scalar_model
 from panoply.report.progress import RunLogger
@@ -21,7 +22,6 @@ from panoply.report.results.cross_eval import matrix
 from panoply.report.terminal import print_sections
 from panoply.synthetic.planted import make_world
 from tests.builders.models import make_run, save_small, small_decoder
-from workflows.cluster.tracking import write_json
 from workflows.cross_eval import (
     ENSEMBLE,
     ScoredRow,

@@ -12,6 +12,7 @@ import pytest
 from panoply.armorm.confident_errors import MOST, confident_mistakes, report_mistakes
 from panoply.boards.rmbench import LEVELS, STYLES, by_level
 from panoply.data.tables import PairTable, Split
+from panoply.files import write_json
 from panoply.report.figures import HUES, VARIABLES, picture, svg
 from panoply.report.page import Scale
 from panoply.report.report import write_report
@@ -19,7 +20,6 @@ from panoply.report.results.pairs import verdict
 from panoply.report.section import Column, Curve, Curves, Row, Table
 from tests.builders.contrast import LOWEST_CONTRAST
 from tests.builders.example_metrics import example_metrics
-from workflows.cluster.tracking import write_json
 
 HOSTILE = "<script>document.title='taken'</script>"
 SECTIONS = {

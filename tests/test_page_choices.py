@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
+from panoply.files import write_json
 from panoply.report.page import Scale
 from panoply.report.report import write_report
 from panoply.report.results import laser
 from tests.builders.contrast import LOWEST_CONTRAST
-from workflows.cluster.tracking import write_json
 
 HOSTILE = "<script>document.title='taken'</script>"
 ARMS = ("long", "short", "lines", HOSTILE)

@@ -8,8 +8,8 @@ import numpy as np
 from panoply.armorm.baselines import BASELINES, CONTROLS, RIVALS, FittedBaselines, PairInputs
 from panoply.armorm.pair_features import PairFeatures
 from panoply.data.tables import PairTable, Split
+from panoply.files import write_json
 from panoply.measure.pair_report import scaled_metrics
-from workflows.cluster.tracking import write_json
 
 
 def test_a_scale_of_zero_takes_the_probability_and_leaves_the_ranking():

@@ -68,6 +68,7 @@ from panoply.armorm.pair_features import (
 from panoply.armorm.training_data import TrainingData, read_training_data
 from panoply.config.armorm import ArmoRMConfig
 from panoply.data.features import StoredFeatures
+from panoply.files import write_json
 from panoply.hub.artefact.model_card import write_card
 from panoply.hub.backbone.pretrained import resolve
 from panoply.measure.calibration import reliability
@@ -86,7 +87,7 @@ from workflows.cluster.ray_cluster import (
     run_train,
     store_root,
 )
-from workflows.cluster.tracking import git_commit, open_tracker, write_json
+from workflows.cluster.tracking import git_commit, open_tracker
 
 
 def run_armorm(config: ArmoRMConfig, logger: RunLogger) -> dict[str, Any]:

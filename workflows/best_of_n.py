@@ -24,6 +24,7 @@ from panoply.config import as_dict
 from panoply.config.laser import ENSEMBLES, LASER, BestOfNConfig
 from panoply.data.schema import digest
 from panoply.data.tasks import Task
+from panoply.files import write_json
 from panoply.hub.backbone.pretrained import resolve
 from panoply.laser.ensembles import best_of, chosen_scores
 from panoply.laser.rollout import Rollout
@@ -44,7 +45,7 @@ from workflows.cluster.rollouts import (
     read_prompts,
     resolved_scorers,
 )
-from workflows.cluster.tracking import git_commit, open_tracker, write_json
+from workflows.cluster.tracking import git_commit, open_tracker
 
 ANY_RIGHT = "any right"
 """Row of an upper bound: whether any of the n responses is right."""

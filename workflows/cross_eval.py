@@ -25,6 +25,7 @@ from panoply.config.evaluate import CrossEvalConfig
 from panoply.data.ingest import IngestLimits, ingest_pairs
 from panoply.data.read import Input
 from panoply.data.tables import PairTable, load_pairs
+from panoply.files import write_json
 from panoply.hub.artefact.manifest import Manifest, ScalarManifest, read_manifest
 from panoply.measure.intervals import macro_interval
 from panoply.measure.metrics import macro
@@ -37,7 +38,7 @@ from panoply.types import Array, Bools, Ints
 from workflows.cluster.embed import TextFiles
 from workflows.cluster.ray_cluster import check_or_write_config, connect, run_folder
 from workflows.cluster.score import Shards, is_seen, score_texts
-from workflows.cluster.tracking import git_commit, write_json
+from workflows.cluster.tracking import git_commit
 
 ENSEMBLE = "mean of standardized scores"
 

@@ -10,9 +10,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from panoply.files import write_json
 from panoply.hub.doctor import examine
 from panoply.measure.conformance import Finding
-from workflows.cluster.tracking import write_json
 
 STYLES = {"ok": "green", "warning": "yellow", "fail": "bold red"}
 

@@ -19,6 +19,7 @@ from panoply.config.evaluate import EvaluateConfig
 from panoply.data.ingest import IngestLimits, ingest_pairs
 from panoply.data.read import Input
 from panoply.data.tables import PairTable, load_pairs
+from panoply.files import write_json
 from panoply.hub.artefact.manifest import Manifest, ScalarManifest, read_manifest
 from panoply.measure.calibration import reliability
 from panoply.measure.pair_report import compare, report_pairs, weights_by_domain
@@ -28,7 +29,7 @@ from panoply.types import Array
 from workflows.cluster.embed import TextFiles
 from workflows.cluster.ray_cluster import check_or_write_config, connect, run_folder
 from workflows.cluster.score import Shards, TextScores, is_seen, score_texts
-from workflows.cluster.tracking import git_commit, write_json
+from workflows.cluster.tracking import git_commit
 
 COMPARED = (*(("gate", rival) for rival in RIVALS), ("lower_bound", "score"))
 """Scorers whose difference is reported, of those that a model has."""

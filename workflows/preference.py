@@ -34,6 +34,7 @@ from actors.reward_trainer import PairRows, TrainTask, train_reward_models
 from actors.training_loop import DONE, PROGRESS, STOPPED
 from panoply.config import as_dict
 from panoply.config.preference import Mixed, More, PreferenceConfig
+from panoply.files import write_json
 from panoply.hub.artefact.manifest import ScalarManifest
 from panoply.hub.artefact.model_card import write_card
 from panoply.hub.artefact.round_trip import check_round_trip
@@ -57,7 +58,7 @@ from workflows.cluster.ray_cluster import (
     run_train,
     store_root,
 )
-from workflows.cluster.tracking import git_commit, open_tracker, write_json
+from workflows.cluster.tracking import git_commit, open_tracker
 
 MAIN, PLAIN = "score", "mixed"
 """Names of the model of the configuration, and of plain mixing beside MORE."""

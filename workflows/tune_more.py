@@ -45,6 +45,7 @@ from actors.trial import eval_results, fill_cache, finish_trial, train_trial, tr
 from panoply.config import as_dict
 from panoply.config.preference import Mixed, PreferenceConfig
 from panoply.config.tune import Point, TuneConfig, command_words, paper_point
+from panoply.files import write_json
 from panoply.hub.backbone.pretrained import resolve
 from panoply.report.figures import picture
 from panoply.report.progress import RunLogger
@@ -58,7 +59,7 @@ from workflows.cluster.ray_cluster import (
     run_folder,
     store_root,
 )
-from workflows.cluster.tracking import git_commit, open_tracker, write_json
+from workflows.cluster.tracking import git_commit, open_tracker
 from workflows.preference import TrainedRun, calibrate, measure
 
 SEARCHES = ("tpe", "random")

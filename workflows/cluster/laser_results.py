@@ -15,6 +15,7 @@ from panoply.bandit.off_policy import snips
 from panoply.config.bandit import SIGNALS
 from panoply.config.laser import ENSEMBLES, LaserConfig
 from panoply.data.tasks import Task
+from panoply.files import write_json
 from panoply.hub.policy.export import export_policy
 from panoply.laser.ensembles import best_of, chosen_scores
 from panoply.laser.log import Log, Record, column
@@ -24,7 +25,7 @@ from panoply.laser.signals import correlations
 from panoply.measure.intervals import mean_interval
 from panoply.report.report import write_report
 from panoply.report.section import number
-from workflows.cluster.tracking import git_commit, write_json
+from workflows.cluster.tracking import git_commit
 
 Z95 = 1.96
 """Standard errors on either side of a mean that hold it in 95 % of cases."""
