@@ -69,6 +69,7 @@ def report_objectives(
         by_prompt = np.nan_to_num(metrics["oof_prompt_spearman"])
         beyond_prompt = metrics["oof_spearman"] > by_prompt + SIGNAL_MARGIN
         metrics["signal"] = bool(beyond_chance and beyond_prompt)
+        metrics["strength"] = float(rated.full.strength[i])
         report[name] = metrics
     return report
 
