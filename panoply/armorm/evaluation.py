@@ -62,8 +62,8 @@ def report_objectives(
                     draws=OBJECTIVE_DRAWS,
                 )
             )
-            rated = ~np.isnan(label) & ~np.isnan(alone)
-            in_part["prompt_spearman"] = spearman(alone[rated], label[rated])
+            compared = ~np.isnan(label) & ~np.isnan(alone)
+            in_part["prompt_spearman"] = spearman(alone[compared], label[compared])
             metrics |= {f"{prefix}{key}": value for key, value in in_part.items()}
         beyond_chance = metrics["oof_spearman_ci95"][0] > 0
         by_prompt = np.nan_to_num(metrics["oof_prompt_spearman"])
