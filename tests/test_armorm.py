@@ -76,7 +76,7 @@ def test_a_run_leaves_config_metrics_plots_and_model(finished):
         assert keys | {"ci95"} <= set(own)
         assert all(keys <= set(found) for found in own["per_source"].values())
     for own in metrics["objectives"].values():
-        assert {"pearson", "spearman", "r2", "n", "length_spearman"} <= set(own)
+        assert {"pearson", "spearman", "r2", "n", "length_spearman", "strength"} <= set(own)
     assert metrics["debias"]["max_abs_spearman_after"] <= 0.02
     assert {"oracle", "gate", "best_fixed", "recovered"} <= set(metrics["planted"])
     assert sum(place["chosen"] for place in metrics["layer_choice"]) == 1

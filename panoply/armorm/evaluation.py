@@ -62,13 +62,14 @@ def report_objectives(
                     draws=OBJECTIVE_DRAWS,
                 )
             )
-            rated = ~np.isnan(label) & ~np.isnan(alone)
-            in_part["prompt_spearman"] = spearman(alone[rated], label[rated])
+            compared = ~np.isnan(label) & ~np.isnan(alone)
+            in_part["prompt_spearman"] = spearman(alone[compared], label[compared])
             metrics |= {f"{prefix}{key}": value for key, value in in_part.items()}
         beyond_chance = metrics["oof_spearman_ci95"][0] > 0
         by_prompt = np.nan_to_num(metrics["oof_prompt_spearman"])
         beyond_prompt = metrics["oof_spearman"] > by_prompt + SIGNAL_MARGIN
         metrics["signal"] = bool(beyond_chance and beyond_prompt)
+        metrics["strength"] = float(rated.full.strength[i])
         report[name] = metrics
     return report
 
