@@ -57,7 +57,7 @@ def served(cluster, tiny_model_folder, tmp_path_factory):
     models = [resolve_model(model) for model in config.served_models()]
     models = [replace(m, scaling=two) if m.name == "scalar" else m for m in models]
     with deployed(models, config):
-        wait_until(lambda: all(s != "starting" for s in seen().values()), seconds=120)
+        wait_until(lambda: all(s != "starting" for s in seen().values()), seconds=300)
         yield load_reward_model(root / "scalar")
 
 
