@@ -169,7 +169,7 @@ def kill(app, name):
     raise AssertionError(f"no process is called {title!r}")
 
 
-def test_a_judge_that_is_killed_under_load_costs_no_answer(served, record_property):
+def test_a_replica_that_is_killed_under_load_costs_no_answer(served, record_property):
     num, pause = under_load(served, lambda: kill("panoply-model-scalar", "RewardModel"))
     record_property("seconds_to_recover", pause)
     assert num > 50
