@@ -56,7 +56,7 @@ def served(cluster, tiny_model_folder, tmp_path_factory):
     models = [resolve_model(model) for model in config.served_models()]
     models = [replace(m, scaling=two) if m.name == "scalar" else m for m in models]
     with deployed(models, config):
-        wait_until(lambda: all(s != "starting" for s in seen().values()), seconds=120)
+        wait_until(lambda: all(s != "starting" for s in seen().values()), seconds=300)
         yield load_reward_model(root / "scalar")
 
 
@@ -168,7 +168,7 @@ def kill(app, name):
     raise AssertionError(f"no process is called {title!r}")
 
 
-def test_a_judge_that_is_killed_under_load_costs_no_answer(served, record_property):
+def test_a_replica_that_is_killed_under_load_costs_no_answer(served, record_property):
     num, pause = under_load(served, lambda: kill("panoply-model-scalar", "RewardModel"))
     record_property("seconds_to_recover", pause)
     assert num > 50

@@ -141,7 +141,7 @@ def free_port():
 
 def wait_until_ready(url, process, log):
     """Waits until every model is ready."""
-    ends = time.monotonic() + 180
+    ends = time.monotonic() + 300
     while True:
         assert process.poll() is None, log.read_text()[-2000:]
         assert time.monotonic() < ends, log.read_text()[-2000:]
