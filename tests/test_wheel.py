@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-import panoply.preference
 from tests.builders.ray_head import ROOT
 
 pytestmark = pytest.mark.slow
@@ -109,6 +108,5 @@ def test_the_wheel_alone_fits_an_armorm(python):
     run(python, ARMORM)
 
 
-@pytest.mark.skipif(not hasattr(panoply.preference, "fit"), reason="there is no such fit yet")
 def test_the_wheel_alone_fits_a_preference_model(python):
     run(python, PREFERENCE)
