@@ -31,7 +31,7 @@ import psutil
 import tyro
 
 from benchmarks.serve import saved_model
-from jobs.recipes import LASER, SHORT, SPOKEN
+from jobs.recipes import LASER, SAMPLING, SHORT
 from panoply.config.laser import ArmsConfig, LaserConfig, PromptsConfig
 from panoply.config.serve import ScalingConfig
 from panoply.report.progress import RunLogger
@@ -68,7 +68,7 @@ def sampled(args: Args) -> list[Chat]:
     for one in made:
         streams = [[stream(0, 0, one.prompt_id, i) for i in range(args.n)]]
         prompts = [policy.renderer.opening(one.prompt)]
-        ((_, samples),) = policy.sample(prompts, streams, SPOKEN)
+        ((_, samples),) = policy.sample(prompts, streams, SAMPLING)
         texts = tuple(policy.text(s) for s in samples)
         found.append(Chat(tuple(one.prompt), texts))
     return found
