@@ -170,6 +170,9 @@ class DPOTrainer(Trainer):
         """
         super().__init__(task, group)
         self.task, self.config = task, task.config
+        steps_per_epoch = -(-len(task.prompts) // self.config.prompts_per_step)
+        self.num_steps = steps_per_epoch * self.config.num_epochs
+        self.checkpoint_every, self.max_norm = self.config.checkpoint_every, self.config.max_norm
         self.trainable = load_trainable(task.backbone, seed=task.seed, policy=True)
         self.net = self.trainable.net
         self.net.head.requires_grad_(False)  # a policy has no score
@@ -192,17 +195,6 @@ class DPOTrainer(Trainer):
         logps = self._logps_before()
         self.start_logps_P2, self.base_logps_P2 = logps["start"], logps["base"]
         self.reference_logps_P2, self.gold_logps_Q2 = logps["reference"], logps["gold"]
-
-    @property
-    def num_steps(self) -> int:
-        """Steps of the round."""
-        per_epoch = -(-len(self.task.prompts) // self.config.prompts_per_step)
-        return per_epoch * self.config.num_epochs
-
-    @property
-    def checkpoint_every(self) -> int:
-        """Steps between checkpoints."""
-        return self.config.checkpoint_every
 
     def _start_from(self, folder: Path) -> None:
         """Loads adapters, and AdamW's state where a round left it beside them."""
@@ -255,6 +247,7 @@ class DPOTrainer(Trainer):
         shard = [trees[i] for i in numbers]
         with self.trainable.autocast():
             outputs = evaluate_pairs(self.net, shard, self.config.token_budget, policy=True)
+        assert outputs.logps_P2 is not None
         logps_P2 = outputs.logps_P2.double().numpy()
         return self.group.gather_rows(pair_rows(trees, numbers), logps_P2, num_pairs(trees))
 
@@ -279,22 +272,18 @@ class DPOTrainer(Trainer):
                 loss=lambda outputs: self._loss(outputs, rows[outputs.indices_P]),
             )
         batch = {"prompt_ids": [self.task.prompts[i].prompt_id for i in prompts]}
-        return self.update(number, out, trees, batch, max_norm=config.max_norm, rate=1.0)
+        return self.update(number, out, trees, batch, rate=1.0)
 
     def _loss(self, outputs: PairOutputs, rows: Ints) -> Tensor:
         """Returns the weighted losses of the pairs `rows` of the round."""
         logps_P2 = outputs.logps_P2
+        assert logps_P2 is not None
         reference_P2 = torch.from_numpy(self.reference_logps_P2[rows])
         ratio_P = (reference_P2[:, 0] - reference_P2[:, 1]).float().to(logps_P2.device)
         weight_P = torch.from_numpy(self.weight_P[rows]).float().to(logps_P2.device)
-        return weight_P * dpo_nll(
-            logps_P2[:, 0],
-            logps_P2[:, 1],
-            outputs.chosen_tokens_P,
-            ratio_P,
-            self.config.beta,
-            self.config.alpha,
-        )
+        chosen_P, rejected_P = logps_P2[:, 0], logps_P2[:, 1]
+        beta, alpha, tokens_P = self.config.beta, self.config.alpha, outputs.chosen_tokens_P
+        return weight_P * dpo_nll(chosen_P, rejected_P, tokens_P, ratio_P, beta, alpha)
 
     def write_results(self) -> dict[str, Any]:
         """Writes the adapters and the tables of `PolicyRound`; returns what `done.json` holds."""

@@ -97,6 +97,8 @@ class RewardTrainer(Trainer):
         self.sampler = BatchSampler(
             pairs.source_P[pairs.train], schedule.pairs_per_step, self.config.seed, balanced
         )
+        self.num_steps = self.sampler.steps_per_epoch * schedule.num_epochs
+        self.checkpoint_every, self.max_norm = schedule.checkpoint_every, schedule.max_norm
         step_tokens = self.tokens.column("num_tokens")[pairs.train].mean() * schedule.pairs_per_step
         self.delayed = bool(step_tokens > schedule.token_budget)
         """Whether MORE takes the source weights of the step before. A rule on the data alone: a
@@ -123,16 +125,6 @@ class RewardTrainer(Trainer):
         self.reference_P: Array | None = None
         if isinstance(loss.policy, DPO) and loss.policy.reference == "precomputed":
             self.reference_P = self._precomputed_reference()
-
-    @property
-    def num_steps(self) -> int:
-        """Steps of the whole run."""
-        return self.sampler.steps_per_epoch * self.config.schedule.num_epochs
-
-    @property
-    def checkpoint_every(self) -> int:
-        """Steps between checkpoints."""
-        return self.config.schedule.checkpoint_every
 
     @property
     def over(self) -> bool:
@@ -258,7 +250,7 @@ class RewardTrainer(Trainer):
             )
         batch = {"rows": [int(row) for row in rows], "ids": [self.task.names[row] for row in rows]}
         rate = learning_rate(number, self.num_steps, schedule.warmup)
-        logged = self.update(number, out, trees, batch, max_norm=schedule.max_norm, rate=rate)
+        logged = self.update(number, out, trees, batch, rate)
         if isinstance(self.config.weighting, More):
             logged["source_weights"] = self.more.source_weights_K.tolist()
         return logged
@@ -313,6 +305,7 @@ class RewardTrainer(Trainer):
         if self.config.loss.reward or not isinstance(policy, DPO):
             return self.evaluate_pairs(rows, as_saved=as_saved).margin_PK.double().numpy()
         reference_P = self._reference(rows, self.pair_trees(rows))
+        assert reference_P is not None
         log_ratio_P = self.evaluate_pairs(rows, policy=True).log_ratio_P
         margin_P = policy.beta * (log_ratio_P - reference_P)
         return margin_P.double().numpy()[:, None].repeat(self.config.num_heads, 1)

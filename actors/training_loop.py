@@ -12,7 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 import ray.train
@@ -38,46 +38,22 @@ class NonFinite(FloatingPointError):
     """A loss or gradient is not a finite number; the batch was saved."""
 
 
-class Task(Protocol):
-    """One model to train."""
-
-    @property
-    def config(self) -> Any:
-        """The settings, a dataclass."""
-        ...
-
-    @property
-    def folder(self) -> str:
-        """Folder of checkpoints and results, on storage that all workers share."""
-        ...
-
-    @property
-    def threads(self) -> int:
-        """Threads of each worker; 0 leaves torch's number."""
-        ...
-
-
 class Trainer(ABC):
     """One worker of a training run, from its newest checkpoint to its results."""
 
     state: TrainState
+    num_steps: int
+    checkpoint_every: int
+    """Steps between checkpoints."""
+    max_norm: float
+    """Largest norm of the gradient."""
 
-    def __init__(self, task: Task, group: Group) -> None:
+    def __init__(self, task: Any, group: Group) -> None:
         self.group, self.folder, self.settings = group, Path(task.folder), task.config
         self.folder.mkdir(parents=True, exist_ok=True)
         self.history: list[dict[str, Any]] = []
-        """What is logged of each step so far."""
+        """Log of each step so far."""
         self.reported = 0.0
-
-    @property
-    @abstractmethod
-    def num_steps(self) -> int:
-        """Steps of the whole run."""
-
-    @property
-    @abstractmethod
-    def checkpoint_every(self) -> int:
-        """Steps between checkpoints."""
 
     @property
     def over(self) -> bool:
@@ -162,8 +138,6 @@ class Trainer(ABC):
         out: StepOutput,
         trees: Sequence[PairTree],
         batch: Mapping[str, Any],
-        *,
-        max_norm: float,
         rate: float,
     ) -> dict[str, Any]:
         """Updates the parameters by gradients that are set; returns what is logged of the step.
@@ -173,13 +147,12 @@ class Trainer(ABC):
             out: loss of this worker's part.
             trees: this worker's part.
             batch: names of the examples of the step, saved where a number is not finite.
-            max_norm: largest norm of the gradient.
             rate: share of the peak learning rates.
 
         Raises:
             NonFinite: the loss or a gradient is not finite; no parameter has changed.
         """
-        norm = self.state.clip(max_norm)
+        norm = self.state.clip(self.max_norm)
         num_tokens = sum(item.tree.num_tokens for item in trees)
         loss, tokens = self.group.all_reduce_sum(np.array([out.loss, num_tokens])).tolist()
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -191,11 +164,13 @@ class Trainer(ABC):
         return {"step": number, "loss": loss, "gradient_norm": norm, "tokens": tokens}
 
 
-AnyTask = TypeVar("AnyTask", bound=Task)
+def train_each(tasks: Sequence[Any], trainer: Callable[[Any, Group], Trainer]) -> None:
+    """Trains models one after the other inside a Ray Train worker; skips those that are done.
 
-
-def train_each(tasks: Sequence[AnyTask], trainer: Callable[[AnyTask, Group], Trainer]) -> None:
-    """Trains models one after the other inside a Ray Train worker; skips those that are done."""
+    Args:
+        tasks: what the trainer takes, with `folder` and `threads` (0: torch's own number).
+        trainer: class of the trainers.
+    """
     quiet()
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()

@@ -23,10 +23,12 @@ from evidence.preference import FIVE
 from panoply.config import Rendering
 from panoply.config.armorm import SyntheticConfig
 from panoply.config.preference import (
+    Balanced,
+    Full,
+    More,
     PreferenceConfig,
     ScheduleConfig,
     TrainedBackboneConfig,
-    WeightingConfig,
 )
 
 
@@ -70,8 +72,7 @@ def main(options: Options) -> None:
 
 def compare(options: Options, token_budget: int) -> dict[str, Any]:
     """Returns the ratio of both steps' times: the median of the turns, with the extremes."""
-    from actors.reward_task import TrainTask
-    from actors.reward_trainer import RewardTrainer
+    from actors.reward_trainer import RewardTrainer, TrainTask
     from panoply.preference.distributed import Group
     from panoply.report.progress import RunLogger
     from workflows.cluster.prepare_pairs import read_pairs, tokenize, training_rows
@@ -83,17 +84,17 @@ def compare(options: Options, token_budget: int) -> dict[str, Any]:
         planted=None if known else SyntheticConfig(num_prompts=150),
         max_pairs_per_source=100,
         backbone=TrainedBackboneConfig(
-            trained="full",
+            trained=Full(),
             depth=options.depth,
             dtype="float32",
             rendering=Rendering(max_prompt_tokens=128, max_response_tokens=96),
         ),
-        weighting=WeightingConfig(sources="balanced"),
+        weighting=Balanced(),
         schedule=ScheduleConfig(
             pairs_per_step=options.pairs_per_step, num_epochs=10, token_budget=token_budget
         ),
     )
-    more = replace(config, weighting=WeightingConfig(sources="more"))
+    more = replace(config, weighting=More())
     with tempfile.TemporaryDirectory() as scratch:
         found = read_pairs(config, Path(scratch))
         path = Path(scratch) / "tokens.parquet"

@@ -132,7 +132,7 @@ def train_with_panoply(job: Job) -> tuple[Callable[[], float], nn.Module]:
     from panoply.hub.backbone.attention import attend_by_trees
     from panoply.model.decoder import Decoder
     from panoply.model.reward_net import RewardNet
-    from panoply.preference.batch_sampler import step_ids
+    from panoply.preference.batch_sampler import batch_indices
     from panoply.preference.step import PairTree, compute_gradients
 
     model = load_classifier(job).train()
@@ -149,7 +149,7 @@ def train_with_panoply(job: Job) -> tuple[Callable[[], float], nn.Module]:
     def epoch() -> float:
         losses: list[float] = []
         for step in range(num_steps):
-            chosen = [items[i] for i in step_ids(0, step, len(items), PAIRS_PER_STEP)]
+            chosen = [items[i] for i in batch_indices(0, step, len(items), PAIRS_PER_STEP)]
             loss = compute_gradients(net, chosen, budget=2**20).loss
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()

@@ -25,7 +25,7 @@ import tyro
 
 from panoply.config import Rendering
 from panoply.config.armorm import SyntheticConfig
-from panoply.config.preference import PreferenceConfig, TrainedBackboneConfig, WeightingConfig
+from panoply.config.preference import HeadOnly, TrainedBackboneConfig
 from panoply.config.tune import Point, TuneConfig, paper_point
 
 SOURCES = ("hh_helpful", "hh_harmless", "alpacaeval_gpt4", "ukp_convarg", "truthfulqa")
@@ -78,15 +78,12 @@ def search(options: Options) -> TuneConfig:
     real = all(Path(file).exists() for file in files)
     return TuneConfig(
         num_trials=options.trials,
-        preference=PreferenceConfig(
-            pairs=files if real else (),
-            planted=None if real else SyntheticConfig(num_prompts=options.pairs),
-            max_pairs_per_source=options.pairs if real else 0,
-            backbone=TrainedBackboneConfig(
-                trained="head",
-                rendering=Rendering(max_prompt_tokens=128, max_response_tokens=96),
-            ),
-            weighting=WeightingConfig(sources="more"),
+        pairs=files if real else (),
+        planted=None if real else SyntheticConfig(num_prompts=options.pairs),
+        max_pairs_per_source=options.pairs if real else 0,
+        backbone=TrainedBackboneConfig(
+            trained=HeadOnly(),
+            rendering=Rendering(max_prompt_tokens=128, max_response_tokens=96),
         ),
     )
 
@@ -104,8 +101,8 @@ def points(config: TuneConfig, defaults: Point) -> list[Point]:
 
 def compare(options: Options, folder: Path) -> dict[str, float]:
     """Returns the CPU seconds of the trials with inputs of their own, and with shared ones."""
-    from actors.reward_training import run_task
-    from actors.trial import fill_store, trial_task
+    from actors.reward_trainer import RewardTrainer
+    from actors.trial import fill_cache, trial_task
     from panoply.preference.distributed import Group
     from panoply.report.progress import RunLogger
     from workflows.tune_more import prepare
@@ -119,12 +116,12 @@ def compare(options: Options, folder: Path) -> dict[str, float]:
         began, losses[side] = time.process_time(), []
         task = replace(base, folder=str(folder / side), store=str(folder / "store"))
         if side == "shared":
-            fill_store(task)
+            fill_cache(task)
         chosen = points(config, paper_point(config, num_sources, len(base.pairs.train)))
         for number, point in enumerate(chosen):
             store = folder / ("store" if side == "shared" else f"store-{number}")
             run = replace(trial_task(point, task, config), store=str(store))
-            run_task(run, Group())
+            RewardTrainer(run, Group()).run()
             done = jsonlib.loads((Path(run.folder) / "done.json").read_text())
             losses[side].append(done["history"][-1]["select_loss"])
         seconds[side] = time.process_time() - began
@@ -146,7 +143,7 @@ def setting(options: Options) -> dict[str, Any]:
         "dtype": str(choose_dtype("auto", torch.device("cpu"))),
         "threads": 1,
         "load": os.getloadavg()[0],
-        "pairs": "real" if search(options).preference.planted is None else "planted",
+        "pairs": "real" if search(options).planted is None else "planted",
         "pairs_per_source": options.pairs,
         "trials": options.trials,
         "repeats": options.repeats,

@@ -26,11 +26,16 @@ from evidence.preference_models import Bench, Test, cost
 from evidence.preference_results import Seed, difference
 from panoply.config import Rendering
 from panoply.config.preference import (
+    DPO,
+    SFT,
+    HeadOnly,
+    LastLayers,
     LossConfig,
+    Mixed,
+    More,
     PreferenceConfig,
     ScheduleConfig,
     TrainedBackboneConfig,
-    WeightingConfig,
 )
 
 FIVE = ("hh_helpful", "hh_harmless", "alpacaeval_gpt4", "ukp_convarg", "truthfulqa")
@@ -112,11 +117,11 @@ def base(
 
 
 UPPER = TrainedBackboneConfig(
-    trained="last",
+    trained=LastLayers(),
     depth=0.6,
     rendering=Rendering(max_prompt_tokens=128, max_response_tokens=96),
 )
-HEAD = replace(UPPER, trained="head")
+HEAD = replace(UPPER, trained=HeadOnly())
 SPEAKING = replace(
     UPPER, depth=1.0, rendering=Rendering(max_prompt_tokens=96, max_response_tokens=64)
 )
@@ -129,12 +134,12 @@ def more(options: Options, number: int) -> Seed:
     bench = Bench(config, options.work / f"more-{number}")
     test = Test(config, dict.fromkeys(FIVE, options.sizes[1]), bench.folder / "test")
     seed = Seed(test.table, test.rows, {"": FIVE})
-    for name in ("mixed", "more"):
-        weighting = WeightingConfig(sources=name)
+    for weighting in (Mixed(), More()):
+        name = weighting.kind
         trained = bench.fit(name, replace(config, weighting=weighting))
         told = cost(trained)
         if name == "more":
-            weights = np.array([step["weights"] for step in trained.history]).mean(0)
+            weights = np.array([step["source_weights"] for step in trained.history]).mean(0)
             named = zip(bench.sources, weights.tolist(), strict=True)
             told |= {f"lambda.{source}": weight for source, weight in named}
         seed.add(name, test.score(trained.folder), bench.scale(trained.margin_P, FIVE), told)
@@ -205,10 +210,10 @@ def haf(options: Options, number: int) -> Seed:
     bench = Bench(config, options.work / f"haf-{number}")
     losses = {
         "alpha 0": LossConfig(),
-        "alpha .2": LossConfig(policy="dpo", alpha=0.2),
-        "alpha 1": LossConfig(policy="dpo", alpha=1.0),
-        "DPO as reward model": LossConfig(policy="dpo", alpha=1.0, reward=0.0),
-        "SFT .2": LossConfig(policy="sft", alpha=0.2),
+        "alpha .2": LossConfig(policy=DPO(alpha=0.2)),
+        "alpha 1": LossConfig(policy=DPO(alpha=1.0)),
+        "DPO as reward model": LossConfig(policy=DPO(alpha=1.0), reward=0.0),
+        "SFT .2": LossConfig(policy=SFT(alpha=0.2)),
     }
     everywhere = base(options, number, (*INSIDE, *OUTSIDE), SPEAKING)
     few = options.sizes[1]
@@ -218,11 +223,12 @@ def haf(options: Options, number: int) -> Seed:
     reference: Path | None = None
     for name, loss in losses.items():
         variant = replace(config, loss=loss)
-        known = reference if loss.policy == "dpo" else None
+        policy = loss.policy if isinstance(loss.policy, DPO) else None
+        known = reference if policy else None
         trained = bench.fit(name.replace(" ", "-"), variant, reference=known)
-        if loss.policy == "dpo":
+        if policy:
             reference = reference or trained.folder / "reference.npy"
-        margin_P = test.score(trained.folder, 0.0 if loss.reward else loss.beta)
+        margin_P = test.score(trained.folder, policy.beta if policy and not loss.reward else 0.0)
         scale = bench.scale(trained.margin_P, INSIDE)
         seed.add(name, margin_P, scale, selected(trained) | cost(trained))
     seed.compared = [(name, "alpha 0") for name in losses if name != "alpha 0"]

@@ -44,7 +44,7 @@ class Bench:
 
     def task(self, name: str, config: PreferenceConfig, sources: tuple[str, ...] = ()) -> Any:
         """Returns the task of training on some of the sources, by default on all."""
-        from actors.reward_task import TrainTask
+        from actors.reward_trainer import TrainTask
 
         rows = self.rows
         if sources:
@@ -81,8 +81,8 @@ class Bench:
         Raises:
             ValueError: the folder holds a model of another configuration.
         """
-        from actors.reward_training import DONE, run_task
-
+        from actors.reward_trainer import RewardTrainer
+        from actors.training_loop import DONE
         from panoply.preference.distributed import Group
         from workflows.cluster.ray_cluster import check_or_write_config
         from workflows.preference import TrainedRun
@@ -92,7 +92,7 @@ class Bench:
         if reference:
             shutil.copyfile(reference, Path(task.folder) / reference.name)
         if not (Path(task.folder) / DONE).exists():
-            run_task(task, Group())
+            RewardTrainer(task, Group()).run()
             print(f"{self.folder.name} {name}: {time.perf_counter() - began:.0f} s", flush=True)
         return TrainedRun.read(Path(task.folder))
 
@@ -146,7 +146,7 @@ class Test:
         return np.load(path, allow_pickle=False)
 
     def _margins(self, state: Mapping[str, torch.Tensor], beta: float) -> Any:
-        from panoply.preference.step import margins
+        from panoply.preference.step import evaluate_pairs
 
         # Before the first weights are loaded: those of the reference.
         reference_P = self.reference_P if self.policy else 0.0
@@ -156,7 +156,7 @@ class Test:
         if beta:
             return beta * (self._log_ratio() - reference_P)
         budget = self.config.schedule.token_budget
-        return margins(net, self.comparisons, budget).margin_PK.mean(1).double().numpy()
+        return evaluate_pairs(net, self.comparisons, budget).margin_PK.mean(1).double().numpy()
 
     @cached_property
     def trainable(self) -> Any:
@@ -175,7 +175,9 @@ class Test:
         for row in table.take(self.rows).to_pylist():
             sides = [row["chosen"], row["rejected"]]
             tree = self.trainable.renderer.render(row["prompt"], sides).tree
-            found.append(PairTree(tree, inputs=self.trainable.inputs(tree).float()))
+            found.append(
+                PairTree(tree, cached_activations=self.trainable.prefix_activations(tree).float())
+            )
         return found
 
     @cached_property
@@ -184,13 +186,12 @@ class Test:
         return self._log_ratio()
 
     def _log_ratio(self) -> Any:
-        from actors.reward_trainer import log_ratio
-        from panoply.preference.step import margins
+        from panoply.preference.step import evaluate_pairs
 
         budget = self.config.schedule.token_budget
         with self.trainable.autocast():
-            found = margins(self.trainable.net, self.comparisons, budget, policy=True)
-        return log_ratio(found).double().numpy()
+            found = evaluate_pairs(self.trainable.net, self.comparisons, budget, policy=True)
+        return found.log_ratio_P.double().numpy()
 
 
 def cost(trained: Any) -> dict[str, float]:

@@ -10,21 +10,26 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from actors.dpo_task import DONE, STOPPED, PolicyRound
-from actors.dpo_training import run_policy_task
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from actors import checkpoints
-from actors.dpo_trainer import DPOTrainer, comparison, pairs_of, tokens_of
+from actors.dpo_trainer import (
+    DPOTrainer,
+    PolicyRound,
+    completion_tokens,
+    pair_rows,
+    pair_tree,
+)
 from actors.sampler import Sampler
+from actors.training_loop import DONE, STOPPED
 from panoply.config.policy import PolicyConfig, SamplingConfig, check_policy_backbone
-from panoply.config.preference import TrainedBackboneConfig
+from panoply.config.preference import Full, Lora, TrainedBackboneConfig
 from panoply.data.tasks import Task
 from panoply.hub.policy.lora import FILE
 from panoply.hub.policy.policy import load_policy
 from panoply.model.tree import Branch, TokenTree
-from panoply.preference.batch_sampler import step_ids
+from panoply.preference.batch_sampler import batch_indices
 from panoply.preference.distributed import Group
 from panoply.preference.losses import dpo_nll
 from panoply.preference.policy_outcome import kl_per_token
@@ -34,18 +39,18 @@ from tests.builders.policy_rounds import configured, policy_task, ranked_prompts
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory, tiny_policy_folder):
-    probe = [
+    gold = [
         replace(ranked, source=f"source {i % 2}")
         for i, ranked in enumerate(ranked_prompts(5, seed=3))
     ]
     folder = tmp_path_factory.mktemp("policy") / "main"
-    return policy_task(tiny_policy_folder, folder, probe=tuple(probe))
+    return policy_task(tiny_policy_folder, folder, gold_pairs=tuple(gold))
 
 
 @pytest.fixture(scope="module")
 def first(task):
     """A finished round."""
-    run_policy_task(task, Group())
+    DPOTrainer(task, Group()).run()
     return PolicyRound.read(Path(task.folder))
 
 
@@ -55,7 +60,7 @@ def second(task, first):
     folder = Path(task.folder).with_name("second")
     start = str(first.adapter)
     after = replace(task, round=1, start=start, reference=start, folder=str(folder))
-    run_policy_task(after, Group())
+    DPOTrainer(after, Group()).run()
     return PolicyRound.read(folder)
 
 
@@ -73,9 +78,9 @@ def same(a, b, bound):
     return all((a[key] - b[key]).norm() <= bound * b[key].norm() + 1e-7 for key in b)
 
 
-def spoken(model, learner, number):
+def plain_logps(model, trainer, number):
     """Log-probabilities of both sides of the first pair of a prompt, by plain forwards."""
-    item, found = learner.comparisons[number], []
+    item, found = trainer.trees[number], []
     for place in (item.chosen[0], item.rejected[0]):
         branch = item.tree.branches[place]
         ids = torch.tensor([item.tree.shared + branch.tokens])
@@ -98,50 +103,56 @@ def test_the_loss_is_its_formula():
 
 
 def test_kl_is_the_log_ratio_over_all_tokens_of_a_pair():
-    spoken, base = np.array([[-10.0, -6.0]]), np.array([[-11.0, -9.0]])
-    assert kl_per_token(spoken, base, np.array([[5.0, 3.0]])).tolist() == [0.5]
+    logps, base = np.array([[-10.0, -6.0]]), np.array([[-11.0, -9.0]])
+    assert kl_per_token(logps, base, np.array([[5.0, 3.0]])).tolist() == [0.5]
 
 
 def test_a_round_reports_its_pairs_as_plain_forwards_see_them(task, first, tiny_policy_folder):
-    learner = DPOTrainer(task, Group())
+    trainer = DPOTrainer(task, Group())
     base = AutoModelForCausalLM.from_pretrained(tiny_policy_folder).eval()
     after = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(tiny_policy_folder), first.adapter
     ).eval()
-    first_rows = [pairs_of(learner.comparisons, [i])[0] for i in range(len(task.prompts))]
+    first_rows = [pair_rows(trainer.trees, [i])[0] for i in range(len(task.prompts))]
     for number, row in enumerate(first_rows):
         for model, suffix in ((base, ""), (after, "_after")):
-            wanted = spoken(model, learner, number)
+            wanted = plain_logps(model, trainer, number)
             found = [
                 column(first, f"{side}_log_prob{suffix}")[row] for side in ("chosen", "rejected")
             ]
             assert found == pytest.approx(wanted, abs=1e-3)
             ratio = first.pairs["reference"][int(row)].as_py()
             loss = math.log1p(math.exp(-0.1 * (wanted[0] - wanted[1] - ratio)))
-            loss -= wanted[0] / tokens_of(learner.comparisons)[row, 0]
+            loss -= wanted[0] / completion_tokens(trainer.trees)[row, 0]
             assert column(first, f"loss{suffix}")[row] == pytest.approx(loss, abs=1e-3)
 
 
-def test_the_margin_on_a_probe_is_that_of_plain_forwards_and_told_by_source(
+def test_the_margin_on_gold_pairs_is_that_of_plain_forwards_and_told_by_source(
     task, first, second, tiny_policy_folder
 ):
-    learner = DPOTrainer(task, Group())
-    before, after = (column(first, name, first.probe) for name in ("margin", "margin_after"))
+    trainer = DPOTrainer(task, Group())
+    before, after = (column(first, name, first.gold_pairs) for name in ("margin", "margin_after"))
     base = AutoModelForCausalLM.from_pretrained(tiny_policy_folder).eval()
-    wanted = plain_margins(base, learner.probe)
+    wanted = plain_margins(base, trainer.gold_trees)
     trained = PeftModel.from_pretrained(base, first.adapter).eval()
     assert before == pytest.approx(wanted, abs=1e-4)
-    assert after == pytest.approx(plain_margins(trained, learner.probe), abs=1e-4)
+    assert after == pytest.approx(plain_margins(trained, trainer.gold_trees), abs=1e-4)
     assert np.abs(after - before).min() > 1e-5
     gains = [after[i] - before[i] for i in range(7)]
     # Prompts 0 to 4 have 1, 2, 1, 2, 1 pairs; 0, 2 and 4 are of one source, 1 and 3 of the other.
-    assert first.probe["source"].to_pylist() == [f"source {i}" for i in (0, 1, 1, 0, 1, 1, 0)]
+    assert first.gold_pairs["source"].to_pylist() == [f"source {i}" for i in (0, 1, 1, 0, 1, 1, 0)]
     own = {"source 0": [0, 3, 6], "source 1": [1, 2, 4, 5]}
     for source, rows in own.items():
-        assert first.probe_gain(source) == pytest.approx(np.mean([gains[row] for row in rows]))
-    assert first.probe_gain() == first.probe_gain("source 2") == pytest.approx(np.mean(gains))
+        assert first.gold_margin_gain(source) == pytest.approx(
+            np.mean([gains[row] for row in rows])
+        )
+    assert (
+        first.gold_margin_gain()
+        == first.gold_margin_gain("source 2")
+        == pytest.approx(np.mean(gains))
+    )
     # A round begins where the one before ended.
-    assert column(second, "margin", second.probe) == pytest.approx(after, abs=1e-5)
+    assert column(second, "margin", second.gold_pairs) == pytest.approx(after, abs=1e-5)
 
 
 def plain_margins(model, comparisons):
@@ -161,24 +172,24 @@ def plain_margins(model, comparisons):
     return found
 
 
-def test_a_probe_changes_nothing_and_a_round_without_one_has_no_gain(task, first, tmp_path):
-    alone = replace(task, probe=(), folder=str(tmp_path / "alone"))
-    run_policy_task(alone, Group())
+def test_gold_pairs_change_nothing_and_a_round_without_one_has_no_gain(task, first, tmp_path):
+    alone = replace(task, gold_pairs=(), folder=str(tmp_path / "alone"))
+    DPOTrainer(alone, Group()).run()
     found = PolicyRound.read(tmp_path / "alone")
     assert found.pairs.equals(first.pairs)
     assert all(torch.equal(a, adapters(first)[key]) for key, a in adapters(found).items())
-    assert found.probe.num_rows == 0
-    assert math.isnan(found.probe_gain())
+    assert found.gold_pairs.num_rows == 0
+    assert math.isnan(found.gold_margin_gain())
 
 
 def test_a_step_is_adamw_on_the_weighted_mean_loss_of_its_prompts(task):
-    learner = DPOTrainer(configured(task, Path(task.folder).with_name("one")), Group())
+    trainer = DPOTrainer(configured(task, Path(task.folder).with_name("one")), Group())
     by_hand = DPOTrainer(configured(task, Path(task.folder).with_name("hand")), Group())
-    chosen = step_ids((0, 0), 0, 10, 4)
+    chosen = batch_indices((0, 0), 0, 10, 4)
     total, losses = 0.0, []
     lm_head, model = by_hand.net.lm_head, by_hand.net.decoder.model
     for i in chosen:
-        item = by_hand.comparisons[i]
+        item = by_hand.trees[i]
         for pair, (a, b) in enumerate(zip(item.chosen, item.rejected, strict=True)):
             said = []
             for place in (a, b):
@@ -187,47 +198,47 @@ def test_a_step_is_adamw_on_the_weighted_mean_loss_of_its_prompts(task):
                 logits = lm_head(model(ids).last_hidden_state)[0, :-1].log_softmax(-1)
                 each = logits.gather(1, ids[0, 1:, None])[:, 0]
                 said.append(each[start + branch.start - 1 : start + branch.stop])
-            row = pairs_of(by_hand.comparisons, [i])[pair]
-            ratio = float(by_hand.reference_P2[row, 0] - by_hand.reference_P2[row, 1])
+            row = pair_rows(by_hand.trees, [i])[pair]
+            ratio = float(by_hand.reference_logps_P2[row, 0] - by_hand.reference_logps_P2[row, 1])
             apart = 0.1 * (said[0].sum() - said[1].sum() - ratio)
             loss = torch.nn.functional.softplus(-apart) - said[0].mean()
             losses.append(task.prompts[i].weight * loss)
             total += task.prompts[i].weight
     loss = torch.stack(losses).sum() / total
     loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(by_hand.weights.parameters, 1.0)
-    by_hand.weights.optimizer.step()
-    logged = learner.step(0)
+    norm = torch.nn.utils.clip_grad_norm_(by_hand.state.parameters, 1.0)
+    by_hand.state.optimizer.step()
+    logged = trainer.step(0)
     assert logged["loss"] == pytest.approx(float(loss), rel=1e-5)
     assert logged["gradient_norm"] == pytest.approx(float(norm), rel=1e-4)
-    for name, value in by_hand.weights.trained().items():
-        assert torch.allclose(learner.weights.trained()[name], value, atol=1e-6)
+    for name, value in by_hand.state.params().items():
+        assert torch.allclose(trainer.state.params()[name], value, atol=1e-6)
 
 
 def test_a_prompt_is_computed_once_for_all_its_pairs_and_unused_responses_not_at_all(task):
-    learner = DPOTrainer(configured(task, Path(task.folder).with_name("trees")), Group())
-    for ranked, item in zip(task.prompts, learner.comparisons, strict=True):
+    trainer = DPOTrainer(configured(task, Path(task.folder).with_name("trees")), Group())
+    for ranked, item in zip(task.prompts, trainer.trees, strict=True):
         used = {i for pair in ranked.pairs for i in pair}
         assert len(item.tree.branches) == len(used)
         assert len(item.chosen) == len(ranked.pairs)
-    assert learner.num_steps == 3
+    assert trainer.num_steps == 3
 
 
 def test_a_response_that_was_cut_off_has_no_end_to_be_learned(task):
-    learner = DPOTrainer(configured(task, Path(task.folder).with_name("ends")), Group())
-    end = learner.trainable.renderer.tokenizer.eos_token_id
+    trainer = DPOTrainer(configured(task, Path(task.folder).with_name("ends")), Group())
+    end = trainer.trainable.renderer.tokenizer.eos_token_id
     ranked = task.prompts[1]
-    branches = learner.comparisons[1].tree.branches
+    branches = trainer.trees[1].tree.branches
     for ended, branch in zip(ranked.ended, branches, strict=False):
         assert (branch.tokens[-1] == end) == ended
     long = replace(ranked, responses=("x" * 99, *ranked.responses[1:]))
-    tree = comparison(learner.trainable.renderer, long).tree
+    tree = pair_tree(trainer.trainable.renderer, long).tree
     assert tree.branches[0].tokens == tuple([tree.branches[0].tokens[0]] * 32)
 
 
 def test_training_prefers_what_was_chosen(task, tmp_path):
     longer = configured(task, tmp_path / "longer", num_epochs=10, lr=5e-3)
-    run_policy_task(longer, Group())
+    DPOTrainer(longer, Group()).run()
     found = PolicyRound.read(tmp_path / "longer")
     assert column(found, "dpo_after").mean() < column(found, "dpo").mean() - 0.1
     assert column(found, "nll_after").mean() < column(found, "nll").mean()
@@ -244,9 +255,9 @@ def test_the_next_round_goes_on_from_the_adapters_and_what_adamw_remembers(task,
     assert column(second, "reference") == pytest.approx(ratio, abs=1e-4)
     base = column(first, "chosen_log_prob") + column(first, "rejected_log_prob")
     now = column(second, "chosen_log_prob") + column(second, "rejected_log_prob")
-    learner = DPOTrainer(task, Group())
+    trainer = DPOTrainer(task, Group())
     assert column(second, "kl") == pytest.approx(
-        (now - base) / tokens_of(learner.comparisons).sum(1), abs=1e-5
+        (now - base) / completion_tokens(trainer.trees).sum(1), abs=1e-5
     )
     fresh = Path(task.folder).with_name("forgetful")
     (fresh / "adapter").mkdir(parents=True)
@@ -254,47 +265,45 @@ def test_the_next_round_goes_on_from_the_adapters_and_what_adamw_remembers(task,
         (fresh / "adapter" / name).write_bytes((first.adapter / name).read_bytes())
     start = str(fresh / "adapter")
     again = replace(task, round=1, start=start, reference=start, folder=str(fresh / "round"))
-    run_policy_task(again, Group())
+    DPOTrainer(again, Group()).run()
     assert not same(PolicyRound.read(fresh / "round"), second, 1e-4)
 
 
 def test_the_reference_may_stay_where_an_iteration_began(task, first, second, tmp_path):
     kept = replace(task, round=1, start=str(first.adapter), folder=str(tmp_path / "kept"))
-    run_policy_task(kept, Group())
+    DPOTrainer(kept, Group()).run()
     found = PolicyRound.read(tmp_path / "kept")
     assert column(found, "reference") == pytest.approx(column(first, "reference"), abs=1e-5)
     other = replace(
         task, round=2, start=str(second.adapter), reference=str(first.adapter), folder=str(tmp_path)
     )
-    learner = DPOTrainer(other, Group())
+    trainer = DPOTrainer(other, Group())
     wanted = column(second, "chosen_log_prob")
-    assert learner.reference_P2[:, 0] == pytest.approx(wanted, abs=1e-4)
-    assert learner.before_P2[:, 0] == pytest.approx(
+    assert trainer.reference_logps_P2[:, 0] == pytest.approx(wanted, abs=1e-4)
+    assert trainer.start_logps_P2[:, 0] == pytest.approx(
         column(second, "chosen_log_prob_after"), abs=1e-4
     )
-    own, wanted = learner.weights.trained(), adapters(second)
+    own, wanted = trainer.state.params(), adapters(second)
     assert sum(float(v.norm()) for v in own.values()) == pytest.approx(
         sum(float(v.norm()) for v in wanted.values()), rel=1e-6
     )
 
 
 def test_rounds_and_seeds_take_prompts_in_other_orders(task):
-    orders = [step_ids(key, 0, 10, 10) for key in ((0, 0), (0, 1), (1, 0))]
+    orders = [batch_indices(key, 0, 10, 10) for key in ((0, 0), (0, 1), (1, 0))]
     assert len({tuple(order) for order in orders}) == 3
 
 
 def test_a_round_goes_on_from_a_checkpoint_as_if_nothing_had_happened(task, first):
     cut = replace(task, folder=str(Path(task.folder).with_name("cut")))
-    Path(cut.folder).mkdir()
-    learner = DPOTrainer(cut, Group())
-    history = []
-    history.append(learner.step(0))
-    checkpoints.save(Path(cut.folder), 1, learner.weights.state() | {"history": history})
-    learner.step(1)  # lost with the worker
-    run_policy_task(cut, Group())
+    trainer = DPOTrainer(cut, Group())
+    trainer.take_step()
+    trainer.save()
+    trainer.take_step()  # lost with the worker
+    DPOTrainer(cut, Group()).run()
     found = PolicyRound.read(Path(cut.folder))
     assert found.pairs.equals(first.pairs)
-    assert found.probe.equals(first.probe)
+    assert found.gold_pairs.equals(first.gold_pairs)
     assert [s["loss"] for s in found.history] == [s["loss"] for s in first.history]
     assert all(torch.equal(a, adapters(first)[key]) for key, a in adapters(found).items())
     assert not list(Path(cut.folder).glob("step-*"))
@@ -321,9 +330,9 @@ def test_two_workers_end_where_one_does(task, first, second, tmp_path):
         for key in ("loss", "loss_after", "reference", "kl"):
             assert column(both, key) == pytest.approx(column(alone, key), rel=1e-4, abs=1e-5)
         for key in ("margin", "margin_after"):
-            wanted = column(alone, key, alone.probe)
-            assert column(both, key, both.probe) == pytest.approx(wanted, abs=1e-5)
-        assert both.probe["source"].equals(alone.probe["source"])
+            wanted = column(alone, key, alone.gold_pairs)
+            assert column(both, key, both.gold_pairs) == pytest.approx(wanted, abs=1e-5)
+        assert both.gold_pairs["source"].equals(alone.gold_pairs["source"])
 
 
 def test_a_sampler_speaks_with_the_adapters_as_the_learner_hears_it(task, second, tmp_path):
@@ -367,7 +376,7 @@ def test_adapters_are_merged_in_float32_and_not_rounded_away_in_bfloat16(task, s
 
 def test_a_number_that_is_not_finite_stops_before_any_weight_changes(task, tmp_path):
     bad = configured(task, tmp_path / "bad", lr=1e30, num_epochs=3)
-    run_policy_task(bad, Group())
+    DPOTrainer(bad, Group()).run()
     assert "gradient norm" in json.loads((tmp_path / "bad" / STOPPED).read_text())["reason"]
     assert not (tmp_path / "bad" / DONE).exists()
     assert list((tmp_path / "bad").glob("nonfinite-*.json"))
@@ -375,10 +384,10 @@ def test_a_number_that_is_not_finite_stops_before_any_weight_changes(task, tmp_p
 
 def test_adapters_of_another_rank_or_scale_are_refused(task, first, tmp_path):
     for change, told in (
-        ({"rank": 8}, "do not fit the model"),
-        ({"lora_alpha": 64.0}, "scaled by"),
+        (Lora(rank=8), "do not fit the model"),
+        (Lora(rank=4, alpha=64.0), "scaled by"),
     ):
-        backbone = replace(task.backbone, **change)
+        backbone = replace(task.backbone, trained=change)
         start = replace(task, start=str(first.adapter), backbone=backbone)
         other = configured(start, tmp_path)
         with pytest.raises(ValueError, match=told):
@@ -402,7 +411,7 @@ def test_a_configuration_that_cannot_be_is_refused(change, told):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"trained": "full"}, "`backbone.trained` must be 'lora' for a policy"),
+        ({"trained": Full()}, "`backbone.trained` must be 'lora' for a policy"),
         ({"depth": 0.5}, "`backbone.depth` must be 1 for a policy"),
     ],
 )

@@ -9,8 +9,9 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from actors.reward_training import DONE, run_task
-from panoply.config.preference import LossConfig, WeightingConfig
+from actors.reward_trainer import RewardTrainer
+from actors.training_loop import DONE
+from panoply.config.preference import DPO, SFT, LastLayers, Lora, LossConfig, Mixed, More
 from panoply.preference.distributed import Group
 from tests.builders.distributed_runs import work
 from tests.builders.preference_runs import make_task, other, small_config, write_pairs
@@ -21,19 +22,21 @@ def trained(tmp_path_factory, tiny_model_folder):
     """The same tasks with one worker and with two; the halves are begun by two, ended by one."""
     folder = tmp_path_factory.mktemp("workers")
     pairs = write_pairs(folder, (40, 37))
-    config = small_config(tiny_model_folder, pairs, weighting=WeightingConfig(sources="more"))
+    config = small_config(tiny_model_folder, pairs, weighting=More())
     first = make_task(config, folder, "ddp")
-    lora = replace(config.backbone, trained="lora", rank=4)
-    last = replace(config.backbone, trained="last", num_last=1)
+    lora = replace(config.backbone, trained=Lora(rank=4))
+    last = replace(config.backbone, trained=LastLayers(num_last=1))
     short = replace(config.schedule, pairs_per_step=(len(first.pairs.train) - 1) // 2)
-    mixed = WeightingConfig()
+    evaluated = replace(config.schedule, eval_every=2)
+    mixed = Mixed()
     tasks = {
         "ddp": first,
-        "fsdp": other(first, "fsdp", parallel="fsdp"),
+        # Evaluated on the way: what a forward leaves gathered must not change the steps behind it.
+        "fsdp": other(first, "fsdp", parallel="fsdp", schedule=evaluated),
         "fsdp-lora": other(
-            first, "fsdp-lora", parallel="fsdp", backbone=lora, loss=LossConfig(policy="dpo")
+            first, "fsdp-lora", parallel="fsdp", backbone=lora, loss=LossConfig(policy=DPO())
         ),
-        "last": other(first, "last", backbone=last, loss=LossConfig(policy="sft", smoothing=0.2)),
+        "last": other(first, "last", backbone=last, loss=LossConfig(policy=SFT(), smoothing=0.2)),
         "half-ddp": other(first, "half-ddp"),
         "half-fsdp": other(first, "half-fsdp", parallel="fsdp"),
         "short": other(first, "short", weighting=mixed, schedule=short),
@@ -44,10 +47,10 @@ def trained(tmp_path_factory, tiny_model_folder):
         if not name.startswith("half")
     }
     for task in alone.values():
-        run_task(task, Group())
+        RewardTrainer(task, Group()).run()
     mp.spawn(work, args=(2, str(folder), tasks), nprocs=2)
     for name in ("half-ddp", "half-fsdp"):
-        run_task(tasks[name], Group())
+        RewardTrainer(tasks[name], Group()).run()
     return alone, tasks
 
 
@@ -85,5 +88,5 @@ def test_one_worker_goes_on_where_two_stopped(trained, name):
 
 def test_sources_are_weighed_by_the_gradients_of_all_workers(trained):
     alone, tasks = trained
-    a, b = history(tasks["ddp"], "weights"), history(alone["ddp"], "weights")
+    a, b = history(tasks["ddp"], "source_weights"), history(alone["ddp"], "source_weights")
     assert np.allclose(a, b, atol=1e-3)

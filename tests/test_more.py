@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from panoply.config.preference import WeightingConfig
+from panoply.config.preference import More
 from panoply.preference.batch_sampler import BatchSampler
 from panoply.preference.min_norm import closest, exact, frank_wolfe, min_norm
-from panoply.preference.more import MoreState, normalized, weigh
+from panoply.preference.more import MoreState, more_step, normalized
 from tests.builders.reference import squared_norm
 
 
@@ -85,47 +85,51 @@ def test_normalizers_are_their_formulas():
 
 def test_a_large_gradient_loses_its_weight_unless_it_is_normalized():
     g = np.array([[10.0, 0.1], [0.0, 1.0]])
-    plain = weigh(MoreState.begin(2), g, np.ones(2), WeightingConfig(normalizer="none"))
-    fair = weigh(MoreState.begin(2), g, np.ones(2), WeightingConfig(normalizer="l2"))
-    assert plain.weights_K[0] < 0.02
-    assert fair.weights_K == pytest.approx([0.5, 0.5], abs=0.01)
+    plain = more_step(MoreState.begin(2), g, np.ones(2), More(normalizer="none"))
+    fair = more_step(MoreState.begin(2), g, np.ones(2), More(normalizer="l2"))
+    assert plain.source_weights_K[0] < 0.02
+    assert fair.source_weights_K == pytest.approx([0.5, 0.5], abs=0.01)
 
 
 def test_momentum_is_a_running_mean_that_starts_at_the_first_gradient():
-    config = WeightingConfig(momentum=0.3)
+    config = More(momentum=0.3)
     first, second = random_gradients(0, 2), random_gradients(1, 2)
-    state = weigh(MoreState.begin(2), first, np.ones(2), config)
+    state = more_step(MoreState.begin(2), first, np.ones(2), config)
     assert state.momentum_KD == pytest.approx(first)
-    state = weigh(state, second, np.ones(2), config)
+    state = more_step(state, second, np.ones(2), config)
     assert state.momentum_KD == pytest.approx(0.7 * first + 0.3 * second)
 
 
 def test_interpolation_goes_from_uniform_to_the_least_norm():
     g = random_gradients(2, 3)
-    full = weigh(MoreState.begin(3), g, np.ones(3), WeightingConfig(interpolation=1.0)).weights_K
-    half = weigh(MoreState.begin(3), g, np.ones(3), WeightingConfig(interpolation=0.5)).weights_K
-    none = weigh(MoreState.begin(3), g, np.ones(3), WeightingConfig(interpolation=0.0)).weights_K
+    full = more_step(MoreState.begin(3), g, np.ones(3), More(interpolation=1.0)).source_weights_K
+    half = more_step(MoreState.begin(3), g, np.ones(3), More(interpolation=0.5)).source_weights_K
+    none = more_step(MoreState.begin(3), g, np.ones(3), More(interpolation=0.0)).source_weights_K
     assert none == pytest.approx([1 / 3] * 3)
     assert half == pytest.approx(0.5 / 3 + 0.5 * full)
 
 
 def test_one_source_has_all_the_weight():
-    state = weigh(MoreState.begin(1), random_gradients(0, 1), np.ones(1), WeightingConfig())
-    assert state.weights_K == pytest.approx([1])
+    state = more_step(MoreState.begin(1), random_gradients(0, 1), np.ones(1), More())
+    assert state.source_weights_K == pytest.approx([1])
 
 
 def test_balanced_steps_have_as_many_pairs_of_each_source_however_few_it_has():
     source_P = np.array([0] * 50 + [1] + [2] * 9)
-    plan = BatchSampler(source_P, 12, seed=3, balanced=True)
-    assert plan.steps_per_epoch == 5
+    sampler = BatchSampler(source_P, 12, seed=3, balanced=True)
+    assert sampler.steps_per_epoch == 5
     for step in range(20):
-        assert np.bincount(source_P[plan.ids(step)]).tolist() == [4, 4, 4]
+        assert np.bincount(source_P[sampler.batch_indices(step)]).tolist() == [4, 4, 4]
     # A source is gone through as a whole before it begins anew.
-    small = [i for step in range(9) for i in plan.ids(step) if source_P[i] == 2]
+    small = [i for step in range(9) for i in sampler.batch_indices(step) if source_P[i] == 2]
     assert all(sorted(small[9 * t : 9 * t + 9]) == list(range(51, 60)) for t in range(4))
-    assert plan.passes(9) == pytest.approx([36 / 50, 36, 4])
-    assert plan.ids(4) == BatchSampler(source_P, 12, seed=3, balanced=True).ids(4)
-    assert plan.ids(4) != BatchSampler(source_P, 12, seed=4, balanced=True).ids(4)
+    assert sampler.epochs_per_source(9) == pytest.approx([36 / 50, 36, 4])
+    assert sampler.batch_indices(4) == BatchSampler(
+        source_P, 12, seed=3, balanced=True
+    ).batch_indices(4)
+    assert sampler.batch_indices(4) != BatchSampler(
+        source_P, 12, seed=4, balanced=True
+    ).batch_indices(4)
 
 
 def test_sources_that_cannot_share_a_step_are_refused_with_a_size_that_fits():

@@ -7,8 +7,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from actors.dpo_task import PolicyRound
-from actors.dpo_training import run_policy_task
+from actors.dpo_trainer import DPOTrainer, PolicyRound
 from panoply.hub.policy.export import export_policy
 from panoply.preference.distributed import Group
 from tests.builders.policy_rounds import policy_task
@@ -17,7 +16,7 @@ from tests.builders.policy_rounds import policy_task
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory, tiny_policy_folder):
     folder = tmp_path_factory.mktemp("exported") / "round"
-    run_policy_task(policy_task(tiny_policy_folder, folder), Group())
+    DPOTrainer(policy_task(tiny_policy_folder, folder), Group()).run()
     return PolicyRound.read(folder).adapter
 
 

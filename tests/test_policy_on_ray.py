@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from actors.dpo_task import PolicyRound
-from actors.dpo_training import run_policy_task
 from safetensors.torch import load_file
 
+from actors.dpo_trainer import DPOTrainer, PolicyRound
 from actors.sampler import Sampler
 from panoply.config import Rendering
 from panoply.config.policy import SamplingConfig
@@ -75,7 +74,7 @@ def test_a_learner_whose_worker_is_killed_ends_as_an_undisturbed_one(
 ):
     task = policy_task(tiny_policy_folder, tmp_path / "alone", prompts=ranked_prompts(24))
     task = configured(task, tmp_path / "alone", num_epochs=15, lr=2e-4, checkpoint_every=5)
-    run_policy_task(task, Group())
+    DPOTrainer(task, Group()).run()
     alone = PolicyRound.read(tmp_path / "alone")
     folder, killed = tmp_path / "killed", []
 

@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 import torch
 
-from actors import reward_training as training
-from panoply.config.preference import LossConfig, WeightingConfig
+from actors.training_loop import DONE
+from panoply.config.preference import DPO, LossConfig, Mixed, More
 from panoply.hub.artefact.load import load_reward_model
 from panoply.report.progress import RunLogger
 from panoply.report.tables import RAW
 from tests.builders.preference_runs import small_config, write_pairs
-from workflows.preference import OWN, PLAIN, run_preference
+from workflows.preference import MAIN, PLAIN, run_preference
 
-MORE = WeightingConfig(sources="more")
+MORE = More()
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def alone(base):
     return run_preference(base, RunLogger())
 
 
-def margins(out, name=OWN):
+def margins(out, name=MAIN):
     return np.load(Path(out) / "train" / name / "margins.npy")
 
 
@@ -65,12 +65,12 @@ def test_a_run_leaves_a_model_that_scores_as_it_was_measured(base, alone):
 
 
 def test_more_stands_beside_plain_mixing_raw_and_with_a_temperature(base, alone):
-    assert set(alone["pairs"]) == {OWN, OWN + RAW, PLAIN, PLAIN + RAW}
+    assert set(alone["pairs"]) == {MAIN, MAIN + RAW, PLAIN, PLAIN + RAW}
     for found in alone["pairs"].values():
         assert set(found["per_source"]) == {"source0", "source1"}
         assert {"log_loss", "ece", "ece_floor"} <= found.keys()
     history = json.loads((Path(base.out) / "history.json").read_text())
-    assert len(history[OWN]) == len(history[PLAIN])
+    assert len(history[MAIN]) == len(history[PLAIN])
     for name in ("report.html", "training.png", "source_weights.png", "reliability.png"):
         assert (Path(base.out) / name).stat().st_size > 1000
 
@@ -81,8 +81,8 @@ def test_each_step_is_in_mlflow(base, alone):
     run = client.get_run((out / "mlflow_run").read_text())
     run_preference(base, RunLogger())  # the same command again logs no step twice
     logged = client.get_metric_history(run.info.run_id, "train.loss")
-    assert len(logged) == alone["training"][OWN]["num_steps"]
-    assert run.data.params["weighting.sources"] == "more"
+    assert len(logged) == alone["training"][MAIN]["num_steps"]
+    assert run.data.params["weighting.kind"] == "more"
 
 
 def test_the_same_folder_goes_on_and_refuses_another_configuration(base, alone):
@@ -90,13 +90,13 @@ def test_the_same_folder_goes_on_and_refuses_another_configuration(base, alone):
     again = run_preference(base, RunLogger())
     assert json.dumps(again["pairs"]) == json.dumps(alone["pairs"])  # NaN equals NaN in text
     assert (Path(base.out) / "model" / "model.safetensors").stat().st_mtime_ns == before
-    with pytest.raises(ValueError, match="holds a run with other seed"):
+    with pytest.raises(ValueError, match="other seed"):
         run_preference(replace(base, seed=3), RunLogger())
 
 
 def test_a_worker_that_is_killed_in_the_middle_changes_nothing(base, alone, cluster):
     config = replace(base, out=base.out + "-killed", num_workers=2)
-    folder = Path(config.out) / "train" / OWN
+    folder = Path(config.out) / "train" / MAIN
     killed = []
 
     def kill():
@@ -111,7 +111,7 @@ def test_a_worker_that_is_killed_in_the_middle_changes_nothing(base, alone, clus
     run_preference(config, RunLogger())
     thread.join(timeout=1)
     assert killed == [True]
-    for name in (OWN, PLAIN):
+    for name in (MAIN, PLAIN):
         ours, theirs = margins(config.out, name), margins(base.out, name)
         assert np.nanmax(np.abs(ours - theirs)) < 1e-3 * np.nanstd(theirs)
 
@@ -135,7 +135,7 @@ def test_a_run_that_diverges_stops_with_the_batch_and_a_way_out(base, tmp_path):
         RuntimeError, match=r"training stopped before.*nonfinite.*lower `schedule.lr`"
     ):
         run_preference(config, RunLogger())
-    assert list((tmp_path / "bad" / "train" / OWN).glob("nonfinite-*.json"))
+    assert list((tmp_path / "bad" / "train" / MAIN).glob("nonfinite-*.json"))
     assert not (tmp_path / "bad" / "model").exists()
 
 
@@ -143,12 +143,12 @@ def test_dpo_as_a_reward_model_is_measured_and_leaves_no_classifier(base, tmp_pa
     config = replace(
         base,
         out=str(tmp_path / "dpo"),
-        weighting=WeightingConfig(),
+        weighting=Mixed(),
         schedule=replace(base.schedule, num_epochs=2),
-        loss=LossConfig(policy="dpo", reward=0.0, alpha=1.0),
+        loss=LossConfig(policy=DPO(alpha=1.0), reward=0.0),
     )
     metrics = run_preference(config, RunLogger())
-    assert set(metrics["pairs"]) == {OWN, OWN + RAW}
+    assert set(metrics["pairs"]) == {MAIN, MAIN + RAW}
     assert not (tmp_path / "dpo" / "model").exists()
 
 
@@ -156,7 +156,7 @@ def test_an_ensemble_is_saved_with_its_members(base, tmp_path):
     config = replace(
         base,
         out=str(tmp_path / "ensemble"),
-        weighting=WeightingConfig(),
+        weighting=Mixed(),
         schedule=replace(base.schedule, num_epochs=2),
         num_heads=3,
     )
@@ -174,5 +174,5 @@ def test_an_ensemble_is_saved_with_its_members(base, tmp_path):
 
 
 def test_results_appear_when_they_are_whole(base, alone):
-    assert not list(Path(base.out).rglob("*.part"))
-    assert (Path(base.out) / "train" / OWN / training.DONE).exists()
+    assert not list(Path(base.out).rglob("*.part*"))
+    assert (Path(base.out) / "train" / MAIN / DONE).exists()

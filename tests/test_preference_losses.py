@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from panoply.config.preference import LossConfig
+from panoply.config.preference import DPO, SFT, LossConfig
 from panoply.preference.losses import (
     bradley_terry,
     centering,
@@ -25,15 +25,15 @@ def doubles(values):
     return torch.tensor(values, dtype=torch.float64)
 
 
-def compared(num_pairs=6, num_heads=1, seed=0):
+def outputs(num_pairs=6, num_heads=1, seed=0):
     rng = np.random.default_rng(seed)
     scores = [torch.from_numpy(rng.normal(size=(num_pairs, num_heads))) for _ in range(2)]
-    spoken = [torch.from_numpy(rng.normal(-20, 4, num_pairs)) for _ in range(2)]
+    logps = torch.stack([torch.from_numpy(rng.normal(-20, 4, num_pairs)) for _ in range(2)], 1)
     counts = torch.from_numpy(rng.integers(3, 30, num_pairs))
-    return PairOutputs(*scores, *spoken, counts, np.arange(num_pairs))
+    return PairOutputs(*scores, logps, counts, np.arange(num_pairs))
 
 
-def targets(num_pairs=6, **changes):
+def labels(num_pairs=6, **changes):
     given = {
         "label_P": torch.ones(num_pairs, dtype=torch.float64),
         "margin_P": torch.zeros(num_pairs, dtype=torch.float64),
@@ -94,21 +94,21 @@ def test_dpo_sft_and_centering_are_their_formulas():
 
 
 def test_the_hybrid_loss_is_the_sum_of_its_parts():
-    pairs, known = compared(), targets()
+    pairs, known = outputs(), labels()
     reward = pair_loss(pairs, known, LossConfig())
     for alpha in (0.2, 1.0):
-        hybrid = pair_loss(pairs, known, LossConfig(policy="dpo", alpha=alpha))
-        spoken = pairs.chosen_log_prob_P - pairs.rejected_log_prob_P
-        assert torch.allclose(hybrid, reward + alpha * dpo(spoken, known.reference_P, 0.1))
-    alone = pair_loss(pairs, known, LossConfig(policy="dpo", alpha=1.0, reward=0.0))
-    assert torch.allclose(alone, dpo(spoken, known.reference_P, 0.1))
-    spoken = pair_loss(pairs, known, LossConfig(policy="sft", alpha=0.5))
-    assert torch.allclose(spoken, reward - 0.5 * pairs.chosen_log_prob_P / pairs.chosen_tokens_P)
+        hybrid = pair_loss(pairs, known, LossConfig(policy=DPO(alpha=alpha)))
+        ratio_P = pairs.logps_P2[:, 0] - pairs.logps_P2[:, 1]
+        assert torch.allclose(hybrid, reward + alpha * dpo(ratio_P, known.reference_P, 0.1))
+    alone = pair_loss(pairs, known, LossConfig(policy=DPO(alpha=1.0), reward=0.0))
+    assert torch.allclose(alone, dpo(ratio_P, known.reference_P, 0.1))
+    both = pair_loss(pairs, known, LossConfig(policy=SFT(alpha=0.5)))
+    assert torch.allclose(both, reward - 0.5 * pairs.logps_P2[:, 0] / pairs.chosen_tokens_P)
 
 
 def test_margins_weights_labels_and_centering_enter_as_said():
-    pairs = compared()
-    known = targets(
+    pairs = outputs()
+    known = labels(
         margin_P=torch.full((6,), 0.5, dtype=torch.float64),
         weight_P=torch.arange(6, dtype=torch.float64),
         label_P=torch.full((6,), 0.8, dtype=torch.float64),
@@ -127,14 +127,14 @@ def test_margins_weights_labels_and_centering_enter_as_said():
 
 
 def test_every_head_of_an_ensemble_pays_for_itself():
-    pairs = compared(num_heads=3)
-    total = pair_loss(pairs, targets(), LossConfig())
+    pairs = outputs(num_heads=3)
+    total = pair_loss(pairs, labels(), LossConfig())
     alone = [
         pair_loss(
             pairs._replace(
                 chosen_PK=pairs.chosen_PK[:, [k]], rejected_PK=pairs.rejected_PK[:, [k]]
             ),
-            targets(),
+            labels(),
             LossConfig(),
         )
         for k in range(3)
@@ -143,14 +143,20 @@ def test_every_head_of_an_ensemble_pays_for_itself():
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("part", "change", "message"),
     [
-        ({"label_smoothing": 0.5}, r"`loss.label_smoothing` must be in \[0, 0.5\), got 0.5"),
-        ({"reward": 0.0}, "`loss.reward` must be positive, or 0 with"),
-        ({"policy": "ppo"}, r"`loss.policy` must be one of .*'dpo'.*, got 'ppo'"),
-        ({"beta": 0.0}, "`loss.beta` must be positive, got 0.0"),
+        (
+            LossConfig,
+            {"label_smoothing": 0.5},
+            r"`loss.label_smoothing` must be in \[0, 0.5\), got 0.5",
+        ),
+        (LossConfig, {"reward": 0.0}, "`loss.reward` must be positive, or 0 with"),
+        (DPO, {"alpha": 0.0}, "`loss.policy.alpha` must be positive, got 0.0"),
+        (SFT, {"alpha": -1.0}, "`loss.policy.alpha` must be positive, got -1.0"),
+        (DPO, {"beta": 0.0}, "`loss.policy.beta` must be positive, got 0.0"),
+        (DPO, {"reference": "none"}, "`loss.policy.reference` must be one of .*'copy'.*'none'"),
     ],
 )
-def test_a_loss_that_cannot_be_is_refused_with_what_is_allowed(change, told):
-    with pytest.raises(ValueError, match=told):
-        LossConfig(**change)
+def test_a_loss_that_cannot_be_is_refused_with_what_is_allowed(part, change, message):
+    with pytest.raises(ValueError, match=message):
+        part(**change)

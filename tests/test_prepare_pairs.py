@@ -9,10 +9,15 @@ import pytest
 from transformers import AutoTokenizer, LlamaConfig, LlamaModel
 
 from panoply.config.preference import (
+    DPO,
+    SFT,
+    Balanced,
+    Full,
+    HeadOnly,
     LossConfig,
+    More,
     PreferenceConfig,
     TrainedBackboneConfig,
-    WeightingConfig,
 )
 from panoply.data.tokens import TokenPairs
 from panoply.hub.backbone.backbone import Renderer
@@ -58,7 +63,7 @@ def test_trees_come_back_from_disk_as_they_were_rendered(tmp_path, tiny_model_fo
 
 def test_sources_of_very_different_size_share_a_step_equally(tmp_path, tiny_model_folder):
     pairs = write_pairs(tmp_path, (200, 12))
-    config = small_config(tiny_model_folder, pairs, weighting=WeightingConfig(sources="more"))
+    config = small_config(tiny_model_folder, pairs, weighting=More())
     _, _, _, rows, sources, told = prepare(config, tmp_path)
     assert sources == ("source0", "source1")
     sizes = np.bincount(rows.source_P[rows.train])
@@ -76,7 +81,7 @@ def test_a_source_of_one_pair_is_trained_on_or_named(tmp_path, tiny_model_folder
             tiny_model_folder,
             pairs,
             seed=seed,
-            weighting=WeightingConfig(sources="balanced"),
+            weighting=Balanced(),
             schedule={"pairs_per_step": 4},
         )
         _, _, _, rows, sources, told = prepare(config, tmp_path / str(seed))
@@ -202,12 +207,18 @@ def test_a_model_whose_margins_are_all_tied_is_half_right_and_sure_of_nothing(
         ({"pairs": ()}, "name pair files"),
         ({"num_heads": 0}, "`num_heads` must be >= 1, got 0"),
         ({"flipped": 1.0}, r"`flipped` must be in \[0, 1\), got 1.0"),
-        ({"loss": LossConfig(reference="adapters_off")}, "'adapters_off' needs `backbone.trained`"),
-        ({"loss": LossConfig(policy="sft")}, "which `backbone.trained` 'head' freezes"),
+        (
+            {
+                "loss": LossConfig(policy=DPO(reference="adapters_off")),
+                "backbone": TrainedBackboneConfig(trained=Full()),
+            },
+            "'adapters_off' needs `backbone.trained` 'lora', got 'full'",
+        ),
+        ({"loss": LossConfig(policy=SFT())}, "'sft' trains the backbone, .* 'head-only' freezes"),
         ({"parallel": "fsdp"}, "'fsdp' shards what is trained"),
     ],
 )
 def test_what_cannot_go_together_is_refused_with_what_to_do(change, told):
-    backbone = TrainedBackboneConfig(trained="head")
+    backbone = TrainedBackboneConfig(trained=HeadOnly())
     with pytest.raises(ValueError, match=told):
         PreferenceConfig(**({"pairs": ("p.jsonl",), "backbone": backbone} | change))

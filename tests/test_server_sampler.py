@@ -4,8 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from actors.dpo_training import run_policy_task
 
+from actors.dpo_trainer import DPOTrainer
 from actors.sampler import Response
 from actors.server_sampler import ServerSampler, check_server, read_response
 from panoply.config.policy import PolicyServerConfig, SamplingConfig
@@ -30,7 +30,7 @@ QUESTIONS = [Task(f"q{i}", [{"role": "user", "content": "say " + "a" * i}]) for 
 def adapter(tiny_policy_folder, tmp_path_factory):
     """Adapters that a round of training left."""
     folder = tmp_path_factory.mktemp("round")
-    run_policy_task(configured(policy_task(tiny_policy_folder, folder), folder, lr=0.05), Group())
+    DPOTrainer(configured(policy_task(tiny_policy_folder, folder), folder, lr=0.05), Group()).run()
     return str(folder / "adapter")
 
 

@@ -401,7 +401,7 @@ def preference(model, folder):
     return [
         *(sys.executable, "-m", "jobs.preference", "pairs"),
         *("--pairs", *write_pairs(folder, (60, 60)), "--out", str(folder / "run")),
-        *("--backbone.model", str(model), "--backbone.trained", "full"),
+        *("backbone.trained:full", "--backbone.model", str(model)),
         *("--backbone.dtype", "float32"),
         *("--backbone.rendering.max-prompt-tokens", "48", "--schedule.num-epochs", "8"),
         *("--num-workers", "0", "--store", str(folder / "store")),

@@ -14,7 +14,7 @@ from panoply.model.decoder import Decoder
 from panoply.model.forward import encode, encode_plain
 from panoply.model.heads import LinearHead, StackedHeads
 from panoply.model.reward_net import RewardNet
-from panoply.preference.batch_sampler import step_ids
+from panoply.preference.batch_sampler import batch_indices
 from panoply.preference.step import PairTree, micro_batches
 from panoply.preference.step import compute_gradients as step_gradients
 
@@ -139,15 +139,15 @@ def test_an_ensemble_trains_every_head_as_if_it_were_alone():
 
 
 def test_every_epoch_is_a_new_order_of_all_pairs_that_seed_and_step_fix():
-    epochs = [[step_ids(3, 4 * e + s, 14, 4) for s in range(4)] for e in range(2)]
+    epochs = [[batch_indices(3, 4 * e + s, 14, 4) for s in range(4)] for e in range(2)]
     assert [len(ids) for ids in epochs[0]] == [4, 4, 4, 2]
     flat = [[i for ids in epoch for i in ids] for epoch in epochs]
     assert sorted(flat[0]) == sorted(flat[1]) == list(range(14))
     assert flat[0] != flat[1]
-    assert step_ids(3, 5, 14, 4) == epochs[1][1]
-    assert step_ids(4, 5, 14, 4) != epochs[1][1]
+    assert batch_indices(3, 5, 14, 4) == epochs[1][1]
+    assert batch_indices(4, 5, 14, 4) != epochs[1][1]
     with pytest.raises(ValueError, match="must be positive"):
-        step_ids(0, 0, 0, 4)
+        batch_indices(0, 0, 0, 4)
 
 
 def test_micro_batches_keep_the_budget_and_split_no_tree():

@@ -7,23 +7,32 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import optuna
 import pytest
-import tyro
 
-from actors.reward_training import DONE, run_task
-from actors.trial import looks, trial_task
+from actors.reward_trainer import RewardTrainer
+from actors.training_loop import DONE
+from actors.trial import eval_results, trial_task
+from jobs._main import parse_recipe
 from jobs.recipes import PREFERENCE, TUNE_MORE
-from panoply.config.preference import WeightingConfig
+from panoply.config import as_dict
+from panoply.config.preference import (
+    DPO,
+    HeadOnly,
+    LastLayers,
+    LossConfig,
+    More,
+    PairTrainingConfig,
+)
 from panoply.config.tune import (
     LEAST_STEPS,
     SpaceConfig,
     TuneConfig,
     at_point,
-    flags,
+    command_words,
     num_steps,
     paper_point,
 )
@@ -68,21 +77,20 @@ def test_on_few_pairs_the_defaults_leave_enough_steps(num_pairs, pairs):
 
 
 def test_the_backbones_rate_is_searched_only_where_a_backbone_is_trained():
-    backbone = replace(EMBEDDED.preference.backbone, trained="last")
-    both = replace(EMBEDDED, preference=replace(EMBEDDED.preference, backbone=backbone))
+    both = replace(EMBEDDED, backbone=replace(EMBEDDED.backbone, trained=LastLayers()))
     assert "lr" not in space(EMBEDDED)
     assert "lr" in space(both)
-    assert paper_point(both, 2, 1000)["lr"] == both.preference.schedule.lr
+    assert paper_point(both, 2, 1000)["lr"] == both.schedule.lr
 
 
-def test_a_point_becomes_a_run_with_looks_equally_far_apart_in_pairs():
+def test_a_point_becomes_a_run_with_evaluations_equally_far_apart_in_pairs():
     runs = [at_point(EMBEDDED, POINT | {"pairs_per_source": n}, 4, 1600) for n in (5, 25)]
     assert [run.schedule.pairs_per_step for run in runs] == [20, 100]
     assert [run.schedule.eval_every for run in runs] == [10, 2]
-    weighting = WeightingConfig(sources="more", normalizer="loss", momentum=0.5, interpolation=0.25)
+    weighting = More(normalizer="loss", momentum=0.5, interpolation=0.25)
     assert runs[0].weighting == weighting
     assert runs[0].schedule.head_lr == 2e-3
-    assert runs[0].schedule.lr == EMBEDDED.preference.schedule.lr
+    assert runs[0].schedule.lr == EMBEDDED.schedule.lr
     assert at_point(EMBEDDED, POINT, 4, 40).schedule.eval_every == 1
 
 
@@ -90,13 +98,13 @@ def test_a_point_becomes_a_run_with_looks_equally_far_apart_in_pairs():
     ("changes", "message"),
     [
         ({"num_trials": 1}, "`num_trials` must be >= 2"),
-        ({"grace": 9}, "`grace` must be at most `num_looks`, got 9"),
+        ({"grace": 9}, "`grace` must be at most `num_evaluations`, got 9"),
         ({"cpus": 0.0}, "`cpus` must be positive"),
         (
-            {"preference": replace(EMBEDDED.preference, weighting=WeightingConfig())},
-            "`preference.weighting.sources`.*'mixed'",
+            {"loss": LossConfig(policy=DPO())},
+            "`loss.policy` 'dpo' trains the backbone.*'head-only' freezes",
         ),
-        ({"space": SpaceConfig(head_lr=(2e-3, 1e-2))}, r"around `preference.schedule.head_lr`"),
+        ({"space": SpaceConfig(head_lr=(2e-3, 1e-2))}, r"around `schedule.head_lr`"),
     ],
 )
 def test_a_search_that_makes_no_sense_is_refused_with_its_field(changes, message):
@@ -139,10 +147,10 @@ def test_the_printed_flags_turn_a_recipe_into_the_run_that_won():
     for recipe, given in (("embedded", {}), ("more", {"pairs": ("a.parquet", "b c.parquet")})):
         base = PREFERENCE[recipe][1]
         schedule = replace(base.schedule, keep_best=True, head_lr=0.1 + 0.2, patience=3)
-        weighting = WeightingConfig(sources="more", normalizer="loss+", momentum=1 / 3)
+        weighting = More(normalizer="loss+", momentum=1 / 3)
         wanted = replace(base, schedule=schedule, weighting=weighting, **given)
-        told = flags(asdict(wanted), asdict(base))
-        assert tyro.extras.overridable_config_cli(PREFERENCE, args=[recipe, *told]) == wanted
+        words = command_words(as_dict(wanted), as_dict(base))
+        assert parse_recipe("preference", PREFERENCE, [recipe, *words]) == wanted
 
 
 def trial(number, state, loss, search="tpe"):
@@ -163,20 +171,21 @@ def more_config(model, folder, **changes) -> TuneConfig:
     preference = small_config(
         model,
         pairs,
-        backbone={"trained": "head"},
-        weighting=WeightingConfig(sources="more"),
+        backbone={"trained": HeadOnly()},
+        weighting=More(),
         store=str(folder / "store"),
     )
+    shared = {f.name: getattr(preference, f.name) for f in fields(PairTrainingConfig)}
     return TuneConfig(
-        **{
+        **shared
+        | {
             "out": str(folder / "out"),
             "num_trials": 3,
             "max_concurrent": 1,
-            "num_looks": 4,
+            "num_evaluations": 4,
             "grace": 1,
             "reduction": 2.0,
             "space": SpaceConfig(pairs_per_source=(2, 4)),
-            "preference": preference,
         }
         | changes
     )
@@ -184,12 +193,12 @@ def more_config(model, folder, **changes) -> TuneConfig:
 
 def test_a_single_source_is_refused_before_anything_starts(tmp_path, tiny_model_folder):
     config = more_config(tiny_model_folder, tmp_path)
-    one = replace(config.preference, pairs=config.preference.pairs[:1])
+    one = replace(config, pairs=config.pairs[:1])
     with pytest.raises(ValueError, match=r"these pairs have \('source0',\)"):
-        run_tune_more(replace(config, preference=one), PREFERENCE["more"][1], RunLogger())
+        run_tune_more(one, PREFERENCE["more"][1], RunLogger())
 
 
-def test_a_look_tells_the_loss_that_would_be_kept(tmp_path, tiny_model_folder):
+def test_an_evaluation_reports_the_loss_that_would_be_kept(tmp_path, tiny_model_folder):
     config = more_config(tiny_model_folder, tmp_path)
     base, _ = prepare(config, tmp_path, RunLogger())
     task = trial_task(paper_point(config, 2, len(base.pairs.train)), base, config)
@@ -197,11 +206,11 @@ def test_a_look_tells_the_loss_that_would_be_kept(tmp_path, tiny_model_folder):
     history = [{"step": i, "loss": 0.0} for i in range(steps)]
     for step, loss in ((1, 0.7), (3, 0.6), (steps - 1, 0.65)):
         history[step]["select_loss"] = loss
-    last = looks(history, task)
-    assert [look["select_loss"] for look in last] == [0.7, 0.6, 0.65]
-    assert [look["percent"] for look in last] == [200 / steps, 400 / steps, 100]
+    last = eval_results(history, task)
+    assert [result["select_loss"] for result in last] == [0.7, 0.6, 0.65]
+    assert [result["percent"] for result in last] == [200 / steps, 400 / steps, 100]
     kept = replace(task.config, schedule=replace(task.config.schedule, keep_best=True))
-    assert looks(history, replace(task, config=kept))[-1]["select_loss"] == 0.6
+    assert eval_results(history, replace(task, config=kept))[-1]["select_loss"] == 0.6
 
 
 def outcomes(folder: Path):
@@ -260,9 +269,9 @@ def test_a_trial_is_the_run_that_its_point_says(searched, tmp_path):
     base, _ = prepare(config, Path(config.out), RunLogger())
     ended = next(t for t in found.trials if t.state == "finished")
     alone = replace(trial_task(ended.point, base, config), folder=str(tmp_path))
-    run_task(alone, Group())
+    RewardTrainer(alone, Group()).run()
     history = json.loads((tmp_path / DONE).read_text())["history"]
-    assert looks(history, alone)[-1]["losses"] == pytest.approx(list(ended.losses), rel=1e-5)
+    assert eval_results(history, alone)[-1]["losses"] == pytest.approx(list(ended.losses), rel=1e-5)
 
 
 def test_every_trial_is_a_child_of_one_run(searched):

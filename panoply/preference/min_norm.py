@@ -56,12 +56,12 @@ def exact(gram_KK: Array) -> Array:
             solution = np.linalg.lstsq(system, np.r_[np.zeros(count), 1.0], rcond=1e-12)[0][:count]
             if solution.min() < -1e-9:
                 continue
-            weights = np.zeros(size)
-            weights[list(chosen)] = np.maximum(solution, 0)
-            weights /= weights.sum()
-            norm = float(weights @ gram @ weights)
+            weight_K = np.zeros(size)
+            weight_K[list(chosen)] = np.maximum(solution, 0)
+            weight_K /= weight_K.sum()
+            norm = float(weight_K @ gram @ weight_K)
             if norm < least - 1e-12:
-                best, least = weights, norm
+                best, least = weight_K, norm
     return best
 
 
@@ -74,16 +74,16 @@ def frank_wolfe(gram_KK: Array, *, max_steps: int = 1000, tolerance: float = 1e-
     size = len(gram_KK)
     scale = max(float(np.trace(gram_KK)) / size, np.finfo(float).tiny)
     gram = gram_KK / scale
-    weights = _best_two(gram)
+    weight_K = _best_two(gram)
     for _ in range(max_steps):
-        slope_K = gram @ weights
-        toward, now = int(np.argmin(slope_K)), float(weights @ slope_K)
+        slope_K = gram @ weight_K
+        toward, now = int(np.argmin(slope_K)), float(weight_K @ slope_K)
         if now - slope_K[toward] <= tolerance:
             break
         share = closest(float(gram[toward, toward]), now, float(slope_K[toward]))
-        weights *= 1 - share
-        weights[toward] += share
-    return weights
+        weight_K *= 1 - share
+        weight_K[toward] += share
+    return weight_K
 
 
 def _best_two(gram: Array) -> Array:
@@ -93,8 +93,8 @@ def _best_two(gram: Array) -> Array:
     best, least = np.full(size, 1 / size), np.inf
     for i, j in combinations(range(size), 2):
         t = closest(float(gram[i, i]), float(gram[j, j]), float(gram[i, j]))
-        weights = np.zeros(size)
-        weights[[i, j]] = t, 1 - t
-        if (norm := float(weights @ gram @ weights)) < least:
-            best, least = weights, norm
+        weight_K = np.zeros(size)
+        weight_K[[i, j]] = t, 1 - t
+        if (norm := float(weight_K @ gram @ weight_K)) < least:
+            best, least = weight_K, norm
     return best

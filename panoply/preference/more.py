@@ -132,7 +132,7 @@ def weighted_gradients(
             first = source_gradients(
                 net, trees, sources, budget=budget, loss=loss, num_padding_forwards=padding
             )
-            # Between two attempts of memory and not inside of one: workers reduce once a step.
+            # Outside of both retries after running out of memory: workers reduce once a step.
             state = _all_reduced_step(state, first.sums, sources, weighting, group)
             shares_P = sources.shares(state.source_weights_K)
             return backward(budget=first.budget, shares_P=shares_P, forwards=first.forwards), state

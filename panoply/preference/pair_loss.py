@@ -71,8 +71,8 @@ def pair_loss(outputs: PairOutputs, labels: PairLabels, config: LossConfig) -> T
         case NoPolicyLoss():
             pass
         case SFT(alpha=alpha):
-            assert outputs.chosen_logp_P is not None
-            loss_P = loss_P + alpha * sft(outputs.chosen_logp_P, outputs.chosen_tokens_P)
+            assert outputs.logps_P2 is not None
+            loss_P = loss_P + alpha * sft(outputs.logps_P2[:, 0], outputs.chosen_tokens_P)
         case DPO(alpha=alpha, beta=beta):
             assert labels.reference_P is not None
             reference_P = labels.reference_P.to(device)

@@ -17,6 +17,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from panoply.model.budget import within_memory
 from panoply.model.reward_net import RewardNet, RewardOutput, score
@@ -59,9 +60,8 @@ class PairOutputs(NamedTuple):
 
     chosen_PK: Tensor
     rejected_PK: Tensor
-    chosen_logp_P: Tensor | None
-    """log pi(y+ | x); None without a language-model head."""
-    rejected_logp_P: Tensor | None
+    logps_P2: Tensor | None
+    """log pi(y+ | x) and log pi(y- | x); None without a language-model head."""
     chosen_tokens_P: Tensor
     indices_P: Ints
     """Numbers of these pairs in the step."""
@@ -72,15 +72,9 @@ class PairOutputs(NamedTuple):
         return self.chosen_PK - self.rejected_PK
 
     @property
-    def logps_P2(self) -> Tensor:
-        """Both log pi(y+ | x) and log pi(y- | x), of a net with a language-model head."""
-        assert self.chosen_logp_P is not None
-        assert self.rejected_logp_P is not None
-        return torch.stack([self.chosen_logp_P, self.rejected_logp_P], dim=1)
-
-    @property
     def log_ratio_P(self) -> Tensor:
         """Difference log pi(y+ | x) - log pi(y- | x), of a net with a language-model head."""
+        assert self.logps_P2 is not None
         return self.logps_P2[:, 0] - self.logps_P2[:, 1]
 
 
@@ -133,11 +127,11 @@ class StepOutput:
     budget: int
     """Tokens of a forward that memory allowed."""
     sums: SourceSums | None = None
-    """Sums of this worker's pairs, where sources are told apart."""
+    """Sums of this worker's pairs by source, where `sources` was passed."""
 
 
 class SourceGradients(NamedTuple):
-    """Results of `source_gradients`."""
+    """Gradients of the sources, and the forward that they came from."""
 
     sums: SourceSums
     forwards: list[RewardOutput]
@@ -168,15 +162,12 @@ def pair_outputs(out: RewardOutput, trees: Sequence[PairTree], batch: Sequence[i
         indices += range(first_pair[i], first_pair[i + 1])
         first_branch += len(item.tree.branches)
     device = out.scores_RK.device
-    chosen_P = torch.as_tensor(chosen, device=device)
-    rejected_P = torch.as_tensor(rejected, device=device)
-    logp_R = out.log_prob_R
+    sides_P2 = torch.tensor([chosen, rejected], device=device).T
     return PairOutputs(
-        out.scores_RK[chosen_P],
-        out.scores_RK[rejected_P],
-        None if logp_R is None else logp_R[chosen_P],
-        None if logp_R is None else logp_R[rejected_P],
-        out.num_tokens_R[chosen_P],
+        out.scores_RK[sides_P2[:, 0]],
+        out.scores_RK[sides_P2[:, 1]],
+        None if out.log_prob_R is None else out.log_prob_R[sides_P2],
+        out.num_tokens_R[sides_P2[:, 0]],
         np.asarray(indices, np.int64),
     )
 
@@ -214,6 +205,10 @@ def compute_gradients(
         shares_P = torch.full((num_pairs,), 1 / max(1, num_pairs))
 
     def run(budget: int) -> StepOutput:
+        # A forward without gradients leaves sharded parameters gathered: those are other tensors,
+        # and clearing their gradients would keep those of the shards.
+        if isinstance(net, FSDPModule):
+            net.reshard()
         net.zero_grad()
         batches = micro_batches(trees, budget)
         sums = sources.zero(net) if sources else None
@@ -323,21 +318,14 @@ def evaluate_pairs(
         net([DUMMY_TREE])
     if not parts:
         none_PK = torch.zeros(0, net.head.out_features)
-        none_P = none_PK[:, 0]
-        return PairOutputs(none_PK, none_PK, none_P, none_P, none_P, np.arange(0))
-
+        none_P2 = torch.zeros(0, 2)
+        return PairOutputs(none_PK, none_PK, none_P2, none_P2[:, 0], np.arange(0))
     order = torch.from_numpy(np.argsort(np.concatenate([part.indices_P for part in parts])))
-
-    def joined(columns: list[Tensor]) -> Tensor:
-        return torch.cat([column.cpu() for column in columns])[order]
-
-    chosen_logps = [part.chosen_logp_P for part in parts if part.chosen_logp_P is not None]
-    rejected_logps = [part.rejected_logp_P for part in parts if part.rejected_logp_P is not None]
+    logps = [part.logps_P2 for part in parts if part.logps_P2 is not None]
     return PairOutputs(
-        joined([part.chosen_PK for part in parts]),
-        joined([part.rejected_PK for part in parts]),
-        joined(chosen_logps) if chosen_logps else None,
-        joined(rejected_logps) if rejected_logps else None,
-        joined([part.chosen_tokens_P for part in parts]),
+        torch.cat([part.chosen_PK for part in parts]).cpu()[order],
+        torch.cat([part.rejected_PK for part in parts]).cpu()[order],
+        torch.cat(logps).cpu()[order] if logps else None,
+        torch.cat([part.chosen_tokens_P for part in parts]).cpu()[order],
         np.arange(len(order)),
     )

@@ -20,7 +20,7 @@ SMOOTHED = 10
 def draw_training(histories: Mapping[str, History], sources: Sequence[str], folder: Path) -> None:
     """Writes `training.png` and, where sources were weighed, `source_weights.png`."""
     training_curves(histories).savefig(folder / "training.png")
-    weighed = [row for rows in histories.values() for row in rows if "weights" in row]
+    weighed = [row for rows in histories.values() for row in rows if "source_weights" in row]
     if weighed:
         source_weights(weighed, sources).savefig(folder / "source_weights.png")
 
@@ -52,7 +52,7 @@ def source_weights(rows: History, sources: Sequence[str]) -> Figure:
     figure = Figure(figsize=(7.4, 4.2), layout="constrained")
     axes = figure.subplots()
     step = [row["step"] for row in rows]
-    weights = np.array([row["weights"] for row in rows])
+    weights = np.array([row["source_weights"] for row in rows])
     axes.axhline(1 / len(sources), color=GRAY, linewidth=1, linestyle=":", label="1 / K")
     for k, source in enumerate(sources):
         color = COLORS[k % len(COLORS)]

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from actors.dpo_training import run_policy_task
+from actors.dpo_trainer import DPOTrainer
 from actors.reward_trainer import RewardTrainer
-from actors.reward_training import Run, run_task
 from panoply.preference.distributed import Group
 from tests.builders.preference_runs import steps_of
 
@@ -34,7 +32,7 @@ def train_policies(rank, world, folder, tasks):
     """Runs rounds of policy training to their end."""
     group = join(rank, world, folder)
     for task in tasks:
-        run_policy_task(task, group)
+        DPOTrainer(task, group).run()
     dist.destroy_process_group()
 
 
@@ -43,13 +41,12 @@ def work(rank, world, folder, tasks):
     group = join(rank, world, folder)
     for name, task in tasks.items():
         if name.startswith("half"):
-            run = Run.begin(RewardTrainer(task, group), Path(task.folder))
+            trainer = RewardTrainer(task, group)
             for _ in range(3):
-                run.history.append(run.learner.step(run.step))
-                run.step += 1
-            run.save()
+                trainer.take_step()
+            trainer.save()
         else:
-            run_task(task, group)
+            RewardTrainer(task, group).run()
     # A last step of one pair leaves the second worker with nothing.
     steps_of(tasks["short"], group=group)
     dist.destroy_process_group()

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from actors.dpo_task import PolicyTask, RankedPrompt
+from actors.dpo_trainer import PolicyTask, RankedPrompt
 from panoply.config import Rendering
 from panoply.config.policy import PolicyConfig
-from panoply.config.preference import TrainedBackboneConfig
+from panoply.config.preference import Lora, TrainedBackboneConfig
 from tests.builders.preference_runs import WORDS
 
 
@@ -36,7 +36,9 @@ def ranked_prompts(count=10, seed=0) -> tuple[RankedPrompt, ...]:
 
 def policy_task(model, folder: Path, **changes) -> PolicyTask:
     rendering = Rendering(max_prompt_tokens=48, max_response_tokens=32)
-    backbone = TrainedBackboneConfig(model=str(model), dtype="float32", rank=4, rendering=rendering)
+    backbone = TrainedBackboneConfig(
+        model=str(model), dtype="float32", trained=Lora(rank=4), rendering=rendering
+    )
     config = PolicyConfig(lr=1e-3, prompts_per_step=4, checkpoint_every=1)
     given = {
         "backbone": backbone,

@@ -8,10 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from actors.reward_task import TrainTask
-from actors.reward_trainer import RewardTrainer
+from actors.reward_trainer import RewardTrainer, TrainTask
 from panoply.config import Rendering
-from panoply.config.preference import PreferenceConfig, ScheduleConfig, TrainedBackboneConfig
+from panoply.config.preference import (
+    Full,
+    PreferenceConfig,
+    ScheduleConfig,
+    TrainedBackboneConfig,
+)
 from panoply.preference.distributed import Group
 
 WORDS = [
@@ -55,7 +59,7 @@ def write_pairs(folder: Path, sizes=(40, 40), seed=0) -> tuple[str, ...]:
 
 
 def small_config(model, pairs, backbone=None, schedule=None, **changes) -> PreferenceConfig:
-    given = {"model": str(model), "trained": "full", "dtype": "float32"} | (backbone or {})
+    given = {"model": str(model), "trained": Full(), "dtype": "float32"} | (backbone or {})
     rendering = Rendering(max_prompt_tokens=48, max_response_tokens=32)
     steps = {"pairs_per_step": 8, "lr": 1e-3, "head_lr": 1e-2, "warmup": 0.1} | (schedule or {})
     return PreferenceConfig(
@@ -90,7 +94,7 @@ def other(task: TrainTask, name: str, **changes) -> TrainTask:
 
 
 def steps_of(task: TrainTask, count=None, group=None):
-    """A learner after some steps, and what it logged."""
-    learner = RewardTrainer(task, group or Group())
-    logged = [learner.step(i) for i in range(learner.num_steps if count is None else count)]
-    return learner, logged
+    """A trainer after some steps, and what it logged."""
+    trainer = RewardTrainer(task, group or Group())
+    logged = [trainer.step(i) for i in range(trainer.num_steps if count is None else count)]
+    return trainer, logged

@@ -151,7 +151,7 @@ def prefix_attention_forward(
     prefix: Prefix | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """The attention function of a model: after prefixes where given, else as transformers does."""
+    """Attends after prefixes where there are any, else as transformers does."""
     if prefix is None:
         return tree_attention_forward(
             module, query_BHTD, key_BKTD, value_BKTD, attention_mask, **kwargs
