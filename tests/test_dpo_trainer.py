@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
-from actors.dpo_task import DONE, STOPPED, PolicyRound
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
