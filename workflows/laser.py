@@ -25,8 +25,8 @@ Where this differs from the paper and its code:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,12 +38,13 @@ from panoply.config.laser import CLASSIFIER, NEEDS_CALIBRATION, ORACLE, ROUTER, 
 from panoply.data.tasks import Task, rounds_of, split_held_out
 from panoply.hub.backbone.pretrained import resolve
 from panoply.laser.ensembles import best_arms, chosen_scores
+from panoply.laser.log import Log
 from panoply.laser.pairs import build_pairs
 from panoply.laser.rollout import Rollout
 from panoply.laser.signals import PromptOutcome
 from panoply.report.progress import RunLogger
 from panoply.types import Array
-from workflows.cluster.bandit_actor import BanditHandle, open_bandit
+from workflows.cluster.bandit_actor import BanditHandle, bandit_actor
 from workflows.cluster.calibration import Calibration, calibrate
 from workflows.cluster.gold_pairs import judged_gold_pairs, read_gold_pairs
 from workflows.cluster.laser_results import StrategyRun, finish
@@ -162,7 +163,7 @@ def run_strategy(strategy: str, context: RunContext) -> StrategyRun:
     run.add_evaluation(0, evaluate(context, context.out / "start", 0, "", context.arms))
     earlier: list[Rollout] = []
     adapter = reference = ""
-    with bandit_of(strategy, context, folder) as bandit:
+    with open_bandit(strategy, context, folder) as bandit:
         for round, tasks in enumerate(context.rounds()):
             round_folder = folder / f"{round:03d}"
             if round % config.rounds_per_iteration == 0:
@@ -234,22 +235,18 @@ def evaluate(
     )
 
 
-def bandit_of(
-    strategy: str, context: RunContext, folder: Path
-) -> AbstractContextManager[BanditHandle | None]:
-    """Returns a context that holds the bandit of a strategy, or None where it has none."""
+@contextmanager
+def open_bandit(strategy: str, context: RunContext, folder: Path) -> Generator[BanditHandle | None]:
+    """Starts the bandit of a strategy, yields it, and ends it; yields None where it has none."""
     selector = context.config.selector_of(strategy)
     if selector is None:
-        return nullcontext()
+        yield None
+        return
+    log, num_features = str(folder / "log"), len(next(iter(context.contexts.values())))
     prior_KD = context.calibration.prior_KD if strategy == ROUTER else None
-    return open_bandit(
-        selector,
-        context.config.alarms,
-        context.arms,
-        context.contexts,
-        str(folder / "log"),
-        prior_KD,
-    )
+    with bandit_actor(selector, context.arms, num_features, log, prior_KD) as actor:
+        alarms = context.config.alarms
+        yield BanditHandle(actor, Log(log, context.arms), alarms, context.contexts)
 
 
 def select(

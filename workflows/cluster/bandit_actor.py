@@ -66,21 +66,6 @@ class BanditHandle:
 
 
 @contextmanager
-def open_bandit(
-    selector: SelectorConfig,
-    alarm_config: AlarmConfig,
-    arms: tuple[str, ...],
-    contexts: Mapping[str, Array],
-    log: str,
-    prior_KD: Array | None = None,
-) -> Generator[BanditHandle]:
-    """Starts the bandit of a run, yields a handle of it, and ends it; see `bandit_actor`."""
-    num_features = len(next(iter(contexts.values())))
-    with bandit_actor(selector, arms, num_features, log, prior_KD) as actor:
-        yield BanditHandle(actor, Log(log, arms), alarm_config, contexts)
-
-
-@contextmanager
 def bandit_actor(
     config: SelectorConfig,
     arms: tuple[str, ...],
