@@ -205,7 +205,7 @@ def preference_run(num_steps=60):
             row["select_loss"] = row["loss"] + 0.02
         history[name] = rows
     for row in history["more"]:
-        row["weights"] = [0.25 + 0.005 * row["step"], 0.75 - 0.005 * row["step"]]
+        row["source_weights"] = [0.25 + 0.005 * row["step"], 0.75 - 0.005 * row["step"]]
     numbers = {
         "num_steps": num_steps,
         "tokens": 12_000,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from actors.dpo_trainer import PolicyRound, PolicyTask, RankedPrompt, train_policy
 from actors.training_loop import STOPPED
+from panoply.config import as_dict
 from panoply.data.schema import digest
 from workflows.cluster.ray_cluster import check_or_write_config, run_train
 
@@ -29,7 +30,8 @@ def train_round(task: PolicyTask, num_workers: int, gpus: float = 0.0) -> Policy
     config = {
         "prompts": _digest(task.prompts),
         "gold_pairs": _digest(task.gold_pairs),
-        "config": asdict(task.config),
+        "backbone": as_dict(task.backbone),
+        "config": as_dict(task.config),
         "seed": task.seed,
         "round": task.round,
     }
