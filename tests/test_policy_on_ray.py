@@ -14,6 +14,7 @@ from actors.dpo_trainer import DPOTrainer, PolicyRound
 from actors.sampler import Sampler
 from panoply.config import Rendering
 from panoply.config.policy import SamplingConfig
+from panoply.config.preference import Lora
 from panoply.data.tasks import Task
 from panoply.hub.policy.lora import FILE
 from panoply.preference.distributed import Group
@@ -99,6 +100,9 @@ def test_a_learner_whose_worker_is_killed_ends_as_an_undisturbed_one(
     assert train_round(replace(task, folder=str(folder)), 0).pairs.equals(found.pairs)
     with pytest.raises(ValueError, match="holds a run with other prompts"):
         train_round(replace(task, folder=str(folder), prompts=ranked_prompts(24, seed=1)), 0)
+    backbone = replace(task.backbone, trained=Lora(rank=8))
+    with pytest.raises(ValueError, match="holds a run with other backbone"):
+        train_round(replace(task, folder=str(folder), backbone=backbone), 0)
 
 
 def test_a_round_that_diverges_says_so(tiny_policy_folder, tmp_path):
