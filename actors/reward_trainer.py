@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from actors.training_loop import Trainer, train_each
-from panoply.config.preference import DPO, Mixed, More, NoPolicyLoss, PreferenceConfig
+from panoply.config.preference import Mixed, More, NoPolicyLoss, PreferenceConfig, ReferencedLoss
 from panoply.data.tokens import TokenPairs
 from panoply.files import whole_file
 from panoply.hub.policy.activation_cache import ActivationCache
@@ -112,7 +112,7 @@ class RewardTrainer(Trainer):
             self.cache = ActivationCache.of(self.trainable, self.config.backbone, task.store)
             self.cache.fill(self.trainable, self.tokens, task.names, group)
         self.reference_net: RewardNet | None = None
-        if isinstance(loss.policy, DPO) and loss.policy.reference == "copy":
+        if isinstance(loss.policy, ReferencedLoss) and loss.policy.reference == "copy":
             self.reference_net = deepcopy(self.net)  # before the parameters are sharded
         self.state = TrainState.of(
             self.net,
@@ -123,7 +123,7 @@ class RewardTrainer(Trainer):
             parallel=self.config.parallel,
         )
         self.reference_P: Array | None = None
-        if isinstance(loss.policy, DPO) and loss.policy.reference == "precomputed":
+        if isinstance(loss.policy, ReferencedLoss) and loss.policy.reference == "precomputed":
             self.reference_P = self._precomputed_reference()
 
     @property
@@ -197,8 +197,8 @@ class RewardTrainer(Trainer):
         )
 
     def _reference(self, rows: Sequence[int], trees: Sequence[PairTree]) -> Tensor | None:
-        """Returns the reference's log-ratio `[P]` of some pairs, for DPO."""
-        if not isinstance(self.config.loss.policy, DPO):
+        """Returns the reference's log-ratio `[P]` of some pairs, where the loss needs it."""
+        if not isinstance(self.config.loss.policy, ReferencedLoss):
             return None
         if self.reference_P is not None:
             return torch.from_numpy(self.reference_P[list(rows)]).float()
@@ -302,7 +302,7 @@ class RewardTrainer(Trainer):
         R(x, y) = beta log pi(y | x) / pi_ref(y | x)   (DPO as a reward model)
         """
         policy = self.config.loss.policy
-        if self.config.loss.reward or not isinstance(policy, DPO):
+        if self.config.loss.reward or not isinstance(policy, ReferencedLoss):
             return self.evaluate_pairs(rows, as_saved=as_saved).margin_PK.double().numpy()
         reference_P = self._reference(rows, self.pair_trees(rows))
         assert reference_P is not None

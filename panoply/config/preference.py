@@ -91,14 +91,13 @@ class NoPolicyLoss:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DPO:
-    """A token-level DPO loss on the same backbone (HaF-RM, arXiv 2407.04185)."""
+class ReferencedLoss:
+    """A policy loss on log-ratios to a reference model, which give an implicit reward."""
 
-    kind: ClassVar[str] = "dpo"
     alpha: float = 0.2
     """Weight of the policy loss; the reward loss has the weight `loss.reward`."""
     beta: float = 0.1
-    """Inverse temperature of DPO (HaF-RM's tau)."""
+    """Inverse temperature of the implicit reward (HaF-RM's tau)."""
     reference: Reference = "precomputed"
     """Source of the reference's log-probabilities: one pass before training, a frozen copy, or the
     trained model with its adapters off."""
@@ -109,6 +108,13 @@ class DPO:
         allowed = get_args(Reference)
         named = self.reference in allowed
         require(named, "loss.policy.reference", self.reference, f"one of {allowed}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DPO(ReferencedLoss):
+    """A token-level DPO loss on the same backbone (HaF-RM, arXiv 2407.04185)."""
+
+    kind: ClassVar[str] = "dpo"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +155,7 @@ class LossConfig:
         inside = 0 <= self.label_smoothing < 0.5
         require(inside, "loss.label_smoothing", self.label_smoothing, "in [0, 0.5)")
         require(0 <= self.smoothing <= 1, "loss.smoothing", self.smoothing, "in [0, 1]")
-        learns = self.reward > 0 or isinstance(self.policy, DPO)
+        learns = self.reward > 0 or isinstance(self.policy, ReferencedLoss)
         require(learns, "loss.reward", self.reward, "positive, or 0 with `loss.policy:dpo`")
 
 
@@ -280,7 +286,7 @@ class PairTrainingConfig:
                 f"`loss.policy` {policy.kind!r} trains the backbone, which `backbone.trained` "
                 "'head-only' freezes: take 'lora', 'last-layers' or 'full'"
             )
-        needs_adapters = isinstance(policy, DPO) and policy.reference == "adapters_off"
+        needs_adapters = isinstance(policy, ReferencedLoss) and policy.reference == "adapters_off"
         if needs_adapters and not isinstance(trained, Lora):
             raise ValueError(
                 "`loss.policy.reference` 'adapters_off' needs `backbone.trained` 'lora', got "
