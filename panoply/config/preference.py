@@ -118,13 +118,6 @@ class DPO(ReferencedLoss):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class IPO(ReferencedLoss):
-    """The squared loss of IPO (arXiv 2310.12036, equation 17)."""
-
-    kind: ClassVar[str] = "ipo"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SFT:
     """The negative log-likelihood of the chosen response per token, on the same backbone."""
 
@@ -136,7 +129,7 @@ class SFT:
         require(self.alpha > 0, "loss.policy.alpha", self.alpha, "positive")
 
 
-PolicyLoss: TypeAlias = NoPolicyLoss | DPO | IPO | SFT
+PolicyLoss: TypeAlias = NoPolicyLoss | DPO | SFT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

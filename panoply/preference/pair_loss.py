@@ -11,7 +11,7 @@ from typing import assert_never
 import torch
 from torch import Tensor
 
-from panoply.config.preference import DPO, IPO, SFT, LossConfig, NoPolicyLoss
+from panoply.config.preference import DPO, SFT, LossConfig, NoPolicyLoss
 from panoply.preference.losses import centering, dpo, sft, smoothed, soft_label
 from panoply.preference.step import PairOutputs
 
@@ -77,10 +77,6 @@ def pair_loss(outputs: PairOutputs, labels: PairLabels, config: LossConfig) -> T
             assert labels.reference_P is not None
             reference_P = labels.reference_P.to(device)
             loss_P = loss_P + alpha * dpo(outputs.log_ratio_P, reference_P, beta)
-        case IPO(alpha=alpha, beta=beta):
-            assert labels.reference_P is not None
-            apart_P = outputs.log_ratio_P - labels.reference_P.to(device)
-            loss_P = loss_P + alpha * (apart_P - 1 / (2 * beta)) ** 2
         case _:
             assert_never(config.policy)
     return loss_P * labels.weight_P.to(device)
