@@ -226,30 +226,10 @@ class Sequential:
         return arms.greedy(-((arms.numbers - turn) % arms.num_arms))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Boltzmann:
-    """Draws an arm with probability proportional to exp( mean_k / temperature )."""
-
-    kind: ClassVar[str] = "boltzmann"
-    temperature: float = 0.1
-    """Temperature, in units of the rewards."""
-    min_pulls: int = 1
-    """Pulls of each arm before the first estimate counts."""
-
-    def __post_init__(self) -> None:
-        _require_at_least(self, min_pulls=0)
-        _require_positive(self, "temperature")
-
-    def propensities(self, arms: ArmStatistics) -> Array:
-        """Returns the probability of each arm, `[B, K]`."""
-        exponent = (arms.state.mean_K + 0.0 * arms.visits) / self.temperature
-        return arms.after_min_pulls(self.min_pulls, arms.softmax(exponent))
-
-
 LinearBandit: TypeAlias = LinUCB | Thompson
 """Bandits that look at a context."""
 Bandit: TypeAlias = (
-    LinearBandit | UCB1 | MOSS | EpsilonGreedy | Exp3 | Boltzmann | Uniform | FixedArm | Sequential
+    LinearBandit | UCB1 | MOSS | EpsilonGreedy | Exp3 | Uniform | FixedArm | Sequential
 )
 
 
