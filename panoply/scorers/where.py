@@ -6,7 +6,6 @@
 | `function:MODULE:NAME`, `function:FILE.py:NAME` | a Python function |
 | `DIALECT+URL#MODEL` | an endpoint of another server |
 | `replay:FILE` | recorded scores |
-| `constant:VALUE` | the same score for all |
 
 A new kind of scorer is its own module, and here a class, its prefix and its case.
 """
@@ -18,7 +17,6 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol, TypeAlias, assert_never
 
 from panoply.config.serve import ServedModelConfig
-from panoply.scorers.constant import ConstantScorer
 from panoply.scorers.endpoint import EndpointScorer
 from panoply.scorers.function import load_function
 from panoply.scorers.recorded import RecordedScorer
@@ -70,15 +68,7 @@ class RecordedScores:
     file: str
 
 
-@dataclass(frozen=True, slots=True)
-class Constant:
-    """The same score for every response."""
-
-    kind: ClassVar[str] = "constant"
-    value: float
-
-
-Where: TypeAlias = LocalModel | PythonFunction | RemoteEndpoint | RecordedScores | Constant
+Where: TypeAlias = LocalModel | PythonFunction | RemoteEndpoint | RecordedScores
 
 
 def parse_where(where: str) -> Where:
@@ -87,8 +77,6 @@ def parse_where(where: str) -> Where:
         return PythonFunction(where.removeprefix("function:"))
     if where.startswith("replay:"):
         return RecordedScores(where.removeprefix("replay:"))
-    if where.startswith("constant:"):
-        return Constant(float(where.removeprefix("constant:")))
     if "://" not in where or where.startswith("models:/"):
         return LocalModel(where)
     address, _, model = where.partition("#")
@@ -117,8 +105,6 @@ def open_scorer(config: ServedModelConfig, *, on_node: bool = True) -> Scorer:
             return load_function(where.place)
         case RecordedScores():
             return RecordedScorer(where.file)
-        case Constant():
-            return ConstantScorer(where.value)
         case RemoteEndpoint():
             return EndpointScorer(
                 where.url,
