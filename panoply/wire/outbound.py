@@ -220,16 +220,6 @@ def _tei(item: Item, model: str, template: str) -> list[Post]:
     return [Post({"inputs": inputs, "raw_scores": True, "truncate": False}, read)]
 
 
-def _minimal(item: Item, model: str, template: str) -> list[Post]:
-    _, texts = _texts("minimal", item, template)
-
-    def read(answer: JsonValue) -> tuple[Score, ...]:
-        values = _read(TypeAdapter(dict[str, list[float]]), answer)["scores"]
-        return _all([_score(value) for value in values], len(texts))
-
-    return [Post({"texts": texts}, read)]
-
-
 DIALECTS: Mapping[str, Dialect] = {
     "panoply": Dialect("/v1/rewards", _panoply),
     "openrlhf": Dialect("/get_reward", _openrlhf),
@@ -237,7 +227,6 @@ DIALECTS: Mapping[str, Dialect] = {
     "vllm": Dialect("/classify", _vllm),
     "sglang": Dialect("/classify", _sglang),
     "tei": Dialect("/predict", _tei),
-    "minimal": Dialect("/minimal", _minimal),
 }
 """Dialects by name, with the path where each is expected."""
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from pydantic import JsonValue
 
-from panoply.wire import compare, llamafactory, minimal, openrlhf, rewards, sglang, slime, tei, vllm
+from panoply.wire import compare, llamafactory, openrlhf, rewards, sglang, slime, tei, vllm
 from panoply.wire.dialect import Endpoint
 
 ENDPOINTS: tuple[Endpoint, ...] = (
@@ -66,7 +66,6 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         llamafactory.refuse,
         frozenset({"messages"}),
     ),
-    Endpoint("minimal", ("/minimal",), minimal.MinimalPayload, minimal.refuse),
 )
 """All endpoints. Where several share a path, the first takes a payload with none of their keys."""
 
