@@ -70,11 +70,6 @@ LAYOUTS = (
         two_layers=True,
     ),
     Layout(
-        title="LlamaForExampleScoring with one linear head",
-        architectures=("LlamaForExampleScoring",),
-        counts_labels=False,
-    ),
-    Layout(
         title="language models that answer A or B",
         architectures=("*ForCausalLM",),
         is_pairwise=True,
