@@ -241,9 +241,14 @@ def config_leaves(modules: Sequence[Module], name: str) -> int:
     """Returns how many plain values a dataclass holds; of a union, its largest member counts."""
     fields = dataclass_fields(modules)
     unions = aliases(modules, fields)
+    bases: dict[str, set[str]] = {}
+    for module in modules:
+        for node in module.nodes:
+            if isinstance(node, ast.ClassDef):
+                bases[node.name] = set[str]().union(*map(names_in, node.bases)) & fields.keys()
 
     def leaves(cls: str) -> int:
-        total = 0
+        total = sum(leaves(base) for base in bases.get(cls, ()))
         for field in fields.get(cls, []):
             names = names_in(field.annotation)
             for union in names & unions.keys():
