@@ -23,6 +23,7 @@ from ray.util.metrics import Counter, Histogram
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+import panoply.report
 from actors.gateway import Gateway
 from actors.internal_error import internal_error
 from panoply.wire import tei, vllm
@@ -31,6 +32,8 @@ from panoply.wire.request import RequestError, ScoreRequest, num_truncated
 from panoply.wire.routes import ENDPOINTS, endpoint_at
 
 PAGE = Path(__file__).parents[1] / "web"
+BASE_STYLE = Path(panoply.report.__file__).with_name("base.css")
+"""Style that the page of a run has too."""
 PREFIX = "/models/{name}"
 POLICY = "default-src 'self'; img-src 'self' data:; base-uri 'none'; frame-ancestors 'none'"
 SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120]
@@ -104,13 +107,23 @@ def make_app(
     async def node_metrics() -> PlainTextResponse:
         return PlainTextResponse(await _relayed(await agents()))
 
+    _add_page(app)
+    app.openapi = lambda: _openapi(app)
+    return app
+
+
+def _add_page(app: FastAPI) -> None:
+    """Adds the page for people, whose style is in part that of a run's page."""
+
     @app.get("/", include_in_schema=False)
     def page() -> FileResponse:
         return FileResponse(PAGE / "index.html", headers={"Content-Security-Policy": POLICY})
 
+    @app.get("/page/base.css", include_in_schema=False)
+    def base_style() -> FileResponse:
+        return FileResponse(BASE_STYLE)
+
     app.mount("/page", StaticFiles(directory=PAGE), "page")
-    app.openapi = lambda: _openapi(app)
-    return app
 
 
 def _add_models(app: FastAPI, gateway: Gateway, limits: RequestLimits) -> None:

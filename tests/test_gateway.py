@@ -414,6 +414,7 @@ def test_no_origin_is_let_in_and_the_page_runs_nothing_of_others():
     assert page.status_code == 200
     assert "default-src 'self'" in page.headers["content-security-policy"]
     assert get(app, "/page/page.js").status_code == 200
+    assert "--paper" in get(app, "/page/base.css").text
 
 
 def test_huggingface_s_client_scores_and_asks_what_it_talks_to(monkeypatch):

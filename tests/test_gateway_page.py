@@ -17,6 +17,7 @@ from tests.builders.contrast import LOWEST_CONTRAST
 from tests.builders.wire_scores import post_bytes, say
 
 PAGE = Path(__file__).parents[1] / "web"
+BASE_STYLE = Path(__file__).parents[1] / "panoply" / "report" / "base.css"
 HOSTILE = "<img src=x onerror=\"document.title='taken'\">"
 KEY = "open sesame"
 OBJECTIVES = [f"source-objective_{i}" for i in range(10)]
@@ -106,6 +107,7 @@ def gateway(key=""):
         return JSONResponse(payload, status)
 
     app.get("/")(lambda: FileResponse(PAGE / "index.html"))
+    app.get("/page/base.css")(lambda: FileResponse(BASE_STYLE))
     app.mount("/page", StaticFiles(directory=PAGE))
     return app
 
