@@ -419,7 +419,8 @@ def test_no_origin_is_let_in_and_the_page_runs_nothing_of_others():
 
 def test_huggingface_s_client_scores_and_asks_what_it_talks_to(monkeypatch):
     hub = pytest.importorskip("huggingface_hub")
-    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)  # nothing but this machine is asked
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # nothing but this machine is asked
     app, _ = serving(Formula("a"), Formula("b"))
     with serving_app(app) as url:
         for address, model in ((url, "a"), (f"{url}/models/b", "b"), (f"{url}/predict", "a")):
