@@ -67,6 +67,9 @@ def test_a_run_leaves_policies_choices_and_what_they_came_to(calm):
     load_policy(str(out / "model"))
     for name in ("held_out.png", "shares.png"):
         assert (out / name).exists()
+    page = (out / "report.html").read_text()
+    assert "Mean reward of laser, and of each arm" in page
+    assert "Mean reward of fixed:short" not in page
 
 
 def test_what_the_log_shows_by_round_is_in_history_tracker_and_page(calm):

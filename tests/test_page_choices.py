@@ -89,13 +89,13 @@ def example_run(num_rounds=12):
             "best_of_n": {who: {"before": 0.5, "after": 0.6} for who in (*ARMS, "mean")},
         }
     chosen = {name: example_choice() for name in STRATEGIES[:3]}
+    chosen["laser"]["off_policy"] = example_off_policy()["laser"]
     metrics = {
         "strategies": found,
         "differences": {
             f"laser - {name}": {"value": -0.1, "ci95": [-0.2, -0.02]} for name in STRATEGIES[1:]
         },
         "choices": chosen,
-        "off_policy": example_off_policy(),
         "num_prompts": 96,
         "git_commit": "0123456789abcdef",
     }
@@ -244,7 +244,6 @@ def test_shares_by_round_are_bars_upon_each_other_with_alarms_where_they_were_ra
 
 
 def example_off_policy():
-    bandit = {"value": 0.5, "ci95": [0.4, 0.6], "n": 96}
     arms = {
         "a": {"value": 0.3, "ci95": [0.1, 0.5], "ess": 12.0, "support": 1.0, "bandit_value": 0.5},
         "b": {"value": 0.6, "ci95": [0.5, 0.7], "ess": 40.4, "support": 0.9, "bandit_value": 0.45},
@@ -256,7 +255,7 @@ def example_off_policy():
             "bandit_value": None,
         },
     }
-    return {"laser": {"bandit": bandit, "arms": arms}}
+    return {"laser": {"mean": 0.5, "ci95": [0.4, 0.6], "num": 96, "arms": arms}}
 
 
 def test_an_off_policy_estimate_stands_beside_what_the_bandit_got():

@@ -122,7 +122,13 @@ def _policy_sections(metrics: Metrics, history: Metrics) -> list[Section]:
         sections.append(laser.shares(choices, history))
         if history:
             sections.append(laser.learning(choices, history))
-        if estimates := metrics.get("off_policy"):
+        # A fixed arm has nothing to be compared with.
+        estimates = {
+            name: choice["off_policy"]
+            for name, choice in choices.items()
+            if "off_policy" in choice and not name.startswith("fixed:")
+        }
+        if estimates:
             sections.append(laser.off_policy(estimates))
         sections.append(laser.signals(choices))
         sections.append(laser.alarms(choices, strategies))

@@ -268,9 +268,10 @@ def off_policy(estimates: Mapping[str, Metrics]) -> Section:
     """Returns the mean reward of each bandit beside that of each arm had it always been chosen.
 
     Args:
-        estimates: by strategy: `bandit` with `value`, `ci95` and `n`, and by name in `arms` the
-            estimate's `value`, `ci95`, effective sample size `ess`, share `support` of the
-            decisions that could have drawn the arm, and `bandit_value`, the bandit's mean on those.
+        estimates: by strategy: the bandit's `mean`, its `ci95` and `num` decisions, and by name in
+            `arms` the estimate's `value`, `ci95`, effective sample size `ess`, share `support` of
+            the decisions that could have drawn the arm, and `bandit_value`, the bandit's mean on
+            those.
     """
     blocks: list[Block] = []
     columns = [
@@ -281,12 +282,13 @@ def off_policy(estimates: Mapping[str, Metrics]) -> Section:
         Column("support", short),
     ]
     for name, estimate in estimates.items():
-        bandit, arms = estimate["bandit"], estimate["arms"]
+        arms, mean_reward = estimate["arms"], estimate["mean"]
         order = sorted(arms, key=lambda arm: falling(arms[arm].get("value")))
-        parts = {name: {**bandit, "ess": bandit.get("n")}} | {arm: arms[arm] for arm in order}
+        overall = {"value": mean_reward, "ci95": estimate["ci95"], "ess": estimate["num"]}
+        parts = {name: overall} | {arm: arms[arm] for arm in order}
         rows = rows_of(parts, columns, (name,))
         title = f"Mean reward of {name}, and of each arm had it always been chosen"
-        origin = _first([bandit.get("value")])
+        origin = _first([mean_reward])
         table = Table(title, "who chooses", columns, rows, measure="reward", origin=origin)
         best = [arm for arm in order if defined([arms[arm].get("value")])][:1]
         blocks += [*(_beside_best(name, arm, arms[arm]) for arm in best), table]
