@@ -153,7 +153,7 @@ def test_a_run_that_samples_and_trains_opens_nothing_to_strangers(tmp_path, tiny
         *(sys.executable, "-m", "jobs.laser", "embedded", "--out", str(tmp_path / "run")),
         *("--backbone.model", str(tiny_policy_folder), "--backbone.dtype", "float32"),
         *("--backbone.rendering.max-prompt-tokens", "96", "--sampling.max-tokens", "8"),
-        *("--prompts.num-made", "8", "--prompts.num-held-out", "2", "--n", "2"),
+        *("--prompts.num-made", "8", "--prompts.num-held-out", "2", "--num-samples", "2"),
         *("--num-rounds", "1", "--prompts-per-round", "4", "--num-workers", "1"),
     )
     log = (tmp_path / "log").open("w")

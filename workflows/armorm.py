@@ -141,7 +141,7 @@ def train_and_measure(
     logger.info(f"debiased {len(values.names)} objectives against length")
 
     # Stage 2: the gate, beside everything that it is compared with.
-    heads = train_heads(config, data, values, inputs, out)
+    heads = train_heads(config, data, values, inputs, out, logger)
     baselines = FittedBaselines.fit(pairs, inputs)
     margins = score_pairs(data, values.names, inputs, baselines, heads)
     scales = {name: fit_logit_scale(margin_P, pairs) for name, margin_P in margins.items()}
@@ -279,7 +279,12 @@ class TrainedHeads:
 
 
 def train_heads(
-    config: ArmoRMConfig, data: TrainingData, values: PairValues, inputs: PairInputs, out: Path
+    config: ArmoRMConfig,
+    data: TrainingData,
+    values: PairValues,
+    inputs: PairInputs,
+    out: Path,
+    logger: RunLogger,
 ) -> TrainedHeads:
     """Trains all heads on Ray Train, data-parallel; what is already saved is kept."""
     folder = out / "pairs"
@@ -292,6 +297,7 @@ def train_heads(
     all_tasks = [*tasks.values(), *left_out.values()]
     heads = {"folder": str(folder.absolute()), "tasks": all_tasks}
     run_train(fit_heads, heads, config.num_workers, out / "train", "heads-pairs")
+    logger.info(f"gate: {len(all_tasks)} heads trained")
 
     def load_gate(task: HeadTask) -> Gate:
         gate = make_gate(inputs.features.gate_PD.shape[1], len(values.names), config.gate)
