@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import tyro
 
+from jobs._main import run_workflow
 from panoply.config.evaluate import CrossEvalConfig
+from panoply.report.progress import Terminal
 
 
 def main() -> None:
@@ -15,14 +17,12 @@ def main() -> None:
         config=(tyro.conf.PositionalRequiredArgs,),
     )
     # Ray and torch load only now, after the arguments are known to be right.
-    from panoply.report.progress import RunLogger, Terminal, exit_if_unusable
     from panoply.report.results.cross_eval import matrix
     from panoply.report.terminal import print_sections
     from workflows.cross_eval import run_cross_eval
 
+    result = run_workflow(run_cross_eval, config)
     console = Terminal()
-    with exit_if_unusable(console):
-        result = run_cross_eval(config, RunLogger(console))
     print_sections([matrix(result)], console)
     console.print(f"results: {config.out}/matrix.json, drawn in {config.out}/matrix.png")
 

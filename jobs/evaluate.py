@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import tyro
 
+from jobs._main import run_workflow
 from panoply.config.evaluate import EvaluateConfig
+from panoply.report.progress import Terminal
 
 
 def main() -> None:
@@ -15,13 +17,11 @@ def main() -> None:
         config=(tyro.conf.PositionalRequiredArgs,),
     )
     # Ray and torch load only now, after the arguments are known to be right.
-    from panoply.report.progress import RunLogger, Terminal, exit_if_unusable
     from panoply.report.report import print_summary
     from workflows.evaluate import run_evaluate
 
+    metrics = run_workflow(run_evaluate, config)
     console = Terminal()
-    with exit_if_unusable(console):
-        metrics = run_evaluate(config, RunLogger(console))
     print_summary(metrics, console)
     console.print(f"results: {config.out}, and as a page in {config.out}/report.html")
 

@@ -62,7 +62,7 @@ class TeiPayload(DialectPayload):
 
     @property
     def is_raw(self) -> bool:
-        """Whether the client reads scores as the model gives them, and not through a sigmoid."""
+        """Returns whether the client reads scores as the model gives them, without a sigmoid."""
         return self.raw_scores
 
     def number(self, score: Score) -> float:

@@ -1,4 +1,4 @@
-"""Where a scorer is, looked up once by the driver, so that all replicas load the same."""
+"""Resolves the place of a scorer, once in the driver, so that all replicas load the same."""
 
 from __future__ import annotations
 
