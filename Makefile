@@ -6,7 +6,7 @@ FAST := not ray and not browser and not slow
 NODES := tests/test_autoscale.py tests/test_lost_nodes.py
 
 .PHONY: install demo serve lint types check format \
-	test test-fast test-fast-a-o test-fast-p-z test-rest test-nodes test-evidence
+	test test-fast test-fast-a-p test-fast-q-z test-rest test-nodes test-evidence
 
 install: .venv/.installed
 
@@ -28,13 +28,13 @@ test: test-fast test-rest test-nodes
 
 # Two halves, so that two cores share them.
 test-fast: install
-	$(MAKE) --jobs 2 test-fast-a-o test-fast-p-z
+	$(MAKE) --jobs 2 test-fast-a-p test-fast-q-z
 
-test-fast-a-o:
-	$(PYTEST) -m "$(FAST)" tests/test_[a-o]*.py
+test-fast-a-p:
+	$(PYTEST) -m "$(FAST)" tests/test_[a-p]*.py
 
-test-fast-p-z:
-	$(PYTEST) -m "$(FAST)" tests/test_[p-z]*.py
+test-fast-q-z:
+	$(PYTEST) -m "$(FAST)" tests/test_[q-z]*.py
 
 test-rest: install
 	$(PYTEST) -m "not ($(FAST))" $(NODES:%=--ignore=%)

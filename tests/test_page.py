@@ -255,7 +255,7 @@ def test_a_drawing_has_the_page_s_colors_and_a_name_and_loads_nothing(report):
     assert "var(--hue0)" in drawing
     assert "<metadata" not in drawing
     assert not [color for color in VARIABLES if color in drawing]
-    style = (report.read_text().split("<style>")[1]).split("}")[0]
+    style = report.read_text().split("<style>")[1].split("</style>")[0]
     assert all(f"--hue{k}: {color};" in style for k, color in enumerate(HUES))
 
 
