@@ -5,10 +5,11 @@ import json
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from rich.console import Console
 
-from panoply.report.figures import picture
+from panoply.report.figures import draw, picture
 from panoply.report.markdown import as_markdown
 from panoply.report.report import print_summary, sections_of, write_pictures
 from panoply.report.results.armorm import gate_weights
@@ -244,3 +245,11 @@ def test_training_has_its_curves_and_tables_and_both_pictures(tmp_path):
     assert [row.name for row in means.rows] == ["more"]
     names = [path.name for path in write_pictures(sections, tmp_path)]
     assert names == ["training.png", "source_weights.png"]
+
+
+def test_curves_over_rounds_have_whole_numbers_below_them():
+    figure = Figure()
+    axes = figure.subplots()
+    draw(axes, Curves("reward", "round", "reward", [Curve("a", [0, 1, 2], [0.1, 0.2, 0.3])]))
+    figure.canvas.draw()
+    assert not [label.get_text() for label in axes.get_xticklabels() if "." in label.get_text()]

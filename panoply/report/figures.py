@@ -17,7 +17,7 @@ from markupsafe import Markup
 from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from panoply.report.progress import visible
 from panoply.report.section import Curve, Curves, Mark, Table, defined, is_defined
@@ -126,10 +126,18 @@ def draw(axes: Axes, curves: Curves) -> None:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter(NullFormatter())
+    elif _counts(curves):  # rounds and steps have no halves
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel(curves.across)
     axes.set_ylabel(curves.up)
     axes.grid(visible=True, axis="y", color=LINE, linewidth=0.6)
     axes.set_axisbelow(True)
+
+
+def _counts(curves: Curves) -> bool:
+    """Returns whether the curves stand over whole numbers."""
+    places = [place for curve in curves.drawn for place in curve.x]
+    return bool(places) and all(not isinstance(x, str) and float(x).is_integer() for x in places)
 
 
 def _draw_stack(axes: Axes, drawn: Sequence[Curve], curves: Curves) -> None:
