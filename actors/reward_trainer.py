@@ -128,7 +128,7 @@ class RewardTrainer(Trainer):
 
     @property
     def over(self) -> bool:
-        """Whether all steps are taken, or patience has ended."""
+        """Returns whether all steps are taken, or patience has ended."""
         patience = self.config.schedule.patience
         return super().over or bool(patience and self.num_waited >= patience)
 

@@ -57,7 +57,7 @@ class Trainer(ABC):
 
     @property
     def over(self) -> bool:
-        """Whether no step is left."""
+        """Returns whether no step is left."""
         return len(self.history) == self.num_steps
 
     @abstractmethod

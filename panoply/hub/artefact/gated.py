@@ -38,7 +38,7 @@ Tensors: TypeAlias = dict[str, torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class ObjectiveEffect:
-    """How one objective moves one response's score."""
+    """Effect of one objective on the score of one response."""
 
     objective: str
     value: float
