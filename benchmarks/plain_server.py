@@ -1,8 +1,8 @@
-"""A reward server of the plain kind: `python -m benchmarks.plain_server FOLDER PORT`.
+"""A reward server of the plain kind: `python -m benchmarks.plain_server FOLDER PORT ROWS`.
 
 FastAPI before transformers, as OpenRLHF's `serve_rm` does it: a request is tokenized as it stands,
-and the next request waits. Its texts are sorted by length and padded in batches of `NUM_ROWS`: one
-padded batch of 64 texts would compute several times their tokens.
+and the next request waits. Its texts are sorted by length and padded in batches of ROWS: 64 is one
+padded batch, as there; smaller ones compute less padding.
 """
 
 from __future__ import annotations
@@ -15,12 +15,9 @@ import uvicorn
 from fastapi import FastAPI, Request
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-NUM_ROWS = 8
-"""Texts of a padded batch."""
 
-
-def make_app(folder: str) -> FastAPI:
-    """Returns the server of a scalar model."""
+def make_app(folder: str, num_rows: int) -> FastAPI:
+    """Returns the server of a scalar model, which pads batches of `num_rows` texts."""
     torch.set_num_threads(1)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = cast(Any, AutoModelForSequenceClassification.from_pretrained(folder)).eval()
@@ -35,8 +32,8 @@ def make_app(folder: str) -> FastAPI:
         texts: list[str] = (await request.json())["query"]
         by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         scores = [0.0] * len(texts)
-        for start in range(0, len(texts), NUM_ROWS):
-            rows = by_length[start : start + NUM_ROWS]
+        for start in range(0, len(texts), num_rows):
+            rows = by_length[start : start + num_rows]
             for i, value in zip(rows, score([texts[i] for i in rows]), strict=True):
                 scores[i] = value
         return {"rewards": scores, "scores": scores}
@@ -50,4 +47,4 @@ def make_app(folder: str) -> FastAPI:
 
 
 if __name__ == "__main__":
-    uvicorn.run(make_app(sys.argv[1]), port=int(sys.argv[2]), log_level="warning")
+    uvicorn.run(make_app(sys.argv[1], int(sys.argv[3])), port=int(sys.argv[2]), log_level="warning")

@@ -55,6 +55,8 @@ class Options(harness.Options):
     """Of the n = 16 requests."""
     batch_characters: int = 700
     """Longest dialogue of a batch request, so that 512 of them are minutes on one core."""
+    plain_rows: int = 8
+    """Texts of a padded batch of the plain server; 64 pads a whole request, as OpenRLHF's does."""
     batches: int = 8
     """Requests of 64 texts."""
     clients: tuple[int, ...] = (1, 8, 64)
@@ -254,7 +256,7 @@ def server(kind: Kind, folder: Path, options: Options) -> Generator[subprocess.P
             *("jobs.serve", "models", "--models", f"m={folder}", "--port", port),
             *("--gateway.timeout", "600"),  # a batch waits for all before it, on one slow core
         ],
-        "plain": ["benchmarks.plain_server", str(folder), port],
+        "plain": ["benchmarks.plain_server", str(folder), port, str(options.plain_rows)],
     }[kind]
     log = (options.work / f"{kind}.log").open("wb")
     process = subprocess.Popen(

@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -118,3 +120,13 @@ def test_a_comprehension_is_nested_where_it_holds_another_or_has_two_loops(text,
     (tmp_path / "room").mkdir()
     (tmp_path / "room" / "m.py").write_text(text)
     assert len(nested_comprehensions(*read_modules(tmp_path, ["room"]))) == count
+
+
+def test_settings_load_the_standard_library_alone():
+    heavy = ("numpy", "scipy", "torch", "transformers", "ray")
+    names = [path.stem for path in (ROOT / "panoply" / "config").glob("[a-z]*.py")]
+    assert {"armorm", "bandit", "laser", "serve"} <= set(names)
+    code = "".join(f"import panoply.config.{name}\n" for name in names)
+    code += f"import sys\nprint([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
