@@ -1,7 +1,10 @@
 # Every node of a cluster: Python, torch with its CUDA libraries, Ray, and what a run needs.
 # `ray job submit --working-dir .` brings its own code, which comes first on the path; the code
 # in here is for KubeRay, where nothing is uploaded.
-FROM python:3.11-slim-bookworm
+# Yours to pin: `docker buildx imagetools inspect python:3.11.14-slim-bookworm` prints the digest that
+# belongs behind the name (`@sha256:...`).
+FROM python:3.11.14-slim-bookworm
+# checkov:skip=CKV_DOCKER_2:Ray's nodes are watched by Ray and by probes, not by the container runtime
 
 # ssh and rsync: the head sets up its workers. The user has the number of the host's `ubuntu`.
 RUN apt-get update \
@@ -14,10 +17,12 @@ RUN apt-get update \
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 
 WORKDIR /opt/panoply
-COPY constraints.txt pyproject.toml README.md LICENSE ./
+COPY pyproject.toml requirements.lock README.md LICENSE ./
+# Every package by its hash (`make lock` writes the file); what it lists includes boto3, with which
+# the autoscaler on the head starts and ends nodes on AWS, and what building Panoply itself needs.
+RUN pip install --no-cache-dir --require-hashes --requirement requirements.lock
 COPY panoply/__init__.py panoply/
-# boto3: the autoscaler on the head starts and ends nodes on AWS.
-RUN pip install --no-cache-dir --constraint constraints.txt boto3 --editable '.[cluster]'
+RUN pip install --no-cache-dir --no-deps --no-build-isolation --editable .
 COPY actors actors
 COPY jobs jobs
 COPY panoply panoply

@@ -5,7 +5,7 @@ FAST := not ray and not browser and not slow
 # Start nodes that come and go, and mostly wait for them: `make -j 2 test` does so beside the rest.
 NODES := tests/test_autoscale.py tests/test_lost_nodes.py
 
-.PHONY: install demo serve lint types check format \
+.PHONY: install demo serve lint types check check-deploy lock sbom format \
 	test test-fast test-fast-a-p test-fast-q-z test-rest test-nodes test-evidence
 
 install: .venv/.installed
@@ -54,7 +54,33 @@ lint: install
 types: install
 	$(BIN)/pyright
 
-check: lint test types
+check: lint test types check-deploy
+
+# The deployment files against checkov's rules, in an environment of its own: its pins are not ours.
+check-deploy: install .venv/checkov/.installed
+	rm -rf .venv/manifests
+	$(BIN)/python -m tests.builders.pods .venv/manifests
+	cp Dockerfile deploy/aws/stack.yaml .venv/manifests
+	.venv/checkov/bin/checkov --config-file deploy/checkov.yaml --directory .venv/manifests
+
+.venv/checkov/.installed: .venv/.installed
+	$(PYTHON) -m venv .venv/checkov
+	.venv/checkov/bin/pip install --quiet 'checkov==3.3.30'
+	touch $@
+
+# All packages of the image with their hashes; `sbom` lists what this environment has, as CycloneDX.
+lock: .venv/lock/.installed
+	.venv/lock/bin/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras \
+		--extra cluster --constraint constraints.txt --output-file requirements.lock \
+		pyproject.toml deploy/image.in
+
+sbom: install .venv/lock/.installed
+	.venv/lock/bin/cyclonedx-py environment $(BIN)/python --output-file sbom.json
+
+.venv/lock/.installed: .venv/.installed
+	$(PYTHON) -m venv .venv/lock
+	.venv/lock/bin/pip install --quiet 'pip-tools>=7.5' 'cyclonedx-bom>=7'
+	touch $@
 
 format: install
 	$(BIN)/ruff format .

@@ -15,6 +15,8 @@ from ray.autoscaler._private.kuberay.autoscaling_config import (
 )
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from tests.builders.pods import KUBERAY as KUBERAY_FILES
+from tests.builders.pods import pods_of, read_manifests
 from tests.builders.ray_head import ROOT
 
 AWS = yaml.safe_load((ROOT / "cluster.yaml").read_text())
@@ -23,10 +25,27 @@ RAYSERVICE = yaml.safe_load((ROOT / "deploy/kuberay/rayservice.yaml").read_text(
 KUBERAY = json.loads((ROOT / "tests/schemas/kuberay.json").read_text())
 RAYJOB_RULES = Draft202012Validator(KUBERAY | {"$ref": "#/$defs/rayJob"})
 RAYSERVICE_RULES = Draft202012Validator(KUBERAY | {"$ref": "#/$defs/rayService"})
+PODS = pods_of(RAYJOB) | pods_of(RAYSERVICE)
+POLICIES = {
+    (manifest["kind"], manifest["metadata"]["name"]): manifest
+    for manifest in read_manifests(KUBERAY_FILES / "policies.yaml")
+}
+REDIS = {manifest["kind"]: manifest for manifest in read_manifests(KUBERAY_FILES / "redis.yaml")}
+
+
+class CloudFormation(yaml.SafeLoader):
+    """Reads `!Ref X` and its like as the text behind them."""
+
+
+CloudFormation.add_multi_constructor("!", lambda loader, tag, node: node.value)
+STACK = yaml.load((ROOT / "deploy/aws/stack.yaml").read_text(), CloudFormation)["Resources"]
 FILES = (
     "cluster.yaml",
+    "deploy/aws/stack.yaml",
+    "deploy/kuberay/policies.yaml",
     "deploy/kuberay/rayjob.yaml",
     "deploy/kuberay/rayservice.yaml",
+    "deploy/kuberay/redis.yaml",
     "Dockerfile",
     ".dockerignore",
 )
@@ -88,16 +107,34 @@ def test_every_node_knows_the_tracker_and_the_store_and_admits_only_by_token():
     assert env["PANOPLY_STORE"].startswith(shared)
     assert f"{shared}:{shared}" in options
     assert any(
-        shared in line and "mount -t nfs4" in line for line in AWS["initialization_commands"]
+        shared in line and "mount -t efs -o tls,iam" in line
+        for line in AWS["initialization_commands"]
     )
+
+
+NAMES_OF_SECRETS = (
+    "/home/ray/.ray/auth_token: ~/.ray/auth_token",
+    "--from-literal=password=$(openssl rand -hex 32)",
+    "secretKeyRef: {name: panoply-redis, key: password}",
+    "secret: {secretName: panoply-redis, defaultMode: 288}",
+    "name: password, mountPath: /secret",
+    "cat /secret/password",
+    "redisPassword:",
+)
+"""Where a secret is called by its name, or made on the spot: none of these is one."""
+
+
+def without_names(line):
+    """Returns a line of a file without the names that secrets are called by."""
+    for name in NAMES_OF_SECRETS:
+        line = line.replace(name, "")
+    return line
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_no_file_holds_a_secret(name):
     for line in (ROOT / name).read_text().splitlines():
-        # A path of a token file is none.
-        told = line.replace("/home/ray/.ray/auth_token: ~/.ray/auth_token", "")
-        assert not [rule for rule in SECRETS if re.search(rule, told)], line
+        assert not [rule for rule in SECRETS if re.search(rule, without_names(line))], line
 
 
 @pytest.mark.parametrize(
@@ -172,10 +209,10 @@ def test_the_rayjobs_command_is_one_of_ours_and_writes_to_the_shared_volume(monk
     python, module, job, *words = shlex.split(RAYJOB["spec"]["entrypoint"])
     assert (python, module, job) == ("python", "-m", "jobs.armorm")
     config = tyro.extras.overridable_config_cli(ARMORM, args=words)
-    [mount] = RAYJOB["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][
-        0
-    ]["volumeMounts"]
-    assert config.out.startswith(mount["mountPath"])
+    template = RAYJOB["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]
+    [container] = template["spec"]["containers"]
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert config.out.startswith(mounts["shared"])
 
 
 def test_all_files_name_one_image_and_the_ray_that_is_installed():
@@ -183,6 +220,7 @@ def test_all_files_name_one_image_and_the_ray_that_is_installed():
         pods = [spec["headGroupSpec"]["template"], spec["workerGroupSpecs"][0]["template"]]
         images = {pod["spec"]["containers"][0]["image"] for pod in pods}
         assert images == {AWS["docker"]["image"]}
+        assert re.fullmatch(r"[^@]+@sha256:[0-9a-f]{64}", AWS["docker"]["image"])
         assert spec["rayVersion"] == version("ray")
     assert f"ray=={version('ray')}" in (ROOT / "constraints.txt").read_text()
 
@@ -196,3 +234,128 @@ def test_the_image_copies_what_exists_and_ends_as_a_user_without_rights():
         assert f"!{name.split('/')[0]}" in allowed
     assert {"actors", "jobs", "panoply", "workflows"} <= set(copied)
     assert [line for line in lines if line.startswith("USER")] == ["USER ray"]
+
+
+@pytest.mark.parametrize("name", [*PODS, "redis"])
+def test_no_pod_asks_for_more_rights_than_kubernetes_calls_restricted(name):
+    pod = PODS[name]["spec"] if name in PODS else REDIS["StatefulSet"]["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    for container in pod["containers"]:
+        rights = container["securityContext"]
+        assert rights["allowPrivilegeEscalation"] is rights["privileged"] is False
+        assert rights["readOnlyRootFilesystem"] is True
+        assert rights["capabilities"] == {"drop": ["ALL"]}
+        assert {"cpu", "memory"} <= set(container["resources"]["limits"])
+    namespace = POLICIES["Namespace", "panoply"]["metadata"]
+    assert namespace["labels"] == {"pod-security.kubernetes.io/enforce": "restricted"}
+    assert {PODS[name]["metadata"]["namespace"] for name in PODS} == {"panoply"}
+
+
+def test_only_heads_may_talk_to_kubernetes():
+    tokens = {name: pod["spec"]["automountServiceAccountToken"] for name, pod in PODS.items()}
+    assert {name for name, mounted in tokens.items() if mounted} == {"armorm-head", "rewards-head"}
+
+
+def test_pods_are_reached_by_their_own_kind_by_clients_and_by_kuberay_alone():
+    policy = POLICIES["NetworkPolicy", "ray-nodes"]["spec"]
+    nodes, clients, operators = policy["ingress"]
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    assert all("from" in rule for rule in policy["ingress"])
+    assert "ports" not in nodes
+    assert {port["port"] for port in clients["ports"]} == {8000}
+    assert {port["port"] for port in operators["ports"]} == {8000, 8265, 52365}
+    for name, pod in PODS.items():
+        labels = pod["metadata"]["labels"]
+        chosen = [
+            policy["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
+            for (kind, _), policy in POLICIES.items()
+            if kind == "NetworkPolicy"
+        ]
+        assert sum(chosen) == 1, name
+
+
+def test_pods_cannot_ask_the_node_for_its_credentials():
+    outside = [
+        peer["ipBlock"]
+        for rule in POLICIES["NetworkPolicy", "ray-nodes"]["spec"]["egress"]
+        for peer in rule["to"]
+        if "ipBlock" in peer
+    ]
+    assert outside == [{"cidr": "0.0.0.0/0", "except": ["169.254.169.254/32"]}]
+
+
+def test_the_state_of_rays_controller_lies_behind_a_password_that_no_file_holds():
+    options = RAYSERVICE["spec"]["rayClusterConfig"]["gcsFaultToleranceOptions"]
+    secret = options["redisPassword"]["valueFrom"]["secretKeyRef"]
+    volumes = REDIS["StatefulSet"]["spec"]["template"]["spec"]["volumes"]
+    assert secret["name"] in {
+        volume["secret"]["secretName"] for volume in volumes if "secret" in volume
+    }
+    assert options["redisAddress"].split(":")[0] == REDIS["Service"]["metadata"]["name"]
+    ingress = POLICIES["NetworkPolicy", "redis"]["spec"]["ingress"]
+    assert ingress[0]["from"] == [
+        {"podSelector": {"matchLabels": {"ray.io/is-ray-node": "yes"}}},
+    ]
+
+
+def test_ray_nodes_are_probed_and_evicted_one_at_a_time():
+    for name, pod in PODS.items():
+        if name.endswith("submitter"):
+            continue
+        [container] = pod["spec"]["containers"]
+        for probe in ("livenessProbe", "readinessProbe"):
+            # Paths that a cluster with tokens answers without one.
+            assert container[probe]["httpGet"]["path"] in (
+                "/api/gcs_healthz",
+                "/api/local_raylet_healthz",
+            )
+    assert POLICIES["PodDisruptionBudget", "ray-nodes"]["spec"]["maxUnavailable"] == 1
+
+
+def test_on_aws_nodes_have_least_rights_closed_firewalls_and_tls():
+    assert AWS["provider"]["use_internal_ips"] is True
+    for name, role in (("head", "panoply-head"), ("gpu", "panoply-worker")):
+        node = AWS["available_node_types"][name]["node_config"]
+        assert node["IamInstanceProfile"] == {"Name": role}
+        assert node["MetadataOptions"] == {"HttpTokens": "required", "HttpPutResponseHopLimit": 1}
+        assert node["SecurityGroupIds"]
+        assert node["SubnetIds"]
+        assert all(disk["Ebs"]["Encrypted"] for disk in node["BlockDeviceMappings"])
+    assert "Policies" not in STACK["WorkerRole"]["Properties"]
+    assert "ManagedPolicyArns" not in STACK["WorkerRole"]["Properties"]
+    [policy] = STACK["HeadRole"]["Properties"]["Policies"]
+    for statement in policy["PolicyDocument"]["Statement"]:
+        actions = statement["Action"]
+        actions = [actions] if isinstance(actions, str) else actions
+        assert "*" not in "".join(actions)
+        reads = all(action.startswith("ec2:Describe") for action in actions)
+        assert reads or statement["Resource"] != "*"
+    for resource in STACK.values():
+        if resource["Type"] == "AWS::EC2::SecurityGroup":
+            ranges = [rule.get("CidrIp") for rule in resource["Properties"]["SecurityGroupIngress"]]
+            assert "0.0.0.0/0" not in ranges
+    assert STACK["Files"]["Properties"]["Encrypted"] is True
+    deny = STACK["Files"]["Properties"]["FileSystemPolicy"]["Statement"][0]
+    assert deny["Condition"] == {"Bool": {"aws:SecureTransport": "false"}}
+
+
+def test_the_image_installs_what_its_lock_names_by_hash_and_the_lock_follows_the_constraints():
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    locked = dict(
+        line.split(" ")[0].split("==") for line in lines if re.match(r"[a-z0-9_.-]+==", line)
+    )
+    assert sum("--hash=sha256:" in line for line in lines) >= len(locked) > 50
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        name, _, pinned = line.lower().replace("_", "-").partition("==")
+        if name in locked:
+            assert locked[name] == pinned, name
+    assert "--require-hashes" in (ROOT / "Dockerfile").read_text()
+
+
+@pytest.mark.parametrize("name", ["docs/cluster.md", "docs/threat-model.md"])
+def test_docs_name_only_files_that_are_there(name):
+    for path in re.findall(
+        r"`((?:deploy|tests|docs)/[\w./-]+|cluster\.yaml)`", (ROOT / name).read_text()
+    ):
+        assert (ROOT / path).exists(), path
