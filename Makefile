@@ -2,11 +2,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -q
 FAST := not ray and not browser and not slow
-# Start nodes that come and go, and mostly wait for them: `make -j 2 test` does so beside the rest.
+# Tests that start Ray, a browser or processes, in parts: `make -j 2 test-rest` runs two at a time.
 NODES := tests/test_autoscale.py tests/test_lost_nodes.py
+REST := nodes clients a-c d-k l m-o p q-r s t-z
 
 .PHONY: install demo serve lint types check check-deploy lock sbom format \
-	test test-fast test-fast-a-p test-fast-q-z test-rest test-nodes test-evidence
+	test test-fast test-fast-a-p test-fast-q-z test-rest test-evidence
 
 install: .venv/.installed
 
@@ -24,7 +25,7 @@ demo: install
 serve: install
 	$(BIN)/python -m jobs.serve demo
 
-test: test-fast test-rest test-nodes
+test: test-fast test-rest
 
 # Two halves, so that two cores share them.
 test-fast: install
@@ -36,11 +37,16 @@ test-fast-a-p:
 test-fast-q-z:
 	$(PYTEST) -m "$(FAST)" tests/test_[q-z]*.py
 
-test-rest: install
-	$(PYTEST) -m "not ($(FAST))" $(NODES:%=--ignore=%)
+test-rest: $(REST:%=test-rest-%)
 
-test-nodes: install
+test-rest-nodes: install
 	$(PYTEST) $(NODES)
+
+test-rest-clients: install
+	$(PYTEST) tests/clients
+
+test-rest-%: install
+	$(PYTEST) -m "not ($(FAST))" $(NODES:%=--ignore=%) tests/test_[$*]*.py
 
 # The tests of benchmarks and of evidence; neither is part of the product.
 test-evidence: install
