@@ -134,7 +134,7 @@ def test_a_pair_whose_prompt_cannot_be_read_fails_alone():
     status, answer = post("/v1/compare", {"pairs": [bad, good]})
     assert status == 200
     assert answer["results"][0]["probability"] is None
-    assert "`prompt.0.content" in answer["results"][0]["error"]
+    assert "`prompt.0`" in answer["results"][0]["error"]
     assert answer["results"][1] == {"probability": 0.5}
     assert post("/v1/compare", {"pairs": [bad]})[0] == 400
 

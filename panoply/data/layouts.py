@@ -11,7 +11,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Generic, TypeAlias, TypeVar
 
-from panoply.data.parse import HUMAN, BadRow, as_messages, number, parse_dialogue
+from panoply.data.objectives import is_rating
+from panoply.data.parse import as_dialogue, as_messages, number
+from panoply.data.prompts import join_prompts, same_turns, with_context
+from panoply.data.quarantine import BadRow
 from panoply.data.ratings import RatingMap
 from panoply.data.schema import Message
 
@@ -25,11 +28,6 @@ ULTRAFEEDBACK_SCALES = {
     **{name: RatingMap(1, 5) for name in ULTRAFEEDBACK},
     "overall_score": RatingMap(1, 10),
 }
-NO_RATING = (
-    *("prompt", "response", "source", "subset", "group", "meta", "id", "index", "idx"),
-    *("row_id", "prompt_id", "text_id", "split_key", "length"),
-)
-"""Columns that are never an objective, even where they hold numbers."""
 
 
 @dataclass(frozen=True)
@@ -83,17 +81,15 @@ def _take_reply(prompt: list[Message] | None, value: object) -> tuple[list[Messa
     The value is the reply alone, or a dialogue (text or messages) with or without the prompt;
     where there is no prompt column (None), it has to be a dialogue.
     """
-    if not isinstance(value, list):
-        if prompt is not None and not (isinstance(value, str) and value.startswith(HUMAN)):
-            return prompt, value
-        value = parse_dialogue(value) if isinstance(value, str) else []
-    messages = as_messages(value)
-    last = messages[-1] if messages else None
-    if last is None or not _is_reply(last):
+    messages = as_dialogue(value)
+    if messages is None and prompt is not None:
+        return prompt, value
+    if messages is None and isinstance(value, str):
+        raise BadRow("not a Human/Assistant dialogue")
+    if not messages or not _is_reply(messages[-1]):
         raise BadRow("dialogue does not end in an assistant turn")
-    before = messages[:-1]
-    repeats_prompt = before and not _is_reply(before[0])
-    return (before if repeats_prompt else [*(prompt or []), *before]), last.get("content")
+    *before, last = messages
+    return join_prompts(prompt or [], before), last["content"]
 
 
 def _is_reply(message: object) -> bool:
@@ -104,15 +100,16 @@ def _pair(row: Row, prompt_of: Callable[[Row], list[Message] | None]) -> list[Ra
     prompt = prompt_of(row)
     before_chosen, chosen = _take_reply(prompt, row.get("chosen"))
     before_rejected, rejected = _take_reply(prompt, row.get("rejected"))
-    if before_chosen != before_rejected:
+    if not same_turns(before_chosen, before_rejected):
         raise BadRow("chosen and rejected do not share a prompt")
+    shared = with_context(row, before_chosen)
     margin = row.get("margin")
     if margin is None and "score_chosen" in row and "score_rejected" in row:
         better, worse = number(row["score_chosen"]), number(row["score_rejected"])
         margin = None if better is None or worse is None else better - worse
     return [
         RawPair(
-            before_chosen,
+            shared,
             chosen,
             rejected,
             source=row.get("source"),
@@ -127,19 +124,11 @@ def _pair(row: Row, prompt_of: Callable[[Row], list[Message] | None]) -> list[Ra
 def _instruction(row: Row) -> list[Message]:
     """Joins Alpaca's instruction and, where there is one, its input."""
     parts = [str(row[name]) for name in ("instruction", "input") if row.get(name)]
-    return _with_system(row, "\n\n".join(parts))
-
-
-def _with_system(row: Row, text: object) -> list[Message]:
-    system = row.get("system")
-    messages = as_messages(text)
-    if isinstance(system, str) and system.strip() and messages:
-        return [{"role": "system", "content": system}, *messages]
-    return messages
+    return as_messages("\n\n".join(parts))
 
 
 def _column_prompt(row: Row, column: str) -> list[Message]:
-    return _with_system(row, row.get(column))
+    return as_messages(row.get(column))
 
 
 PAIR_PROMPTS: tuple[tuple[str, Callable[[Row], list[Message]]], ...] = (
@@ -180,7 +169,7 @@ def pair_layout(columns: Collection[str]) -> FileLayout[RawPair]:
 def _rating(row: Row, attributes: Sequence[str]) -> list[RawRating]:
     return [
         RawRating(
-            as_messages(row.get("prompt")),
+            with_context(row, as_messages(row.get("prompt"))),
             row.get("response"),
             {name: row.get(name) for name in attributes},
             source=row.get("source"),
@@ -203,11 +192,17 @@ def _completion(row: Row, prompt: list[Message], completion: object) -> RawRatin
     if not isinstance(completion, Mapping):
         raise BadRow("completion is no record")
     annotations = completion.get("annotations") or {}
+    if not (isinstance(annotations, Mapping) and all(map(_is_record, annotations.values()))):
+        raise BadRow("annotations are no records")
     ratings: dict[str, object] = {
         name: (annotations.get(name) or {}).get("Rating") for name in ULTRAFEEDBACK
     }
     ratings["overall_score"] = completion.get("overall_score")
     return RawRating(prompt, completion.get("response"), ratings, subset=row.get("source"))
+
+
+def _is_record(value: object) -> bool:
+    return value is None or isinstance(value, Mapping)
 
 
 def rating_layout(columns: Mapping[str, bool]) -> FileLayout[RawRating]:
@@ -222,7 +217,7 @@ def rating_layout(columns: Mapping[str, bool]) -> FileLayout[RawRating]:
     if {"instruction", "completions"} <= set(columns):
         attributes = tuple(ULTRAFEEDBACK_SCALES)
         return FileLayout(_ultrafeedback, attributes, ULTRAFEEDBACK_SCALES)
-    attributes = tuple(n for n, numeric in columns.items() if numeric and n not in NO_RATING)
+    attributes = tuple(n for n, numeric in columns.items() if numeric and is_rating(n))
     if not ({"prompt", "response"} <= set(columns) and attributes):
         raise _unknown("ratings", columns, RATING_LAYOUTS)
     scales: Mapping[str, RatingMap] = {}

@@ -10,6 +10,8 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import zlib
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,6 +27,8 @@ from panoply.data.ratings import RatingMap
 BATCH_ROWS = 1024
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".json.gz")
 MAX_SOURCES = 64
+FEW_SOURCES = 8
+"""As many values are names of data sets even where each stands in one row alone."""
 GENERIC_STEMS = ("train", "test", "validation", "val", "dev", "data")
 HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<split>[\w.\[\]:%+-]+))?")
 
@@ -68,24 +72,24 @@ class Opened:
     origin: Input
 
     def sources(self) -> tuple[str, ...]:
-        """Returns the distinct values of the `source` column, sorted; empty without one.
+        """Returns the distinct values of the `source` column, sorted.
 
-        Raises:
-            ValueError: there are too many to be names of data sets.
+        Empty without that column, and where its values name rows and no data sets: more than
+        MAX_SOURCES, or hardly fewer than rows.
         """
         names: set[str] = set()
+        num_rows = 0
         if "source" not in self.columns:
             return ()
         for row in self.rows(["source"]):
             value = None if isinstance(row, Unreadable) else row.get("source")
             if isinstance(value, str) and value:
                 names.add(value)
+                num_rows += 1
             if len(names) > MAX_SOURCES:
-                raise ValueError(
-                    f"{self.label}: column 'source' holds more than {MAX_SOURCES} values, so they "
-                    "do not name data sets; give the input a name"
-                )
-        return tuple(sorted(names))
+                return ()
+        are_ids = len(names) > FEW_SOURCES and 2 * len(names) > num_rows
+        return () if are_ids else tuple(sorted(names))
 
 
 def open_input(origin: Input) -> list[Opened]:
@@ -231,22 +235,24 @@ def _open_bytes(path: Path) -> IO[bytes]:
 def _json_rows(path: Path, columns: list[str] | None) -> Rows:
     try:
         with _open_bytes(path) as file:
+            is_marked = file.read(len(BOM_UTF8)) == BOM_UTF8
+            file.seek(begin := len(BOM_UTF8) if is_marked else 0)
             start = file.read(1)
             while start.isspace():
                 start = file.read(1)
-            file.seek(0)
+            file.seek(begin)
             if start == b"[":
                 yield from (_record(value) for value in json.load(file))
             else:
                 yield from (_line(line) for line in file if line.strip())
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
         raise _damaged(path, error) from error
 
 
 def _line(line: bytes) -> Row | Unreadable:
     try:
         return _record(json.loads(line))
-    except ValueError:  # not JSON, or not UTF-8
+    except (ValueError, RecursionError):  # not JSON, not UTF-8, or nested too deeply
         return Unreadable(line.decode(errors="replace"))
 
 
