@@ -187,19 +187,24 @@ def _sources(
 ) -> tuple[str | None, tuple[str, ...]]:
     """Returns the one source of a file, or None where its rows name theirs; and all sources.
 
-    The column `source` counts where its values name data sets, see `Opened.sources`; where they
-    name rows, the file's name counts, and `notes` says so.
+    The column `source` counts where its values name data sets, see `Opened.sources`. Where they
+    name rows, or all rows have one origin (a repository, a URL), which several files may share, the
+    file's name counts, and `notes` says so.
     """
     if opened.origin.name:
         return opened.origin.name, (opened.origin.name,)
-    if sources := opened.sources() if layout.has_source else ():
+    sources = opened.sources() if layout.has_source else ()
+    is_origin = len(sources) == 1 and "/" in sources[0] and opened.name is not None
+    if sources and not is_origin:
         return None, sources
     if opened.name is None:
-        raise ValueError("the table has no column 'source'; give the input a name")
+        raise ValueError(
+            "the table has no column 'source' that names data sets; give the input a name"
+        )
     if layout.has_source and "source" in opened.columns:
+        what = f"is {sources[0]!r} alone" if sources else "names rows and not data sets"
         notes.append(
-            f"{opened.label}: column 'source' names rows and not data sets; all rows count as "
-            f"source {opened.name!r}"
+            f"{opened.label}: column 'source' {what}; all rows count as source {opened.name!r}"
         )
     return opened.name, (opened.name,)
 

@@ -19,7 +19,7 @@ NOT_RATED = ("", "N/A", "NA", "null", "None")
 
 HUMAN = "\n\nHuman:"
 """Beginning of an HH-RLHF dialogue."""
-HH_DIALOGUE = re.compile(r"\s*Human:.*\n\nAssistant:", re.DOTALL)
+HH_DIALOGUE = re.compile(r"\n\nHuman:|\s*Human:.*\n\nAssistant:", re.DOTALL)
 
 HELPSTEER_TURN = re.compile(r"<extra_id_1>(\w+)\n")
 """Beginning of a later turn in HelpSteer2's prompts."""
