@@ -92,7 +92,7 @@ def test_prompts_are_read_from_a_file_once_each(tmp_path):
     found = read_tasks(str(tmp_path / "mine.parquet"))
     assert [(task.label, task.source) for task in found] == [("2", "math"), (None, "mine")]
     (tmp_path / "bad.jsonl").write_text('{"prompt": []}\n')
-    with pytest.raises(ValueError, match="row 1: `prompt` must be a text, or turns"):
+    with pytest.raises(ValueError, match=r"bad\.jsonl, row 1: missing prompt"):
         read_tasks(str(tmp_path / "bad.jsonl"))
 
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 from pydantic import JsonValue
 
+from panoply.data.parse import as_messages
+from panoply.data.prompts import with_context
+from panoply.data.quarantine import BadRow
 from panoply.data.read import Input, Row, Unreadable, open_input
 from panoply.data.schema import Prompt, prompt_id, split_key, uniform
+from panoply.data.validate import clean_prompt
 from panoply.synthetic.verifiable import verifiable_prompts
 
 
@@ -33,28 +37,30 @@ def synthetic_prompts(num: int, seed: int) -> list[Task]:
 def read_tasks(file: str) -> list[Task]:
     """Returns the distinct prompts of a file.
 
-    Its columns are `prompt` (turns, or a user's text), `label` or `answer`, and `source`.
+    Its columns are `prompt` (turns, or a user's text), `system` and `history` beside it, `label` or
+    `answer`, and `source`.
 
     Raises:
-        ValueError, FileNotFoundError: see `open_input`; or a row has no prompt.
+        ValueError, FileNotFoundError: see `open_input`; or a row has no prompt that can be read,
+            and the message names file and row.
     """
     tasks: dict[str, Task] = {}
     for opened in open_input(Input(file)):
         for number, row in enumerate(opened.rows(None), 1):
-            task = _task(row, f"{opened.label}, row {number}", opened.name or "")
+            try:
+                task = _task(row, opened.name or "")
+            except BadRow as error:
+                raise ValueError(
+                    f"{opened.label}, row {number}: {error}; mend the row or take it out"
+                ) from error
             tasks.setdefault(split_key(task.prompt), task)
     return list(tasks.values())
 
 
-def _task(row: Row | Unreadable, place: str, source: str) -> Task:
+def _task(row: Row | Unreadable, source: str) -> Task:
     if isinstance(row, Unreadable):
-        raise ValueError(f"{place} is no JSON object")
-    turns = cast(Any, row.get("prompt"))
-    if isinstance(turns, str):
-        turns = [{"role": "user", "content": turns}]
-    if not (isinstance(turns, list) and turns and cast(Any, turns[-1]).get("role") == "user"):
-        raise ValueError(f"{place}: `prompt` must be a text, or turns that end with the user's")
-    prompt = [{"role": turn["role"], "content": turn["content"]} for turn in cast(Any, turns)]
+        raise BadRow("line is no record")
+    prompt = clean_prompt(with_context(row, as_messages(row.get("prompt"))))
     label = cast(JsonValue, row.get("label", row.get("answer")))
     return Task(prompt_id(prompt), prompt, label, str(row.get("source") or source))
 
