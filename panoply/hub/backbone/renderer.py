@@ -69,6 +69,7 @@ class Renderer:
             tokenizer.chat_template = PLAIN_TEMPLATE
         if reads_clock(tokenizer.chat_template):
             tokenizer.chat_template = FIXED_CLOCK + tokenizer.chat_template
+        self._refusals: dict[tuple[str, ...], str] = {}
         self.turns = Turns(tokenizer, self.text)
         self.control_tokens = ControlTokens(tokenizer, self.turns.markers)
         self.mark = splitting_token(tokenizer, self.turns.header)
@@ -146,6 +147,25 @@ class Renderer:
     def with_bos(self, ids: list[int]) -> list[int]:
         """Returns tokens with BOS in front once: many templates already write it."""
         return ids if ids[: len(self.bos)] == self.bos else self.bos + ids
+
+    def refusal(self, prompt: Prompt) -> str:
+        """Returns why the template cannot write turns of a prompt's roles; empty where it can.
+
+        It refuses them (some know no system turn), or it leaves a turn out without a word.
+        """
+        roles = tuple(turn["role"] for turn in prompt)
+        if roles not in self._refusals:
+            self._refusals[roles] = self._try_roles(roles)
+        return self._refusals[roles]
+
+    def _try_roles(self, roles: Sequence[str]) -> str:
+        turns = [{"role": role, "content": f"turn{i}."} for i, role in enumerate(roles)]
+        try:
+            text = self._text([*turns, {"role": "assistant", "content": "reply."}], None, False)
+        except ValueError as error:
+            return str(error)
+        dropped = [turn["role"] for turn in turns if turn["content"] not in text]
+        return f"the chat template leaves out turns of role {dropped[0]!r}" if dropped else ""
 
     def opening(self, prompt: Prompt) -> list[int]:
         """Returns the tokens that a policy goes on from: the prompt and the assistant's header.
