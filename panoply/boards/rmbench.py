@@ -27,10 +27,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from panoply.data.layouts import Row as FileRow
+from panoply.data.formats import Unreadable
 from panoply.data.layouts import pair_layout
 from panoply.data.parse import BadRow
-from panoply.data.read import Input, Opened, Unreadable, open_input
+from panoply.data.read import Input, Opened, open_input
+from panoply.data.rows import Row as FileRow
 from panoply.data.validate import clean_pair
 from panoply.report.results.pairs import LEADS, lead
 from panoply.report.section import Column, Metrics, Row, Section, Table, count, falling, mean, words

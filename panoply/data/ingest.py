@@ -20,15 +20,8 @@ from typing import Any, Generic
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from panoply.data.layouts import (
-    FileLayout,
-    Raw,
-    RawPair,
-    RawRating,
-    Row,
-    pair_layout,
-    rating_layout,
-)
+from panoply.data.formats import BATCH_ROWS, Unreadable
+from panoply.data.layouts import pair_layout, rating_layout
 from panoply.data.objectives import (
     Observed,
     complete_maps,
@@ -39,7 +32,8 @@ from panoply.data.objectives import (
 from panoply.data.parse import BadRow
 from panoply.data.quarantine import Quarantine
 from panoply.data.ratings import RatingMap
-from panoply.data.read import BATCH_ROWS, Input, Opened, Unreadable, open_input
+from panoply.data.read import Input, Opened, open_inputs
+from panoply.data.rows import FileLayout, Raw, RawPair, RawRating, Row
 from panoply.data.schema import PAIRS, RATING_ROW, ratings_schema, uniform
 from panoply.data.validate import Canonical, clean_pair, clean_rating, with_row_ids
 from panoply.files import whole_file
@@ -87,6 +81,8 @@ class Ingested:
     """Number and range of the ratings by objective; empty for pairs."""
     maps: Mapping[str, RatingMap]
     """Rating maps, declared or inferred; none for an objective without two distinct ratings."""
+    num_ties: int = 0
+    """Pairs of responses that are ranked alike, which are left out."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +106,7 @@ def ingest_pairs(
             are bad.
     """
     jobs: list[_Job[RawPair]] = []
-    for opened in _open_all(inputs):
+    for opened in open_inputs(inputs):
         with _naming(opened):
             layout = pair_layout(opened.columns)
             source, _ = _sources(opened, layout)
@@ -134,9 +130,9 @@ def ingest_ratings(
     jobs: list[_Job[RawRating]] = []
     declared: dict[str, RatingMap] = {}
     objectives: dict[str, None] = {}  # an ordered set
-    for opened in _open_all(inputs):
+    for opened in open_inputs(inputs):
         with _naming(opened):
-            layout = rating_layout(opened.columns)
+            layout = rating_layout(opened.columns, opened.origin.attributes)
             source, sources = _sources(opened, layout)
             names: dict[str, dict[str, str]] = {}
             attributes: dict[str, str] = {}
@@ -154,12 +150,6 @@ def ingest_ratings(
 
 
 # Opening and naming
-
-
-def _open_all(inputs: Sequence[Input]) -> list[Opened]:
-    if not inputs:
-        raise ValueError("no input was given; name at least one file, folder, hub name or table")
-    return [opened for origin in inputs for opened in open_input(origin)]
 
 
 @contextmanager
@@ -242,6 +232,9 @@ def _clean_all(
         quarantine.reject(label, number, str(error), row)
         return
     for raw in raws:
+        if isinstance(raw, RawPair) and raw.is_tie:
+            quarantine.num_ties += 1
+            continue
         try:
             yield job.clean(raw)
         except BadRow as error:
@@ -285,7 +278,9 @@ def _ingest(
             maps = complete_maps(observed, declared)
             writer.add_key_value_metadata(maps_metadata(maps))
         quarantine.check_share(limits.max_quarantine_share)
-    return Ingested(path, quarantine.path, num_rows, quarantine.reasons, observed, maps)
+    return Ingested(
+        path, quarantine.path, num_rows, quarantine.reasons, observed, maps, quarantine.num_ties
+    )
 
 
 def _write_rows(

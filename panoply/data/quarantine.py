@@ -23,6 +23,7 @@ class Quarantine:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.num_good = 0
+        self.num_ties = 0
         self.reasons: Counter[str] = Counter()
         self._open = ExitStack()
         self._file: TextIO

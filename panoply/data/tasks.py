@@ -8,7 +8,9 @@ from typing import Any, cast
 
 from pydantic import JsonValue
 
-from panoply.data.read import Input, Row, Unreadable, open_input
+from panoply.data.formats import Unreadable
+from panoply.data.read import Input, open_input
+from panoply.data.rows import Row
 from panoply.data.schema import Prompt, prompt_id, split_key, uniform
 from panoply.synthetic.verifiable import verifiable_prompts
 
