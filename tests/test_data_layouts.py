@@ -4,16 +4,10 @@ from typing import Any
 
 import pytest
 
-from panoply.data.layouts import (
-    HELPSTEER,
-    ULTRAFEEDBACK,
-    RawPair,
-    RawRating,
-    pair_layout,
-    rating_layout,
-)
+from panoply.data.layouts import HELPSTEER, ULTRAFEEDBACK, pair_layout, rating_layout
 from panoply.data.parse import BadRow, as_messages, number, parse_dialogue
 from panoply.data.ratings import RatingMap
+from panoply.data.rows import RawPair, RawRating
 
 
 def user(text: str) -> dict[str, str]:

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from panoply.data.ingest import ingest_pairs
-from panoply.data.read import Input, open_input, short_name
+from panoply.data.locate import source_name
+from panoply.data.read import Input, open_input
 from panoply.files import whole_file
 
 
@@ -21,8 +22,8 @@ def some_rows(num: int = 500) -> list[dict[str, str]]:
 
 
 def test_a_file_called_train_is_named_by_its_folder() -> None:
-    assert short_name(Path("/x/HelpSteer2/train.jsonl.gz")) == "HelpSteer2"
-    assert short_name(Path("/x/HelpSteer2/sfhot.parquet")) == "sfhot"
+    assert source_name("/x/HelpSteer2/train.jsonl.gz").name == "HelpSteer2"
+    assert source_name("/x/HelpSteer2/sfhot.parquet").name == "sfhot"
 
 
 def test_a_missing_column_is_told_before_reading(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 
 from panoply.armorm.out_of_fold import check_learnable
 from panoply.config.armorm import ArmoRMConfig
+from panoply.config.files import FilesConfig, bounds_of_scales, names_of_ratings
 from panoply.data.ingest import Ingested, IngestLimits, ingest_pairs, ingest_ratings
 from panoply.data.objectives import check_objectives
 from panoply.data.ratings import RatingMap
-from panoply.data.read import Input
+from panoply.data.read import Input, named_inputs
 from panoply.data.schema import digest
 from panoply.data.split import check_parts, check_split
 from panoply.data.tables import (
@@ -50,8 +51,8 @@ def read_training_data(config: ArmoRMConfig, folder: Path) -> TrainingData:
         FileNotFoundError: an input does not exist.
         ValueError: an input that cannot be used; the message says why and what to do.
     """
-    rating_inputs = [Input(name) for name in config.ratings]
-    pair_inputs = [Input(name) for name in config.pairs]
+    rating_inputs = _rating_inputs(config)
+    pair_inputs = named_inputs(config.pairs, config)
     truth: Truth | None = None
     if (planted := config.planted) is not None:
         world = make_world(
@@ -85,6 +86,15 @@ def read_training_data(config: ArmoRMConfig, folder: Path) -> TrainingData:
         truth=truth,
         summary=summary,
     )
+
+
+def _rating_inputs(config: ArmoRMConfig) -> list[Input]:
+    names = FilesConfig(columns=config.columns, source=config.rating_source)
+    bounds = bounds_of_scales(config.rating_scales)
+    scales = {name: RatingMap(low, high) for name, (low, high) in bounds.items()}
+    attributes = names_of_ratings(config.rating_columns)
+    inputs = named_inputs(config.ratings, names)
+    return [replace(origin, scales=scales, attributes=attributes) for origin in inputs]
 
 
 def _summary(ingested: Ingested, seed: int) -> dict[str, Any]:

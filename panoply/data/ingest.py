@@ -177,7 +177,10 @@ def _sources(
     if len(sources) > 1 or names_columns or (sources and opened.name is None):
         return None, sources
     if opened.name is None:
-        raise ValueError("the table has no column 'source'; give the input a name")
+        raise ValueError(
+            "the table's column 'source' is missing or names rows, not data sets; give the input a "
+            "name"
+        )
     return opened.name, (opened.name,)
 
 

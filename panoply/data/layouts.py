@@ -53,14 +53,11 @@ SCORED_PAIRS = (
 )
 """Columns of the scores of both responses, whose difference is the margin where there is none."""
 PAIR_LAYOUTS = (
-    "a prompt (columns prompt, question, instruction, context, input, query or conversations), "
-    "chosen, rejected",
+    *(f"{name}, chosen, rejected" for name in ("prompt", "question", "instruction", "input")),
     "chosen, rejected (both repeat the prompt: messages, or Human/Assistant text as in HH-RLHF)",
-    "messages that end in the chosen reply, rejected_response or rejected_messages (ms-swift)",
-    "a prompt and several responses with ranks or scores (Nectar, UltraFeedback, NeMo-RL)",
-    "OASST's trees",
-    "two responses and a verdict: "
-    + ", ".join(dict.fromkeys(f"{x.first} with {x.second}" for x in TWO_RESPONSES)),
+    "messages, rejected_response (ms-swift)",
+    "a prompt and responses with ranks or scores (Nectar, UltraFeedback, NeMo-RL, OASST's trees)",
+    f"two responses and a verdict ({', '.join(layout.name for layout in TWO_RESPONSES)})",
 )
 RATING_LAYOUTS = (
     "prompt, response and a numeric column per attribute (also HelpSteer, BeaverTails)",
@@ -274,6 +271,6 @@ def _prompt(
 def _unknown(kind: str, columns: Collection[str], layouts: Sequence[str]) -> ValueError:
     return ValueError(
         f"unknown layout for {kind}: columns {sorted(columns)}; known layouts: "
-        f"{'; '.join(layouts)}. Name the columns with --columns, as in "
-        "`--columns chosen=better,rejected=worse`"
+        f"{'; '.join(layouts)}. Where names differ, say which column is which, as in "
+        "--columns prompt=post,chosen=better,rejected=worse"
     )

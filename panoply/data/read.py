@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from panoply.config.files import FilesConfig, names_of_columns
 from panoply.data.formats import (
     BATCH_ROWS,
     SUFFIXES,
@@ -78,6 +79,15 @@ class Opened:
             if len(names) > MAX_SOURCES:
                 return ()
         return tuple(sorted(names))
+
+
+def named_inputs(files: Sequence[str], config: FilesConfig) -> list[Input]:
+    """Returns the inputs of a command, with the names that its flags give."""
+    columns = names_of_columns(config.columns)
+    names: Sequence[str | None] = config.source or [None]
+    if len(names) == 1:
+        names = [names[0]] * len(files)
+    return [Input(file, name, columns=columns) for file, name in zip(files, names, strict=True)]
 
 
 def open_inputs(inputs: Sequence[Input]) -> list[Opened]:

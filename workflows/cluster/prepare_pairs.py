@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoTokenizer
 from actors.reward_trainer import PairRows
 from panoply.config.preference import Mixed, PairTrainingConfig
 from panoply.data.ingest import IngestLimits, ingest_pairs
-from panoply.data.read import Input
+from panoply.data.read import Input, named_inputs
 from panoply.data.schema import digest, uniform
 from panoply.data.split import check_parts
 from panoply.data.tables import PairTable, load_pairs
@@ -58,7 +58,7 @@ def read_pairs(config: PairTrainingConfig, folder: Path) -> Preferences:
         FileNotFoundError: an input does not exist.
         ValueError: an input that cannot be used; the message says why and what to do.
     """
-    inputs = [Input(name) for name in config.pairs]
+    inputs = named_inputs(config.pairs, config)
     if (planted := config.planted) is not None:
         world = make_world(
             config.seed,
