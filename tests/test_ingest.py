@@ -107,6 +107,15 @@ def test_a_folder_names_each_file_by_its_stem_and_shards_by_what_they_share(tmp_
     assert ingest_pairs([Input(tmp_path)], tmp_path / "out").num_rows == {"a": 4, "b": 3}
 
 
+def test_a_source_column_of_one_value_names_the_data_set_whatever_the_file_is_called(
+    tmp_path: Path,
+) -> None:
+    file = write_jsonl(tmp_path / "xs.jsonl", some_ratings(3, source="xstest"))
+    result = ingest_ratings([Input(file)], tmp_path / "out")
+    assert result.num_rows == {"xstest": 3}
+    assert list(result.objectives) == ["xstest-quality", "xstest-tone"]
+
+
 def test_several_sources_in_one_file_keep_their_names_unless_one_is_given(tmp_path: Path) -> None:
     rows = some_pairs(2, source="one") + some_pairs(3, source="two")
     file = write_jsonl(tmp_path / "mix.jsonl", rows)
@@ -177,7 +186,10 @@ BAD_PAIRS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": ""}, "missing prompt"),
     ({"prompt": None}, "missing prompt"),
     ({"prompt": user("  ")}, "empty prompt"),
-    ({"prompt": [*user("q"), {"role": "assistant", "content": "a"}]}, "not end in a user turn"),
+    (
+        {"prompt": [*user("q"), {"role": "assistant", "content": "a"}]},
+        "must end with a user or tool turn",
+    ),
     ({"prompt": [{"role": "robot", "content": "q"}]}, "unknown role"),
     ({"prompt": [{"role": "user", "content": None}]}, "without text"),
     ({"prompt": ["q"]}, "no record of role"),

@@ -108,10 +108,27 @@ def test_a_table_without_a_source_needs_a_name(tmp_path: Path) -> None:
         ingest_pairs([Input(table)], tmp_path)
 
 
-def test_a_source_column_that_names_rows_asks_for_a_name(tmp_path: Path) -> None:
-    rows = [{**row, "source": f"url{i}"} for i, row in enumerate(some_rows(100))]
-    with pytest.raises(ValueError, match=r"more than 64 values.*give the input a name"):
-        ingest_pairs([Input(pa.Table.from_pylist(rows))], tmp_path)
+@pytest.mark.parametrize("num_rows", [9, 100])
+def test_a_source_column_that_names_rows_asks_a_table_for_a_name(
+    tmp_path: Path, num_rows: int
+) -> None:
+    rows = [{**row, "source": f"url{i}"} for i, row in enumerate(some_rows(num_rows))]
+    table = pa.Table.from_pylist(rows)
+    with pytest.raises(ValueError, match=r"'source' that names data sets; give the input a name"):
+        ingest_pairs([Input(table)], tmp_path)
+    assert ingest_pairs([Input(table, "s")], tmp_path).num_rows == {"s": num_rows}
+
+
+def test_a_source_column_that_names_rows_leaves_the_file_its_name_and_is_told(
+    tmp_path: Path,
+) -> None:
+    rows = [{**row, "source": f"thread-{i}"} for i, row in enumerate(some_rows(12))]
+    file = tmp_path / "forum.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ingested = ingest_pairs([Input(file)], tmp_path / "out")
+    assert ingested.num_rows == {"forum": 12}
+    (note,) = ingested.notes
+    assert "'source' names rows and not data sets; all rows count as source 'forum'" in note
 
 
 def test_local_files_need_neither_pandas_nor_datasets_nor_torch(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from numpy.typing import ArrayLike
 
 from panoply.data.formats import Unreadable
 from panoply.data.layouts import pair_layout
-from panoply.data.parse import BadRow
+from panoply.data.quarantine import BadRow
 from panoply.data.read import Input, Opened, open_input
 from panoply.data.rows import Row as FileRow
 from panoply.data.validate import clean_pair

@@ -11,15 +11,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
-from panoply.data.dialogue import (
-    ROW_COLUMNS,
-    PromptColumn,
-    as_turns,
-    pair_of,
-    prompt_column,
-    with_context,
-)
-from panoply.data.parse import BadRow, number
+from panoply.data.dialogue import ROW_COLUMNS, PromptColumn, pair_of, prompt_column
+from panoply.data.parse import as_messages, number
+from panoply.data.quarantine import BadRow
 from panoply.data.rows import FileLayout, RawPair, Row
 from panoply.data.schema import Message
 
@@ -134,16 +128,16 @@ def two_responses_layout(columns: Collection[str]) -> FileLayout[RawPair] | None
         if prompt is None and not is_dialogue:
             continue
         adapt = partial(_two_responses, layout=layout, prompt=None if is_dialogue else prompt)
-        reads = names | (prompt.reads if prompt else set()) | set(ROW_COLUMNS)
-        return FileLayout(layout.name, adapt, frozenset(reads), has_source=True)
+        reads = ROW_COLUMNS.union(names, (prompt.name,) if prompt else ())
+        return FileLayout(layout.name, adapt, reads, has_source=True)
     return None
 
 
 def _read_post(row: Row) -> list[Message]:
-    return as_turns(row.get("history"))
+    return as_messages(row.get("history"))
 
 
-POST = PromptColumn("history", _read_post, frozenset(("history",)))
+POST = PromptColumn("history", _read_post)
 
 
 def _two_responses(row: Row, layout: TwoResponses, prompt: PromptColumn | None) -> list[RawPair]:
@@ -153,14 +147,16 @@ def _two_responses(row: Row, layout: TwoResponses, prompt: PromptColumn | None) 
     responses = row.get(layout.first), row.get(layout.second)
     turns = prompt.read(row) if prompt else None
     if layout.verdict == ONE_HOT:
-        responses = tuple(_joined(row, row.get("prompt"), response) for response in responses)
+        responses = tuple(_joined(row.get("prompt"), response) for response in responses)
         turns = None
     chosen, rejected = responses if verdict >= 0 else responses[::-1]
+    if prompt is POST:  # in any other layout `history` is what stands before the prompt
+        row = {name: value for name, value in row.items() if name != POST.name}
     margin = abs(verdict) if layout.has_margin else None
     return [pair_of(row, turns, chosen, rejected, margin, is_tie=verdict == 0)]
 
 
-def _joined(row: Row, prompts: object, replies: object) -> list[Message]:
+def _joined(prompts: object, replies: object) -> list[Message]:
     """Returns the dialogue of a user's texts and the replies to them, both lists as JSON text.
 
     Raises:
@@ -172,7 +168,7 @@ def _joined(row: Row, prompts: object, replies: object) -> list[Message]:
     dialogue: list[Message] = []
     for text, reply in zip(*turns, strict=True):
         dialogue += ({"role": "user", "content": text}, {"role": "assistant", "content": reply})
-    return with_context(row, dialogue)
+    return dialogue
 
 
 def _texts(value: object) -> list[str]:

@@ -11,7 +11,7 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -29,10 +29,10 @@ from panoply.data.objectives import (
     merge_scales,
     objective_name,
 )
-from panoply.data.parse import BadRow
-from panoply.data.quarantine import Quarantine
+from panoply.data.quarantine import BadRow, Quarantine
 from panoply.data.ratings import RatingMap
 from panoply.data.read import Input, Opened, open_inputs
+from panoply.data.repeats import Repeats
 from panoply.data.rows import FileLayout, Raw, RawPair, RawRating, Row
 from panoply.data.schema import PAIRS, RATING_ROW, ratings_schema, uniform
 from panoply.data.validate import Canonical, clean_pair, clean_rating, with_row_ids
@@ -83,6 +83,12 @@ class Ingested:
     """Rating maps, declared or inferred; none for an objective without two distinct ratings."""
     num_ties: int = 0
     """Pairs of responses that are ranked alike, which are left out."""
+    declared: frozenset[str] = frozenset()
+    """Objectives whose scale was named or published, and not inferred from the ratings."""
+    repeats: Repeats = field(default_factory=Repeats)
+    """Repeated and contradicting rows, which stay."""
+    notes: tuple[str, ...] = ()
+    """Sentences on columns that were not taken as they might have been."""
 
 
 @dataclass(frozen=True)
@@ -106,12 +112,15 @@ def ingest_pairs(
             are bad.
     """
     jobs: list[_Job[RawPair]] = []
+    notes: list[str] = []
     for opened in open_inputs(inputs):
         with _naming(opened):
             layout = pair_layout(opened.columns)
-            source, _ = _sources(opened, layout)
+            source, _ = _sources(opened, layout, notes)
         jobs.append(_Job(opened, layout.adapt, partial(_clean_pair, source=source)))
-    return _ingest(jobs, Path(out) / "pairs.parquet", PAIRS, limits or IngestLimits(), {})
+    path = Path(out) / "pairs.parquet"
+    ingested = _ingest(jobs, path, PAIRS, limits or IngestLimits(), {})
+    return replace(ingested, notes=tuple(notes))
 
 
 def ingest_ratings(
@@ -130,10 +139,12 @@ def ingest_ratings(
     jobs: list[_Job[RawRating]] = []
     declared: dict[str, RatingMap] = {}
     objectives: dict[str, None] = {}  # an ordered set
+    notes: list[str] = []
     for opened in open_inputs(inputs):
         with _naming(opened):
             layout = rating_layout(opened.columns, opened.origin.attributes)
-            source, sources = _sources(opened, layout)
+            source, sources = _sources(opened, layout, notes)
+            notes += _left_out(opened, layout)
             names: dict[str, dict[str, str]] = {}
             attributes: dict[str, str] = {}
             for name in sources:
@@ -144,9 +155,9 @@ def ingest_ratings(
         clean = partial(_clean_rating, source=source, names=names, scales=declared)
         jobs.append(_Job(opened, layout.adapt, clean))
     path = Path(out) / "ratings.parquet"
-    return _ingest(
-        jobs, path, ratings_schema(tuple(objectives)), limits or IngestLimits(), declared
-    )
+    schema = ratings_schema(tuple(objectives))
+    ingested = _ingest(jobs, path, schema, limits or IngestLimits(), declared)
+    return replace(ingested, notes=tuple(notes))
 
 
 # Opening and naming
@@ -162,26 +173,39 @@ def _naming(opened: Opened) -> Generator[None]:
 
 
 def _sources(
-    opened: Opened, layout: FileLayout[RawPair] | FileLayout[RawRating]
+    opened: Opened, layout: FileLayout[RawPair] | FileLayout[RawRating], notes: list[str]
 ) -> tuple[str | None, tuple[str, ...]]:
     """Returns the one source of a file, or None where its rows name theirs; and all sources.
 
-    Many files hold one data set and use `source` for its origin. The column counts where it holds
-    several data sets, where the rated columns begin with its values, and in tables without a name.
+    The column `source` counts where its values name data sets, see `Opened.sources`. Where they
+    name rows, or all rows have one origin (a repository, a URL), which several files may share, the
+    file's name counts, and `notes` says so.
     """
     if opened.origin.name:
         return opened.origin.name, (opened.origin.name,)
     sources = opened.sources() if layout.has_source else ()
-    prefixes = tuple(f"{source}-" for source in sources)
-    names_columns = any(attribute.startswith(prefixes) for attribute in layout.attributes)
-    if len(sources) > 1 or names_columns or (sources and opened.name is None):
+    is_origin = len(sources) == 1 and "/" in sources[0] and opened.name is not None
+    if sources and not is_origin:
         return None, sources
     if opened.name is None:
         raise ValueError(
-            "the table's column 'source' is missing or names rows, not data sets; give the input a "
-            "name"
+            "the table has no column 'source' that names data sets; give the input a name"
+        )
+    if layout.has_source and "source" in opened.columns:
+        what = f"is {sources[0]!r} alone" if sources else "names rows and not data sets"
+        notes.append(
+            f"{opened.label}: column 'source' {what}; all rows count as source {opened.name!r}"
         )
     return opened.name, (opened.name,)
+
+
+def _left_out(opened: Opened, layout: FileLayout[RawRating]) -> list[str]:
+    """Returns a sentence on the columns of numbers that were not taken as ratings, if any."""
+    numeric = {name for name, is_number in opened.columns.items() if is_number}
+    others = sorted(numeric - set(layout.attributes))
+    if not others:
+        return []
+    return [f"{opened.label}: columns of numbers that are not read as ratings: {', '.join(others)}"]
 
 
 # Rows
@@ -275,14 +299,23 @@ def _ingest(
     path.parent.mkdir(parents=True, exist_ok=True)
     quarantine_file = path.with_name(f"{path.stem}.quarantine.jsonl")
     with Quarantine(quarantine_file) as quarantine, whole_file(path) as partial_file:
-        rows = _draw(with_row_ids(_good_rows(jobs, quarantine), schema), limits)
+        repeats = Repeats()
+        rows = _draw(with_row_ids(repeats.count(_good_rows(jobs, quarantine)), schema), limits)
         with pq.ParquetWriter(partial_file, schema, compression="zstd") as writer:
             num_rows, observed = _write_rows(rows, schema, writer)
             maps = complete_maps(observed, declared)
             writer.add_key_value_metadata(maps_metadata(maps))
         quarantine.check_share(limits.max_quarantine_share)
     return Ingested(
-        path, quarantine.path, num_rows, quarantine.reasons, observed, maps, quarantine.num_ties
+        path,
+        quarantine.path,
+        num_rows,
+        quarantine.reasons,
+        observed,
+        maps,
+        quarantine.num_ties,
+        frozenset(declared),
+        repeats,
     )
 
 

@@ -14,15 +14,16 @@ from typing import cast
 
 from panoply.data.compared import TWO_RESPONSES, two_responses_layout
 from panoply.data.dialogue import (
-    CONTEXT,
-    NOT_RENDERED,
     ROW_COLUMNS,
     PromptColumn,
     pair_of,
     prompt_column,
     take_reply,
 )
-from panoply.data.parse import BadRow, as_messages, number
+from panoply.data.objectives import is_rating
+from panoply.data.parse import as_messages, number
+from panoply.data.prompts import with_context
+from panoply.data.quarantine import BadRow
 from panoply.data.ranked import list_layout, tree_layout
 from panoply.data.ratings import RatingMap
 from panoply.data.rows import FileLayout, RawPair, RawPrompt, RawRating, Row
@@ -36,12 +37,6 @@ ULTRAFEEDBACK_SCALES = {
     **{name: RatingMap(1, 5) for name in ULTRAFEEDBACK},
     "overall_score": RatingMap(1, 10),
 }
-NO_RATING = (
-    *("prompt", "response", "source", "subset", "group", "meta", "id", "index", "idx"),
-    *("row_id", "prompt_id", "text_id", "split_key", "length"),
-)
-"""Columns that are never an objective, even where they hold numbers."""
-
 
 # Pairs
 
@@ -90,13 +85,15 @@ def _chosen_rejected(columns: Collection[str]) -> FileLayout[RawPair] | None:
         return None
     prompt = prompt_column(columns)
     margins = {"margin"}.union(*(pair for pair in SCORED_PAIRS if set(pair) <= set(columns)))
-    reads = {"chosen", "rejected", *ROW_COLUMNS, *CONTEXT, *NOT_RENDERED, *margins}
-    if prompt is None:
-        name, reads = "chosen, rejected (the prompt is in both)", frozenset(reads)
-    else:
-        name = f"{prompt.name}, chosen, rejected"
-        reads = prompt.reads | reads
-    return FileLayout(name, partial(_pairs, prompt=prompt), frozenset(reads), has_source=True)
+    reads = _reads(prompt, "chosen", "rejected", *margins)
+    name = f"{prompt.name}, chosen, rejected" if prompt else "chosen, rejected with the prompt"
+    return FileLayout(name, partial(_pairs, prompt=prompt), reads, has_source=True)
+
+
+def _reads(prompt: PromptColumn | None, *columns: str) -> frozenset[str]:
+    of_prompt = () if prompt is None else (prompt.name,)
+    also = ("input",) if of_prompt == ("instruction",) else ()
+    return ROW_COLUMNS.union(of_prompt, also, columns)
 
 
 def _pairs(row: Row, prompt: PromptColumn | None) -> list[RawPair]:
@@ -134,9 +131,9 @@ def _swift(columns: Collection[str]) -> FileLayout[RawPair] | None:
     better = "messages" if "messages" in names else "response"
     if better not in names or (better == "response" and prompt is None):
         return None
-    context = prompt.reads if better == "response" and prompt else {*CONTEXT, *NOT_RENDERED}
-    reads = frozenset({*context, *ROW_COLUMNS, better, worse, "margin"})
-    adapt = partial(_swift_pair, prompt=prompt if better == "response" else None, worse=worse)
+    prompt = prompt if better == "response" else None
+    adapt = partial(_swift_pair, prompt=prompt, worse=worse)
+    reads = _reads(prompt, better, worse, "margin")
     return FileLayout("ms-swift ranking", adapt, reads, has_source=True)
 
 
@@ -145,7 +142,7 @@ def _swift_pair(row: Row, prompt: PromptColumn | None, worse: str) -> list[RawPa
     if prompt is not None:
         return [pair_of(row, prompt.read(row), row.get("response"), rejected, row.get("margin"))]
     if not isinstance(rejected, list):
-        before, _ = take_reply(row, None, row.get("messages"))
+        before, _ = take_reply(None, row.get("messages"))
         rejected = [*before, {"role": "assistant", "content": rejected}]
     return [pair_of(row, None, row.get("messages"), rejected, row.get("margin"))]
 
@@ -154,12 +151,12 @@ def _swift_pair(row: Row, prompt: PromptColumn | None, worse: str) -> list[RawPa
 
 
 def _rating(
-    row: Row, prompt: PromptColumn, response: str, attributes: Sequence[str]
+    row: Row, prompt: PromptColumn | None, response: str, attributes: Sequence[str]
 ) -> list[RawRating]:
-    before, reply = take_reply(row, prompt.read(row), row.get(response))
+    before, reply = take_reply(prompt.read(row) if prompt else None, row.get(response))
     return [
         RawRating(
-            before,
+            with_context(row, before),
             reply,
             {name: row.get(name) for name in attributes},
             source=row.get("source"),
@@ -216,25 +213,31 @@ def rating_layout(
         reads = frozenset(("instruction", "completions", "source"))
         return FileLayout("UltraFeedback", _ultrafeedback, reads, known, ULTRAFEEDBACK_SCALES)
     prompt = prompt_column(columns)
-    response = next((name for name in ("response", "completion") if name in columns), None)
-    fixed = {response, *ROW_COLUMNS, *NO_RATING, *(prompt.reads if prompt else ())}
-    rated = tuple(n for n, numeric in columns.items() if numeric and n not in fixed)
+    response = next((name for name in ("response", "completion") if name in columns), "messages")
+    fixed = _reads(prompt, response)
+    numeric = [name for name, is_number in columns.items() if is_number and name not in fixed]
+    rated = tuple(filter(is_rating, numeric))
     if unknown := [name for name in attributes if name not in columns]:
         raise ValueError(
             f"{unknown} are to be ratings (--rating-columns), but no columns; columns are "
             f"{sorted(columns)}"
         )
     rated = tuple(attributes) or rated
-    if prompt is None or response is None or not rated:
+    is_dialogue = response == "messages"
+    if prompt is None or response not in columns or not rated:
         raise _unknown("ratings", columns, RATING_LAYOUTS)
-    name, scales = f"{prompt.name}, {response}, ratings", cast("Mapping[str, RatingMap]", {})
+    name, scales = (
+        f"{'' if is_dialogue else f'{prompt.name}, '}{response}, ratings",
+        cast("Mapping[str, RatingMap]", {}),
+    )
     if set(HELPSTEER) <= set(rated):
         name, scales = "HelpSteer", HELPSTEER_SCALES
     elif {"is_safe", "category"} <= set(columns):
         name, scales = "BeaverTails", BEAVERTAILS_SCALES
-    adapt = partial(_rating, prompt=prompt, response=response, attributes=rated)
-    reads = frozenset({*prompt.reads, response, "source", "subset", "group", *rated})
-    return FileLayout(name, adapt, reads, rated, scales, has_source=True)
+    adapt = partial(
+        _rating, prompt=None if is_dialogue else prompt, response=response, attributes=rated
+    )
+    return FileLayout(name, adapt, fixed.union(rated), rated, scales, has_source=True)
 
 
 # Prompts
@@ -254,8 +257,8 @@ def prompt_layout(columns: Collection[str]) -> FileLayout[RawPrompt]:
     source = next((n for n in ("source", "data_source") if n in names), None)
     name = "verl" if "reward_model" in names else f"{prompt.name}, {label or 'no label'}"
     adapt = partial(_prompt, prompt=prompt, label=label, source=source)
-    reads = {*prompt.reads, "reward_model", label, source} - {None}
-    return FileLayout(name, adapt, frozenset(cast("set[str]", reads)))
+    read = [column for column in ("reward_model", label, source) if column]
+    return FileLayout(name, adapt, _reads(prompt, *read))
 
 
 def _prompt(
@@ -265,7 +268,8 @@ def _prompt(
     truth = row.get(label) if label else None
     if isinstance(graded, Mapping):
         truth = graded.get("ground_truth")
-    return [RawPrompt(prompt.read(row), truth, row.get(source) if source else None)]
+    origin = row.get(source) if source else None
+    return [RawPrompt(with_context(row, prompt.read(row)), truth, origin)]
 
 
 def _unknown(kind: str, columns: Collection[str], layouts: Sequence[str]) -> ValueError:

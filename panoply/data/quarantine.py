@@ -13,6 +13,10 @@ from panoply.files import whole_file
 EXCERPT_CHARACTERS = 200
 
 
+class BadRow(ValueError):
+    """A row that goes to quarantine; its message is the reason, and quotes no text."""
+
+
 class Quarantine:
     """Counts good rows and bad, and writes the bad ones to a JSONL file.
 
@@ -41,7 +45,10 @@ class Quarantine:
 
     def reject(self, file: str, row_number: int, reason: str, content: object) -> None:
         """Writes one bad row; `row_number` counts from 1."""
-        excerpt = json.dumps(content, ensure_ascii=False, default=str)[:EXCERPT_CHARACTERS]
+        try:
+            excerpt = json.dumps(content, ensure_ascii=False, default=str)[:EXCERPT_CHARACTERS]
+        except (RecursionError, ValueError):  # nested too deeply, or a number of too many digits
+            excerpt = ""
         line = {"file": file, "row": row_number, "reason": reason, "excerpt": excerpt}
         self._file.write(json.dumps(line) + "\n")
         self.reasons[reason] += 1

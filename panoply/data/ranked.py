@@ -13,8 +13,9 @@ from functools import partial
 from itertools import combinations
 from typing import cast
 
-from panoply.data.dialogue import ROW_COLUMNS, SPEAKERS, PromptColumn, pair_of, prompt_column
-from panoply.data.parse import BadRow, number
+from panoply.data.dialogue import ROW_COLUMNS, PromptColumn, pair_of, prompt_column
+from panoply.data.parse import number
+from panoply.data.quarantine import BadRow
 from panoply.data.rows import FileLayout, RawPair, Row
 from panoply.data.schema import Message
 
@@ -39,12 +40,12 @@ def list_layout(columns: Collection[str]) -> FileLayout[RawPair] | None:
         return None
     if {"instruction", "output"} <= set(columns) and not names:
         adapt = partial(_listed, prompt=prompt, column="output", order="")
-        reads = prompt.reads | {"output", *ROW_COLUMNS}
+        reads = ROW_COLUMNS | {"instruction", "input", "output"}
         return FileLayout("ranking: the better output first", adapt, reads, has_source=True)
     if not names:
         return None
     adapt = partial(_listed, prompt=prompt, column=names[0], order=orders[0] if orders else None)
-    reads = prompt.reads | {names[0], *orders[:1], *ROW_COLUMNS}
+    reads = ROW_COLUMNS | {prompt.name, names[0], *orders[:1]}
     return FileLayout("ranked responses", adapt, reads, has_source=True)
 
 
@@ -168,7 +169,7 @@ def _tree(row: Row) -> list[RawPair]:
 
 
 def _node_turn(node: Mapping[str, object]) -> Message:
-    role = SPEAKERS.get(str(node.get("role")))
-    if role is None:
+    roles = {"prompter": "user", "assistant": "assistant"}
+    if node.get("role") not in roles:
         raise BadRow("unknown role")
-    return {"role": role, "content": cast("str", node.get("text"))}
+    return {"role": roles[str(node["role"])], "content": cast("str", node.get("text"))}

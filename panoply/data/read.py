@@ -30,6 +30,8 @@ from panoply.data.locate import SourceName, find_files, source_name
 from panoply.data.ratings import RatingMap
 
 MAX_SOURCES = 64
+FEW_SOURCES = 8
+"""As many values are names of data sets even where each stands in one row alone."""
 
 
 @dataclass(frozen=True)
@@ -66,19 +68,22 @@ class Opened:
     def sources(self) -> tuple[str, ...]:
         """Returns the distinct values of the `source` column, sorted.
 
-        Empty without that column, and where it has more than MAX_SOURCES values, which then name
-        rows and not data sets.
+        Empty without that column, and where its values name rows and no data sets: more than
+        MAX_SOURCES, or hardly fewer than rows.
         """
         names: set[str] = set()
+        num_rows = 0
         if "source" not in self.columns:
             return ()
         for row in self.rows(["source"]):
             value = None if isinstance(row, Unreadable) else row.get("source")
             if isinstance(value, str) and value:
                 names.add(value)
+                num_rows += 1
             if len(names) > MAX_SOURCES:
                 return ()
-        return tuple(sorted(names))
+        are_ids = len(names) > FEW_SOURCES and 2 * len(names) > num_rows
+        return () if are_ids else tuple(sorted(names))
 
 
 def named_inputs(files: Sequence[str], config: FilesConfig) -> list[Input]:
