@@ -214,7 +214,8 @@ PUBLISHED: dict[str, tuple[dict[str, Any], float | None]] = {
         {"context": [user("Why?")], "response1": "So.", "response2": "No.", "domain": "general",
          "overall_preference": -2, "individual_preference": []}, 2.0),
     "HelpSteer2-Preference": (
-        {"prompt": "Why?", "response_1": "No.", "response_2": "So.", "preference_strength": 3}, 3.0),
+        {"prompt": "Why?", "response_1": "No.", "response_2": "So.", "preference_strength": 3},
+        3.0),
     "SHP, first": (
         {"history": "Why?", "human_ref_A": "So.", "human_ref_B": "No.", "labels": 1}, None),
     "SHP, second": (
