@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,13 @@ import pyarrow.parquet as pq
 from panoply.armorm.out_of_fold import check_learnable
 from panoply.config.armorm import ArmoRMConfig
 from panoply.config.files import FilesConfig, bounds_of_scales, names_of_ratings
-from panoply.data.ingest import Ingested, IngestLimits, ingest_pairs, ingest_ratings
+from panoply.data.ingest import Ingested, IngestLimits, Refusal, ingest_pairs, ingest_ratings
 from panoply.data.objectives import check_objectives
 from panoply.data.ratings import RatingMap
 from panoply.data.read import Input, named_inputs
 from panoply.data.schema import digest
 from panoply.data.split import check_parts, check_split
+from panoply.data.summary import summary_lines
 from panoply.data.tables import (
     PairTable,
     RatingTable,
@@ -44,8 +45,19 @@ class TrainingData:
     """Counts, quarantine and ids of the data."""
 
 
-def read_training_data(config: ArmoRMConfig, folder: Path) -> TrainingData:
+def read_training_data(
+    config: ArmoRMConfig,
+    folder: Path,
+    refusal: Refusal | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> TrainingData:
     """Reads, checks and splits the data of a run, from files or from the planted world.
+
+    Args:
+        config: of the run.
+        folder: place of the canonical files.
+        refusal: of the backbone's chat template; a row that it refuses goes to quarantine.
+        tell: takes each line on what was read: rows, quarantine, rating scales.
 
     Raises:
         FileNotFoundError: an input does not exist.
@@ -66,8 +78,11 @@ def read_training_data(config: ArmoRMConfig, folder: Path) -> TrainingData:
         truth = world.truth
     rating_limits = IngestLimits(max_rows_per_source=config.max_ratings_per_source or None)
     pair_limits = IngestLimits(max_rows_per_source=config.max_pairs_per_source or None)
-    rated = ingest_ratings(rating_inputs, folder, rating_limits)
-    paired = ingest_pairs(pair_inputs, folder, pair_limits)
+    rated = ingest_ratings(rating_inputs, folder, rating_limits, refusal)
+    paired = ingest_pairs(pair_inputs, folder, pair_limits, refusal)
+    for line in (*summary_lines(rated), *summary_lines(paired)):
+        if tell:
+            tell(line)
 
     objectives = check_objectives(rated.objectives, config.objectives.min_ratings)
     summary = {"ratings": _summary(rated, config.seed), "pairs": _summary(paired, config.seed)}

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Generic
+from typing import Any, Generic, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,10 +33,14 @@ from panoply.data.quarantine import BadRow, Quarantine
 from panoply.data.ratings import RatingMap
 from panoply.data.read import Input, Opened, open_inputs
 from panoply.data.repeats import Repeats
-from panoply.data.rows import FileLayout, Raw, RawPair, RawRating, Row
-from panoply.data.schema import PAIRS, RATING_ROW, ratings_schema, uniform
+from panoply.data.rows import Raw, RawPair, RawRating, Row
+from panoply.data.schema import PAIRS, RATING_ROW, Prompt, ratings_schema, uniform
+from panoply.data.sources import numbers_left_out, sources_of
 from panoply.data.validate import Canonical, clean_pair, clean_rating, with_row_ids
 from panoply.files import whole_file
+
+Refusal: TypeAlias = Callable[[Prompt], str]
+"""The reason why a model's template cannot write a prompt, empty where it can; of a renderer."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +106,18 @@ class _Job(Generic[Raw]):
 
 
 def ingest_pairs(
-    inputs: Sequence[Input], out: Path, limits: IngestLimits | None = None
+    inputs: Sequence[Input],
+    out: Path,
+    limits: IngestLimits | None = None,
+    refusal: Refusal | None = None,
 ) -> Ingested:
     """Writes `pairs.parquet` (columns `schema.PAIRS`) and `pairs.quarantine.jsonl` into `out`.
+
+    Args:
+        inputs: the data.
+        out: folder of the two files.
+        limits: on rows and on the share of bad ones.
+        refusal: of a model's template; a row that it refuses goes to quarantine.
 
     Raises:
         FileNotFoundError: an input does not exist.
@@ -116,20 +129,23 @@ def ingest_pairs(
     for opened in open_inputs(inputs):
         with _naming(opened):
             layout = pair_layout(opened.columns)
-            source, _ = _sources(opened, layout, notes)
+            source, _ = sources_of(opened, layout, notes)
         jobs.append(_Job(opened, layout.adapt, partial(_clean_pair, source=source)))
     path = Path(out) / "pairs.parquet"
-    ingested = _ingest(jobs, path, PAIRS, limits or IngestLimits(), {})
+    ingested = _ingest(jobs, path, PAIRS, limits or IngestLimits(), {}, refusal)
     return replace(ingested, notes=tuple(notes))
 
 
 def ingest_ratings(
-    inputs: Sequence[Input], out: Path, limits: IngestLimits | None = None
+    inputs: Sequence[Input],
+    out: Path,
+    limits: IngestLimits | None = None,
+    refusal: Refusal | None = None,
 ) -> Ingested:
     """Writes `ratings.parquet` (`schema.ratings_schema`) and `ratings.quarantine.jsonl`.
 
     Objectives are named "<source>-<attribute>"; ratings stay in the raw scale. The map of each to
-    [0, 1] is written into the file, see `objectives.read_maps`.
+    [0, 1] is written into the file, see `objectives.read_maps`. Arguments as of `ingest_pairs`.
 
     Raises:
         FileNotFoundError: an input does not exist.
@@ -143,8 +159,8 @@ def ingest_ratings(
     for opened in open_inputs(inputs):
         with _naming(opened):
             layout = rating_layout(opened.columns, opened.origin.attributes)
-            source, sources = _sources(opened, layout, notes)
-            notes += _left_out(opened, layout)
+            source, sources = sources_of(opened, layout, notes)
+            notes += numbers_left_out(opened, layout)
             names: dict[str, dict[str, str]] = {}
             attributes: dict[str, str] = {}
             for name in sources:
@@ -156,7 +172,7 @@ def ingest_ratings(
         jobs.append(_Job(opened, layout.adapt, clean))
     path = Path(out) / "ratings.parquet"
     schema = ratings_schema(tuple(objectives))
-    ingested = _ingest(jobs, path, schema, limits or IngestLimits(), declared)
+    ingested = _ingest(jobs, path, schema, limits or IngestLimits(), declared, refusal)
     return replace(ingested, notes=tuple(notes))
 
 
@@ -170,42 +186,6 @@ def _naming(opened: Opened) -> Generator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"{opened.label}: {error}") from error
-
-
-def _sources(
-    opened: Opened, layout: FileLayout[RawPair] | FileLayout[RawRating], notes: list[str]
-) -> tuple[str | None, tuple[str, ...]]:
-    """Returns the one source of a file, or None where its rows name theirs; and all sources.
-
-    The column `source` counts where its values name data sets, see `Opened.sources`. Where they
-    name rows, or all rows have one origin (a repository, a URL), which several files may share, the
-    file's name counts, and `notes` says so.
-    """
-    if opened.origin.name:
-        return opened.origin.name, (opened.origin.name,)
-    sources = opened.sources() if layout.has_source else ()
-    is_origin = len(sources) == 1 and "/" in sources[0] and opened.name is not None
-    if sources and not is_origin:
-        return None, sources
-    if opened.name is None:
-        raise ValueError(
-            "the table has no column 'source' that names data sets; give the input a name"
-        )
-    if layout.has_source and "source" in opened.columns:
-        what = f"is {sources[0]!r} alone" if sources else "names rows and not data sets"
-        notes.append(
-            f"{opened.label}: column 'source' {what}; all rows count as source {opened.name!r}"
-        )
-    return opened.name, (opened.name,)
-
-
-def _left_out(opened: Opened, layout: FileLayout[RawRating]) -> list[str]:
-    """Returns a sentence on the columns of numbers that were not taken as ratings, if any."""
-    numeric = {name for name, is_number in opened.columns.items() if is_number}
-    others = sorted(numeric - set(layout.attributes))
-    if not others:
-        return []
-    return [f"{opened.label}: columns of numbers that are not read as ratings: {', '.join(others)}"]
 
 
 # Rows
@@ -231,11 +211,13 @@ def _row_source(raw: RawPair | RawRating) -> str:
     return raw.source
 
 
-def _good_rows(jobs: Iterable[_Job[Raw]], quarantine: Quarantine) -> Iterator[Canonical]:
+def _good_rows(
+    jobs: Iterable[_Job[Raw]], quarantine: Quarantine, refusal: Refusal | None
+) -> Iterator[Canonical]:
     for job in jobs:
         num_before = quarantine.num_good
         for number, row in enumerate(job.opened.rows(None), start=1):
-            for canonical in _clean_all(job, row, number, quarantine):
+            for canonical in _clean_all(job, row, number, quarantine, refusal):
                 quarantine.num_good += 1
                 yield canonical
         if quarantine.num_good == num_before:
@@ -246,7 +228,11 @@ def _good_rows(jobs: Iterable[_Job[Raw]], quarantine: Quarantine) -> Iterator[Ca
 
 
 def _clean_all(
-    job: _Job[Raw], row: Row | Unreadable, number: int, quarantine: Quarantine
+    job: _Job[Raw],
+    row: Row | Unreadable,
+    number: int,
+    quarantine: Quarantine,
+    refusal: Refusal | None,
 ) -> Iterator[Canonical]:
     """Yields the good rows that a row of a file holds; bad ones go to quarantine."""
     label = job.opened.label
@@ -263,9 +249,13 @@ def _clean_all(
             quarantine.num_ties += 1
             continue
         try:
-            yield job.clean(raw)
+            canonical = job.clean(raw)
+            if refusal and (reason := refusal(canonical["prompt"])):
+                raise BadRow(reason)
         except BadRow as error:
             quarantine.reject(label, number, str(error), row)
+        else:
+            yield canonical
 
 
 def _draw(rows: Iterable[Canonical], limits: IngestLimits) -> Iterator[Canonical]:
@@ -295,12 +285,15 @@ def _ingest(
     schema: pa.Schema,
     limits: IngestLimits,
     declared: Mapping[str, RatingMap],
+    refusal: Refusal | None,
 ) -> Ingested:
     path.parent.mkdir(parents=True, exist_ok=True)
     quarantine_file = path.with_name(f"{path.stem}.quarantine.jsonl")
     with Quarantine(quarantine_file) as quarantine, whole_file(path) as partial_file:
         repeats = Repeats()
-        rows = _draw(with_row_ids(repeats.count(_good_rows(jobs, quarantine)), schema), limits)
+        rows = _draw(
+            with_row_ids(repeats.count(_good_rows(jobs, quarantine, refusal)), schema), limits
+        )
         with pq.ParquetWriter(partial_file, schema, compression="zstd") as writer:
             num_rows, observed = _write_rows(rows, schema, writer)
             maps = complete_maps(observed, declared)

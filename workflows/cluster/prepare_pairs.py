@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 
 from actors.reward_trainer import PairRows
 from panoply.config.preference import Mixed, PairTrainingConfig
@@ -20,9 +20,10 @@ from panoply.data.ingest import IngestLimits, ingest_pairs
 from panoply.data.read import Input, named_inputs
 from panoply.data.schema import digest, uniform
 from panoply.data.split import check_parts
+from panoply.data.summary import summary_lines
 from panoply.data.tables import PairTable, load_pairs
 from panoply.data.tokens import TokenPairs, write_tokens
-from panoply.hub.backbone.pretrained import resolve
+from panoply.hub.backbone.pretrained import load_renderer, resolve
 from panoply.hub.backbone.renderer import Renderer
 from panoply.model.tree import TokenTree
 from panoply.preference.batch_sampler import BatchSampler
@@ -51,8 +52,12 @@ class Preferences:
         return np.where(self.flipped_P, -1, 1)
 
 
-def read_pairs(config: PairTrainingConfig, folder: Path) -> Preferences:
-    """Reads, checks and splits the pairs of a run.
+def read_pairs(
+    config: PairTrainingConfig, folder: Path, logger: RunLogger | None = None
+) -> Preferences:
+    """Reads, checks and splits the pairs of a run, and tells what was read.
+
+    Pairs whose prompt the backbone's chat template refuses go to quarantine.
 
     Raises:
         FileNotFoundError: an input does not exist.
@@ -68,7 +73,11 @@ def read_pairs(config: PairTrainingConfig, folder: Path) -> Preferences:
         )
         inputs = [Input(world.pairs)]
     limits = IngestLimits(max_rows_per_source=config.max_pairs_per_source or None)
-    ingested = ingest_pairs(inputs, folder, limits)
+    renderer = load_renderer(config.backbone.model, config.backbone.rendering)
+    ingested = ingest_pairs(inputs, folder, limits, renderer.refusal)
+    if logger:
+        for line in summary_lines(ingested):
+            logger.info(line)
     parts = check_parts(ingested.path, config.seed)
     table = load_pairs(ingested.path, seed=config.seed, num_folds=2)
     columns = pq.read_table(ingested.path, columns=["row_id", "margin", "weight"])
@@ -113,7 +122,7 @@ def tokenize(
             the tokenizer but not to the model.
     """
     folder = resolve(config.backbone.model)
-    renderer = Renderer(AutoTokenizer.from_pretrained(folder), config.backbone.rendering)
+    renderer = load_renderer(config.backbone.model, config.backbone.rendering)
     cut = {"prompts_cut": 0, "responses_cut": 0}
     if not path.exists():
         with logger.bar("rendering pairs", preferences.summary["rows"]) as advance:
