@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 
 from panoply.armorm.out_of_fold import check_learnable
 from panoply.config.armorm import ArmoRMConfig
-from panoply.config.files import FilesConfig, bounds_of_scales, names_of_ratings
+from panoply.config.files import FilesConfig
 from panoply.data.ingest import Ingested, IngestLimits, Refusal, ingest_pairs, ingest_ratings
 from panoply.data.objectives import check_objectives
 from panoply.data.ratings import RatingMap
-from panoply.data.read import Input, named_inputs
+from panoply.data.read import Input, named_inputs, rating_inputs
 from panoply.data.schema import digest
 from panoply.data.split import check_parts, check_split
 from panoply.data.summary import summary_lines
@@ -63,8 +63,13 @@ def read_training_data(
         FileNotFoundError: an input does not exist.
         ValueError: an input that cannot be used; the message says why and what to do.
     """
-    rating_inputs = _rating_inputs(config)
-    pair_inputs = named_inputs(config.pairs, config)
+    rating_files = rating_inputs(
+        config.ratings,
+        FilesConfig(source=config.rating_source),
+        columns=config.rating_columns,
+        scales=config.rating_scales,
+    )
+    pair_files = named_inputs(config.pairs, config)
     truth: Truth | None = None
     if (planted := config.planted) is not None:
         world = make_world(
@@ -74,12 +79,12 @@ def read_training_data(
             homogeneous=planted.homogeneous,
         )
         scales = {name: RatingMap(*bounds) for name, bounds in world.scales.items()}
-        rating_inputs, pair_inputs = [Input(world.ratings, scales=scales)], [Input(world.pairs)]
+        rating_files, pair_files = [Input(world.ratings, scales=scales)], [Input(world.pairs)]
         truth = world.truth
     rating_limits = IngestLimits(max_rows_per_source=config.max_ratings_per_source or None)
     pair_limits = IngestLimits(max_rows_per_source=config.max_pairs_per_source or None)
-    rated = ingest_ratings(rating_inputs, folder, rating_limits, refusal)
-    paired = ingest_pairs(pair_inputs, folder, pair_limits, refusal)
+    rated = ingest_ratings(rating_files, folder, rating_limits, refusal)
+    paired = ingest_pairs(pair_files, folder, pair_limits, refusal)
     for line in (*summary_lines(rated), *summary_lines(paired)):
         if tell:
             tell(line)
@@ -101,15 +106,6 @@ def read_training_data(
         truth=truth,
         summary=summary,
     )
-
-
-def _rating_inputs(config: ArmoRMConfig) -> list[Input]:
-    names = FilesConfig(columns=config.columns, source=config.rating_source)
-    bounds = bounds_of_scales(config.rating_scales)
-    scales = {name: RatingMap(low, high) for name, (low, high) in bounds.items()}
-    attributes = names_of_ratings(config.rating_columns)
-    inputs = named_inputs(config.ratings, names)
-    return [replace(origin, scales=scales, attributes=attributes) for origin in inputs]
 
 
 def _summary(ingested: Ingested, seed: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from panoply.config.files import (
     bounds_of_scales,
     check_files,
     check_source,
+    names_of_ratings,
 )
 
 
@@ -96,8 +97,8 @@ class ArmoRMConfig(FilesConfig):
     ratings: tuple[str, ...] = ()
     """Rating files: Parquet, JSONL, or hub names."""
     rating_columns: tuple[str, ...] = ()
-    """Columns of the rating files that are ratings; empty: those that hold numbers, but no ids,
-    times or counts."""
+    """Columns of the rating files that are ratings, as in `tone,quality`; empty: those that hold
+    numbers, but no ids, times or counts. `prompt=question` names a column of a known layout."""
     rating_scales: tuple[str, ...] = ()
     """Lowest and highest rating of a column or objective, as in `tone=1:5`; without one the
     published scale holds, or the range of the ratings."""
@@ -142,6 +143,7 @@ class ArmoRMConfig(FilesConfig):
             raise ValueError("the planted world brings its own data; drop `--ratings`, `--pairs`")
         check_files(self, self.pairs, "pairs")
         check_source(self.rating_source, self.ratings, "rating_source", "ratings")
+        names_of_ratings(self.rating_columns)
         bounds_of_scales(self.rating_scales)
         require(self.num_workers >= 0, "num_workers", self.num_workers, ">= 0")
         require(self.wait_minutes > 0, "wait_minutes", self.wait_minutes, "positive")

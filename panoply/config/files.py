@@ -13,8 +13,8 @@ class FilesConfig:
     """Names of columns and sources in the files of a run."""
 
     columns: tuple[str, ...] = ()
-    """Columns of the files under the names of a known layout, as in `chosen=better,rejected=worse`;
-    it holds for every file that has such a column."""
+    """Columns under the names of a known layout, as in `chosen=better,rejected=worse`; it holds for
+    every file that has such a column."""
     source: tuple[str, ...] = ()
     """Name of the files' source: one for all, or one for each file in its order. Empty: their
     column `source` where it names data sets, else the name of the file."""
@@ -84,6 +84,13 @@ def bounds_of_scales(scales: Sequence[str]) -> dict[str, tuple[float, float]]:
     return bounds
 
 
-def names_of_ratings(columns: Sequence[str]) -> tuple[str, ...]:
-    """Returns the rated columns, which may be separated by commas or blanks."""
-    return tuple(name.strip() for name in ",".join(columns).split(",") if name.strip())
+def names_of_ratings(columns: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Returns the columns that are ratings, and those that a layout has under another name.
+
+    Raises:
+        ValueError: see `names_of_columns`.
+    """
+    entries = [entry.strip() for entry in ",".join(columns).split(",")]
+    named = [entry for entry in entries if "=" in entry]
+    rated = tuple(entry for entry in entries if entry and "=" not in entry)
+    return rated, names_of_columns(named)

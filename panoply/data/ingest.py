@@ -35,7 +35,7 @@ from panoply.data.read import Input, Opened, open_inputs
 from panoply.data.repeats import Repeats
 from panoply.data.rows import Raw, RawPair, RawRating, Row
 from panoply.data.schema import PAIRS, RATING_ROW, Prompt, ratings_schema, uniform
-from panoply.data.sources import numbers_left_out, sources_of
+from panoply.data.sources import columns_unread, numbers_left_out, sources_of
 from panoply.data.validate import Canonical, clean_pair, clean_rating, with_row_ids
 from panoply.files import whole_file
 
@@ -130,6 +130,7 @@ def ingest_pairs(
         with _naming(opened):
             layout = pair_layout(opened.columns)
             source, _ = sources_of(opened, layout, notes)
+            notes += columns_unread(opened, layout)
         jobs.append(_Job(opened, layout.adapt, partial(_clean_pair, source=source)))
     path = Path(out) / "pairs.parquet"
     ingested = _ingest(jobs, path, PAIRS, limits or IngestLimits(), {}, refusal)

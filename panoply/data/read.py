@@ -14,7 +14,12 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from panoply.config.files import FilesConfig, names_of_columns
+from panoply.config.files import (
+    FilesConfig,
+    bounds_of_scales,
+    names_of_columns,
+    names_of_ratings,
+)
 from panoply.data.formats import (
     BATCH_ROWS,
     SUFFIXES,
@@ -93,6 +98,19 @@ def named_inputs(files: Sequence[str], config: FilesConfig) -> list[Input]:
     if len(names) == 1:
         names = [names[0]] * len(files)
     return [Input(file, name, columns=columns) for file, name in zip(files, names, strict=True)]
+
+
+def rating_inputs(
+    files: Sequence[str], config: FilesConfig, *, columns: Sequence[str], scales: Sequence[str]
+) -> list[Input]:
+    """Returns the inputs of rating files, with the names, columns and scales that flags give."""
+    maps = {name: RatingMap(*ends) for name, ends in bounds_of_scales(scales).items()}
+    attributes, renamed = names_of_ratings(columns)
+    named: list[Input] = []
+    for origin in named_inputs(files, config):
+        all_columns = {**origin.columns, **renamed}
+        named.append(replace(origin, scales=maps, attributes=attributes, columns=all_columns))
+    return named
 
 
 def open_inputs(inputs: Sequence[Input]) -> list[Opened]:

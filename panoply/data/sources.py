@@ -33,6 +33,14 @@ def sources_of(
     return opened.name, (opened.name,)
 
 
+def columns_unread(opened: Opened, layout: FileLayout[RawPair]) -> list[str]:
+    """Returns a sentence on the columns of a file that its layout does not read, if any."""
+    unread = sorted(set(opened.columns) - layout.reads)
+    if not unread:
+        return []
+    return [f"{opened.label}: read as {layout.name}; columns not read: {', '.join(unread)}"]
+
+
 def numbers_left_out(opened: Opened, layout: FileLayout[RawRating]) -> list[str]:
     """Returns a sentence on the columns of numbers that were not taken as ratings, if any."""
     numeric = {name for name, is_number in opened.columns.items() if is_number}

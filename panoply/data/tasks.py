@@ -57,9 +57,7 @@ def read_tasks(origin: Input) -> list[Task]:
     return list(tasks.values())
 
 
-def _task(
-    row: Row | Unreadable, layout: FileLayout[RawPrompt], name: str, file_name: str
-) -> Task:
+def _task(row: Row | Unreadable, layout: FileLayout[RawPrompt], name: str, file_name: str) -> Task:
     """Returns a row's prompt, of the source `name`, else of its own, else of its file's name."""
     if isinstance(row, Unreadable):
         raise BadRow("line is no record")
