@@ -65,7 +65,10 @@ def run_cross_eval(config: CrossEvalConfig, logger: RunLogger) -> dict[str, Any]
     folders = [Path(name).expanduser().absolute() for name in config.models]
     manifests = dict(zip(labels(folders), map(read_manifest, folders), strict=True))
     check_or_write_config(out, "config.json", asdict(config))
-    limits = IngestLimits(max_rows_per_source=config.max_pairs_per_source or None)
+    limits = IngestLimits(
+        max_rows_per_source=config.max_pairs_per_source or None,
+        max_quarantine_share=config.max_quarantine_share,
+    )
     ingested = ingest_pairs(named_inputs(config.pairs, config), out / "data", limits)
     pairs = load_pairs(ingested.path, seed=0, num_folds=2)  # all parts count: the split is theirs
     seen = {

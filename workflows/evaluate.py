@@ -47,7 +47,10 @@ def run_evaluate(config: EvaluateConfig, logger: RunLogger) -> dict[str, Any]:
     out, folder = run_folder(config.out), Path(config.model).expanduser().absolute()
     manifest = read_manifest(folder)
     check_or_write_config(out, "config.json", asdict(config))
-    limits = IngestLimits(max_rows_per_source=config.max_pairs_per_source or None)
+    limits = IngestLimits(
+        max_rows_per_source=config.max_pairs_per_source or None,
+        max_quarantine_share=config.max_quarantine_share,
+    )
     inputs = named_inputs(config.pairs, config)
     board = read_board(config.board, inputs)
     ingested = ingest_pairs(inputs, out / "data", limits)

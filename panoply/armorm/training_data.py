@@ -81,8 +81,9 @@ def read_training_data(
         scales = {name: RatingMap(*bounds) for name, bounds in world.scales.items()}
         rating_files, pair_files = [Input(world.ratings, scales=scales)], [Input(world.pairs)]
         truth = world.truth
-    rating_limits = IngestLimits(max_rows_per_source=config.max_ratings_per_source or None)
-    pair_limits = IngestLimits(max_rows_per_source=config.max_pairs_per_source or None)
+    share = config.max_quarantine_share
+    rating_limits = IngestLimits(config.max_ratings_per_source or None, share)
+    pair_limits = IngestLimits(config.max_pairs_per_source or None, share)
     rated = ingest_ratings(rating_files, folder, rating_limits, refusal)
     paired = ingest_pairs(pair_files, folder, pair_limits, refusal)
     for line in (*summary_lines(rated), *summary_lines(paired)):

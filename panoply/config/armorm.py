@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from panoply.config import BackboneConfig, require
 from panoply.config.files import (
-    FilesConfig,
+    LabeledFilesConfig,
     bounds_of_scales,
     check_files,
     check_source,
@@ -87,7 +87,7 @@ class SyntheticConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ArmoRMConfig(FilesConfig):
+class ArmoRMConfig(LabeledFilesConfig):
     """Settings of an ArmoRM run."""
 
     out: str = "runs/armorm"

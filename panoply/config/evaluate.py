@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from panoply.config import require
-from panoply.config.files import FilesConfig, check_files
+from panoply.config.files import LabeledFilesConfig, check_files
 
 Board: TypeAlias = Literal["none", "rmbench"]
 """Public boards, each a module of `panoply.boards`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluateConfig(FilesConfig):
+class EvaluateConfig(LabeledFilesConfig):
     """Score preference pairs with a finished reward model and the scorers it was compared with."""
 
     model: str
@@ -36,7 +36,7 @@ class EvaluateConfig(FilesConfig):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CrossEvalConfig(FilesConfig):
+class CrossEvalConfig(LabeledFilesConfig):
     """Score preference pairs with several models, by source, on prompts that none has seen."""
 
     models: tuple[str, ...]

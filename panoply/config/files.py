@@ -20,6 +20,14 @@ class FilesConfig:
     column `source` where it names data sets, else the name of the file."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabeledFilesConfig(FilesConfig):
+    """Names in the files of pairs and ratings of a run, and the bad rows that they may have."""
+
+    max_quarantine_share: float = 0.2
+    """Largest share of bad rows, which are left out; a larger one stops the run."""
+
+
 def check_files(config: FilesConfig, files: Sequence[str], flag: str) -> None:
     """Checks the names that are given to files.
 
@@ -33,6 +41,9 @@ def check_files(config: FilesConfig, files: Sequence[str], flag: str) -> None:
             many as the files.
     """
     names_of_columns(config.columns)
+    if isinstance(config, LabeledFilesConfig):
+        share = config.max_quarantine_share
+        require(0 <= share <= 1, "max_quarantine_share", share, "in [0, 1]")
     check_source(config.source, files, "source", flag)
 
 

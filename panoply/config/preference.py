@@ -12,7 +12,7 @@ from typing import ClassVar, Literal, TypeAlias, get_args
 
 from panoply.config import DType, Rendering, require
 from panoply.config.armorm import SyntheticConfig
-from panoply.config.files import FilesConfig, check_files
+from panoply.config.files import LabeledFilesConfig, check_files
 
 Reference: TypeAlias = Literal["precomputed", "copy", "adapters_off"]
 Normalizer: TypeAlias = Literal["none", "l2", "loss", "loss+"]
@@ -240,7 +240,7 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PairTrainingConfig(FilesConfig):
+class PairTrainingConfig(LabeledFilesConfig):
     """A reward model trained on pairs: the data, the model and the method."""
 
     planted: SyntheticConfig | None = None

@@ -209,9 +209,11 @@ def rating_layout(
         ValueError: the columns are of no known layout, or a rating is none of them.
     """
     if {"instruction", "completions"} <= set(columns):
-        known = tuple(ULTRAFEEDBACK_SCALES)
+        rated_columns = tuple(ULTRAFEEDBACK_SCALES)
         reads = frozenset(("instruction", "completions", "source"))
-        return FileLayout("UltraFeedback", _ultrafeedback, reads, known, ULTRAFEEDBACK_SCALES)
+        return FileLayout(
+            "UltraFeedback", _ultrafeedback, reads, rated_columns, ULTRAFEEDBACK_SCALES
+        )
     prompt = prompt_column(columns)
     response = next((name for name in ("response", "completion") if name in columns), "messages")
     fixed = _reads(prompt, response)

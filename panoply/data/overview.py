@@ -156,10 +156,10 @@ def _show(path: Path, overview: Overview, num_shown: int, seed: int) -> None:
     """Adds rows that are spread evenly over the file."""
     with pq.ParquetFile(path) as file:
         num_rows = file.metadata.num_rows
-        wanted = {i * num_rows // num_shown for i in range(num_shown)} if num_shown else set[int]()
+        places = {i * num_rows // num_shown for i in range(num_shown)} if num_shown else set[int]()
         position = 0
         for batch in file.iter_batches():
-            inside = [i for i in wanted if position <= i < position + batch.num_rows]
+            inside = [i for i in places if position <= i < position + batch.num_rows]
             overview.rows += (
                 _shown(batch.slice(i - position, 1).to_pylist()[0], seed) for i in sorted(inside)
             )
@@ -168,9 +168,18 @@ def _show(path: Path, overview: Overview, num_shown: int, seed: int) -> None:
 
 def _shown(row: dict[str, Any], seed: int) -> ShownRow:
     responses = {name: row[name] for name in ("chosen", "rejected", "response") if name in row}
-    known = {"row_id", "prompt_id", "split_key", "source", "subset", "prompt", *responses}
-    known |= {"chosen_id", "rejected_id", "text_id", "length", "chosen_length", "rejected_length"}
-    labels = {name: value for name, value in row.items() if name not in known and value is not None}
+    not_labels = {"row_id", "prompt_id", "split_key", "source", "subset", "prompt", *responses}
+    not_labels |= {
+        "chosen_id",
+        "rejected_id",
+        "text_id",
+        "length",
+        "chosen_length",
+        "rejected_length",
+    }
+    labels = {
+        name: value for name, value in row.items() if name not in not_labels and value is not None
+    }
     parts = (row["source"], row["subset"], part_of(row["split_key"], seed))
     return ShownRow(", ".join(filter(None, parts)), row["prompt"], responses, labels)
 

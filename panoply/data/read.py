@@ -227,8 +227,8 @@ def _renamed(opened: Opened) -> Opened:
 def _renamed_rows(
     read: ReadRows, present: Mapping[str, str], gone: set[str], columns: list[str] | None
 ) -> Rows:
-    wanted = None if columns is None else [present.get(name, name) for name in columns]
-    for row in read(wanted):
+    file_columns = None if columns is None else [present.get(name, name) for name in columns]
+    for row in read(file_columns):
         if isinstance(row, Unreadable):
             yield row
             continue

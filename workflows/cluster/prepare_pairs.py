@@ -72,7 +72,10 @@ def read_pairs(
             homogeneous=planted.homogeneous,
         )
         inputs = [Input(world.pairs)]
-    limits = IngestLimits(max_rows_per_source=config.max_pairs_per_source or None)
+    limits = IngestLimits(
+        max_rows_per_source=config.max_pairs_per_source or None,
+        max_quarantine_share=config.max_quarantine_share,
+    )
     renderer = load_renderer(config.backbone.model, config.backbone.rendering)
     ingested = ingest_pairs(inputs, folder, limits, renderer.refusal)
     if logger:
