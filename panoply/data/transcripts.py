@@ -46,7 +46,7 @@ UNREAD_TEMPLATES = (
     ("[INST]", "[/INST]"),
     ("<|im_start|>", "<|im_end|>"),
     ("<|start_header_id|>", "<|eot_id|>"),
-    ("<|user|>", "<|assistant|>"),
+    ("<|user|>\n", ""),
     ("<|system|>", "<|assistant|>"),
 )
 """Beginnings of rendered text, and what such a text also holds, where no parser has read it."""
@@ -133,6 +133,8 @@ def _rendered(text: str) -> list[Message] | None:
             turns, reply = parse(body, family)
         except RequestError:
             continue
+        if form.alternates and reply is None and turns[-1]["role"] != "assistant":
+            continue  # its markers are plain words, and nothing closes them
         if any("<<SYS>>" in turn["content"] for turn in turns):
             raise BadRow("text is rendered by Llama 2's chat template, which is not read")
         last = [] if reply is None else [{"role": "assistant", "content": reply}]
