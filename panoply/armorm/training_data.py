@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 
 from panoply.armorm.out_of_fold import check_learnable
 from panoply.config.armorm import ArmoRMConfig
+from panoply.config.files import FilesConfig
 from panoply.data.ingest import Ingested, IngestLimits, Refusal, ingest_pairs, ingest_ratings
 from panoply.data.objectives import check_objectives
 from panoply.data.ratings import RatingMap
-from panoply.data.read import Input
+from panoply.data.read import Input, named_inputs, rating_inputs
 from panoply.data.schema import digest
 from panoply.data.split import check_parts, check_split
 from panoply.data.summary import summary_lines
@@ -62,8 +63,13 @@ def read_training_data(
         FileNotFoundError: an input does not exist.
         ValueError: an input that cannot be used; the message says why and what to do.
     """
-    rating_inputs = [Input(name) for name in config.ratings]
-    pair_inputs = [Input(name) for name in config.pairs]
+    rating_files = rating_inputs(
+        config.ratings,
+        FilesConfig(source=config.rating_source),
+        columns=config.rating_columns,
+        scales=config.rating_scales,
+    )
+    pair_files = named_inputs(config.pairs, config)
     truth: Truth | None = None
     if (planted := config.planted) is not None:
         world = make_world(
@@ -73,12 +79,13 @@ def read_training_data(
             homogeneous=planted.homogeneous,
         )
         scales = {name: RatingMap(*bounds) for name, bounds in world.scales.items()}
-        rating_inputs, pair_inputs = [Input(world.ratings, scales=scales)], [Input(world.pairs)]
+        rating_files, pair_files = [Input(world.ratings, scales=scales)], [Input(world.pairs)]
         truth = world.truth
-    rating_limits = IngestLimits(max_rows_per_source=config.max_ratings_per_source or None)
-    pair_limits = IngestLimits(max_rows_per_source=config.max_pairs_per_source or None)
-    rated = ingest_ratings(rating_inputs, folder, rating_limits, refusal)
-    paired = ingest_pairs(pair_inputs, folder, pair_limits, refusal)
+    share = config.max_quarantine_share
+    rating_limits = IngestLimits(config.max_ratings_per_source or None, share)
+    pair_limits = IngestLimits(config.max_pairs_per_source or None, share)
+    rated = ingest_ratings(rating_files, folder, rating_limits, refusal)
+    paired = ingest_pairs(pair_files, folder, pair_limits, refusal)
     for line in (*summary_lines(rated), *summary_lines(paired)):
         if tell:
             tell(line)

@@ -20,14 +20,8 @@ from typing import Any, Generic, TypeAlias
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from panoply.data.layouts import (
-    Raw,
-    RawPair,
-    RawRating,
-    Row,
-    pair_layout,
-    rating_layout,
-)
+from panoply.data.formats import BATCH_ROWS, Unreadable
+from panoply.data.layouts import pair_layout, rating_layout
 from panoply.data.objectives import (
     Observed,
     complete_maps,
@@ -37,10 +31,11 @@ from panoply.data.objectives import (
 )
 from panoply.data.quarantine import BadRow, Quarantine
 from panoply.data.ratings import RatingMap
-from panoply.data.read import BATCH_ROWS, Input, Opened, Unreadable, open_input
+from panoply.data.read import Input, Opened, open_inputs
 from panoply.data.repeats import Repeats
+from panoply.data.rows import Raw, RawPair, RawRating, Row
 from panoply.data.schema import PAIRS, RATING_ROW, Prompt, ratings_schema, uniform
-from panoply.data.sources import numbers_left_out, sources_of
+from panoply.data.sources import columns_unread, numbers_left_out, sources_of
 from panoply.data.validate import Canonical, clean_pair, clean_rating, with_row_ids
 from panoply.files import whole_file
 
@@ -90,6 +85,8 @@ class Ingested:
     """Number and range of the ratings by objective; empty for pairs."""
     maps: Mapping[str, RatingMap]
     """Rating maps, declared or inferred; none for an objective without two distinct ratings."""
+    num_ties: int = 0
+    """Pairs of responses that are ranked alike, which are left out."""
     declared: frozenset[str] = frozenset()
     """Objectives whose scale was named or published, and not inferred from the ratings."""
     repeats: Repeats = field(default_factory=Repeats)
@@ -129,10 +126,11 @@ def ingest_pairs(
     """
     jobs: list[_Job[RawPair]] = []
     notes: list[str] = []
-    for opened in _open_all(inputs):
+    for opened in open_inputs(inputs):
         with _naming(opened):
             layout = pair_layout(opened.columns)
             source, _ = sources_of(opened, layout, notes)
+            notes += columns_unread(opened, layout)
         jobs.append(_Job(opened, layout.adapt, partial(_clean_pair, source=source)))
     path = Path(out) / "pairs.parquet"
     ingested = _ingest(jobs, path, PAIRS, limits or IngestLimits(), {}, refusal)
@@ -159,9 +157,9 @@ def ingest_ratings(
     declared: dict[str, RatingMap] = {}
     objectives: dict[str, None] = {}  # an ordered set
     notes: list[str] = []
-    for opened in _open_all(inputs):
+    for opened in open_inputs(inputs):
         with _naming(opened):
-            layout = rating_layout(opened.columns)
+            layout = rating_layout(opened.columns, opened.origin.attributes)
             source, sources = sources_of(opened, layout, notes)
             notes += numbers_left_out(opened, layout)
             names: dict[str, dict[str, str]] = {}
@@ -180,12 +178,6 @@ def ingest_ratings(
 
 
 # Opening and naming
-
-
-def _open_all(inputs: Sequence[Input]) -> list[Opened]:
-    if not inputs:
-        raise ValueError("no input was given; name at least one file, folder, hub name or table")
-    return [opened for origin in inputs for opened in open_input(origin)]
 
 
 @contextmanager
@@ -254,6 +246,9 @@ def _clean_all(
         quarantine.reject(label, number, str(error), row)
         return
     for raw in raws:
+        if isinstance(raw, RawPair) and raw.is_tie:
+            quarantine.num_ties += 1
+            continue
         try:
             canonical = job.clean(raw)
             if refusal and (reason := refusal(canonical["prompt"])):
@@ -312,6 +307,7 @@ def _ingest(
         quarantine.reasons,
         observed,
         maps,
+        quarantine.num_ties,
         frozenset(declared),
         repeats,
     )

@@ -27,6 +27,7 @@ class Quarantine:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.num_good = 0
+        self.num_ties = 0
         self.reasons: Counter[str] = Counter()
         self._open = ExitStack()
         self._file: TextIO
@@ -64,7 +65,7 @@ class Quarantine:
             raise ValueError(
                 f"{num_bad} of {num_rows} rows are bad, more than the allowed share of "
                 f"{max_share!r}: {self.describe()}. See {str(self.path)!r}; mend the data or "
-                "raise max_quarantine_share"
+                "raise --max-quarantine-share"
             )
 
     def describe(self) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from panoply.data.layouts import FileLayout, RawPair, RawRating
 from panoply.data.read import Opened
+from panoply.data.rows import FileLayout, RawPair, RawRating
 
 
 def sources_of(
@@ -31,6 +31,14 @@ def sources_of(
             f"{opened.label}: column 'source' {what}; all rows count as source {opened.name!r}"
         )
     return opened.name, (opened.name,)
+
+
+def columns_unread(opened: Opened, layout: FileLayout[RawPair]) -> list[str]:
+    """Returns a sentence on the columns of a file that its layout does not read, if any."""
+    unread = sorted(set(opened.columns) - layout.reads)
+    if not unread:
+        return []
+    return [f"{opened.label}: read as {layout.name}; columns not read: {', '.join(unread)}"]
 
 
 def numbers_left_out(opened: Opened, layout: FileLayout[RawRating]) -> list[str]:

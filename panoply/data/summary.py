@@ -19,6 +19,8 @@ def summary_lines(ingested: Ingested) -> list[str]:
         reasons = _counts(ingested.num_quarantined)
         num_bad = sum(ingested.num_quarantined.values())
         lines.append(f"{kind}: {num_bad:,} rows in quarantine ({ingested.quarantine}): {reasons}")
+    if ingested.num_ties:
+        lines.append(f"{kind}: {ingested.num_ties:,} ties between responses are left out")
     repeats = ingested.repeats
     if repeats.num_contradicting:
         lines.append(f"{kind}: {repeats.num_contradicting:,} contradict an earlier pair; both stay")

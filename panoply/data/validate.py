@@ -14,10 +14,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from panoply.data.layouts import RawPair, RawRating
 from panoply.data.parse import number
 from panoply.data.quarantine import BadRow
 from panoply.data.ratings import RatingMap
+from panoply.data.rows import RawPair, RawRating
 from panoply.data.schema import (
     PAIRS,
     RATING_ROW,

@@ -17,7 +17,7 @@ from transformers import AutoConfig
 from actors.reward_trainer import PairRows
 from panoply.config.preference import Mixed, PairTrainingConfig
 from panoply.data.ingest import IngestLimits, ingest_pairs
-from panoply.data.read import Input
+from panoply.data.read import Input, named_inputs
 from panoply.data.schema import digest, uniform
 from panoply.data.split import check_parts
 from panoply.data.summary import summary_lines
@@ -63,7 +63,7 @@ def read_pairs(
         FileNotFoundError: an input does not exist.
         ValueError: an input that cannot be used; the message says why and what to do.
     """
-    inputs = [Input(name) for name in config.pairs]
+    inputs = named_inputs(config.pairs, config)
     if (planted := config.planted) is not None:
         world = make_world(
             config.seed,
@@ -72,7 +72,10 @@ def read_pairs(
             homogeneous=planted.homogeneous,
         )
         inputs = [Input(world.pairs)]
-    limits = IngestLimits(max_rows_per_source=config.max_pairs_per_source or None)
+    limits = IngestLimits(
+        max_rows_per_source=config.max_pairs_per_source or None,
+        max_quarantine_share=config.max_quarantine_share,
+    )
     renderer = load_renderer(config.backbone.model, config.backbone.rendering)
     ingested = ingest_pairs(inputs, folder, limits, renderer.refusal)
     if logger:
