@@ -108,8 +108,14 @@ def test_a_prompt_that_is_text_is_a_user_s_turn():
     ("template", "reason"),
     [
         (TURNS, ""),
-        ("{{ raise_exception('no system here') if messages[0].role == 'system' }}" + TURNS, "no sys"),
-        (TURNS.replace("for m in messages", "for m in messages if m.role != 'system'"), "leaves out"),
+        (
+            "{{ raise_exception('no system here') if messages[0].role == 'system' }}" + TURNS,
+            "no sys",
+        ),
+        (
+            TURNS.replace("for m in messages", "for m in messages if m.role != 'system'"),
+            "leaves out",
+        ),
     ],
 )
 def test_a_renderer_says_which_roles_its_template_refuses_or_leaves_out(template, reason):
@@ -124,10 +130,13 @@ PIECES = ["a", "<", "\n", " ", "|", "<s>", "<|end|>", "<|start|>", "\ufdd0"]
 TEXTS = st.lists(st.sampled_from(PIECES)).map("".join)
 
 
+RENDERERS = {template: renderer(template, adds_bos=True) for template in (TURNS, WORDS)}
+
+
 @settings(max_examples=150, deadline=None, derandomize=True, database=None)
-@given(prompt=TEXTS, response=TEXTS, template=st.sampled_from([TURNS, WORDS]))
+@given(prompt=TEXTS, response=TEXTS, template=st.sampled_from(list(RENDERERS)))
 def test_no_content_whatever_brings_a_control_token(prompt, response, template):
-    read = renderer(template, adds_bos=True)
+    read = RENDERERS[template]
     turns = [{"role": "user", "content": prompt}]
     (sly,) = read.conversations(turns, [response])
     (plain,) = read.conversations([{"role": "user", "content": "a"}], ["a"])
