@@ -12,6 +12,7 @@ from rich.console import Console
 from panoply import boards
 from panoply.boards import read_board, section_of
 from panoply.boards.rmbench import by_level, levels, style_matrix
+from panoply.data.ingest import ingest_pairs
 from panoply.data.read import Input
 from panoply.data.schema import text_id
 from panoply.report.terminal import print_sections
@@ -105,6 +106,30 @@ def test_styles_come_with_the_ids_that_scores_hang_on(tmp_path):
     assert found.rejected_style_P.tolist() == [0, 1, 2] * 3
     assert len(set(found.rejected_P)) == 2
     assert set(found.subset_P) == {"safety-refuse"}
+
+
+def test_the_published_layout_has_the_styles_of_its_lists(tmp_path):
+    row = {
+        "id": "1",
+        "prompt": "Why?",
+        "chosen": ["Because 0.", "Because 1.", "Because 2."],
+        "rejected": ["Not 0.", "Not 0.", "Not 1."],
+        "domain": "safety-refuse",
+    }
+    (tmp_path / "total_dataset.json").write_text(json.dumps([row, row | {"prompt": "How?"}]))
+    pq.write_table(pa.Table.from_pylist(board_rows()), tmp_path / "rmbench.parquet")
+    published = read_board("rmbench", [Input(tmp_path / "total_dataset.json")])
+    by_pair = read_board("rmbench", [Input(tmp_path / "rmbench.parquet")])
+    assert len(published.chosen_P) == 18
+    for name in ("chosen_P", "rejected_P", "subset_P", "chosen_style_P", "rejected_style_P"):
+        assert getattr(published, name)[:9].tolist() == getattr(by_pair, name).tolist()
+    ingested = ingest_pairs([Input(tmp_path / "total_dataset.json")], tmp_path / "out")
+    scored = set(pq.read_table(ingested.path)["chosen_id"].to_pylist())
+    assert scored == set(published.chosen_P)
+    short = json.dumps([row | {"chosen": ["a", "b"]}])
+    (tmp_path / "total_dataset.json").write_text(short)
+    with pytest.raises(ValueError, match=r"row 1 has chosen .*lists of 3 chosen and 3 rejected"):
+        read_board("rmbench", [Input(tmp_path / "total_dataset.json")])
 
 
 def test_a_pair_of_a_prompt_trained_on_or_without_a_score_does_not_count(tmp_path):

@@ -4,16 +4,11 @@ from typing import Any
 
 import pytest
 
-from panoply.data.layouts import (
-    HELPSTEER,
-    ULTRAFEEDBACK,
-    RawPair,
-    RawRating,
-    pair_layout,
-    rating_layout,
-)
-from panoply.data.parse import BadRow, as_messages, number, parse_dialogue
+from panoply.data.layouts import HELPSTEER, ULTRAFEEDBACK, pair_layout, prompt_layout, rating_layout
+from panoply.data.parse import as_messages, number, parse_dialogue
+from panoply.data.quarantine import BadRow
 from panoply.data.ratings import RatingMap
+from panoply.data.rows import RawPair, RawRating
 
 
 def user(text: str) -> dict[str, str]:
@@ -191,3 +186,209 @@ def test_other_labels_are_refused(label: object) -> None:
 def test_text_before_the_first_turn_is_no_dialogue() -> None:
     with pytest.raises(BadRow, match="not a Human"):
         parse_dialogue("Once\n\nHuman: a\n\nAssistant: b")
+
+
+# Several responses with ranks, scores or verdicts
+
+ANSWERS = [{"answer": "a", "rank": 2.0}, {"answer": "b", "rank": 1.0}, {"answer": "c", "rank": 2.0}]
+COMPLETIONS = [
+    {"rank": 1, "completion": [assistant("No.")]},
+    {"rank": 0, "completion": [assistant("So.")]},
+]
+SCORED = [{"response": "No.", "overall_score": 4.0}, {"response": "So.", "overall_score": 7.5}]
+DIALOGUES = {
+    "conversation_a": [user("Why?"), assistant("No.")],
+    "conversation_b": [user("Why?"), assistant("So.")],
+}
+HH_PROMPT = "\n\nHuman: Why?\n\nAssistant: "
+SHAREGPT = {
+    "conversations": [{"from": "human", "value": "Why?"}],
+    "chosen": {"from": "gpt", "value": "So."},
+    "rejected": {"from": "gpt", "value": "No."},
+}
+AB = {"prompt": "Why?", "response_a": "So.", "response_b": "No."}
+TEXTS_AB = {"prompt": '["Why?"]', "response_a": '["No."]', "response_b": '["So."]'}
+MODEL_B = {"winner_model_a": 0, "winner_model_b": 1, "winner_tie": 0}
+PUBLISHED: dict[str, tuple[dict[str, Any], float | None]] = {
+    "HelpSteer3": (
+        {"context": [user("Why?")], "response1": "So.", "response2": "No.", "domain": "general",
+         "overall_preference": -2, "individual_preference": []}, 2.0),
+    "HelpSteer2-Preference": (
+        {"prompt": "Why?", "response_1": "No.", "response_2": "So.", "preference_strength": 3},
+        3.0),
+    "SHP, first": (
+        {"history": "Why?", "human_ref_A": "So.", "human_ref_B": "No.", "labels": 1}, None),
+    "SHP, second": (
+        {"history": "Why?", "human_ref_A": "No.", "human_ref_B": "So.", "labels": 0}, None),
+    "PKU-SafeRLHF": (
+        {"prompt": "Why?", "response_0": "No.", "response_1": "So.", "better_response_id": 1,
+         "safer_response_id": 0}, None),
+    "Chatbot Arena": ({**DIALOGUES, "winner": "model_b", "question_id": "x"}, None),
+    "WSDM": ({**AB, "winner": "model_a"}, None),
+    "LMSYS 55k": ({**TEXTS_AB, **MODEL_B}, None),
+    "StackLLaMA": ({"question": "Why?", "response_j": "So.", "response_k": "No.", "qid": 1}, None),
+    "WebGPT": (
+        {"question": {"full_text": "Why?"}, "answer_0": "No.", "answer_1": "So.",
+         "score_0": -0.5, "score_1": 1.0}, 1.5),
+    "AlpacaFarm": (
+        {"instruction": "Why?", "input": "", "output_1": "No.", "output_2": "So.",
+         "preference": 2}, None),
+    "NeMo-RL": ({"context": [user("Why?")], "completions": COMPLETIONS}, None),
+    "UltraFeedback": ({"instruction": "Why?", "completions": SCORED, "source": "x"}, 3.5),
+    "distilabel": (
+        {"instruction": "Why?", "generations": ["No.", "So."], "ratings": [1, 4]}, 3.0),
+    "LLaMA-Factory, one output": ({"instruction": "Why?", "input": "", "output": ["So.", "No."]},
+                                  None),
+    "LLaMA-Factory, ShareGPT": (SHAREGPT, None),
+    "LLaMA-Factory, Alpaca": (
+        {"instruction": "Why?", "input": "", "chosen": "So.", "rejected": "No.", "history": []},
+        None),
+    "ms-swift, a reply": (
+        {"messages": [user("Why?"), assistant("So.")], "rejected_response": "No."}, None),
+    "ms-swift, messages": (
+        {"messages": DIALOGUES["conversation_b"], "rejected_messages": DIALOGUES["conversation_a"]},
+        None),
+    "ms-swift, query": ({"query": "Why?", "response": "So.", "rejected_response": "No."}, None),
+    "Skywork": (
+        {"chosen": DIALOGUES["conversation_b"], "rejected": DIALOGUES["conversation_a"]}, None),
+    "argilla": (
+        {"prompt": "Why?", "chosen": "So.", "rejected": "No.", "chosen-rating": 5,
+         "rejected-rating": 2}, 3.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_published_layout_gives_its_pair(name: str) -> None:
+    row, margin = PUBLISHED[name]
+    pair = adapt_pair(row)
+    assert (pair.prompt, pair.chosen, pair.rejected) == ([user("Why?")], "So.", "No.")
+    assert (pair.margin, pair.is_tie) == (margin, False)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {**DIALOGUES, "winner": "tie (bothbad)"},
+        {**DIALOGUES, "winner": "both_bad"},
+        {**AB, "winner": "tie"},
+        {**TEXTS_AB, "winner_model_a": 0, "winner_model_b": 0, "winner_tie": 1},
+        {"context": [user("q")], "response1": "a", "response2": "b", "overall_preference": 0},
+        {"instruction": "q", "output_1": "a", "output_2": "b", "preference": 1.5},
+        {"instruction": "q", "completions": [SCORED[0], {**SCORED[1], "overall_score": 4.0}]},
+    ],
+)
+def test_a_tie_is_marked_as_one(row: dict[str, Any]) -> None:
+    assert adapt_pair(row).is_tie
+
+
+def test_every_response_is_paired_with_all_that_rank_below_it_and_equal_ranks_are_ties() -> None:
+    row = {"prompt": HH_PROMPT, "answers": ANSWERS, "turns": 1, "source": ["x"]}
+    pairs = pair_layout(row).adapt(row)
+    assert [(p.chosen, p.rejected) for p in pairs if not p.is_tie] == [("b", "a"), ("b", "c")]
+    assert [(p.chosen, p.rejected) for p in pairs if p.is_tie] == [("a", "c")]
+    assert all(pair.prompt == [user("Why?")] and pair.margin is None for pair in pairs)
+
+
+def test_lists_of_right_and_wrong_responses_are_paired_each_with_each() -> None:
+    row = {"prompt": "q", "chosen": ["a", "b", "c"], "rejected": ["x", "y", "z"], "domain": "chat"}
+    pairs = pair_layout(row).adapt(row)
+    assert [f"{pair.chosen}{pair.rejected}" for pair in pairs] == [
+        "ax",
+        "ay",
+        "az",
+        "bx",
+        "by",
+        "bz",
+        "cx",
+        "cy",
+        "cz",
+    ]
+    assert {pair.subset for pair in pairs} == {"chat"}
+
+
+def test_a_tree_gives_the_pairs_of_every_message_with_ranked_replies() -> None:
+    second = {
+        "role": "prompter",
+        "text": "Really?",
+        "replies": [
+            {"role": "assistant", "text": "no", "rank": 1, "replies": []},
+            {"role": "assistant", "text": "yes", "rank": 0, "replies": []},
+            {"role": "assistant", "text": "spam", "rank": None, "replies": []},
+        ],
+    }
+    replies = [
+        {"role": "assistant", "text": "So.", "rank": 0, "replies": [second]},
+        {"role": "assistant", "text": "No.", "rank": 1},
+    ]
+    root = {"role": "prompter", "text": "Why?", "lang": "en", "replies": replies}
+    row = {"message_tree_id": "t", "tree_state": "ready_for_export", "prompt": root}
+    first, deep = pair_layout(row).adapt(row)
+    assert (first.chosen, first.rejected) == ("So.", "No.")
+    assert deep.prompt == [user("Why?"), assistant("So."), user("Really?")]
+    assert (deep.chosen, deep.rejected, deep.group, deep.subset) == ("yes", "no", "t", "en")
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({**AB, "winner": "gpt-4"}, "neither model_a"),
+        ({**AB, "winner": None}, "no verdict"),
+        ({"history": "q", "human_ref_A": "a", "human_ref_B": "b", "labels": 3}, "none of"),
+        ({"prompt": "q", "answers": "a"}, "no list of two responses"),
+        ({"prompt": "q", "answers": [{"answer": "a"}, {"answer": "b"}]}, "fewer than two"),
+        ({"prompt": "q", "responses": ["a", "b"], "scores": [1]}, "has not as many numbers"),
+        ({**TEXTS_AB, **MODEL_B, "winner_tie": 1}, "not exactly one"),
+        ({**TEXTS_AB, **MODEL_B, "prompt": '["a", "b"]'}, "as many replies"),
+        ({"message_tree_id": "t", "prompt": "q"}, "no prompt"),
+    ],
+)
+def test_what_gives_no_order_says_why(row: dict[str, Any], reason: str) -> None:
+    with pytest.raises(BadRow, match=reason):
+        pair_layout(row).adapt(row)
+
+
+def test_one_broken_annotation_leaves_its_siblings_and_is_no_rating() -> None:
+    good = {"response": "So.", "annotations": {"honesty": {"Rating": "4"}}, "overall_score": 7.5}
+    broken = [{**good, "annotations": value} for value in ("bad", {"honesty": "4"})]
+    ratings = adapt_ratings({"instruction": "q", "completions": [good, *broken]})
+    assert number(ratings[0].ratings["honesty"]) == 4
+    for rating in ratings[1:]:
+        with pytest.raises(BadRow, match="label is no number"):
+            number(rating.ratings["honesty"])
+
+
+def test_unpaired_preferences_and_rated_dialogues_are_ratings() -> None:
+    (rating,) = adapt_ratings({"prompt": "Why?", "completion": "So.", "label": True})
+    assert (rating.response, rating.ratings) == ("So.", {"label": True})
+    (rating,) = adapt_ratings({"messages": DIALOGUES["conversation_b"], "quality": 3})
+    assert (rating.prompt, rating.response) == ([user("Why?")], "So.")
+
+
+def test_named_columns_are_the_ratings_and_unknown_ones_are_refused() -> None:
+    columns = {"prompt": False, "response": False, "tone": True, "grade": False, "seed": True}
+    assert rating_layout(columns).attributes == ("tone",)
+    assert rating_layout(columns, ["grade", "seed"]).attributes == ("grade", "seed")
+    with pytest.raises(ValueError, match=r"\['tine'\] are to be ratings.*--rating-columns"):
+        rating_layout(columns, ["tine"])
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "label", "source"),
+    [
+        ({"prompt": [user("2+2?")], "data_source": "openai/gsm8k", "ability": "math",
+          "reward_model": {"style": "rule", "ground_truth": "4"}}, "2+2?", "4", "openai/gsm8k"),
+        ({"problem": "2+2?", "answer": "4"}, "2+2?", "4", None),
+        ({"context_messages": [user("2+2?")]}, "2+2?", None, None),
+        ({"prompt": "2+2?", "label": 4, "source": "s"}, "2+2?", 4, "s"),
+    ],
+)  # fmt: skip
+def test_prompts_bring_their_label_and_source(
+    row: dict[str, Any], prompt: str, label: object, source: str | None
+) -> None:
+    (raw,) = prompt_layout(row).adapt(row)
+    assert (raw.prompt, raw.label, raw.source) == ([user(prompt)], label, source)
+
+
+def test_a_layout_says_which_columns_it_reads() -> None:
+    row, _ = PUBLISHED["HelpSteer3"]
+    assert set(row) - pair_layout(row).reads == {"individual_preference"}

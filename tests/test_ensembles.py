@@ -13,6 +13,7 @@ import pytest
 from panoply.bandit.bandits import FixedArm, Sequential, Uniform
 from panoply.config.bandit import SelectorConfig, SignalConfig
 from panoply.config.laser import ArmsConfig, LaserConfig, PromptsConfig
+from panoply.data.read import Input
 from panoply.data.tasks import read_tasks, rounds_of, split_held_out, synthetic_prompts
 from panoply.laser.ensembles import best_arms, best_of, chosen_scores
 from panoply.scorers.recorded import RecordedScorer
@@ -89,11 +90,11 @@ def test_prompts_are_read_from_a_file_once_each(tmp_path):
         {"prompt": "Hello?", "answer": None, "source": None},
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "mine.parquet")
-    found = read_tasks(str(tmp_path / "mine.parquet"))
+    found = read_tasks(Input(tmp_path / "mine.parquet"))
     assert [(task.label, task.source) for task in found] == [("2", "math"), (None, "mine")]
     (tmp_path / "bad.jsonl").write_text('{"prompt": []}\n')
-    with pytest.raises(ValueError, match="row 1: `prompt` must be a text, or turns"):
-        read_tasks(str(tmp_path / "bad.jsonl"))
+    with pytest.raises(ValueError, match=r"bad\.jsonl, row 1: missing prompt"):
+        read_tasks(Input(tmp_path / "bad.jsonl"))
 
 
 def test_a_recording_answers_what_it_holds_and_nothing_else(tmp_path):

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import re
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,12 +11,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from panoply.data.ingest import Ingested, IngestLimits, ingest_pairs, ingest_ratings
-from panoply.data.objectives import check_objectives, read_maps
+from panoply.data.objectives import check_objectives, is_rating, read_maps
 from panoply.data.ratings import RatingMap
 from panoply.data.read import Input
-from panoply.data.schema import PAIRS, PROMPT, ratings_schema, text_id
+from panoply.data.schema import PAIRS, PROMPT, Prompt, ratings_schema, text_id
+from panoply.data.summary import summary_lines
 
 Rows = list[dict[str, Any]]
 
@@ -107,6 +112,15 @@ def test_a_folder_names_each_file_by_its_stem_and_shards_by_what_they_share(tmp_
     assert ingest_pairs([Input(tmp_path)], tmp_path / "out").num_rows == {"a": 4, "b": 3}
 
 
+def test_a_source_column_of_one_value_names_the_data_set_whatever_the_file_is_called(
+    tmp_path: Path,
+) -> None:
+    file = write_jsonl(tmp_path / "xs.jsonl", some_ratings(3, source="xstest"))
+    result = ingest_ratings([Input(file)], tmp_path / "out")
+    assert result.num_rows == {"xstest": 3}
+    assert list(result.objectives) == ["xstest-quality", "xstest-tone"]
+
+
 def test_several_sources_in_one_file_keep_their_names_unless_one_is_given(tmp_path: Path) -> None:
     rows = some_pairs(2, source="one") + some_pairs(3, source="two")
     file = write_jsonl(tmp_path / "mix.jsonl", rows)
@@ -177,7 +191,10 @@ BAD_PAIRS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": ""}, "missing prompt"),
     ({"prompt": None}, "missing prompt"),
     ({"prompt": user("  ")}, "empty prompt"),
-    ({"prompt": [*user("q"), {"role": "assistant", "content": "a"}]}, "not end in a user turn"),
+    (
+        {"prompt": [*user("q"), {"role": "assistant", "content": "a"}]},
+        "must end with a user or tool turn",
+    ),
     ({"prompt": [{"role": "robot", "content": "q"}]}, "unknown role"),
     ({"prompt": [{"role": "user", "content": None}]}, "without text"),
     ({"prompt": ["q"]}, "no record of role"),
@@ -276,3 +293,112 @@ def test_no_input_and_impossible_limits_are_refused(tmp_path: Path) -> None:
         IngestLimits(max_rows_per_source=0)
     with pytest.raises(ValueError, match=r"max_quarantine_share must lie in \[0, 1\], got 2"):
         IngestLimits(max_quarantine_share=2)
+
+
+# What is told, and readers that are total
+
+
+@pytest.mark.parametrize(
+    ("factor", "reason"),
+    [
+        ({"weight": -1}, "weight is negative"),
+        ({"weight": 1e6}, "weight is above 1000"),
+        ({"weight": float("nan")}, "weight is NaN"),
+        ({"margin": -0.5}, "margin is negative"),
+        ({"margin": float("inf")}, "label is not finite"),
+        ({"margin": "1e30"}, "margin is above 1000"),
+        ({"margin": 10**400}, "label is no number"),
+    ],
+)
+def test_weights_and_margins_beyond_reason_are_refused(
+    tmp_path: Path, factor: dict[str, Any], reason: str
+) -> None:
+    file = write_jsonl(tmp_path / "s.jsonl", [*some_pairs(9), {**some_pairs(1)[0], **factor}])
+    assert ingest_pairs([Input(file)], tmp_path).num_quarantined == {reason: 1}
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        *("annotator_id", "timestamp", "createdAt", "seed", "num_tokens", "id", "idx", "rank"),
+        *("response_length", "n_votes", "__index_level_0__", "worker", "created_utc"),
+    ],
+)
+def test_numbers_whose_names_are_of_rows_and_raters_are_no_ratings_and_told(
+    tmp_path: Path, column: str
+) -> None:
+    rows = [{**row, column: 1000 + i} for i, row in enumerate(some_ratings())]
+    result = ingest_ratings([Input(write_jsonl(tmp_path / "s.jsonl", rows))], tmp_path)
+    assert list(result.objectives) == ["s-quality", "s-tone"]
+    lines = summary_lines(result)
+    assert f"s.jsonl: columns of numbers that are not read as ratings: {column}" in lines[-1]
+    assert "rating 's-tone': 12 on 0 to 11, as observed" in lines
+
+
+@pytest.mark.parametrize(
+    "name", ["helpfulness", "is_safe", "identity", "overall_score", "rating_1"]
+)
+def test_names_of_ratings_are_ratings(name: str) -> None:
+    assert is_rating(name)
+
+
+def test_repeated_and_contradicting_pairs_stay_and_are_counted_and_told(tmp_path: Path) -> None:
+    rows = some_pairs(4)
+    exchanged = {"prompt": "q0", "chosen": "bad", "rejected": "good"}
+    file = write_jsonl(tmp_path / "s.jsonl", [*rows, rows[1], exchanged, {**rows[2], "prompt": ""}])
+    result = ingest_pairs([Input(file)], tmp_path)
+    assert summary_lines(result) == [
+        "pairs: 6 rows, by source s (6)",
+        f"pairs: 1 rows in quarantine ({result.quarantine}): missing prompt (1)",
+        "pairs: 1 contradict an earlier pair; both stay",
+        "pairs: 1 repeat the texts of an earlier row",
+    ]
+
+
+def test_prompts_that_a_template_refuses_go_to_quarantine_with_its_reason(tmp_path: Path) -> None:
+    rows = some_pairs(10)
+    rows[3]["prompt"] = [{"role": "system", "content": "Be brief."}, *user("q")]
+    file = write_jsonl(tmp_path / "s.jsonl", rows)
+
+    def refusal(prompt: Prompt) -> str:
+        return "no system turns" if prompt[0]["role"] == "system" else ""
+
+    result = ingest_pairs([Input(file)], tmp_path, refusal=refusal)
+    (line,) = read_quarantine(result)
+    assert (line["row"], line["reason"]) == (4, "no system turns")
+
+
+HOSTILE = [
+    b'{"prompt": "q\\ud83d", "chosen": "a", "rejected": "b"}',
+    b'{"prompt": "q", "chosen": "a\\udc00", "rejected": "b"}',
+    b'{"prompt": "q", "chosen": "a", "rejected": "b", "subset": "\\ud800"}',
+    b'{"prompt": "q", "chosen": "a", "rejected": "b", "group": "\\ud800"}',
+    b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    b'{"prompt": ' + b'{"a":' * 900 + b"1" + b"}" * 900 + b', "chosen": "a", "rejected": "b"}',
+    b'{"prompt": "q", "chosen": "a", "rejected": "b", "margin": ' + b"9" * 5000 + b"}",
+    b'{"prompt": "\xff\xfe", "chosen": "a", "rejected": "b"}',
+    b"\x00\x01\x02",
+    b'"text"',
+    b"17",
+]
+
+
+@pytest.mark.parametrize("begin", [b"", b"\xef\xbb\xbf"])
+def test_lines_of_any_bytes_cost_no_other_row(tmp_path: Path, begin: bytes) -> None:
+    file = write_jsonl(tmp_path / "s.jsonl", some_pairs(9))
+    file.write_bytes(begin + file.read_bytes() + b"\n".join(HOSTILE))
+    limits = IngestLimits(max_quarantine_share=1.0)
+    result = ingest_pairs([Input(file)], tmp_path, limits)
+    assert result.num_rows == {"s": 9}
+    assert [line["row"] for line in read_quarantine(result)] == [*range(10, 10 + len(HOSTILE))]
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@given(st.binary(max_size=60), st.sampled_from([".jsonl", ".json", ".parquet", ".jsonl.gz"]))
+def test_files_of_any_bytes_are_read_or_refused_in_a_sentence(data: bytes, suffix: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"s{suffix}"
+        file.write_bytes(data)
+        for read in (ingest_pairs, ingest_ratings):
+            with pytest.raises(ValueError, match=re.escape(str(file))):
+                read([Input(file)], Path(folder) / "out")

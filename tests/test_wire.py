@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from panoply.data.schema import ROLES
+from panoply.wire.conversation import ROLES
 from panoply.wire.request import Chat, RenderedText, Role, Tokens, sigmoid
 from panoply.wire.routes import ENDPOINTS, endpoint_at
 from tests.builders.wire_scores import post, request_of

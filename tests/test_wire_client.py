@@ -611,7 +611,7 @@ def test_verl_s_labels_and_prompts_are_read_as_parquet_holds_them(kind):
         assert as_verl(func, "So #0.5", extra_info, np.array(["4", "5"]))["score"] == 0.5
         with pytest.raises(TypeError, match=r"`ground_truth` holds a builtins\.bytes"):
             as_verl(func, "So #0.5", extra_info, {"target": b"4"})
-        with pytest.raises(ValueError, match=r"`0\.tool_calls`: Extra inputs"):
+        with pytest.raises(ValueError, match=r"`0`: .* tool's call \(`tool_calls`\)"):
             as_verl(func, "So #0.5", {"prompt": [USER | {"tool_calls": [1]}]})
     item = {"prompt": [USER], "responses": ["So #0.5"], "label": ["4", "5"]}
     assert seen[0][2]["items"] == [item]

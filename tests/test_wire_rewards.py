@@ -98,9 +98,15 @@ IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}
 @pytest.mark.parametrize(
     ("prompt", "why"),
     [
-        ([USER, CALL, {"role": "tool", "content": "5"}], "`prompt.1.tool_calls`: Extra inputs"),
-        ([IMAGE], "`prompt.0.content"),
-        ([{"role": "narrator", "content": "x"}], "`prompt.0.role`: Input should be 'system'"),
+        (
+            [USER, CALL, {"role": "tool", "content": "5"}],
+            "`prompt.1`: Value error, message holds a tool's call (`tool_calls`)",
+        ),
+        ([IMAGE], "`prompt.0`: Value error, message has a part of type 'image_url'"),
+        (
+            [{"role": "narrator", "content": "x"}],
+            "message has the unknown role 'narrator', not one of system",
+        ),
         ([USER, {"role": "assistant", "content": "So."}], "must end with a user or tool turn"),
         ("Why?", "`prompt`: Input should be a valid list"),
     ],
@@ -128,7 +134,7 @@ def test_a_pair_whose_prompt_cannot_be_read_fails_alone():
     status, answer = post("/v1/compare", {"pairs": [bad, good]})
     assert status == 200
     assert answer["results"][0]["probability"] is None
-    assert "`prompt.0.content" in answer["results"][0]["error"]
+    assert "`prompt.0`" in answer["results"][0]["error"]
     assert answer["results"][1] == {"probability": 0.5}
     assert post("/v1/compare", {"pairs": [bad]})[0] == 400
 

@@ -70,7 +70,7 @@ from panoply.config.armorm import ArmoRMConfig
 from panoply.data.features import StoredFeatures
 from panoply.files import write_json
 from panoply.hub.artefact.model_card import write_card
-from panoply.hub.backbone.pretrained import resolve
+from panoply.hub.backbone.pretrained import load_renderer, resolve
 from panoply.measure.calibration import reliability
 from panoply.measure.pair_report import compare, fit_logit_scale, report_pairs, weights_by_domain
 from panoply.model.gate import Gate, ScalarHead, make_gate
@@ -104,7 +104,8 @@ def run_armorm(config: ArmoRMConfig, logger: RunLogger) -> dict[str, Any]:
     resolve(config.backbone.model)
     tracker = open_tracker(config.experiment, out)
     check_or_write_config(out, "config.json", asdict(config))
-    data = read_training_data(config, out / "data")
+    renderer = load_renderer(config.backbone.model, config.backbone.rendering)
+    data = read_training_data(config, out / "data", renderer.refusal, logger.info)
     ids = {name: str(summary["id"]) for name, summary in data.summary.items()}
     check_or_write_config(out, "data.json", ids)
     logger.info(f"data: {len(data.ratings.text_N):,} ratings, {len(data.pairs.gap_P):,} pairs")

@@ -23,7 +23,7 @@ import numpy as np
 
 from panoply.config.evaluate import CrossEvalConfig
 from panoply.data.ingest import IngestLimits, ingest_pairs
-from panoply.data.read import Input
+from panoply.data.read import named_inputs
 from panoply.data.tables import PairTable, load_pairs
 from panoply.files import write_json
 from panoply.hub.artefact.manifest import Manifest, ScalarManifest, read_manifest
@@ -65,8 +65,11 @@ def run_cross_eval(config: CrossEvalConfig, logger: RunLogger) -> dict[str, Any]
     folders = [Path(name).expanduser().absolute() for name in config.models]
     manifests = dict(zip(labels(folders), map(read_manifest, folders), strict=True))
     check_or_write_config(out, "config.json", asdict(config))
-    limits = IngestLimits(max_rows_per_source=config.max_pairs_per_source or None)
-    ingested = ingest_pairs([Input(name) for name in config.pairs], out / "data", limits)
+    limits = IngestLimits(
+        max_rows_per_source=config.max_pairs_per_source or None,
+        max_quarantine_share=config.max_quarantine_share,
+    )
+    ingested = ingest_pairs(named_inputs(config.pairs, config), out / "data", limits)
     pairs = load_pairs(ingested.path, seed=0, num_folds=2)  # all parts count: the split is theirs
     seen = {
         name: is_seen(pairs.split.key_N, folder)

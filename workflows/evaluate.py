@@ -17,7 +17,7 @@ from panoply.armorm.baselines import RIVALS
 from panoply.boards import read_board
 from panoply.config.evaluate import EvaluateConfig
 from panoply.data.ingest import IngestLimits, ingest_pairs
-from panoply.data.read import Input
+from panoply.data.read import named_inputs
 from panoply.data.tables import PairTable, load_pairs
 from panoply.files import write_json
 from panoply.hub.artefact.manifest import Manifest, ScalarManifest, read_manifest
@@ -47,8 +47,11 @@ def run_evaluate(config: EvaluateConfig, logger: RunLogger) -> dict[str, Any]:
     out, folder = run_folder(config.out), Path(config.model).expanduser().absolute()
     manifest = read_manifest(folder)
     check_or_write_config(out, "config.json", asdict(config))
-    limits = IngestLimits(max_rows_per_source=config.max_pairs_per_source or None)
-    inputs = [Input(name) for name in config.pairs]
+    limits = IngestLimits(
+        max_rows_per_source=config.max_pairs_per_source or None,
+        max_quarantine_share=config.max_quarantine_share,
+    )
+    inputs = named_inputs(config.pairs, config)
     board = read_board(config.board, inputs)
     ingested = ingest_pairs(inputs, out / "data", limits)
     pairs = load_pairs(ingested.path, seed=manifest.seed, num_folds=2)

@@ -102,7 +102,7 @@ def run_preference(config: PreferenceConfig, logger: RunLogger) -> dict[str, Any
     resolve(config.backbone.model)
     tracker = open_tracker(config.experiment, out)
     check_or_write_config(out, "config.json", as_dict(config))
-    preferences = read_pairs(config, out / "data")
+    preferences = read_pairs(config, out / "data", logger)
     check_or_write_config(out, "data.json", {"pairs": preferences.summary["id"]})
     tags = {"method": "preference", "data.pairs": str(preferences.summary["id"])}
     with tracker.run(as_dict(config), tags, logger, model="preference", steps=MAIN):

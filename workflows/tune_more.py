@@ -176,7 +176,7 @@ def prepare(config: TuneConfig, out: Path, logger: RunLogger) -> tuple[TrainTask
     Raises:
         ValueError: a single source, whose weight is always 1.
     """
-    preferences = read_pairs(config, out / "data")
+    preferences = read_pairs(config, out / "data", logger)
     check_or_write_config(out, "data.json", {"pairs": preferences.summary["id"]})
     path = out / "data" / "tokens.parquet"
     tokens, _ = tokenize(config, preferences, path, logger)

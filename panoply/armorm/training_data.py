@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,14 @@ import pyarrow.parquet as pq
 
 from panoply.armorm.out_of_fold import check_learnable
 from panoply.config.armorm import ArmoRMConfig
-from panoply.data.ingest import Ingested, IngestLimits, ingest_pairs, ingest_ratings
+from panoply.config.files import FilesConfig
+from panoply.data.ingest import Ingested, IngestLimits, Refusal, ingest_pairs, ingest_ratings
 from panoply.data.objectives import check_objectives
 from panoply.data.ratings import RatingMap
-from panoply.data.read import Input
+from panoply.data.read import Input, named_inputs, rating_inputs
 from panoply.data.schema import digest
 from panoply.data.split import check_parts, check_split
+from panoply.data.summary import summary_lines
 from panoply.data.tables import (
     PairTable,
     RatingTable,
@@ -43,15 +45,31 @@ class TrainingData:
     """Counts, quarantine and ids of the data."""
 
 
-def read_training_data(config: ArmoRMConfig, folder: Path) -> TrainingData:
+def read_training_data(
+    config: ArmoRMConfig,
+    folder: Path,
+    refusal: Refusal | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> TrainingData:
     """Reads, checks and splits the data of a run, from files or from the planted world.
+
+    Args:
+        config: of the run.
+        folder: place of the canonical files.
+        refusal: of the backbone's chat template; a row that it refuses goes to quarantine.
+        tell: takes each line on what was read: rows, quarantine, rating scales.
 
     Raises:
         FileNotFoundError: an input does not exist.
         ValueError: an input that cannot be used; the message says why and what to do.
     """
-    rating_inputs = [Input(name) for name in config.ratings]
-    pair_inputs = [Input(name) for name in config.pairs]
+    rating_files = rating_inputs(
+        config.ratings,
+        FilesConfig(source=config.rating_source),
+        columns=config.rating_columns,
+        scales=config.rating_scales,
+    )
+    pair_files = named_inputs(config.pairs, config)
     truth: Truth | None = None
     if (planted := config.planted) is not None:
         world = make_world(
@@ -61,12 +79,16 @@ def read_training_data(config: ArmoRMConfig, folder: Path) -> TrainingData:
             homogeneous=planted.homogeneous,
         )
         scales = {name: RatingMap(*bounds) for name, bounds in world.scales.items()}
-        rating_inputs, pair_inputs = [Input(world.ratings, scales=scales)], [Input(world.pairs)]
+        rating_files, pair_files = [Input(world.ratings, scales=scales)], [Input(world.pairs)]
         truth = world.truth
-    rating_limits = IngestLimits(max_rows_per_source=config.max_ratings_per_source or None)
-    pair_limits = IngestLimits(max_rows_per_source=config.max_pairs_per_source or None)
-    rated = ingest_ratings(rating_inputs, folder, rating_limits)
-    paired = ingest_pairs(pair_inputs, folder, pair_limits)
+    share = config.max_quarantine_share
+    rating_limits = IngestLimits(config.max_ratings_per_source or None, share)
+    pair_limits = IngestLimits(config.max_pairs_per_source or None, share)
+    rated = ingest_ratings(rating_files, folder, rating_limits, refusal)
+    paired = ingest_pairs(pair_files, folder, pair_limits, refusal)
+    for line in (*summary_lines(rated), *summary_lines(paired)):
+        if tell:
+            tell(line)
 
     objectives = check_objectives(rated.objectives, config.objectives.min_ratings)
     summary = {"ratings": _summary(rated, config.seed), "pairs": _summary(paired, config.seed)}

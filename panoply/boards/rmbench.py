@@ -21,16 +21,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from itertools import product
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from panoply.data.layouts import Row as FileRow
+from panoply.data.formats import Unreadable
 from panoply.data.layouts import pair_layout
-from panoply.data.parse import BadRow
-from panoply.data.read import Input, Opened, Unreadable, open_input
+from panoply.data.quarantine import BadRow
+from panoply.data.read import Input, Opened, open_input
+from panoply.data.rows import Row as FileRow
 from panoply.data.validate import clean_pair
 from panoply.report.results.pairs import LEADS, lead
 from panoply.report.section import Column, Metrics, Row, Section, Table, count, falling, mean, words
@@ -73,13 +76,15 @@ class StyledPairs:
 
 
 def read(inputs: Sequence[Input]) -> StyledPairs:
-    """Reads RM-Bench's pairs: a `meta` column with the style indices `ci` and `rj`.
+    """Reads RM-Bench as it is published, or one pair a row with the indices of both styles.
 
-    Rows that are no clean pair are left out here as they are in ingestion, which quarantines them.
+    Published (THU-KEG/RM-Bench), a row holds three `chosen` and three `rejected` responses, from
+    plain to fancy, and their `domain`; pair by pair, it holds a `meta` column with the indices `ci`
+    and `rj`. Rows that are no clean pair are left out as ingestion quarantines them.
 
     Raises:
         FileNotFoundError: an input does not exist.
-        ValueError: an input has no `meta` column, or a row of it no such index.
+        ValueError: an input has neither, or a row of it does not.
     """
     rows: list[tuple[str, str, str, str, int, int]] = []
     for origin in inputs:
@@ -91,7 +96,7 @@ def read(inputs: Sequence[Input]) -> StyledPairs:
 
 
 def _rows(opened: Opened) -> list[tuple[str, str, str, str, int, int]]:
-    if "meta" not in opened.columns:
+    if not ({"meta", "domain"} & set(opened.columns)):
         raise _no_board(opened, f"it has columns {sorted(opened.columns)}")
     layout = pair_layout(opened.columns)
     rows: list[tuple[str, str, str, str, int, int]] = []
@@ -100,20 +105,28 @@ def _rows(opened: Opened) -> list[tuple[str, str, str, str, int, int]]:
             continue
         styles = _styles(row)
         if styles is None:
-            raise _no_board(opened, f"row {number} has meta {row['meta']!r:.100}")
-        try:
-            pair = clean_pair(layout.adapt(row)[0], "")
-        except BadRow:
-            continue
-        ids = (pair["chosen_id"], pair["rejected_id"], pair["split_key"], pair["subset"])
-        rows.append((*ids, *styles))
+            what = "meta" if "meta" in row else "chosen"
+            raise _no_board(opened, f"row {number} has {what} {row.get(what)!r:.100}")
+        with suppress(BadRow):
+            # The layout pairs lists in the order of `styles`.
+            for raw, (chosen, rejected) in zip(layout.adapt(row), styles, strict=True):
+                with suppress(BadRow):
+                    pair = clean_pair(raw, "")
+                    ids = (pair["chosen_id"], pair["rejected_id"], pair["split_key"])
+                    rows.append((*ids, pair["subset"], chosen, rejected))
     if not rows:
         raise _no_board(opened, "it has no clean pair")
     return rows
 
 
-def _styles(row: FileRow) -> tuple[int, int] | None:
-    meta = row.get("meta")
+def _styles(row: FileRow) -> Sequence[tuple[int, int]] | None:
+    """Returns the styles of a row's pairs; None where the row is none of RM-Bench."""
+    if "meta" not in row:
+        lists = (row.get("chosen"), row.get("rejected"))
+        sizes = [len(cast("list[object]", held)) for held in lists if isinstance(held, list)]
+        indices = range(len(STYLES))
+        return list(product(indices, indices)) if sizes == [len(STYLES)] * 2 else None
+    meta = row["meta"]
     try:
         values = json.loads(meta) if isinstance(meta, str) else meta
     except ValueError:
@@ -124,14 +137,15 @@ def _styles(row: FileRow) -> tuple[int, int] | None:
     allowed = range(len(STYLES))
     if not (isinstance(chosen, int) and isinstance(rejected, int)):
         return None
-    return (chosen, rejected) if chosen in allowed and rejected in allowed else None
+    return [(chosen, rejected)] if chosen in allowed and rejected in allowed else None
 
 
 def _no_board(opened: Opened, problem: str) -> ValueError:
     return ValueError(
-        f"{opened.label} holds no RM-Bench pairs: {problem}. `--board rmbench` needs a column meta "
-        f"with the style indices ci and rj, 0 to {len(STYLES) - 1}; name RM-Bench's file alone, or "
-        "leave out `--board`"
+        f"{opened.label} holds no RM-Bench pairs: {problem}. --board rmbench needs lists of "
+        f"{len(STYLES)} chosen and {len(STYLES)} rejected responses with their domain, as "
+        "published, or a column meta with the style indices ci and rj, 0 to "
+        f"{len(STYLES) - 1}; name RM-Bench's file alone, or leave out --board"
     )
 
 

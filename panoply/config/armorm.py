@@ -5,6 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from panoply.config import BackboneConfig, require
+from panoply.config.files import (
+    LabeledFilesConfig,
+    bounds_of_scales,
+    check_files,
+    check_source,
+    names_of_ratings,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +87,7 @@ class SyntheticConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ArmoRMConfig:
+class ArmoRMConfig(LabeledFilesConfig):
     """Settings of an ArmoRM run."""
 
     out: str = "runs/armorm"
@@ -89,6 +96,15 @@ class ArmoRMConfig:
     """Run on the planted world instead of files."""
     ratings: tuple[str, ...] = ()
     """Rating files: Parquet, JSONL, or hub names."""
+    rating_columns: tuple[str, ...] = ()
+    """Columns of the rating files that are ratings, as in `tone,quality`; empty: those that hold
+    numbers, but no ids, times or counts. `prompt=question` names a column of a known layout."""
+    rating_scales: tuple[str, ...] = ()
+    """Lowest and highest rating of a column or objective, as in `tone=1:5`; without one the
+    published scale holds, or the range of the ratings."""
+    rating_source: tuple[str, ...] = ()
+    """Name of the rating files' source: one for all, or one for each file; `source` is that of the
+    pairs."""
     pairs: tuple[str, ...] = ()
     """Preference pair files: Parquet, JSONL, or hub names."""
     max_ratings_per_source: int = 0
@@ -125,6 +141,10 @@ class ArmoRMConfig:
             )
         if self.planted is not None and (self.ratings or self.pairs):
             raise ValueError("the planted world brings its own data; drop `--ratings`, `--pairs`")
+        check_files(self, self.pairs, "pairs")
+        check_source(self.rating_source, self.ratings, "rating_source", "ratings")
+        names_of_ratings(self.rating_columns)
+        bounds_of_scales(self.rating_scales)
         require(self.num_workers >= 0, "num_workers", self.num_workers, ">= 0")
         require(self.wait_minutes > 0, "wait_minutes", self.wait_minutes, "positive")
         for name in ("max_ratings_per_source", "max_pairs_per_source", "seed"):

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from panoply.config import require
+from panoply.config.files import LabeledFilesConfig, check_files
 
 Board: TypeAlias = Literal["none", "rmbench"]
 """Public boards, each a module of `panoply.boards`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluateConfig:
+class EvaluateConfig(LabeledFilesConfig):
     """Score preference pairs with a finished reward model and the scorers it was compared with."""
 
     model: str
@@ -31,10 +32,11 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.pairs), "pairs", self.pairs, "at least one file")
+        check_files(self, self.pairs, "pairs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CrossEvalConfig:
+class CrossEvalConfig(LabeledFilesConfig):
     """Score preference pairs with several models, by source, on prompts that none has seen."""
 
     models: tuple[str, ...]
@@ -53,3 +55,4 @@ class CrossEvalConfig:
         twice = len({name.rstrip("/") for name in self.models}) < len(self.models)
         require(not twice, "models", self.models, "different folders")
         require(bool(self.pairs), "pairs", self.pairs, "at least one file")
+        check_files(self, self.pairs, "pairs")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from panoply.bandit.bandits import FixedArm, Sequential, Thompson, Uniform
 from panoply.config import DType, Rendering, require
 from panoply.config.bandit import AlarmConfig, SelectorConfig
+from panoply.config.files import FilesConfig, check_files, names_of_columns
 from panoply.config.policy import (
     PolicyConfig,
     PolicyServerConfig,
@@ -45,11 +46,11 @@ SEQUENTIAL_ROUNDS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PromptsConfig:
+class PromptsConfig(FilesConfig):
     """Prompts of a run: a file's, or synthetic ones whose answers can be checked."""
 
     file: str = ""
-    """Parquet or JSON lines with `prompt`, and `label` or `answer`, and `source` where there are.
+    """File, URI or hub name with `prompt`, and `label` or `answer`, and `source` where there are.
     Empty: the prompts of `panoply.synthetic.verifiable`."""
     num_made: int = 120
     """Number of synthetic prompts where no file is named, those held out among them."""
@@ -60,6 +61,7 @@ class PromptsConfig:
     neither a held-out score nor the signal 'verifier'."""
 
     def __post_init__(self) -> None:
+        check_files(self, (self.file,), "prompts.file")
         require(self.num_made >= 2, "prompts.num_made", self.num_made, ">= 2")
         require(self.num_held_out >= 0, "prompts.num_held_out", self.num_held_out, ">= 0")
         is_function = not self.verifier or self.verifier.startswith("function:")
@@ -144,6 +146,9 @@ class LaserConfig:
     round is the signal 'gold_margin', and what the alarm `hacking` is measured against. Pairs whose
     prompts are trained on or held out are left out, and a few are drawn from each source. Empty:
     right and wrong samples of the calibration prompts, where there are any."""
+    gold_columns: tuple[str, ...] = ()
+    """Columns of the file of gold pairs under the names of a known layout, as in
+    `chosen=better,rejected=worse`."""
     score_with_all_arms: bool = False
     """Let every arm score every sample: gives `agreement` and `disagreement`, costs K times."""
     evaluate_every: int = 4
@@ -177,6 +182,7 @@ class LaserConfig:
         require(self.num_samples >= 2, "num_samples", self.num_samples, ">= 2, for a pair")
         for name in ("seed", "num_workers", "gpus", "num_calibration_prompts"):
             require(getattr(self, name) >= 0, name, getattr(self, name), ">= 0")
+        names_of_columns(self.gold_columns)
         inside = 0 < self.context_depth <= 1
         require(inside, "context_depth", self.context_depth, "a share of the layers in (0, 1]")
         check_policy_backbone(self.backbone)

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal, TypeAlias, get_args
 
 from panoply.config import DType, Rendering, require
 from panoply.config.armorm import SyntheticConfig
+from panoply.config.files import LabeledFilesConfig, check_files
 
 Reference: TypeAlias = Literal["precomputed", "copy", "adapters_off"]
 Normalizer: TypeAlias = Literal["none", "l2", "loss", "loss+"]
@@ -239,7 +240,7 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PairTrainingConfig:
+class PairTrainingConfig(LabeledFilesConfig):
     """A reward model trained on pairs: the data, the model and the method."""
 
     planted: SyntheticConfig | None = None
@@ -275,6 +276,7 @@ class PairTrainingConfig:
                 "name pair files (`--pairs FILE...`) or take a planted recipe, not both; "
                 f"got {self.pairs!r}"
             )
+        check_files(self, self.pairs, "pairs")
         for name in ("max_pairs_per_source", "seed"):
             require(getattr(self, name) >= 0, name, getattr(self, name), ">= 0")
         require(self.num_heads >= 1, "num_heads", self.num_heads, ">= 1")

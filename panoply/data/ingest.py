@@ -11,24 +11,17 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Generic
+from typing import Any, Generic, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from panoply.data.layouts import (
-    FileLayout,
-    Raw,
-    RawPair,
-    RawRating,
-    Row,
-    pair_layout,
-    rating_layout,
-)
+from panoply.data.formats import BATCH_ROWS, Unreadable
+from panoply.data.layouts import pair_layout, rating_layout
 from panoply.data.objectives import (
     Observed,
     complete_maps,
@@ -36,13 +29,18 @@ from panoply.data.objectives import (
     merge_scales,
     objective_name,
 )
-from panoply.data.parse import BadRow
-from panoply.data.quarantine import Quarantine
+from panoply.data.quarantine import BadRow, Quarantine
 from panoply.data.ratings import RatingMap
-from panoply.data.read import BATCH_ROWS, Input, Opened, Unreadable, open_input
-from panoply.data.schema import PAIRS, RATING_ROW, ratings_schema, uniform
+from panoply.data.read import Input, Opened, open_inputs
+from panoply.data.repeats import Repeats
+from panoply.data.rows import Raw, RawPair, RawRating, Row
+from panoply.data.schema import PAIRS, RATING_ROW, Prompt, ratings_schema, uniform
+from panoply.data.sources import columns_unread, numbers_left_out, sources_of
 from panoply.data.validate import Canonical, clean_pair, clean_rating, with_row_ids
 from panoply.files import whole_file
+
+Refusal: TypeAlias = Callable[[Prompt], str]
+"""The reason why a model's template cannot write a prompt, empty where it can; of a renderer."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +85,14 @@ class Ingested:
     """Number and range of the ratings by objective; empty for pairs."""
     maps: Mapping[str, RatingMap]
     """Rating maps, declared or inferred; none for an objective without two distinct ratings."""
+    num_ties: int = 0
+    """Pairs of responses that are ranked alike, which are left out."""
+    declared: frozenset[str] = frozenset()
+    """Objectives whose scale was named or published, and not inferred from the ratings."""
+    repeats: Repeats = field(default_factory=Repeats)
+    """Repeated and contradicting rows, which stay."""
+    notes: tuple[str, ...] = ()
+    """Sentences on columns that were not taken as they might have been."""
 
 
 @dataclass(frozen=True)
@@ -100,9 +106,18 @@ class _Job(Generic[Raw]):
 
 
 def ingest_pairs(
-    inputs: Sequence[Input], out: Path, limits: IngestLimits | None = None
+    inputs: Sequence[Input],
+    out: Path,
+    limits: IngestLimits | None = None,
+    refusal: Refusal | None = None,
 ) -> Ingested:
     """Writes `pairs.parquet` (columns `schema.PAIRS`) and `pairs.quarantine.jsonl` into `out`.
+
+    Args:
+        inputs: the data.
+        out: folder of the two files.
+        limits: on rows and on the share of bad ones.
+        refusal: of a model's template; a row that it refuses goes to quarantine.
 
     Raises:
         FileNotFoundError: an input does not exist.
@@ -110,21 +125,28 @@ def ingest_pairs(
             are bad.
     """
     jobs: list[_Job[RawPair]] = []
-    for opened in _open_all(inputs):
+    notes: list[str] = []
+    for opened in open_inputs(inputs):
         with _naming(opened):
             layout = pair_layout(opened.columns)
-            source, _ = _sources(opened, layout)
+            source, _ = sources_of(opened, layout, notes)
+            notes += columns_unread(opened, layout)
         jobs.append(_Job(opened, layout.adapt, partial(_clean_pair, source=source)))
-    return _ingest(jobs, Path(out) / "pairs.parquet", PAIRS, limits or IngestLimits(), {})
+    path = Path(out) / "pairs.parquet"
+    ingested = _ingest(jobs, path, PAIRS, limits or IngestLimits(), {}, refusal)
+    return replace(ingested, notes=tuple(notes))
 
 
 def ingest_ratings(
-    inputs: Sequence[Input], out: Path, limits: IngestLimits | None = None
+    inputs: Sequence[Input],
+    out: Path,
+    limits: IngestLimits | None = None,
+    refusal: Refusal | None = None,
 ) -> Ingested:
     """Writes `ratings.parquet` (`schema.ratings_schema`) and `ratings.quarantine.jsonl`.
 
     Objectives are named "<source>-<attribute>"; ratings stay in the raw scale. The map of each to
-    [0, 1] is written into the file, see `objectives.read_maps`.
+    [0, 1] is written into the file, see `objectives.read_maps`. Arguments as of `ingest_pairs`.
 
     Raises:
         FileNotFoundError: an input does not exist.
@@ -134,10 +156,12 @@ def ingest_ratings(
     jobs: list[_Job[RawRating]] = []
     declared: dict[str, RatingMap] = {}
     objectives: dict[str, None] = {}  # an ordered set
-    for opened in _open_all(inputs):
+    notes: list[str] = []
+    for opened in open_inputs(inputs):
         with _naming(opened):
-            layout = rating_layout(opened.columns)
-            source, sources = _sources(opened, layout)
+            layout = rating_layout(opened.columns, opened.origin.attributes)
+            source, sources = sources_of(opened, layout, notes)
+            notes += numbers_left_out(opened, layout)
             names: dict[str, dict[str, str]] = {}
             attributes: dict[str, str] = {}
             for name in sources:
@@ -148,18 +172,12 @@ def ingest_ratings(
         clean = partial(_clean_rating, source=source, names=names, scales=declared)
         jobs.append(_Job(opened, layout.adapt, clean))
     path = Path(out) / "ratings.parquet"
-    return _ingest(
-        jobs, path, ratings_schema(tuple(objectives)), limits or IngestLimits(), declared
-    )
+    schema = ratings_schema(tuple(objectives))
+    ingested = _ingest(jobs, path, schema, limits or IngestLimits(), declared, refusal)
+    return replace(ingested, notes=tuple(notes))
 
 
 # Opening and naming
-
-
-def _open_all(inputs: Sequence[Input]) -> list[Opened]:
-    if not inputs:
-        raise ValueError("no input was given; name at least one file, folder, hub name or table")
-    return [opened for origin in inputs for opened in open_input(origin)]
 
 
 @contextmanager
@@ -169,26 +187,6 @@ def _naming(opened: Opened) -> Generator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"{opened.label}: {error}") from error
-
-
-def _sources(
-    opened: Opened, layout: FileLayout[RawPair] | FileLayout[RawRating]
-) -> tuple[str | None, tuple[str, ...]]:
-    """Returns the one source of a file, or None where its rows name theirs; and all sources.
-
-    Many files hold one data set and use `source` for its origin. The column counts where it holds
-    several data sets, where the rated columns begin with its values, and in tables without a name.
-    """
-    if opened.origin.name:
-        return opened.origin.name, (opened.origin.name,)
-    sources = opened.sources() if layout.has_source else ()
-    prefixes = tuple(f"{source}-" for source in sources)
-    names_columns = any(attribute.startswith(prefixes) for attribute in layout.attributes)
-    if len(sources) > 1 or names_columns or (sources and opened.name is None):
-        return None, sources
-    if opened.name is None:
-        raise ValueError("the table has no column 'source'; give the input a name")
-    return opened.name, (opened.name,)
 
 
 # Rows
@@ -214,11 +212,13 @@ def _row_source(raw: RawPair | RawRating) -> str:
     return raw.source
 
 
-def _good_rows(jobs: Iterable[_Job[Raw]], quarantine: Quarantine) -> Iterator[Canonical]:
+def _good_rows(
+    jobs: Iterable[_Job[Raw]], quarantine: Quarantine, refusal: Refusal | None
+) -> Iterator[Canonical]:
     for job in jobs:
         num_before = quarantine.num_good
         for number, row in enumerate(job.opened.rows(None), start=1):
-            for canonical in _clean_all(job, row, number, quarantine):
+            for canonical in _clean_all(job, row, number, quarantine, refusal):
                 quarantine.num_good += 1
                 yield canonical
         if quarantine.num_good == num_before:
@@ -229,7 +229,11 @@ def _good_rows(jobs: Iterable[_Job[Raw]], quarantine: Quarantine) -> Iterator[Ca
 
 
 def _clean_all(
-    job: _Job[Raw], row: Row | Unreadable, number: int, quarantine: Quarantine
+    job: _Job[Raw],
+    row: Row | Unreadable,
+    number: int,
+    quarantine: Quarantine,
+    refusal: Refusal | None,
 ) -> Iterator[Canonical]:
     """Yields the good rows that a row of a file holds; bad ones go to quarantine."""
     label = job.opened.label
@@ -242,10 +246,17 @@ def _clean_all(
         quarantine.reject(label, number, str(error), row)
         return
     for raw in raws:
+        if isinstance(raw, RawPair) and raw.is_tie:
+            quarantine.num_ties += 1
+            continue
         try:
-            yield job.clean(raw)
+            canonical = job.clean(raw)
+            if refusal and (reason := refusal(canonical["prompt"])):
+                raise BadRow(reason)
         except BadRow as error:
             quarantine.reject(label, number, str(error), row)
+        else:
+            yield canonical
 
 
 def _draw(rows: Iterable[Canonical], limits: IngestLimits) -> Iterator[Canonical]:
@@ -275,17 +286,31 @@ def _ingest(
     schema: pa.Schema,
     limits: IngestLimits,
     declared: Mapping[str, RatingMap],
+    refusal: Refusal | None,
 ) -> Ingested:
     path.parent.mkdir(parents=True, exist_ok=True)
     quarantine_file = path.with_name(f"{path.stem}.quarantine.jsonl")
     with Quarantine(quarantine_file) as quarantine, whole_file(path) as partial_file:
-        rows = _draw(with_row_ids(_good_rows(jobs, quarantine), schema), limits)
+        repeats = Repeats()
+        rows = _draw(
+            with_row_ids(repeats.count(_good_rows(jobs, quarantine, refusal)), schema), limits
+        )
         with pq.ParquetWriter(partial_file, schema, compression="zstd") as writer:
             num_rows, observed = _write_rows(rows, schema, writer)
             maps = complete_maps(observed, declared)
             writer.add_key_value_metadata(maps_metadata(maps))
         quarantine.check_share(limits.max_quarantine_share)
-    return Ingested(path, quarantine.path, num_rows, quarantine.reasons, observed, maps)
+    return Ingested(
+        path,
+        quarantine.path,
+        num_rows,
+        quarantine.reasons,
+        observed,
+        maps,
+        quarantine.num_ties,
+        frozenset(declared),
+        repeats,
+    )
 
 
 def _write_rows(

@@ -1,21 +1,33 @@
-"""Row layouts of published data sets, recognized by column names, with their rating scales.
+"""Layouts of published data sets, recognized by column names, with their rating scales.
 
-An adapter is a pure function from one row of a file to *raw* rows, whose values are in place but
-not yet checked. A row that has not the layout's structure raises `BadRow`, which quarantines it.
+A layout's adapter is a pure function from one row of a file to *raw* rows, whose values are in
+place but not yet checked. A row that has not the layout's structure raises `BadRow`, which
+quarantines it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
-from typing import Generic, TypeAlias, TypeVar
+from itertools import product
+from typing import cast
 
-from panoply.data.parse import HUMAN, BadRow, as_messages, number, parse_dialogue
+from panoply.data.compared import TWO_RESPONSES, two_responses_layout
+from panoply.data.dialogue import (
+    ROW_COLUMNS,
+    PromptColumn,
+    pair_of,
+    prompt_column,
+    take_reply,
+)
+from panoply.data.objectives import is_rating
+from panoply.data.parse import as_messages, number
+from panoply.data.prompts import with_context
+from panoply.data.quarantine import BadRow
+from panoply.data.ranked import list_layout, tree_layout
 from panoply.data.ratings import RatingMap
+from panoply.data.rows import FileLayout, RawPair, RawPrompt, RawRating, Row
 from panoply.data.schema import Message
-
-Row: TypeAlias = Mapping[str, object]
 
 HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 HELPSTEER_SCALES = {name: RatingMap(0, 4, bin_centers=True) for name in HELPSTEER}
@@ -25,139 +37,29 @@ ULTRAFEEDBACK_SCALES = {
     **{name: RatingMap(1, 5) for name in ULTRAFEEDBACK},
     "overall_score": RatingMap(1, 10),
 }
-NO_RATING = (
-    *("prompt", "response", "source", "subset", "group", "meta", "id", "index", "idx"),
-    *("row_id", "prompt_id", "text_id", "split_key", "length"),
-)
-"""Columns that are never an objective, even where they hold numbers."""
-
-
-@dataclass(frozen=True)
-class RawPair:
-    """A pair as it stands in a file, unchecked."""
-
-    prompt: Sequence[Message]
-    chosen: object
-    rejected: object
-    source: object = None
-    subset: object = None
-    group: object = None
-    margin: object = None
-    weight: object = None
-
-
-@dataclass(frozen=True)
-class RawRating:
-    """A rating as it stands in a file, unchecked; `ratings` by attribute, in the raw scale."""
-
-    prompt: Sequence[Message]
-    response: object
-    ratings: Mapping[str, object]
-    source: object = None
-    subset: object = None
-    group: object = None
-
-
-Raw = TypeVar("Raw", RawPair, RawRating)
-
-
-@dataclass(frozen=True)
-class FileLayout(Generic[Raw]):
-    """A recognized layout, bound to the columns of one file."""
-
-    adapt: Callable[[Row], list[Raw]]
-    attributes: tuple[str, ...] = ()
-    """Names of the ratings, as the file spells them; empty for pairs."""
-    scales: Mapping[str, RatingMap] = field(default_factory=dict[str, RatingMap])
-    """Published scales by attribute; the others are inferred from the data."""
-    has_source: bool = False
-    """Whether the rows' `source` column may name their data set."""
-
 
 # Pairs
 
-
-def _take_reply(prompt: list[Message] | None, value: object) -> tuple[list[Message], object]:
-    """Splits the value of a `chosen` or `rejected` column into the prompt and the reply.
-
-    The value is the reply alone, or a dialogue (text or messages) with or without the prompt;
-    where there is no prompt column (None), it has to be a dialogue.
-    """
-    if not isinstance(value, list):
-        if prompt is not None and not (isinstance(value, str) and value.startswith(HUMAN)):
-            return prompt, value
-        value = parse_dialogue(value) if isinstance(value, str) else []
-    messages = as_messages(value)
-    last = messages[-1] if messages else None
-    if last is None or not _is_reply(last):
-        raise BadRow("dialogue does not end in an assistant turn")
-    before = messages[:-1]
-    repeats_prompt = before and not _is_reply(before[0])
-    return (before if repeats_prompt else [*(prompt or []), *before]), last.get("content")
-
-
-def _is_reply(message: object) -> bool:
-    return isinstance(message, Mapping) and message.get("role") == "assistant"
-
-
-def _pair(row: Row, prompt_of: Callable[[Row], list[Message] | None]) -> list[RawPair]:
-    prompt = prompt_of(row)
-    before_chosen, chosen = _take_reply(prompt, row.get("chosen"))
-    before_rejected, rejected = _take_reply(prompt, row.get("rejected"))
-    if before_chosen != before_rejected:
-        raise BadRow("chosen and rejected do not share a prompt")
-    margin = row.get("margin")
-    if margin is None and "score_chosen" in row and "score_rejected" in row:
-        better, worse = number(row["score_chosen"]), number(row["score_rejected"])
-        margin = None if better is None or worse is None else better - worse
-    return [
-        RawPair(
-            before_chosen,
-            chosen,
-            rejected,
-            source=row.get("source"),
-            subset=row.get("subset"),
-            group=row.get("group"),
-            margin=margin,
-            weight=row.get("weight"),
-        )
-    ]
-
-
-def _instruction(row: Row) -> list[Message]:
-    """Joins Alpaca's instruction and, where there is one, its input."""
-    parts = [str(row[name]) for name in ("instruction", "input") if row.get(name)]
-    return _with_system(row, "\n\n".join(parts))
-
-
-def _with_system(row: Row, text: object) -> list[Message]:
-    system = row.get("system")
-    messages = as_messages(text)
-    if isinstance(system, str) and system.strip() and messages:
-        return [{"role": "system", "content": system}, *messages]
-    return messages
-
-
-def _column_prompt(row: Row, column: str) -> list[Message]:
-    return _with_system(row, row.get(column))
-
-
-PAIR_PROMPTS: tuple[tuple[str, Callable[[Row], list[Message]]], ...] = (
-    ("prompt", partial(_column_prompt, column="prompt")),
-    ("question", partial(_column_prompt, column="question")),
-    ("instruction", _instruction),
-    ("input", partial(_column_prompt, column="input")),
+SCORED_PAIRS = (
+    ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+    ("chosen_rating", "rejected_rating"),
+    ("chosen-rating", "rejected-rating"),
 )
-"""Columns that may hold a pair's prompt, the first present one counts, with their readers."""
-
+"""Columns of the scores of both responses, whose difference is the margin where there is none."""
 PAIR_LAYOUTS = (
-    *(f"{column}, chosen, rejected" for column, _ in PAIR_PROMPTS),
+    *(f"{name}, chosen, rejected" for name in ("prompt", "question", "instruction", "input")),
     "chosen, rejected (both repeat the prompt: messages, or Human/Assistant text as in HH-RLHF)",
+    "messages, rejected_response (ms-swift)",
+    "a prompt and responses with ranks or scores (Nectar, UltraFeedback, NeMo-RL, OASST's trees)",
+    f"two responses and a verdict ({', '.join(layout.name for layout in TWO_RESPONSES)})",
 )
 RATING_LAYOUTS = (
     "prompt, response and a numeric column per attribute (also HelpSteer, BeaverTails)",
+    "prompt, completion, label (TRL's unpaired preferences)",
     "instruction, completions (UltraFeedback)",
 )
+PROMPT_LAYOUTS = ("a prompt (columns prompt, question, problem, instruction, input or messages)",)
 
 
 def pair_layout(columns: Collection[str]) -> FileLayout[RawPair]:
@@ -166,22 +68,96 @@ def pair_layout(columns: Collection[str]) -> FileLayout[RawPair]:
     Raises:
         ValueError: the columns are of no known layout.
     """
-    if {"chosen", "rejected"} <= set(columns):
-        for column, prompt_of in PAIR_PROMPTS:
-            if column in columns:
-                return FileLayout(partial(_pair, prompt_of=prompt_of), has_source=True)
-        return FileLayout(partial(_pair, prompt_of=lambda _: None), has_source=True)
-    raise _unknown("pairs", columns, PAIR_LAYOUTS)
+    layout = (
+        _chosen_rejected(columns)
+        or _swift(columns)
+        or two_responses_layout(columns)
+        or tree_layout(columns)
+        or list_layout(columns)
+    )
+    if layout is None:
+        raise _unknown("pairs", columns, PAIR_LAYOUTS)
+    return layout
+
+
+def _chosen_rejected(columns: Collection[str]) -> FileLayout[RawPair] | None:
+    if not {"chosen", "rejected"} <= set(columns):
+        return None
+    prompt = prompt_column(columns)
+    margins = {"margin"}.union(*(pair for pair in SCORED_PAIRS if set(pair) <= set(columns)))
+    reads = _reads(prompt, "chosen", "rejected", *margins)
+    name = f"{prompt.name}, chosen, rejected" if prompt else "chosen, rejected with the prompt"
+    return FileLayout(name, partial(_pairs, prompt=prompt), reads, has_source=True)
+
+
+def _reads(prompt: PromptColumn | None, *columns: str) -> frozenset[str]:
+    of_prompt = () if prompt is None else (prompt.name,)
+    also = ("input",) if of_prompt == ("instruction",) else ()
+    return ROW_COLUMNS.union(of_prompt, also, columns)
+
+
+def _pairs(row: Row, prompt: PromptColumn | None) -> list[RawPair]:
+    """Returns the pair of a row, or of lists of texts all of one with one (RM-Bench)."""
+    turns = prompt.read(row) if prompt else None
+    pairs = product(_alternatives(row.get("chosen")), _alternatives(row.get("rejected")))
+    margin = _margin(row)
+    return [pair_of(row, turns, chosen, rejected, margin) for chosen, rejected in pairs]
+
+
+def _alternatives(value: object) -> list[object]:
+    texts = cast("list[object]", value) if isinstance(value, list) else []
+    if texts and all(text is None or isinstance(text, str) for text in texts):
+        return texts
+    return [value]
+
+
+def _margin(row: Row) -> object:
+    if row.get("margin") is not None:
+        return row["margin"]
+    for of_chosen, of_rejected in SCORED_PAIRS:
+        if of_chosen in row and of_rejected in row:
+            better, worse = number(row[of_chosen]), number(row[of_rejected])
+            return None if better is None or worse is None else better - worse
+    return None
+
+
+def _swift(columns: Collection[str]) -> FileLayout[RawPair] | None:
+    """Recognizes ms-swift's rankings: the chosen reply ends the messages (or is `response`)."""
+    names = set(columns)
+    worse = next((n for n in ("rejected_messages", "rejected_response") if n in names), None)
+    if worse is None:
+        return None
+    prompt = prompt_column(columns)
+    better = "messages" if "messages" in names else "response"
+    if better not in names or (better == "response" and prompt is None):
+        return None
+    prompt = prompt if better == "response" else None
+    adapt = partial(_swift_pair, prompt=prompt, worse=worse)
+    reads = _reads(prompt, better, worse, "margin")
+    return FileLayout("ms-swift ranking", adapt, reads, has_source=True)
+
+
+def _swift_pair(row: Row, prompt: PromptColumn | None, worse: str) -> list[RawPair]:
+    rejected = row.get(worse)
+    if prompt is not None:
+        return [pair_of(row, prompt.read(row), row.get("response"), rejected, row.get("margin"))]
+    if not isinstance(rejected, list):
+        before, _ = take_reply(None, row.get("messages"))
+        rejected = [*before, {"role": "assistant", "content": rejected}]
+    return [pair_of(row, None, row.get("messages"), rejected, row.get("margin"))]
 
 
 # Ratings
 
 
-def _rating(row: Row, attributes: Sequence[str]) -> list[RawRating]:
+def _rating(
+    row: Row, prompt: PromptColumn | None, response: str, attributes: Sequence[str]
+) -> list[RawRating]:
+    before, reply = take_reply(prompt.read(row) if prompt else None, row.get(response))
     return [
         RawRating(
-            as_messages(row.get("prompt")),
-            row.get("response"),
+            with_context(row, before),
+            reply,
             {name: row.get(name) for name in attributes},
             source=row.get("source"),
             subset=row.get("subset"),
@@ -203,39 +179,104 @@ def _completion(row: Row, prompt: list[Message], completion: object) -> RawRatin
     if not isinstance(completion, Mapping):
         raise BadRow("completion is no record")
     annotations = completion.get("annotations") or {}
-    ratings: dict[str, object] = {
-        name: (annotations.get(name) or {}).get("Rating") for name in ULTRAFEEDBACK
-    }
+    ratings = {name: _annotated(annotations, name) for name in ULTRAFEEDBACK}
     ratings["overall_score"] = completion.get("overall_score")
     return RawRating(prompt, completion.get("response"), ratings, subset=row.get("source"))
 
 
-def rating_layout(columns: Mapping[str, bool]) -> FileLayout[RawRating]:
+def _annotated(annotations: object, name: str) -> object:
+    """Returns a rating; a list, which no rating is, where the annotations are no records."""
+    for key in (name, "Rating"):
+        if not annotations:
+            return None
+        if not isinstance(annotations, Mapping):
+            return [annotations]
+        annotations = annotations.get(key)
+    return annotations
+
+
+def rating_layout(
+    columns: Mapping[str, bool], attributes: Sequence[str] = ()
+) -> FileLayout[RawRating]:
     """Recognizes the layout of a file of ratings.
 
     Args:
         columns: whether the column holds numbers, by name.
+        attributes: columns that are ratings; empty: all that hold numbers and are not known to
+            be others.
+
+    Raises:
+        ValueError: the columns are of no known layout, or a rating is none of them.
+    """
+    if {"instruction", "completions"} <= set(columns):
+        rated_columns = tuple(ULTRAFEEDBACK_SCALES)
+        reads = frozenset(("instruction", "completions", "source"))
+        return FileLayout(
+            "UltraFeedback", _ultrafeedback, reads, rated_columns, ULTRAFEEDBACK_SCALES
+        )
+    prompt = prompt_column(columns)
+    response = next((name for name in ("response", "completion") if name in columns), "messages")
+    fixed = _reads(prompt, response)
+    numeric = [name for name, is_number in columns.items() if is_number and name not in fixed]
+    rated = tuple(filter(is_rating, numeric))
+    if unknown := [name for name in attributes if name not in columns]:
+        raise ValueError(
+            f"{unknown} are to be ratings (--rating-columns), but no columns; columns are "
+            f"{sorted(columns)}"
+        )
+    rated = tuple(attributes) or rated
+    is_dialogue = response == "messages"
+    if prompt is None or response not in columns or not rated:
+        raise _unknown("ratings", columns, RATING_LAYOUTS)
+    name, scales = (
+        f"{'' if is_dialogue else f'{prompt.name}, '}{response}, ratings",
+        cast("Mapping[str, RatingMap]", {}),
+    )
+    if set(HELPSTEER) <= set(rated):
+        name, scales = "HelpSteer", HELPSTEER_SCALES
+    elif {"is_safe", "category"} <= set(columns):
+        name, scales = "BeaverTails", BEAVERTAILS_SCALES
+    adapt = partial(
+        _rating, prompt=None if is_dialogue else prompt, response=response, attributes=rated
+    )
+    return FileLayout(name, adapt, fixed.union(rated), rated, scales, has_source=True)
+
+
+# Prompts
+
+
+def prompt_layout(columns: Collection[str]) -> FileLayout[RawPrompt]:
+    """Recognizes the layout of a file of prompts for a policy.
 
     Raises:
         ValueError: the columns are of no known layout.
     """
-    if {"instruction", "completions"} <= set(columns):
-        attributes = tuple(ULTRAFEEDBACK_SCALES)
-        return FileLayout(_ultrafeedback, attributes, ULTRAFEEDBACK_SCALES)
-    attributes = tuple(n for n, numeric in columns.items() if numeric and n not in NO_RATING)
-    if not ({"prompt", "response"} <= set(columns) and attributes):
-        raise _unknown("ratings", columns, RATING_LAYOUTS)
-    scales: Mapping[str, RatingMap] = {}
-    if set(HELPSTEER) <= set(attributes):
-        scales = HELPSTEER_SCALES
-    elif {"is_safe", "category"} <= set(columns):
-        scales = BEAVERTAILS_SCALES
-    adapt = partial(_rating, attributes=attributes)
-    return FileLayout(adapt, attributes, scales, has_source=True)
+    names = set(columns)
+    prompt = prompt_column(columns)
+    if prompt is None:
+        raise _unknown("prompts", columns, PROMPT_LAYOUTS)
+    label = next((n for n in ("label", "answer", "ground_truth", "solution") if n in names), None)
+    source = next((n for n in ("source", "data_source") if n in names), None)
+    name = "verl" if "reward_model" in names else f"{prompt.name}, {label or 'no label'}"
+    adapt = partial(_prompt, prompt=prompt, label=label, source=source)
+    read = [column for column in ("reward_model", label, source) if column]
+    return FileLayout(name, adapt, _reads(prompt, *read))
+
+
+def _prompt(
+    row: Row, prompt: PromptColumn, label: str | None, source: str | None
+) -> list[RawPrompt]:
+    graded = row.get("reward_model")
+    truth = row.get(label) if label else None
+    if isinstance(graded, Mapping):
+        truth = graded.get("ground_truth")
+    origin = row.get(source) if source else None
+    return [RawPrompt(with_context(row, prompt.read(row)), truth, origin)]
 
 
 def _unknown(kind: str, columns: Collection[str], layouts: Sequence[str]) -> ValueError:
     return ValueError(
         f"unknown layout for {kind}: columns {sorted(columns)}; known layouts: "
-        f"{'; '.join(layouts)}. Rename the columns to one of these"
+        f"{'; '.join(layouts)}. Where names differ, say which column is which, as in "
+        "--columns prompt=post,chosen=better,rejected=worse"
     )

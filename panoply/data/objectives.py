@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,32 @@ import pyarrow.parquet as pq
 from panoply.data.ratings import RatingMap
 
 MAPS_KEY = b"panoply.maps"
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+NO_RATING = _words(
+    """
+    prompt response source subset group domain meta category row split_key text_id weight margin
+    id ids index idx uid uuid guid hash key no nr num number n row_number position order rank
+    annotator rater worker user author annotators raters votes count counts
+    time date timestamp created updated datetime year month day unixtime duration latency
+    seed fold split part shard version turn turns step epoch batch round iteration
+    length len size tokens words characters chars lines temperature top_p top_k cost price
+    """
+)
+"""Names of columns that are never an objective, even where they hold numbers."""
+NO_RATING_ENDS = _words(
+    """
+    id ids index idx uid uuid hash timestamp time date seed length len tokens words chars
+    characters count counts rank latency duration cost version fold
+    """
+)
+"""Last words of such names."""
+NO_RATING_BEGINNINGS = _words("num n nb number id count index created updated len length")
+"""First words of such names."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +72,20 @@ class LearnableObjectives:
     kept: tuple[str, ...]
     left_out: Mapping[str, str]
     """The reason, by objective."""
+
+
+def is_rating(column: str) -> bool:
+    """Returns whether a column of numbers may be a rating, by its name.
+
+    Names of rows, raters, times, seeds and sizes (`annotator_id`, `createdAt`, `num_tokens`) are
+    no ratings.
+    """
+    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", column)
+    words = [word for word in re.split(r"[^a-z0-9]+", spaced.lower()) if word]
+    if not words or column.startswith("__"):
+        return False
+    is_named = "_".join(words) in NO_RATING or words[-1] in NO_RATING_ENDS
+    return not (is_named or (len(words) > 1 and words[0] in NO_RATING_BEGINNINGS))
 
 
 def objective_name(source: str, attribute: str, sources: Sequence[str] = ()) -> str:

@@ -9,17 +9,20 @@ import math
 import re
 from typing import cast
 
+from panoply.data.quarantine import BadRow
 from panoply.data.schema import Message
+from panoply.data.transcripts import read_transcript
+from panoply.wire.conversation import read_message
 
 NOT_RATED = ("", "N/A", "NA", "null", "None")
 """Strings that data sets write where there is no rating."""
 
 HUMAN = "\n\nHuman:"
 """Beginning of an HH-RLHF dialogue."""
+HH_DIALOGUE = re.compile(r"\n\nHuman:|\s*Human:.*\n\nAssistant:", re.DOTALL)
 
-
-class BadRow(ValueError):
-    """A row that goes to quarantine; its message is the reason."""
+HELPSTEER_TURN = re.compile(r"<extra_id_1>(\w+)\n")
+"""Beginning of a later turn in HelpSteer2's prompts."""
 
 
 def number(value: object) -> float | None:
@@ -45,7 +48,7 @@ def parse_dialogue(text: str) -> list[Message]:
     Raises:
         BadRow: if the text does not begin with a turn.
     """
-    before, *parts = re.split(r"\n\n(Human|Assistant):", text)
+    before, *parts = re.split(r"(?:^|\n\n)(Human|Assistant):", text.lstrip("\n"))
     if before.strip() or not parts:
         raise BadRow("not a Human/Assistant dialogue")
     roles = {"Human": "user", "Assistant": "assistant"}
@@ -75,15 +78,48 @@ def as_messages(value: object) -> list[Message]:
     """Returns a prompt that is a text, a dialogue as text, or messages as a list of messages.
 
     A missing prompt gives an empty list, which `panoply.data.validate` rejects.
+
+    Raises:
+        BadRow: a message cannot be read, or a text writes turns that cannot be taken apart.
     """
-    if isinstance(value, list):
-        return cast("list[Message]", value)
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str):
+        return _messages(value) or []
+    if not value.strip():
         return []
-    if "<extra_id_1>" in value:
+    if HELPSTEER_TURN.search(value):
         return parse_markers(value)
-    if not value.startswith(HUMAN):
+    messages = parse_dialogue(value) if value.startswith(HUMAN) else read_transcript(value)
+    if messages is None:
         return [{"role": "user", "content": value}]
-    messages = parse_dialogue(value)
     opens_reply = messages[-1]["role"] == "assistant" and not messages[-1]["content"]
     return messages[:-1] if opens_reply else messages
+
+
+def as_dialogue(value: object) -> list[Message] | None:
+    """Returns the turns of a response that is a dialogue: its own last turn, or the prompt too.
+
+    A text is a dialogue where it is nothing but turns: messages as JSON or as a Python literal, in
+    a chat template's markers, or "Human:" and "Assistant:". None: it is no dialogue, as a text that
+    only mentions such is none.
+
+    Raises:
+        BadRow: a message cannot be read, or a text writes turns that cannot be taken apart.
+    """
+    if not isinstance(value, str):
+        return _messages(value)
+    return parse_dialogue(value) if HH_DIALOGUE.match(value) else read_transcript(value)
+
+
+def _messages(value: object) -> list[Message] | None:
+    """Returns a list of messages, or one message, as they are read; None for other values."""
+    if isinstance(value, dict):
+        value = [cast("object", value)]
+    if not isinstance(value, list):
+        return None
+    messages: list[Message] = []
+    for message in cast("list[object]", value):
+        try:
+            messages.append(read_message(message))
+        except ValueError as error:
+            raise BadRow(str(error)) from error
+    return messages

@@ -13,6 +13,10 @@ from panoply.files import whole_file
 EXCERPT_CHARACTERS = 200
 
 
+class BadRow(ValueError):
+    """A row that goes to quarantine; its message is the reason, and quotes no text."""
+
+
 class Quarantine:
     """Counts good rows and bad, and writes the bad ones to a JSONL file.
 
@@ -23,6 +27,7 @@ class Quarantine:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.num_good = 0
+        self.num_ties = 0
         self.reasons: Counter[str] = Counter()
         self._open = ExitStack()
         self._file: TextIO
@@ -40,7 +45,10 @@ class Quarantine:
 
     def reject(self, file: str, row_number: int, reason: str, content: object) -> None:
         """Writes one bad row; `row_number` counts from 1."""
-        excerpt = json.dumps(content, ensure_ascii=False, default=str)[:EXCERPT_CHARACTERS]
+        try:
+            excerpt = json.dumps(content, ensure_ascii=False, default=str)[:EXCERPT_CHARACTERS]
+        except (RecursionError, ValueError):  # nested too deeply, or a number of too many digits
+            excerpt = ""
         line = {"file": file, "row": row_number, "reason": reason, "excerpt": excerpt}
         self._file.write(json.dumps(line) + "\n")
         self.reasons[reason] += 1
@@ -57,7 +65,7 @@ class Quarantine:
             raise ValueError(
                 f"{num_bad} of {num_rows} rows are bad, more than the allowed share of "
                 f"{max_share!r}: {self.describe()}. See {str(self.path)!r}; mend the data or "
-                "raise max_quarantine_share"
+                "raise --max-quarantine-share"
             )
 
     def describe(self) -> str:

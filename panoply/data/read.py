@@ -1,56 +1,60 @@
-"""Readers of Parquet, JSONL, JSON, a folder of them, a hub name or a table, row by row.
+"""Inputs of a run: files, folders, patterns, URIs, hub names and tables, opened and named.
 
-Opening reads names and types only, so a wrong path or an unknown layout is an error before any row
-is read. Rows come in batches from the file: memory does not grow with their number (except for a
-JSON array, which has to be read whole).
+Opening reads names and types of columns, so a wrong path or an unknown layout is an error before
+any row is read. Rows come in batches: memory does not grow with their number (except for a JSON
+array, which has to be read whole).
 """
 
 from __future__ import annotations
 
-import gzip
-import json
-import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, TypeAlias, cast
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from panoply.data.layouts import Row
+from panoply.config.files import (
+    FilesConfig,
+    bounds_of_scales,
+    names_of_columns,
+    names_of_ratings,
+)
+from panoply.data.formats import (
+    BATCH_ROWS,
+    SUFFIXES,
+    ReadRows,
+    Rows,
+    Unreadable,
+    arrow_columns,
+    read_format,
+    rows_of_batches,
+)
+from panoply.data.hub import HubName, open_hub
+from panoply.data.locate import SourceName, find_files, source_name
 from panoply.data.ratings import RatingMap
 
-BATCH_ROWS = 1024
-SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".json.gz")
 MAX_SOURCES = 64
-GENERIC_STEMS = ("train", "test", "validation", "val", "dev", "data")
-HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<split>[\w.\[\]:%+-]+))?")
+FEW_SOURCES = 8
+"""As many values are names of data sets even where each stands in one row alone."""
 
 
 @dataclass(frozen=True)
 class Input:
-    """Data to ingest, with its name and its rating scales."""
+    """Data to ingest, with the names of its source and columns, and its rating scales."""
 
     data: str | Path | pa.Table
-    """A file, a folder of files, a hub name "owner/name" or "owner/name:split", or a table."""
+    """A file, a folder of files, a pattern such as "data/*.parquet", a URI, a hub name
+    "owner/name/config:split@revision", or a table."""
     name: str | None = None
-    """Short name of the source. By default the rows' own `source` where it tells several data
-    sets apart, else the name of the file."""
+    """Short name of the source. By default the rows' own `source` where it tells data sets
+    apart, else the name of the file."""
     scales: Mapping[str, RatingMap] = field(default_factory=dict[str, RatingMap])
     """Rating scales by attribute; without one, the published scale holds or one is inferred."""
-
-
-@dataclass(frozen=True)
-class Unreadable:
-    """A line of a file that is no record."""
-
-    text: str
-
-
-Rows: TypeAlias = Iterator[Row | Unreadable]
-Batches: TypeAlias = Callable[[list[str] | None], Iterator[pa.RecordBatch]]
+    columns: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Columns of the file by the name of a known layout, where the file names them otherwise."""
+    attributes: tuple[str, ...] = ()
+    """Columns that are ratings; empty: all that hold numbers and are not known to be others."""
 
 
 @dataclass(frozen=True)
@@ -63,104 +67,115 @@ class Opened:
     """Short name of the source; None for a table, whose rows must name their source."""
     columns: Mapping[str, bool]
     """Whether the column holds numbers, by name."""
-    rows: Callable[[list[str] | None], Rows]
-    """Reads the rows, with at least the columns in the list; None reads all columns."""
+    rows: ReadRows
     origin: Input
 
     def sources(self) -> tuple[str, ...]:
-        """Returns the distinct values of the `source` column, sorted; empty without one.
+        """Returns the distinct values of the `source` column, sorted.
 
-        Raises:
-            ValueError: there are too many to be names of data sets.
+        Empty without that column, and where its values name rows and no data sets: more than
+        MAX_SOURCES, or hardly fewer than rows.
         """
         names: set[str] = set()
+        num_rows = 0
         if "source" not in self.columns:
             return ()
         for row in self.rows(["source"]):
             value = None if isinstance(row, Unreadable) else row.get("source")
             if isinstance(value, str) and value:
                 names.add(value)
+                num_rows += 1
             if len(names) > MAX_SOURCES:
-                raise ValueError(
-                    f"{self.label}: column 'source' holds more than {MAX_SOURCES} values, so they "
-                    "do not name data sets; give the input a name"
-                )
-        return tuple(sorted(names))
+                return ()
+        are_ids = len(names) > FEW_SOURCES and 2 * len(names) > num_rows
+        return () if are_ids else tuple(sorted(names))
+
+
+def named_inputs(files: Sequence[str], config: FilesConfig) -> list[Input]:
+    """Returns the inputs of a command, with the names that its flags give."""
+    columns = names_of_columns(config.columns)
+    names: Sequence[str | None] = config.source or [None]
+    if len(names) == 1:
+        names = [names[0]] * len(files)
+    return [Input(file, name, columns=columns) for file, name in zip(files, names, strict=True)]
+
+
+def rating_inputs(
+    files: Sequence[str], config: FilesConfig, *, columns: Sequence[str], scales: Sequence[str]
+) -> list[Input]:
+    """Returns the inputs of rating files, with the names, columns and scales that flags give."""
+    maps = {name: RatingMap(*ends) for name, ends in bounds_of_scales(scales).items()}
+    attributes, renamed = names_of_ratings(columns)
+    named: list[Input] = []
+    for origin in named_inputs(files, config):
+        all_columns = {**origin.columns, **renamed}
+        named.append(replace(origin, scales=maps, attributes=attributes, columns=all_columns))
+    return named
+
+
+def open_inputs(inputs: Sequence[Input]) -> list[Opened]:
+    """Opens all inputs of a run; files of one name in different folders are named apart.
+
+    Raises:
+        FileNotFoundError: a path does not exist.
+        ValueError: there is no input; one is empty, damaged, of an unknown kind, or the hub cannot
+            be reached; or no file has a column that `Input.columns` names.
+    """
+    if not inputs:
+        raise ValueError("no input was given; name at least one file, folder, hub name or table")
+    named: list[tuple[Opened, SourceName]] = []
+    for origin in inputs:
+        named += _open_input(origin)
+    _check_columns([opened for opened, _ in named])
+    return [_renamed(opened) for opened in _named_apart(named)]
 
 
 def open_input(origin: Input) -> list[Opened]:
-    """Opens an input: one file, each file of a folder, a split on the hub, or a table.
+    """Opens one input: a file, each file of a folder, a split on the hub, or a table.
 
     Raises:
-        FileNotFoundError: the path does not exist.
-        ValueError: the input is empty, damaged, of an unknown kind, or the hub cannot be reached.
+        FileNotFoundError, ValueError: see `open_inputs`.
     """
+    return open_inputs([origin])
+
+
+def _open_input(origin: Input) -> list[tuple[Opened, SourceName]]:
     if not isinstance(origin.data, (str, Path)):
         label = f"table {origin.name}" if origin.name else "table"
-        batches = partial(_table_batches, origin.data)
-        return [_from_arrow(label, origin.name, origin.data.schema, batches, origin)]
-    path = Path(origin.data).expanduser()
-    if path.is_dir():
-        files = sorted(f for f in path.iterdir() if f.name.endswith(SUFFIXES) and _is_data(f))
-        if not files:
-            raise ValueError(f"folder {str(path)!r} holds no file ending in {', '.join(SUFFIXES)}")
-        return [_open_file(file, origin) for file in files]
-    if path.is_file():
-        return [_open_file(path, origin)]
-    if isinstance(origin.data, str) and not origin.data.endswith(SUFFIXES):
-        hub = HUB_NAME.fullmatch(origin.data)
-        if hub and not origin.data.startswith("."):
-            return [_open_hub(hub["name"], hub["split"] or "train", origin)]
-    raise FileNotFoundError(
-        f"{str(origin.data)!r} does not exist; give a file ({', '.join(SUFFIXES)}), a folder of "
-        "them, or a hub name 'owner/name' or 'owner/name:split'"
-    )
+        rows = partial(rows_of_batches, partial(_table_batches, origin.data))
+        opened = Opened(label, origin.name, arrow_columns(origin.data.schema), rows, origin)
+        return [(opened, SourceName(origin.name or ""))]
+    named: list[tuple[Opened, SourceName]] = []
+    for file in find_files(origin.data):
+        columns, rows = read_format(file)
+        is_local = file.label == file.path
+        name = source_name(str(Path(file.path).resolve()) if is_local else file.path)
+        opened = Opened(file.label, origin.name or name.name, columns, rows, origin)
+        named.append((opened, name))
+    return named or [_open_hub(origin)]
 
 
-def _is_data(file: Path) -> bool:
-    return not file.name.startswith(".") and not file.name.endswith("quarantine.jsonl")
+def _open_hub(origin: Input) -> tuple[Opened, SourceName]:
+    """Opens a name that is no path.
 
-
-def short_name(path: Path) -> str:
-    """Returns the name of a file's source: its stem without shard numbers, else its folder's."""
-    stem = re.sub(r"-\d+-of-\d+$", "", path.name.split(".")[0])
-    return path.resolve().parent.name if stem in GENERIC_STEMS else stem
-
-
-def _open_file(path: Path, origin: Input) -> Opened:
-    if not path.name.endswith(SUFFIXES):
-        raise ValueError(f"{str(path)!r} ends in none of {', '.join(SUFFIXES)}; convert it")
-    if path.stat().st_size == 0:
-        raise ValueError(f"{str(path)!r} is empty; write it again or leave it out")
-    if path.suffix == ".parquet":
-        opened = _open_parquet(path, origin)
-    else:
-        rows = partial(_json_rows, path)
-        columns = _json_columns(rows(None))
-        opened = Opened(str(path), origin.name or short_name(path), columns, rows, origin)
-    if not opened.columns:
-        raise ValueError(f"{str(path)!r} holds no rows; write it again or leave it out")
-    return opened
-
-
-# Arrow: Parquet, hub and tables
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal)
-    return any(test(kind) for test in tests)
-
-
-def _from_arrow(
-    label: str, name: str | None, schema: pa.Schema, batches: Batches, origin: Input
-) -> Opened:
-    columns = {column.name: _is_number(column.type) for column in schema}
-    return Opened(label, name, columns, partial(_arrow_rows, batches), origin)
-
-
-def _arrow_rows(batches: Batches, columns: list[str] | None) -> Rows:
-    for batch in batches(columns):
-        yield from batch.to_pylist()
+    Raises:
+        FileNotFoundError: it cannot be a name on the hub either.
+        ValueError: see `open_hub`.
+    """
+    text = str(origin.data)
+    hub = HubName.parse(text) if isinstance(origin.data, str) else None
+    if hub is None or hub.repo.endswith(SUFFIXES):
+        raise FileNotFoundError(
+            f"{text!r} does not exist; give a file ({', '.join(SUFFIXES)}, text also as .gz or "
+            ".zst), a folder of them, a pattern such as 'data/*.parquet', a URI such as "
+            "'s3://bucket/file.parquet', or a hub name 'owner/name/config:split@revision'"
+        )
+    schema, batches = open_hub(hub)
+    owner, _, repo = hub.repo.partition("/")
+    name = SourceName(repo.lower(), (owner,))
+    rows = partial(rows_of_batches, batches)
+    opened = Opened(text, origin.name or name.name, arrow_columns(schema), rows, origin)
+    return opened, name
 
 
 def _table_batches(table: pa.Table, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
@@ -168,98 +183,71 @@ def _table_batches(table: pa.Table, columns: list[str] | None) -> Iterator[pa.Re
     yield from narrow.to_batches(max_chunksize=BATCH_ROWS)
 
 
-def _open_parquet(path: Path, origin: Input) -> Opened:
-    try:
-        with pq.ParquetFile(path) as file:
-            schema, num_rows = file.schema_arrow, file.metadata.num_rows
-    except (pa.ArrowInvalid, OSError) as error:
-        raise _damaged(path, error) from error
-    if num_rows == 0:
-        raise ValueError(f"{str(path)!r} holds no rows; write it again or leave it out")
-    name = origin.name or short_name(path)
-    return _from_arrow(str(path), name, schema, partial(_parquet_batches, path), origin)
+# Names of sources
 
 
-def _parquet_batches(path: Path, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
-    try:
-        with pq.ParquetFile(path) as file:
-            yield from file.iter_batches(BATCH_ROWS, columns=columns)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise _damaged(path, error) from error
+def _named_apart(named: Sequence[tuple[Opened, SourceName]]) -> list[Opened]:
+    """Puts the folder's name in front of a source's where another folder has a source so named."""
+    homes: dict[str, set[tuple[str, ...]]] = {}
+    for opened, name in named:
+        if opened.origin.name is None and opened.name is not None:
+            homes.setdefault(name.name, set()).add(name.folders)
+    distinct: list[Opened] = []
+    for opened, name in named:
+        same = homes.get(name.name, set())
+        if opened.origin.name is None and opened.name is not None and len(same) > 1:
+            opened = replace(opened, name=name.qualified(_num_telling(name.name, same)))
+        distinct.append(opened)
+    return distinct
 
 
-def _damaged(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"{str(path)!r} is damaged or cut short ({error}); fetch or write it again")
+def _num_telling(name: str, homes: set[tuple[str, ...]]) -> int:
+    """Returns how many innermost folders tell all sources of a name apart."""
+    most = max(len(folders) for folders in homes)
+    for num in range(1, most):
+        if len({SourceName(name, folders).qualified(num) for folders in homes}) == len(homes):
+            return num
+    return most
 
 
-def _open_hub(name: str, split: str, origin: Input) -> Opened:
-    try:
-        from datasets import load_dataset  # heavy, and not needed for local files
-        from datasets.exceptions import DatasetsError
-    except ImportError as error:
-        raise ValueError(
-            f"hub name {name!r} needs the package `datasets`: run `pip install '.[hf]'` in a clone "
-            "of Panoply, or name a local file"
-        ) from error
-    try:
-        loaded = cast("Any", load_dataset(name, split=split))
-    except (OSError, ValueError, DatasetsError) as error:
-        raise ValueError(
-            f"{name!r} is no local path, and the hub could not be reached or does not hold it with "
-            f"split {split!r} ({type(error).__name__}: {error}); a local file or folder works too"
-        ) from error
-    schema = loaded.features.arrow_schema
-    batches = partial(_hub_batches, loaded)
-    return _from_arrow(
-        f"{name}:{split}", origin.name or name.split("/")[1].lower(), schema, batches, origin
-    )
+# Names of columns
 
 
-def _hub_batches(loaded: Any, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
-    narrow = loaded if columns is None else loaded.select_columns(columns)
-    for table in narrow.with_format("arrow").iter(BATCH_ROWS):
-        yield from table.to_batches()
+def _renamed(opened: Opened) -> Opened:
+    """Returns the file with its columns under the names that `Input.columns` gives them."""
+    present = {new: old for new, old in opened.origin.columns.items() if old in opened.columns}
+    if not present:
+        return opened
+    gone = {*present, *present.values()}
+    columns = {name: numeric for name, numeric in opened.columns.items() if name not in gone}
+    columns |= {new: opened.columns[old] for new, old in present.items()}
+    return replace(opened, columns=columns, rows=partial(_renamed_rows, opened.rows, present, gone))
 
 
-# JSON
-
-
-def _open_bytes(path: Path) -> IO[bytes]:
-    return cast("IO[bytes]", gzip.open(path) if path.suffix == ".gz" else path.open("rb"))
-
-
-def _json_rows(path: Path, columns: list[str] | None) -> Rows:
-    try:
-        with _open_bytes(path) as file:
-            start = file.read(1)
-            while start.isspace():
-                start = file.read(1)
-            file.seek(0)
-            if start == b"[":
-                yield from (_record(value) for value in json.load(file))
-            else:
-                yield from (_line(line) for line in file if line.strip())
-    except (OSError, EOFError, ValueError) as error:
-        raise _damaged(path, error) from error
-
-
-def _line(line: bytes) -> Row | Unreadable:
-    try:
-        return _record(json.loads(line))
-    except ValueError:  # not JSON, or not UTF-8
-        return Unreadable(line.decode(errors="replace"))
-
-
-def _record(value: object) -> Row | Unreadable:
-    return cast("Row", value) if isinstance(value, dict) else Unreadable(json.dumps(value))
-
-
-def _json_columns(rows: Rows) -> dict[str, bool]:
-    """Finds all columns in one pass over the file: a rating may first appear late in it."""
-    columns: dict[str, bool] = {}
-    for row in rows:
+def _renamed_rows(
+    read: ReadRows, present: Mapping[str, str], gone: set[str], columns: list[str] | None
+) -> Rows:
+    file_columns = None if columns is None else [present.get(name, name) for name in columns]
+    for row in read(file_columns):
         if isinstance(row, Unreadable):
+            yield row
             continue
-        for name, value in row.items():
-            columns[name] = columns.get(name, False) or isinstance(value, (bool, int, float))
-    return columns
+        kept: dict[str, object] = {name: value for name, value in row.items() if name not in gone}
+        kept |= {new: row[old] for new, old in present.items() if old in row}
+        yield kept
+
+
+def _check_columns(files: Sequence[Opened]) -> None:
+    """Checks that each column that an input names is in one of its files.
+
+    Raises:
+        ValueError: one is in none of them.
+    """
+    present = {name for opened in files for name in opened.columns}
+    for opened in files:
+        for new, old in opened.origin.columns.items():
+            if old not in present:
+                raise ValueError(
+                    f"{new!r} is to be read from a column {old!r}, which no file has; they have "
+                    f"{sorted(present)}: name one of these with --columns {new}=COLUMN"
+                )

@@ -20,7 +20,6 @@ Part: TypeAlias = Literal["train", "select", "calibrate", "test"]
 
 PARTS: tuple[Part, ...] = ("train", "select", "calibrate", "test")
 SHARES: tuple[float, ...] = (0.70, 0.10, 0.10, 0.10)
-ROLES = ("system", "user", "assistant", "tool")
 
 PROMPT = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 from pydantic import JsonValue
 
-from panoply.data.read import Input, Row, Unreadable, open_input
+from panoply.data.formats import Unreadable
+from panoply.data.layouts import prompt_layout
+from panoply.data.quarantine import BadRow
+from panoply.data.read import Input, open_input
+from panoply.data.rows import FileLayout, RawPrompt, Row
 from panoply.data.schema import Prompt, prompt_id, split_key, uniform
+from panoply.data.validate import clean_prompt
 from panoply.synthetic.verifiable import verifiable_prompts
 
 
@@ -30,33 +35,36 @@ def synthetic_prompts(num: int, seed: int) -> list[Task]:
     return [Task(p.prompt_id, p.prompt, p.label, p.domain) for p in prompts]
 
 
-def read_tasks(file: str) -> list[Task]:
-    """Returns the distinct prompts of a file.
-
-    Its columns are `prompt` (turns, or a user's text), `label` or `answer`, and `source`.
+def read_tasks(origin: Input) -> list[Task]:
+    """Returns the distinct prompts of a file, in a layout of `prompt_layout`.
 
     Raises:
-        ValueError, FileNotFoundError: see `open_input`; or a row has no prompt.
+        ValueError, FileNotFoundError: see `open_input`; or a row has no prompt that can be read,
+            and the message names file and row.
     """
     tasks: dict[str, Task] = {}
-    for opened in open_input(Input(file)):
+    for opened in open_input(origin):
+        layout = prompt_layout(opened.columns)
+        name = origin.name or ""
         for number, row in enumerate(opened.rows(None), 1):
-            task = _task(row, f"{opened.label}, row {number}", opened.name or "")
+            try:
+                task = _task(row, layout, name, opened.name or "")
+            except BadRow as error:
+                raise ValueError(
+                    f"{opened.label}, row {number}: {error}; mend the row or take it out"
+                ) from error
             tasks.setdefault(split_key(task.prompt), task)
     return list(tasks.values())
 
 
-def _task(row: Row | Unreadable, place: str, source: str) -> Task:
+def _task(row: Row | Unreadable, layout: FileLayout[RawPrompt], name: str, file_name: str) -> Task:
+    """Returns a row's prompt, of the source `name`, else of its own, else of its file's name."""
     if isinstance(row, Unreadable):
-        raise ValueError(f"{place} is no JSON object")
-    turns = cast(Any, row.get("prompt"))
-    if isinstance(turns, str):
-        turns = [{"role": "user", "content": turns}]
-    if not (isinstance(turns, list) and turns and cast(Any, turns[-1]).get("role") == "user"):
-        raise ValueError(f"{place}: `prompt` must be a text, or turns that end with the user's")
-    prompt = [{"role": turn["role"], "content": turn["content"]} for turn in cast(Any, turns)]
-    label = cast(JsonValue, row.get("label", row.get("answer")))
-    return Task(prompt_id(prompt), prompt, label, str(row.get("source") or source))
+        raise BadRow("line is no record")
+    (raw,) = layout.adapt(row)
+    prompt = clean_prompt(raw.prompt)
+    label = cast(JsonValue, raw.label)
+    return Task(prompt_id(prompt), prompt, label, name or str(raw.source or file_name))
 
 
 def split_held_out(

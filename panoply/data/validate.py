@@ -14,73 +14,112 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from panoply.data.layouts import RawPair, RawRating
-from panoply.data.parse import BadRow, number
+from panoply.data.parse import number
+from panoply.data.quarantine import BadRow
 from panoply.data.ratings import RatingMap
+from panoply.data.rows import RawPair, RawRating
 from panoply.data.schema import (
     PAIRS,
     RATING_ROW,
-    ROLES,
     Message,
     digest,
     prompt_id,
     split_key,
     text_id,
 )
+from panoply.wire.chat_templates import ENDS
+from panoply.wire.conversation import check_prompt_end, read_message
+
+MAX_FACTOR = 1000.0
+"""Largest margin or weight: beyond it a single pair outweighs all others together."""
+MARKERS = tuple(end for end in ENDS if end.startswith(("<|", "<end")))
+"""Ends of a policy's turn that no language has: `</s>` also ends a line through a text in HTML."""
 
 Canonical: TypeAlias = dict[str, Any]
 """A row by column name, still without its `row_id`."""
 
 
-def clean_prompt(messages: Sequence[Message]) -> list[dict[str, str]]:
+def clean_prompt(messages: Sequence[object]) -> list[Message]:
     """Returns the messages with role and content only.
 
     Raises:
-        BadRow: there is none, one is malformed, or the last is not the user's or is empty.
+        BadRow: there is none, one cannot be read or has a name, for which a stored prompt has no
+            place, or the last is not the user's or a tool's, or is empty.
     """
     if not messages:
         raise BadRow("missing prompt")
-    clean = [_clean_message(message) for message in messages]
-    if clean[-1]["role"] != "user":
-        raise BadRow("prompt does not end in a user turn")
+    try:
+        clean: list[Message] = [read_message(message) for message in messages]
+        check_prompt_end(clean)
+    except ValueError as error:
+        raise BadRow(str(error)) from error
+    for message in clean:
+        if "name" in message:
+            raise BadRow("message has a name, which is not stored: write it into the content")
+        if message["role"] == "assistant" and not message["content"].strip():
+            raise BadRow("empty assistant turn")
+        _check_text(message["content"])
     if not clean[-1]["content"].strip():
         raise BadRow("empty prompt")
     return clean
 
 
-def _clean_message(message: object) -> dict[str, str]:
-    if not isinstance(message, Mapping):
-        raise BadRow("message is no record of role and content")
-    role, content = message.get("role"), message.get("content")
-    if role not in ROLES:
-        raise BadRow("unknown role")
-    if not isinstance(content, str):
-        raise BadRow("message without text")
-    return {"role": str(role), "content": content}
-
-
 def _clean_response(response: object) -> str:
-    if not isinstance(response, str):
+    if response is None:
         raise BadRow("missing response")
+    if not isinstance(response, str):
+        raise BadRow("response is no text")
     if not response.strip():
         raise BadRow("empty response")
+    _check_text(response)
     return response
 
 
+def _check_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadRow("half a character (a lone surrogate)") from error
+
+
+def _without_ends(chosen: str, rejected: str) -> tuple[str, str]:
+    """Returns two responses without the token of a chat template that ends both of them.
+
+    Raises:
+        BadRow: such a token ends one of them alone, and would tell it from the other.
+    """
+    ends = [next((end for end in ENDS if text.endswith(end)), "") for text in (chosen, rejected)]
+    if all(ends):
+        return chosen.removesuffix(ends[0]), rejected.removesuffix(ends[1])
+    if any(end in MARKERS for end in ends):
+        raise BadRow("a chat template's token ends one response alone")
+    return chosen, rejected
+
+
 def _clean_factor(value: object, name: str) -> float | None:
-    """Returns a margin or weight; it may be null, but not NaN, which is a failed computation."""
+    """Returns a margin or weight; it may be null, but not NaN, which is a failed computation.
+
+    Raises:
+        BadRow: it is no number in [0, MAX_FACTOR].
+    """
     if isinstance(value, float) and math.isnan(value):
         raise BadRow(f"{name} is NaN")
-    return number(value)
+    factor = number(value)
+    if factor is not None and not 0 <= factor <= MAX_FACTOR:
+        raise BadRow(f"{name} is {'negative' if factor < 0 else f'above {MAX_FACTOR:g}'}")
+    return factor
 
 
 def _shared(raw: RawPair | RawRating, source: str, prompt: Sequence[Message]) -> Canonical:
     group = None if raw.group is None else str(raw.group)
+    subset = "" if raw.subset is None else str(raw.subset)
+    for text in (group or "", subset, source):
+        _check_text(text)
     return {
         "prompt_id": prompt_id(prompt),
         "split_key": split_key(prompt, group),
         "source": source,
-        "subset": "" if raw.subset is None else str(raw.subset),
+        "subset": subset,
         "prompt": prompt,
     }
 
@@ -90,10 +129,10 @@ def clean_pair(raw: RawPair, source: str) -> Canonical:
 
     Raises:
         BadRow: the prompt or a response is malformed or empty, the responses are the same, or the
-            margin or weight is no finite number.
+            margin or weight is no number in [0, MAX_FACTOR].
     """
     prompt = clean_prompt(raw.prompt)
-    chosen, rejected = _clean_response(raw.chosen), _clean_response(raw.rejected)
+    chosen, rejected = _without_ends(_clean_response(raw.chosen), _clean_response(raw.rejected))
     if chosen.strip() == rejected.strip():
         raise BadRow("identical responses")
     return {

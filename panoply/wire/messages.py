@@ -15,11 +15,9 @@ from pydantic import (
     model_validator,
 )
 
+from panoply.wire.conversation import THOUGHTS, check_prompt_end, is_empty, read_message
 from panoply.wire.dialect import Strict, explain
 from panoply.wire.request import Chat, Item, Message, RenderedText, Role, Tokens
-
-THOUGHTS = frozenset({"reasoning", "reasoning_content", "thinking"})
-"""Keys of a trainer's message that hold what a policy thought before its reply."""
 
 
 class _Part(Strict):
@@ -32,11 +30,7 @@ class _Part(Strict):
             return value
         needed = {name for name, field in cls.model_fields.items() if field.is_required()}
         pairs = cast(Mapping[Any, Any], value).items()
-        return {key: v for key, v in pairs if key in needed or not _is_empty(v)}
-
-
-def _is_empty(value: Any) -> bool:
-    return value is None or (isinstance(value, str | list | dict) and not value)
+        return {key: v for key, v in pairs if key in needed or not is_empty(v)}
 
 
 class TextPart(_Part):
@@ -46,13 +40,21 @@ class TextPart(_Part):
     text: str
 
 
-class Turn(_Part):
-    """Message. Keys that change its content (tool_calls, reasoning) are refused, not dropped."""
+class Turn(Strict):
+    """Message. Keys that change its content (tool_calls, reasoning) are refused, not dropped.
+
+    `developer` is read as `system`, and `function` as `tool`.
+    """
 
     role: Role
     content: str | list[TextPart]
     name: str | None = None
     """Name of the speaker or tool; the model's template decides whether it is written."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, value: Any) -> dict[str, str]:
+        return read_message(value)
 
     def message(self) -> Message:
         """Returns the neutral message."""
@@ -68,8 +70,7 @@ def joined(content: str | list[TextPart]) -> str:
 
 
 def _ends_before_response(turns: list[Turn]) -> list[Turn]:
-    if not turns or turns[-1].role not in ("user", "tool"):
-        raise ValueError("a prompt must end with a user or tool turn; responses stand apart")
+    check_prompt_end([{"role": turn.role} for turn in turns])
     return turns
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from actors.dpo_trainer import RankedPrompt
+from panoply.config.files import names_of_columns
 from panoply.config.laser import LaserConfig
 from panoply.data.ingest import IngestLimits, ingest_pairs
 from panoply.data.read import Input
@@ -36,8 +37,9 @@ def read_gold_pairs(
     Raises:
         FileNotFoundError, ValueError: the file holds no pair that can be used.
     """
+    gold = Input(config.gold_pairs, columns=names_of_columns(config.gold_columns))
     limits = IngestLimits(max_rows_per_source=PAIRS_PER_SOURCE, seed=config.seed)
-    path = ingest_pairs([Input(config.gold_pairs)], out / "gold_pairs", limits).path
+    path = ingest_pairs([gold], out / "gold_pairs", limits).path
     columns = ["prompt_id", "source", "prompt", "chosen", "rejected"]
     used = {split_key(task.prompt) for task in other_tasks}
     pairs = tuple(

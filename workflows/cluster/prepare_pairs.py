@@ -12,17 +12,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 
 from actors.reward_trainer import PairRows
 from panoply.config.preference import Mixed, PairTrainingConfig
 from panoply.data.ingest import IngestLimits, ingest_pairs
-from panoply.data.read import Input
+from panoply.data.read import Input, named_inputs
 from panoply.data.schema import digest, uniform
 from panoply.data.split import check_parts
+from panoply.data.summary import summary_lines
 from panoply.data.tables import PairTable, load_pairs
 from panoply.data.tokens import TokenPairs, write_tokens
-from panoply.hub.backbone.pretrained import resolve
+from panoply.hub.backbone.pretrained import load_renderer, resolve
 from panoply.hub.backbone.renderer import Renderer
 from panoply.model.tree import TokenTree
 from panoply.preference.batch_sampler import BatchSampler
@@ -51,14 +52,18 @@ class Preferences:
         return np.where(self.flipped_P, -1, 1)
 
 
-def read_pairs(config: PairTrainingConfig, folder: Path) -> Preferences:
-    """Reads, checks and splits the pairs of a run.
+def read_pairs(
+    config: PairTrainingConfig, folder: Path, logger: RunLogger | None = None
+) -> Preferences:
+    """Reads, checks and splits the pairs of a run, and tells what was read.
+
+    Pairs whose prompt the backbone's chat template refuses go to quarantine.
 
     Raises:
         FileNotFoundError: an input does not exist.
         ValueError: an input that cannot be used; the message says why and what to do.
     """
-    inputs = [Input(name) for name in config.pairs]
+    inputs = named_inputs(config.pairs, config)
     if (planted := config.planted) is not None:
         world = make_world(
             config.seed,
@@ -67,8 +72,15 @@ def read_pairs(config: PairTrainingConfig, folder: Path) -> Preferences:
             homogeneous=planted.homogeneous,
         )
         inputs = [Input(world.pairs)]
-    limits = IngestLimits(max_rows_per_source=config.max_pairs_per_source or None)
-    ingested = ingest_pairs(inputs, folder, limits)
+    limits = IngestLimits(
+        max_rows_per_source=config.max_pairs_per_source or None,
+        max_quarantine_share=config.max_quarantine_share,
+    )
+    renderer = load_renderer(config.backbone.model, config.backbone.rendering)
+    ingested = ingest_pairs(inputs, folder, limits, renderer.refusal)
+    if logger:
+        for line in summary_lines(ingested):
+            logger.info(line)
     parts = check_parts(ingested.path, config.seed)
     table = load_pairs(ingested.path, seed=config.seed, num_folds=2)
     columns = pq.read_table(ingested.path, columns=["row_id", "margin", "weight"])
@@ -113,7 +125,7 @@ def tokenize(
             the tokenizer but not to the model.
     """
     folder = resolve(config.backbone.model)
-    renderer = Renderer(AutoTokenizer.from_pretrained(folder), config.backbone.rendering)
+    renderer = load_renderer(config.backbone.model, config.backbone.rendering)
     cut = {"prompts_cut": 0, "responses_cut": 0}
     if not path.exists():
         with logger.bar("rendering pairs", preferences.summary["rows"]) as advance:

@@ -31,6 +31,7 @@ from panoply.config.laser import (
 )
 from panoply.config.policy import PolicyServerConfig, SamplingConfig
 from panoply.config.serve import ServedModelConfig
+from panoply.data.read import named_inputs
 from panoply.data.tasks import Task, read_tasks, synthetic_prompts
 from panoply.laser.rollout import Rollout, read_rollouts, write_rollouts
 from panoply.scorers.where import LocalModel, parse_where
@@ -181,7 +182,10 @@ def model_cpus(scorers: Sequence[ServedModelConfig]) -> int:
 
 def read_prompts(config: PromptsConfig, seed: int) -> list[Task]:
     """Returns the prompts of a file, or synthetic ones."""
-    return read_tasks(config.file) if config.file else synthetic_prompts(config.num_made, seed)
+    if not config.file:
+        return synthetic_prompts(config.num_made, seed)
+    (origin,) = named_inputs([config.file], config)
+    return read_tasks(origin)
 
 
 def ranked_prompts(rollouts: Sequence[Rollout]) -> tuple[RankedPrompt, ...]:

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from panoply.config import DType
+from panoply.config import DType, Rendering
 from panoply.hub.backbone.renderer import Renderer
 from panoply.hub.backbone.smollm2 import NAME, embedded_model
 
@@ -43,6 +43,17 @@ def resolve(name: str) -> str:
             f"{str(error).splitlines()[0]} Name a local folder, or {NAME!r}"
         ) from error
     return name
+
+
+def load_renderer(name: str, rendering: Rendering) -> Renderer:
+    """Returns the renderer of a pretrained model, by its tokenizer alone.
+
+    Raises:
+        FileNotFoundError: see `resolve`.
+    """
+    from transformers import AutoTokenizer
+
+    return Renderer(AutoTokenizer.from_pretrained(resolve(name)), rendering)
 
 
 def choose_dtype(name: DType, device: torch.device) -> torch.dtype:

@@ -10,13 +10,15 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from panoply.config import Rendering
 from panoply.data.schema import Message, Prompt
+from panoply.hub.backbone.control_tokens import ControlTokens
 from panoply.hub.backbone.turns import Turns, splitting_token
 from panoply.model.gather import Tokenized
 from panoply.model.tree import TokenTree, common_prefix
+from panoply.wire.conversation import Turn, check_responses, read_prompt
 
 PLAIN_TEMPLATE = (
     "{% for m in messages %}{{ m['role'] | capitalize }}: {{ m['content'] }}\n\n{% endfor %}"
@@ -67,7 +69,9 @@ class Renderer:
             tokenizer.chat_template = PLAIN_TEMPLATE
         if reads_clock(tokenizer.chat_template):
             tokenizer.chat_template = FIXED_CLOCK + tokenizer.chat_template
+        self._refusals: dict[tuple[str, ...], str] = {}
         self.turns = Turns(tokenizer, self.text)
+        self.control_tokens = ControlTokens(tokenizer, self.turns.markers)
         self.mark = splitting_token(tokenizer, self.turns.header)
         start = tokenizer("")["input_ids"]
         self.bos = list(start[:1]) if start and start[0] == tokenizer.bos_token_id else []
@@ -108,11 +112,12 @@ class Renderer:
             list(turns), tokenize=False, add_generation_prompt=opens
         )
 
-    def _text(self, prompt: str | Prompt, response: str | None, header: bool = True) -> str:
+    def _text(self, prompt: str | Sequence[Turn], response: str | None, header: bool = True) -> str:
+        """Returns a prompt, with its content hidden, and a response as the template writes them."""
         opening = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         closing: list[Message] = []
         if response is not None:
-            content = self.turns.without_end(response)
+            content = self.control_tokens.hide(self.turns.without_end(response))
             closing = [{"role": "assistant", "content": content}]
         turns = [*map(dict, opening), *closing]
         asks = response is None and header
@@ -135,8 +140,7 @@ class Renderer:
         pieces = [head if splits else ""]
         for text, share in zip(texts, shares, strict=True):
             pieces.append(text[len(head) :] if share else text)
-        tokens = self.tokenizer(pieces, add_special_tokens=False)["input_ids"]
-        first, *rows = cast(list[list[int]], tokens)
+        first, *rows = self.control_tokens.tokenize(pieces)
         whole = [first + row if share else row for row, share in zip(rows, shares, strict=True)]
         return [self.with_bos(row) for row in whole]
 
@@ -144,20 +148,40 @@ class Renderer:
         """Returns tokens with BOS in front once: many templates already write it."""
         return ids if ids[: len(self.bos)] == self.bos else self.bos + ids
 
+    def refusal(self, prompt: Prompt) -> str:
+        """Returns why the template cannot write turns of a prompt's roles; empty where it can.
+
+        It refuses them (some know no system turn), or it leaves a turn out without a word.
+        """
+        roles = tuple(turn["role"] for turn in prompt)
+        if roles not in self._refusals:
+            self._refusals[roles] = self._try_roles(roles)
+        return self._refusals[roles]
+
+    def _try_roles(self, roles: Sequence[str]) -> str:
+        turns = [{"role": role, "content": f"turn{i}."} for i, role in enumerate(roles)]
+        try:
+            text = self._text([*turns, {"role": "assistant", "content": "reply."}], None, False)
+        except ValueError as error:
+            return str(error)
+        dropped = [turn["role"] for turn in turns if turn["content"] not in text]
+        return f"the chat template leaves out turns of role {dropped[0]!r}" if dropped else ""
+
     def opening(self, prompt: Prompt) -> list[int]:
         """Returns the tokens that a policy goes on from: the prompt and the assistant's header.
 
         Raises:
-            ValueError: the template refuses the conversation.
+            ValueError: a turn cannot be read, or the template refuses the conversation.
         """
-        ids = self.ids([self._text(prompt, None)])[0]
+        ids = self.ids([self._text(self._hidden(prompt), None)])[0]
         return self.shortened(ids, max(0, len(ids) - self.rendering.max_prompt_tokens))
 
     def render(self, prompt: Prompt, responses: Sequence[str]) -> RenderedTree:
         """Returns the token tree of a prompt and its responses.
 
         Raises:
-            ValueError: no response, or the template refuses the conversation (for example a
+            ValueError: no response, a turn or a response that is no text, a prompt that ends with
+                the assistant's turn, or the template refuses the conversation (for example a
                 system turn where the model knows none).
         """
         conversations = self.conversations(prompt, responses)
@@ -180,10 +204,20 @@ class Renderer:
         Raises:
             ValueError: see `render`.
         """
+        check_responses(responses)
         if not responses:
             raise ValueError("a token tree needs at least one response")
-        body, opening = self._text(prompt, None, header=False), self._text(prompt, None)
-        return self.read(body, opening, [self._text(prompt, response) for response in responses])
+        turns = self._hidden(prompt)
+        body, opening = self._text(turns, None, header=False), self._text(turns, None)
+        return self.read(body, opening, [self._text(turns, response) for response in responses])
+
+    def _hidden(self, prompt: Prompt) -> list[Turn]:
+        """Returns the turns of a prompt, with stand-ins for the control tokens that they spell."""
+        hide = self.control_tokens.hide
+        return [
+            {key: value if key == "role" else hide(value) for key, value in turn.items()}
+            for turn in read_prompt(prompt)
+        ]
 
     def read(self, body: str, opening: str, wholes: Sequence[str]) -> list[Tokenized]:
         """Returns rendered conversations with the same prompt as tokens, cut to the limits.

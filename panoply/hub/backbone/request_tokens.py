@@ -82,7 +82,10 @@ class RequestTokenizer:
                 read[i] = self._text_without_place(text, prompt_size)
                 continue
             opening = text[: place.header], text[: place.reply] + self.turns.prefix
-            by_prompt.setdefault(opening, {})[i] = self.turns.closed(text, place.reply)
+            # The prompt is structure as it stands; where the reply begins is known: it is content.
+            reply = self.renderer.control_tokens.hide(self.turns.reply(text[place.reply :]))
+            whole = text[: place.reply] + reply + self.turns.closing
+            by_prompt.setdefault(opening, {})[i] = whole
         for opening, texts in by_prompt.items():
             conversations = self.renderer.read(*opening, list(texts.values()))
             read |= zip(texts, conversations, strict=True)

@@ -63,6 +63,11 @@ class Turns:
         """The assistant's header, as errors show it."""
         return self.header or next(iter(self._headed), "")
 
+    @property
+    def markers(self) -> tuple[str, ...]:
+        """The texts that the template writes around turns."""
+        return (self.header, self.closing, self.bos, *self._headed, *self._changes)
+
     def place(self, text: str, prompt_size: int = 0) -> ReplySpan:
         """Returns the place of the last reply in a rendered conversation.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -52,6 +53,7 @@ def examine_loaded(model: RewardModel[Any], folder: Path) -> list[Finding]:
     checks: list[Callable[[RewardModel[Any]], Finding]] = [
         layout,
         template,
+        content,
         beginning,
         padding,
         position,
@@ -88,6 +90,37 @@ def template(model: RewardModel[Any]) -> Finding:
             "the one that training saw"
         )
     return Finding("template", text, verdict, advice, {"hash": renderer.template_hash})
+
+
+def content(model: RewardModel[Any]) -> Finding:
+    """Checks that a text which spells the template's markers remains a text."""
+    renderer = model.backbone.renderer
+    turns, control_tokens = renderer.turns, renderer.control_tokens
+    markers = "\n".join(turns.markers)
+    marked = [name for name in control_tokens.names if name in markers]
+    if not marked:
+        return Finding(
+            "content",
+            f"turns are marked by plain words ({turns.shown.strip()!r}), which a text may hold",
+            "warning",
+            "a response can write turns of its own: score only texts that you trust, or train with "
+            "a template of control tokens",
+        )
+    ids = set(renderer.tokenizer.convert_tokens_to_ids(marked))
+    num_tokens: list[int] = []
+    for response in ("b", f"b{''.join(marked)}b"):
+        rendered = model.render([{"role": "user", "content": "a"}], [response, "c"])
+        tokens = chain.from_iterable(sequences([each.tree for each in rendered]))
+        num_tokens.append(sum(token in ids for token in tokens))
+    if num_tokens[0] != num_tokens[1]:
+        return Finding(
+            "content",
+            "a response that spells a control token gets the token itself",
+            "fail",
+            "the tokenizer normalizes texts into its control tokens: convert it to a fast one",
+        )
+    text = f"{', '.join(marked[:3])} in a text stay text"
+    return Finding("content", text, "ok", values={"control_tokens": len(control_tokens.names)})
 
 
 def beginning(model: RewardModel[Any]) -> Finding:

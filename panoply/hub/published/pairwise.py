@@ -119,11 +119,12 @@ class PairwiseModel(RewardModel[float]):
 
     def _ids(self, text: str) -> list[int]:
         tokenizer = self.backbone.renderer.tokenizer
-        turn = [{"role": "user", "content": text}]
+        control_tokens = self.backbone.renderer.control_tokens
+        turn = [{"role": "user", "content": control_tokens.hide(text)}]
         # Llama 3's first template opened the answer unasked, later ones do when they are asked to.
         whole = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
         whole = whole.removeprefix(tokenizer.bos_token or "")
-        return tokenizer(whole, add_special_tokens=False)["input_ids"]
+        return control_tokens.tokenize([whole])[0]
 
 
 def context(prompt: Prompt) -> str:
