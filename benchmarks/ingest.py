@@ -1,4 +1,4 @@
-"""Reading pairs before training, beside `datasets` and TRL: `python -m benchmarks.ingest --json FILE`.
+"""Reading pairs beside `datasets` and TRL: `python -m benchmarks.ingest --json FILE`.
 
 Pairs with a text prompt are written as Parquet and as JSON lines, and each side reads them in a
 process of its own, on one thread, with nothing cached:
@@ -208,11 +208,10 @@ def main(options: Options) -> None:
                 figures[f"{side} ({kind})"] = in_process(work, files[num][i], files[1000][i], num)
             ours = figures[f"ingest_and_render ({kind})"]["rows_per_cpu_second"]
             theirs = figures[f"load_and_prepare ({kind})"]["rows_per_cpu_second"]
-            peaks = [
-                figures[f"{s} ({kind})"]["peak_megabytes"] for s in ("ingest", "ingest, a tenth")
-            ]
+            whole, tenth = figures[f"ingest ({kind})"], figures[f"ingest, a tenth ({kind})"]
             figures[f"speed ({kind})"] = {"ratio": ours / theirs}
-            figures[f"memory ({kind})"] = {"ratio": peaks[0] / peaks[1]}
+            growth = whole["peak_megabytes"] / tenth["peak_megabytes"]
+            figures[f"memory ({kind})"] = {"ratio": growth}
     figures["setting"] = setting(pa, datasets, trl, threads=1, rows=options.rows)
     print_figures(figures, ("rows_per_cpu_second", "rows_per_second", "peak_megabytes"))
     print_figures(figures, ("ratio",))
