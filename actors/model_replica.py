@@ -15,7 +15,7 @@ from panoply.config.serve import ServedModelConfig
 from panoply.hub.artefact.load import load_reward_model
 from panoply.hub.backbone.pretrained import silence_libraries
 from panoply.model.gather import Tokenized, merge_prefixes
-from panoply.serve.batching import Batcher, BatchStats, Overloaded
+from panoply.serve.batching import Batcher, BatchStats, Overloaded, OversizedRequest
 from panoply.serve.calls import ReplicaRequest
 from panoply.wire.limits import ItemSize
 from panoply.wire.request import Chat, Item, RequestError, Score, scored
@@ -121,7 +121,7 @@ class RewardModelReplica(Replica[Conversations]):
         """Returns the score of each conversation, or the preference of each pair.
 
         Raises:
-            RequestError: 429, the queue is full.
+            RequestError: 429, the queue is full; 413, these are more than ever fit into it.
         """
         self.metrics.queued(self.queue.num_queued)
         conversations: list[Tokenized] = []
@@ -131,6 +131,8 @@ class RewardModelReplica(Replica[Conversations]):
             outputs = await self.queue.score(conversations, request.timeout)
         except Overloaded as full:
             raise self._busy(full) from full
+        except OversizedRequest as error:
+            raise RequestError(f"{error}: send several requests", 413) from error
         size = 2 if request.compares else 1
         groups = [outputs[start : start + size] for start in range(0, len(outputs), size)]
         return [

@@ -37,6 +37,10 @@ class Overloaded(RuntimeError):
         self.retry_after = retry_after
 
 
+class OversizedRequest(ValueError):
+    """A request has more tokens than may ever wait."""
+
+
 @dataclass(frozen=True, slots=True)
 class BatchStats:
     """Size and times of one batch."""
@@ -117,8 +121,12 @@ class Batcher(Generic[T]):
 
         Raises:
             Overloaded: too many wait already; none of these was taken.
+            OversizedRequest: these alone are too many.
         """
         costs = _costs(conversations)
+        if sum(costs) > self.config.max_queued_tokens:
+            most = self.config.max_queued_tokens
+            raise OversizedRequest(f"{sum(costs)} tokens in one request, at most {most}")
         self.check_room(len(conversations), sum(costs))
         now, loop = self.clock(), asyncio.get_running_loop()
         waiting: list[_Waiting[T]] = []
