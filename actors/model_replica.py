@@ -91,7 +91,7 @@ class RewardModelReplica(Replica[Conversations]):
             )
         num_responses = sum(len(item.responses) for item in request.items)
         try:
-            self.queue.check_room(self.num_reading + num_responses)
+            self.queue.check_room(num_responses, num_coming=self.num_reading)
         except Overloaded as full:
             raise self._busy(full) from full
         if unknown := sorted(set(request.weights) - set(self.model.objectives)):
@@ -146,10 +146,12 @@ class RewardModelReplica(Replica[Conversations]):
     def portions(self, item: Item, place: int, compares: bool) -> list[Portion]:
         """Returns the parts in which an item is read.
 
-        A tokenizer that has to read a prompt again with every response gets few of them at a time.
+        Where the prompt may have to be tokenized again with every response (a template whose header
+        is no token of its own, text in another template), few of them are read at a time.
         """
         size, num = ItemSize.of(item), len(item.responses)
-        if self.model.backbone.renderer.mark or compares or size.rendered <= READ_CHARACTERS:
+        is_once = isinstance(item, Chat) and self.model.backbone.renderer.mark
+        if is_once or compares or size.rendered <= READ_CHARACTERS:
             return [Portion(item, place, max(size.characters, size.rendered // RENDERED_SHARE))]
         num_each = max(1, num * READ_CHARACTERS // size.rendered)
         parts: list[Portion] = []

@@ -25,8 +25,8 @@ from panoply.wire.templates import as_chat
 
 Unit = TypeVar("Unit")
 Scores: TypeAlias = Sequence[tuple[Score, ...]]
-READ_CHARACTERS = 250_000
-"""Characters that are read at a time, about half a second of tokenizing: then it is somebody else's
+READ_CHARACTERS = 100_000
+"""Characters that are read at a time, some tenths of a second of tokenizing: then it is somebody else's
 turn, and time to see whether anybody still waits."""
 
 

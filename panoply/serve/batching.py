@@ -141,17 +141,23 @@ class Batcher(Generic[T]):
             self._task = loop.create_task(self._work())
         return list(await asyncio.gather(*(entry.done for entry in waiting)))
 
-    def check_room(self, num_responses: int, num_tokens: int = 0) -> None:
+    def check_room(self, num_responses: int, num_tokens: int = 0, num_coming: int = 0) -> None:
         """Checks that so much more may wait; an empty queue takes any request.
+
+        Args:
+            num_responses: responses of the request.
+            num_tokens: its tokens, as far as they are known.
+            num_coming: responses of others that will wait soon.
 
         Raises:
             Overloaded: it may not.
         """
-        if not self.num_queued:
+        num_waiting = self.num_queued + num_coming
+        if not num_waiting:
             return
         wait = max(1.0, min(self.num_queued / self._rate if self._rate else 1.0, 60.0))
-        if self.num_queued + num_responses > self.config.max_queued:
-            why = f"{self.num_queued} responses wait, at most {self.config.max_queued}"
+        if num_waiting + num_responses > self.config.max_queued:
+            why = f"{num_waiting} responses wait, at most {self.config.max_queued}"
             raise Overloaded(why, wait)
         if self.num_queued_tokens + num_tokens > self.config.max_queued_tokens:
             most = self.config.max_queued_tokens

@@ -34,7 +34,7 @@ class RequestLimits:
     max_characters: int = 4_000_000
     """Maximum characters of all fields, or token ids; a prompt counts once for all of its
     responses."""
-    max_text: int = 1_000_000
+    max_text: int = 500_000
     """Maximum characters of one conversation, a prompt with one response."""
     max_rendered: int = 16_000_000
     """Maximum characters rendered: every prompt as often as it has responses."""
