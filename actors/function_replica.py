@@ -74,6 +74,5 @@ class FunctionReplica(Replica[Item]):
             async with asyncio.timeout(request.timeout):
                 return await self.scorer.score(units)
         except TimeoutError:
-            why = f"{self.config.name!r} gave no score within {request.timeout:.3g} s"
-            late = Score(error=why, transient=True)
+            late = Score(error=f"{self.config.name!r} gave no score in time", transient=True)
             return [(late,) * len(item.responses) for item in units]

@@ -26,8 +26,8 @@ from panoply.wire.templates import as_chat
 Unit = TypeVar("Unit")
 Scores: TypeAlias = Sequence[tuple[Score, ...]]
 READ_CHARACTERS = 100_000
-"""Characters that are read at a time, some tenths of a second of tokenizing: then it is somebody else's
-turn, and time to see whether anybody still waits."""
+"""Characters that are read at a time, some tenths of a second of tokenizing: then it is the turn of
+others, and time to see whether anybody still waits."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,24 +35,22 @@ def impatient(protocol: type[Any], seconds: float) -> type[Any]:
             super().data_received(data)
             if self.cycle is None or self.cycle.response_complete:
                 self._wait()
-            elif self._limit is not None:
-                self._limit.cancel()
-                self._limit = None
+            else:
+                self._end_wait()
 
         def connection_lost(self, exc: Exception | None) -> None:
             """Forgets the time."""
             super().connection_lost(exc)
-            if self._limit is not None:
-                self._limit.cancel()
+            self._end_wait()
 
         def _wait(self) -> None:
             if self._limit is None:
-                self._limit = self.loop.call_later(seconds, self._close)
+                self._limit = self.loop.call_later(seconds, self.transport.close)
 
-        def _close(self) -> None:
-            self._limit = None
-            if not self.transport.is_closing():
-                self.transport.close()
+        def _end_wait(self) -> None:
+            if self._limit is not None:
+                self._limit.cancel()
+                self._limit = None
 
     return ImpatientProtocol
 

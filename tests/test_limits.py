@@ -1,4 +1,4 @@
-"""The worst request that is allowed: what it costs each endpoint, each kind of scorer, neighbors."""
+"""The worst allowed request: what it costs each endpoint, each kind of scorer, and neighbors."""
 
 import asyncio
 import json

@@ -60,21 +60,25 @@ def test_clients_do_not_return_together_and_a_long_wait_is_shortened(monkeypatch
 
 @BOTH
 def test_a_compressed_answer_is_not_inflated(post):
-    bomb = gzip.compress(b"[" + b" " * 300_000_000 + b"]", 1)
+    bomb = gzip.compress(b"[" + b" " * 60_000_000 + b"]", 1)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with serving((200, {"Content-Encoding": "gzip"}, bomb)) as (url, seen):
-        with pytest.raises(RewardServerError, match="is compressed"):
-            post(f"{url}/slime", 30.0)
+    with (
+        serving((200, {"Content-Encoding": "gzip"}, bomb)) as (url, seen),
+        pytest.raises(RewardServerError, match="is compressed"),
+    ):
+        post(f"{url}/slime", 30.0)
     assert seen[0][1]["accept-encoding"] == "identity"
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 30_000
 
 
 @BOTH
 def test_an_endless_answer_is_read_up_to_its_bound(post, monkeypatch):
     monkeypatch.setattr(bounded, "MAX_ANSWER", 10_000)
-    with serving((200, {}, b"[" * 10_001)) as (url, _):
-        with pytest.raises(RewardServerError, match="more than 10000 bytes"):
-            post(f"{url}/slime", 30.0)
+    with (
+        serving((200, {}, b"[" * 10_001)) as (url, _),
+        pytest.raises(RewardServerError, match="more than 10000 bytes"),
+    ):
+        post(f"{url}/slime", 30.0)
 
 
 @BOTH
@@ -213,5 +217,5 @@ def test_a_function_s_call_ends_with_the_time_of_its_request():
         return await replica.answer(ReplicaRequest(items=(CHAT,), bucket=0, timeout=0.1))
 
     ((score,),) = asyncio.run(run()).items
-    assert (score.transient, score.error) == (True, "'m' gave no score within 0.1 s")
+    assert (score.transient, score.error) == (True, "'m' gave no score in time")
     assert json.dumps(replica.about())

@@ -1,4 +1,4 @@
-"""Background work goes on after a fault at any of its awaits, and what is known follows the models."""
+"""Background work goes on after a fault at any await, and what is known follows the models."""
 
 import asyncio
 import time
