@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 from pydantic import JsonValue
 
 from actors.replica import Replica, Scores
 from panoply.config.serve import ServedModelConfig
+from panoply.scorers.endpoint import EndpointScorer
+from panoply.scorers.function import FunctionScorer
 from panoply.scorers.where import open_scorer, parse_where
 from panoply.serve.calls import ReplicaRequest
-from panoply.wire.request import Item, RequestError
+from panoply.wire.breaker import CircuitState
+from panoply.wire.request import Item, RequestError, Score
 
 
 class FunctionReplica(Replica[Item]):
@@ -23,8 +27,27 @@ class FunctionReplica(Replica[Item]):
         self.scorer = open_scorer(config)
 
     def about(self) -> dict[str, JsonValue]:
-        """Returns the kind alone: a place is for those who ask with a request."""
-        return {"kind": self.kind, "objectives": [], "provenance": {"kind": self.kind}}
+        """Returns the kind and the circuit alone: a place is for those who ask with a request."""
+        return {
+            "kind": self.kind,
+            "objectives": [],
+            "provenance": {"kind": self.kind},
+            "circuit": self.circuit,
+        }
+
+    @property
+    def circuit(self) -> CircuitState:
+        """State of the circuit to what scores, "closed" where nothing can be taken out."""
+        match self.scorer:
+            case FunctionScorer() | EndpointScorer():
+                return self.scorer.circuit
+            case _:
+                return "closed"
+
+    def check_health(self) -> None:
+        """Raises RuntimeError where a function cannot be called any more: Serve restarts it."""
+        if isinstance(self.scorer, FunctionScorer):
+            self.scorer.check_health()
 
     def check(self, request: ReplicaRequest) -> None:
         """Checks that a request asks for plain scores.
@@ -46,5 +69,10 @@ class FunctionReplica(Replica[Item]):
         return [item]
 
     async def score(self, units: Sequence[Item], request: ReplicaRequest) -> Scores:
-        """Returns the scores of each item."""
-        return await self.scorer.score(units)
+        """Returns the scores of each item; after the request's time, the same error for all."""
+        try:
+            async with asyncio.timeout(request.timeout):
+                return await self.scorer.score(units)
+        except TimeoutError:
+            late = Score(error=f"{self.config.name!r} gave no score in time", transient=True)
+            return [(late,) * len(item.responses) for item in units]

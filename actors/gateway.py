@@ -7,15 +7,28 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 from pydantic import JsonValue
 
 from actors.ask_replica import Ask, ask_replica
-from panoply.serve.calls import ReplicaRequest, Shard, shard_by_prompt
+from actors.internal_error import internal_error
+from panoply.serve.calls import ReplicaRequest, Shard, shard_by_prompt, version_of
 from panoply.wire.request import ModelAnswer, RequestError, Score, ScoreAnswer, ScoreRequest
 
+ABOUT_SECONDS = 2.0
+"""Seconds in which a model says what it is."""
 ModelState: TypeAlias = Literal["ready", "starting", "idle", "failed"]
+
+
+class ModelStatus(NamedTuple):
+    """State of a model in the cluster."""
+
+    state: ModelState
+    reason: str
+    """Reason of the state `failed`; empty in any other."""
+    deployed: str = ""
+    """Time and progress of its latest deployment."""
 
 
 @dataclass(slots=True)
@@ -30,8 +43,30 @@ class Model:
     """Reason of the state `failed`; empty in any other."""
     description: Mapping[str, JsonValue] = field(default_factory=dict[str, JsonValue])
     """Its answer to `about`; empty while it was never up."""
+    version: str = ""
+    """Version that is described."""
+    is_stale: bool = True
+    """Whether another version of it may answer than the one described."""
+    deployed: str = ""
+    """Its latest deployment, as the cluster names it: it changes with each."""
     created: int = field(default_factory=lambda: int(time.time()))
     """Unix time since when the gateway has it."""
+
+    @property
+    def circuit(self) -> str:
+        """State of its circuit to a server or function, "closed" where it has none."""
+        return str(self.description.get("circuit", "closed"))
+
+    @property
+    def can_answer(self) -> bool:
+        """Whether a request to it may succeed; an idle one is started by it."""
+        return self.state in ("ready", "idle") and self.circuit != "open"
+
+    def changed_to(self, status: ModelStatus) -> None:
+        """Takes over what the cluster says; another deployment has to describe itself anew."""
+        self.state, self.reason = status.state, status.reason
+        if status.deployed != self.deployed:
+            self.deployed, self.is_stale = status.deployed, True
 
     @property
     def objectives(self) -> list[str] | None:
@@ -56,13 +91,29 @@ class Gateway:
     default: str
     timeout: float
 
-    async def learn(self, states: Mapping[str, tuple[ModelState, str]]) -> None:
-        """Updates the models' states, and asks those that are new to describe themselves."""
-        for name, (state, reason) in states.items():
-            model = self.models[name]
-            model.state, model.reason = state, reason
-            if state == "ready" and not model.description:
+    async def learn(self, statuses: Mapping[str, ModelStatus]) -> None:
+        """Updates the models' states, and asks those that are new or changed what they are.
+
+        They are asked together, and one that hangs or fails is asked again the next time.
+        """
+        for name, status in statuses.items():
+            self.models[name].changed_to(status)
+        stale = [
+            name
+            for name in statuses
+            if self.models[name].is_stale and self.models[name].state == "ready"
+        ]
+        await asyncio.gather(*map(self._describe, stale))
+
+    async def _describe(self, name: str) -> None:
+        """Asks a model what it is; a fault is logged, and what was known stays."""
+        model = self.models[name]
+        try:
+            async with asyncio.timeout(ABOUT_SECONDS):
                 model.description = await model.about()
+            model.version, model.is_stale = version_of(model.description), False
+        except Exception as error:  # of any model: the others go on
+            internal_error(f"the description of model {name!r}", error)
 
     def directory(self) -> list[dict[str, JsonValue]]:
         """Returns what clients may know of the models, in the shape of OpenAI's list."""
@@ -108,18 +159,22 @@ class Gateway:
         """
         if name not in self.models:
             raise RequestError(
-                f"no model is called {name!r}; there are {sorted(self.models)}. "
+                f"no model is called {name[:64]!r}; there are {sorted(self.models)}. "
                 "`/models/NAME` before a path names one where the payload cannot",
                 404,
             )
 
-    async def score(self, request: ScoreRequest) -> ScoreAnswer:
+    async def score(self, request: ScoreRequest, spent: float = 0.0) -> ScoreAnswer:
         """Returns the scores of every model that the request names.
+
+        Args:
+            request: its models are set.
+            spent: seconds of its time that reading it took.
 
         Raises:
             RequestError: the request itself is at fault, or its only model is too busy.
         """
-        timeout = min(request.timeout or self.timeout, self.timeout)
+        timeout = max(0.0, min(request.timeout or self.timeout, self.timeout) - spent)
         by_model = self._with_own_weights(request)
         answers = await asyncio.gather(
             *(self._answer(name, part, timeout) for name, part in by_model.items())
@@ -160,6 +215,8 @@ class Gateway:
                 if answer.status != 503 and not concerns_it_alone:
                     raise answer
                 answer = _failed(name, shard, answer)
+            if answer.version and answer.version != self.models[name].version:
+                self.models[name].is_stale = True
             provenance = answer.provenance or provenance
             for place, scores in zip(shard.places, answer.items, strict=True):
                 items[place] = scores

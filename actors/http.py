@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -15,25 +14,30 @@ from typing import Any
 
 import httpx2
 from fastapi import FastAPI, Request, Response
-from fastapi.openapi.utils import get_openapi
-from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse
 from fastapi.staticfiles import StaticFiles
-from pydantic.json_schema import models_json_schema
-from ray.util.metrics import Counter, Histogram
+from ray.util.metrics import Counter, Gauge, Histogram
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import panoply.report
+from actors.api_reference import PAGE_POLICY, description, openapi, reference_page
 from actors.gateway import Gateway
+from actors.intake import Call, Intake
 from actors.internal_error import internal_error
+from panoply.serve.access import Caller
+from panoply.serve.supervised import SupervisedLoop
 from panoply.wire import tei, vllm
-from panoply.wire.dialect import RequestLimits, decode
+from panoply.wire.bounded import BoundedAnswer, ask_async
+from panoply.wire.limits import RequestLimits, work_of
 from panoply.wire.request import RequestError, ScoreRequest, num_truncated
-from panoply.wire.routes import ENDPOINTS, endpoint_at
+from panoply.wire.routes import ENDPOINTS
 
 PAGE = Path(__file__).parents[1] / "web"
 BASE_STYLE = Path(panoply.report.__file__).with_name("base.css")
 """Style that the page of a run has too."""
+METRICS_SECONDS = 5.0
+"""Seconds until a node has told its metrics."""
 PREFIX = "/models/{name}"
 POLICY = "default-src 'self'; img-src 'self' data:; base-uri 'none'; frame-ancestors 'none'"
 SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120]
@@ -46,70 +50,126 @@ Every path of a protocol also stands behind `/models/NAME`, which names the mode
 
 def make_app(
     gateway: Gateway,
-    limits: RequestLimits,
-    keys: Mapping[str, str],
+    intake: Intake,
     agents: Callable[[], Awaitable[Sequence[str]]],
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]],
+    loops: Sequence[SupervisedLoop] = (),
     run: str = "",
 ) -> FastAPI:
     """Returns the HTTP application.
 
     Args:
         gateway: answers requests.
-        limits: the most that a request may ask.
-        keys: API key of each model that asks for one.
+        intake: checks and reads them.
         agents: returns the URLs of the nodes' metrics.
         lifespan: context that is open while the application runs.
+        loops: background work, without which the gateway is not well.
         run: id of this start of the server, shown at `/health`.
     """
-    app = FastAPI(title="Panoply", description=ABOUT, version="1", lifespan=lifespan)
+    app = FastAPI(
+        title="Panoply",
+        description=ABOUT,
+        version="1",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
     metrics = GatewayMetrics()
 
     async def score(request: Request) -> Response:
         path, name = _path(request), request.path_params.get("name")
-        begun, endpoint, headers = time.monotonic(), endpoint_at(path), dict[str, str]()
+        begun, call, headers = time.monotonic(), Call(path), dict[str, str]()
         try:
-            payload = decode(await _body(request, limits.max_bytes), limits)
-            endpoint = endpoint_at(path, payload)
-            typed = endpoint.parse(payload)
-            score_request = gateway.named(limits.check(typed.request()), name)
-            _check_keys(request, score_request, keys)
-            answer = await gateway.score(score_request)
-            status, body = 200, _json(typed.render(answer, score_request))
+            caller = intake.caller(request, name)
+            await intake.read(request, caller, call, name)
+            score_request = gateway.named(call.request, name)
+            intake.keys.check(caller, score_request.models)
+            intake.rates.charge(caller, work_of(score_request))
+            answer = await gateway.score(score_request, spent=time.monotonic() - begun)
+            status, body = 200, _json(call.typed.render(answer, score_request))
             if cut := num_truncated(answer):
                 headers[TRUNCATED] = str(cut)
-            metrics.scored(score_request, time.monotonic() - begun)
+            metrics.scored(score_request, caller, time.monotonic() - begun)
         except Exception as error:
             refused = error if isinstance(error, RequestError) else internal_error(path, error)
-            status, refusal = endpoint.refuse(refused)
+            status, refusal = call.endpoint.refuse(refused)
             body = _json(refusal)
-            if refused.retry_after is not None:
-                headers["Retry-After"] = str(max(1, round(refused.retry_after)))
+            headers |= _headers_of(refused)
         metrics.answered(path, status, time.monotonic() - begun)
         return Response(body, status, headers, "application/json")
 
     for path in PATHS:
         for prefix in ("", PREFIX):
-            described = _described(prefix, path)
+            described = description(prefix, path)
             app.add_api_route(_route(prefix, path), score, methods=["POST"], **described)
 
-    _add_models(app, gateway, limits)
+    _add_models(app, gateway, intake.limits)
     _add_refusals(app)
-
-    @app.get("/health", summary="200 while a model can answer.")
-    def health() -> JSONResponse:
-        states = {entry["id"]: entry["state"] for entry in gateway.directory()}
-        well = any(state != "failed" for state in states.values())
-        status = "ok" if well else "no model works"
-        return JSONResponse({"status": status, "models": states, "run": run}, 200 if well else 503)
+    _add_health(app, gateway, loops, run)
 
     @app.get("/metrics", summary="Prometheus metrics of all nodes.")
     async def node_metrics() -> PlainTextResponse:
+        for loop in loops:
+            metrics.loop_age.set(loop.age, {"loop": loop.name})
         return PlainTextResponse(await _relayed(await agents()))
 
     _add_page(app)
-    app.openapi = lambda: _openapi(app)
+    app.openapi = lambda: openapi(app)
+    app.add_middleware(Hardened)
     return app
+
+
+class Hardened:
+    """Adds to every answer that its type is to be taken as it stands."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on."""
+
+        async def send_marked(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"x-content-type-options", b"nosniff")]
+            await send(message)
+
+        await self.app(scope, receive, send_marked)
+
+
+def _headers_of(refused: RequestError) -> dict[str, str]:
+    """Returns the headers that belong to a refusal."""
+    headers: dict[str, str] = {}
+    if refused.retry_after is not None:
+        headers["Retry-After"] = str(max(1, round(refused.retry_after)))
+    if refused.status == 401:
+        headers["WWW-Authenticate"] = 'Bearer realm="panoply"'
+    if refused.status == 408:
+        headers["Connection"] = "close"  # the rest of the body may never come
+    return headers
+
+
+def _add_health(app: FastAPI, gateway: Gateway, loops: Sequence[SupervisedLoop], run: str) -> None:
+    """Adds the routes that say whether the gateway lives, and whether a model can answer."""
+
+    def states() -> dict[str, Any]:
+        return {
+            "models": {name: model.state for name, model in gateway.models.items()},
+            "circuits": {name: model.circuit for name, model in gateway.models.items()},
+            "loops": {loop.name: round(loop.age, 1) for loop in loops},
+            "run": run,
+        }
+
+    @app.get("/health", summary="200 while the gateway works, whatever its models do.")
+    def health() -> JSONResponse:
+        stale = [loop.name for loop in loops if not loop.is_well]
+        status = f"no success for long: {', '.join(stale)}" if stale else "ok"
+        return JSONResponse({"status": status, **states()}, 503 if stale else 200)
+
+    @app.get("/ready", summary="200 while a model can answer.")
+    def ready() -> JSONResponse:
+        is_ready = any(model.can_answer for model in gateway.models.values())
+        status = "ok" if is_ready else "no model can answer"
+        return JSONResponse({"status": status, **states()}, 200 if is_ready else 503)
 
 
 def _add_page(app: FastAPI) -> None:
@@ -122,6 +182,10 @@ def _add_page(app: FastAPI) -> None:
     @app.get("/page/base.css", include_in_schema=False)
     def base_style() -> FileResponse:
         return FileResponse(BASE_STYLE)
+
+    @app.get("/docs", include_in_schema=False)
+    def reference() -> HTMLResponse:
+        return HTMLResponse(reference_page(app), headers={"Content-Security-Policy": PAGE_POLICY})
 
     app.mount("/page", StaticFiles(directory=PAGE), "page")
 
@@ -149,7 +213,7 @@ def _add_refusals(app: FastAPI) -> None:
     @app.exception_handler(RequestError)
     def refuse(_: Request, error: RequestError) -> JSONResponse:
         status, refusal = vllm.refuse(error)
-        return JSONResponse(refusal, status)
+        return JSONResponse(refusal, status, _headers_of(error))
 
     @app.exception_handler(HTTPException)
     def no_endpoint(request: Request, error: HTTPException) -> JSONResponse:
@@ -177,11 +241,15 @@ class GatewayMetrics:
         self.count = Counter("panoply_requests_total", "Requests.", ("path", "status"))
         self.seconds = Histogram("panoply_request_seconds", seconds, SECONDS, ("path",))
         self.of_model = Histogram("panoply_model_seconds", seconds, SECONDS, ("model",))
+        self.by_key = Counter("panoply_scored_total", "Responses scored.", ("key", "model"))
+        self.loop_age = Gauge("panoply_loop_age_seconds", "Since the latest success.", ("loop",))
 
-    def scored(self, request: ScoreRequest, seconds: float) -> None:
+    def scored(self, request: ScoreRequest, caller: Caller, seconds: float) -> None:
         """Counts a request that was scored."""
         for model in request.models:
             self.of_model.observe(seconds, {"model": model})
+            if request.num_responses:  # a counter takes no 0
+                self.by_key.inc(request.num_responses, {"key": caller.name, "model": model})
 
     def answered(self, path: str, status: int, seconds: float) -> None:
         """Counts a request, whatever its status."""
@@ -199,50 +267,18 @@ def _route(prefix: str, path: str) -> str:
     return prefix if prefix and path == "/" else prefix + path
 
 
-async def _body(request: Request, most: int) -> bytes:
-    """Returns the body, reading at most the allowed bytes.
-
-    Raises:
-        RequestError: 413 beyond that, 400 for a client that goes before its end.
-    """
-    body = bytearray()
-    try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > most:
-                why = f"the body has more than {most} bytes: send several requests"
-                raise RequestError(why, 413)
-    except ClientDisconnect as error:
-        raise RequestError("the connection ended before the body did") from error
-    return bytes(body)
-
-
-def _check_keys(request: Request, score_request: ScoreRequest, keys: Mapping[str, str]) -> None:
-    """Checks the key of every requested model that has one.
-
-    Raises:
-        RequestError: 401 if it was not sent, or is another.
-    """
-    sent = request.headers.get("authorization", "").removeprefix("Bearer ")
-    sent = (sent or request.headers.get("x-api-key", "")).encode(errors="replace")
-    for name in score_request.models:
-        if name in keys and not secrets.compare_digest(sent, keys[name].encode()):
-            raise RequestError(
-                f"model {name!r} asks for its API key, as `Authorization: Bearer KEY`", 401
-            )
-
-
 def _json(answer: Any) -> bytes:
     return json.dumps(answer, ensure_ascii=False, allow_nan=False, default=dict).encode()
 
 
 async def _relayed(agents: Sequence[str]) -> str:
     """Returns our own metrics of all nodes; a node that does not answer is left out."""
-    async with httpx2.AsyncClient(timeout=5.0) as client:
-        answers = await asyncio.gather(*map(client.get, agents), return_exceptions=True)
+    async with httpx2.AsyncClient(trust_env=False) as client:
+        asked = (ask_async(client, "GET", url, METRICS_SECONDS) for url in agents)
+        answers = await asyncio.gather(*asked, return_exceptions=True)
     lines: dict[str, None] = {}  # in order, each once
     for answer in answers:
-        if isinstance(answer, httpx2.Response):
+        if isinstance(answer, BoundedAnswer):
             lines |= dict.fromkeys(x for x in answer.text.splitlines() if "panoply_" in x)
     return "\n".join([*lines, ""])
 
@@ -269,51 +305,3 @@ ELSEWHERE: Mapping[str, str] = {
     ),
 }
 """Hints by a path of other servers, without version."""
-
-REFUSALS: dict[int | str, str] = {
-    400: "The body is wrong; the message names the key, its value and what is allowed.",
-    401: "The model asks for a key.",
-    404: "No model has this name.",
-    413: "Too much for one request.",
-    422: "A text cannot be scored.",
-    424: "A text cannot be scored (TEI).",
-    429: "The model is busy; `Retry-After` says for how long.",
-    500: "An unexpected error; the log says where.",
-    503: "The model cannot answer now.",
-}
-
-REFS, SCHEMAS = models_json_schema(
-    [(endpoint.payload, "validation") for endpoint in ENDPOINTS],
-    ref_template="#/components/schemas/{model}",
-)
-"""Schemas of the dialects' payloads: FastAPI does not see them, since keys choose among them."""
-
-
-def _described(prefix: str, path: str) -> dict[str, Any]:
-    """Returns a path's description for OpenAPI: the payloads of the dialects that share it."""
-    at = [endpoint for endpoint in ENDPOINTS if path in endpoint.paths]
-    bodies = [REFS[endpoint.payload, "validation"] for endpoint in at]
-    schema = bodies[0] if len(bodies) == 1 else {"anyOf": bodies}
-    body = {"required": True, "content": {"application/json": {"schema": schema}}}
-    extra: dict[str, Any] = {"requestBody": body}
-    if prefix:
-        name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
-        extra["parameters"] = [name]
-    summaries = [(endpoint.payload.__doc__ or "").splitlines()[0] for endpoint in at]
-    return {
-        "tags": [endpoint.dialect for endpoint in at],
-        "summary": " / ".join(summaries),
-        "openapi_extra": extra,
-        "responses": {status: {"description": words} for status, words in REFUSALS.items()},
-    }
-
-
-def _openapi(app: FastAPI) -> dict[str, Any]:
-    if app.openapi_schema is None:
-        schema = get_openapi(
-            title=app.title, version=app.version, description=app.description, routes=app.routes
-        )
-        components = schema.setdefault("components", {}).setdefault("schemas", {})
-        components |= SCHEMAS["$defs"]
-        app.openapi_schema = schema
-    return app.openapi_schema

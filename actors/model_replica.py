@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
 from pydantic import JsonValue
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from actors.replica import Replica
+from actors.replica import READ_CHARACTERS, Portion, Replica
 from panoply.config.serve import ServedModelConfig
 from panoply.hub.artefact.load import load_reward_model
 from panoply.hub.backbone.pretrained import silence_libraries
 from panoply.model.gather import Tokenized, merge_prefixes
-from panoply.serve.batching import Batcher, BatchStats, Overloaded
+from panoply.serve.batching import Batcher, BatchStats, Overloaded, OversizedRequest
 from panoply.serve.calls import ReplicaRequest
+from panoply.wire.limits import ItemSize
 from panoply.wire.request import Chat, Item, RequestError, Score, scored
 
 MAX_FAILURES = 8
 """Consecutive failed forwards that mark a replica unhealthy. A single bad input is bisected out of
 its batch and stays below this."""
+HUNG_SECONDS = 600.0
+"""Seconds of a forward that will never end; its batch was made for less than one."""
+RENDERED_SHARE = 32
+"""Characters that are rendered in the time in which one is tokenized."""
 SIZES = [2.0**k for k in range(4, 18)]
 WAITS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
 Conversations: TypeAlias = Sequence[Tokenized]
@@ -65,7 +70,9 @@ class RewardModelReplica(Replica[Conversations]):
         return {"kind": provenance["kind"], "objectives": objectives, "provenance": {**provenance}}
 
     def check_health(self) -> None:
-        """Raises RuntimeError where no forward succeeds (a device in error): Serve restarts it."""
+        """Raises RuntimeError where no forward succeeds or one does not end: Serve restarts it."""
+        if self.queue.forward_seconds > HUNG_SECONDS:
+            raise RuntimeError(f"a forward runs for {self.queue.forward_seconds:.0f} s")
         if self.num_failures >= MAX_FAILURES:
             raise RuntimeError(f"the last {self.num_failures} forwards failed")
 
@@ -73,7 +80,8 @@ class RewardModelReplica(Replica[Conversations]):
         """Checks that the model can answer a request.
 
         Raises:
-            RequestError: a pairwise model is asked for scores, or an objective is unknown.
+            RequestError: a pairwise model is asked for scores, an objective is unknown, or too many
+                responses wait.
         """
         name = self.config.name
         if self.model.is_pairwise and not request.compares:
@@ -81,6 +89,11 @@ class RewardModelReplica(Replica[Conversations]):
                 f"{name!r} is a pairwise model, which compares two responses and scores none "
                 "by itself: ask `/v1/compare`"
             )
+        num_responses = sum(len(item.responses) for item in request.items)
+        try:
+            self.queue.check_room(num_responses, num_coming=self.num_reading)
+        except Overloaded as full:
+            raise self._busy(full) from full
         if unknown := sorted(set(request.weights) - set(self.model.objectives)):
             allowed = sorted(self.model.objectives) or "none"
             raise RequestError(f"{name!r} has no objective {unknown}; it has {allowed}")
@@ -108,7 +121,7 @@ class RewardModelReplica(Replica[Conversations]):
         """Returns the score of each conversation, or the preference of each pair.
 
         Raises:
-            RequestError: 429, the queue is full.
+            RequestError: 429, the queue is full; 413, these are more than ever fit into it.
         """
         self.metrics.queued(self.queue.num_queued)
         conversations: list[Tokenized] = []
@@ -117,14 +130,35 @@ class RewardModelReplica(Replica[Conversations]):
         try:
             outputs = await self.queue.score(conversations, request.timeout)
         except Overloaded as full:
-            message = f"{self.config.name!r} is busy: {full.args[0]}"
-            raise RequestError(message, 429, full.retry_after) from full
+            raise self._busy(full) from full
+        except OversizedRequest as error:
+            raise RequestError(f"{error}: send several requests", 413) from error
         size = 2 if request.compares else 1
         groups = [outputs[start : start + size] for start in range(0, len(outputs), size)]
         return [
             (self._to_score(unit, group, request),)
             for unit, group in zip(units, groups, strict=True)
         ]
+
+    def _busy(self, full: Overloaded) -> RequestError:
+        return RequestError(f"{self.config.name!r} is busy: {full.args[0]}", 429, full.retry_after)
+
+    def portions(self, item: Item, place: int, compares: bool) -> list[Portion]:
+        """Returns the parts in which an item is read.
+
+        Where the prompt may have to be tokenized again with every response (a template whose header
+        is no token of its own, text in another template), few of them are read at a time.
+        """
+        size, num = ItemSize.of(item), len(item.responses)
+        is_once = isinstance(item, Chat) and self.model.backbone.renderer.mark
+        if is_once or compares or size.rendered <= READ_CHARACTERS:
+            return [Portion(item, place, max(size.characters, size.rendered // RENDERED_SHARE))]
+        num_each = max(1, num * READ_CHARACTERS // size.rendered)
+        parts: list[Portion] = []
+        for start in range(0, num, num_each):
+            part = replace(item, responses=item.responses[start : start + num_each])
+            parts.append(Portion(part, place, ItemSize.of(part).rendered))
+        return parts
 
     def _to_score(
         self, unit: Conversations, outputs: Sequence[Any], request: ReplicaRequest

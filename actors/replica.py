@@ -7,21 +7,38 @@ needed here.
 from __future__ import annotations
 
 import asyncio
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import Generic, TypeAlias, TypeVar
 
 from pydantic import JsonValue
 
 from actors.internal_error import internal_error
 from panoply.config.serve import ServedModelConfig
-from panoply.serve.calls import ReplicaRequest, each_alone
+from panoply.serve.calls import ReplicaRequest, each_alone, version_of
+from panoply.wire.limits import ItemSize
 from panoply.wire.request import Item, ModelAnswer, RenderedText, RequestError, Score
 from panoply.wire.templates import as_chat
 
 Unit = TypeVar("Unit")
 Scores: TypeAlias = Sequence[tuple[Score, ...]]
+READ_CHARACTERS = 100_000
+"""Characters that are read at a time, some tenths of a second of tokenizing: then it is the turn of
+others, and time to see whether anybody still waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Portion:
+    """Part of a request that is read at a time: an item, or some of its responses."""
+
+    item: Item
+    place: int
+    """Index of the item in the request."""
+    work: int
+    """Characters to read."""
 
 
 class Replica(ABC, Generic[Unit]):
@@ -32,6 +49,13 @@ class Replica(ABC, Generic[Unit]):
         self.provenance = provenance
         """Origin of the scores, for requests that ask for it."""
         self.reader = ThreadPoolExecutor(1, "read")
+        self.num_reading = 0
+        """Responses of the requests that are being read."""
+
+    @property
+    def version(self) -> str:
+        """Hash of what the replica says of itself."""
+        return version_of(self.about())
 
     @abstractmethod
     def about(self) -> dict[str, JsonValue]:
@@ -76,11 +100,14 @@ class Replica(ABC, Generic[Unit]):
 
     async def _answer(self, request: ReplicaRequest) -> ModelAnswer:
         self.check(request)
-
-        # Reading tokenizes, which must not hold up the event loop.
-        readings = await asyncio.get_running_loop().run_in_executor(
-            self.reader, lambda: [self._read(item, request.compares) for item in request.items]
-        )
+        ends = time.monotonic() + request.timeout
+        num_responses = sum(len(item.responses) for item in request.items)
+        self.num_reading += num_responses
+        try:
+            readings = await self._readings(request, ends)
+        finally:
+            self.num_reading -= num_responses
+        request = replace(request, timeout=max(0.0, ends - time.monotonic()))
 
         # What can be read is scored at once, so that it may share batches.
         units: list[Unit] = []
@@ -101,7 +128,55 @@ class Replica(ABC, Generic[Unit]):
                     num_scored += 1
             items.append(tuple(item))
         provenance = self.provenance if "provenance" in request.details else {}
-        return ModelAnswer(model=self.config.name, items=tuple(items), provenance=provenance)
+        return ModelAnswer(
+            model=self.config.name,
+            items=tuple(items),
+            provenance=provenance,
+            version=self.version,
+        )
+
+    def portions(self, item: Item, place: int, compares: bool) -> list[Portion]:
+        """Returns the parts in which an item is read: the whole of it, where that is little."""
+        return [Portion(item, place, ItemSize.of(item).characters)]
+
+    async def _readings(self, request: ReplicaRequest, ends: float) -> list[list[Unit | Score]]:
+        """Returns the units of each item, in place of what cannot be read its error.
+
+        Reading tokenizes, which must not hold up the event loop. Requests that are read at the same
+        time take turns.
+
+        Raises:
+            RequestError: 503, the request's time is over.
+        """
+        readings: list[list[Unit | Score]] = [[] for _ in request.items]
+        loop = asyncio.get_running_loop()
+        for turn in self._turns(request):
+            if time.monotonic() > ends:
+                why = (
+                    f"{self.config.name!r} did not read the request within {request.timeout:.3g} s"
+                )
+                raise RequestError(why, 503)
+            parts = await loop.run_in_executor(self.reader, self._read_all, turn, request.compares)
+            for portion, part in zip(turn, parts, strict=True):
+                readings[portion.place] += part
+        return readings
+
+    def _turns(self, request: ReplicaRequest) -> Iterator[list[Portion]]:
+        """Yields what is read at a time."""
+        turn: list[Portion] = []
+        work = 0
+        for place, item in enumerate(request.items):
+            for portion in self.portions(item, place, request.compares):
+                if turn and work + portion.work > READ_CHARACTERS:
+                    yield turn
+                    turn, work = [], 0
+                turn.append(portion)
+                work += portion.work
+        if turn:
+            yield turn
+
+    def _read_all(self, turn: Sequence[Portion], compares: bool) -> list[list[Unit | Score]]:
+        return [self._read(portion.item, compares) for portion in turn]
 
     def _read(self, item: Item, compares: bool) -> list[Unit | Score]:
         """Returns the units of an item; in place of a response that cannot be read, its error."""

@@ -10,6 +10,7 @@ Adapters are named by their bytes, so a name never means two policies, and loadi
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -28,6 +29,7 @@ from panoply.hub.backbone.pretrained import silence_libraries
 from panoply.hub.policy.lora import FILE
 from panoply.hub.policy.policy import load_prompt_renderer
 from panoply.model.sampling import stream
+from panoply.wire.bounded import UnreadableAnswer, ask
 from panoply.wire.request import Payload
 from panoply.wire.retry import RetryingRequest
 
@@ -136,12 +138,12 @@ class ServerSampler:
         body = {"lora_name": name, "lora_path": str(folder)}
         url = f"{self.server.address}/v1/load_lora_adapter"
         try:
-            answer = self.http.post(url, json=body, timeout=self.server.timeout)
-        except httpx2.RequestError as error:
+            answer = ask(self.http, "POST", url, self.server.timeout, json=body)
+        except (httpx2.RequestError, UnreadableAnswer) as error:
             raise ValueError(f"{url} cannot be asked to load adapters: {error!r}") from error
-        if answer.is_error and ALREADY not in answer.text:
+        if answer.status >= 400 and ALREADY not in answer.text:
             raise ValueError(
-                f"{url} did not take the adapters in {str(folder)!r}: HTTP {answer.status_code}: "
+                f"{url} did not take the adapters in {str(folder)!r}: HTTP {answer.status}: "
                 f"{answer.text[:300]}. vLLM has to see that folder, and needs --enable-lora, "
                 "--max-lora-rank of the policy's rank or more, and "
                 "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1; Ray Serve LLM needs `server.adapters`"
@@ -200,7 +202,11 @@ def check_server(server: PolicyServerConfig) -> None:
         return
     url = f"{server.address}/v1/models"
     try:
-        listed: Any = httpx2.get(url, timeout=min(server.timeout, 30)).raise_for_status().json()
+        with httpx2.Client() as http:
+            answer = ask(http, "GET", url, min(server.timeout, 30))
+        if answer.status != 200:
+            raise ValueError(f"HTTP {answer.status}")
+        listed: Any = json.loads(answer.body)
         names = [str(model["id"]) for model in listed["data"]]
     except (httpx2.HTTPError, ValueError, LookupError, TypeError) as error:
         raise ValueError(f"`server.url` names {url}, which lists no models: {error!r}") from error

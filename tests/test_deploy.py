@@ -77,7 +77,7 @@ def test_the_file_has_no_key_that_ray_would_drop_and_builds_what_the_job_builds(
         assert path == "workflows.cluster.models:model_app"
         assert same(built[name], model_app(args))
     assert not same(built["panoply-model-a"], built["panoply-model-b"])
-    assert read.applications[-1].args["keys"] == {"b": "KEY"}
+    assert read.applications[-1].args["keys"] == {"b": ["KEY"]}
     assert "secret" not in Path(config.write).read_text()
 
 
@@ -98,21 +98,22 @@ def test_a_misspelled_setting_in_the_file_is_an_error(tmp_path):
 
 
 def gateway_args(**changes):
-    return {"models": ["a", "b"], "keys": {"b": "KEY"}} | changes
+    return {"models": ["a", "b"], "keys": {"b": ["KEY"]}} | changes
 
 
 def test_a_protection_that_nothing_would_enforce_stops_the_server(tmp_path, monkeypatch):
     _, file = written(tmp_path, f"a={LENGTH}", f"b={LENGTH}", keys=("b=KEY",))
     model, _, gateway = (app["args"] for app in file["applications"])
-    assert gateway["keys"] == {"b": "KEY"}
+    assert gateway["keys"] == {"b": ["KEY"]}
     build = import_attr("workflows.cluster.gateway:gateway_app")
     build(gateway_args())
     message = r"name the key in its `keys` instead: \{a: KEY\}"
     with pytest.raises(ValueError, match=f"(?i){message}"):
         model_app(model | {"key_variable": "KEY"})
     for changes, message in (
-        ({"keys": {"A": "KEY"}}, r"`keys` must be names among \['a', 'b'\], got \['A'\]"),
-        ({"keys": {"a": ""}}, r"`keys\['a'\]` must be an environment variable's name, got ''"),
+        ({"keys": {"A": ["KEY"]}}, r"`keys` must be names among \['a', 'b'\], got \['A'\]"),
+        ({"keys": {"a": [""]}}, r"`keys\['a'\]` must be names of environment variables, or absol"),
+        ({"keys": {"a": []}}, r"`keys\['a'\]` must be names of .* files, got \[\]"),
         (
             {"default": "nobody"},
             r"`gateway.default` must be one of \['a', 'b'\], or empty, got 'nobody'",
@@ -125,9 +126,9 @@ def test_a_protection_that_nothing_would_enforce_stops_the_server(tmp_path, monk
             build(gateway_args(**changes))
     for keys, message in (
         (("c=KEY",), r"`keys` must be names among \['a', 'b'\], got \['c'\]"),
-        (("b=",), r"`keys\['b'\]` must be an environment variable's name"),
-        (("b=KEY", "b=OTHER"), "`keys` must be one of each model"),
-        (("b",), "`keys` must be NAME=VARIABLE, got 'b'"),
+        (("b=",), r"`keys\['b'\]` must be names of environment variables"),
+        (("b=KEY", "b=KEY"), "`keys` must be each place of a model once"),
+        (("b",), "`keys` must be NAME=VARIABLE or NAME=/FILE, got 'b'"),
     ):
         with pytest.raises(ValueError, match=message):
             written(tmp_path, f"a={LENGTH}", f"b={LENGTH}", keys=keys)

@@ -8,6 +8,7 @@ import re
 import httpx2
 import pytest
 
+from actors.gateway import ModelStatus
 from panoply.serve.calls import NUM_BUCKETS, bucket_of, shard_by_prompt
 from panoply.wire.request import (
     Chat,
@@ -244,19 +245,20 @@ def test_a_request_is_answered_within_its_own_time():
 def test_a_model_that_failed_says_why_and_is_not_asked():
     formula = Formula("a")
     app, gateway = serving(formula, Formula("b"))
-    asyncio.run(gateway.learn({"a": ("failed", "FileNotFoundError: no weights")}))
+    asyncio.run(gateway.learn({"a": ModelStatus("failed", "FileNotFoundError: no weights")}))
     answer = post(app, "/get_reward", {"query": ["x#1"]})
     assert answer.status_code == 503
     assert "could not be started: FileNotFoundError: no weights" in answer.json()["error"]
     assert formula.calls == []
+    assert get(app, "/ready").status_code == 200
+    asyncio.run(gateway.learn({"b": ModelStatus("failed", "it too")}))
+    assert get(app, "/ready").status_code == 503
     assert get(app, "/health").status_code == 200
-    asyncio.run(gateway.learn({"b": ("failed", "it too")}))
-    assert get(app, "/health").status_code == 503
 
 
 def test_models_are_listed_with_what_they_are():
     app, gateway = serving(Formula("a"), Formula("b"))
-    asyncio.run(gateway.learn({"a": ("ready", ""), "b": ("idle", "")}))
+    asyncio.run(gateway.learn({"a": ModelStatus("ready", ""), "b": ModelStatus("idle", "")}))
     a, b = get(app, "/v1/models").json()["data"]
     assert (a["id"], a["state"], a["kind"], a["default"]) == ("a", "ready", "scalar", True)
     assert (b["id"], b["state"], b["default"]) == ("b", "idle", False)
@@ -265,7 +267,7 @@ def test_models_are_listed_with_what_they_are():
 
 def test_one_model_is_retrieved_by_its_name_and_told_to_tei_s_clients():
     app, gateway = serving(Formula("a"), Formula("b"))
-    asyncio.run(gateway.learn({"a": ("ready", ""), "b": ("ready", "")}))
+    asyncio.run(gateway.learn({"a": ModelStatus("ready", ""), "b": ModelStatus("ready", "")}))
     gateway.models["b"].description = {
         "kind": "scalar",
         "provenance": {"weights": "w", "dtype": "float32"},
@@ -362,7 +364,7 @@ def test_a_prompt_that_cannot_be_read_costs_a_request_only_its_own_scores():
 def test_weights_go_to_the_models_that_have_the_objectives():
     a, b = Formula("a", objectives=("brevity",)), Formula("b")
     app, gateway = serving(a, b)
-    asyncio.run(gateway.learn({"a": ("ready", ""), "b": ("ready", "")}))
+    asyncio.run(gateway.learn({"a": ModelStatus("ready", ""), "b": ModelStatus("ready", "")}))
     payload = {"models": ["a", "b"], "items": [{"prompt": CHAT, "responses": ["x#1"]}]}
     assert post(app, "/v1/rewards", payload | {"weights": {"brevity": 2.0}}).status_code == 200
     assert (a.calls[0].weights, b.calls[0].weights) == ({"brevity": 2.0}, {})
@@ -409,6 +411,7 @@ def test_bodies_that_are_wrong_or_too_large_are_refused_in_words(body, status):
 def test_no_origin_is_let_in_and_the_page_runs_nothing_of_others():
     app, _ = serving(Formula("a"))
     answer = post(app, "/get_reward", {"query": ["x#1"]}, Origin="http://evil")
+    assert answer.status_code == 403
     assert not [name for name in answer.headers if name.startswith("access-control")]
     page = get(app, "/")
     assert page.status_code == 200

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from panoply.wire.dialect import RequestLimits, decode
+from panoply.wire.dialect import decode
+from panoply.wire.limits import RequestLimits
 from panoply.wire.request import (
     Chat,
     Details,
@@ -230,7 +231,7 @@ def test_ten_thousand_items_are_too_many_and_the_limit_is_told():
 
 
 def test_long_texts_and_large_bodies_are_refused_with_the_limit():
-    limits = RequestLimits(max_size=20, max_bytes=200)
+    limits = RequestLimits(max_characters=20, max_bytes=200)
     assert post("/get_reward", {"query": ["x" * 16 + "#1"]}, limits)[0] == 200
     status, answer = post("/get_reward", {"query": ["x" * 30 + "#1"]}, limits)
     assert status == 413
@@ -238,13 +239,13 @@ def test_long_texts_and_large_bodies_are_refused_with_the_limit():
     assert post("/classify", {"input": [1] * 21}, limits)[0] == 413
     status, answer = post("/get_reward", {"query": ["x" * 300]}, limits)
     assert status == 413
-    assert "bytes, at most 200" in answer["error"]
+    assert "315 bytes in one request, at most 200" in answer["error"]
 
 
 def test_a_prompt_counts_once_for_all_of_its_responses():
     item = {"prompt": [{"role": "user", "content": "x" * 10}], "responses": ["#1", "#2", "#3"]}
-    assert post("/v1/rewards", {"items": [item]}, RequestLimits(max_size=16))[0] == 200
-    assert post("/v1/rewards", {"items": [item]}, RequestLimits(max_size=15))[0] == 413
+    assert post("/v1/rewards", {"items": [item]}, RequestLimits(max_characters=20))[0] == 200
+    assert post("/v1/rewards", {"items": [item]}, RequestLimits(max_characters=19))[0] == 413
 
 
 def test_a_long_wrong_value_is_told_in_short():

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from panoply.wire.dialect import RequestLimits
+from panoply.wire.limits import RequestLimits
 from panoply.wire.outbound import DIALECTS
 from panoply.wire.request import Chat, RenderedText, RequestError, Tokens
 from panoply.wire.routes import endpoint_at

@@ -26,8 +26,9 @@ from ray import serve
 from ray.exceptions import RayActorError
 
 from actors.gateway import ModelState
-from panoply.config.serve import ServeConfig, ServedModelConfig
+from panoply.config.serve import ServeConfig, ServedModelConfig, exposure
 from panoply.report.progress import RunLogger
+from panoply.serve.access import KeyRing
 from workflows import starts_cluster
 from workflows.cluster.address import answering, reserved, url
 from workflows.cluster.gateway import (
@@ -37,7 +38,6 @@ from workflows.cluster.gateway import (
     gateway_name,
     model_name,
     model_states,
-    secret,
 )
 from workflows.cluster.models import model_app
 from workflows.cluster.ray_cluster import connect
@@ -78,11 +78,12 @@ def run_serve(config: ServeConfig, logger: RunLogger) -> None:
         return
     with ExitStack() as stack:
         if starts_cluster():
-            for variable in config.key_variables().values():
-                secret(variable)
+            KeyRing(config.key_places())
             config = replace(config, port=stack.enter_context(reserved(config.host, config.port)))
         connect(math.ceil(sum(m.scaling.cpus * m.scaling.max_replicas for m in models)))
         stopped = stack.enter_context(stop_signals())
+        if warning := exposure(config):
+            logger.info(warning)
         follow(stack.enter_context(deployed(models, config)), stopped, logger)
 
 
@@ -131,7 +132,7 @@ def targets(
     args = asdict(config.gateway) | {
         "name": config.name,
         "models": [model.name for model in models],
-        "keys": config.key_variables(),
+        "keys": {name: list(places) for name, places in config.key_places().items()},
     }
     if run:
         args["run"] = run

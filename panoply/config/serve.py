@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,8 @@ from panoply.config import require
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
 SERVER = re.compile(r"[A-Za-z0-9]\w{0,63}", re.ASCII)
 """Names of servers: without a hyphen, which ends the name in those of the applications."""
+KEY_PLACE = re.compile(r"[A-Za-z_]\w*|/.+", re.ASCII)
+"""Places of API keys: variables and files, and no key itself."""
 DEFAULT_SERVER = "panoply"
 STRICT = {"extra": "forbid"}
 """Read by pydantic, where these are made from a file: a misspelled setting is an error."""
@@ -33,9 +36,12 @@ class BatchConfig:
     coming."""
     max_queued: int = 4096
     """Maximum responses that wait; beyond it requests get 429 with Retry-After."""
+    max_queued_tokens: int = 4_000_000
+    """Maximum tokens that wait, shared ones of a request counted once; beyond it requests get 429,
+    and a single request that has more gets 413."""
 
     def __post_init__(self) -> None:
-        for name in ("max_tokens", "max_queued"):
+        for name in ("max_tokens", "max_queued", "max_queued_tokens"):
             require(getattr(self, name) >= 1, f"batch.{name}", getattr(self, name), ">= 1")
         require(self.max_seconds > 0, "batch.max_seconds", self.max_seconds, "positive")
         require(0 <= self.max_wait <= 10, "batch.max_wait", self.max_wait, "within [0, 10] seconds")
@@ -116,10 +122,18 @@ class GatewayConfig:
     """Maximum texts in one request."""
     replicas: int = 1
     """Gateway replicas. One forwards some hundred requests a second."""
+    rate: float = 0.0
+    """Characters a second that each key may ask, of all fields and for each model of a request, a
+    prompt's once; all without a key share one budget, and bursts of ten seconds pass. 0: no
+    limit."""
+    hosts: tuple[str, ...] = ()
+    """Names in the header Host that a server on loopback answers to, besides its addresses and
+    localhost; a proxy on the same machine may send such a name."""
 
     def __post_init__(self) -> None:
         for name in ("timeout", "max_bytes", "max_responses", "replicas"):
             require(getattr(self, name) > 0, f"gateway.{name}", getattr(self, name), "positive")
+        require(0 <= self.rate < math.inf, "gateway.rate", self.rate, ">= 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,9 +146,9 @@ class GatewayArgs(GatewayConfig):
     """Id of this start of the server, shown at `/health`; empty where a file deployed it."""
     models: tuple[str, ...]
     """Names of the models."""
-    keys: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Environment variable of the API key, by the model that asks for one. Nothing else protects a
-    model."""
+    keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    """Places of the API keys, by the model that asks for one: environment variables, or absolute
+    paths of files with a key on each line. Nothing else protects a model."""
 
     def __post_init__(self) -> None:
         # Not `super()`: a dataclass with slots is another class than the one it was written as.
@@ -156,18 +170,20 @@ def check_server(name: str) -> None:
     require(SERVER.fullmatch(name) is not None, "name", name, allowed)
 
 
-def check_names(names: Sequence[str], default: str, keys: Mapping[str, str]) -> None:
+def check_names(names: Sequence[str], default: str, keys: Mapping[str, Sequence[str]]) -> None:
     """Checks that settings for some models name models that there are.
 
     Raises:
-        ValueError: the default or a key names no model, or a key has no variable.
+        ValueError: the default or a key names no model, or a key has no place.
     """
     is_known = not default or default in names
     require(is_known, "gateway.default", default, f"one of {list(names)}, or empty")
     unknown = sorted(set(keys) - set(names))
     require(not unknown, "keys", unknown, f"names among {list(names)}")
-    for name, variable in keys.items():
-        require(bool(variable), f"keys[{name!r}]", variable, "an environment variable's name")
+    for name, places in keys.items():
+        is_placed = bool(places) and all(map(KEY_PLACE.fullmatch, places))
+        allowed = "names of environment variables, or absolute paths of files"
+        require(is_placed, f"keys[{name!r}]", list(places), allowed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,8 +208,9 @@ class ServeConfig:
     gateway: GatewayConfig = GatewayConfig()
     """HTTP gateway before the models."""
     keys: tuple[str, ...] = ()
-    """`NAME=VARIABLE` of each model that asks for an API key, which the environment variable
-    holds."""
+    """`NAME=VARIABLE` or `NAME=/FILE` of each model that asks for an API key: an environment
+    variable that holds it, or a file with a key on each line, which is read again when it changes.
+    A model may have several; their names stand in the metrics."""
     rendered_by: str = ""
     """Template family of the rendered text that clients send, where it is not the models' own."""
     trust_remote_code: tuple[str, ...] = ()
@@ -220,7 +237,7 @@ class ServeConfig:
         named = [_name_and_where(model) for model in self.models]
         names = [name for name, _ in named]
         require(len(set(names)) == len(names), "models", names, "models of different names")
-        check_names(names, self.gateway.default, self.key_variables())
+        check_names(names, self.gateway.default, self.key_places())
         unknown = sorted(set(self.trust_remote_code) - set(names))
         require(not unknown, "trust_remote_code", unknown, f"names among {names}")
         return tuple(
@@ -235,19 +252,33 @@ class ServeConfig:
             for name, where in named
         )
 
-    def key_variables(self) -> dict[str, str]:
-        """Returns the variable that holds a model's key, by the model's name.
+    def key_places(self) -> dict[str, tuple[str, ...]]:
+        """Returns the places of a model's keys, by the model's name.
 
         Raises:
-            ValueError: a pair has no `=`, or a model has two.
+            ValueError: a pair has no `=`, or stands there twice.
         """
-        variables: dict[str, str] = {}
+        places: dict[str, tuple[str, ...]] = {}
         for pair in self.keys:
-            name, equals, variable = pair.partition("=")
-            require(bool(equals), "keys", pair, "NAME=VARIABLE")
-            require(name not in variables, "keys", self.keys, "one of each model")
-            variables[name] = variable
-        return variables
+            name, equals, place = pair.partition("=")
+            require(bool(equals), "keys", pair, "NAME=VARIABLE or NAME=/FILE")
+            before = places.get(name, ())
+            require(place not in before, "keys", self.keys, "each place of a model once")
+            places[name] = (*before, place)
+        return places
+
+
+def exposure(config: ServeConfig) -> str:
+    """Returns a warning where a server is open to the network without a key; else nothing."""
+    open_models = sorted(
+        {model.name for model in config.served_models()} - set(config.key_places())
+    )
+    if config.host in ("127.0.0.1", "localhost", "::1") or not open_models:
+        return ""
+    return (
+        f"WARNING: {config.host} opens this server to the network, and whoever reaches it may ask "
+        f"{', '.join(open_models)} without a key: add `--keys NAME=VARIABLE` for each"
+    )
 
 
 def _name_and_where(model: str) -> tuple[str, str]:

@@ -10,11 +10,18 @@ from dataclasses import replace
 
 import httpx2
 
+from panoply.wire.breaker import CircuitBreaker, CircuitState
 from panoply.wire.chat_templates import TEMPLATES
+from panoply.wire.limits import ItemSize
 from panoply.wire.outbound import DIALECTS, Post
 from panoply.wire.request import Item, RequestError, Score
 from panoply.wire.retry import RetryingRequest, RewardServerError
 
+POST_CHARACTERS = 2_000_000
+"""Characters of one post. Most protocols repeat the prompt for each response, some twice, so that
+responses to a long prompt are sent in several."""
+HUNG_SECONDS = 10.0
+"""Seconds without an answer after which a call that nobody waits for any more counts as failed."""
 AT_FAULT = (400, 413, 422, 424)
 """Statuses by which a server says that the text is at fault, and not the server or its load."""
 
@@ -70,6 +77,12 @@ class EndpointScorer:
             limits=httpx2.Limits(max_connections=max_concurrent),
         )
         self._slots = asyncio.Semaphore(max_concurrent)
+        self.breaker = CircuitBreaker()
+
+    @property
+    def circuit(self) -> CircuitState:
+        """State of the circuit to the server."""
+        return self.breaker.state
 
     async def close(self) -> None:
         """Closes the connections."""
@@ -81,9 +94,18 @@ class EndpointScorer:
         return tuple(await asyncio.gather(*(self._item(item, ends) for item in items)))
 
     async def _item(self, item: Item, ends: float) -> tuple[Score, ...]:
+        """Returns the scores of an item, sent in parts where it is long."""
+        size = ItemSize.of(item)
+        num_characters = size.rendered if self._dialect.repeats_prompt else size.characters
+        num_each = max(1, len(item.responses) * POST_CHARACTERS // max(1, num_characters))
+        scores: list[Score] = []
+        for start in range(0, len(item.responses), num_each):
+            part = replace(item, responses=item.responses[start : start + num_each])
+            scores += await self._part(part, ends)
+        return tuple(scores)
+
+    async def _part(self, item: Item, ends: float) -> tuple[Score, ...]:
         num = len(item.responses)
-        if not num:
-            return ()
         try:
             posts = self._dialect.posts(item, self._model, self._template)
         except RequestError as error:
@@ -93,7 +115,7 @@ class EndpointScorer:
         if len(results) == 1 < num and isinstance(results[0], Score) and not results[0].transient:
             # One response may be at fault for all that were sent with it.
             alone = [replace(item, responses=item.responses[i : i + 1]) for i in range(num)]
-            results = await asyncio.gather(*(self._item(part, ends) for part in alone))
+            results = await asyncio.gather(*(self._part(part, ends) for part in alone))
         num_each = num // len(results)
         scores: list[Score] = []
         for result in results:
@@ -107,13 +129,25 @@ class EndpointScorer:
             late = f"{self.url} gave no answer within {self.timeout:g} s"
             if left <= 0:
                 return Score(error=f"{late}: all requests at the same time wait", transient=True)
+            if not self.breaker.admits():
+                why = (
+                    f"{self.url} failed {self.breaker.num_failed} times in a row, and is tried "
+                    f"again in {self.breaker.seconds_left:.0f} s"
+                )
+                return Score(error=why, transient=True)
+            attempts = RetryingRequest(self.url, post.payload_within, post.read, left, self.breaker)
             try:
-                attempts = RetryingRequest(self.url, post.payload_within, post.read, left)
-                async with asyncio.timeout(left):  # an answer may come byte by byte
-                    return await attempts.post_async(self._http)
+                return await attempts.post_async(self._http)
+            except asyncio.CancelledError:
+                waited = time.monotonic() - attempts.begun
+                if waited >= HUNG_SECONDS:
+                    self.breaker.failed(waited)
+                raise
             except TimeoutError as error:
                 return Score(error=str(error) or late, transient=True)
             except RewardServerError as error:
                 return Score(error=str(error), transient=error.status not in AT_FAULT)
             except ValueError as error:  # half a character, or a label that is not finite
                 return Score(error=f"cannot be sent as JSON: {error}"[:300])
+            finally:
+                self.breaker.abandoned()  # where it was a probe, and had no end

@@ -41,6 +41,7 @@ from typing import Any, SupportsFloat, TypeVar
 
 from pydantic import JsonValue
 
+from panoply.wire.breaker import CircuitState
 from panoply.wire.request import Chat, Item, Score, Tokens, scored
 
 Scores = tuple[tuple[Score, ...], ...]
@@ -146,6 +147,21 @@ class FunctionScorer:
         self._is_async = any(map(inspect.iscoroutinefunction, calls))
         self._slots = asyncio.Semaphore(max_concurrent)
         self._num_overdue = 0
+
+    @property
+    def circuit(self) -> CircuitState:
+        """State of the function: "closed", or "open" while too many of its calls hang."""
+        return "open" if self._num_overdue >= self.max_concurrent else "closed"
+
+    def check_health(self) -> None:
+        """Checks that the function can still be called.
+
+        Raises:
+            RuntimeError: as many calls hang as may run at the same time. Threads cannot be stopped:
+                a new process is the only cure.
+        """
+        if self.circuit == "open":
+            raise RuntimeError(f"{self._num_overdue} calls of the function hang after their time")
 
     async def score(self, items: Sequence[Item]) -> Scores:
         """Returns the scores of all items; those that failed as errors of their response."""

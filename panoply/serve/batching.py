@@ -7,6 +7,7 @@ is overtaken for ever: the group whose first member came first goes first.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,10 +17,14 @@ from typing import Generic, TypeAlias, TypeVar
 from panoply.config.serve import BatchConfig
 from panoply.model.gather import Tokenized
 
+LOG = logging.getLogger("ray.serve")
+"""Logger of Ray Serve, which writes to the log of the replica."""
 T = TypeVar("T")
 KEY_TOKENS = 64
 """Beginning of a prompt by which waiting conversations are grouped; which of them become one tree
 is decided by all of their tokens."""
+NUM_SAMPLED = 16
+"""Tokens of a prompt by which the queue's length is counted."""
 NUM_POLLS = 5
 """Times that the wait for siblings checks whether more of them came."""
 
@@ -30,6 +35,10 @@ class Overloaded(RuntimeError):
     def __init__(self, message: str, retry_after: float) -> None:
         super().__init__(message, retry_after)
         self.retry_after = retry_after
+
+
+class OversizedRequest(ValueError):
+    """A request has more tokens than may ever wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +57,28 @@ class BatchStats:
 @dataclass(slots=True, eq=False)
 class _Waiting(Generic[T]):
     conversation: Tokenized
+    cost: int
+    """Tokens by which it makes the queue longer."""
     arrived: float
     deadline: float
     done: asyncio.Future[T | Exception]
 
 
 Key: TypeAlias = tuple[int, ...]
+
+
+def _costs(conversations: Sequence[Tokenized]) -> list[int]:
+    """Returns the tokens of each conversation, without a prompt that one before it brings.
+
+    Prompts are taken for the same by their size and some of their tokens.
+    """
+    costs: list[int] = []
+    seen: set[tuple[int, ...]] = set()
+    for c in conversations:
+        prompt = (c.start, *c.tokens[: c.start : max(1, c.start // NUM_SAMPLED)])
+        costs.append(len(c.tokens) - (c.start if prompt in seen else 0))
+        seen.add(prompt)
+    return costs
 
 
 @dataclass(slots=True, eq=False)
@@ -76,6 +101,10 @@ class Batcher(Generic[T]):
     _groups: dict[Key, list[_Waiting[T]]] = field(default_factory=dict[Key, "list[_Waiting[T]]"])
     num_queued: int = 0
     """Responses in the queue."""
+    num_queued_tokens: int = 0
+    """Tokens in the queue; the prompt of a group counts once for those that came together."""
+    forward_begun: float | None = None
+    """Begin of the forward that runs, by the clock; None while none does."""
     _rate: float = 0.0
     """Responses per second of the last forward."""
     _speed: float = 0.0
@@ -92,49 +121,89 @@ class Batcher(Generic[T]):
 
         Raises:
             Overloaded: too many wait already; none of these was taken.
+            OversizedRequest: these alone are too many.
         """
-        if self.num_queued + len(conversations) > self.config.max_queued and self.num_queued:
-            wait = self.num_queued / self._rate if self._rate else 1.0
-            raise Overloaded(
-                f"{self.num_queued} responses wait, at most {self.config.max_queued}",
-                max(1.0, min(wait, 60.0)),
-            )
+        costs = _costs(conversations)
+        if sum(costs) > self.config.max_queued_tokens:
+            most = self.config.max_queued_tokens
+            raise OversizedRequest(f"{sum(costs)} tokens in one request, at most {most}")
+        self.check_room(len(conversations), sum(costs))
         now, loop = self.clock(), asyncio.get_running_loop()
-        waiting = [_Waiting[T](c, now, now + timeout, loop.create_future()) for c in conversations]
-        for entry in waiting:
-            c = entry.conversation
+        waiting: list[_Waiting[T]] = []
+        for c, cost in zip(conversations, costs, strict=True):
             key = c.tokens[: min(c.start, KEY_TOKENS)]
+            entry = _Waiting[T](c, cost, now, now + timeout, loop.create_future())
             self._groups.setdefault(key, []).append(entry)
+            waiting.append(entry)
         self.num_queued += len(waiting)
+        self.num_queued_tokens += sum(costs)
         if waiting and (self._task is None or self._task.done()):
             self._task = loop.create_task(self._work())
         return list(await asyncio.gather(*(entry.done for entry in waiting)))
 
+    def check_room(self, num_responses: int, num_tokens: int = 0, num_coming: int = 0) -> None:
+        """Checks that so much more may wait; an empty queue takes any request.
+
+        Args:
+            num_responses: responses of the request.
+            num_tokens: its tokens, as far as they are known.
+            num_coming: responses of others that will wait soon.
+
+        Raises:
+            Overloaded: it may not.
+        """
+        num_waiting = self.num_queued + num_coming
+        if not num_waiting:
+            return
+        wait = max(1.0, min(self.num_queued / self._rate if self._rate else 1.0, 60.0))
+        if num_waiting + num_responses > self.config.max_queued:
+            why = f"{num_waiting} responses wait, at most {self.config.max_queued}"
+            raise Overloaded(why, wait)
+        if self.num_queued_tokens + num_tokens > self.config.max_queued_tokens:
+            most = self.config.max_queued_tokens
+            raise Overloaded(f"{self.num_queued_tokens} tokens wait, at most {most}", wait)
+
+    @property
+    def forward_seconds(self) -> float:
+        """Seconds since the forward that runs has begun; 0 while none does."""
+        return 0.0 if self.forward_begun is None else self.clock() - self.forward_begun
+
     async def _work(self) -> None:
-        """Runs batches until nothing waits."""
+        """Runs batches until nothing waits; a fault of one of them is its callers' answer."""
         while self._groups:
             await self._wait_for_siblings()
             batch = self._take()
-            if not batch:
-                continue
-            begun = self.clock()
-            outputs = await asyncio.get_running_loop().run_in_executor(
-                self._thread, self._bisect, [entry.conversation for entry in batch]
+            try:
+                if batch:
+                    await self._run(batch)
+            except Exception as error:  # of the thread or the watcher: the next batch needs neither
+                LOG.error("a batch ended with %s", type(error).__name__)
+                for entry in batch:
+                    if not entry.done.done():
+                        entry.done.set_result(error)
+            finally:
+                self.forward_begun = None
+
+    async def _run(self, batch: Sequence[_Waiting[T]]) -> None:
+        """Runs one batch, hands its outputs on, and tells of it."""
+        self.forward_begun = begun = self.clock()
+        outputs = await asyncio.get_running_loop().run_in_executor(
+            self._thread, self._bisect, [entry.conversation for entry in batch]
+        )
+        seconds = self.clock() - begun
+        for entry, output in zip(batch, outputs, strict=True):
+            if not entry.done.done():  # its caller may have gone
+                entry.done.set_result(output)
+        self._rate = len(batch) / max(seconds, 1e-6)
+        self._speed = self._num_tokens / max(seconds, 1e-6)
+        self.watch(
+            BatchStats(
+                num_responses=len(batch),
+                num_separate_tokens=sum(len(entry.conversation.tokens) for entry in batch),
+                waited=begun - min(entry.arrived for entry in batch),
+                seconds=seconds,
             )
-            seconds = self.clock() - begun
-            for entry, output in zip(batch, outputs, strict=True):
-                if not entry.done.done():  # its caller may have gone
-                    entry.done.set_result(output)
-            self._rate = len(batch) / max(seconds, 1e-6)
-            self._speed = self._num_tokens / max(seconds, 1e-6)
-            self.watch(
-                BatchStats(
-                    num_responses=len(batch),
-                    num_separate_tokens=sum(len(entry.conversation.tokens) for entry in batch),
-                    waited=begun - min(entry.arrived for entry in batch),
-                    seconds=seconds,
-                )
-            )
+        )
 
     async def _wait_for_siblings(self) -> None:
         """Waits for more, as long as they keep coming and nothing has waited for too long."""
@@ -170,6 +239,7 @@ class Batcher(Generic[T]):
                 left.append(entry)
                 continue
             self.num_queued -= 1
+            self.num_queued_tokens -= entry.cost
             if entry.done.done():  # its caller has gone
                 continue
             if now > entry.deadline:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+
+from pydantic import JsonValue
 
 from panoply.wire.request import Chat, Detail, Item, RenderedText, ScoreRequest, Tokens
 
@@ -35,6 +38,12 @@ class Shard:
 
     request: ReplicaRequest
     places: tuple[int, ...]
+
+
+def version_of(description: Mapping[str, JsonValue]) -> str:
+    """Returns a hash of what a model says of itself, by which two versions of it are told apart."""
+    text = json.dumps(description, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def bucket_of(item: Item) -> int:

@@ -21,10 +21,14 @@ _NUMBER = re.compile(
     re.VERBOSE | re.ASCII,
 )
 _FRACTION = re.compile(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}", re.ASCII)
+_PARENTHESIS = re.compile(r"\\.|[()]", re.DOTALL)
 _LONGEST = 300
 """Maximum characters of a number; a longer one equals none."""
 _SECONDS = 2.0
 """Time limit of a client's pattern, which may backtrack for ever."""
+_LONGEST_PATTERN, _DEEPEST_PATTERN = 2000, 12
+"""Maximum characters of a pattern, and parentheses within each other: no time limit holds while it
+is compiled, which takes twice as long with every quantified group around another."""
 
 
 def exact(response: str, label: JsonValue) -> float | None:
@@ -58,7 +62,7 @@ def regex(response: str, label: JsonValue) -> float | None:
     """Returns 1 if the label, a regular expression, is found in the response, and 0 if not.
 
     Raises:
-        ValueError: the label is no text.
+        ValueError: the label is no text, or too long or deep a pattern.
         TimeoutError: the search was not over after 2 seconds.
         regex.error: the label is no regular expression.
     """
@@ -66,6 +70,12 @@ def regex(response: str, label: JsonValue) -> float | None:
         return None
     if not isinstance(label, str):
         raise ValueError(f"the label must be a regular expression, got {label!r:.50}")
+    depth = _depth(label[: _LONGEST_PATTERN + 1])
+    if len(label) > _LONGEST_PATTERN or depth > _DEEPEST_PATTERN:
+        raise ValueError(
+            f"the label must be a regular expression of at most {_LONGEST_PATTERN} characters and "
+            f"{_DEEPEST_PATTERN} parentheses within each other, got {len(label)} and {depth}"
+        )
     match = regexes.search(label, response, timeout=_SECONDS, concurrent=True)
     return float(match is not None)
 
@@ -104,6 +114,15 @@ def answer_of(text: str) -> str:
         return text[start + len("<answer>") : end].strip()
     last = text.rstrip().rpartition("\n")[2]
     return (last.rpartition("####")[2] if "####" in last else text).strip()
+
+
+def _depth(pattern: str) -> int:
+    """Returns how many parentheses stand within each other, those in a set of characters too."""
+    depth = deepest = 0
+    for mark in _PARENTHESIS.findall(pattern):
+        depth += {"(": 1, ")": -1}.get(mark, 0)
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _last(text: str) -> Fraction | None:

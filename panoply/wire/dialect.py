@@ -1,4 +1,4 @@
-"""From a body to a typed payload: decoding, validation, limits; and what an endpoint is."""
+"""From a body to a typed payload: decoding, validation; and what an endpoint is."""
 
 from __future__ import annotations
 
@@ -14,17 +14,8 @@ from typing import ClassVar
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, JsonValue, ValidationError
 
-from panoply.wire.request import (
-    Chat,
-    Item,
-    Payload,
-    RenderedText,
-    RequestError,
-    ScoreAnswer,
-    ScoreRequest,
-    Tokens,
-    abbreviate,
-)
+from panoply.wire.limits import RequestLimits
+from panoply.wire.request import Payload, RequestError, ScoreAnswer, ScoreRequest, abbreviate
 
 _SHORT = Repr()
 _SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict = 2, 2, 2
@@ -122,38 +113,6 @@ class Endpoint:
             raise RequestError(explain(error)) from error
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestLimits:
-    """Limits of one request."""
-
-    max_bytes: int = 16 * 2**20
-    """Maximum bytes of the body."""
-    max_responses: int = 4096
-    """Maximum responses per model, and maximum items."""
-    max_size: int = 4_000_000
-    """Maximum characters of text, or token ids; a prompt counts once for all of its responses."""
-
-    def check(self, request: ScoreRequest) -> ScoreRequest:
-        """Returns the request if it keeps the limits.
-
-        Raises:
-            RequestError: 413, with what to do.
-        """
-        num = max(request.num_responses, len(request.items))
-        if num > self.max_responses:
-            raise RequestError(
-                f"{num} texts in one request, at most {self.max_responses}: send several", 413
-            )
-        size = sum(map(_size, request.items))
-        if size > self.max_size:
-            raise RequestError(
-                f"{size} characters or tokens in one request, at most {self.max_size}: send "
-                "several, or shorten the texts",
-                413,
-            )
-        return request
-
-
 def status_name(status: int) -> str:
     """Returns an HTTP status as OpenAI's servers name it: 404 is NotFoundError."""
     words = HTTPStatus(status).phrase.title().replace("-", " ").split()
@@ -164,14 +123,10 @@ def decode(body: bytes, limits: RequestLimits) -> JsonValue:
     """Returns the JSON value of a body.
 
     Raises:
-        RequestError: 413 if it is too large; 400 if it is not UTF-8, not JSON, nested too deeply
-            or holds a number that is not finite.
+        RequestError: 413 if it is too large or holds too many values; 400 if it is not UTF-8, not
+            JSON, nested too deeply or holds a number that is not finite.
     """
-    if len(body) > limits.max_bytes:
-        raise RequestError(
-            f"the body has {len(body)} bytes, at most {limits.max_bytes}: send several requests",
-            413,
-        )
+    limits.check_structure(body)
     try:
         text = body.decode()
     except UnicodeDecodeError as error:
@@ -194,17 +149,6 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{text[:20]} is no finite number")
     return value
-
-
-def _size(item: Item) -> int:
-    match item:
-        case Chat():
-            shared = sum(len(message["content"]) for message in item.prompt)
-        case RenderedText():
-            shared = len(item.prompt)
-        case Tokens():
-            shared = 0
-    return shared + sum(map(len, item.responses))
 
 
 def explain(error: ValidationError) -> str:

@@ -70,6 +70,8 @@ class Dialect:
 
     Raises RequestError, 422, where the protocol cannot carry the item.
     """
+    repeats_prompt: bool = True
+    """Whether a payload has the prompt again for each response."""
 
 
 class _Answer(BaseModel):
@@ -221,7 +223,7 @@ def _tei(item: Item, model: str, template: str) -> list[Post]:
 
 
 DIALECTS: Mapping[str, Dialect] = {
-    "panoply": Dialect("/v1/rewards", _panoply),
+    "panoply": Dialect("/v1/rewards", _panoply, repeats_prompt=False),
     "openrlhf": Dialect("/get_reward", _openrlhf),
     "slime": Dialect("/slime", _slime),
     "vllm": Dialect("/classify", _vllm),

@@ -21,6 +21,8 @@ Payload: TypeAlias = "Mapping[str, Payload] | Sequence[Payload] | str | float | 
 """A value that becomes JSON."""
 FLOAT32_MAX = (2 - 2**-23) * 2.0**127
 """Scores are float32 from the head on, and clients hold them as such."""
+LONGEST_MESSAGE = 2000
+"""Characters of a refusal: what a client sent is named by its beginning, and not sent back."""
 Detail: TypeAlias = Literal["objectives", "gate", "drivers", "provenance"]
 
 
@@ -28,6 +30,8 @@ class RequestError(ValueError):
     """Refusal of a request: the fault and what to do about it, with an HTTP status."""
 
     def __init__(self, message: str, status: int = 400, retry_after: float | None = None) -> None:
+        if len(message) > LONGEST_MESSAGE:
+            message = f"{message[:LONGEST_MESSAGE]}... ({len(message)} characters)"
         super().__init__(message, status, retry_after)  # so that it survives pickling
         self.message, self.status, self.retry_after = message, status, retry_after
         """Seconds for the header Retry-After; None: it is not sent."""
@@ -183,6 +187,9 @@ class ModelAnswer:
     """Scores by item and response, in the order of the request."""
     provenance: Mapping[str, str] = field(default_factory=dict[str, str])
     """Hashes of weights and template, as the artefact has them; empty where nobody asked."""
+    version: str = ""
+    """Hash of what the replica that scored says of itself, so that what is known of a model can be
+    told from what is no longer so."""
 
     @property
     def num_scores(self) -> list[int]:

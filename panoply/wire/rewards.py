@@ -75,8 +75,8 @@ class RewardsPayload(DialectPayload):
     """Payload of `/v1/rewards`."""
 
     items: Annotated[list[RewardItem], Field(fail_fast=True)]
-    models: list[str] = Field(default_factory=list)
-    details: list[Detail] = Field(default_factory=list)
+    models: list[str] = Field(default_factory=list, max_length=64, fail_fast=True)
+    details: list[Detail] = Field(default_factory=list, max_length=64, fail_fast=True)
     weights: dict[str, FiniteFloat] = Field(default_factory=dict)
     activation: Literal["none", "sigmoid"] = "none"
     timeout: Timeout | None = None

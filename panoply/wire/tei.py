@@ -29,7 +29,8 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import Field
 
-from panoply.wire.dialect import DialectPayload, RequestLimits, Strict
+from panoply.wire.dialect import DialectPayload, Strict
+from panoply.wire.limits import RequestLimits
 from panoply.wire.messages import Texts, user_turn
 from panoply.wire.request import (
     Item,

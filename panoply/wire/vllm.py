@@ -200,7 +200,7 @@ class VllmPooling(VllmConversations, VectorPayload):
 class ContentParts(Strict):
     """Text in vLLM's parts; images are refused."""
 
-    content: list[TextPart]
+    content: Annotated[list[TextPart], Field(fail_fast=True)]
 
 
 class TextObject(BaseModel):
@@ -290,7 +290,7 @@ class VllmRerank(VllmTextPairs):
     top_n: int = 0
     """0 or less: all of them."""
     return_documents: bool = True
-    rank_fields: list[Literal["text"]] | None = None
+    rank_fields: Annotated[list[Literal["text"]], Field(max_length=64)] | None = None
     """Documents have no other field."""
 
     def request(self) -> ScoreRequest:

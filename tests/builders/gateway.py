@@ -1,13 +1,17 @@
 """A gateway over HTTP before models that are formulas."""
 
 import asyncio
+import time
 from contextlib import asynccontextmanager
 
+import pytest
 from ray.exceptions import RayActorError
 
 from actors.gateway import Gateway, Model
 from actors.http import make_app
-from panoply.wire.dialect import RequestLimits
+from actors.intake import Intake
+from panoply.serve.access import KeyRing, RateLimits
+from panoply.wire.limits import RequestLimits
 from panoply.wire.request import ModelAnswer
 from tests.builders.wire_scores import scores_of
 
@@ -47,9 +51,27 @@ async def no_agents():
     return []
 
 
-def serving(*formulas, keys=None, timeout=30.0, **limits):
+def intake(*, keys=None, open_models=("a",), rate=0.0, clock=time.monotonic, **limits):
+    """What checks requests; `keys` are strings by model, or several in a tuple."""
+    ring = KeyRing({})
+    held = {model: (key,) if isinstance(key, str) else key for model, key in (keys or {}).items()}
+    with pytest.MonkeyPatch.context() as patch:
+        places = {}
+        for model, secrets in held.items():
+            places[model] = tuple(f"{model}_KEY_{i}" for i in range(len(secrets)))
+            for place, secret in zip(places[model], secrets, strict=True):
+                patch.setenv(place, secret)
+        ring = KeyRing(places)
+    return Intake(
+        RequestLimits(**limits),
+        ring,
+        RateLimits(rate, clock),
+        is_closed=set(open_models) <= ring.protected,
+    )
+
+
+def serving(*formulas, keys=None, timeout=30.0, loops=(), **settings):
     models = {one.name: Model(one.ask, one.about, state="ready") for one in formulas}
     gateway = Gateway(models, formulas[0].name, timeout)
-    return make_app(
-        gateway, RequestLimits(**limits), keys or {}, no_agents, nothing_beside
-    ), gateway
+    checks = intake(keys=keys, open_models=models, **settings)
+    return make_app(gateway, checks, no_agents, nothing_beside, loops), gateway

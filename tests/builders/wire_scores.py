@@ -7,7 +7,8 @@ that holds `[cut]` three tokens were cut. Token ids score their sum over 10.
 import json
 import re
 
-from panoply.wire.dialect import RequestLimits, decode
+from panoply.wire.dialect import decode
+from panoply.wire.limits import RequestLimits
 from panoply.wire.request import (
     Driver,
     ModelAnswer,

@@ -6,9 +6,8 @@ It is a file of its own since a gateway's replica imports what this file does: n
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -19,10 +18,13 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
-from actors.gateway import Gateway, Model, ModelState
+from actors.gateway import Gateway, Model, ModelState, ModelStatus
 from actors.http import make_app
+from actors.intake import Intake
 from panoply.config.serve import GatewayArgs
-from panoply.wire.dialect import RequestLimits
+from panoply.serve.access import KeyRing, RateLimits
+from panoply.serve.supervised import SupervisedLoop
+from panoply.wire.limits import RequestLimits
 
 T = TypeVar("T")
 DEPLOYMENT = "RewardModel"
@@ -30,6 +32,8 @@ DEPLOYMENT = "RewardModel"
 MOST_CALLS = 1024
 """Maximum requests in progress per replica; its own queue turns requests away before that."""
 POLL_SECONDS = 1.0
+POLL_DEADLINE = 10.0
+"""Seconds in which the cluster says how its models are."""
 TRIES = 2
 """Attempts to load a model: what failed mostly fails again."""
 GONE = "its application is not there"
@@ -94,33 +98,35 @@ def http_gateway(config: GatewayArgs) -> FastAPI:
         handle: DeploymentHandle[Any] = DeploymentHandle(DEPLOYMENT, app)
         models[name] = Model(ask=handle.answer.remote, about=handle.about.remote)
     gateway = Gateway(models, config.default or config.models[0], config.timeout)
+    keys = KeyRing(config.keys)
+
+    async def poll() -> None:
+        await gateway.learn(await asyncio.to_thread(model_statuses, apps))
+
+    async def reload() -> None:
+        await asyncio.to_thread(keys.reload)
+
+    loops = [
+        SupervisedLoop(name="states", work=poll, pause=POLL_SECONDS, deadline=POLL_DEADLINE),
+        SupervisedLoop(name="keys", work=reload, pause=POLL_SECONDS, deadline=POLL_DEADLINE),
+    ]
 
     @asynccontextmanager
     async def watching(_: FastAPI) -> AsyncGenerator[None]:
-        async def poll() -> None:
-            while True:
-                await gateway.learn(await asyncio.to_thread(model_states, apps))
-                await asyncio.sleep(POLL_SECONDS)
+        with ExitStack() as stack:
+            for loop in loops:
+                stack.enter_context(loop.running())
+            yield
 
-        task = asyncio.create_task(poll())
-        yield
-        task.cancel()
-
-    limits = RequestLimits(max_bytes=config.max_bytes, max_responses=config.max_responses)
-    keys = {name: secret(variable) for name, variable in config.keys.items()}
+    intake = Intake(
+        limits=RequestLimits(max_bytes=config.max_bytes, max_responses=config.max_responses),
+        keys=keys,
+        rates=RateLimits(config.rate / config.replicas),
+        hosts=frozenset(config.hosts),
+        is_closed=set(config.models) <= keys.protected,
+    )
     agents_of = partial(asyncio.to_thread, agents)
-    return make_app(gateway, limits, keys, agents_of, watching, run=config.run)
-
-
-def secret(variable: str) -> str:
-    """Returns an API key from the environment of this node.
-
-    Raises:
-        ValueError: the variable is not set, so nobody could ever ask this model.
-    """
-    if not os.environ.get(variable):
-        raise ValueError(f"environment variable {variable!r} holds no API key: set it on the nodes")
-    return os.environ[variable]
+    return make_app(gateway, intake, agents_of, watching, loops, run=config.run)
 
 
 def model_states(apps: Mapping[str, str]) -> dict[str, tuple[ModelState, str]]:
@@ -129,23 +135,35 @@ def model_states(apps: Mapping[str, str]) -> dict[str, tuple[ModelState, str]]:
     Args:
         apps: their names, by the names to use in the answer.
     """
+    return {name: (status.state, status.reason) for name, status in model_statuses(apps).items()}
+
+
+def model_statuses(apps: Mapping[str, str]) -> dict[str, ModelStatus]:
+    """Returns the states of applications, with the reasons of those that failed.
+
+    Args:
+        apps: their names, by the names to use in the answer.
+    """
     running_apps = serve.status().applications
-    states: dict[str, tuple[ModelState, str]] = {}
+    statuses: dict[str, ModelStatus] = {}
     for name, app_name in apps.items():
         app = running_apps.get(app_name)
         if app is None:
-            states[name] = ("failed", GONE)
+            statuses[name] = ModelStatus("failed", GONE)
             continue
         status, replicas = app.status, next(iter(app.deployments.values()), None)
         by_state = replicas.replica_states if replicas else {}
         running = sum(count for state, count in by_state.items() if state == "RUNNING")
+        deployed = f"{app.last_deployed_time_s} {status}"
         if status == "DEPLOY_FAILED" or (status == "UNHEALTHY" and not running):
-            states[name] = ("failed", cause((replicas.message if replicas else "") or app.message))
-        elif status == "RUNNING":
-            states[name] = ("ready" if running else "idle", "")
+            reason = cause((replicas.message if replicas else "") or app.message)
+            statuses[name] = ModelStatus("failed", reason, deployed)
+        elif running:
+            statuses[name] = ModelStatus("ready", "", deployed)
         else:
-            states[name] = ("ready" if running else "starting", "")
-    return states
+            state = "idle" if status == "RUNNING" else "starting"
+            statuses[name] = ModelStatus(state, "", deployed)
+    return statuses
 
 
 def cause(message: str) -> str:

@@ -1,0 +1,100 @@
+"""Reading of other servers' answers with a bound on their bytes and on the time that they take.
+
+An answer is asked for uncompressed, and one that comes compressed is not inflated: 300 kB of gzip
+may become 300 MB.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+
+MAX_ANSWER = 32 * 2**20
+"""Maximum bytes of an answer: 4,096 scores with all of their details have fewer."""
+UNCOMPRESSED = {"Accept-Encoding": "identity"}
+
+
+class UnreadableAnswer(ValueError):
+    """An answer that has too many bytes, or is compressed."""
+
+
+@dataclass(frozen=True, slots=True)
+class BoundedAnswer:
+    """Status, headers and body of an answer."""
+
+    status: int
+    headers: httpx2.Headers
+    body: bytes
+
+    @property
+    def text(self) -> str:
+        """The body as text."""
+        return self.body.decode(errors="replace")
+
+
+def ask(http: httpx2.Client, method: str, url: str, seconds: float, **sent: Any) -> BoundedAnswer:
+    """Returns an answer that came within the time, however slowly its bytes come.
+
+    Args:
+        http: client of the server.
+        method: of HTTP.
+        url: address of the endpoint.
+        seconds: time for the whole answer.
+        sent: what `httpx2.Client.stream` takes besides.
+
+    Raises:
+        httpx2.RequestError: there is no connection, or it broke; a timeout too.
+        UnreadableAnswer: it is too large, or compressed.
+    """
+    ends, body = time.monotonic() + seconds, bytearray()
+    with http.stream(method, url, headers=UNCOMPRESSED, timeout=seconds, **sent) as response:
+        most = _most(response)
+        for chunk in response.iter_raw():
+            body += chunk
+            _check_size(body, most)
+            if time.monotonic() > ends:
+                raise httpx2.ReadTimeout(f"the answer was not over after {seconds:g} s")
+        return BoundedAnswer(response.status_code, response.headers, bytes(body))
+
+
+async def ask_async(
+    http: httpx2.AsyncClient, method: str, url: str, seconds: float, **sent: Any
+) -> BoundedAnswer:
+    """As `ask`."""
+    body = bytearray()
+    try:
+        async with (
+            asyncio.timeout(seconds),
+            http.stream(method, url, headers=UNCOMPRESSED, timeout=seconds, **sent) as response,
+        ):
+            most = _most(response)
+            async for chunk in response.aiter_raw():
+                body += chunk
+                _check_size(body, most)
+            return BoundedAnswer(response.status_code, response.headers, bytes(body))
+    except TimeoutError as error:
+        raise httpx2.ReadTimeout(f"the answer was not over after {seconds:g} s") from error
+
+
+def _most(response: httpx2.Response) -> int:
+    """Returns the maximum bytes of an answer's body.
+
+    Raises:
+        UnreadableAnswer: it is compressed.
+    """
+    encoding = response.headers.get("content-encoding", "identity")
+    if encoding != "identity":
+        raise UnreadableAnswer(
+            f"HTTP {response.status_code} is compressed ({encoding[:20]!r}), though it was asked "
+            "for as it is: let the server, or the proxy before it, obey `Accept-Encoding: identity`"
+        )
+    return MAX_ANSWER
+
+
+def _check_size(body: bytearray, most: int) -> None:
+    if len(body) > most:
+        raise UnreadableAnswer(f"the answer has more than {most} bytes")
