@@ -8,7 +8,8 @@ from pydantic import JsonValue
 
 from actors.replica import Replica, Scores
 from panoply.config.serve import ServedModelConfig
-from panoply.scorers.where import open_scorer, parse_where
+from panoply.scorers.where import RemoteEndpoint, open_scorer, parse_where
+from panoply.secret import NO_KEYS, Keys
 from panoply.serve.calls import ReplicaRequest
 from panoply.wire.request import Item, RequestError
 
@@ -16,10 +17,16 @@ from panoply.wire.request import Item, RequestError
 class FunctionReplica(Replica[Item]):
     """A replica of a function, an endpoint or a recording, which take items whole."""
 
-    def __init__(self, config: ServedModelConfig) -> None:
-        """Opens the scorer; raises as `open_scorer` does."""
+    def __init__(self, config: ServedModelConfig, keys: Keys = NO_KEYS) -> None:
+        """Opens the scorer; raises as `open_scorer` does.
+
+        Args:
+            config: the scorer's settings.
+            keys: API key of its endpoint, where the environment of this process lacks it.
+        """
+        keys.export()
         self.kind = parse_where(config.where).kind
-        super().__init__(config, {"kind": self.kind, "where": config.where})
+        super().__init__(config, {"kind": self.kind} | _place(config.where))
         self.scorer = open_scorer(config)
 
     def about(self) -> dict[str, JsonValue]:
@@ -48,3 +55,12 @@ class FunctionReplica(Replica[Item]):
     async def score(self, units: Sequence[Item], request: ReplicaRequest) -> Scores:
         """Returns the scores of each item."""
         return await self.scorer.score(units)
+
+
+def _place(where: str) -> dict[str, str]:
+    """Returns the part of a WHERE that clients may know: of another server, not its address."""
+    match place := parse_where(where):
+        case RemoteEndpoint():
+            return {"dialect": place.dialect, "model": place.model}
+        case _:
+            return {"where": where}

@@ -26,6 +26,8 @@ class Model:
     about: Callable[[], Awaitable[Mapping[str, JsonValue]]]
     """Returns the model's description of itself: `kind`, `objectives`, `provenance`."""
     state: ModelState = "starting"
+    version: int = 1
+    """Number of the version that answers; an upgrade counts on."""
     reason: str = ""
     """Reason of the state `failed`; empty in any other."""
     description: Mapping[str, JsonValue] = field(default_factory=dict[str, JsonValue])
@@ -75,6 +77,7 @@ class Gateway:
                 "state": model.state,
                 "reason": model.reason,
                 "default": name == self.default,
+                "version": model.version,
                 **model.description,
             }
             for name, model in self.models.items()
@@ -149,8 +152,9 @@ class Gateway:
 
     async def _answer(self, name: str, request: ScoreRequest, timeout: float) -> ModelAnswer:
         """Returns the scores of one model, put together from those of its shards."""
+        model = self.models[name]  # looked up once: an upgrade does not split an answer
         shards = list(shard_by_prompt(request, timeout))
-        answers = await asyncio.gather(*(self._ask(name, shard.request) for shard in shards))
+        answers = await asyncio.gather(*(self._ask(name, model, shard.request) for shard in shards))
         items: list[tuple[Score, ...]] = [()] * len(request.items)
         provenance: Mapping[str, str] = {}
         for shard, answer in zip(shards, answers, strict=True):
@@ -163,10 +167,13 @@ class Gateway:
             provenance = answer.provenance or provenance
             for place, scores in zip(shard.places, answer.items, strict=True):
                 items[place] = scores
-        return ModelAnswer(model=name, items=tuple(items), provenance=provenance)
+        return ModelAnswer(
+            model=name, items=tuple(items), provenance=provenance, version=model.version
+        )
 
-    async def _ask(self, name: str, request: ReplicaRequest) -> ModelAnswer | RequestError:
-        model = self.models[name]
+    async def _ask(
+        self, name: str, model: Model, request: ReplicaRequest
+    ) -> ModelAnswer | RequestError:
         if model.state == "failed":
             return RequestError(f"{name!r} could not be started: {model.reason}", 503)
         return await ask_replica(name, model.ask, request)

@@ -6,9 +6,10 @@ It is a file of its own since a gateway's replica imports what this file does: n
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -22,6 +23,8 @@ from ray.serve.handle import DeploymentHandle
 from actors.gateway import Gateway, Model, ModelState
 from actors.http import make_app
 from panoply.config.serve import GatewayArgs
+from panoply.data.schema import digest
+from panoply.secret import NO_KEYS, Keys, without_secrets
 from panoply.wire.dialect import RequestLimits
 
 T = TypeVar("T")
@@ -29,7 +32,11 @@ DEPLOYMENT = "RewardModel"
 """Name of the deployment of any model, in the application that carries the model's name."""
 MOST_CALLS = 1024
 """Maximum requests in progress per replica; its own queue turns requests away before that."""
+GATEWAY = "Gateway"
+"""Name of the deployment of a gateway."""
 POLL_SECONDS = 1.0
+ABOUT_SECONDS = 10.0
+"""Time limit for a new version's description of itself, without which it answers as well."""
 TRIES = 2
 """Attempts to load a model: what failed mostly fails again."""
 GONE = "its application is not there"
@@ -40,9 +47,15 @@ def gateway_name(server: str) -> str:
     return f"{server}-gateway"
 
 
-def model_name(server: str, model: str) -> str:
+def model_name(server: str, model: str, version: int = 1) -> str:
     """Returns the name of a model's application, which carries that of its server."""
-    return f"{server}-model-{model}"
+    return f"{server}-model-{model}" + (f"@{version}" if version > 1 else "")
+
+
+def version_of(app: str) -> int:
+    """Returns the version in the name of a model's application."""
+    _, _, version = app.partition("@")
+    return int(version or 1)
 
 
 def read_args(kind: type[T], args: Mapping[str, Any]) -> T:
@@ -62,44 +75,72 @@ def read_args(kind: type[T], args: Mapping[str, Any]) -> T:
         raise ValueError("; ".join(faults)) from None
 
 
-def gateway_app(args: Mapping[str, Any]) -> Application:
+class GatewayReplica:
+    """A gateway's replica, whose routes change between two requests."""
+
+    app: FastAPI
+
+    async def reconfigure(self, config: Mapping[str, Mapping[str, str]]) -> None:
+        """Sends the next requests for each model to the application that `routes` names."""
+        await self.app.state.reroute(config["routes"])
+
+
+def gateway_app(
+    args: Mapping[str, Any], routes: Mapping[str, str] | None = None, keys: Keys = NO_KEYS
+) -> Application:
     """Returns the application of the gateway, from the fields of a `GatewayArgs`.
+
+    Deployed again with other routes, the same replicas take them over and lose no request.
+
+    Args:
+        args: the fields.
+        routes: names of the models' applications, where an upgrade changed them.
+        keys: API keys that clients send, where the nodes' environment lacks them.
 
     Raises:
         ValueError: a setting is wrong: a key or the default names no model of the server.
     """
     config = read_args(GatewayArgs, args)
     deployment = serve.deployment(
-        name="Gateway",
+        name=GATEWAY,
         num_replicas=config.replicas,
         max_ongoing_requests=4 * MOST_CALLS,
         max_constructor_retry_count=TRIES,
         health_check_period_s=2.0,
         ray_actor_options={"num_cpus": 0},
         logging_config={"enable_access_log": False},
+        user_config={"routes": dict(routes)} if routes else None,
     )
 
     def build() -> FastAPI:  # Serve takes a function, and no partial of one
+        keys.export()
         return http_gateway(config)
 
-    return deployment(serve.ingress(build)()).bind()
+    deployed = deployment(serve.ingress(build)(GatewayReplica))
+    # Serve starts new replicas for a new version, by default one of chance; routes are none.
+    deployed._version = digest(json.dumps(dict(args), sort_keys=True, default=list))  # pyright: ignore[reportPrivateUsage]
+    return deployed.bind()
 
 
 def http_gateway(config: GatewayArgs) -> FastAPI:
     """Returns the HTTP application that runs in a gateway's replica."""
     apps = {name: model_name(config.name, name) for name in config.models}
-    models: dict[str, Model] = {}
-    for name, app in apps.items():
-        # Not `get_deployment_handle`: `serve deploy` may start this application before the models'.
-        handle: DeploymentHandle[Any] = DeploymentHandle(DEPLOYMENT, app)
-        models[name] = Model(ask=handle.answer.remote, about=handle.about.remote)
+    models = {name: _model(app) for name, app in apps.items()}
     gateway = Gateway(models, config.default or config.models[0], config.timeout)
+
+    async def reroute(routes: Mapping[str, str]) -> None:
+        for name, app in routes.items():
+            if apps[name] != app:
+                model = _model(app)
+                with suppress(Exception):  # the next poll asks again
+                    model.description = await asyncio.wait_for(model.about(), ABOUT_SECONDS)
+                apps[name], models[name] = app, model
 
     @asynccontextmanager
     async def watching(_: FastAPI) -> AsyncGenerator[None]:
         async def poll() -> None:
             while True:
-                await gateway.learn(await asyncio.to_thread(model_states, apps))
+                await gateway.learn(await asyncio.to_thread(model_states, dict(apps)))
                 await asyncio.sleep(POLL_SECONDS)
 
         task = asyncio.create_task(poll())
@@ -109,7 +150,16 @@ def http_gateway(config: GatewayArgs) -> FastAPI:
     limits = RequestLimits(max_bytes=config.max_bytes, max_responses=config.max_responses)
     keys = {name: secret(variable) for name, variable in config.keys.items()}
     agents_of = partial(asyncio.to_thread, agents)
-    return make_app(gateway, limits, keys, agents_of, watching, run=config.run)
+    app = make_app(gateway, limits, keys, agents_of, watching, run=config.run)
+    app.state.reroute = reroute
+    return app
+
+
+def _model(app: str) -> Model:
+    """Returns the model that an application serves."""
+    # Not `get_deployment_handle`: `serve deploy` may start the gateway before the models.
+    handle: DeploymentHandle[Any] = DeploymentHandle(DEPLOYMENT, app)
+    return Model(ask=handle.answer.remote, about=handle.about.remote, version=version_of(app))
 
 
 def secret(variable: str) -> str:
@@ -151,7 +201,7 @@ def model_states(apps: Mapping[str, str]) -> dict[str, tuple[ModelState, str]]:
 def cause(message: str) -> str:
     """Returns the error at the end of Serve's message, behind a traceback of tracebacks."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return lines[-1] if lines else "for a reason that Ray Serve does not give"
+    return without_secrets(lines[-1]) if lines else "for a reason that Ray Serve does not give"
 
 
 def agents() -> list[str]:

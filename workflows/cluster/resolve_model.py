@@ -14,6 +14,8 @@ from mlflow.exceptions import MlflowException
 from panoply.config.serve import ServedModelConfig
 from panoply.hub.published.loading import is_hub_name
 from panoply.scorers.where import LocalModel, open_scorer, parse_where
+from panoply.secret import without_secrets
+from workflows import starts_cluster
 from workflows.cluster.ray_cluster import store_root
 
 REGISTRY = "models:/"
@@ -29,7 +31,7 @@ def resolve_model(config: ServedModelConfig) -> ServedModelConfig:
     """
     where = parse_where(config.where)
     if not isinstance(where, LocalModel):
-        open_scorer(config, on_node=False)
+        open_scorer(config, on_node=starts_cluster())
         return config
     if where.path.startswith(REGISTRY):
         return replace(config, where=registered_folder(where.path))
@@ -65,7 +67,8 @@ def registered_folder(uri: str) -> str:
         source = client.get_model_version_download_uri(name, str(version))
     except MlflowException as error:
         raise ValueError(
-            f"no model {uri!r} in the registry {mlflow.get_registry_uri()!r}: {error.message}. "
+            f"no model {uri!r} in the registry {without_secrets(mlflow.get_registry_uri())!r}: "
+            f"{without_secrets(error.message)}. "
             "Models are named models:/NAME@ALIAS or models:/NAME/VERSION, and "
             "MLFLOW_TRACKING_URI names the registry"
         ) from error

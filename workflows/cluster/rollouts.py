@@ -36,6 +36,7 @@ from panoply.laser.rollout import Rollout, read_rollouts, write_rollouts
 from panoply.scorers.where import LocalModel, parse_where
 from panoply.wire.request import Chat
 from workflows.cluster.arms import Arms, ArmScores, serve_arms
+from workflows.cluster.keys import handed_keys
 from workflows.cluster.resolve_model import resolve_model
 
 
@@ -219,7 +220,7 @@ def sampler_pool(
     actor: Any = ray.remote(ServerSampler if served else Sampler).options(
         num_cpus=1, num_gpus=0 if served else gpus, max_restarts=-1, max_task_retries=-1
     )
-    place: tuple[Any, ...] = (server,) if served else (dtype, 1)
+    place: tuple[Any, ...] = (server, handed_keys([server.key_variable])) if served else (dtype, 1)
     samplers = [actor.remote(model, config, rendering, *place) for _ in range(num)]
     try:
         yield samplers
