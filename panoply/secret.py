@@ -54,11 +54,11 @@ class Address:
             "put that into an environment variable, and name the variable at the end of the "
             f"address: {parts.scheme or 'http'}://HOST/PATH?{KEY_VARIABLE}=NAME#MODEL"
         )
-        # A password with a slash or '#' ends the host early, and the rest looks like a path or model.
+        # A password with a slash or '#' ends the host early: the rest looks like path or model.
         if "@" in text or not _has_port(parts):
             raise ValueError(
-                f"{what} with '@' or a port that is no number, as of a user name and password, which "
-                f"logs and records would show: {advice}"
+                f"{what} with '@' or a port that is no number, as of a user name and password, "
+                f"which logs and records would show: {advice}"
             )
         variable = ""
         kept: list[tuple[str, str]] = []
@@ -114,6 +114,10 @@ class Keys:
 
     def __repr__(self) -> str:
         return f"Keys({sorted(self.values)})"
+
+    def only(self, variables: Iterable[str]) -> Keys:
+        """Returns the keys of some variables alone."""
+        return Keys({name: self.values[name] for name in variables if name in self.values})
 
     def export(self) -> None:
         """Sets the variables of this process, which alone got the keys."""

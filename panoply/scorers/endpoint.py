@@ -22,7 +22,7 @@ AT_FAULT = (400, 413, 422, 424)
 
 
 BEHIND = "the server behind this model"
-"""Words for it in errors, which clients read: its address and answers may hold what is not theirs."""
+"""Words for it in errors, which clients read: its address and answers are not for them."""
 LOG = logging.getLogger("ray.serve")
 """Logger of the replica."""
 
@@ -54,8 +54,8 @@ class EndpointScorer:
             template: family in which messages are written, where the dialect carries text alone
                 (`panoply.wire.templates`).
             timeout: maximum seconds of one call of `score`, with all attempts.
-            api_key_env: environment variable of the key, sent as a bearer token; a value of two words
-                (`Basic ...`) is sent as it is.
+            api_key_env: environment variable of the key, sent as a bearer token; a value of two
+                words (`Basic ...`) is sent as it is.
             max_concurrent: maximum requests at the same time.
 
         Raises:

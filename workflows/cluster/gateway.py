@@ -80,13 +80,13 @@ class GatewayReplica:
 
     app: FastAPI
 
-    async def reconfigure(self, config: Mapping[str, Mapping[str, str]]) -> None:
+    async def reconfigure(self, config: Mapping[str, Any]) -> None:
         """Sends the next requests for each model to the application that `routes` names."""
         await self.app.state.reroute(config["routes"])
 
 
 def gateway_app(
-    args: Mapping[str, Any], routes: Mapping[str, str] | None = None, keys: Keys = NO_KEYS
+    args: Mapping[str, Any], user_config: Mapping[str, Any] | None = None, keys: Keys = NO_KEYS
 ) -> Application:
     """Returns the application of the gateway, from the fields of a `GatewayArgs`.
 
@@ -94,7 +94,7 @@ def gateway_app(
 
     Args:
         args: the fields.
-        routes: names of the models' applications, where an upgrade changed them.
+        user_config: `routes`, the names of the models' applications, where an upgrade changed them.
         keys: API keys that clients send, where the nodes' environment lacks them.
 
     Raises:
@@ -109,7 +109,7 @@ def gateway_app(
         health_check_period_s=2.0,
         ray_actor_options={"num_cpus": 0},
         logging_config={"enable_access_log": False},
-        user_config={"routes": dict(routes)} if routes else None,
+        user_config=dict(user_config) if user_config else None,
     )
 
     def build() -> FastAPI:  # Serve takes a function, and no partial of one

@@ -23,7 +23,8 @@ DRIVER_ONLY = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 def endpoint_variables(scorers: Sequence[ServedModelConfig]) -> list[str]:
     """Returns the variables that hold the keys of other servers."""
     places = [parse_where(scorer.where) for scorer in scorers]
-    return [place.key_variable for place in places if isinstance(place, RemoteEndpoint)]
+    variables = [place.key_variable for place in places if isinstance(place, RemoteEndpoint)]
+    return [variable for variable in variables if variable]
 
 
 def handed_keys(variables: Iterable[str]) -> Keys:

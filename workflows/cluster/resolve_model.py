@@ -15,7 +15,6 @@ from panoply.config.serve import ServedModelConfig
 from panoply.hub.published.loading import is_hub_name
 from panoply.scorers.where import LocalModel, open_scorer, parse_where
 from panoply.secret import without_secrets
-from workflows import starts_cluster
 from workflows.cluster.ray_cluster import store_root
 
 REGISTRY = "models:/"
@@ -31,7 +30,7 @@ def resolve_model(config: ServedModelConfig) -> ServedModelConfig:
     """
     where = parse_where(config.where)
     if not isinstance(where, LocalModel):
-        open_scorer(config, on_node=starts_cluster())
+        open_scorer(config, on_node=False)
         return config
     if where.path.startswith(REGISTRY):
         return replace(config, where=registered_folder(where.path))

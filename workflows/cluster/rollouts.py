@@ -34,9 +34,10 @@ from panoply.config.serve import ServedModelConfig
 from panoply.data.tasks import Task, read_tasks, synthetic_prompts
 from panoply.laser.rollout import Rollout, read_rollouts, write_rollouts
 from panoply.scorers.where import LocalModel, parse_where
+from panoply.secret import Keys
 from panoply.wire.request import Chat
 from workflows.cluster.arms import Arms, ArmScores, serve_arms
-from workflows.cluster.keys import handed_keys
+from workflows.cluster.keys import endpoint_variables, handed_keys
 from workflows.cluster.resolve_model import resolve_model
 
 
@@ -168,6 +169,7 @@ def resolved_scorers(arms: ArmsConfig, prompts: PromptsConfig) -> list[ServedMod
     scorers = list(arms.arms())
     if prompts.verifier:
         scorers.append(ServedModelConfig(name=VERIFIER, where=prompts.verifier))
+    Keys.read(endpoint_variables(scorers))
     return [resolve_model(scorer) for scorer in scorers]
 
 
