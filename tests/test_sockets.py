@@ -180,6 +180,7 @@ def test_of_two_servers_started_at_one_port_one_answers_and_no_stranger_joins_it
                 *("--port", port, "--keys", f"{name}=SERVER_KEY"),
                 model=name,
                 more=[f"broken={broken}"],
+                prefix=("timeout", "600"),
             )
             for name in "ab"
         ]
@@ -211,7 +212,8 @@ def test_of_two_servers_started_at_one_port_one_answers_and_no_stranger_joins_it
         code, output = changed("upgrade", env, "--port", port, "--models", new)
         assert (code, f"{name}: version 2 answers" in output) == (0, True), output
         assert score(winner.address(), "four", KEY) == -4.0
-        winner.stop()
+        winner.stop(signal.SIGTERM)  # `timeout` sends it to all of its process group
+        assert winner.process.returncode == 0, winner.output()
         code, output = changed("rollback", env, "--port", port)
         assert (code, "no server that you started on this machine" in output) == (2, True), output
 

@@ -162,11 +162,11 @@ def test_the_number_of_a_version_is_not_used_twice():
     details = {"applications": {"s-gateway": {}, "s-model-a": {}, "s-model-a@2": {}}}
     routes = Routes.read("s", ["a", "b"], details)
     assert routes.current == {"a": "s-model-a", "b": "s-model-b"}
-    assert routes.others == {"a": "s-model-a@2"}
+    assert (routes.others, routes.answered) == ({"a": "s-model-a@2"}, {})  # of a killed upgrade
     forth = routes.moved({"a": "s-model-a@2"})
     assert (forth.latest["a"], forth.others["a"]) == (2, "s-model-a")
     back = forth.moved({"a": "s-model-a"})
-    assert (back.latest["a"], back.others["a"]) == (2, "s-model-a@2")
+    assert (back.latest["a"], back.answered["a"]) == (2, "s-model-a@2")
 
 
 def test_a_local_server_is_joined_by_its_port_through_a_file_of_its_user(tmp_path, monkeypatch):
@@ -181,9 +181,7 @@ def test_a_local_server_is_joined_by_its_port_through_a_file_of_its_user(tmp_pat
         assert file.stat().st_mode & 0o777 == 0o600
         assert file.parent.stat().st_mode & 0o777 == 0o700
         monkeypatch.delenv("RAY_AUTH_TOKEN")
-        with pytest.raises(
-            FileNotFoundError, match=r"8001; there are servers at \['8000'\]"
-        ):
+        with pytest.raises(FileNotFoundError, match=r"8001; there are servers at \['8000'\]"):
             join(8001)
         join(8000)
         assert os.environ["RAY_ADDRESS"] == "127.0.0.1:6379"

@@ -98,7 +98,7 @@ def run_rollback(config: RollbackConfig, logger: RunLogger) -> None:
         ValueError: there is no such server or model, or no other version that answers.
     """
     with running_server(config.name) as server:
-        others = server.routes.others
+        others = server.routes.answered
         _check_names(config.models, [model.name for model in server.description.models])
         missing = sorted(set(config.models) - set(others))
         if missing or not others:

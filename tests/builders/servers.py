@@ -21,10 +21,10 @@ SERVE = (sys.executable, "-m", "jobs.serve", "models", "--models")
 class Served:
     """A server, started as a user starts it."""
 
-    def __init__(self, folder, env, *flags, model="length", more=()):
+    def __init__(self, folder, env, *flags, model="length", more=(), prefix=()):
         self.log = (folder / f"{time.monotonic_ns()}.log").open("w+")
         self.process = subprocess.Popen(
-            [*SERVE, f"{model}={LENGTH}", *more, *map(str, flags)],
+            [*prefix, *SERVE, f"{model}={LENGTH}", *more, *map(str, flags)],
             cwd=ROOT,
             env=env | {"COLUMNS": "500"},
             stdout=self.log,

@@ -78,11 +78,12 @@ def serve_details() -> dict[str, Any]:
     Raises:
         LookupError: it does not run.
         RayActorError: its controller died.
+        TimeoutError: it does not answer.
     """
     controller = serve_controller()
     if controller is None:
         raise LookupError("Ray Serve does not run on this cluster")
-    details: Any = ray.get(controller.get_serve_instance_details.remote())
+    details: Any = ray.get(controller.get_serve_instance_details.remote(), timeout=DEADLINE_SECONDS)
     return details
 
 

@@ -72,6 +72,13 @@ class Routes:
                     others[name] = app
         return cls(current, latest, others)
 
+    @property
+    def answered(self) -> dict[str, str]:
+        """The other applications that answered before: not those that a killed upgrade left."""
+        return {
+            name: app for name, app in self.others.items() if version_of(app) <= self.latest[name]
+        }
+
     def moved(self, changes: Mapping[str, str]) -> Routes:
         """Returns the routes after models were moved to other applications."""
         latest = {name: max(self.latest[name], version_of(app)) for name, app in changes.items()}
