@@ -173,7 +173,8 @@ def inherited(pid, value):
 
 def test_of_two_servers_started_at_one_port_one_answers_and_no_stranger_joins_it(tmp_path, broken):
     [port] = free_ports(1)
-    env = os.environ | {"SERVER_KEY": KEY, "PANOPLY_CACHE": str(tmp_path / "cache")}
+    home = {"HOME": str(tmp_path), "PANOPLY_CACHE": str(tmp_path / "cache")}
+    env = os.environ | home | {"SERVER_KEY": KEY}
     with servers(tmp_path, env) as start:
         both = [
             start(
@@ -212,6 +213,7 @@ def test_of_two_servers_started_at_one_port_one_answers_and_no_stranger_joins_it
         code, output = changed("upgrade", env, "--port", port, "--models", new)
         assert (code, f"{name}: version 2 answers" in output) == (0, True), output
         assert score(winner.address(), "four", KEY) == -4.0
+        assert not (tmp_path / ".ray").exists()  # no token outlives its run
         winner.stop(signal.SIGTERM)  # `timeout` sends it to all of its process group
         assert winner.process.returncode == 0, winner.output()
         code, output = changed("rollback", env, "--port", port)

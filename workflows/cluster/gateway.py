@@ -117,7 +117,8 @@ def gateway_app(
         return http_gateway(config)
 
     deployed = deployment(serve.ingress(build)(GatewayReplica))
-    # Serve starts new replicas for a new version, by default one of chance; routes are none.
+    # Ray Serve replaces replicas of another version, and makes one up where none is set: by this,
+    # other routes leave the replicas.
     deployed._version = digest(json.dumps(dict(args), sort_keys=True, default=list))  # pyright: ignore[reportPrivateUsage]
     return deployed.bind()
 
@@ -132,6 +133,7 @@ def http_gateway(config: GatewayArgs) -> FastAPI:
         for name, app in routes.items():
             if apps[name] != app:
                 model = _model(app)
+                model.state = "ready"  # it was asked before the switch
                 with suppress(Exception):  # the next poll asks again
                     model.description = await asyncio.wait_for(model.about(), ABOUT_SECONDS)
                 apps[name], models[name] = app, model
