@@ -11,7 +11,8 @@ from actors.replica import Replica, Scores
 from panoply.config.serve import ServedModelConfig
 from panoply.scorers.endpoint import EndpointScorer
 from panoply.scorers.function import FunctionScorer
-from panoply.scorers.where import open_scorer, parse_where
+from panoply.scorers.where import RemoteEndpoint, open_scorer, parse_where
+from panoply.secret import NO_KEYS, Keys
 from panoply.serve.calls import ReplicaRequest
 from panoply.wire.breaker import CircuitState
 from panoply.wire.request import Item, RequestError, Score
@@ -20,10 +21,16 @@ from panoply.wire.request import Item, RequestError, Score
 class FunctionReplica(Replica[Item]):
     """A replica of a function, an endpoint or a recording, which take items whole."""
 
-    def __init__(self, config: ServedModelConfig) -> None:
-        """Opens the scorer; raises as `open_scorer` does."""
+    def __init__(self, config: ServedModelConfig, keys: Keys = NO_KEYS) -> None:
+        """Opens the scorer; raises as `open_scorer` does.
+
+        Args:
+            config: the scorer's settings.
+            keys: API key of its endpoint, where the environment of this process lacks it.
+        """
+        keys.export()
         self.kind = parse_where(config.where).kind
-        super().__init__(config, {"kind": self.kind, "where": config.where})
+        super().__init__(config, {"kind": self.kind} | _place(config.where))
         self.scorer = open_scorer(config)
 
     def about(self) -> dict[str, JsonValue]:
@@ -76,3 +83,12 @@ class FunctionReplica(Replica[Item]):
         except TimeoutError:
             late = Score(error=f"{self.config.name!r} gave no score in time", transient=True)
             return [(late,) * len(item.responses) for item in units]
+
+
+def _place(where: str) -> dict[str, str]:
+    """Returns the part of a WHERE that clients may know: of another server, not its address."""
+    match place := parse_where(where):
+        case RemoteEndpoint():
+            return {"dialect": place.dialect, "model": place.model}
+        case _:
+            return {"where": where}

@@ -13,7 +13,7 @@ from pydantic import JsonValue
 
 from actors.ask_replica import Ask, ask_replica
 from actors.internal_error import internal_error
-from panoply.serve.calls import ReplicaRequest, Shard, shard_by_prompt, version_of
+from panoply.serve.calls import ReplicaRequest, Shard, fingerprint_of, shard_by_prompt
 from panoply.wire.request import ModelAnswer, RequestError, Score, ScoreAnswer, ScoreRequest
 
 ABOUT_SECONDS = 2.0
@@ -39,12 +39,14 @@ class Model:
     about: Callable[[], Awaitable[Mapping[str, JsonValue]]]
     """Returns the model's description of itself: `kind`, `objectives`, `provenance`."""
     state: ModelState = "starting"
+    version: int = 1
+    """Number of the version that answers; an upgrade counts on."""
     reason: str = ""
     """Reason of the state `failed`; empty in any other."""
     description: Mapping[str, JsonValue] = field(default_factory=dict[str, JsonValue])
     """Its answer to `about`; empty while it was never up."""
-    version: str = ""
-    """Version that is described."""
+    fingerprint: str = ""
+    """Hash of that description."""
     is_stale: bool = True
     """Whether another version of it may answer than the one described."""
     deployed: str = ""
@@ -67,6 +69,15 @@ class Model:
         self.state, self.reason = status.state, status.reason
         if status.deployed != self.deployed:
             self.deployed, self.is_stale = status.deployed, True
+
+    async def describe(self, name: str) -> None:
+        """Asks the model what it is; a fault is logged, and what was known stays."""
+        try:
+            async with asyncio.timeout(ABOUT_SECONDS):
+                self.description = await self.about()
+            self.fingerprint, self.is_stale = fingerprint_of(self.description), False
+        except Exception as error:  # of any model: the others go on
+            internal_error(f"the description of model {name!r}", error)
 
     @property
     def objectives(self) -> list[str] | None:
@@ -103,17 +114,7 @@ class Gateway:
             for name in statuses
             if self.models[name].is_stale and self.models[name].state == "ready"
         ]
-        await asyncio.gather(*map(self._describe, stale))
-
-    async def _describe(self, name: str) -> None:
-        """Asks a model what it is; a fault is logged, and what was known stays."""
-        model = self.models[name]
-        try:
-            async with asyncio.timeout(ABOUT_SECONDS):
-                model.description = await model.about()
-            model.version, model.is_stale = version_of(model.description), False
-        except Exception as error:  # of any model: the others go on
-            internal_error(f"the description of model {name!r}", error)
+        await asyncio.gather(*(self.models[name].describe(name) for name in stale))
 
     def directory(self) -> list[dict[str, JsonValue]]:
         """Returns what clients may know of the models, in the shape of OpenAI's list."""
@@ -126,6 +127,7 @@ class Gateway:
                 "state": model.state,
                 "reason": model.reason,
                 "default": name == self.default,
+                "version": model.version,
                 **model.description,
             }
             for name, model in self.models.items()
@@ -204,8 +206,9 @@ class Gateway:
 
     async def _answer(self, name: str, request: ScoreRequest, timeout: float) -> ModelAnswer:
         """Returns the scores of one model, put together from those of its shards."""
+        model = self.models[name]  # looked up once: an upgrade does not split an answer
         shards = list(shard_by_prompt(request, timeout))
-        answers = await asyncio.gather(*(self._ask(name, shard.request) for shard in shards))
+        answers = await asyncio.gather(*(self._ask(name, model, shard.request) for shard in shards))
         items: list[tuple[Score, ...]] = [()] * len(request.items)
         provenance: Mapping[str, str] = {}
         for shard, answer in zip(shards, answers, strict=True):
@@ -215,15 +218,18 @@ class Gateway:
                 if answer.status != 503 and not concerns_it_alone:
                     raise answer
                 answer = _failed(name, shard, answer)
-            if answer.version and answer.version != self.models[name].version:
-                self.models[name].is_stale = True
+            if answer.fingerprint and answer.fingerprint != model.fingerprint:
+                model.is_stale = True
             provenance = answer.provenance or provenance
             for place, scores in zip(shard.places, answer.items, strict=True):
                 items[place] = scores
-        return ModelAnswer(model=name, items=tuple(items), provenance=provenance)
+        return ModelAnswer(
+            model=name, items=tuple(items), provenance=provenance, version=model.version
+        )
 
-    async def _ask(self, name: str, request: ReplicaRequest) -> ModelAnswer | RequestError:
-        model = self.models[name]
+    async def _ask(
+        self, name: str, model: Model, request: ReplicaRequest
+    ) -> ModelAnswer | RequestError:
         if model.state == "failed":
             return RequestError(f"{name!r} could not be started: {model.reason}", 503)
         return await ask_replica(name, model.ask, request)

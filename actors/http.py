@@ -11,6 +11,7 @@ from contextlib import AbstractAsyncContextManager
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx2
 from fastapi import FastAPI, Request, Response
@@ -43,6 +44,8 @@ POLICY = "default-src 'self'; img-src 'self' data:; base-uri 'none'; frame-ances
 SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120]
 TRUNCATED = "X-Truncated-Texts"
 """Header with the number of texts that the models' limits cut; left out where none was."""
+VERSIONS = "X-Model-Versions"
+"""Header with the version of each model that scored, as `NAME=NUMBER`."""
 ABOUT = """Scores by several reward models, in the words of the client's own protocol.
 
 Every path of a protocol also stands behind `/models/NAME`, which names the model."""
@@ -87,6 +90,7 @@ def make_app(
             intake.rates.charge(caller, work_of(score_request))
             answer = await gateway.score(score_request, spent=time.monotonic() - begun)
             status, body = 200, _json(call.typed.render(answer, score_request))
+            headers[VERSIONS] = ", ".join(f"{quote(m.model)}={m.version}" for m in answer.models)
             if cut := num_truncated(answer):
                 headers[TRUNCATED] = str(cut)
             metrics.scored(score_request, caller, time.monotonic() - begun)

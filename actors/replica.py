@@ -18,7 +18,7 @@ from pydantic import JsonValue
 
 from actors.internal_error import internal_error
 from panoply.config.serve import ServedModelConfig
-from panoply.serve.calls import ReplicaRequest, each_alone, version_of
+from panoply.serve.calls import ReplicaRequest, each_alone, fingerprint_of
 from panoply.wire.limits import ItemSize
 from panoply.wire.request import Item, ModelAnswer, RenderedText, RequestError, Score
 from panoply.wire.templates import as_chat
@@ -53,9 +53,9 @@ class Replica(ABC, Generic[Unit]):
         """Responses of the requests that are being read."""
 
     @property
-    def version(self) -> str:
+    def fingerprint(self) -> str:
         """Hash of what the replica says of itself."""
-        return version_of(self.about())
+        return fingerprint_of(self.about())
 
     @abstractmethod
     def about(self) -> dict[str, JsonValue]:
@@ -132,7 +132,7 @@ class Replica(ABC, Generic[Unit]):
             model=self.config.name,
             items=tuple(items),
             provenance=provenance,
-            version=self.version,
+            fingerprint=self.fingerprint,
         )
 
     def portions(self, item: Item, place: int, compares: bool) -> list[Portion]:

@@ -29,6 +29,7 @@ from panoply.hub.backbone.pretrained import silence_libraries
 from panoply.hub.policy.lora import FILE
 from panoply.hub.policy.policy import load_prompt_renderer
 from panoply.model.sampling import stream
+from panoply.secret import NO_KEYS, Keys, authorization
 from panoply.wire.bounded import UnreadableAnswer, ask
 from panoply.wire.request import Payload
 from panoply.wire.retry import RetryingRequest
@@ -50,6 +51,7 @@ class ServerSampler:
         config: sampling of responses; `batch_size` are requested at the same time.
         rendering: limit of the prompt.
         server: address of the policy.
+        keys: the server's API key, where the environment of this process lacks it.
     """
 
     def __init__(
@@ -58,11 +60,15 @@ class ServerSampler:
         config: SamplingConfig,
         rendering: Rendering | None,
         server: PolicyServerConfig,
+        keys: Keys = NO_KEYS,
     ) -> None:
         silence_libraries()
+        keys.export()
         self.config, self.server = config, server
         self.renderer, self.stops = load_prompt_renderer(model, rendering)
-        self.http = httpx2.Client(limits=httpx2.Limits(max_connections=config.batch_size))
+        self.http = httpx2.Client(
+            headers=_headers(server), limits=httpx2.Limits(max_connections=config.batch_size)
+        )
         self.loaded = ("", server.model)
         """The latest adapters, and their name at the server."""
 
@@ -196,13 +202,13 @@ def check_server(server: PolicyServerConfig) -> None:
     """Checks that a server, where one is named, has the policy.
 
     Raises:
-        ValueError: it cannot be reached, or has no policy of that name.
+        ValueError: it cannot be reached, or has no policy of that name, or its key is not set.
     """
     if not server.url:
         return
-    url = f"{server.address}/v1/models"
+    url, headers = f"{server.address}/v1/models", _headers(server)
     try:
-        with httpx2.Client() as http:
+        with httpx2.Client(headers=headers) as http:
             answer = ask(http, "GET", url, min(server.timeout, 30))
         if answer.status != 200:
             raise ValueError(f"HTTP {answer.status}")
@@ -212,3 +218,15 @@ def check_server(server: PolicyServerConfig) -> None:
         raise ValueError(f"`server.url` names {url}, which lists no models: {error!r}") from error
     if server.model not in names:
         raise ValueError(f"`server.url` names the model {server.model!r}; {url} has {names}")
+
+
+def _headers(server: PolicyServerConfig) -> dict[str, str]:
+    """Returns the headers of every request to a server.
+
+    Raises:
+        ValueError: the variable of its key is not set.
+    """
+    if not server.key_variable:
+        return {}
+    keys = Keys.read([server.key_variable])
+    return {"Authorization": authorization(keys.values[server.key_variable])}

@@ -31,6 +31,7 @@ from panoply.config.preference import (
 )
 from panoply.config.serve import ServeConfig
 from panoply.config.tune import TuneConfig
+from panoply.config.upgrade import RollbackConfig, UpgradeConfig
 
 ARMORM: dict[str, tuple[str, ArmoRMConfig]] = {
     "embedded": (
@@ -164,7 +165,7 @@ TUNE_MORE: dict[str, tuple[str, TuneConfig]] = {
 }
 """Searches over MORE's weighting."""
 
-SERVE: dict[str, tuple[str, ServeConfig]] = {
+SERVE: dict[str, tuple[str, ServeConfig | UpgradeConfig | RollbackConfig]] = {
     "models": (
         "Your models: folders, hub names, MLflow aliases, functions or other servers, NAME=WHERE.",
         ServeConfig(models=tyro.MISSING),
@@ -178,8 +179,13 @@ SERVE: dict[str, tuple[str, ServeConfig]] = {
             )
         ),
     ),
+    "upgrade": (
+        "New versions of models of a server that runs, without a failed request.",
+        UpgradeConfig(models=tyro.MISSING),
+    ),
+    "rollback": ("The versions before the latest upgrade.", RollbackConfig()),
 }
-"""Sets of reward models behind one server."""
+"""Sets of reward models behind one server, and changes of a server that runs."""
 
 FUNCTIONS = ArmsConfig(
     models=(

@@ -168,7 +168,7 @@ def test_an_exception_is_the_error_of_its_own_response():
 
     good, bad = scores(reward, CHAT)[0]
     assert good.score == 1 / 7
-    assert bad.error == "the function raised ZeroDivisionError: division by zero"
+    assert re.fullmatch(r"the function raised ZeroDivisionError at test_.*\.py:\d+", bad.error)
 
 
 @pytest.mark.parametrize("error", [StopIteration(), SystemExit(3), TimeoutError("its own")])
@@ -182,16 +182,7 @@ def test_no_exception_stops_the_arm(error, is_async):
 
     results = first(later if is_async else reward)
     kind = "RuntimeError" if is_async and isinstance(error, StopIteration) else type(error).__name__
-    assert results.error.startswith(f"the function raised {kind}:")
-
-
-def test_an_error_does_not_carry_a_whole_response():
-    def reward(response):
-        raise ValueError(f"cannot read\n{response}")
-
-    results = first(reward, Chat((USER,), ("x" * 10_000,)))
-    assert results.error.startswith("the function raised ValueError: cannot read xxx")
-    assert len(results.error) < 300
+    assert results.error.startswith(f"the function raised {kind} at ")
 
 
 def test_a_list_of_another_length_is_an_error_of_all_its_responses():

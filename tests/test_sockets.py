@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -18,10 +19,12 @@ import psutil
 import pytest
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
+from panoply.wire.retry import RewardServerError
 from tests.builders.ray_head import ROOT, free_ports
-from tests.builders.servers import models_at, score, servers
+from tests.builders.servers import changed, models_at, score, servers
 from workflows import ALONE, LOOPBACK_ONLY, TOKENS
 from workflows.cluster.address import answering, reserved
+from workflows.cluster.rendezvous import PREFIX, remove_stale_folders
 
 pytestmark = pytest.mark.ray
 
@@ -77,6 +80,39 @@ def joins(address, **settings):
     return "joined" in done.stdout
 
 
+KEY = "opensesame"
+OPENERS = re.compile(
+    r"ray\.init\(|serve\.start\(|\.bind\(\(|\.listen\(|uvicorn|HTTPServer|TCPStore|tcp://|"
+    r"init_process_group|create_server|start_server|ray start"
+)
+"""What opens a port, in the code of Python, Ray and PyTorch."""
+
+
+def test_all_commands_open_ports_by_the_same_few_lines():
+    places = set()
+    for package in ("panoply", "actors", "workflows", "jobs"):
+        for file in (ROOT / package).rglob("*.py"):
+            if OPENERS.search(file.read_text()):
+                places.add(str(file.relative_to(ROOT)))
+    assert places == {
+        "workflows/cluster/ray_cluster.py",  # on loopback, with a token, for all of them
+        "workflows/cluster/address.py",
+        "workflows/cluster/arms.py",  # without HTTP
+        "workflows/serve.py",
+    }
+
+
+def test_folders_of_killed_training_controllers_are_removed_and_no_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        pass
+    names = [f"{PREFIX}{dead.pid}-x", f"{PREFIX}{os.getpid()}-x", f"{PREFIX}other-x", "mine"]
+    for name in names:
+        (tmp_path / name).mkdir()
+    remove_stale_folders()
+    assert {folder.name for folder in tmp_path.iterdir()} == set(names[1:])
+
+
 SETTINGS = """
 import json, os, workflows
 print(json.dumps({name: os.environ.get(name) for name in sorted(os.environ) if "RAY_" in name}))
@@ -125,18 +161,42 @@ def broken(tmp_path, tiny_tokenizer):
     return folder
 
 
+def inherited(pid, value):
+    """Processes below one whose environment holds a value."""
+    titles = []
+    for process in psutil.Process(pid).children(recursive=True):
+        with suppress(psutil.Error):  # it ends while we look
+            if value in process.environ().values():
+                titles.append(" ".join(process.cmdline()))
+    return titles
+
+
 def test_of_two_servers_started_at_one_port_one_answers_and_no_stranger_joins_it(tmp_path, broken):
     [port] = free_ports(1)
-    with servers(tmp_path) as start:
-        both = [start("--port", port, model=name, more=[f"broken={broken}"]) for name in "ab"]
+    home = {"HOME": str(tmp_path), "PANOPLY_CACHE": str(tmp_path / "cache")}
+    env = os.environ | home | {"SERVER_KEY": KEY}
+    with servers(tmp_path, env) as start:
+        both = [
+            start(
+                *("--port", port, "--keys", f"{name}=SERVER_KEY"),
+                model=name,
+                more=[f"broken={broken}"],
+                prefix=("timeout", "600"),
+            )
+            for name in "ab"
+        ]
         while all(server.process.poll() is None for server in both):
             time.sleep(0.1)
         loser, winner = sorted(both, key=lambda server: server.process.poll() is None)
         assert f"cannot listen at 127.0.0.1:{port}: Address already in use" in loser.refusal()
         assert winner.address() == f"http://127.0.0.1:{port}/"
         assert re.search(r"broken: failed: .*must be closed with \[/INST\]", winner.output())
-        assert models_at(winner.address()) == ["ab"[both.index(winner)]]
-        assert score(winner.address(), "four") == 4.0
+        name = "ab"[both.index(winner)]
+        assert models_at(winner.address()) == [name]
+        assert score(winner.address(), "four", KEY) == 4.0
+        with pytest.raises(RewardServerError, match="asks for its API key"):
+            score(winner.address(), "four")
+        assert inherited(winner.process.pid, KEY) == []
 
         sockets = listening(winner.process.pid)
         assert ("127.0.0.1", port) in {(ip, port) for ip, port, _ in sockets}
@@ -146,6 +206,18 @@ def test_of_two_servers_started_at_one_port_one_answers_and_no_stranger_joins_it
         [gcs] = [port for _, port, title in sockets if "gcs_server" in title]
         for settings in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token"}):
             assert not joins(f"127.0.0.1:{gcs}", RAY_AUTH_TOKEN="0" * 64, **settings)
+
+        # Its user changes it by its port alone, from a shell that does not know its key.
+        del env["SERVER_KEY"]
+        new = f"{name}=function:panoply.serve.verifiers:brevity"
+        code, output = changed("upgrade", env, "--port", port, "--models", new)
+        assert (code, f"{name}: version 2 answers" in output) == (0, True), output
+        assert score(winner.address(), "four", KEY) == -4.0
+        assert not (tmp_path / ".ray").exists()  # no token outlives its run
+        winner.stop(signal.SIGTERM)  # `timeout` sends it to all of its process group
+        assert winner.process.returncode == 0, winner.output()
+        code, output = changed("rollback", env, "--port", port)
+        assert (code, "no server that you started on this machine" in output) == (2, True), output
 
 
 def test_a_run_that_samples_and_trains_opens_nothing_to_strangers(tmp_path, tiny_policy_folder):

@@ -7,7 +7,7 @@ import httpx2
 import pytest
 
 from actors.gateway import Gateway, Model, ModelStatus
-from panoply.serve.calls import version_of
+from panoply.serve.calls import fingerprint_of
 from panoply.serve.supervised import SupervisedLoop
 from panoply.wire.request import Chat, ModelAnswer, ScoreRequest
 from tests.builders.gateway import Formula, serving
@@ -126,7 +126,7 @@ class Versioned:
             model="a",
             items=answer.items,
             provenance=self.description["provenance"],
-            version=version_of(self.description),
+            fingerprint=fingerprint_of(self.description),
         )
 
 

@@ -30,6 +30,10 @@ from panoply.scorers.where import (
         ("vllm+http://host:8000#m", RemoteEndpoint("http://host:8000", "vllm", "m")),
         ("tei+https://host/rerank", RemoteEndpoint("https://host/rerank", "tei", "")),
         ("http://host:8000", RemoteEndpoint("http://host:8000", "panoply", "")),
+        (
+            "vllm+https://host/x?a=b&key_variable=RM_KEY#m",
+            RemoteEndpoint("https://host/x?a=b", "vllm", "m", "RM_KEY"),
+        ),
     ],
 )
 def test_each_form_of_where_names_its_kind_of_scorer(where, expected):
@@ -56,7 +60,7 @@ def test_a_scorer_is_opened_by_its_where_and_a_wrong_one_is_named():
 
 
 def test_the_key_of_an_endpoint_is_looked_up_on_the_node_that_asks_it():
-    config = ServedModelConfig(name="m", where="http://host", remote_key_variable="NOT_SET_HERE")
+    config = ServedModelConfig(name="m", where="http://host?key_variable=NOT_SET_HERE")
     assert isinstance(open_scorer(config, on_node=False), EndpointScorer)
     with pytest.raises(ValueError, match="NOT_SET_HERE"):
         open_scorer(config)

@@ -32,6 +32,7 @@ from panoply.measure.intervals import mean_interval
 from panoply.report.progress import RunLogger
 from panoply.report.report import write_report
 from panoply.types import Array
+from workflows.cluster.keys import endpoint_variables
 from workflows.cluster.prompt_contexts import learned_routes
 from workflows.cluster.ray_cluster import (
     aborts_when_stopped,
@@ -76,7 +77,8 @@ def run_best_of_n(config: BestOfNConfig, logger: RunLogger) -> dict[str, Any]:
     logger.info(f"prompts: {len(tasks):,}, {most} samples each")
 
     with tracker.run(as_dict(config), {"method": "best-of-n"}, logger):
-        connect(model_cpus(scorers) + config.num_samplers)
+        variables = [*endpoint_variables(scorers), config.server.key_variable]
+        connect(model_cpus(scorers) + config.num_samplers, variables)
         with aborts_when_stopped():
             routes = learned_routes(config, tasks) if config.laser else {}
             with open_collector(config, scorers, str(out)) as collector:

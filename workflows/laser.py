@@ -47,6 +47,7 @@ from panoply.types import Array
 from workflows.cluster.bandit_actor import BanditHandle, bandit_actor
 from workflows.cluster.calibration import Calibration, calibrate
 from workflows.cluster.gold_pairs import judged_gold_pairs, read_gold_pairs
+from workflows.cluster.keys import endpoint_variables
 from workflows.cluster.laser_results import StrategyRun, finish
 from workflows.cluster.policy import train_round
 from workflows.cluster.prompt_contexts import prompt_contexts
@@ -139,7 +140,8 @@ def run_laser(config: LaserConfig, logger: RunLogger) -> dict[str, Any]:
     )
 
     with tracker.run(as_dict(config), {"method": "laser"}, logger, model="policy", steps=first):
-        connect(model_cpus(scorers) + config.num_samplers + config.num_workers + 1)
+        num_cpus = model_cpus(scorers) + config.num_samplers + config.num_workers + 1
+        connect(num_cpus, [*endpoint_variables(scorers), config.server.key_variable])
         contexts = prompt_contexts(config, [*train, *calibration_tasks, *held_out], out)
         with aborts_when_stopped(), open_collector(config, scorers, str(out)) as collector:
             calibration = calibrate(config, out, calibration_tasks, train, contexts, collector)

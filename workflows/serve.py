@@ -15,12 +15,13 @@ import math
 import secrets
 import signal
 import threading
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import ray
 import yaml
 from ray import serve
 from ray.exceptions import RayActorError
@@ -28,7 +29,9 @@ from ray.exceptions import RayActorError
 from actors.gateway import ModelState
 from panoply.config.serve import ServeConfig, ServedModelConfig, exposure
 from panoply.report.progress import RunLogger
+from panoply.secret import NO_KEYS, Keys
 from panoply.serve.access import KeyRing
+from panoply.serve.local_server import joinable
 from workflows import starts_cluster
 from workflows.cluster.address import answering, reserved, url
 from workflows.cluster.gateway import (
@@ -38,11 +41,14 @@ from workflows.cluster.gateway import (
     gateway_name,
     model_name,
     model_states,
+    version_of,
 )
+from workflows.cluster.keys import endpoint_variables, handed_keys
 from workflows.cluster.models import model_app
 from workflows.cluster.ray_cluster import connect
 from workflows.cluster.resolve_model import resolve_model
 from workflows.cluster.tenancy import holding, serve_controller, serve_details, take_down
+from workflows.cluster.versions import Routes, ServerDescription, named_after
 
 THE_GATEWAY = "the gateway"
 """Name of the gateway in the log, which no model can have."""
@@ -51,12 +57,11 @@ EVERYWHERE = ("0.0.0.0", "::")
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Applications that were deployed, and their addresses."""
+    """A server that was deployed, and its addresses."""
 
-    apps: Mapping[str, str]
-    """Names of the models' applications, by the models' names."""
-    gateway: str
-    """Name of the gateway's application."""
+    name: str
+    models: tuple[str, ...]
+    """Names of its models."""
     urls: tuple[str, ...]
     """Addresses at which it should answer."""
     run: str
@@ -76,15 +81,20 @@ def run_serve(config: ServeConfig, logger: RunLogger) -> None:
         Path(config.write).write_text(yaml.safe_dump(serve_file(models, config), sort_keys=False))
         logger.info(f"wrote {config.write}; next: serve deploy {config.write}")
         return
+    variables = [*config.key_variables(), *endpoint_variables(models)]
+    keys = handed_keys(variables)
     with ExitStack() as stack:
         if starts_cluster():
             KeyRing(config.key_places())
             config = replace(config, port=stack.enter_context(reserved(config.host, config.port)))
-        connect(math.ceil(sum(m.scaling.cpus * m.scaling.max_replicas for m in models)))
+        connect(math.ceil(sum(m.scaling.cpus * m.scaling.max_replicas for m in models)), variables)
+        if starts_cluster():
+            address = ray.get_runtime_context().gcs_address
+            stack.enter_context(joinable(config.port, address))
         stopped = stack.enter_context(stop_signals())
         if warning := exposure(config):
             logger.info(warning)
-        follow(stack.enter_context(deployed(models, config)), stopped, logger)
+        follow(stack.enter_context(deployed(models, config, keys)), stopped, logger)
 
 
 def follow(server: Server, stopped: threading.Event, logger: RunLogger) -> None:
@@ -95,12 +105,16 @@ def follow(server: Server, stopped: threading.Event, logger: RunLogger) -> None:
         RuntimeError: no model could be started.
     """
     current: dict[str, tuple[ModelState, str]] = {}
-    apps = {**server.apps, THE_GATEWAY: server.gateway}
+    apps: dict[str, str] = {}
     was_up, address = False, ""
     while not stopped.wait(POLL_SECONDS):
         try:
+            routes = Routes.read(server.name, server.models, serve_details()).current
+            if moved := [name for name in routes if name in apps and routes[name] != apps[name]]:
+                logger.info("; ".join(f"{n}: version {version_of(routes[n])}" for n in moved))
+            apps = {**routes, THE_GATEWAY: gateway_name(server.name)}
             before, current = current, model_states(apps)
-        except RayActorError as error:
+        except (RayActorError, LookupError) as error:
             if serve_controller() is not None:  # it died, and Ray is about to restart it
                 continue
             raise ConnectionError("somebody else shut Ray Serve down on this cluster") from error
@@ -108,19 +122,28 @@ def follow(server: Server, stopped: threading.Event, logger: RunLogger) -> None:
             if before.get(name) != (state, reason):
                 logger.info(f"{name}: {state}: {reason}" if reason else f"{name}: {state}")
         state, reason = current[THE_GATEWAY]
-        if state == "failed" and not was_up:
-            raise ConnectionError(f"the gateway could not be started: {reason}")
-        if state == "failed" and reason == GONE:  # other failures pass: Serve restarts a replica
-            gone = f"the gateway is gone: {reason}. Somebody else took {server.gateway!r} down"
-            raise ConnectionError(gone)
+        if state == "failed":
+            _check_gateway(apps[THE_GATEWAY], reason, was_up)
         was_up = was_up or state == "ready"
-        if all(current[name][0] == "failed" for name in server.apps):
+        if all(current[name][0] == "failed" for name in server.models):
             raise RuntimeError("no model could be started: see above")
         # The address is shown once all models have loaded or failed.
         settled = all(model_state != "starting" for model_state, _ in current.values())
         if not address and state == "ready" and settled:
             address = answering(server.urls, server.run)
             logger.info(f"Serving at {address} (UI), {address}docs (API)")
+
+
+def _check_gateway(app: str, reason: str, was_up: bool) -> None:
+    """Checks that a gateway's failure passes: Serve restarts a replica.
+
+    Raises:
+        ConnectionError: it never started, or was taken down.
+    """
+    if not was_up:
+        raise ConnectionError(f"the gateway could not be started: {reason}")
+    if reason == GONE:
+        raise ConnectionError(f"the gateway is gone: {reason}. Somebody else took {app!r} down")
 
 
 def targets(
@@ -157,15 +180,28 @@ def serve_file(models: Sequence[ServedModelConfig], config: ServeConfig) -> dict
 
 
 @contextmanager
-def deployed(models: Sequence[ServedModelConfig], config: ServeConfig) -> Generator[Server]:
-    """Starts the applications, and takes down at the end what it started.
+def deployed(
+    models: Sequence[ServedModelConfig], config: ServeConfig, keys: Keys = NO_KEYS
+) -> Generator[Server]:
+    """Starts the applications, and takes down at the end what it and upgrades started.
+
+    Args:
+        models: their settings, resolved.
+        config: settings of the server.
+        keys: API keys, where the nodes' environment lacks them.
 
     Raises:
         ValueError, OSError: somebody else has the name, the path or the port; nothing was deployed.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     run = secrets.token_hex(8)
-    with holding(f"server-{config.name}", "take another `--name`"):
+    apps = targets(models, config, run)
+    gateway_args = apps[-1][2]
+    admission = keys.only(config.key_variables())
+    description = ServerDescription(
+        models=tuple(models), gateway=gateway_args, route=config.route, keys=admission
+    )
+    with holding(f"server-{config.name}", "take another `--name`", description):
         started = serve_controller() is None
         if started:
             if not starts_cluster():  # else it is reserved since before the cluster was started
@@ -176,23 +212,23 @@ def deployed(models: Sequence[ServedModelConfig], config: ServeConfig) -> Genera
         config = admitted(config, details)
         for name in named_after(config.name, details["applications"]):
             serve.delete(name)  # left by a driver that was killed: nobody holds its name
-        apps = targets(models, config, run)
-        gateway = gateway_name(config.name)
+        gateway = serve.RunTarget(
+            gateway_app(gateway_args, keys=admission), gateway_name(config.name), config.route
+        )
+        replicas = [
+            serve.RunTarget(model_app(args, keys.only(endpoint_variables([model]))), name, None)
+            for model, (name, _, args) in zip(models, apps[:-1], strict=True)
+        ]
         try:
             serve.run_many(
-                [
-                    serve.RunTarget(gateway_app(args), name, config.route)
-                    if name == gateway
-                    else serve.RunTarget(model_app(args), name, None)
-                    for name, _, args in apps
-                ],
+                [*replicas, gateway],
                 wait_for_ingress_deployment_creation=False,
                 wait_for_applications_running=False,
             )
-            names = {model.name: model_name(config.name, model.name) for model in models}
-            yield Server(names, gateway, urls(config, details), run)
+            names = tuple(model.name for model in models)
+            yield Server(config.name, names, urls(config, details), run)
         finally:
-            take_down([name for name, _, _ in apps], started=started)
+            take_down(lambda app: bool(named_after(config.name, [app])), started=started)
 
 
 def admitted(config: ServeConfig, details: Mapping[str, Any]) -> ServeConfig:
@@ -231,12 +267,6 @@ def admitted(config: ServeConfig, details: Mapping[str, Any]) -> ServeConfig:
                 "which gives the server a path of its own"
             )
     return replace(config, port=port)
-
-
-def named_after(server: str, apps: Iterable[str]) -> list[str]:
-    """Returns the names of the applications that belong to a server."""
-    models, gateway = model_name(server, ""), gateway_name(server)
-    return [name for name in apps if name == gateway or name.startswith(models)]
 
 
 def urls(config: ServeConfig, details: Mapping[str, Any]) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from panoply.config import require
 from panoply.config.preference import Lora, TrainedBackboneConfig
+from panoply.secret import Address
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +34,9 @@ class PolicyServerConfig:
     """Server that draws the samples: vLLM, alone or in Ray Serve LLM."""
 
     url: str = ""
-    """Address of the server and its name for the initial policy, `http://HOST:PORT#NAME`. Empty:
-    no server; samplers of the run draw with transformers."""
+    """Address of the server and its name for the initial policy, `http://HOST:PORT#NAME`, or
+    `http://HOST:PORT?key_variable=VARIABLE#NAME` where an environment variable holds its API key.
+    Empty: no server; samplers of the run draw with transformers."""
     adapters: str = ""
     """URI of a bucket for the run's adapters, Ray Serve LLM's `dynamic_lora_loading_path`. Empty:
     vLLM loads them from the run's folder, which the server then has to see."""
@@ -42,7 +44,8 @@ class PolicyServerConfig:
     """Seconds allowed for one sample, all attempts together."""
 
     def __post_init__(self) -> None:
-        shaped = self.url.startswith(("http://", "https://")) and bool(self.model)
+        parts = Address.parse(self.url, "server.url")
+        shaped = self.url.startswith(("http://", "https://")) and bool(parts.model)
         require(not self.url or shaped, "server.url", self.url, "'http://HOST:PORT#NAME', or empty")
         named = not self.adapters or bool(self.url and "://" in self.adapters)
         require(named, "server.adapters", self.adapters, "a URI, with a `server.url`, or empty")
@@ -51,12 +54,17 @@ class PolicyServerConfig:
     @property
     def address(self) -> str:
         """URL of the server without the model."""
-        return self.url.partition("#")[0].rstrip("/")
+        return Address.parse(self.url, "server.url").url.rstrip("/")
 
     @property
     def model(self) -> str:
         """Name of the initial policy on the server."""
-        return self.url.partition("#")[2]
+        return Address.parse(self.url, "server.url").model
+
+    @property
+    def key_variable(self) -> str:
+        """Environment variable of the server's API key; empty: it asks for none."""
+        return Address.parse(self.url, "server.url").key_variable
 
 
 def check_policy_backbone(backbone: TrainedBackboneConfig) -> None:

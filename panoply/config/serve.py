@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from panoply.config import require
+from panoply.secret import Address
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
 SERVER = re.compile(r"[A-Za-z0-9]\w{0,63}", re.ASCII)
@@ -87,7 +88,8 @@ class ServedModelConfig:
     where: str
     """Scorer as WHERE names it (`panoply.scorers.where`): a model's folder, hub name or
     `models:/NAME@ALIAS`; `function:MODULE:NAME` or `function:FILE.py:NAME`; `DIALECT+URL#MODEL`,
-    as `vllm+http://HOST:8000#skywork`; or `replay:FILE`."""
+    as `vllm+http://HOST:8000?key_variable=NAME#skywork`, where NAME is the environment variable of
+    its API key, if it asks for one; or `replay:FILE`."""
     rendered_by: str = ""
     """Template family of the rendered text that clients send (OpenRLHF's queries, vLLM's `input`)
     where it is not the model's own: its turns are parsed and rendered again."""
@@ -95,14 +97,13 @@ class ServedModelConfig:
     """Run the Python code that a model on the hub brings."""
     remote_template: str = ""
     """Template family in which conversations are sent to an endpoint that takes text alone."""
-    remote_key_variable: str = ""
-    """Environment variable, on the replica's node, of the API key that an endpoint asks for."""
     scaling: ScalingConfig = ScalingConfig()
     batch: BatchConfig = BatchConfig()
 
     def __post_init__(self) -> None:
         allowed = "letters, digits, '.', '_' and '-', at most 64"
         require(NAME.fullmatch(self.name) is not None, "name", self.name, allowed)
+        check_address(self.where)
         require(bool(self.where), "where", self.where, "a folder, hub name, function or URL")
 
 
@@ -158,6 +159,16 @@ class GatewayArgs(GatewayConfig):
         distinct = len(set(self.models)) == len(self.models)
         require(distinct, "models", self.models, "different names")
         check_names(self.models, self.default, self.keys)
+
+
+def check_address(where: str) -> None:
+    """Checks that a WHERE that is an address holds no secret.
+
+    Raises:
+        ValueError: it does; the message does not repeat it.
+    """
+    if "://" in where and not where.startswith(("function:", "replay:", "models:/")):
+        Address.parse(where, "models")
 
 
 def check_server(name: str) -> None:
@@ -267,6 +278,11 @@ class ServeConfig:
             places[name] = (*before, place)
         return places
 
+    def key_variables(self) -> list[str]:
+        """Returns the environment variables among the places of keys."""
+        places = [place for pair in self.key_places().values() for place in pair]
+        return [place for place in places if not place.startswith("/")]
+
 
 def exposure(config: ServeConfig) -> str:
     """Returns a warning where a server is open to the network without a key; else nothing."""
@@ -282,9 +298,15 @@ def exposure(config: ServeConfig) -> str:
 
 
 def _name_and_where(model: str) -> tuple[str, str]:
-    """Returns the parts of `NAME=WHERE`; of a bare WHERE, its last telling part is the name."""
+    """Returns the parts of `NAME=WHERE`; of a bare WHERE, its last telling part is the name.
+
+    Raises:
+        ValueError: the WHERE is an address that holds a secret.
+    """
     name, equals, where = model.partition("=")
     if equals and NAME.fullmatch(name):
+        check_address(where)
         return name, where
+    check_address(model)
     parts = [part for part in re.split(r"[/:@]", model) if part not in ("", "model", "latest")]
     return parts[-1] if parts else "", model

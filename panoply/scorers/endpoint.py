@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from dataclasses import replace
 
 import httpx2
 
+from panoply.secret import Address, authorization, without_secrets
 from panoply.wire.breaker import CircuitBreaker, CircuitState
 from panoply.wire.chat_templates import TEMPLATES
 from panoply.wire.limits import ItemSize
@@ -26,8 +28,18 @@ AT_FAULT = (400, 413, 422, 424)
 """Statuses by which a server says that the text is at fault, and not the server or its load."""
 
 
+BEHIND = "the server behind this model"
+"""Words for it in errors, which clients read: its address and answers are not for them."""
+LOG = logging.getLogger("ray.serve")
+"""Logger of the replica."""
+
+
 class EndpointScorer:
-    """Reward model behind an endpoint of another server."""
+    """Reward model behind an endpoint of another server.
+
+    What that server answers is passed on as scores alone: its words, its address and its parameters
+    are in no error, and its words in no log, since they may repeat the text that was sent.
+    """
 
     def __init__(
         self,
@@ -49,12 +61,14 @@ class EndpointScorer:
             template: family in which messages are written, where the dialect carries text alone
                 (`panoply.wire.templates`).
             timeout: maximum seconds of one call of `score`, with all attempts.
-            api_key_env: environment variable of the key, sent as a bearer token.
+            api_key_env: environment variable of the key, sent as a bearer token; a value of two
+                words (`Basic ...`) is sent as it is.
             max_concurrent: maximum requests at the same time.
 
         Raises:
             ValueError: a setting is wrong, or there is no such variable.
         """
+        Address.parse(url, "url")
         parsed = httpx2.URL(url)
         if parsed.scheme not in ("http", "https") or not parsed.host:
             raise ValueError(f"`url` must be http://HOST or https://HOST, got {url!r}")
@@ -70,10 +84,11 @@ class EndpointScorer:
             raise ValueError(f"`api_key_env` names {api_key_env!r}, which is not set on this node")
         self._dialect, self._model, self._template = DIALECTS[dialect], model, template
         self.url = url if parsed.path.strip("/") else f"{url.rstrip('/')}{self._dialect.path}"
+        self._place = without_secrets(self.url)
         self.timeout = timeout
         key = os.environ.get(api_key_env, "") if api_key_env else ""
         self._http = httpx2.AsyncClient(
-            headers={"Authorization": f"Bearer {key}"} if key else {},
+            headers={"Authorization": authorization(key)} if key else {},
             limits=httpx2.Limits(max_connections=max_concurrent),
         )
         self._slots = asyncio.Semaphore(max_concurrent)
@@ -126,12 +141,12 @@ class EndpointScorer:
         """Returns the scores of a post, or the error of all of them."""
         async with self._slots:
             left = ends - time.monotonic()
-            late = f"{self.url} gave no answer within {self.timeout:g} s"
+            late = f"{BEHIND} gave no answer within {self.timeout:g} s"
             if left <= 0:
                 return Score(error=f"{late}: all requests at the same time wait", transient=True)
             if not self.breaker.admits():
                 why = (
-                    f"{self.url} failed {self.breaker.num_failed} times in a row, and is tried "
+                    f"{BEHIND} failed {self.breaker.num_failed} times in a row, and is tried "
                     f"again in {self.breaker.seconds_left:.0f} s"
                 )
                 return Score(error=why, transient=True)
@@ -143,10 +158,19 @@ class EndpointScorer:
                 if waited >= HUNG_SECONDS:
                     self.breaker.failed(waited)
                 raise
-            except TimeoutError as error:
-                return Score(error=str(error) or late, transient=True)
+            except TimeoutError:
+                LOG.warning("%s gave no answer within %g s", self._place, self.timeout)
+                return Score(error=late, transient=True)
             except RewardServerError as error:
-                return Score(error=str(error), transient=error.status not in AT_FAULT)
+                refused = error.status != 200
+                what = (
+                    f"answered HTTP {error.status}" if refused else "gave no answer of its protocol"
+                )
+                LOG.warning("%s %s", self._place, what)
+                return Score(
+                    error=f"{BEHIND} {what}; the server's log names it",
+                    transient=error.status not in AT_FAULT,
+                )
             except ValueError as error:  # half a character, or a label that is not finite
                 return Score(error=f"cannot be sent as JSON: {error}"[:300])
             finally:

@@ -30,6 +30,7 @@ import importlib.util
 import inspect
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -313,7 +314,10 @@ def _score(reward: Any) -> Score:
 
 
 def _failed(error: BaseException, num: int) -> list[Score]:
-    return [Score(error=f"the function raised {_described(error)}")] * num
+    """Returns an exception as an error of its class and place: its text may hold a secret."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return [Score(error=f"the function raised {type(error).__name__}{place}")] * num
 
 
 def _described(error: BaseException) -> str:

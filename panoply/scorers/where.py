@@ -4,7 +4,7 @@
 | --- | --- |
 | a folder, `owner/name`, `models:/NAME@ALIAS` | a reward model: ours, or of a published layout |
 | `function:MODULE:NAME`, `function:FILE.py:NAME` | a Python function |
-| `DIALECT+URL#MODEL` | an endpoint of another server |
+| `DIALECT+URL#MODEL`, `DIALECT+URL?key_variable=NAME#MODEL` | an endpoint of another server |
 | `replay:FILE` | recorded scores |
 
 A new kind of scorer is its own module, and here a class, its prefix and its case.
@@ -20,6 +20,7 @@ from panoply.config.serve import ServedModelConfig
 from panoply.scorers.endpoint import EndpointScorer
 from panoply.scorers.function import load_function
 from panoply.scorers.recorded import RecordedScorer
+from panoply.secret import Address
 from panoply.wire.request import Item, Score
 
 
@@ -58,6 +59,8 @@ class RemoteEndpoint:
     dialect: str
     model: str
     """Name of the model there; empty where the server has one."""
+    key_variable: str = ""
+    """Environment variable of the key that the server asks for; empty: it asks for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,19 +75,22 @@ Where: TypeAlias = LocalModel | PythonFunction | RemoteEndpoint | RecordedScores
 
 
 def parse_where(where: str) -> Where:
-    """Returns the scorer that a WHERE names; nothing is looked up."""
+    """Returns the scorer that a WHERE names; nothing is looked up.
+
+    Raises:
+        ValueError: an address holds a password or a key.
+    """
     if where.startswith("function:"):
         return PythonFunction(where.removeprefix("function:"))
     if where.startswith("replay:"):
         return RecordedScores(where.removeprefix("replay:"))
     if "://" not in where or where.startswith("models:/"):
         return LocalModel(where)
-    address, _, model = where.partition("#")
-    scheme, _, rest = address.partition("://")
+    scheme, _, rest = where.partition("://")
     dialect, plus, inner = scheme.partition("+")
-    if plus:
-        return RemoteEndpoint(f"{inner}://{rest}", dialect, model)
-    return RemoteEndpoint(address, "panoply", model)
+    address = Address.parse(f"{inner}://{rest}" if plus else where, "models")
+    dialect = dialect if plus else "panoply"
+    return RemoteEndpoint(address.url, dialect, address.model, address.key_variable)
 
 
 def open_scorer(config: ServedModelConfig, *, on_node: bool = True) -> Scorer:
@@ -111,7 +117,7 @@ def open_scorer(config: ServedModelConfig, *, on_node: bool = True) -> Scorer:
                 where.dialect,
                 model=where.model,
                 template=config.remote_template,
-                api_key_env=config.remote_key_variable if on_node else "",
+                api_key_env=where.key_variable if on_node else "",
             )
         case _:
             assert_never(where)

@@ -40,7 +40,7 @@ class Shard:
     places: tuple[int, ...]
 
 
-def version_of(description: Mapping[str, JsonValue]) -> str:
+def fingerprint_of(description: Mapping[str, JsonValue]) -> str:
     """Returns a hash of what a model says of itself, by which two versions of it are told apart."""
     text = json.dumps(description, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

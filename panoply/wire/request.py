@@ -187,9 +187,11 @@ class ModelAnswer:
     """Scores by item and response, in the order of the request."""
     provenance: Mapping[str, str] = field(default_factory=dict[str, str])
     """Hashes of weights and template, as the artefact has them; empty where nobody asked."""
-    version: str = ""
+    fingerprint: str = ""
     """Hash of what the replica that scored says of itself, so that what is known of a model can be
     told from what is no longer so."""
+    version: int = 0
+    """Number of the deployed version that scored; 0 where nothing tells."""
 
     @property
     def num_scores(self) -> list[int]:

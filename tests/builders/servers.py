@@ -21,10 +21,10 @@ SERVE = (sys.executable, "-m", "jobs.serve", "models", "--models")
 class Served:
     """A server, started as a user starts it."""
 
-    def __init__(self, folder, env, *flags, model="length", more=()):
+    def __init__(self, folder, env, *flags, model="length", more=(), prefix=()):
         self.log = (folder / f"{time.monotonic_ns()}.log").open("w+")
         self.process = subprocess.Popen(
-            [*SERVE, f"{model}={LENGTH}", *more, *map(str, flags)],
+            [*prefix, *SERVE, f"{model}={LENGTH}", *more, *map(str, flags)],
             cwd=ROOT,
             env=env | {"COLUMNS": "500"},
             stdout=self.log,
@@ -58,6 +58,19 @@ class Served:
         self.process.wait(60)
 
 
+def changed(word, env, *flags):
+    """Output of the command that changes a server that runs."""
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs.serve", word, *map(str, flags)],
+        cwd=ROOT,
+        env=env | {"COLUMNS": "500"},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
 @contextmanager
 def servers(folder, env=os.environ):
     """Yields what starts servers; those left are stopped in the end."""
@@ -82,7 +95,7 @@ def models_at(address):
     return [name for name, state in states.items() if state == "ready"]
 
 
-def score(address, text):
+def score(address, text, key=None):
     request = ScoreRequest(items=(Chat(({"role": "user", "content": "q"},), (text,)),))
-    with Client(address, timeout=30) as client:
+    with Client(address, timeout=30, api_key=key) as client:
         return client.score(request).models[0].items[0][0].score

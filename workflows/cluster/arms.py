@@ -161,7 +161,7 @@ def _applications(models: Sequence[ServedModelConfig], run: str) -> Generator[di
                 for model, name in names.items()
             }
         finally:
-            take_down(names.values(), started=started)
+            take_down(set(names.values()).__contains__, started=started)
 
 
 def _failures(names: Mapping[str, str]) -> str:

@@ -6,6 +6,7 @@ It is a file of its own since a gateway's replica imports what this file does: n
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
@@ -22,6 +23,8 @@ from actors.gateway import Gateway, Model, ModelState, ModelStatus
 from actors.http import make_app
 from actors.intake import Intake
 from panoply.config.serve import GatewayArgs
+from panoply.data.schema import digest
+from panoply.secret import NO_KEYS, Keys, without_secrets
 from panoply.serve.access import KeyRing, RateLimits
 from panoply.serve.supervised import SupervisedLoop
 from panoply.wire.limits import RequestLimits
@@ -31,6 +34,8 @@ DEPLOYMENT = "RewardModel"
 """Name of the deployment of any model, in the application that carries the model's name."""
 MOST_CALLS = 1024
 """Maximum requests in progress per replica; its own queue turns requests away before that."""
+GATEWAY = "Gateway"
+"""Name of the deployment of a gateway."""
 POLL_SECONDS = 1.0
 POLL_DEADLINE = 10.0
 """Seconds in which the cluster says how its models are."""
@@ -44,9 +49,15 @@ def gateway_name(server: str) -> str:
     return f"{server}-gateway"
 
 
-def model_name(server: str, model: str) -> str:
+def model_name(server: str, model: str, version: int = 1) -> str:
     """Returns the name of a model's application, which carries that of its server."""
-    return f"{server}-model-{model}"
+    return f"{server}-model-{model}" + (f"@{version}" if version > 1 else "")
+
+
+def version_of(app: str) -> int:
+    """Returns the version in the name of a model's application."""
+    _, _, version = app.partition("@")
+    return int(version or 1)
 
 
 def read_args(kind: type[T], args: Mapping[str, Any]) -> T:
@@ -66,42 +77,63 @@ def read_args(kind: type[T], args: Mapping[str, Any]) -> T:
         raise ValueError("; ".join(faults)) from None
 
 
-def gateway_app(args: Mapping[str, Any]) -> Application:
+class GatewayReplica:
+    """A gateway's replica, whose routes change between two requests."""
+
+    app: FastAPI
+
+    async def reconfigure(self, config: Mapping[str, Any]) -> None:
+        """Sends the next requests for each model to the application that `routes` names."""
+        await self.app.state.reroute(config["routes"])
+
+
+def gateway_app(
+    args: Mapping[str, Any], user_config: Mapping[str, Any] | None = None, keys: Keys = NO_KEYS
+) -> Application:
     """Returns the application of the gateway, from the fields of a `GatewayArgs`.
+
+    Deployed again with other routes, the same replicas take them over and lose no request.
+
+    Args:
+        args: the fields.
+        user_config: `routes`, the names of the models' applications, where an upgrade changed them.
+        keys: API keys that clients send, where the nodes' environment lacks them.
 
     Raises:
         ValueError: a setting is wrong: a key or the default names no model of the server.
     """
     config = read_args(GatewayArgs, args)
     deployment = serve.deployment(
-        name="Gateway",
+        name=GATEWAY,
         num_replicas=config.replicas,
         max_ongoing_requests=4 * MOST_CALLS,
         max_constructor_retry_count=TRIES,
         health_check_period_s=2.0,
         ray_actor_options={"num_cpus": 0},
         logging_config={"enable_access_log": False},
+        user_config=dict(user_config) if user_config else None,
     )
 
     def build() -> FastAPI:  # Serve takes a function, and no partial of one
+        keys.export()
         return http_gateway(config)
 
-    return deployment(serve.ingress(build)()).bind()
+    deployed = deployment(serve.ingress(build)(GatewayReplica))
+    # Ray Serve replaces replicas of another version, and makes one up where none is set: by this,
+    # other routes leave the replicas.
+    deployed._version = digest(json.dumps(dict(args), sort_keys=True, default=list))  # pyright: ignore[reportPrivateUsage]
+    return deployed.bind()
 
 
 def http_gateway(config: GatewayArgs) -> FastAPI:
     """Returns the HTTP application that runs in a gateway's replica."""
     apps = {name: model_name(config.name, name) for name in config.models}
-    models: dict[str, Model] = {}
-    for name, app in apps.items():
-        # Not `get_deployment_handle`: `serve deploy` may start this application before the models'.
-        handle: DeploymentHandle[Any] = DeploymentHandle(DEPLOYMENT, app)
-        models[name] = Model(ask=handle.answer.remote, about=handle.about.remote)
+    models = {name: _model(app) for name, app in apps.items()}
     gateway = Gateway(models, config.default or config.models[0], config.timeout)
     keys = KeyRing(config.keys)
 
     async def poll() -> None:
-        await gateway.learn(await asyncio.to_thread(model_statuses, apps))
+        await gateway.learn(await asyncio.to_thread(model_statuses, dict(apps)))
 
     async def reload() -> None:
         await asyncio.to_thread(keys.reload)
@@ -110,6 +142,14 @@ def http_gateway(config: GatewayArgs) -> FastAPI:
         SupervisedLoop(name="states", work=poll, pause=POLL_SECONDS, deadline=POLL_DEADLINE),
         SupervisedLoop(name="keys", work=reload, pause=POLL_SECONDS, deadline=POLL_DEADLINE),
     ]
+
+    async def reroute(routes: Mapping[str, str]) -> None:
+        for name, app in routes.items():
+            if apps[name] != app:
+                model = _model(app)
+                model.state = "ready"  # it was asked before the switch
+                await model.describe(name)  # where it does not answer now, the next poll asks again
+                apps[name], models[name] = app, model
 
     @asynccontextmanager
     async def watching(_: FastAPI) -> AsyncGenerator[None]:
@@ -126,7 +166,16 @@ def http_gateway(config: GatewayArgs) -> FastAPI:
         is_closed=set(config.models) <= keys.protected,
     )
     agents_of = partial(asyncio.to_thread, agents)
-    return make_app(gateway, intake, agents_of, watching, loops, run=config.run)
+    app = make_app(gateway, intake, agents_of, watching, loops, run=config.run)
+    app.state.reroute = reroute
+    return app
+
+
+def _model(app: str) -> Model:
+    """Returns the model that an application serves."""
+    # Not `get_deployment_handle`: `serve deploy` may start the gateway before the models.
+    handle: DeploymentHandle[Any] = DeploymentHandle(DEPLOYMENT, app)
+    return Model(ask=handle.answer.remote, about=handle.about.remote, version=version_of(app))
 
 
 def model_states(apps: Mapping[str, str]) -> dict[str, tuple[ModelState, str]]:
@@ -169,7 +218,7 @@ def model_statuses(apps: Mapping[str, str]) -> dict[str, ModelStatus]:
 def cause(message: str) -> str:
     """Returns the error at the end of Serve's message, behind a traceback of tracebacks."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return lines[-1] if lines else "for a reason that Ray Serve does not give"
+    return without_secrets(lines[-1]) if lines else "for a reason that Ray Serve does not give"
 
 
 def agents() -> list[str]:

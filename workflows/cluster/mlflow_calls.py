@@ -11,6 +11,8 @@ from collections.abc import Generator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
+from panoply.secret import without_secrets
+
 SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -87,11 +89,6 @@ def database_lock(uri: str) -> Generator[None]:
         yield
     finally:
         os.close(handle)
-
-
-def without_secrets(text: str) -> str:
-    """Returns a text whose addresses have no user name, password or parameters."""
-    return re.sub(r"\?\S+", "", re.sub(r"://[^/\s]*@", "://", text))
 
 
 def _reason(error: Exception) -> str:

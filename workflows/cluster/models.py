@@ -12,13 +12,18 @@ from ray.serve.config import RequestRouterConfig
 from actors.function_replica import FunctionReplica
 from panoply.config.serve import ServedModelConfig
 from panoply.scorers.where import LocalModel, parse_where
+from panoply.secret import NO_KEYS, Keys
 from workflows.cluster.gateway import DEPLOYMENT, MOST_CALLS, TRIES, read_args
 
 ROUTER = "actors.affinity.PromptAffinity"
 
 
-def model_app(args: Mapping[str, Any]) -> Application:
+def model_app(args: Mapping[str, Any], keys: Keys = NO_KEYS) -> Application:
     """Returns the application of one model, from the fields of a `ServedModelConfig`.
+
+    Args:
+        args: the fields.
+        keys: API key of an endpoint, where the nodes' environment lacks it.
 
     Raises:
         ValueError: a setting is unknown or wrong.
@@ -58,7 +63,7 @@ def model_app(args: Mapping[str, Any]) -> Application:
         **replicas,
     )
     if not isinstance(parse_where(config.where), LocalModel):
-        return deployment(FunctionReplica).bind(config)
+        return deployment(FunctionReplica).bind(config, keys)
     # Torch loads here alone: functions and other servers do without.
     from actors.model_replica import RewardModelReplica
 

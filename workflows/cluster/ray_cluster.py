@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from panoply.hub.backbone.pretrained import silence_libraries
 from panoply.hub.backbone.smollm2 import cache_root
 from panoply.report.progress import RunLogger
 from workflows import LOOPBACK_ONLY, starts_cluster
+from workflows.cluster.keys import withheld
 from workflows.cluster.rendezvous import FileTorchConfig
 
 MAX_FAILURES = 8
@@ -39,8 +40,12 @@ INTERRUPTED = 130
 """Exit code that a shell gives a command that Ctrl-C ended."""
 
 
-def connect(num_workers: int) -> None:
+def connect(num_workers: int, key_variables: Iterable[str] = ()) -> None:
     """Joins the cluster that `RAY_ADDRESS` names, else starts one on loopback.
+
+    Args:
+        num_workers: CPUs that a cluster of its own has at least.
+        key_variables: environment variables that its processes shall not inherit.
 
     Raises:
         RuntimeError: Ray was imported before it could be set to listen on loopback alone.
@@ -56,13 +61,32 @@ def connect(num_workers: int) -> None:
             "Ray was imported before `workflows`, so its ports would be open to the network: "
             "import `workflows` first"
         )
-    ray.init(
-        address="local" if is_own else None,
-        num_cpus=max(os.cpu_count() or 1, num_workers) if is_own else None,
-        include_dashboard=False if is_own else None,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    with withheld(key_variables), own_process_group():
+        ray.init(
+            address="local" if is_own else None,
+            num_cpus=max(os.cpu_count() or 1, num_workers) if is_own else None,
+            include_dashboard=False if is_own else None,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+
+
+@contextmanager
+def own_process_group() -> Generator[None]:
+    """Keeps signals to this process's group from the processes that are started in the block.
+
+    `timeout` and some supervisors send SIGTERM to the whole group: Ray would be gone before its
+    driver can take down what it made. Ray's processes end with their driver nevertheless.
+    """
+    group = os.getpgrp()
+    if group == os.getpid() or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    os.setpgid(0, 0)
+    try:
+        yield
+    finally:
+        os.setpgid(0, group)
 
 
 def is_on_loopback() -> bool:

@@ -5,9 +5,11 @@ PyTorch's own rendezvous is a port that listens on all interfaces and asks for n
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -18,6 +20,20 @@ from ray.train.torch.config import (
     _setup_torch_process_group,  # pyright: ignore[reportPrivateUsage]
     _TorchBackend,  # pyright: ignore[reportPrivateUsage]
 )
+
+PREFIX = "panoply-train-"
+
+
+def remove_stale_folders() -> None:
+    """Removes the folders of this user's processes that were killed before they could do so."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
+        process = folder.name.removeprefix(PREFIX).partition("-")[0]
+        try:
+            os.kill(int(process), 0)
+        except ProcessLookupError:
+            shutil.rmtree(folder, ignore_errors=True)
+        except (OSError, ValueError):  # it is another user's, or not of ours
+            continue
 
 
 @dataclass
@@ -35,7 +51,8 @@ class FileBackend(_TorchBackend):
 
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         """Connects all workers."""
-        self.folder = tempfile.mkdtemp(prefix="panoply-train-")
+        remove_stale_folders()
+        self.folder = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-")
         on_gpus = worker_group.get_resources_per_worker().get("GPU", 0) > 0
         worker_group.execute(_set_torch_distributed_env_vars)
         joining = [

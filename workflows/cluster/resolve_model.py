@@ -14,6 +14,7 @@ from mlflow.exceptions import MlflowException
 from panoply.config.serve import ServedModelConfig
 from panoply.hub.published.loading import is_hub_name
 from panoply.scorers.where import LocalModel, open_scorer, parse_where
+from panoply.secret import without_secrets
 from workflows.cluster.ray_cluster import store_root
 
 REGISTRY = "models:/"
@@ -65,7 +66,8 @@ def registered_folder(uri: str) -> str:
         source = client.get_model_version_download_uri(name, str(version))
     except MlflowException as error:
         raise ValueError(
-            f"no model {uri!r} in the registry {mlflow.get_registry_uri()!r}: {error.message}. "
+            f"no model {uri!r} in the registry {without_secrets(mlflow.get_registry_uri())!r}: "
+            f"{without_secrets(error.message)}. "
             "Models are named models:/NAME@ALIAS or models:/NAME/VERSION, and "
             "MLFLOW_TRACKING_URI names the registry"
         ) from error

@@ -35,8 +35,10 @@ from panoply.data.read import named_inputs
 from panoply.data.tasks import Task, read_tasks, synthetic_prompts
 from panoply.laser.rollout import Rollout, read_rollouts, write_rollouts
 from panoply.scorers.where import LocalModel, parse_where
+from panoply.secret import Keys
 from panoply.wire.request import Chat
 from workflows.cluster.arms import Arms, ArmScores, serve_arms
+from workflows.cluster.keys import endpoint_variables, handed_keys
 from workflows.cluster.resolve_model import resolve_model
 
 
@@ -168,6 +170,7 @@ def resolved_scorers(arms: ArmsConfig, prompts: PromptsConfig) -> list[ServedMod
     scorers = list(arms.arms())
     if prompts.verifier:
         scorers.append(ServedModelConfig(name=VERIFIER, where=prompts.verifier))
+    Keys.read(endpoint_variables(scorers))
     return [resolve_model(scorer) for scorer in scorers]
 
 
@@ -219,11 +222,13 @@ def sampler_pool(
         gpus: GPUs of each sampler.
         server: server that draws the samples, where one is named.
     """
-    served = server is not None and bool(server.url)
+    served = server if server is not None and server.url else None
     actor: Any = ray.remote(ServerSampler if served else Sampler).options(
         num_cpus=1, num_gpus=0 if served else gpus, max_restarts=-1, max_task_retries=-1
     )
-    place: tuple[Any, ...] = (server,) if served else (dtype, 1)
+    place: tuple[Any, ...] = (dtype, 1)
+    if served:
+        place = (served, handed_keys([served.key_variable]))
     samplers = [actor.remote(model, config, rendering, *place) for _ in range(num)]
     try:
         yield samplers

@@ -5,28 +5,33 @@ There is one Ray Serve per cluster, with one HTTP port. Whatever a run deploys c
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Collection, Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
 import ray
 from ray import serve
+from ray.exceptions import RayActorError
 
 from actors.holder import Holder
 
 NAMESPACE = "panoply"
+DEADLINE_SECONDS = 60.0
+"""Time limit of each call that takes something down."""
 GIVEN_FREE_SECONDS = 5.0
 """Time that Ray takes to free a name whose driver has ended."""
 
 
 @contextmanager
-def holding(name: str, way_out: str) -> Generator[None]:
+def holding(name: str, way_out: str, description: Any = None) -> Generator[None]:
     """Holds a name on the cluster, which nobody else has until this process ends.
 
     Args:
         name: prefix of everything that the run deploys.
         way_out: advice for the case that somebody else holds it.
+        description: of the run, for `described`.
 
     Raises:
         ValueError: somebody else holds it.
@@ -38,7 +43,7 @@ def holding(name: str, way_out: str) -> Generator[None]:
     until = time.monotonic() + GIVEN_FREE_SECONDS
     while True:
         try:
-            holder = actor.remote()
+            holder = actor.remote(description)
             break
         except ValueError as error:
             if time.monotonic() > until:
@@ -47,7 +52,16 @@ def holding(name: str, way_out: str) -> Generator[None]:
     try:
         yield
     finally:
-        ray.kill(holder)
+        within_deadline(lambda: ray.kill(holder))
+
+
+def described(name: str) -> Any:
+    """Returns the description that the holder of a name gave; None where nobody holds it."""
+    try:
+        holder = ray.get_actor(f"holds-{name}", namespace=NAMESPACE)
+        return ray.get(holder.description.remote(), timeout=DEADLINE_SECONDS)
+    except (ValueError, RayActorError):
+        return None
 
 
 def serve_controller() -> Any:
@@ -59,24 +73,68 @@ def serve_controller() -> Any:
 
 
 def serve_details() -> dict[str, Any]:
-    """Returns the description of Ray Serve, which has to run, as in its REST API."""
-    details: Any = ray.get(serve_controller().get_serve_instance_details.remote())
+    """Returns the description of Ray Serve as in its REST API.
+
+    Raises:
+        LookupError: it does not run.
+        RayActorError: its controller died.
+        TimeoutError: it does not answer.
+    """
+    controller = serve_controller()
+    if controller is None:
+        raise LookupError("Ray Serve does not run on this cluster")
+    details: Any = ray.get(controller.get_serve_instance_details.remote(), timeout=DEADLINE_SECONDS)
     return details
 
 
-def take_down(apps: Collection[str], *, started: bool) -> None:
+def take_down(is_own: Callable[[str], bool], *, started: bool) -> None:
     """Deletes applications; ends Ray Serve too if this run started it and nobody else is there.
 
     Args:
-        apps: names of the run's own applications.
+        is_own: tells the run's own applications by their names.
         started: whether this run started Ray Serve.
+
+    Raises:
+        ConnectionError: Ray does not answer, so that its cluster is gone with all that ran on it.
     """
+    within_deadline(lambda: _take_down(is_own, started))
+
+
+def _take_down(is_own: Callable[[str], bool], started: bool) -> None:
     if serve_controller() is None:  # somebody else was faster
         return
     deployed = set(serve.status().applications)
-    if started and deployed <= set(apps):
+    owned = {name for name in deployed if is_own(name)}
+    if started and deployed == owned:
         serve.shutdown()
         return
-    for name in apps:
-        if name in deployed:
-            serve.delete(name)
+    for name in owned:
+        serve.delete(name)
+
+
+def within_deadline(call: Callable[[], None]) -> None:
+    """Calls Ray from a thread that nobody waits for beyond a deadline.
+
+    Ray has no deadline for most of its calls: where its processes were killed, they never return.
+
+    Raises:
+        ConnectionError: the call did not return, or found Ray dead.
+    """
+    failures: list[Exception] = []
+
+    def guarded() -> None:
+        try:
+            call()
+        except Exception as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=guarded, daemon=True)
+    thread.start()
+    thread.join(DEADLINE_SECONDS)
+    if thread.is_alive():
+        raise ConnectionError(
+            f"Ray does not answer within {DEADLINE_SECONDS:g} s: its processes were killed, or its "
+            "cluster is gone with all that ran on it"
+        )
+    if failures:
+        raise ConnectionError(f"Ray failed while this run was taken down: {failures[0]!r:.300}")

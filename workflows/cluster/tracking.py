@@ -34,12 +34,12 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from panoply.files import write_json
 from panoply.report.progress import RunLogger
+from panoply.secret import without_secrets
 from workflows.cluster.mlflow_calls import (
     MODEL_SECONDS,
     TrackerError,
     database_lock,
     mlflow_call,
-    without_secrets,
 )
 
 RUN_FILE = "mlflow_run"
