@@ -244,7 +244,7 @@ def test_a_folder_tells_its_kind_its_record_and_what_it_has_seen(tokenizer, tmp_
     save_small(tmp_path / "m", tokenizer, seen=[key])
     model = load_reward_model(tmp_path / "m")
     assert isinstance(model, ScalarModel)
-    assert model.manifest == ScalarManifest.from_json(model.manifest.to_json())
+    assert model.manifest == ScalarManifest.from_dict(json.loads(model.manifest.to_json()))
     assert model.manifest.sources == ("east", "west")
     assert np.load(tmp_path / "m" / "seen.npy").tolist() == [int(key[:16], 16)]
     with pytest.raises(ValueError, match="nothing to export"):
