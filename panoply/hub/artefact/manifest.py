@@ -62,8 +62,11 @@ class BaseManifest:
         return self.format >= SEALED_FORMAT
 
     def to_json(self) -> str:
-        """Returns the manifest as strict JSON, which has null for an infinite temperature."""
-        values = asdict(self)
+        """Returns the manifest in today's format as strict JSON.
+
+        An infinite temperature is null.
+        """
+        values = asdict(self) | {"format": FORMAT}
         if math.isinf(self.temperature):
             values["temperature"] = None
         return json.dumps(values, indent=1, allow_nan=False)
