@@ -12,17 +12,29 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 RUN_AGAIN = "delete it and run the same command again"
 """Advice for a damaged file that the same command makes again."""
 
-GUARDS: dict[Path, Callable[[], None]] = {}
-"""Checks by folder, called before anything below that folder is replaced. A lease on the folder
-that another process has taken over raises there (`panoply.lease`)."""
+
+class Guard(Protocol):
+    """A right to write below a folder."""
+
+    def check(self) -> None:
+        """Checks that this process still has the right.
+
+        Raises:
+            OSError: it has not.
+        """
+        ...
+
+
+GUARDS: dict[Path, Guard] = {}
+"""Guards by folder, checked before anything below that folder is replaced (`panoply.lease`)."""
 
 
 @contextmanager
@@ -94,8 +106,16 @@ def create_once(path: Path, content: bytes) -> bool:
             file.write(content)
         _sync(partial)
         _check_guards(path)
-        # A rename would replace what is there; a link fails.
-        os.link(partial, path)
+        # A rename would replace what is there; a link fails. File systems over a network that have
+        # no links at least create exclusively.
+        try:
+            os.link(partial, path)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+                raise
+            with path.open("xb") as file:
+                file.write(content)
+            _sync(path)
     except FileExistsError:
         return False
     finally:
@@ -173,9 +193,9 @@ def _sync(path: Path) -> None:
 
 
 def _check_guards(path: Path) -> None:
-    for folder, check in list(GUARDS.items()):
+    for folder, guard in list(GUARDS.items()):
         if path.is_relative_to(folder):
-            check()
+            guard.check()
 
 
 @contextmanager
