@@ -62,11 +62,16 @@ def whole_file(path: Path) -> Generator[Path]:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Generator[Path]:
+def whole_folder(path: Path, *, keeps_earlier: bool = False) -> Generator[Path]:
     """Yields a new folder beside `path`, which takes the place of `path` when the block ends.
 
     All its files are synced first. An exception in the block leaves `path` as it was, and nothing
     beside it.
+
+    Args:
+        path: the folder.
+        keeps_earlier: whether a folder that is there by then stays, and the new one is dropped:
+            whoever made it meant the same content, and somebody may be reading it.
 
     Raises:
         OSError: the folder above cannot be written, or the disk is full.
@@ -83,9 +88,10 @@ def whole_folder(path: Path) -> Generator[Path]:
                     _sync(Path(folder) / file)
                 sync_folder(Path(folder))
             _check_guards(path)
-            if path.exists():
+            if path.exists() and not keeps_earlier:
                 path.rename(before)
-            built.rename(path)
+            if not path.exists():
+                built.rename(path)
     finally:
         shutil.rmtree(built, ignore_errors=True)
     sync_folder(path.parent)

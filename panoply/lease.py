@@ -11,6 +11,7 @@ there, so one that was believed dead and goes on is refused on its next write.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import threading
@@ -29,6 +30,8 @@ BEAT_SECONDS = 5.0
 """Time between two signs of life of a holder."""
 EXPIRY_SECONDS = 30.0
 """Time without a sign of life after which a holder on another machine counts as gone."""
+
+logger = logging.getLogger(__name__)
 
 
 class LeaseLost(OSError):
@@ -109,7 +112,6 @@ def acquire(
     uri: str,
     holder: Holder,
     *,
-    log: Callable[[str], None] = lambda _: None,
     expiry_seconds: float = EXPIRY_SECONDS,
 ) -> Lease:
     """Takes a lease that no living process holds.
@@ -117,7 +119,6 @@ def acquire(
     Args:
         uri: folder that is protected; a path or the URI of a bucket.
         holder: this process.
-        log: is told, where a holder on another machine has to be watched for a while.
         expiry_seconds: see `EXPIRY_SECONDS`.
 
     Raises:
@@ -129,7 +130,7 @@ def acquire(
             return False
         if other.machine == holder.machine:
             return _process_start(other.pid) == other.started
-        log(f"waiting up to {expiry_seconds:g} s for a sign of life of {other}")
+        logger.warning("waiting up to %g s for a sign of life of %s", expiry_seconds, other)
         return _changes(open_records(_lease_uri(uri)), other, expiry_seconds)
 
     return _take(uri, holder, is_alive)
@@ -139,7 +140,6 @@ def acquire(
 def holding(
     folder: Path,
     *,
-    log: Callable[[str], None] = lambda _: None,
     holder: Holder | None = None,
     beat_seconds: float = BEAT_SECONDS,
     expiry_seconds: float = EXPIRY_SECONDS,
@@ -148,7 +148,6 @@ def holding(
 
     Args:
         folder: of a run; it is made, and removed again if nothing is written there.
-        log: see `acquire`.
         holder: this process, unless a test plays another.
         beat_seconds: see `BEAT_SECONDS`.
         expiry_seconds: see `EXPIRY_SECONDS`.
@@ -157,7 +156,7 @@ def holding(
         LeaseHeld: a living process holds it.
     """
     holder = holder or Holder.this_process()
-    lease = acquire(str(folder), holder, log=log, expiry_seconds=expiry_seconds)
+    lease = acquire(str(folder), holder, expiry_seconds=expiry_seconds)
     remove_partial_files(folder)
     records, name = open_records(_lease_uri(lease.uri)), _name(lease.number)
     over = threading.Event()

@@ -20,7 +20,9 @@ from panoply.files import read_json, reading, write_whole
 
 SEAL = "seal.json"
 FORMAT = 1
-COPY_AGAIN = "copy the folder again from where it is whole, or save it again"
+COPY_AGAIN = (
+    "copy the folder again from where it is whole, or delete it and run the command that made it"
+)
 LOADED_SUFFIXES = (".safetensors", ".bin", ".pt", ".jinja", ".py")
 """Endings of files that change what a loader makes of a folder."""
 HASHERS = 4

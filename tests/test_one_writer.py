@@ -134,11 +134,11 @@ def test_a_process_of_this_machine_that_is_gone_frees_its_lease_at_once(change, 
         first.check()
 
 
-def test_a_holder_elsewhere_without_a_sign_of_life_is_refused_after_the_take_over(folder):
-    first, told = acquire(folder, other_machine()), []
-    second = acquire(folder, Holder.this_process(), log=told.append, expiry_seconds=0.3)
+def test_a_holder_elsewhere_without_a_sign_of_life_is_refused_after_the_take_over(folder, caplog):
+    first = acquire(folder, other_machine())
+    second = acquire(folder, Holder.this_process(), expiry_seconds=0.3)
     assert second.number == 2
-    assert "waiting up to 0.3 s for a sign of life of process" in told[0]
+    assert "waiting up to 0.3 s for a sign of life of process" in caplog.text
     second.check()
     with pytest.raises(LeaseLost, match="nothing more is written here"):
         first.check()

@@ -87,9 +87,11 @@ from workflows.cluster.ray_cluster import (
     run_train,
     store_root,
 )
+from workflows.cluster.run_lease import one_writer
 from workflows.cluster.tracking import git_commit, open_tracker
 
 
+@one_writer
 def run_armorm(config: ArmoRMConfig, logger: RunLogger) -> dict[str, Any]:
     """Runs the recipe; returns the metrics that it leaves in `OUT/metrics.json`.
 

@@ -45,6 +45,7 @@ from workflows.cluster.rollouts import (
     read_prompts,
     resolved_scorers,
 )
+from workflows.cluster.run_lease import one_writer
 from workflows.cluster.tracking import git_commit, open_tracker
 
 ANY_RIGHT = "any right"
@@ -55,6 +56,7 @@ Choices: TypeAlias = Mapping[str, Mapping[int, list[int]]]
 """By strategy and n, the number of the chosen response of each prompt."""
 
 
+@one_writer
 def run_best_of_n(config: BestOfNConfig, logger: RunLogger) -> dict[str, Any]:
     """Runs the recipe; returns the metrics that it leaves in `OUT/metrics.json`.
 

@@ -10,7 +10,7 @@ ROUNDS = {"disk": 50, "bucket": 15}
 
 def rewards_by(writer, round):
     """A segment of one reward, which tells its writer."""
-    nothing = dict.fromkeys(REWARDS.names, [None])
+    nothing = {name: [None] for name in REWARDS.names}
     return pa.table(nothing | {"round": [round], "failure": [writer]}, schema=REWARDS)
 
 
