@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import secrets
 import socket
 import threading
 import time
@@ -54,6 +55,8 @@ class Holder:
     """Start of the process, which tells it from a later one of the same number."""
     since: str
     """Time in UTC at which the lease was taken."""
+    token: str
+    """Random word that tells this holding from any other of the process."""
     beat: int = 0
     """Number of signs of life so far."""
     released: bool = False
@@ -63,7 +66,8 @@ class Holder:
         """Returns this process as a holder."""
         since = datetime.now(UTC).isoformat(" ", "seconds").removesuffix("+00:00")
         host, pid = socket.gethostname(), os.getpid()
-        return cls(_machine(host), host, pid, _process_start(pid) or "", since)
+        start = _process_start(pid) or ""
+        return cls(_machine(host), host, pid, start, since, secrets.token_hex(8))
 
     @classmethod
     def from_json(cls, content: bytes) -> Holder:
@@ -156,6 +160,7 @@ def holding(
         LeaseHeld: a living process holds it.
     """
     holder = holder or Holder.this_process()
+    is_new = not folder.exists()
     lease = acquire(str(folder), holder, expiry_seconds=expiry_seconds)
     remove_partial_files(folder)
     records, name = open_records(_lease_uri(lease.uri)), _name(lease.number)
@@ -184,7 +189,9 @@ def holding(
         with suppress(OSError):
             lease.check()
             records.replace(name, replace(holder, released=True).to_json())
-            _remove_if_empty(folder, name)
+            _remove_if_alone(folder / FOLDER / name)
+            if is_new and not any(folder.iterdir()):
+                folder.rmdir()
 
 
 @contextmanager
@@ -272,13 +279,12 @@ def _shown(uri: str) -> str:
     return uri.partition("?")[0]
 
 
-def _remove_if_empty(folder: Path, name: str) -> None:
-    """Removes the folder of a run that wrote nothing: a mistyped command leaves no trace."""
-    inside = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
-    if inside <= {FOLDER, f"{FOLDER}/{name}"}:
-        (folder / FOLDER / name).unlink()
-        (folder / FOLDER).rmdir()
-        folder.rmdir()
+def _remove_if_alone(record: Path) -> None:
+    """Removes the record of a run that wrote nothing: a mistyped command leaves no trace."""
+    folder = record.parent.parent
+    if {path.name for path in folder.iterdir()} == {FOLDER}:
+        record.unlink()
+        record.parent.rmdir()
 
 
 def _machine(host: str) -> str:

@@ -167,7 +167,7 @@ def test_a_writer_that_lost_its_folder_is_refused_on_its_next_write_of_any_file(
 
 def test_a_worker_writes_under_the_lease_of_its_driver(tmp_path):
     with holding(tmp_path) as lease:
-        pass
+        write_whole(tmp_path / "a.txt", "before")
     with guarded(lease):
         write_whole(tmp_path / "a.txt", "in time")
         take_over(str(tmp_path))
