@@ -18,7 +18,7 @@ TASKS = [Task(str(i), [{"role": "user", "content": f"q{i}"}], None, "s") for i i
 
 
 def answer(value, num=2):
-    return ModelAnswer("m", items=((Score(score=value),) * num,))
+    return ModelAnswer(model="m", items=((Score(score=value),) * num,))
 
 
 @contextmanager
@@ -106,9 +106,9 @@ def test_scores_that_later_steps_have_used_stay_as_they_are(file):
         (RequestError("full", 429), True),
         (RequestError("lost", 503), True),
         (RequestError("no such field", 400), False),
-        (ModelAnswer("m", items=((Score(error="late", transient=True),) * 2,)), True),
-        (ModelAnswer("m", items=((Score(error="too long"),) * 2,)), False),
-        (ModelAnswer("m", items=((Score(score=1.0),) * 2,)), False),
+        (ModelAnswer(model="m", items=((Score(error="late", transient=True),) * 2,)), True),
+        (ModelAnswer(model="m", items=((Score(error="too long"),) * 2,)), False),
+        (ModelAnswer(model="m", items=((Score(score=1.0),) * 2,)), False),
     ],
 )
 def test_only_what_may_pass_is_worth_asking_again(response, transient, file):
