@@ -44,7 +44,7 @@ class LeaseHeld(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Holder:
+class LeaseHolder:
     """The process that holds a lease."""
 
     machine: str
@@ -62,7 +62,7 @@ class Holder:
     released: bool = False
 
     @classmethod
-    def this_process(cls) -> Holder:
+    def this_process(cls) -> LeaseHolder:
         """Returns this process as a holder."""
         since = datetime.now(UTC).isoformat(" ", "seconds").removesuffix("+00:00")
         host, pid = socket.gethostname(), os.getpid()
@@ -70,7 +70,7 @@ class Holder:
         return cls(_machine(host), host, pid, start, since, secrets.token_hex(8))
 
     @classmethod
-    def from_json(cls, content: bytes) -> Holder:
+    def from_json(cls, content: bytes) -> LeaseHolder:
         """Reads a record."""
         return cls(**json.loads(content))
 
@@ -109,12 +109,12 @@ class Lease:
 
 def take_over(uri: str) -> Lease:
     """Takes a lease whoever holds it: the latest holder wins, the others are refused."""
-    return _take(uri, Holder.this_process(), lambda _: False)
+    return _take(uri, LeaseHolder.this_process(), lambda _: False)
 
 
 def acquire(
     uri: str,
-    holder: Holder,
+    holder: LeaseHolder,
     *,
     expiry_seconds: float = EXPIRY_SECONDS,
 ) -> Lease:
@@ -129,7 +129,7 @@ def acquire(
         LeaseHeld: a living process holds it.
     """
 
-    def is_alive(other: Holder) -> bool:
+    def is_alive(other: LeaseHolder) -> bool:
         if other.released:
             return False
         if other.machine == holder.machine:
@@ -144,7 +144,7 @@ def acquire(
 def holding(
     folder: Path,
     *,
-    holder: Holder | None = None,
+    holder: LeaseHolder | None = None,
     beat_seconds: float = BEAT_SECONDS,
     expiry_seconds: float = EXPIRY_SECONDS,
 ) -> Generator[Lease]:
@@ -159,7 +159,7 @@ def holding(
     Raises:
         LeaseHeld: a living process holds it.
     """
-    holder = holder or Holder.this_process()
+    holder = holder or LeaseHolder.this_process()
     is_new = not folder.exists()
     lease = acquire(str(folder), holder, expiry_seconds=expiry_seconds)
     remove_partial_files(folder)
@@ -219,7 +219,7 @@ def lease_above(path: Path) -> Lease | None:
     return None
 
 
-def _take(uri: str, holder: Holder, is_alive: Callable[[Holder], bool]) -> Lease:
+def _take(uri: str, holder: LeaseHolder, is_alive: Callable[[LeaseHolder], bool]) -> Lease:
     """Creates the record of the next number, unless the holder of the highest is alive."""
     records = open_records(_lease_uri(uri))
     while True:
@@ -240,7 +240,7 @@ def _take(uri: str, holder: Holder, is_alive: Callable[[Holder], bool]) -> Lease
             return Lease(uri, highest + 1)
 
 
-def _changes(records: Records, other: Holder, seconds: float) -> bool:
+def _changes(records: Records, other: LeaseHolder, seconds: float) -> bool:
     """Returns whether a holder gives a sign of life within some seconds."""
     ends = time.monotonic() + seconds
     number = max(_numbers(records), default=0)
@@ -257,13 +257,13 @@ def _numbers(records: Records) -> list[int]:
     return [int(name[:8]) for name in records.names() if name[:8].isdigit()]
 
 
-def _read(records: Records, number: int) -> Holder | None:
+def _read(records: Records, number: int) -> LeaseHolder | None:
     content = records.read(_name(number))
     if content is None:
         return None
     path = Path(records.where) / _name(number)
     with reading(path, "delete it when no process writes that folder"):
-        return Holder.from_json(content)
+        return LeaseHolder.from_json(content)
 
 
 def _name(number: int) -> str:

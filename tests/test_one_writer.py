@@ -15,8 +15,8 @@ import pytest
 from panoply.files import write_whole
 from panoply.laser.log import Log, LogDiffers
 from panoply.lease import (
-    Holder,
     LeaseHeld,
+    LeaseHolder,
     LeaseLost,
     acquire,
     guarded,
@@ -101,20 +101,20 @@ def test_of_many_that_create_one_record_one_succeeds(folder):
 
 
 def other_machine(**changes):
-    return replace(Holder.this_process(), machine="elsewhere", host="node7", **changes)
+    return replace(LeaseHolder.this_process(), machine="elsewhere", host="node7", **changes)
 
 
 def test_a_living_process_keeps_its_lease_and_is_named(folder):
-    first = acquire(folder, Holder.this_process())
+    first = acquire(folder, LeaseHolder.this_process())
     with pytest.raises(LeaseHeld, match=rf"process {os.getpid()} on .* since 20.* wait until"):
-        acquire(folder, Holder.this_process())
+        acquire(folder, LeaseHolder.this_process())
     first.check()
 
 
 def test_of_many_that_take_a_lease_at_once_one_has_it(folder):
     def attempt(_):
         try:
-            return acquire(folder, Holder.this_process()).number
+            return acquire(folder, LeaseHolder.this_process()).number
         except LeaseHeld:
             return 0
 
@@ -125,9 +125,9 @@ def test_of_many_that_take_a_lease_at_once_one_has_it(folder):
 
 @pytest.mark.parametrize("change", [{"pid": 2**22 + 1}, {"started": "1"}, {"released": True}])
 def test_a_process_of_this_machine_that_is_gone_frees_its_lease_at_once(change, folder):
-    first = acquire(folder, replace(Holder.this_process(), **change))
+    first = acquire(folder, replace(LeaseHolder.this_process(), **change))
     began = time.monotonic()
-    second = acquire(folder, Holder.this_process(), expiry_seconds=60)
+    second = acquire(folder, LeaseHolder.this_process(), expiry_seconds=60)
     assert time.monotonic() - began < 10
     assert second.number == first.number + 1
     with pytest.raises(LeaseLost):
@@ -136,7 +136,7 @@ def test_a_process_of_this_machine_that_is_gone_frees_its_lease_at_once(change, 
 
 def test_a_holder_elsewhere_without_a_sign_of_life_is_refused_after_the_take_over(folder, caplog):
     first = acquire(folder, other_machine())
-    second = acquire(folder, Holder.this_process(), expiry_seconds=0.3)
+    second = acquire(folder, LeaseHolder.this_process(), expiry_seconds=0.3)
     assert second.number == 2
     assert "waiting up to 0.3 s for a sign of life of process" in caplog.text
     second.check()
@@ -147,7 +147,7 @@ def test_a_holder_elsewhere_without_a_sign_of_life_is_refused_after_the_take_ove
 def test_a_holder_elsewhere_that_gives_signs_of_life_keeps_its_lease(tmp_path):
     with holding(tmp_path / "run", holder=other_machine(), beat_seconds=0.02) as lease:
         with pytest.raises(LeaseHeld, match="on 'node7'"):
-            acquire(lease.uri, Holder.this_process(), expiry_seconds=20)
+            acquire(lease.uri, LeaseHolder.this_process(), expiry_seconds=20)
         lease.check()
 
 
@@ -216,7 +216,7 @@ with holding(Path({str(tmp_path)!r})):
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "held\n"
     with pytest.raises(LeaseHeld, match=f"process {holder.pid} on") as told:
-        acquire(str(tmp_path), Holder.this_process())
+        acquire(str(tmp_path), LeaseHolder.this_process())
     assert "\n" not in str(told.value)
     holder.send_signal(signal.SIGKILL)
     holder.wait()

@@ -83,11 +83,11 @@ class BaseManifest:
             raise ValueError(
                 f"its format is {form!r}, and this version reads 1 to {FORMAT}: upgrade Panoply"
             )
-        known = {field.name for field in fields(cls)}
+        names = {field.name for field in fields(cls)}
         required = {field.name for field in fields(cls) if field.default is MISSING}
         if missing := sorted(required - values.keys()):
             raise ValueError(f"it lacks {', '.join(missing)}")
-        converted = {name: value for name, value in values.items() if name in known}
+        converted = {name: value for name, value in values.items() if name in names}
         try:
             for name in TUPLES:
                 if name in converted:
