@@ -142,11 +142,11 @@ class BucketRecords:
     def read(self, name: str) -> bytes | None:
         """Returns the content of a record; None where there is none."""
         import obstore
-        from obstore.exceptions import BaseError, NotFoundError
+        from obstore.exceptions import BaseError
 
         try:
             return bytes(obstore.get(self.store, name).bytes())
-        except (NotFoundError, FileNotFoundError):
+        except FileNotFoundError:
             return None
         except BaseError as error:
             raise self._failed("be read", error) from error

@@ -68,7 +68,7 @@ from panoply.armorm.pair_features import (
 from panoply.armorm.training_data import TrainingData, read_training_data
 from panoply.config.armorm import ArmoRMConfig
 from panoply.data.features import StoredFeatures
-from panoply.files import write_json
+from panoply.files import whole_file, write_json
 from panoply.hub.artefact.model_card import write_card
 from panoply.hub.backbone.pretrained import resolve
 from panoply.measure.calibration import reliability
@@ -290,8 +290,10 @@ def train_heads(
 ) -> TrainedHeads:
     """Trains all heads on Ray Train, data-parallel; what is already saved is kept."""
     folder = out / "pairs"
-    np.save(folder / "difference.npy", inputs.difference_PO.astype(np.float32))
-    np.save(folder / "biased.npy", values.difference().astype(np.float32))
+    arrays = {"difference": inputs.difference_PO, "biased": values.difference()}
+    for name, array in arrays.items():
+        with whole_file(folder / f"{name}.npy") as partial:
+            np.save(partial, array.astype(np.float32))
     tasks = head_tasks(data.pairs, config.gate, config.seed)
     left_out: dict[str, HeadTask] = {}
     if config.leave_one_out:

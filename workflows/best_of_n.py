@@ -24,7 +24,7 @@ from panoply.config import as_dict
 from panoply.config.laser import ENSEMBLES, LASER, BestOfNConfig
 from panoply.data.schema import digest
 from panoply.data.tasks import Task
-from panoply.files import write_json
+from panoply.files import whole_file, write_json
 from panoply.hub.backbone.pretrained import resolve
 from panoply.laser.ensembles import best_of, chosen_scores
 from panoply.laser.rollout import Rollout
@@ -90,7 +90,8 @@ def run_best_of_n(config: BestOfNConfig, logger: RunLogger) -> dict[str, Any]:
                     config.backbone.adapter,
                 )
         choices = choose_responses(rollouts, names, config.num_samples, routes)
-        pq.write_table(choice_table(choices, rollouts), out / "choices.parquet")
+        with whole_file(out / "choices.parquet") as partial:
+            pq.write_table(choice_table(choices, rollouts), partial)
         routed = list(routes.values())
         metrics: dict[str, Any] = {
             "best_of_n": right_shares(choices, rollouts, config.num_samples),
