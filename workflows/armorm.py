@@ -68,7 +68,7 @@ from panoply.armorm.pair_features import (
 from panoply.armorm.training_data import TrainingData, read_training_data
 from panoply.config.armorm import ArmoRMConfig
 from panoply.data.features import StoredFeatures
-from panoply.files import whole_file, write_json
+from panoply.files import reading, whole_file, write_json
 from panoply.hub.artefact.model_card import write_card
 from panoply.hub.backbone.pretrained import resolve
 from panoply.measure.calibration import reliability
@@ -305,11 +305,13 @@ def train_heads(
 
     def load_gate(task: HeadTask) -> Gate:
         gate = make_gate(inputs.features.gate_PD.shape[1], len(values.names), config.gate)
-        gate.load_state_dict(load_file(folder / f"{task.name}.safetensors"))
+        with reading(folder / f"{task.name}.safetensors"):
+            gate.load_state_dict(load_file(folder / f"{task.name}.safetensors"))
         return gate.eval().requires_grad_(False)
 
     mlp = make_mlp(inputs.features.chosen_PF.shape[1])
-    mlp.load_state_dict(load_file(folder / "mlp.safetensors"))
+    with reading(folder / "mlp.safetensors"):
+        mlp.load_state_dict(load_file(folder / "mlp.safetensors"))
     return TrainedHeads(
         gate=load_gate(tasks["gate"]),
         gate_biased=load_gate(tasks["gate-biased"]),
