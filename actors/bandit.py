@@ -86,6 +86,7 @@ class BanditActor:
         prior = b"" if prior_KD is None else np.asarray(prior_KD, np.float64).tobytes()
         prior_hash = hashlib.blake2b(prior, digest_size=8).hexdigest()
         self.log.check_or_write_config(config, num_features, prior_hash)
+        self.log.take_over()
         self.round = 0
         self.signal_state = SignalState()
         self.suspended: tuple[Suspension, ...] = ()

@@ -8,7 +8,6 @@ Legend: `P` pairs, `Q` gold pairs, `2` the chosen and the rejected response.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,17 +23,19 @@ from actors.training_loop import DONE, Trainer, train_each
 from panoply.config.policy import PolicyConfig
 from panoply.config.preference import TrainedBackboneConfig
 from panoply.data.schema import Prompt
-from panoply.files import whole_file
+from panoply.files import read_json, reading, whole_file, whole_folder
 from panoply.hub.backbone.renderer import Renderer
 from panoply.hub.policy.lora import read_adapter, save_adapter
 from panoply.hub.policy.trainable import load_trainable
 from panoply.model.tree import Branch, TokenTree
 from panoply.preference.batch_sampler import batch_indices
+from panoply.preference.checkpoint import load_tensors, save_tensors
 from panoply.preference.distributed import Group
 from panoply.preference.losses import dpo_nll
 from panoply.preference.policy_outcome import kl_per_token, margin_per_token, pair_losses
 from panoply.preference.step import PairOutputs, PairTree, compute_gradients, evaluate_pairs
 from panoply.preference.train_state import TrainState
+from panoply.seal import COPY_AGAIN, seal
 from panoply.types import Array, Ints
 
 ADAPTER, PAIRS, GOLD_PAIRS = "adapter", "pairs.parquet", "gold_pairs.parquet"
@@ -126,11 +127,16 @@ class PolicyRound:
 
     @classmethod
     def read(cls, folder: Path) -> PolicyRound:
-        """Reads a finished round."""
-        history = json.loads((folder / DONE).read_text())["history"]
-        return cls(
-            folder, pq.read_table(folder / PAIRS), pq.read_table(folder / GOLD_PAIRS), history
-        )
+        """Reads a finished round.
+
+        Raises:
+            ValueError: one of its files is damaged.
+        """
+        tables: list[pa.Table] = []
+        for name in (PAIRS, GOLD_PAIRS):
+            with reading(folder / name, f"delete {DONE} beside it and run the same command again"):
+                tables.append(pq.read_table(folder / name))
+        return cls(folder, *tables, history=read_json(folder / DONE)["history"])
 
     def gold_margin_gain(self, source: str | None = None) -> float:
         """Returns the rise of the mean margin on gold pairs; NaN where there are none.
@@ -202,7 +208,7 @@ class DPOTrainer(Trainer):
         if not (folder / OPTIMIZER).exists():
             self.state.load_params(params)
             return
-        optimizer = torch.load(folder / OPTIMIZER, weights_only=True, map_location="cpu")
+        optimizer = load_tensors(folder / OPTIMIZER, COPY_AGAIN)
         self.state.load_state_dict({"params": params, "optimizer": optimizer})
         for group in self.state.optimizer.param_groups:
             group["peak"], group["weight_decay"] = self.config.lr, self.config.weight_decay
@@ -218,7 +224,7 @@ class DPOTrainer(Trainer):
         exists = path.exists()
         self.group.barrier()
         if exists:
-            with np.load(path, allow_pickle=False) as saved:
+            with reading(path), np.load(path, allow_pickle=False) as saved:
                 return dict(saved)
         start, reference = self.task.start, self.task.reference
         gold = self.response_logps(self.gold_trees)
@@ -291,11 +297,17 @@ class DPOTrainer(Trainer):
         gold_after_Q2 = self.response_logps(self.gold_trees)
         state = self.state.state_dict()
         if self.group.rank == 0:
-            adapter = self.folder / ADAPTER
-            save_adapter(self.trainable, state["params"], self.task.backbone.model, adapter)
-            torch.save(state["optimizer"], adapter / OPTIMIZER)
-            pq.write_table(self._pairs_table(after_P2), self.folder / PAIRS)
-            pq.write_table(self._gold_table(gold_after_Q2), self.folder / GOLD_PAIRS)
+            with whole_folder(self.folder / ADAPTER) as built:
+                save_adapter(self.trainable, state["params"], self.task.backbone.model, built)
+                save_tensors(state["optimizer"], built / OPTIMIZER)
+                seal(built)
+            tables = {
+                PAIRS: self._pairs_table(after_P2),
+                GOLD_PAIRS: self._gold_table(gold_after_Q2),
+            }
+            for name, table in tables.items():
+                with whole_file(self.folder / name) as partial:
+                    pq.write_table(table, partial)
         return {"history": self.history}
 
     def _pairs_table(self, after_P2: Array) -> pa.Table:

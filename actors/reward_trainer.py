@@ -22,11 +22,12 @@ from torch import Tensor
 from actors.training_loop import Trainer, train_each
 from panoply.config.preference import Mixed, More, NoPolicyLoss, PreferenceConfig, ReferencedLoss
 from panoply.data.tokens import TokenPairs
-from panoply.files import whole_file
+from panoply.files import reading, whole_file
 from panoply.hub.policy.activation_cache import ActivationCache
 from panoply.hub.policy.trainable import load_trainable
 from panoply.model.reward_net import RewardNet
 from panoply.preference.batch_sampler import BatchSampler
+from panoply.preference.checkpoint import save_tensors
 from panoply.preference.distributed import Group
 from panoply.preference.losses import updated_labels
 from panoply.preference.more import MoreState, weighted_gradients
@@ -170,7 +171,8 @@ class RewardTrainer(Trainer):
         exists = path.exists()
         self.group.barrier()
         if exists:
-            return np.load(path, allow_pickle=False)
+            with reading(path):
+                return np.load(path, allow_pickle=False)
         rows = self.group.shard(np.union1d(self.task.pairs.train, self.task.pairs.scored))
         blocks = [self.evaluate_pairs(block, policy=True) for block in self._blocks(rows)]
         ratio_P = torch.cat([outputs.log_ratio_P for outputs in blocks]).double().numpy()
@@ -358,8 +360,9 @@ class RewardTrainer(Trainer):
         centers, scales = self.moments()
         params = self.state.params()
         if self.group.rank == 0:
-            np.save(self.folder / "margins.npy", margin_PK, allow_pickle=False)
-            torch.save(params, self.folder / "trained.pt")
+            with whole_file(self.folder / "margins.npy") as partial:
+                np.save(partial, margin_PK, allow_pickle=False)
+            save_tensors(params, self.folder / "trained.pt")
         return {
             "history": self.history,
             "delayed": self.delayed,

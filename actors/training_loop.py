@@ -20,14 +20,14 @@ import ray.train.torch
 import torch
 
 from panoply.config import as_dict
-from panoply.files import whole_file, write_whole
+from panoply.files import write_whole
 from panoply.hub.backbone.pretrained import silence_libraries
+from panoply.preference.checkpoint import newest_checkpoint, remove_checkpoints, save_checkpoint
 from panoply.preference.distributed import Group
 from panoply.preference.step import PairTree, StepOutput
 from panoply.preference.train_state import TrainState
 
 DONE, STOPPED, PROGRESS = "done.json", "stopped.json", "progress.json"
-CHECKPOINTS = "step-????????.pt"
 KEPT_CHECKPOINTS = 2
 """Number of the newest checkpoints that stay."""
 PROGRESS_SECONDS = 1.0
@@ -89,8 +89,8 @@ class Trainer(ABC):
 
         A number that is not finite ends the run with its reason in `stopped.json`.
         """
-        if newest := sorted(self.folder.glob(CHECKPOINTS)):
-            self.load_state_dict(torch.load(newest[-1], weights_only=True, map_location="cpu"))
+        if state := newest_checkpoint(self.folder):
+            self.load_state_dict(state)
         self.group.barrier()  # before the first worker writes the next checkpoint
         try:
             while not self.over:
@@ -103,8 +103,7 @@ class Trainer(ABC):
         done = self.write_results()
         if self.group.rank == 0:
             write_whole(self.folder / DONE, json.dumps(done))
-            for checkpoint in self.folder.glob(CHECKPOINTS):
-                checkpoint.unlink()
+            remove_checkpoints(self.folder)
         self.group.barrier()
 
     def take_step(self) -> None:
@@ -126,10 +125,8 @@ class Trainer(ABC):
         """Writes a checkpoint; the one before it stays for a while."""
         state = self.state_dict()
         if self.group.rank == 0:
-            with whole_file(self.folder / f"step-{len(self.history):08d}.pt") as partial:
-                torch.save(state, partial)
-            for old in sorted(self.folder.glob(CHECKPOINTS))[:-KEPT_CHECKPOINTS]:
-                old.unlink()
+            save_checkpoint(state, self.folder, len(self.history))
+            remove_checkpoints(self.folder, keep=KEPT_CHECKPOINTS)
         self.group.barrier()
 
     def update(
@@ -158,7 +155,7 @@ class Trainer(ABC):
         if not (math.isfinite(loss) and math.isfinite(norm)):
             saved = {"step": number, **batch, "loss": out.loss, "margins": out.margin_PK.tolist()}
             path = self.folder / f"nonfinite-{number}-{self.group.rank}.json"
-            path.write_text(json.dumps(saved | {"config": as_dict(self.settings)}, indent=1))
+            write_whole(path, json.dumps(saved | {"config": as_dict(self.settings)}, indent=1))
             raise NonFinite(f"step {number}: loss {loss}, gradient norm {norm}")
         self.state.step(rate)
         return {"step": number, "loss": loss, "gradient_norm": norm, "tokens": tokens}

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -306,6 +307,17 @@ def test_a_round_goes_on_from_a_checkpoint_as_if_nothing_had_happened(task, firs
     assert [s["loss"] for s in found.history] == [s["loss"] for s in first.history]
     assert all(torch.equal(a, adapters(first)[key]) for key, a in adapters(found).items())
     assert not list(Path(cut.folder).glob("step-*"))
+
+
+def test_adapters_that_are_not_those_that_were_saved_are_refused_by_name(task, first, tmp_path):
+    for name in (FILE, "optimizer.pt"):
+        folder = shutil.copytree(first.adapter, tmp_path / name)
+        content = bytearray((folder / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (folder / name).write_bytes(content)
+        changed = replace(task, start=str(folder), folder=str(tmp_path / f"after-{name}"))
+        with pytest.raises(ValueError, match=rf"{name}' is not the file that was saved"):
+            DPOTrainer(changed, Group())
 
 
 @pytest.mark.slow

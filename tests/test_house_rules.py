@@ -26,9 +26,7 @@ FRAGMENTS = frozenset(f"{PREPOSITIONS} {RELATIVES}".split())
 """First words of a help text that does not read alone."""
 WRITES_BESIDE = {
     "panoply/files.py",  # the one for files
-    "panoply/laser/log.py",  # object stores have no rename that replaces
-    "panoply/data/features.py",
-    "workflows/cluster/resolve_model.py",  # a folder, taken whole
+    "panoply/data/features.py",  # object stores have no rename that replaces
 }
 
 

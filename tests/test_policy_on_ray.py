@@ -82,7 +82,7 @@ def test_a_learner_whose_worker_is_killed_ends_as_an_undisturbed_one(
     folder, killed = tmp_path / "killed", []
 
     def kill():
-        while not list(folder.glob("step-*.pt")):
+        while not list(folder.glob("step-*")):
             time.sleep(0.05)
         killed.append(kill_one("RayTrainWorker"))
 

@@ -102,7 +102,7 @@ def test_a_worker_that_is_killed_in_the_middle_changes_nothing(base, alone, clus
     killed = []
 
     def kill():
-        while not (found := sorted(folder.glob("step-*.pt"))):
+        while not (found := sorted(folder.glob("step-*"))):
             time.sleep(0.05)
         time.sleep(0.3)
         assert found

@@ -8,6 +8,7 @@ from mlflow import MlflowClient
 from panoply.config.serve import ServedModelConfig
 from panoply.report.progress import RunLogger
 from panoply.scorers.where import LocalModel, parse_where
+from panoply.seal import seal
 from workflows.cluster.resolve_model import resolve_model
 from workflows.cluster.tracking import open_tracker
 
@@ -59,15 +60,70 @@ def test_a_model_whose_files_lie_elsewhere_is_copied_once_to_the_store(
     registry.create_registered_model("far")
     registry.create_model_version("far", source=f"runs:/{version.run_id}/model")
     place = folder_of("models:/far/1", tmp_path)
-    assert place == tmp_path / "store" / "models" / "far-1"
+    assert place.parent == tmp_path / "store" / "models"
+    assert place.name.startswith("far-1-")
     assert which(place) == "first"
-    assert [path.name for path in place.parent.iterdir()] == ["far-1"]
+    assert list(place.parent.iterdir()) == [place]
+    assert [path.name for path in place.iterdir()] == ["panoply.json"]
     (place / "kept").touch()
     assert folder_of("models:/far/1", tmp_path) == place
     assert (place / "kept").exists()
     monkeypatch.setenv("PANOPLY_STORE", "s3://bucket/features")
     with pytest.raises(ValueError, match="copy it to a folder that all nodes share"):
         folder_of("models:/far/1", tmp_path)
+
+
+def test_versions_of_one_name_in_two_registries_are_two_copies(registry, tmp_path, monkeypatch):
+    monkeypatch.setenv("PANOPLY_STORE", str(tmp_path / "store"))
+    places = []
+    for name in ("staging", "prod"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / name / 'mlflow.db'}")
+        client = MlflowClient()
+        run = client.create_run(client.create_experiment("e", (tmp_path / name / "a").as_uri()))
+        client.log_dict(run.info.run_id, {"run": name}, "model/panoply.json")
+        client.create_registered_model("a.b")
+        client.create_model_version("a.b", source=f"runs:/{run.info.run_id}/model")
+        places.append(folder_of("models:/a.b/1", tmp_path))
+    assert [which(place) for place in places] == ["staging", "prod"]
+    assert len(set(places)) == 2
+
+
+def test_what_a_killed_download_left_is_no_part_of_the_next(registry, tmp_path, monkeypatch):
+    monkeypatch.setenv("PANOPLY_STORE", str(tmp_path / "store"))
+    (version,) = registry.search_model_versions("name = 'armorm' and version_number = 1")
+    registry.create_registered_model("a.c")
+    registry.create_model_version("a.c", source=f"runs:/{version.run_id}/model")
+    for left in (".a.c-1.0f.part", "a.part"):
+        (tmp_path / "store" / "models" / left).mkdir(parents=True)
+        (tmp_path / "store" / "models" / left / "stale.safetensors").touch()
+    place = folder_of("models:/a.c/1", tmp_path)
+    assert [path.name for path in place.iterdir()] == ["panoply.json"]
+
+
+def test_a_version_that_names_a_folder_without_a_model_is_refused(registry, tmp_path):
+    registry.create_registered_model("etc")
+    registry.create_model_version("etc", source="file:///etc")
+    with pytest.raises(ValueError, match=r"'/etc', which is no model's folder") as told:
+        folder_of("models:/etc/1", tmp_path)
+    assert "\n" not in str(told.value)
+
+
+def test_a_copy_that_differs_from_its_seal_is_refused_and_not_kept(registry, tmp_path, monkeypatch):
+    monkeypatch.setenv("PANOPLY_STORE", str(tmp_path / "store"))
+    (version,) = registry.search_model_versions("name = 'armorm' and version_number = 2")
+    client = MlflowClient()
+    sealed = tmp_path / "sealed"
+    sealed.mkdir()
+    (sealed / "heads.safetensors").write_text("weights")
+    seal(sealed)
+    (sealed / "heads.safetensors").write_text("Weights")
+    client.log_artifacts(version.run_id, str(sealed), "torn")
+    registry.create_registered_model("torn")
+    registry.create_model_version("torn", source=f"runs:/{version.run_id}/torn")
+    with pytest.raises(ValueError, match=r"heads\.safetensors' is not the file that was saved"):
+        folder_of("models:/torn/1", tmp_path)
+    assert list((tmp_path / "store" / "models").iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from panoply.hub.backbone.attention import attend_by_trees
 from panoply.hub.backbone.pretrained import check_vocabulary
 from panoply.hub.backbone.renderer import Renderer
 from panoply.model.decoder import Decoder
+from panoply.seal import seal
 from tests.builders.models import (
     DEPTH,
     PROMPT,
@@ -191,6 +192,9 @@ def test_another_template_than_that_of_training_is_refused(tokenizer, tmp_path):
     changed = AutoTokenizer.from_pretrained(tmp_path / "m")
     changed.chat_template = changed.chat_template.replace("<|end|>", "<|end|> ")
     changed.save_pretrained(tmp_path / "m")
+    with pytest.raises(ValueError, match="bytes, not"):
+        load_scalar_model(tmp_path / "m")
+    seal(tmp_path / "m")
     with pytest.raises(ValueError, match="restore the tokenizer files"):
         load_scalar_model(tmp_path / "m")
 
@@ -244,7 +248,7 @@ def test_a_folder_tells_its_kind_its_record_and_what_it_has_seen(tokenizer, tmp_
     save_small(tmp_path / "m", tokenizer, seen=[key])
     model = load_reward_model(tmp_path / "m")
     assert isinstance(model, ScalarModel)
-    assert model.manifest == ScalarManifest.from_json(model.manifest.to_json())
+    assert model.manifest == ScalarManifest.from_dict(json.loads(model.manifest.to_json()))
     assert model.manifest.sources == ("east", "west")
     assert np.load(tmp_path / "m" / "seen.npy").tolist() == [int(key[:16], 16)]
     with pytest.raises(ValueError, match="nothing to export"):

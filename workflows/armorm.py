@@ -68,7 +68,7 @@ from panoply.armorm.pair_features import (
 from panoply.armorm.training_data import TrainingData, read_training_data
 from panoply.config.armorm import ArmoRMConfig
 from panoply.data.features import StoredFeatures
-from panoply.files import write_json
+from panoply.files import reading, whole_file, write_json
 from panoply.hub.artefact.model_card import write_card
 from panoply.hub.backbone.pretrained import load_renderer, resolve
 from panoply.measure.calibration import reliability
@@ -87,9 +87,11 @@ from workflows.cluster.ray_cluster import (
     run_train,
     store_root,
 )
+from workflows.cluster.run_lease import one_writer
 from workflows.cluster.tracking import git_commit, open_tracker
 
 
+@one_writer
 def run_armorm(config: ArmoRMConfig, logger: RunLogger) -> dict[str, Any]:
     """Runs the recipe; returns the metrics that it leaves in `OUT/metrics.json`.
 
@@ -289,8 +291,10 @@ def train_heads(
 ) -> TrainedHeads:
     """Trains all heads on Ray Train, data-parallel; what is already saved is kept."""
     folder = out / "pairs"
-    np.save(folder / "difference.npy", inputs.difference_PO.astype(np.float32))
-    np.save(folder / "biased.npy", values.difference().astype(np.float32))
+    arrays = {"difference": inputs.difference_PO, "biased": values.difference()}
+    for name, array in arrays.items():
+        with whole_file(folder / f"{name}.npy") as partial:
+            np.save(partial, array.astype(np.float32))
     tasks = head_tasks(data.pairs, config.gate, config.seed)
     left_out: dict[str, HeadTask] = {}
     if config.leave_one_out:
@@ -302,11 +306,13 @@ def train_heads(
 
     def load_gate(task: HeadTask) -> Gate:
         gate = make_gate(inputs.features.gate_PD.shape[1], len(values.names), config.gate)
-        gate.load_state_dict(load_file(folder / f"{task.name}.safetensors"))
+        with reading(folder / f"{task.name}.safetensors"):
+            gate.load_state_dict(load_file(folder / f"{task.name}.safetensors"))
         return gate.eval().requires_grad_(False)
 
     mlp = make_mlp(inputs.features.chosen_PF.shape[1])
-    mlp.load_state_dict(load_file(folder / "mlp.safetensors"))
+    with reading(folder / "mlp.safetensors"):
+        mlp.load_state_dict(load_file(folder / "mlp.safetensors"))
     return TrainedHeads(
         gate=load_gate(tasks["gate"]),
         gate_biased=load_gate(tasks["gate-biased"]),

@@ -24,7 +24,7 @@ from panoply.config import as_dict
 from panoply.config.laser import ENSEMBLES, LASER, BestOfNConfig
 from panoply.data.schema import digest
 from panoply.data.tasks import Task
-from panoply.files import write_json
+from panoply.files import whole_file, write_json
 from panoply.hub.backbone.pretrained import resolve
 from panoply.laser.ensembles import best_of, chosen_scores
 from panoply.laser.rollout import Rollout
@@ -46,6 +46,7 @@ from workflows.cluster.rollouts import (
     read_prompts,
     resolved_scorers,
 )
+from workflows.cluster.run_lease import one_writer
 from workflows.cluster.tracking import git_commit, open_tracker
 
 ANY_RIGHT = "any right"
@@ -56,6 +57,7 @@ Choices: TypeAlias = Mapping[str, Mapping[int, list[int]]]
 """By strategy and n, the number of the chosen response of each prompt."""
 
 
+@one_writer
 def run_best_of_n(config: BestOfNConfig, logger: RunLogger) -> dict[str, Any]:
     """Runs the recipe; returns the metrics that it leaves in `OUT/metrics.json`.
 
@@ -90,7 +92,8 @@ def run_best_of_n(config: BestOfNConfig, logger: RunLogger) -> dict[str, Any]:
                     config.backbone.adapter,
                 )
         choices = choose_responses(rollouts, names, config.num_samples, routes)
-        pq.write_table(choice_table(choices, rollouts), out / "choices.parquet")
+        with whole_file(out / "choices.parquet") as partial:
+            pq.write_table(choice_table(choices, rollouts), partial)
         routed = list(routes.values())
         metrics: dict[str, Any] = {
             "best_of_n": right_shares(choices, rollouts, config.num_samples),

@@ -37,6 +37,7 @@ from panoply.report.results.pairs import lead
 from panoply.types import Array, Bools, Ints
 from workflows.cluster.embed import TextFiles
 from workflows.cluster.ray_cluster import check_or_write_config, connect, run_folder
+from workflows.cluster.run_lease import one_writer
 from workflows.cluster.score import Shards, is_seen, score_texts
 from workflows.cluster.tracking import git_commit
 
@@ -54,6 +55,7 @@ class ScoredRow:
     margin_P: Array
 
 
+@one_writer
 def run_cross_eval(config: CrossEvalConfig, logger: RunLogger) -> dict[str, Any]:
     """Scores pairs with all models and returns what it leaves in `OUT/matrix.json`.
 

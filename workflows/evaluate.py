@@ -28,6 +28,7 @@ from panoply.report.report import write_report
 from panoply.types import Array
 from workflows.cluster.embed import TextFiles
 from workflows.cluster.ray_cluster import check_or_write_config, connect, run_folder
+from workflows.cluster.run_lease import one_writer
 from workflows.cluster.score import Shards, TextScores, is_seen, score_texts
 from workflows.cluster.tracking import git_commit
 
@@ -37,6 +38,7 @@ CURVES = ("gate", *RIVALS, "score", "lower_bound")
 """Scorers whose reliability is reported, of those that a model has."""
 
 
+@one_writer
 def run_evaluate(config: EvaluateConfig, logger: RunLogger) -> dict[str, Any]:
     """Scores pairs and returns the metrics that it leaves in `OUT/metrics.json`.
 

@@ -49,7 +49,7 @@ from workflows.cluster.calibration import Calibration, calibrate
 from workflows.cluster.gold_pairs import judged_gold_pairs, read_gold_pairs
 from workflows.cluster.keys import endpoint_variables
 from workflows.cluster.laser_results import StrategyRun, finish
-from workflows.cluster.policy import train_round
+from workflows.cluster.policy import ROUND_FILE, train_round
 from workflows.cluster.prompt_contexts import prompt_contexts
 from workflows.cluster.ray_cluster import (
     aborts_when_stopped,
@@ -65,6 +65,7 @@ from workflows.cluster.rollouts import (
     read_prompts,
     resolved_scorers,
 )
+from workflows.cluster.run_lease import one_writer
 from workflows.cluster.tracking import open_tracker
 
 MUTABLE_ON_RESUME = (
@@ -106,6 +107,7 @@ class RunContext:
         return list(rounds_of(self.train, c.prompts_per_round, c.num_rounds, c.seed))
 
 
+@one_writer
 def run_laser(config: LaserConfig, logger: RunLogger) -> dict[str, Any]:
     """Runs the recipe; returns the metrics that it leaves in `OUT/metrics.json`.
 
@@ -179,7 +181,12 @@ def run_strategy(strategy: str, context: RunContext) -> StrategyRun:
             selected = select(strategy, context, bandit, round, tasks)
             samples = round_folder / "samples.parquet"
             sampled = context.collector.collect(
-                samples, selected, config.num_samples, round, adapter
+                samples,
+                selected,
+                config.num_samples,
+                round,
+                adapter,
+                used=(round_folder / ROUND_FILE).exists(),
             )
 
             # Pair, and train on the pairs. A round of ties leaves the policy as it is.
@@ -234,6 +241,7 @@ def evaluate(
         config.num_samples,
         config.num_rounds + 1,  # the same random numbers at every evaluation
         adapter,
+        used=any(context.out.glob("*/log/rewards-*")),
     )
 
 

@@ -34,7 +34,7 @@ from actors.reward_trainer import PairRows, TrainTask, train_reward_models
 from actors.training_loop import DONE, PROGRESS, STOPPED
 from panoply.config import as_dict
 from panoply.config.preference import Mixed, More, PreferenceConfig
-from panoply.files import write_json
+from panoply.files import read_json, reading, write_json
 from panoply.hub.artefact.manifest import ScalarManifest
 from panoply.hub.artefact.model_card import write_card
 from panoply.hub.artefact.round_trip import check_round_trip
@@ -43,6 +43,7 @@ from panoply.hub.backbone.pretrained import resolve
 from panoply.hub.policy.trainable import load_trainable
 from panoply.measure.calibration import fit_scale, reliability
 from panoply.measure.pair_report import report_pairs
+from panoply.preference.checkpoint import load_tensors
 from panoply.report.progress import RunLogger
 from panoply.report.report import write_report
 from panoply.report.results.pairs import RAW
@@ -58,10 +59,12 @@ from workflows.cluster.ray_cluster import (
     run_train,
     store_root,
 )
+from workflows.cluster.run_lease import one_writer
 from workflows.cluster.tracking import git_commit, open_tracker
 
 MAIN, PLAIN = "score", "mixed"
 """Names of the model of the configuration, and of plain mixing beside MORE."""
+TRAIN_AGAIN = f"delete the {DONE} beside it and run the same command again, which trains again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +83,9 @@ class TrainedRun:
     @classmethod
     def read(cls, folder: Path) -> TrainedRun:
         """Reads the results of a finished task."""
-        done = json.loads((folder / DONE).read_text())
-        margin_PK = np.load(folder / "margins.npy", allow_pickle=False)
+        done = read_json(folder / DONE)
+        with reading(folder / "margins.npy", TRAIN_AGAIN):
+            margin_PK = np.load(folder / "margins.npy", allow_pickle=False)
         moments = tuple(done["centers"]), tuple(done["scales"])
         return cls(folder, margin_PK, done["history"], done["delayed"], *moments)
 
@@ -91,6 +95,7 @@ class TrainedRun:
         return (self.margin_PK / np.array(self.scales)).mean(1)
 
 
+@one_writer
 def run_preference(config: PreferenceConfig, logger: RunLogger) -> dict[str, Any]:
     """Runs the recipe; returns the metrics that it leaves in `OUT/metrics.json`.
 
@@ -197,7 +202,7 @@ def train(
         run_train(train_reward_models, loop, config.num_workers, run, "preference", gpus=gpus)
     for folder in folders:
         if (folder / STOPPED).exists():
-            reason = json.loads((folder / STOPPED).read_text())["reason"]
+            reason = read_json(folder / STOPPED)["reason"]
             raise RuntimeError(
                 f"{reason}: training stopped before it changed a parameter. The batch is in "
                 f"{folder}/nonfinite-*.json; lower `schedule.lr`, or look at those pairs"
@@ -276,7 +281,7 @@ def save_artefact(
     config, split = task.config, preferences.table.split
     trainable = load_trainable(config.backbone, num_heads=config.num_heads, seed=config.seed)
     # A frozen language-model head, which a policy loss had beside it, is no part of the model.
-    params = torch.load(model.folder / "trained.pt", weights_only=True)
+    params = load_tensors(model.folder / "trained.pt", TRAIN_AGAIN)
     names = {name for name, _ in trainable.net.named_parameters()}
     params = {name: value for name, value in params.items() if name in names}
     trainable.net.load_state_dict(params, strict=False)

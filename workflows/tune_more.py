@@ -59,6 +59,7 @@ from workflows.cluster.ray_cluster import (
     run_folder,
     store_root,
 )
+from workflows.cluster.run_lease import one_writer
 from workflows.cluster.tracking import git_commit, open_tracker
 from workflows.preference import TrainedRun, calibrate, measure
 
@@ -88,6 +89,7 @@ class SearchResult:
     """Words behind the recipe in the command of the run to take next."""
 
 
+@one_writer
 def run_tune_more(config: TuneConfig, recipe: PreferenceConfig, logger: RunLogger) -> SearchResult:
     """Runs the search; its results stand in OUT too.
 

@@ -19,7 +19,7 @@ from panoply.armorm.ridge import Moments, Pattern, Ridge, load, merge, moments, 
 from panoply.config.armorm import ObjectivesConfig
 from panoply.data.features import StoredFeatures
 from panoply.data.schema import digest
-from panoply.files import whole_file
+from panoply.files import reading, whole_file
 from panoply.types import Array, Ints
 
 
@@ -61,11 +61,13 @@ class BlockSums:
 
     def read(self, fold: int, patterns: frozenset[Pattern]) -> dict[Pattern, Moments]:
         """Adds the sums of one fold's blocks, in the order of the plan."""
-        return merge(
-            load(Path(self.folder) / f"{block.name}.npz")
-            for block in self.blocks
-            if block.fold == fold and block.pattern in patterns
-        )
+        sums: list[dict[Pattern, Moments]] = []
+        for block in self.blocks:
+            if block.fold == fold and block.pattern in patterns:
+                file = Path(self.folder) / f"{block.name}.npz"
+                with reading(file):
+                    sums.append(load(file))
+        return merge(sums)
 
 
 def plan_blocks(

@@ -23,6 +23,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from panoply.data.schema import digest
+from panoply.files import reading, whole_file
 from panoply.types import Bools, Floats, Ints
 
 Kind: TypeAlias = Literal["texts", "prompts"]
@@ -71,6 +72,10 @@ class FeatureStore:
 
     def _write(self, path: str, content: bytes) -> None:
         """Writes a file whole or not at all."""
+        if isinstance(self.fs, pafs.LocalFileSystem):
+            with whole_file(Path(path)) as written:
+                written.write_bytes(content)
+            return
         partial = f"{path}.{secrets.token_hex(8)}.part"
         with self.fs.open_output_stream(partial) as out:
             out.write(content)
@@ -85,7 +90,9 @@ class FeatureStore:
         table = pa.Table.from_arrays(arrays, names=["id", *columns])
         buffer = io.BytesIO()
         # Hidden states do not compress; plain pages read fastest.
-        pq.write_table(table, buffer, compression="none", use_dictionary=False)
+        pq.write_table(
+            table, buffer, compression="none", use_dictionary=False, write_page_checksum=True
+        )
         name = f"{kind}-{digest(*ids)}.parquet"
         self._write(f"{self.path}/{name}", buffer.getvalue())
         return name
@@ -97,9 +104,14 @@ class FeatureStore:
         return sorted(n for n in names if n.startswith(f"{kind}-") and n.endswith(".parquet"))
 
     def read(self, shard: str, columns: Sequence[str]) -> pa.Table:
-        """Reads columns of one shard."""
-        with self.fs.open_input_file(f"{self.path}/{shard}") as file:
-            return pq.read_table(file, columns=list(columns))
+        """Reads columns of one shard.
+
+        Raises:
+            ValueError: the shard is damaged.
+        """
+        path = f"{self.path}/{shard}"
+        with reading(Path(path)), self.fs.open_input_file(path) as file:
+            return pq.read_table(file, columns=list(columns), page_checksum_verification=True)
 
     def find(self, kind: Kind, ids: Sequence[str]) -> Places:
         """Finds ids among the shards; an id that several shards hold is taken from the first."""

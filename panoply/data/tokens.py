@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from panoply.files import whole_file
+from panoply.files import reading, whole_file
 from panoply.model.tree import Branch, TokenTree
 from panoply.types import Bools, Ints
 
@@ -46,10 +46,16 @@ class TokenPairs:
 
     @classmethod
     def open(cls, path: Path) -> TokenPairs:
-        """Opens a file; what is not read stays on disk."""
-        stored = pq.read_metadata(path).metadata or {}
+        """Opens a file; what is not read stays on disk.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        with reading(path):
+            stored = pq.read_metadata(path).metadata or {}
+            table = pq.read_table(path, memory_map=True)
         notes = {name.decode(): int(count) for name, count in stored.items() if count.isdigit()}
-        return cls(pq.read_table(path, memory_map=True), notes)
+        return cls(table, notes)
 
     def tree(self, row: int) -> TokenTree:
         """Returns the tree of a pair."""

@@ -1,9 +1,10 @@
 """Log of a selector: each decision and each reward once, in immutable Parquet segments.
 
 A round has two segments, `decisions-00000012.parquet` when it begins and `rewards-00000012.parquet`
-when it ends. Each is written whole under a temporary name, synced and moved. Writing a segment
-again does nothing if the content is the same, and is an error if it is not. Reading is
-concatenation. Numbers that are not finite are null.
+when it ends. Each is created once, whole and synced: of two writers, on a disk or in a bucket, one
+succeeds. Writing a segment again does nothing if the content is the same, and is an error if it is
+not. A writer takes the log over from the one before, which is refused from then on. Reading is
+concatenation; pages carry checksums. Numbers that are not finite are null.
 
 Shapes: B decisions of a round, N decisions, K arms, D size of a context inside the bandit.
 """
@@ -13,16 +14,14 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
-import secrets
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from panoply.bandit.bandits import recorded_bandit
@@ -30,8 +29,10 @@ from panoply.bandit.state import State
 from panoply.bandit.update import Choice, update
 from panoply.config import as_dict
 from panoply.config.bandit import SIGNALS, SelectorConfig, SignalConfig
-from panoply.data.features import open_store
+from panoply.files import reading
 from panoply.laser.signals import MEASURES
+from panoply.lease import Lease, take_over
+from panoply.records import Records, open_records
 from panoply.types import Array
 
 Kind: TypeAlias = Literal["decisions", "rewards"]
@@ -97,6 +98,8 @@ BANDIT_SETTINGS_V1 = {
 """Words of version 1 of `selector.json`, which has a `policy` where later ones have a `bandit`."""
 READERS = 16
 """Segments that are read at once."""
+DAMAGED = "delete it if it is the last of its kind and run the same command again, else start anew"
+"""Advice for a damaged segment: the last is made again from the files of its round."""
 
 
 class LogDiffers(ValueError):
@@ -135,12 +138,17 @@ class Record:
 
 
 class Log:
-    """A log in one folder, which one selector writes."""
+    """A log in one folder, on a disk or in a bucket, which one selector writes and any may read."""
 
     def __init__(self, uri: str, arms: tuple[str, ...]) -> None:
-        self.arms = arms
-        self.fs, self.path = open_store(uri)
-        self.fs.create_dir(self.path, recursive=True)
+        self.uri, self.arms = uri, arms
+        self.records = open_records(uri)
+        self.path = self.records.where
+        self.lease: Lease | None = None
+
+    def take_over(self) -> None:
+        """Makes this the one writer: one that wrote before is refused on its next write."""
+        self.lease = take_over(self.uri)
 
     def check_or_write_config(
         self, config: SelectorConfig, num_features: int, prior_hash: str
@@ -149,15 +157,13 @@ class Log:
 
         Raises:
             LogDiffers: the folder holds the log of another selector.
+            ValueError: the file is damaged.
         """
-        path = f"{self.path}/{SELECTOR_FILE}"
         settings = {"arms": self.arms, "num_features": num_features, "prior": prior_hash}
         record = json.loads(json.dumps(as_dict(config) | settings))
-        if self.fs.get_file_info(path).type != pafs.FileType.File:
-            self._write_whole(path, json.dumps(record, indent=1).encode())
+        if self.records.create(SELECTOR_FILE, json.dumps(record, indent=1).encode()):
             return
-        with self.fs.open_input_file(path) as file:
-            old = _in_todays_words(json.loads(file.read()))
+        old = _read_settings(self.records)
         changed = sorted(k for k in {*record, *old} if record.get(k) != old.get(k))
         if changed:
             raise LogDiffers(
@@ -166,28 +172,38 @@ class Log:
             )
 
     def write(self, kind: Kind, round: int, table: pa.Table) -> None:
-        """Writes a segment, unless it is there already.
+        """Creates a segment, or finds it there with the same content.
 
         Raises:
             LogDiffers: the segment is there with other content.
+            LeaseLost: another writer has taken over.
         """
         table = table.cast(SCHEMAS[kind])
-        old = self.read_segment(kind, round)
-        if old is not None:
-            if not old.equals(table):
-                raise LogDiffers(f"the {kind} of round {round} are in the log, and differ")
-            return
+        if self.lease is not None:
+            self.lease.check()
         buffer = io.BytesIO()
-        pq.write_table(table.rename_columns(_stored_schema(kind).names), buffer)
-        self._write_whole(self._segment(kind, round), buffer.getvalue())
+        stored = table.rename_columns(_stored_schema(kind).names)
+        pq.write_table(stored, buffer, write_page_checksum=True)
+        if self.records.create(_segment(kind, round), buffer.getvalue()):
+            return
+        old = self.read_segment(kind, round)
+        if old is None or not old.equals(table):
+            raise LogDiffers(f"the {kind} of round {round} are in the log, and differ")
 
     def read_segment(self, kind: Kind, round: int) -> pa.Table | None:
-        """Returns a segment, or None where there is none."""
-        path = self._segment(kind, round)
-        if self.fs.get_file_info(path).type != pafs.FileType.File:
+        """Returns a segment, or None where there is none.
+
+        Raises:
+            ValueError: it is damaged.
+        """
+        name = _segment(kind, round)
+        content = self.records.read(name)
+        if content is None:
             return None
-        with self.fs.open_input_file(path) as file:
-            stored = pq.read_table(file, schema=_stored_schema(kind))
+        with reading(Path(self.path) / name, DAMAGED):
+            stored = pq.read_table(
+                io.BytesIO(content), schema=_stored_schema(kind), page_checksum_verification=True
+            )
         return stored.rename_columns(SCHEMAS[kind].names)
 
     def read(self, before: Record | None = None) -> Record:
@@ -225,29 +241,27 @@ class Log:
 
     def _num_rounds(self, kind: Kind) -> int:
         """Returns the number of segments, which are 0, 1 and so on."""
-        listed = self.fs.get_file_info(pafs.FileSelector(self.path))
-        names = {info.base_name for info in listed}
-        names = {n for n in names if n.startswith(f"{kind}-") and n.endswith(".parquet")}
+        names = {n for n in self.records.names() if n.startswith(f"{kind}-")}
+        names = {n for n in names if n.endswith(".parquet")}
         for i in range(len(names)):
-            name = self._segment(kind, i).rpartition("/")[2]
-            if name not in names:
-                raise ValueError(f"{self.path!r} lacks {name}, but holds later segments")
+            if _segment(kind, i) not in names:
+                raise ValueError(
+                    f"{self.path!r} lacks {_segment(kind, i)}, but holds later segments"
+                )
         return len(names)
 
-    def _segment(self, kind: Kind, round: int) -> str:
-        return f"{self.path}/{kind}-{round:08d}.parquet"
 
-    def _write_whole(self, path: str, content: bytes) -> None:
-        """Writes a file whole or not at all, and so that it outlives the machine."""
-        partial = f"{path}.{secrets.token_hex(8)}.part"
-        with self.fs.open_output_stream(partial) as out:
-            out.write(content)
-        local = isinstance(self.fs, pafs.LocalFileSystem)  # object stores keep what they took
-        if local:
-            _sync(partial)
-        self.fs.move(partial, path)
-        if local:
-            _sync(self.path)
+def _segment(kind: Kind, round: int) -> str:
+    return f"{kind}-{round:08d}.parquet"
+
+
+def _read_settings(records: Records) -> dict[str, Any]:
+    """Returns the content of a log's `selector.json` in today's words."""
+    content = records.read(SELECTOR_FILE)
+    if content is None:
+        raise FileNotFoundError(f"{records.where!r} is no log of a selector: no {SELECTOR_FILE}")
+    with reading(Path(records.where) / SELECTOR_FILE, "start anew in another folder"):
+        return _in_todays_words(json.loads(content))
 
 
 def recorded_selector(uri: str) -> tuple[SelectorConfig, tuple[str, ...], int]:
@@ -257,9 +271,7 @@ def recorded_selector(uri: str) -> tuple[SelectorConfig, tuple[str, ...], int]:
         OSError: there is no log.
         ValueError: its bandit is none of today's.
     """
-    fs, path = open_store(uri)
-    with fs.open_input_file(f"{path}/{SELECTOR_FILE}") as file:
-        record = _in_todays_words(json.loads(file.read()))
+    record = _read_settings(open_records(uri))
     arms, num_features = tuple(record.pop("arms")), record.pop("num_features")
     del record["prior"]
     record["bandit"] = recorded_bandit(record["bandit"])
@@ -350,11 +362,3 @@ def column(table: pa.Table, name: str) -> Array:
 def nullable(values: Array) -> pa.Array:
     """Returns numbers as the log has them: null where they are not finite."""
     return pa.array(values, pa.float64(), mask=~np.isfinite(values))
-
-
-def _sync(path: str) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -17,12 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from panoply.data.tasks import Task
-from panoply.files import whole_file
+from panoply.files import reading, whole_file
 from panoply.laser.rewards import arm_agreement, arm_disagreement, verifier_auc
 from panoply.laser.signals import PromptOutcome
 from panoply.types import Array
 
 FLOATS = pa.list_(pa.float64())
+NAMES = pa.list_(pa.string())
 
 
 def _empty() -> Array:
@@ -48,6 +49,8 @@ class Rollout:
     """NaN where an arm failed or was not asked."""
     failures: Mapping[str, str] = field(default_factory=dict[str, str])
     """Reasons why scores are missing, by arm."""
+    transient: frozenset[str] = frozenset()
+    """Arms, and the verifier, whose missing scores may be there when they are asked again."""
     ranking_n: Array = field(default_factory=_empty)
     """Scores that the responses are ranked by."""
     pairs: tuple[tuple[int, int], ...] = ()
@@ -121,15 +124,22 @@ def write_rollouts(file: Path, rollouts: Sequence[Rollout], arms: Sequence[str])
         failures = [rollout.failures.get(arm) for rollout in ordered]
         columns[f"score:{arm}"] = pa.array(scores, FLOATS)
         columns[f"failure:{arm}"] = pa.array(failures, pa.string())
+    columns["transient"] = pa.array([sorted(rollout.transient) for rollout in ordered], NAMES)
     file.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(file) as partial:
-        pq.write_table(pa.table(columns), partial)
+        pq.write_table(pa.table(columns), partial, write_page_checksum=True)
 
 
 def read_rollouts(file: Path, arms: Sequence[str]) -> list[Rollout]:
-    """Returns the samples and scores of a file; prompts have their id and source only."""
+    """Returns the samples and scores of a file; prompts have their id and source only.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    with reading(file):
+        rows = pq.read_table(file, page_checksum_verification=True).to_pylist()
     rollouts: list[Rollout] = []
-    for row in pq.read_table(file).to_pylist():
+    for row in rows:
         failures = {arm: row[f"failure:{arm}"] for arm in arms if row[f"failure:{arm}"]}
         rollouts.append(
             Rollout(
@@ -139,6 +149,7 @@ def read_rollouts(file: Path, arms: Sequence[str]) -> list[Rollout]:
                 verdict_n=np.array(row["verdicts"], np.float64),
                 score_Kn=np.array([row[f"score:{arm}"] for arm in arms], np.float64),
                 failures=failures,
+                transient=frozenset(row.get("transient") or ()),  # older files have none
             )
         )
     return rollouts

@@ -45,6 +45,8 @@ class ArmScores:
     """NaN where a score is missing."""
     failure: str
     """The first reason why a score is missing; empty where none is."""
+    transient: bool = False
+    """Whether asking again later may give a score that is missing."""
 
 
 class Arms:
@@ -98,13 +100,14 @@ def _retry_delay(answer: ModelAnswer | RequestError) -> float | None:
 
 def _arm_scores(answer: ModelAnswer | RequestError, num: int) -> ArmScores:
     if isinstance(answer, RequestError):
-        return ArmScores((float("nan"),) * num, str(answer))
+        transient = _retry_delay(answer) is not None
+        return ArmScores((float("nan"),) * num, str(answer), transient)
     values: list[float] = []
     failure = ""
     for score in answer.items[0]:
         values.append(float("nan") if score.score is None else float(score.score))
         failure = failure or score.error
-    return ArmScores(tuple(values), failure)
+    return ArmScores(tuple(values), failure, any(score.transient for score in answer.items[0]))
 
 
 @contextmanager

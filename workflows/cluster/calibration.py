@@ -22,11 +22,14 @@ from panoply.bandit.router import fit_router
 from panoply.bandit.update import project
 from panoply.config.laser import CLASSIFIER, ROUTER, LaserConfig
 from panoply.data.tasks import Task
-from panoply.files import write_whole
+from panoply.files import reading, write_whole
 from panoply.laser.rollout import Rollout
 from panoply.laser.rounds import initial_state
 from panoply.types import Array
 from workflows.cluster.rollouts import RolloutCollector
+
+FITS = PRIOR, ROUTES = "prior.json", "routes.json"
+"""Files of the fits on the calibration prompts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,7 @@ def calibrate(
         [Rollout(task=task, scorers=arms) for task in tasks],
         config.num_samples,
         round,
+        used=any((out / name).exists() for name in FITS) or any(out.glob("*/*/round.json")),
     )
     auc_NK = np.array([rollout.arm_aucs() for rollout in rollouts], np.float64)
     contexts_NH = np.stack([contexts[rollout.prompt_id] for rollout in rollouts])
@@ -94,9 +98,9 @@ def calibrate(
 
     prior_KD, routes = None, {}
     if ROUTER in config.strategies:
-        prior_KD = np.array(_fit_once(out / "prior.json", fit_prior))
+        prior_KD = np.array(_fit_once(out / PRIOR, fit_prior))
     if CLASSIFIER in config.strategies:
-        routes = _fit_once(out / "routes.json", fit_routes)
+        routes = _fit_once(out / ROUTES, fit_routes)
     return Calibration(rollouts, prior_KD, routes)
 
 
@@ -104,4 +108,5 @@ def _fit_once(file: Path, fit: Callable[[], Any]) -> Any:
     """Returns the fit that the file holds; fits and writes it where there is none."""
     if not file.exists():
         write_whole(file, json.dumps(fit()))
-    return json.loads(file.read_text())
+    with reading(file):
+        return json.loads(file.read_bytes())

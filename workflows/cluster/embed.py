@@ -35,7 +35,7 @@ from actors.embedder import DRIFT_PROMPTS, BackboneProfile, Embedder, profile_ba
 from panoply.config import BackboneConfig
 from panoply.data.features import FeatureStore
 from panoply.data.tables import TextFiles
-from panoply.files import whole_file
+from panoply.files import reading, whole_file
 from panoply.report.progress import RunLogger
 from workflows.cluster.ray_cluster import MAX_FAILURES
 
@@ -235,7 +235,8 @@ def plan_shards(texts: pa.Table, store: FeatureStore, file: Path, token_budget: 
     first, planned, earlier = 0, list[str](), list[pa.Table]()
     if file.exists():
         # A run that goes on computes side by side what its first attempt would have.
-        plan = pq.read_table(file)
+        with reading(file):
+            plan = pq.read_table(file)
         earlier, planned = [plan], plan["text_id"].to_pylist()
         first = int(plan["shard"].to_numpy().max()) + 1
         token_budget = int(plan.schema.metadata[BUDGET])

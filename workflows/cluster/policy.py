@@ -11,7 +11,11 @@ from actors.dpo_trainer import PolicyRound, PolicyTask, RankedPrompt, train_poli
 from actors.training_loop import STOPPED
 from panoply.config import as_dict
 from panoply.data.schema import digest
+from panoply.files import read_json
 from workflows.cluster.ray_cluster import check_or_write_config, run_train
+
+ROUND_FILE = "round.json"
+"""File of a round that says what is trained on; once it is there, its scores are in use."""
 
 
 def train_round(task: PolicyTask, num_workers: int, gpus: float = 0.0) -> PolicyRound:
@@ -35,11 +39,11 @@ def train_round(task: PolicyTask, num_workers: int, gpus: float = 0.0) -> Policy
         "seed": task.seed,
         "round": task.round,
     }
-    check_or_write_config(folder, "round.json", config)
+    check_or_write_config(folder, ROUND_FILE, config)
     (folder / STOPPED).unlink(missing_ok=True)
     run_train(train_policy, {"task": task}, num_workers, folder, "train", gpus=gpus)
     if (folder / STOPPED).exists():
-        reason = json.loads((folder / STOPPED).read_text())["reason"]
+        reason = read_json(folder / STOPPED)["reason"]
         raise RuntimeError(
             f"round {task.round}, {reason}: training stopped before it changed a weight. The "
             f"prompts are in {str(folder)!r}, nonfinite-*.json; lower `lr`, or look at those"

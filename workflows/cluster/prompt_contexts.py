@@ -15,7 +15,7 @@ from panoply.bandit.update import select_arms, uniforms
 from panoply.config import DType, Rendering
 from panoply.config.laser import LASER, BestOfNConfig, LaserConfig
 from panoply.data.tasks import Task
-from panoply.files import whole_file
+from panoply.files import reading, whole_file
 from panoply.laser.log import Log, recorded_selector, replay
 from panoply.laser.rounds import initial_state
 from panoply.types import Array
@@ -40,7 +40,8 @@ def prompt_contexts(config: LaserConfig, tasks: Sequence[Task], out: Path) -> di
         center_D = states_ND.mean(0)
         with whole_file(file) as partial:
             np.savez(partial, contexts=unit_contexts(states_ND, center_D), center=center_D)
-    contexts_NH = np.load(file, allow_pickle=False)["contexts"]
+    with reading(file):
+        contexts_NH = np.load(file, allow_pickle=False)["contexts"]
     return {task.prompt_id: row for task, row in zip(tasks, contexts_NH, strict=True)}
 
 

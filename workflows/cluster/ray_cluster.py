@@ -22,9 +22,10 @@ from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from panoply.files import write_whole
+from panoply.files import read_json, write_whole
 from panoply.hub.backbone.pretrained import silence_libraries
 from panoply.hub.backbone.smollm2 import cache_root
+from panoply.lease import guarded, lease_above
 from panoply.report.progress import RunLogger
 from workflows import LOOPBACK_ONLY, starts_cluster
 from workflows.cluster.keys import withheld
@@ -123,7 +124,7 @@ def check_or_write_config(out: Path, name: str, config: Mapping[str, Any]) -> No
     file = out / name
     new = json.loads(json.dumps(config))
     if file.exists():
-        old = json.loads(file.read_text())
+        old = read_json(file, "take another `--out`, or remove that folder")
         changed = sorted(key for key in new if new[key] != old.get(key))
         if changed:
             raise ValueError(
@@ -207,8 +208,15 @@ def run_train(
         name: name of this step in the folder.
         gpus: GPUs of each worker.
     """
+    lease = lease_above(run.absolute())
+
+    def guarded_loop(config: Any) -> None:
+        """Runs the loop with its writes refused once another run has taken the folder over."""
+        with guarded(lease):
+            loop(config)
+
     trainer = TorchTrainer(
-        loop,
+        guarded_loop,
         train_loop_config=dict(config),
         torch_config=FileTorchConfig() if is_on_loopback() else TorchConfig(),
         scaling_config=ScalingConfig(

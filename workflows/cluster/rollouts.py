@@ -64,8 +64,13 @@ class RolloutCollector:
         num_samples: int,
         round: int,
         adapter: str = "",
+        *,
+        used: bool = False,
     ) -> list[Rollout]:
         """Returns the rollouts with scored samples, in the order of the prompts' ids.
+
+        Scores that a file lacks for a reason that may have passed are asked for again, unless
+        later steps have used the others.
 
         Args:
             file: file of the samples: read where it is there, else written.
@@ -73,6 +78,7 @@ class RolloutCollector:
             num_samples: samples of each prompt.
             round: round of the run; another one draws other samples.
             adapter: folder of the policy's adapters; empty: the model as it is.
+            used: whether later steps have used the scores, which then stay as they are.
         """
         by_id = {rollout.prompt_id: rollout for rollout in rollouts}
         if not file.exists():
@@ -88,6 +94,8 @@ class RolloutCollector:
                 for samples, futures in pending
             ]
             write_rollouts(file, scored, self.names)
+        elif not used:
+            self._ask_again(file, by_id)
         # From the file in any case, so that a resumed run has the same numbers.
         collected: list[Rollout] = []
         for saved in read_rollouts(file, self.names):
@@ -96,6 +104,30 @@ class RolloutCollector:
                 replace(saved, task=rollout.task, arm=rollout.arm, scorers=rollout.scorers)
             )
         return collected
+
+    def _ask_again(self, file: Path, by_id: Mapping[str, Rollout]) -> None:
+        """Asks again for what is missing in a file for a reason that may have passed."""
+        saved = read_rollouts(file, self.names)
+        pending: dict[str, dict[str, Future[ArmScores]]] = {}
+        for rollout in saved:
+            chat = Chat(
+                tuple(by_id[rollout.prompt_id].task.prompt),
+                rollout.responses,
+                by_id[rollout.prompt_id].task.label,
+            )
+            if rollout.transient:
+                pending[rollout.prompt_id] = {
+                    name: self.arms.ask(name, chat) for name in sorted(rollout.transient)
+                }
+        if not pending:
+            return
+        answered: list[Rollout] = []
+        for rollout in saved:
+            answers = {
+                name: future.result() for name, future in pending.get(rollout.prompt_id, {}).items()
+            }
+            answered.append(self._with_scores(rollout, answers))
+        write_rollouts(file, answered, self.names)
 
     def _ask(self, rollout: Rollout, samples: Samples) -> dict[str, Future[ArmScores]]:
         """Asks the rollout's arms, and the verifier, for scores of its samples."""
@@ -108,21 +140,36 @@ class RolloutCollector:
         self, rollout: Rollout, samples: Samples, futures: Mapping[str, Future[ArmScores]]
     ) -> Rollout:
         """Returns a rollout with its samples and their scores, once these are there."""
-        answers = {name: future.result() for name, future in futures.items()}
-        missing = ArmScores((float("nan"),) * len(samples.responses), "")
-        scores = [answers.get(name, missing) for name in self.names]
-        failures = {
-            name: arm_scores.failure
-            for name, arm_scores in zip(self.names, scores, strict=True)
-            if arm_scores.failure
-        }
-        return replace(
+        num = len(samples.responses)
+        unscored = replace(
             rollout,
             responses=tuple(response.text for response in samples.responses),
             ended=tuple(response.ended for response in samples.responses),
-            verdict_n=np.array(answers.get(VERIFIER, missing).score_n, np.float64),
-            score_Kn=np.array([arm_scores.score_n for arm_scores in scores], np.float64),
+            verdict_n=np.full(num, np.nan),
+            score_Kn=np.full((len(self.names), num), np.nan),
+        )
+        return self._with_scores(unscored, {name: f.result() for name, f in futures.items()})
+
+    def _with_scores(self, rollout: Rollout, answers: Mapping[str, ArmScores]) -> Rollout:
+        """Returns a rollout with the scores of some arms in the place of what it had of them."""
+        score_Kn, verdict_n = rollout.score_Kn.copy(), rollout.verdict_n
+        failures = {name: why for name, why in rollout.failures.items() if name not in answers}
+        transient = set(rollout.transient - answers.keys())
+        for name, answer in answers.items():
+            if answer.transient:
+                transient.add(name)
+            if name == VERIFIER:
+                verdict_n = np.array(answer.score_n, np.float64)
+                continue
+            score_Kn[self.names.index(name)] = answer.score_n
+            if answer.failure:
+                failures[name] = answer.failure
+        return replace(
+            rollout,
+            verdict_n=verdict_n,
+            score_Kn=score_Kn,
             failures=failures,
+            transient=frozenset(transient),
         )
 
 

@@ -16,7 +16,9 @@ import ray.data
 from numpy.typing import NDArray
 
 from actors.scorer import ScoringActor
+from panoply.files import reading
 from panoply.report.progress import RunLogger
+from panoply.seal import COPY_AGAIN
 from panoply.types import Array, Ints, Strings
 from workflows.cluster.embed import ActorPoolSpec, TextFiles, into_shards, shard_rows, wanted_texts
 
@@ -92,5 +94,6 @@ def as_array(column: pa.ChunkedArray) -> Array:
 
 def is_seen(keys: Strings, folder: Path) -> NDArray[np.bool_]:
     """Returns which split keys a model was trained or chosen on."""
-    seen = np.load(folder / "seen.npy", allow_pickle=False)
+    with reading(folder / "seen.npy", COPY_AGAIN):
+        seen = np.load(folder / "seen.npy", allow_pickle=False)
     return np.isin(np.array([int(key[:16], 16) for key in keys], dtype=np.uint64), seen)

@@ -16,9 +16,6 @@ Legend: `R` responses, `D` hidden size.
 from __future__ import annotations
 
 import re
-import tempfile
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -46,19 +43,6 @@ def check_vacant(out: Path) -> None:
     is_empty = out.is_dir() and not any(out.iterdir())
     if out.exists() and not is_empty:
         raise ValueError(f"`out` is {str(out)!r}, which holds something; name a new folder")
-
-
-@contextmanager
-def built_beside(out: Path) -> Generator[Path]:
-    """Yields a new folder that takes the place of `out` when the block ends without an error."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
-        built = Path(scratch) / "model"
-        built.mkdir()
-        yield built
-        if out.exists():
-            out.rename(Path(scratch) / "before")
-        built.rename(out)
 
 
 @torch.no_grad()

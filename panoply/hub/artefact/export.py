@@ -11,16 +11,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from panoply.hub.artefact.classifier import (
-    built_beside,
-    check_drift,
-    check_vacant,
-    write_classifier,
-)
+from panoply.files import whole_folder
+from panoply.hub.artefact.classifier import check_drift, check_vacant, write_classifier
 from panoply.hub.artefact.gated import load_gated_model, pooled
 from panoply.hub.artefact.manifest import ScalarManifest, read_manifest
 from panoply.hub.artefact.model_card import ScalarDescription, model_card, read_metrics
 from panoply.hub.example_conversations import example_trees, sequences
+from panoply.seal import seal
 
 SCORER = "linear_bt"
 
@@ -49,7 +46,7 @@ def export_scalar(folder: Path, out: Path) -> Exported:
     """
     check_vacant(out)
     weight_F, scale = _read_head(folder)
-    with built_beside(out) as built:
+    with whole_folder(out) as built:
         model = load_gated_model(folder)
         decoder = model.backbone.decoder
         decoder.model.float()
@@ -59,6 +56,7 @@ def export_scalar(folder: Path, out: Path) -> Exported:
         trees = example_trees(model.backbone.renderer.tokenizer)
         features = model.backbone.features(trees)
         score_R = pooled(features, "last").double() @ weight_F.double()
+        seal(built)
         drift = check_drift(score_R, built)
     return Exported(out, scalar.pad_token, len(sequences(trees)), drift)
 

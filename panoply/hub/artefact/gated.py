@@ -19,7 +19,14 @@ from safetensors.torch import load_file, save_file
 from panoply.config import DType, Pooling
 from panoply.data.ratings import RatingMap
 from panoply.data.schema import Prompt
-from panoply.hub.artefact.manifest import Manifest, hash_keys
+from panoply.files import whole_folder
+from panoply.hub.artefact.manifest import (
+    MANIFEST,
+    Manifest,
+    check_sealed,
+    hash_keys,
+    read_manifest,
+)
 from panoply.hub.backbone.backbone import Backbone
 from panoply.hub.backbone.pretrained import choose_dtype
 from panoply.hub.backbone.renderer import Renderer
@@ -30,6 +37,7 @@ from panoply.model.gate import make_gate
 from panoply.model.gather import Tokenized
 from panoply.model.reward_model import GatedHead, ModelOutput
 from panoply.model.tree import TokenTree
+from panoply.seal import seal
 from panoply.serve.calls import ReplicaRequest
 from panoply.wire.request import Detail, Driver, Score
 
@@ -149,25 +157,31 @@ class GatedModel(ScoringModel[ModelOutput]):
 def save_gated_model(
     model: GatedModel, folder: Path, baselines: Tensors, seen: Sequence[str]
 ) -> None:
-    """Writes a gated model as a folder.
+    """Writes a gated model as a sealed folder, which appears when it is whole.
 
     Args:
         model: to be saved.
-        folder: target; files of an earlier save are replaced.
+        folder: target; an earlier save is replaced.
         baselines: weights of the scorers that the gate was compared with.
         seen: split keys that training used.
+
+    Raises:
+        OSError: the folder cannot be written, or the disk is full.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     backbone = model.backbone
-    backbone.decoder.config.save_pretrained(folder)
-    backbone.renderer.tokenizer.save_pretrained(folder)
     tensors = {f"model.{k}": v for k, v in backbone.decoder.model.state_dict().items()}
     tensors |= {f"head.{k}": v for k, v in model.head.state_dict().items()}
     contiguous = {name: value.cpu().contiguous().clone() for name, value in tensors.items()}
-    save_file(contiguous, folder / "model.safetensors", metadata={"format": "pt"})
-    save_file({k: v.contiguous() for k, v in baselines.items()}, folder / "baselines.safetensors")
-    np.save(folder / "seen.npy", hash_keys(seen), allow_pickle=False)
-    (folder / "panoply.json").write_text(model.manifest.to_json())
+    with whole_folder(folder) as built:
+        backbone.decoder.config.save_pretrained(built)
+        backbone.renderer.tokenizer.save_pretrained(built)
+        save_file(contiguous, built / "model.safetensors", metadata={"format": "pt"})
+        save_file(
+            {k: v.contiguous() for k, v in baselines.items()}, built / "baselines.safetensors"
+        )
+        np.save(built / "seen.npy", hash_keys(seen), allow_pickle=False)
+        (built / MANIFEST).write_text(model.manifest.to_json())
+        seal(built)
 
 
 def load_gated_model(folder: Path) -> GatedModel:
@@ -175,12 +189,18 @@ def load_gated_model(folder: Path) -> GatedModel:
 
     Raises:
         FileNotFoundError: a file of the folder is missing.
-        ValueError: a tensor does not fit, or the tokenizer's template is not the one the model was
-            trained with.
+        ValueError: a file is not the one that was saved, a tensor does not fit, or the tokenizer's
+            template is not the one the model was trained with.
     """
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-    manifest = Manifest.from_json((folder / "panoply.json").read_text())
+    manifest = read_manifest(folder)
+    if not isinstance(manifest, Manifest):
+        raise ValueError(
+            f"{str(folder)!r} is a scalar reward model, not a gated one: load it with "
+            "panoply.hub.artefact.load.load_reward_model"
+        )
+    check_sealed(folder, manifest)
     tensors = load_file(folder / "model.safetensors")
     device = best_device()
     # Made in its dtype and not cast to it: a cast would also round the rotary frequencies.

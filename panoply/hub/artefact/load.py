@@ -14,6 +14,7 @@ from panoply.hub.published.layouts import load_published
 from panoply.hub.published.loading import fetch
 from panoply.hub.published.lora_classifier import load_adapter
 from panoply.hub.reward_model import RewardModel
+from panoply.seal import check_seal
 
 
 def load_reward_model(name: str | Path, *, trust_remote_code: bool = False) -> RewardModel[Any]:
@@ -38,6 +39,7 @@ def load_reward_model(name: str | Path, *, trust_remote_code: bool = False) -> R
                 return load_gated_model(folder)
             case ScalarManifest():
                 return load_scalar_model(folder)
+    check_seal(folder)
     if (folder / "adapter_config.json").is_file():
         return load_adapter(folder)
     if not (folder / "config.json").is_file():

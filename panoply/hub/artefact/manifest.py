@@ -1,20 +1,33 @@
-"""Manifests, `panoply.json`: all that scoring depends on besides weights, and their origin."""
+"""Manifests, `panoply.json`: all that scoring depends on besides weights, and their origin.
+
+Format 1 is of folders without a seal, format 2 of sealed ones (`panoply.seal`); both are read. A
+field that this version does not know is passed over, since what changes a score raises the format;
+an unknown field of `rendering` or `gate` is refused.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from panoply.config import Pooling, Rendering
 from panoply.config.armorm import GateConfig
+from panoply.files import read_json
+from panoply.seal import COPY_AGAIN, check_seal, log_unsealed
 
-FORMAT = 1
+MANIFEST = "panoply.json"
+FORMAT = 2
+SEALED_FORMAT = 2
+"""First format of folders that have a seal."""
+TUPLES = ("bos", "objectives", "sources", "centers", "scales")
+"""Fields that are tuples, which JSON has as lists."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +36,7 @@ class BaseManifest:
 
     rendering: Rendering
     temperature: float
-    """Score differences divided by it are log odds."""
+    """Score differences divided by it are log odds; infinite where they say nothing."""
     seed: int
     """Seed of the split into train, select and test."""
     template_hash: str
@@ -39,9 +52,54 @@ class BaseManifest:
     """Ids and counts of the data trained on: kind -> `id`, `rows`, `by_source`."""
     format: int = FORMAT
 
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:  # NaN too
+            raise ValueError(f"`temperature` must be positive, got {self.temperature!r}")
+
+    @property
+    def is_sealed(self) -> bool:
+        """Returns whether the folder was saved with a seal."""
+        return self.format >= SEALED_FORMAT
+
     def to_json(self) -> str:
-        """Returns the manifest as JSON."""
-        return json.dumps(asdict(self), indent=1)
+        """Returns the manifest in today's format as strict JSON.
+
+        An infinite temperature is null.
+        """
+        values = asdict(self) | {"format": FORMAT}
+        if math.isinf(self.temperature):
+            values["temperature"] = None
+        return json.dumps(values, indent=1, allow_nan=False)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Returns the manifest that a file's object is.
+
+        Raises:
+            ValueError: a format of another version, a missing field, or a value that cannot be.
+        """
+        form = values.get("format")
+        if not isinstance(form, int) or not 1 <= form <= FORMAT:
+            raise ValueError(
+                f"its format is {form!r}, and this version reads 1 to {FORMAT}: upgrade Panoply"
+            )
+        names = {field.name for field in fields(cls)}
+        required = {field.name for field in fields(cls) if field.default is MISSING}
+        if missing := sorted(required - values.keys()):
+            raise ValueError(f"it lacks {', '.join(missing)}")
+        converted = {name: value for name, value in values.items() if name in names}
+        try:
+            for name in TUPLES:
+                if name in converted:
+                    converted[name] = tuple(converted[name])
+            converted["rendering"] = Rendering(**converted["rendering"])
+            if "gate" in converted:
+                converted["gate"] = GateConfig(**converted["gate"])
+            if converted["temperature"] is None:
+                converted["temperature"] = math.inf
+            return cls(**converted)
+        except TypeError as error:  # an unknown field of `rendering` or `gate`, or another type
+            raise ValueError(str(error).replace("__init__()", "a field")) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,17 +114,6 @@ class Manifest(BaseManifest):
     weights_hash: str
     """Hash of the backbone's own weights, before heads."""
     pad_rule: str = "positions and pooling follow token lists; no pad token is ever read"
-
-    @classmethod
-    def from_json(cls, text: str) -> Manifest:
-        """Reads a manifest.
-
-        Raises:
-            ValueError: a manifest of another format version.
-        """
-        fields = _read(text, "bos", "objectives")
-        fields["gate"] = GateConfig(**fields["gate"])
-        return cls(**fields)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +132,7 @@ class ScalarManifest(BaseManifest):
     kind: Literal["scalar"] = "scalar"
 
     def __post_init__(self) -> None:
+        BaseManifest.__post_init__(self)
         if not self.scales or len(self.centers) != len(self.scales):
             raise ValueError(
                 f"`centers` and `scales` must have one number a head and one head at least, got "
@@ -96,41 +144,36 @@ class ScalarManifest(BaseManifest):
                 "all responses the same score"
             )
 
-    @classmethod
-    def from_json(cls, text: str) -> ScalarManifest:
-        """Reads a manifest.
-
-        Raises:
-            ValueError: a manifest of another format version.
-        """
-        return cls(**_read(text, "bos", "sources", "centers", "scales"))
-
 
 def read_manifest(folder: Path) -> Manifest | ScalarManifest:
     """Returns the manifest of a reward model's folder, by its kind.
 
     Raises:
         FileNotFoundError: the folder has none.
-        ValueError: a manifest of another format version.
+        ValueError: it is damaged, of a newer format, lacks a field or holds what cannot be.
     """
-    file = folder / "panoply.json"
+    file = folder / MANIFEST
     if not file.is_file():
         raise FileNotFoundError(
-            f"{str(folder)!r} is no reward model folder: it has no panoply.json. "
+            f"{str(folder)!r} is no reward model folder: it has no {MANIFEST}. "
             "A run leaves one in OUT/model"
         )
-    text = file.read_text()
-    is_scalar = json.loads(text).get("kind") == "scalar"
-    return ScalarManifest.from_json(text) if is_scalar else Manifest.from_json(text)
+    values = read_json(file, COPY_AGAIN)
+    kind = ScalarManifest if values.get("kind") == "scalar" else Manifest
+    try:
+        return kind.from_dict(values)
+    except ValueError as error:
+        raise ValueError(f"{str(file)!r} cannot be used: {error}") from error
 
 
-def _read(text: str, *tuples: str) -> dict[str, Any]:
-    """Returns the fields of a manifest; JSON has lists for those that are tuples."""
-    fields: dict[str, Any] = json.loads(text)
-    if fields.get("format") != FORMAT:
-        raise ValueError(f"panoply.json has format {fields.get('format')!r}, expected {FORMAT}")
-    fields["rendering"] = Rendering(**fields["rendering"])
-    return fields | {name: tuple(fields[name]) for name in tuples}
+def check_sealed(folder: Path, manifest: BaseManifest) -> None:
+    """Compares a reward model's folder with its seal; logs once where it is older than seals.
+
+    Raises:
+        ValueError: a file is not the one that was saved, or the seal is missing.
+    """
+    if not check_seal(folder, required=manifest.is_sealed):
+        log_unsealed(folder)
 
 
 def hash_keys(keys: Sequence[str]) -> NDArray[np.uint64]:

@@ -29,13 +29,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from panoply.data.schema import Prompt
-from panoply.hub.artefact.classifier import (
-    built_beside,
-    check_drift,
-    check_vacant,
-    write_classifier,
+from panoply.files import whole_folder
+from panoply.hub.artefact.classifier import check_drift, check_vacant, write_classifier
+from panoply.hub.artefact.manifest import (
+    MANIFEST,
+    ScalarManifest,
+    check_sealed,
+    hash_keys,
+    read_manifest,
 )
-from panoply.hub.artefact.manifest import ScalarManifest, hash_keys, read_manifest
 from panoply.hub.artefact.model_card import write_card
 from panoply.hub.backbone.backbone import Backbone
 from panoply.hub.backbone.renderer import Renderer
@@ -44,6 +46,7 @@ from panoply.hub.reward_model import ScoreDetails, ScoringModel, provenance_of
 from panoply.model.device import best_device
 from panoply.model.gather import merge_prefixes
 from panoply.model.tree import TokenTree
+from panoply.seal import seal
 from panoply.types import Floats
 from panoply.wire.request import Detail
 
@@ -159,16 +162,17 @@ def save_scalar_model(
             f"heads have shape {list(heads_KD.shape)}, but the manifest has centers and scales of "
             f"{len(manifest.scales)}: give [{len(manifest.scales)}, D]"
         )
-    if not (folder / "panoply.json").is_file():
+    if not (folder / MANIFEST).is_file():
         check_vacant(folder)
     heads_KD = heads_KD.detach().float().cpu()
-    with built_beside(folder) as built:
+    with whole_folder(folder) as built:
         written = write_classifier(model, renderer, collapsed(heads_KD, manifest.scales), built)
         manifest = replace(manifest, template_hash=written.template_hash, bos=tuple(written.bos))
         save_file({"heads": heads_KD.contiguous()}, built / "heads.safetensors")
         np.save(built / "seen.npy", hash_keys(seen), allow_pickle=False)
-        (built / "panoply.json").write_text(manifest.to_json())
+        (built / MANIFEST).write_text(manifest.to_json())
         write_card(built)
+        seal(built)
         loaded = load_scalar_model(built)
         return check_drift(
             loaded.score_trees(example_trees(loaded.backbone.renderer.tokenizer)), built
@@ -180,8 +184,8 @@ def load_scalar_model(folder: Path) -> ScalarModel:
 
     Raises:
         FileNotFoundError: the folder is no reward model.
-        ValueError: it is one of another kind, or the tokenizer's template is not the one that the
-            model was trained with.
+        ValueError: it is one of another kind, a file is not the one that was saved, or the
+            tokenizer's template is not the one that the model was trained with.
     """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -191,6 +195,7 @@ def load_scalar_model(folder: Path) -> ScalarModel:
             f"{str(folder)!r} is a gated reward model, not a scalar one: load it with "
             "panoply.hub.artefact.load.load_reward_model"
         )
+    check_sealed(folder, manifest)
     classifier = cast(Any, AutoModelForSequenceClassification.from_pretrained(folder))
     decoder = classifier.base_model.to(best_device())
     renderer = Renderer(AutoTokenizer.from_pretrained(folder), manifest.rendering)

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
-from panoply.hub.artefact.classifier import built_beside, check_vacant
+from panoply.files import whole_folder
+from panoply.hub.artefact.classifier import check_vacant
 from panoply.hub.backbone.pretrained import resolve
 from panoply.hub.example_conversations import example_trees, sequences
+from panoply.seal import seal
 
 TOLERANCE = 1e-3
 """Most that a log-probability of a merged policy may differ from the adapted one's."""
@@ -53,9 +55,10 @@ def export_policy(name: str, adapter: Path, out: Path) -> float:
         ) from error
     texts = sequences(example_trees(tokenizer))
     before = [_token_logps(adapted, ids) for ids in texts]
-    with built_beside(out) as built:
+    with whole_folder(out) as built:
         adapted.merge_and_unload().save_pretrained(built)
         tokenizer.save_pretrained(built)
+        seal(built)
         loaded: Any = AutoModelForCausalLM.from_pretrained(built).eval()
         after = [_token_logps(loaded, ids) for ids in texts]
         drift = max(float((a - b).abs().max()) for a, b in zip(after, before, strict=True))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from panoply.hub.backbone.pretrained import resolve
 from panoply.hub.policy.trainable import TrainableModel
+from panoply.seal import check_seal
 
 FILE = "adapter_model.safetensors"
 
@@ -45,8 +46,10 @@ def read_adapter(trainable: TrainableModel, folder: Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: the folder holds none.
-        ValueError: they belong to another model, or have another rank or scale.
+        ValueError: they belong to another model, have another rank or scale, or are not those that
+            were saved.
     """
+    check_seal(folder)
     if not (folder / FILE).is_file():
         raise FileNotFoundError(f"{str(folder)!r} has no {FILE}: name a folder that a round left")
     tensors = load_file(folder / FILE)
