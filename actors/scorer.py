@@ -11,7 +11,6 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 import pyarrow as pa
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from panoply.armorm.baselines import FittedBaselines
@@ -19,6 +18,7 @@ from panoply.hub.artefact.gated import GatedModel, pooled
 from panoply.hub.artefact.load import load_reward_model
 from panoply.hub.artefact.scalar import ScalarModel
 from panoply.hub.backbone.pretrained import silence_libraries
+from panoply.hub.door.checkpoint import read_tensors
 from panoply.model.gate import ScalarHead
 from panoply.model.tree import TokenTree
 
@@ -81,7 +81,7 @@ class GateAndRivals:
 
     def __init__(self, model: GatedModel, folder: Path) -> None:
         self.model = model
-        tensors = load_file(folder / "baselines.safetensors")
+        tensors = read_tensors(folder / "baselines.safetensors")
         self.baselines = FittedBaselines.from_arrays({k: v.numpy() for k, v in tensors.items()})
         state = {k.removeprefix("mlp."): v for k, v in tensors.items() if k.startswith("mlp.")}
         hidden_size, size = state["layers.0.weight"].shape

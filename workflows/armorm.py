@@ -32,7 +32,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.torch import load_file
 
 from actors.fitters import fit_heads, write_sums
 from panoply.armorm.baselines import (
@@ -71,6 +70,7 @@ from panoply.data.features import StoredFeatures
 from panoply.files import write_json
 from panoply.hub.artefact.model_card import write_card
 from panoply.hub.backbone.pretrained import resolve
+from panoply.hub.door.checkpoint import read_tensors
 from panoply.measure.calibration import reliability
 from panoply.measure.pair_report import compare, fit_logit_scale, report_pairs, weights_by_domain
 from panoply.model.gate import Gate, ScalarHead, make_gate
@@ -301,11 +301,11 @@ def train_heads(
 
     def load_gate(task: HeadTask) -> Gate:
         gate = make_gate(inputs.features.gate_PD.shape[1], len(values.names), config.gate)
-        gate.load_state_dict(load_file(folder / f"{task.name}.safetensors"))
+        gate.load_state_dict(read_tensors(folder / f"{task.name}.safetensors"))
         return gate.eval().requires_grad_(False)
 
     mlp = make_mlp(inputs.features.chosen_PF.shape[1])
-    mlp.load_state_dict(load_file(folder / "mlp.safetensors"))
+    mlp.load_state_dict(read_tensors(folder / "mlp.safetensors"))
     return TrainedHeads(
         gate=load_gate(tasks["gate"]),
         gate_biased=load_gate(tasks["gate-biased"]),

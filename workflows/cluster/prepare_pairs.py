@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from transformers import AutoConfig, AutoTokenizer
 
 from actors.reward_trainer import PairRows
 from panoply.config.preference import Mixed, PairTrainingConfig
@@ -24,6 +23,7 @@ from panoply.data.tables import PairTable, load_pairs
 from panoply.data.tokens import TokenPairs, write_tokens
 from panoply.hub.backbone.pretrained import resolve
 from panoply.hub.backbone.renderer import Renderer
+from panoply.hub.door.loading import load_config, load_tokenizer
 from panoply.model.tree import TokenTree
 from panoply.preference.batch_sampler import BatchSampler
 from panoply.report.progress import Advance, RunLogger
@@ -112,14 +112,14 @@ def tokenize(
         ValueError: a token is not in the model's vocabulary, as happens where tokens were added to
             the tokenizer but not to the model.
     """
-    folder = resolve(config.backbone.model)
-    renderer = Renderer(AutoTokenizer.from_pretrained(folder), config.backbone.rendering)
+    folder = Path(resolve(config.backbone.model))
+    renderer = Renderer(load_tokenizer(folder), config.backbone.rendering)
     cut = {"prompts_cut": 0, "responses_cut": 0}
     if not path.exists():
         with logger.bar("rendering pairs", preferences.summary["rows"]) as advance:
             write_tokens(path, _rendered(renderer, preferences.path, cut, advance), cut)
     tokens = TokenPairs.open(path)
-    size = int(AutoConfig.from_pretrained(folder).vocab_size)
+    size = int(load_config(folder).vocab_size)
     largest = int(tokens.column("largest_id").max())
     if largest >= size:
         word = renderer.tokenizer.convert_ids_to_tokens(largest)

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from panoply.config.serve import ServedModelConfig
-from panoply.hub.published.loading import is_hub_name
+from panoply.hub.door.fetch import is_hub_name
 from panoply.scorers.where import LocalModel, open_scorer, parse_where
 from workflows.cluster.ray_cluster import store_root
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 from panoply.hub.artefact.classifier import (
     built_beside,
@@ -20,6 +19,7 @@ from panoply.hub.artefact.classifier import (
 from panoply.hub.artefact.gated import load_gated_model, pooled
 from panoply.hub.artefact.manifest import ScalarManifest, read_manifest
 from panoply.hub.artefact.model_card import ScalarDescription, model_card, read_metrics
+from panoply.hub.door.checkpoint import read_tensors
 from panoply.hub.example_conversations import example_trees, sequences
 
 SCORER = "linear_bt"
@@ -82,5 +82,5 @@ def _read_head(folder: Path) -> tuple[torch.Tensor, float]:
             "sequence classifier reads 'last', the last token, alone: run again with "
             "`--backbone.poolings last` and another `--out`, and export that"
         )
-    tensors = load_file(folder / "baselines.safetensors")
+    tensors = read_tensors(folder / "baselines.safetensors")
     return tensors[SCORER], float(tensors[f"scale.{SCORER}"])

@@ -14,7 +14,7 @@ from typing import TypeAlias, cast
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from panoply.config import DType, Pooling
 from panoply.data.ratings import RatingMap
@@ -23,6 +23,8 @@ from panoply.hub.artefact.manifest import Manifest, hash_keys
 from panoply.hub.backbone.backbone import Backbone
 from panoply.hub.backbone.pretrained import choose_dtype
 from panoply.hub.backbone.renderer import Renderer
+from panoply.hub.door.checkpoint import read_tensors
+from panoply.hub.door.loading import check_sizes, load_config, load_tokenizer
 from panoply.hub.reward_model import Scale, ScoreDetails, ScoringModel, provenance_of
 from panoply.model.device import best_device
 from panoply.model.forward import Features
@@ -178,16 +180,19 @@ def load_gated_model(folder: Path) -> GatedModel:
         ValueError: a tensor does not fit, or the tokenizer's template is not the one the model was
             trained with.
     """
-    from transformers import AutoConfig, AutoModel, AutoTokenizer
+    from transformers import AutoModel
 
     manifest = Manifest.from_json((folder / "panoply.json").read_text())
-    tensors = load_file(folder / "model.safetensors")
+    tensors = read_tensors(folder / "model.safetensors")
     device = best_device()
     # Made in its dtype and not cast to it: a cast would also round the rotary frequencies.
     dtype = choose_dtype(cast(DType, manifest.dtype), device)
-    model = AutoModel.from_config(AutoConfig.from_pretrained(folder), dtype=dtype)
-    model.load_state_dict(_under("model.", tensors))
-    renderer = Renderer(AutoTokenizer.from_pretrained(folder), manifest.rendering)
+    stored, config = _under("model.", tensors), load_config(folder)
+    shapes = {name: tuple(tensor.shape) for name, tensor in stored.items()}
+    check_sizes(AutoModel, config, shapes, folder)
+    model = AutoModel.from_config(config, dtype=dtype)
+    model.load_state_dict(stored)
+    renderer = Renderer(load_tokenizer(folder), manifest.rendering)
     renderer.check_template(manifest.template_hash, folder)
     backbone = Backbone(manifest.backbone, model.to(device=device), renderer, [manifest.depth])
 

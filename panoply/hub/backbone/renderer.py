@@ -226,7 +226,11 @@ class Renderer:
         self, ids: list[int], start: int, gate: int, dropped: int, num_closing: int
     ) -> Tokenized:
         stop = max(start + 1, len(ids) - num_closing)
-        kept = min(stop, start + self.rendering.max_response_tokens)
+        most = self.rendering.max_response_tokens
+        if self.rendering.max_tokens:
+            room = self.rendering.max_tokens - (start - dropped) - num_closing
+            most = max(1, min(most, room))
+        kept = min(stop, start + most)
         tokens = self.shortened(ids[:kept], dropped) + ids[stop:]
         return Tokenized(
             tokens=tuple(tokens),
