@@ -19,7 +19,7 @@ from panoply.hub.artefact.load import load_reward_model
 from panoply.hub.backbone.renderer import DATE, FIXED_CLOCK, PLAIN_TEMPLATE
 from panoply.hub.doctor.scoring import in_dtype, rendered_examples, separate_sequences
 from panoply.hub.example_conversations import example_chat_ids, example_chats, sequences
-from panoply.hub.published.loading import fetch
+from panoply.hub.door.fetch import fetch
 from panoply.hub.reward_model import RewardModel
 from panoply.measure.conformance import BOUNDS, Finding, Verdict, drift, flips, judge
 from panoply.model.device import best_device

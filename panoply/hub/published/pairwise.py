@@ -93,17 +93,18 @@ class PairwiseModel(RewardModel[float]):
     def render_pair(self, prompt: Prompt, a: str, b: str) -> RenderedTree:
         """Returns both orders of a pair as one token tree: they share the context.
 
-        The context keeps its last tokens and a response its first ones.
+        The context keeps its last tokens, at most half of all, and each response its first ones, at
+        most half of what the context leaves.
 
         Raises:
             ValueError: the prompt has other turns than user and assistant in turn.
         """
         limits = self.backbone.renderer.rendering
-        text, cut = self._cut(context(prompt), -limits.max_prompt_tokens)
+        room = limits.max_tokens - self.num_template
+        text, cut = self._cut(context(prompt), -max(8, room // 2))
         tokenizer = self.backbone.renderer.tokenizer
         num_context = len(tokenizer(text, add_special_tokens=False)["input_ids"])
-        room = limits.max_tokens - self.num_template - num_context
-        most = max(8, min(limits.max_response_tokens, room) // 2)
+        most = max(8, (room - num_context) // 2)
         a, cut_a = self._cut(a, most)
         b, cut_b = self._cut(b, most)
         rows = [
