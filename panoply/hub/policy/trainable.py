@@ -21,6 +21,7 @@ from panoply.hub.backbone.attention import attend_by_trees
 from panoply.hub.backbone.pretrained import choose_dtype, resolve
 from panoply.hub.backbone.renderer import Renderer
 from panoply.hub.door.loading import load_model, load_tokenizer
+from panoply.hub.policy.first_head import head_to_take_over
 from panoply.model.decoder import Decoder, cut, with_layers
 from panoply.model.device import best_device
 from panoply.model.forward import comparison_trees, row_states, takes_tree_masks
@@ -146,6 +147,8 @@ def load_trainable(
     # A draw of its own: the head starts alike whatever else starts at random.
     draw = torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(seed))
     head.weight.data.copy_(draw * float(model.config.initializer_range))
+    if stored := head_to_take_over(config, num_heads):
+        head.weight.data.copy_(stored.filled(whole.hidden_size).weight.data)
     renderer = Renderer(load_tokenizer(folder), config.rendering)
     net = RewardNet(trained, head, lm_head)
     return TrainableModel(net, renderer, dtype, model, frozen_prefix, lora)
