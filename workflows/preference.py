@@ -40,7 +40,6 @@ from panoply.hub.artefact.model_card import write_card
 from panoply.hub.artefact.round_trip import check_round_trip
 from panoply.hub.artefact.scalar import load_scalar_model, save_scalar_model
 from panoply.hub.backbone.pretrained import resolve
-from panoply.hub.policy.first_head import describe_first_head
 from panoply.hub.policy.trainable import load_trainable
 from panoply.measure.calibration import fit_scale, reliability
 from panoply.measure.pair_report import report_pairs
@@ -120,8 +119,6 @@ def train_and_measure(
         RuntimeError: a loss or gradient was not finite; the batch is saved.
     """
     # 1. Pairs to token trees.
-    if line := describe_first_head(config.backbone, config.num_heads):
-        logger.info(line)
     tokens, cut = tokenize(config, preferences, out / "data" / "tokens.parquet", logger)
     rows, sources, statistics = training_rows(config, preferences, tokens)
     logger.info(f"data: {len(rows.train):,} of {len(rows.source_P):,} pairs to train on, {sources}")

@@ -24,6 +24,7 @@ from panoply.data.tokens import TokenPairs, write_tokens
 from panoply.hub.backbone.pretrained import resolve
 from panoply.hub.backbone.renderer import Renderer
 from panoply.hub.door.loading import load_config, load_tokenizer
+from panoply.hub.policy.first_head import describe_first_head
 from panoply.model.tree import TokenTree
 from panoply.preference.batch_sampler import BatchSampler
 from panoply.report.progress import Advance, RunLogger
@@ -113,6 +114,8 @@ def tokenize(
             the tokenizer but not to the model.
     """
     folder = Path(resolve(config.backbone.model))
+    if line := describe_first_head(config.backbone, config.num_heads):
+        logger.info(line)
     renderer = Renderer(load_tokenizer(folder), config.backbone.rendering)
     cut = {"prompts_cut": 0, "responses_cut": 0}
     if not path.exists():
