@@ -38,6 +38,8 @@ class RenderedTree:
     num_responses_cut: int
     response_tokens_cut: int
     """Tokens cut off all responses together."""
+    num_cut_R: tuple[int, ...] = ()
+    """Tokens cut off each conversation, of its prompt and its response."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +171,11 @@ class Renderer:
         )
         cut = [each.response_tokens_cut for each in conversations]
         return RenderedTree(
-            tree, conversations[0].prompt_tokens_cut, sum(size > 0 for size in cut), sum(cut)
+            tree,
+            conversations[0].prompt_tokens_cut,
+            sum(size > 0 for size in cut),
+            sum(cut),
+            tuple(each.num_cut for each in conversations),
         )
 
     def conversations(self, prompt: Prompt, responses: Sequence[str]) -> list[Tokenized]:

@@ -37,9 +37,7 @@ def template(model: RewardModel[Any]) -> Finding:
 def turns(model: RewardModel[Any]) -> Finding:
     """Checks that system turns and earlier turns are written, or refused, and not left out."""
     system = _states(model, [[{"role": "system", "content": text}, USER] for text in SECRETS])
-    earlier = _states(
-        model, [[{"role": "user", "content": text}, REPLY, USER] for text in SECRETS]
-    )
+    earlier = _states(model, [[{"role": "user", "content": text}, REPLY, USER] for text in SECRETS])
     values = {"system": system, "earlier": earlier}
     text = f"system turns are {system}, earlier turns are {earlier}"
     lost = [name for name, state in values.items() if state == "left out"]

@@ -124,9 +124,7 @@ def load_armorm(checkpoint: Checkpoint, max_tokens: int = 0) -> ArmoRMParts:
     )
 
 
-def _backbone(
-    folder: Path, config: Any, fields: Mapping[str, Any], max_tokens: int
-) -> Backbone:
+def _backbone(folder: Path, config: Any, fields: Mapping[str, Any], max_tokens: int) -> Backbone:
     """Loads the backbone, whole, and the renderer.
 
     Conversations beyond the positions of the backbone are cut; the published code cuts nothing.

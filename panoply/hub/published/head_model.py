@@ -27,9 +27,7 @@ class HeadModel(ScoringModel[float]):
     temperature = 1.0
     """Temperature of Bradley-Terry's loss, with which such models are trained."""
 
-    def __init__(
-        self, backbone: Backbone, head: nn.Module, *, is_value_head: bool = False
-    ) -> None:
+    def __init__(self, backbone: Backbone, head: nn.Module, *, is_value_head: bool = False) -> None:
         self.backbone = backbone
         self.head = head.cpu().float().eval().requires_grad_(False)
         kind = "linear" if isinstance(head, nn.Linear) else "two_layer"

@@ -96,7 +96,9 @@ class StoredHead:
 def head_under(checkpoint: Checkpoint, stem: str) -> StoredHead | None:
     """Returns the head of a name, or None where there is no tensor of it."""
     prefix = f"{stem}."
-    names = sorted(name.removeprefix(prefix) for name in checkpoint.shapes if name.startswith(prefix))
+    names = sorted(
+        name.removeprefix(prefix) for name in checkpoint.shapes if name.startswith(prefix)
+    )
     return StoredHead(checkpoint, stem, tuple(names)) if names else None
 
 
@@ -127,9 +129,7 @@ def value_head_of(checkpoint: Checkpoint) -> StoredHead | None:
 def tensors_beside(checkpoint: Checkpoint, prefix: str) -> set[str]:
     """Returns the tensors that are neither of the backbone nor the language model's output."""
     return {
-        name
-        for name in checkpoint.shapes
-        if not name.startswith(prefix) and name != OUTPUT_LAYER
+        name for name in checkpoint.shapes if not name.startswith(prefix) and name != OUTPUT_LAYER
     }
 
 
@@ -166,7 +166,10 @@ def unknown_head(folder: Path, architecture: str, names: Collection[str], deeper
 
 def labels_error(head: StoredHead, num_labels: Any) -> str:
     """Returns the error for a configuration that says another number of scores than one."""
-    file, shape = head.checkpoint.folder / "config.json", head.checkpoint.shapes[f"{head.stem}.weight"]
+    file, shape = (
+        head.checkpoint.folder / "config.json",
+        head.checkpoint.shapes[f"{head.stem}.weight"],
+    )
     return (
         f"{str(file)!r} has num_labels {num_labels} (2 where it does not say), and a reward model "
         f'has 1: mend the file ("num_labels": 1) if {head.stem}.weight {list(shape)} is one score, '

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -89,9 +90,7 @@ LAYOUTS = (
 )
 
 
-def load_published(
-    checkpoint: Checkpoint, options: LoadOptions | None = None
-) -> RewardModel[Any]:
+def load_published(checkpoint: Checkpoint, options: LoadOptions | None = None) -> RewardModel[Any]:
     """Loads a checkpoint by its layout; its own code runs only if that is asked for and needed.
 
     Raises:
@@ -129,9 +128,7 @@ def load_published(
     return HeadModel(backbone, head, is_value_head=value_head is not None)
 
 
-def read_head(
-    checkpoint: Checkpoint, layout: Layout, names: set[str], config: Any
-) -> nn.Module:
+def read_head(checkpoint: Checkpoint, layout: Layout, names: set[str], config: Any) -> nn.Module:
     """Returns the head of a checkpoint, filled.
 
     Args:
@@ -211,6 +208,17 @@ def last_logits(classifier: Any, rows: list[tuple[int, ...]]) -> torch.Tensor:
     finally:
         classifier.config.pad_token_id = pad
     return torch.stack([values.float().reshape(-1)[-1].cpu() for values in logits])
+
+
+def is_pairwise(folder: Path, fields: Fields) -> bool:
+    """Returns whether a folder's layout is that of models that compare two responses.
+
+    Raises:
+        FileNotFoundError, ValueError: its weights cannot be read.
+    """
+    checkpoint, architecture = Checkpoint.open(folder), _architecture(fields)
+    layout = next((layout for layout in LAYOUTS if layout.covers(architecture)), None)
+    return layout is not None and layout.is_pairwise and value_head_of(checkpoint) is None
 
 
 def _architecture(fields: Fields) -> str:

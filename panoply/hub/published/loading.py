@@ -34,7 +34,9 @@ class LoadOptions:
 
     def __post_init__(self) -> None:
         fits = self.max_tokens == 0 or self.max_tokens >= LEAST_TOKENS
-        require(fits, "max_tokens", self.max_tokens, f"0 (the model's positions) or >= {LEAST_TOKENS}")
+        require(
+            fits, "max_tokens", self.max_tokens, f"0 (the model's positions) or >= {LEAST_TOKENS}"
+        )
 
 
 def load_whole(
