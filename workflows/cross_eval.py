@@ -34,15 +34,13 @@ from panoply.report.report import write_pictures
 from panoply.report.results.cross_eval import matrix
 from panoply.report.results.pairs import lead
 from panoply.types import Array, Bools, Ints
-from workflows.cluster.embed import TextFiles
 from workflows.cluster.evaluated import (
     open_evaluated,
-    score_by_driver,
+    score_all,
     scorer_labels,
     truncation_of,
 )
-from workflows.cluster.ray_cluster import check_or_write_config, connect, run_folder
-from workflows.cluster.score import Shards, score_texts
+from workflows.cluster.ray_cluster import check_or_write_config, run_folder
 from workflows.cluster.tracking import git_commit
 
 ENSEMBLE = "mean of standardized scores"
@@ -79,21 +77,11 @@ def run_cross_eval(config: CrossEvalConfig, logger: RunLogger) -> dict[str, Any]
         f"data: {len(pairs.gap_P):,} pairs, {len(rows):,} of prompts that no model has seen"
     )
 
-    shards = None
-    if any(scorer.folder for scorer in opened):
-        connect(config.num_workers)
-        prompts = frozenset(pairs.prompt_P[rows])
-        shards = Shards.of(TextFiles(pairs=(str(ingested.path),)), prompts)
+    prompts = frozenset(pairs.prompt_P[rows])
+    results = score_all(opened, ingested.path, config.num_workers, logger, prompts)
     scored_rows: dict[str, ScoredRow] = {}
     deviations: dict[str, float] = {}
-    truncated: dict[str, Any] = {}
-    for name, scorer in scorers.items():
-        logger.info(f"scoring with {name}")
-        if scorer.folder and shards:
-            scored = score_texts(shards, scorer.folder, config.num_workers, logger)
-            truncated[name] = truncation_of(scored)
-        else:
-            scored = score_by_driver(scorer.where, ingested.path, logger)
+    for (name, scorer), scored in zip(scorers.items(), results, strict=True):
         scores = scored.scores[lead(scored.scores)]
         # Sorted, so that the order of arrival changes nothing.
         deviations[name] = float(np.nanstd(np.sort(scores)))
@@ -109,13 +97,13 @@ def run_cross_eval(config: CrossEvalConfig, logger: RunLogger) -> dict[str, Any]
     reports = {name: report_row(row, pairs, rows) for name, row in scored_rows.items()}
     sources, counts = np.unique(pairs.source_P[rows].astype(str), return_counts=True)
     models: dict[str, Any] = {}
-    for name, scorer in scorers.items():
+    for (name, scorer), scored in zip(scorers.items(), results, strict=True):
         models[name] = {
             "folder": str(scorer.folder or scorer.where),
             "temperature": scorer.temperature,
             "sources": sorted(trained_sources(scorer.manifest)),
             "num_seen": int(seen[name].sum()),
-            "truncated": truncated.get(name),
+            "truncated": truncation_of(scored),
         }
     result: dict[str, Any] = {
         "models": models,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,16 +27,15 @@ from panoply.report.progress import RunLogger
 from panoply.report.report import write_report
 from panoply.report.results.pairs import lead
 from panoply.types import Array
-from workflows.cluster.embed import TextFiles
 from workflows.cluster.evaluated import (
     EvaluatedScorer,
     open_evaluated,
-    score_by_driver,
+    score_all,
     scorer_labels,
     truncation_of,
 )
-from workflows.cluster.ray_cluster import check_or_write_config, connect, run_folder
-from workflows.cluster.score import Shards, TextScores, score_texts
+from workflows.cluster.ray_cluster import check_or_write_config, run_folder
+from workflows.cluster.score import TextScores
 from workflows.cluster.tracking import git_commit
 
 COMPARED = (*(("gate", rival) for rival in RIVALS), ("lower_bound", "score"))
@@ -104,26 +102,6 @@ def run_evaluate(config: EvaluateConfig, logger: RunLogger) -> dict[str, Any]:
     write_json(out / "metrics.json", metrics)
     write_report(out)
     return metrics
-
-
-def score_all(
-    scorers: Sequence[EvaluatedScorer], pairs: Path, num_workers: int, logger: RunLogger
-) -> list[TextScores]:
-    """Returns the scores of all texts of a file by each scorer.
-
-    Reward models score on the cluster; functions and other servers are asked by the driver.
-    """
-    shards = None
-    if any(scorer.folder for scorer in scorers):
-        connect(num_workers)
-        shards = Shards.of(TextFiles(pairs=(str(pairs),)))
-    results: list[TextScores] = []
-    for scorer in scorers:
-        if scorer.folder and shards:
-            results.append(score_texts(shards, scorer.folder, num_workers, logger))
-        else:
-            results.append(score_by_driver(scorer.where, pairs, logger))
-    return results
 
 
 def truncated(

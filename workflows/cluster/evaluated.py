@@ -22,8 +22,10 @@ from panoply.report.progress import RunLogger
 from panoply.scorers.where import LocalModel, open_scorer, parse_where
 from panoply.types import Bools, Strings
 from panoply.wire.request import Chat, Score
+from workflows.cluster.embed import TextFiles
+from workflows.cluster.ray_cluster import connect
 from workflows.cluster.resolve_model import resolve_model
-from workflows.cluster.score import TextScores, is_seen
+from workflows.cluster.score import Shards, TextScores, is_seen, score_texts
 
 PROMPTS_AT_ONCE = 64
 """Prompts whose responses are sent to a scorer in one call."""
@@ -57,7 +59,7 @@ class EvaluatedScorer:
 
     @property
     def scale(self) -> float:
-        """Factor of score differences to log odds, 1 over the temperature; 0 where there is none."""
+        """Factor of score differences to log odds, 1 over the temperature; 0: there is none."""
         return 1 / self.temperature if np.isfinite(self.temperature) else 0.0
 
     def is_seen(self, keys: Strings) -> Bools:
@@ -95,11 +97,44 @@ def scorer_labels(scorers: Sequence[EvaluatedScorer]) -> list[str]:
     names: list[str] = []
     for scorer in scorers:
         folder = scorer.folder
-        if folder is None or folder.name.isalnum() and len(folder.name) == 40:  # a hub's snapshot
+        is_local = Path(scorer.where).expanduser().is_dir()
+        if folder is None or not is_local:  # one of the hub or the registry has no speaking name
             names.append(scorer.where)
         else:
             names.append(folder.parent.name if folder.name == "model" else folder.name)
     return names if len(set(names)) == len(names) else [scorer.where for scorer in scorers]
+
+
+def score_all(
+    scorers: Sequence[EvaluatedScorer],
+    pairs: Path,
+    num_workers: int,
+    logger: RunLogger,
+    prompts: frozenset[str] | None = None,
+) -> list[TextScores]:
+    """Returns the scores of all texts of a file by each scorer.
+
+    Reward models score on the cluster; functions and other servers are asked by the driver.
+
+    Args:
+        scorers: whose scores are wanted.
+        pairs: canonical file.
+        num_workers: of the cluster.
+        logger: of the run.
+        prompts: ids of the prompts whose responses reward models score; None: all.
+    """
+    shards = None
+    if any(scorer.folder for scorer in scorers):
+        connect(num_workers)
+        shards = Shards.of(TextFiles(pairs=(str(pairs),)), prompts)
+    results: list[TextScores] = []
+    for scorer in scorers:
+        logger.info(f"scoring with {scorer.where}")
+        if scorer.folder and shards:
+            results.append(score_texts(shards, scorer.folder, num_workers, logger))
+        else:
+            results.append(score_by_driver(scorer.where, pairs, logger))
+    return results
 
 
 def score_by_driver(where: str, pairs: Path, logger: RunLogger) -> TextScores:

@@ -229,15 +229,15 @@ def check_sizes(loader: Any, config: Any, shapes: Mapping[str, Shape], folder: P
         stored = shapes.get(name, shape)
         if stored != shape:
             raise ValueError(
-                f"tensor {name!r} in {str(folder)!r} has shape {list(stored)}, and its config.json asks "
-                f"for {list(shape)}: fetch both again"
+                f"tensor {name!r} in {str(folder)!r} has shape {list(stored)}, and its config.json "
+                f"asks for {list(shape)}: fetch both again"
             )
     size = sum(torch.Size(shape).numel() for shape in expected.values())
     held = sum(torch.Size(shape).numel() for shape in shapes.values())
     if size > SURPLUS * held:
         raise ValueError(
-            f"config.json in {str(folder)!r} asks for {size:,} numbers, and its weights are {held:,}: "
-            "fetch both again"
+            f"config.json in {str(folder)!r} asks for {size:,} numbers, and its weights are "
+            f"{held:,}: fetch both again"
         )
 
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
+
+import torch
+from torch import nn
 
 from panoply.config.preference import TrainedBackboneConfig
 from panoply.hub.backbone.pretrained import resolve
@@ -11,6 +15,31 @@ from panoply.hub.published.heads import StoredHead, trained_head
 
 HEADS = ("score.", "value_head.", "v_head.", "head.", "regression_layer.", "gating.")
 """Beginnings of the names of tensors that are of a trained head."""
+
+
+def make_head(
+    config: TrainedBackboneConfig, size: int, num_heads: int, seed: int, spread: float
+) -> nn.Linear:
+    """Returns the head that training begins with.
+
+    Args:
+        config: the backbone.
+        size: width of its states.
+        num_heads: heads of an ensemble.
+        seed: of a head that is drawn.
+        spread: deviation of its weights.
+
+    Raises:
+        FileNotFoundError, ValueError: the model's weights cannot be read.
+    """
+    head = nn.Linear(size, num_heads, bias=False)
+    if stored := head_to_take_over(config, num_heads):
+        head.weight.data.copy_(cast(nn.Linear, stored.filled(size)).weight.data)
+        return head
+    # A draw of its own: the head starts alike whatever else starts at random.
+    draw = torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(seed))
+    head.weight.data.copy_(draw * spread)
+    return head
 
 
 def head_to_take_over(config: TrainedBackboneConfig, num_heads: int) -> StoredHead | None:

@@ -21,7 +21,7 @@ from panoply.hub.backbone.attention import attend_by_trees
 from panoply.hub.backbone.pretrained import choose_dtype, resolve
 from panoply.hub.backbone.renderer import Renderer
 from panoply.hub.door.loading import load_model, load_tokenizer
-from panoply.hub.policy.first_head import head_to_take_over
+from panoply.hub.policy.first_head import make_head
 from panoply.model.decoder import Decoder, cut, with_layers
 from panoply.model.device import best_device
 from panoply.model.forward import comparison_trees, row_states, takes_tree_masks
@@ -143,12 +143,8 @@ def load_trainable(
             parameter.data = parameter.data.float()
     if config.checkpointing and trained is not None:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    head = nn.Linear(whole.hidden_size, num_heads, bias=False).to(device)
-    # A draw of its own: the head starts alike whatever else starts at random.
-    draw = torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(seed))
-    head.weight.data.copy_(draw * float(model.config.initializer_range))
-    if stored := head_to_take_over(config, num_heads):
-        head.weight.data.copy_(stored.filled(whole.hidden_size).weight.data)
+    spread = float(model.config.initializer_range)
+    head = make_head(config, whole.hidden_size, num_heads, seed, spread).to(device)
     renderer = Renderer(load_tokenizer(folder), config.rendering)
     net = RewardNet(trained, head, lm_head)
     return TrainableModel(net, renderer, dtype, model, frozen_prefix, lora)

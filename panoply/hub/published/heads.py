@@ -113,9 +113,9 @@ def value_head_of(checkpoint: Checkpoint) -> StoredHead | None:
         checkpoint = Checkpoint.open(folder, VALUE_HEAD_FILE)
     head = head_under(checkpoint, VALUE_HEAD)
     beside = sorted(name for name in checkpoint.shapes if "v_head." in name)
-    if head and head.num_outputs == 1 and len(beside) == len(head.names):
-        if head.is_linear or head.is_layered:
-            return head
+    is_whole = head is not None and len(beside) == len(head.names) and head.num_outputs == 1
+    if head and is_whole and (head.is_linear or head.is_layered):
+        return head
     if beside or (folder / VALUE_HEAD_FILE).is_file():
         raise ValueError(
             f"{str(folder)!r} has a value head that is not known: "

@@ -15,9 +15,9 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import nn
 
-from panoply.hub.example_conversations import example_trees, sequences
 from panoply.hub.door.checkpoint import Checkpoint, few, read_fields
 from panoply.hub.door.loading import load_config
+from panoply.hub.example_conversations import example_trees, sequences
 from panoply.hub.published.head_model import HeadModel
 from panoply.hub.published.heads import (
     LINEAR_NAMES,

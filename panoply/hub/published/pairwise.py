@@ -25,8 +25,8 @@ from torch import Tensor
 from panoply.data.schema import Prompt
 from panoply.hub.backbone.backbone import Backbone
 from panoply.hub.backbone.renderer import RenderedTree
-from panoply.hub.example_conversations import EXAMPLE_CONVERSATIONS, sequences
 from panoply.hub.door.checkpoint import Checkpoint
+from panoply.hub.example_conversations import EXAMPLE_CONVERSATIONS, sequences
 from panoply.hub.published.loading import (
     load_chat_tokenizer,
     load_whole,
