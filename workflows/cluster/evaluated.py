@@ -150,12 +150,12 @@ def score_by_driver(where: str, pairs: Path, logger: RunLogger) -> TextScores:
     """
     items, ids = _items(pairs)
     scores = asyncio.run(_ask(where, items, logger))
-    value_N = np.array([np.nan if score.value is None else score.value for score in scores])
-    failed = [score.error for score in scores if score.value is None]
+    value_N = np.array([np.nan if score.score is None else score.score for score in scores])
+    failed = [score.error for score in scores if score.score is None]
+    reason = str(failed[0]).partition(": ")[0] if failed else ""  # what follows may quote a text
     if len(failed) == len(scores):
-        raise ValueError(f"{where!r} gave no score to any of {len(ids):,} texts: {failed[0]}")
+        raise ValueError(f"{where!r} gave no score to any of {len(ids):,} texts: {reason}")
     if failed:
-        reason = str(failed[0]).partition(":")[0]  # what follows may quote a text
         logger.info(f"{where}: {len(failed):,} of {len(ids):,} texts have no score ({reason})")
     return TextScores(
         row={name: i for i, name in enumerate(ids)},

@@ -57,6 +57,8 @@ def built_beside(out: Path) -> Generator[Path]:
         built = Path(scratch) / "model"
         built.mkdir()
         yield built
+        for file in built.rglob("*"):  # safetensors leaves its files to their owner alone
+            file.chmod(0o755 if file.is_dir() else 0o644)
         if out.exists():
             out.rename(Path(scratch) / "before")
         built.rename(out)

@@ -51,7 +51,7 @@ class ObjectiveEffect:
     """g_i (r'_i - its mean over the training responses): what it adds to an average response."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Explanation:
     """The parts of a response's score."""
 
@@ -60,6 +60,11 @@ class Explanation:
     """Effective coefficient on the predicted log length."""
     drivers: tuple[ObjectiveEffect, ...]
     """All objectives, the strongest contribution first."""
+
+    def __repr__(self) -> str:
+        strongest = [f"{each.objective} {each.contribution:+.3f}" for each in self.drivers[:3]]
+        more = f" and {len(self.drivers) - 3} more" if len(self.drivers) > 3 else ""
+        return f"<Explanation of score {self.score:.4g}: {', '.join(strongest)}{more}>"
 
 
 def pooled(features: Features, pooling: Pooling, depth: int = 0) -> torch.Tensor:

@@ -9,8 +9,6 @@ FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 """Files fetched from a hub: configuration, weights and tokenizer. Never a pickle."""
 MARKS = ("panoply.json", "adapter_config.json", "config.json")
 """Files by which a folder is known to hold a model."""
-INSTALL = "pip install 'panoply[hf]'"
-"""Command that installs what this package imports."""
 
 
 def fetch(name: str | Path, *, code: bool = False, revision: str = "") -> Path:

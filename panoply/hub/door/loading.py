@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 
+from panoply.extras import install_command
 from panoply.hub.door.checkpoint import (
     Checkpoint,
     Shape,
@@ -17,7 +18,6 @@ from panoply.hub.door.checkpoint import (
     few,
     read_fields,
 )
-from panoply.hub.door.fetch import INSTALL
 from panoply.hub.door.templates import settle_template
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -249,5 +249,5 @@ def _advice(fields: Mapping[str, Any]) -> str:
     method = cast(dict[str, Any], quantization).get("quant_method")
     return (
         f"its weights are quantized by {method!r}: install what that asks for beside "
-        f"`{INSTALL}`, or name the checkpoint that is not quantized"
+        f"`{install_command('hf')}`, or name the checkpoint that is not quantized"
     )
