@@ -24,6 +24,8 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt
 """Files of which a tokenizer needs one; `tokenizer_config.json` alone holds no vocabulary."""
 SURPLUS = 1.5
 """Numbers that a model may have for each that its files hold, before it is refused."""
+PACKED = 16.0
+"""The same of quantized weights: two bits each in 32-bit integers."""
 
 
 @contextmanager
@@ -150,8 +152,9 @@ def load_model(
     fields = read_fields(folder / "config.json")
     config = config or load_config(folder, code=code)
     checkpoint = Checkpoint.open(folder)
-    if not (code or fields.get("quantization_config")):
-        check_sizes(loader, config, checkpoint.shapes, folder)
+    is_packed = _is_quantized(fields, folder)
+    if not code:
+        check_sizes(loader, config, checkpoint.shapes, folder, is_packed=is_packed)
     with _reading(f"the model in {str(folder)!r}", _advice(fields)):
         model, info = loader.from_pretrained(
             folder,
@@ -202,7 +205,9 @@ def load_adapted(model: Any, folder: Path) -> Any:
     return adapted
 
 
-def check_sizes(loader: Any, config: Any, shapes: Mapping[str, Shape], folder: Path) -> None:
+def check_sizes(
+    loader: Any, config: Any, shapes: Mapping[str, Shape], folder: Path, *, is_packed: bool = False
+) -> None:
     """Compares what a configuration asks for with what is stored, before memory is asked for.
 
     Args:
@@ -210,6 +215,7 @@ def check_sizes(loader: Any, config: Any, shapes: Mapping[str, Shape], folder: P
         config: of the model.
         shapes: of the stored tensors, by the model's names.
         folder: for messages.
+        is_packed: whether the weights are quantized, several numbers in one: shapes are others.
 
     Raises:
         ValueError: a tensor has another shape, or the model is far larger than its files.
@@ -227,18 +233,37 @@ def check_sizes(loader: Any, config: Any, shapes: Mapping[str, Shape], folder: P
         expected = {n: tuple(t.shape) for n, t in loader.from_config(config).named_parameters()}
     for name, shape in expected.items():
         stored = shapes.get(name, shape)
-        if stored != shape:
+        if stored != shape and not is_packed:
             raise ValueError(
                 f"tensor {name!r} in {str(folder)!r} has shape {list(stored)}, and its config.json "
                 f"asks for {list(shape)}: fetch both again"
             )
     size = sum(torch.Size(shape).numel() for shape in expected.values())
     held = sum(torch.Size(shape).numel() for shape in shapes.values())
-    if size > SURPLUS * held:
+    if size > (PACKED if is_packed else SURPLUS) * held:
         raise ValueError(
             f"config.json in {str(folder)!r} asks for {size:,} numbers, and its weights are "
             f"{held:,}: fetch both again"
         )
+
+
+def _is_quantized(fields: Mapping[str, Any], folder: Path) -> bool:
+    """Returns whether a model's weights are quantized.
+
+    Raises:
+        ValueError: by a method that transformers does not know, and would pass over.
+    """
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+    settings: Any = fields.get("quantization_config")
+    if settings is None:
+        return False
+    method = settings.get("quant_method") if isinstance(settings, dict) else None
+    # bitsandbytes named no method at first.
+    is_old = isinstance(settings, dict) and "load_in_4bit" in settings
+    if method not in AUTO_QUANTIZATION_CONFIG_MAPPING and not is_old:
+        raise ValueError(f"the model in {str(folder)!r} cannot be read: {_advice(fields)}")
+    return True
 
 
 def _advice(fields: Mapping[str, Any]) -> str:
