@@ -75,7 +75,7 @@ def open_evaluated(where: str) -> EvaluatedScorer:
     Raises:
         ValueError, OSError: there is no such scorer, or it has no score of a single response.
     """
-    resolved = resolve_model(ServedModelConfig(name="evaluated", where=where)).where
+    resolved = resolve_model(ServedModelConfig(name="scorer", where=where)).where
     if not isinstance(parse_where(resolved), LocalModel):
         return EvaluatedScorer(where, None, None)
     folder = fetch(resolved)
@@ -174,7 +174,7 @@ def truncation_of(scored: TextScores) -> Mapping[str, int] | None:
 
 
 async def _ask(where: str, items: Sequence[Chat], logger: RunLogger) -> list[Score]:
-    scorer = open_scorer(ServedModelConfig(name="evaluated", where=where))
+    scorer = open_scorer(ServedModelConfig(name="scorer", where=where))
     scores: list[Score] = []
     with logger.bar("scoring texts", sum(len(item.responses) for item in items)) as advance:
         for start in range(0, len(items), PROMPTS_AT_ONCE):
