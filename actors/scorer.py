@@ -11,7 +11,6 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 import pyarrow as pa
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from panoply.armorm.baselines import FittedBaselines
@@ -19,10 +18,14 @@ from panoply.hub.artefact.gated import GatedModel, pooled
 from panoply.hub.artefact.load import load_reward_model
 from panoply.hub.artefact.scalar import ScalarModel
 from panoply.hub.backbone.pretrained import silence_libraries
+from panoply.hub.door.checkpoint import read_tensors
+from panoply.hub.reward_model import RewardModel
 from panoply.model.gate import ScalarHead
 from panoply.model.tree import TokenTree
 
 Columns: TypeAlias = dict[str, Tensor]
+RIVALS = "baselines.safetensors"
+"""Scorers that a gated model of ours was compared with."""
 BETA = 1.0
 """Deviations between members that a lower bound lies below the score."""
 
@@ -30,11 +33,12 @@ BETA = 1.0
 class ScoringActor:
     """Scores every response of a batch by every scorer of a model; for `map_batches`.
 
-    A gated model has the gate, its rivals and `gate_weights`; a scalar model has `score`, and
-    `lower_bound` where it is an ensemble.
+    A gated model of ours has the gate, its rivals and `gate_weights`; any other has `score`, and
+    `lower_bound` where it is an ensemble of ours.
 
     Input: a row whose `prompts` have `prompt_id`, `prompt` (JSON), `text_ids` and `responses`.
-    Output: one row per response: `text_id` and the columns above.
+    Output: one row per response: `text_id`, `num_cut` (tokens that limits cut away) and the columns
+    above.
     """
 
     def __init__(self, folder: str, threads: int) -> None:
@@ -44,22 +48,32 @@ class ScoringActor:
         self.render = model.backbone.renderer.render
         if isinstance(model, ScalarModel):
             self.model = Single(model)
-        elif isinstance(model, GatedModel):
+        elif isinstance(model, GatedModel) and (Path(folder) / RIVALS).is_file():
             self.model = GateAndRivals(model, Path(folder))
         else:
-            raise ValueError(
-                f"{folder!r} is no model of a run of ours, and has no record to report"
-            )
+            self.model = Published(model)
 
     @torch.inference_mode()
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Scores one shard."""
         rows = cast(list[dict[str, Any]], batch["prompts"][0].as_py())
-        trees = [self.render(json.loads(row["prompt"]), row["responses"]).tree for row in rows]
-        scores = self.model.columns(trees)
+        rendered = [self.render(json.loads(row["prompt"]), row["responses"]) for row in rows]
+        scores = self.model.columns([each.tree for each in rendered])
+        num_cut = list(chain.from_iterable(each.num_cut_R for each in rendered))
         columns = {name: column.double().tolist() for name, column in scores.items()}
         text_ids = list(chain.from_iterable(row["text_ids"] for row in rows))
-        return pa.table({"text_id": text_ids, **columns})
+        return pa.table({"text_id": text_ids, "num_cut": num_cut, **columns})
+
+
+class Published:
+    """A reward model that others trained, by itself."""
+
+    def __init__(self, model: RewardModel[Any]) -> None:
+        self.model = model
+
+    def columns(self, trees: Sequence[TokenTree]) -> Columns:
+        """Returns the score `[R]` of every response."""
+        return {"score": torch.from_numpy(self.model.rate(trees))}
 
 
 class Single:
@@ -81,7 +95,7 @@ class GateAndRivals:
 
     def __init__(self, model: GatedModel, folder: Path) -> None:
         self.model = model
-        tensors = load_file(folder / "baselines.safetensors")
+        tensors = read_tensors(folder / RIVALS)
         self.baselines = FittedBaselines.from_arrays({k: v.numpy() for k, v in tensors.items()})
         state = {k.removeprefix("mlp."): v for k, v in tensors.items() if k.startswith("mlp.")}
         hidden_size, size = state["layers.0.weight"].shape

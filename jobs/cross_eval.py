@@ -1,4 +1,4 @@
-"""Compare models by source: `python -m jobs.cross_eval MODEL... --pairs FILE... --out DIR`."""
+"""Compare scorers by source: `python -m jobs.cross_eval WHERE... --pairs FILE... --out DIR`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from panoply.report.progress import Terminal
 
 
 def main() -> None:
-    """Parses the settings, then evaluates every model on every source."""
+    """Parses the settings, then evaluates every scorer on every source."""
     config = tyro.cli(
         CrossEvalConfig,
         prog="python -m jobs.cross_eval",

@@ -1,4 +1,4 @@
-"""Score pairs with a reward model: `python -m jobs.evaluate MODEL --pairs FILE... --out DIR`."""
+"""Score pairs with any scorer: `python -m jobs.evaluate WHERE --pairs FILE... --out DIR`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from panoply.report.progress import Terminal
 
 
 def main() -> None:
-    """Parses the settings, then evaluates the model."""
+    """Parses the settings, then evaluates the scorer."""
     config = tyro.cli(
         EvaluateConfig,
         prog="python -m jobs.evaluate",

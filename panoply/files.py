@@ -85,6 +85,8 @@ def whole_folder(path: Path, *, keeps_earlier: bool = False) -> Generator[Path]:
             yield built
             for folder, _, names in os.walk(built):
                 for file in names:
+                    # safetensors leaves its files to their owner alone.
+                    (Path(folder) / file).chmod(0o644)
                     _sync(Path(folder) / file)
                 sync_folder(Path(folder))
             _check_guards(path)

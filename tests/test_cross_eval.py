@@ -22,11 +22,11 @@ from panoply.report.results.cross_eval import matrix
 from panoply.report.terminal import print_sections
 from panoply.synthetic.planted import make_world
 from tests.builders.models import make_run, save_small, small_decoder
+from workflows.cluster.evaluated import EvaluatedScorer, scorer_labels
 from workflows.cross_eval import (
     ENSEMBLE,
     ScoredRow,
     ensemble,
-    labels,
     report_row,
     run_cross_eval,
     trained_sources,
@@ -114,10 +114,17 @@ def test_sources_trained_on_come_from_the_record_of_either_kind(tiny_model_folde
 
 
 def test_models_are_named_by_their_runs_unless_two_share_the_name(tmp_path):
-    folders = [tmp_path / "east" / "model", tmp_path / "mean"]
-    assert labels(folders) == ["east", "mean"]
+    def labels(*folders):
+        for folder in folders:
+            folder.mkdir(parents=True)
+        return scorer_labels([EvaluatedScorer(str(f), f, None) for f in folders])
+
+    assert labels(tmp_path / "east" / "model", tmp_path / "mean") == ["east", "mean"]
     twice = [tmp_path / "a" / "east", tmp_path / "b" / "east"]
-    assert labels(twice) == [str(folder) for folder in twice]
+    assert labels(*twice) == [str(folder) for folder in twice]
+    fetched = EvaluatedScorer("owner/name", tmp_path / "mean", None)
+    length = EvaluatedScorer("function:my.py:length", None, None)
+    assert scorer_labels([fetched, length]) == ["owner/name", "function:my.py:length"]
 
 
 @pytest.fixture

@@ -64,16 +64,8 @@ def test_a_healthy_model_passes_every_check(tmp_path):
     findings = examine(healthy(tmp_path))
     assert [f.check for f in findings if f.verdict != "ok"] == []
     assert list(told(findings)) == [
-        *(
-            "layout",
-            "template",
-            "content",
-            "BOS",
-            "padding",
-            "scored token",
-            "scale",
-            "batch drift",
-        ),
+        *("layout", "template", "content", "turns", "BOS", "padding", "scored token", "scale"),
+        "batch drift",
         *("bfloat16", "truncation", "throughput", "parity"),
     ]
     assert told(findings)["scored token"].finding == "'<|end|>'"

@@ -197,7 +197,7 @@ def test_a_bfloat16_model_has_float32_scores_that_do_not_tie(tokenizer, tmp_path
     assert len(set(rounded.tolist())) < 40
 
 
-def test_limits_are_the_positions_of_the_model_and_what_is_cut_is_counted(tokenizer, tmp_path):
+def test_a_conversation_is_cut_only_beyond_the_positions_of_the_model(tokenizer, tmp_path):
     folder = publish(tmp_path / "a", tokenizer, small_classifier(max_position_embeddings=64))
     renderer = load_reward_model(folder).backbone.renderer
     rendered = renderer.render([{"role": "user", "content": "x" * 100}], ["y" * 100, "short"])
@@ -205,9 +205,29 @@ def test_limits_are_the_positions_of_the_model_and_what_is_cut_is_counted(tokeni
     assert rendered.prompt_tokens_cut > 0
     assert rendered.num_responses_cut == 1
     assert len(tree.shared) + len(tree.branches[0].tokens) == 64
+    # A long response has what a short prompt leaves, beside a sibling that is short.
+    rendered = renderer.render([{"role": "user", "content": "x"}], ["y" * 35, "y" * 60, "z"])
+    assert rendered.prompt_tokens_cut == 0
+    assert rendered.num_responses_cut == 1
+    assert [len(rendered.tree.shared) + len(b.tokens) for b in rendered.tree.branches][1] == 64
     long = publish(tmp_path / "b", tokenizer, small_classifier(max_position_embeddings=131072))
-    limits = load_reward_model(long).backbone.renderer.rendering
-    assert (limits.max_prompt_tokens, limits.max_response_tokens) == (4096, 131072 - 4096 - 1)
+    prompt = [{"role": "user", "content": "x" * 60_000}]
+    assert load_reward_model(long).backbone.renderer.render(prompt, ["y"]).prompt_tokens_cut == 0
+
+
+def test_the_most_tokens_of_a_published_model_can_be_set_up_to_its_positions(tokenizer, tmp_path):
+    folder = publish(tmp_path / "a", tokenizer, small_classifier(max_position_embeddings=64))
+    renderer = load_reward_model(folder, max_tokens=40).backbone.renderer
+    (conversation,) = renderer.conversations(PROMPT, ["y" * 100])
+    assert len(conversation.tokens) == 40
+    with pytest.raises(ValueError, match=r"`max_tokens` is 65, and .* has 64 positions: take at"):
+        load_reward_model(folder, max_tokens=65)
+    with pytest.raises(ValueError, match=r"`max_tokens` must be 0 .* got 7"):
+        load_reward_model(folder, max_tokens=7)
+    ours = tmp_path / "ours"
+    save_small(ours, tokenizer)
+    with pytest.raises(ValueError, match="cuts conversations as in its training"):
+        load_reward_model(ours, max_tokens=40)
 
 
 @pytest.mark.parametrize(

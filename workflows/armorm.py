@@ -32,7 +32,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.torch import load_file
 
 from actors.fitters import fit_heads, write_sums
 from panoply.armorm.baselines import (
@@ -71,6 +70,7 @@ from panoply.data.features import StoredFeatures
 from panoply.files import reading, whole_file, write_json
 from panoply.hub.artefact.model_card import write_card
 from panoply.hub.backbone.pretrained import load_renderer, resolve
+from panoply.hub.door.checkpoint import read_tensors
 from panoply.measure.calibration import reliability
 from panoply.measure.pair_report import compare, fit_logit_scale, report_pairs, weights_by_domain
 from panoply.model.gate import Gate, ScalarHead, make_gate
@@ -306,13 +306,14 @@ def train_heads(
 
     def load_gate(task: HeadTask) -> Gate:
         gate = make_gate(inputs.features.gate_PD.shape[1], len(values.names), config.gate)
-        with reading(folder / f"{task.name}.safetensors"):
-            gate.load_state_dict(load_file(folder / f"{task.name}.safetensors"))
+        file = folder / f"{task.name}.safetensors"
+        with reading(file):
+            gate.load_state_dict(read_tensors(file))
         return gate.eval().requires_grad_(False)
 
-    mlp = make_mlp(inputs.features.chosen_PF.shape[1])
-    with reading(folder / "mlp.safetensors"):
-        mlp.load_state_dict(load_file(folder / "mlp.safetensors"))
+    mlp, file = make_mlp(inputs.features.chosen_PF.shape[1]), folder / "mlp.safetensors"
+    with reading(file):
+        mlp.load_state_dict(read_tensors(file))
     return TrainedHeads(
         gate=load_gate(tasks["gate"]),
         gate_biased=load_gate(tasks["gate-biased"]),

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ from panoply.data.ingest import IngestLimits, ingest_pairs
 from panoply.data.read import named_inputs
 from panoply.data.tables import PairTable, load_pairs
 from panoply.files import write_json
-from panoply.hub.artefact.manifest import Manifest, ScalarManifest, read_manifest
+from panoply.hub.artefact.manifest import Manifest, ScalarManifest
 from panoply.measure.intervals import macro_interval
 from panoply.measure.metrics import macro
 from panoply.measure.pair_report import scaled_metrics
@@ -35,10 +34,14 @@ from panoply.report.report import write_pictures
 from panoply.report.results.cross_eval import matrix
 from panoply.report.results.pairs import lead
 from panoply.types import Array, Bools, Ints
-from workflows.cluster.embed import TextFiles
-from workflows.cluster.ray_cluster import check_or_write_config, connect, run_folder
+from workflows.cluster.evaluated import (
+    open_evaluated,
+    score_all,
+    scorer_labels,
+    truncation_of,
+)
+from workflows.cluster.ray_cluster import check_or_write_config, run_folder
 from workflows.cluster.run_lease import one_writer
-from workflows.cluster.score import Shards, is_seen, score_texts
 from workflows.cluster.tracking import git_commit
 
 ENSEMBLE = "mean of standardized scores"
@@ -64,8 +67,8 @@ def run_cross_eval(config: CrossEvalConfig, logger: RunLogger) -> dict[str, Any]
             run, or no prompt that none of the models has seen.
     """
     out = run_folder(config.out)
-    folders = [Path(name).expanduser().absolute() for name in config.models]
-    manifests = dict(zip(labels(folders), map(read_manifest, folders), strict=True))
+    opened = [open_evaluated(where) for where in config.models]
+    scorers = dict(zip(scorer_labels(opened), opened, strict=True))
     check_or_write_config(out, "config.json", asdict(config))
     limits = IngestLimits(
         max_rows_per_source=config.max_pairs_per_source or None,
@@ -73,28 +76,25 @@ def run_cross_eval(config: CrossEvalConfig, logger: RunLogger) -> dict[str, Any]
     )
     ingested = ingest_pairs(named_inputs(config.pairs, config), out / "data", limits)
     pairs = load_pairs(ingested.path, seed=0, num_folds=2)  # all parts count: the split is theirs
-    seen = {
-        name: is_seen(pairs.split.key_N, folder)
-        for name, folder in zip(manifests, folders, strict=True)
-    }
+    seen = {name: scorer.is_seen(pairs.split.key_N) for name, scorer in scorers.items()}
     rows = unseen_rows(seen)
     logger.info(
         f"data: {len(pairs.gap_P):,} pairs, {len(rows):,} of prompts that no model has seen"
     )
 
-    connect(config.num_workers)
-    shards = Shards.of(TextFiles(pairs=(str(ingested.path),)), frozenset(pairs.prompt_P[rows]))
+    prompts = frozenset(pairs.prompt_P[rows])
+    results = score_all(opened, ingested.path, config.num_workers, logger, prompts)
     scored_rows: dict[str, ScoredRow] = {}
     deviations: dict[str, float] = {}
-    for (name, manifest), folder in zip(manifests.items(), folders, strict=True):
-        logger.info(f"scoring with {name}")
-        scored = score_texts(shards, folder, config.num_workers, logger)
+    for (name, scorer), scored in zip(scorers.items(), results, strict=True):
         scores = scored.scores[lead(scored.scores)]
-        deviations[name] = float(np.sort(scores).std())  # the order of arrival changes nothing
+        # Sorted, so that the order of arrival changes nothing.
+        deviations[name] = float(np.nanstd(np.sort(scores)))
         chosen, rejected = scored.rows(pairs.chosen_P[rows]), scored.rows(pairs.rejected_P[rows])
         margin_P = np.full(len(pairs.gap_P), np.nan)
         margin_P[rows] = scores[chosen] - scores[rejected]
-        scored_rows[name] = ScoredRow(trained_sources(manifest), manifest.temperature, margin_P)
+        sources = trained_sources(scorer.manifest)
+        scored_rows[name] = ScoredRow(sources, scorer.temperature, margin_P)
     if len(scored_rows) > 1:
         members = list(scored_rows.values())
         scored_rows[ENSEMBLE] = ensemble(members, list(deviations.values()))
@@ -102,12 +102,13 @@ def run_cross_eval(config: CrossEvalConfig, logger: RunLogger) -> dict[str, Any]
     reports = {name: report_row(row, pairs, rows) for name, row in scored_rows.items()}
     sources, counts = np.unique(pairs.source_P[rows].astype(str), return_counts=True)
     models: dict[str, Any] = {}
-    for (name, manifest), folder in zip(manifests.items(), folders, strict=True):
+    for (name, scorer), scored in zip(scorers.items(), results, strict=True):
         models[name] = {
-            "folder": str(folder),
-            "temperature": manifest.temperature,
-            "sources": sorted(trained_sources(manifest)),
+            "folder": str(scorer.folder or scorer.where),
+            "temperature": scorer.temperature,
+            "sources": sorted(trained_sources(scorer.manifest)),
             "num_seen": int(seen[name].sum()),
+            "truncated": truncation_of(scored),
         }
     result: dict[str, Any] = {
         "models": models,
@@ -123,12 +124,6 @@ def run_cross_eval(config: CrossEvalConfig, logger: RunLogger) -> dict[str, Any]
     write_json(out / "matrix.json", result)
     write_pictures([matrix(result)], out)
     return result
-
-
-def labels(folders: Sequence[Path]) -> list[str]:
-    """Returns a short name of each model: that of its folder, or of its run for `RUN/model`."""
-    names = [f.parent.name if f.name == "model" else f.name for f in folders]
-    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
 
 
 def unseen_rows(seen: Mapping[str, Bools]) -> Ints:
@@ -147,8 +142,13 @@ def unseen_rows(seen: Mapping[str, Bools]) -> Ints:
     return rows
 
 
-def trained_sources(manifest: Manifest | ScalarManifest) -> frozenset[str]:
-    """Returns the sources that a model was trained on; a gated one's ratings have sources too."""
+def trained_sources(manifest: Manifest | ScalarManifest | None) -> frozenset[str]:
+    """Returns the sources that a model was trained on; a gated one's ratings have sources too.
+
+    Of a scorer without a record none is known.
+    """
+    if manifest is None:
+        return frozenset()
     if isinstance(manifest, ScalarManifest):
         return frozenset(manifest.sources)
     return frozenset[str]().union(*(kind["by_source"] for kind in manifest.data.values()))

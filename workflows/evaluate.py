@@ -1,17 +1,16 @@
-"""Scoring pairs with a finished reward model: texts -> trees -> scores -> metrics.
+"""Scoring pairs with a scorer, and others beside it: texts -> trees -> scores -> metrics.
 
-Prompts that the model was trained on are recognized by hash and left out of the headline.
+Prompts that a model of ours was trained on are recognized by hash and left out of the headline, for
+all scorers alike. Of published models, functions and other servers nothing is known as seen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file
 
 from panoply.armorm.baselines import RIVALS
 from panoply.boards import read_board
@@ -20,16 +19,24 @@ from panoply.data.ingest import IngestLimits, ingest_pairs
 from panoply.data.read import named_inputs
 from panoply.data.tables import PairTable, load_pairs
 from panoply.files import write_json
-from panoply.hub.artefact.manifest import Manifest, ScalarManifest, read_manifest
+from panoply.hub.artefact.manifest import Manifest
+from panoply.hub.door.checkpoint import read_tensors
 from panoply.measure.calibration import reliability
 from panoply.measure.pair_report import compare, report_pairs, weights_by_domain
 from panoply.report.progress import RunLogger
 from panoply.report.report import write_report
+from panoply.report.results.pairs import lead
 from panoply.types import Array
-from workflows.cluster.embed import TextFiles
-from workflows.cluster.ray_cluster import check_or_write_config, connect, run_folder
+from workflows.cluster.evaluated import (
+    EvaluatedScorer,
+    open_evaluated,
+    score_all,
+    scorer_labels,
+    truncation_of,
+)
+from workflows.cluster.ray_cluster import check_or_write_config, run_folder
 from workflows.cluster.run_lease import one_writer
-from workflows.cluster.score import Shards, TextScores, is_seen, score_texts
+from workflows.cluster.score import TextScores
 from workflows.cluster.tracking import git_commit
 
 COMPARED = (*(("gate", rival) for rival in RIVALS), ("lower_bound", "score"))
@@ -46,8 +53,9 @@ def run_evaluate(config: EvaluateConfig, logger: RunLogger) -> dict[str, Any]:
         FileNotFoundError, ValueError: no such model or file, unusable pairs, or a folder of another
             run.
     """
-    out, folder = run_folder(config.out), Path(config.model).expanduser().absolute()
-    manifest = read_manifest(folder)
+    out = run_folder(config.out)
+    scorers = [open_evaluated(where) for where in (config.model, *config.beside)]
+    chief, others = scorers[0], scorers[1:]
     check_or_write_config(out, "config.json", asdict(config))
     limits = IngestLimits(
         max_rows_per_source=config.max_pairs_per_source or None,
@@ -56,18 +64,22 @@ def run_evaluate(config: EvaluateConfig, logger: RunLogger) -> dict[str, Any]:
     inputs = named_inputs(config.pairs, config)
     board = read_board(config.board, inputs)
     ingested = ingest_pairs(inputs, out / "data", limits)
-    pairs = load_pairs(ingested.path, seed=manifest.seed, num_folds=2)
-    unseen = np.flatnonzero(~is_seen(pairs.split.key_N, folder))
+    pairs = load_pairs(ingested.path, seed=chief.seed, num_folds=2)
+    unseen = np.flatnonzero(~np.any([s.is_seen(pairs.split.key_N) for s in scorers], axis=0))
     logger.info(f"data: {len(pairs.gap_P):,} pairs, {len(unseen):,} of prompts not trained on")
 
-    connect(config.num_workers)
-    shards = Shards.of(TextFiles(pairs=(str(ingested.path),)))
-    scored = score_texts(shards, folder, config.num_workers, logger)
+    results = score_all(scorers, ingested.path, config.num_workers, logger)
+    scored, names = results[0], scorer_labels(scorers)
     margins = margins_of(pairs, scored)
-    scales = scales_of(folder, manifest, margins)
+    scales = scales_of(chief, margins)
+    beside = names[1:]
+    for name, scorer, result in zip(beside, others, results[1:], strict=True):
+        margins[name] = margins_of(pairs, result)[lead(result.scores)]
+        scales[name] = scorer.scale
 
     metrics: dict[str, Any] = {
-        "model": str(folder),
+        "model": str(chief.folder or chief.where),
+        "truncated": truncated(names, results, logger),
         "num_pairs": len(pairs.gap_P),
         "num_seen": len(pairs.gap_P) - len(unseen),
         "quarantined": dict(ingested.num_quarantined),
@@ -79,13 +91,14 @@ def run_evaluate(config: EvaluateConfig, logger: RunLogger) -> dict[str, Any]:
         logger.info("every prompt was trained on: these numbers say nothing about new prompts")
     metrics["pairs"] = report_pairs(margins, pairs, rows, scales)
     rivals = [(a, b) for a, b in COMPARED if {a, b} <= margins.keys()]
+    rivals += [(lead(scored.scores), name) for name in beside]
     metrics["comparisons"] = compare(margins, pairs, rows, rivals)
     if board is not None:
-        seen_P = is_seen(board.key_P, folder)
+        seen_P = chief.is_seen(board.key_P)
         metrics[config.board] = board.measure(scored.row, scored.scores, seen_P)
-    if isinstance(manifest, Manifest) and scored.weights_NO is not None:
+    if isinstance(chief.manifest, Manifest) and scored.weights_NO is not None:
         weights_PO = scored.weights_NO[scored.rows(pairs.chosen_P)]
-        shares = weights_by_domain(weights_PO, manifest.objectives, pairs.domain_P, rows)
+        shares = weights_by_domain(weights_PO, chief.manifest.objectives, pairs.domain_P, rows)
         metrics["gate"] = {"weights_by_domain": shares}
     metrics["reliability"] = {
         name: reliability(margins[name][rows] * scales[name]) for name in CURVES if name in margins
@@ -96,16 +109,31 @@ def run_evaluate(config: EvaluateConfig, logger: RunLogger) -> dict[str, Any]:
     return metrics
 
 
-def scales_of(
-    folder: Path, manifest: Manifest | ScalarManifest, names: Iterable[str]
-) -> dict[str, float]:
-    """Returns the factor to log odds of each scorer, as the model brings it.
+def truncated(
+    names: Sequence[str], results: Sequence[TextScores], logger: RunLogger
+) -> dict[str, Mapping[str, int]]:
+    """Returns by scorer how many texts and tokens limits cut away, and says so where any did."""
+    counts: dict[str, Mapping[str, int]] = {}
+    for name, result in zip(names, results, strict=True):
+        if (cut := truncation_of(result)) is None:
+            continue
+        counts[name] = cut
+        if cut["texts"]:
+            logger.info(
+                f"truncated: {cut['texts']:,} of {len(result.row):,} texts lose {cut['tokens']:,} "
+                f"tokens to the limits of {name}"
+            )
+    return counts
+
+
+def scales_of(scorer: EvaluatedScorer, names: Iterable[str]) -> dict[str, float]:
+    """Returns the factor to log odds of each of a model's scorers, as the model brings it.
 
     A lower bound is in the unit of its score and has the same.
     """
-    if isinstance(manifest, ScalarManifest):
-        return dict.fromkeys(names, 1 / manifest.temperature)
-    fixed = load_file(folder / "baselines.safetensors")
+    if scorer.folder is None or not isinstance(scorer.manifest, Manifest):
+        return dict.fromkeys(names, scorer.scale)
+    fixed = read_tensors(scorer.folder / "baselines.safetensors")
     return {name: float(fixed[f"scale.{name}"]) for name in names}
 
 

@@ -34,6 +34,9 @@ class Rendering:
     max_response_tokens: int = 192
     """Most tokens of a response; a longer one keeps its first tokens and the template's closing
     tokens."""
+    max_tokens: int = 0
+    """Most tokens of a conversation: a response has at most what its prompt leaves of them. 0: the
+    other two limits alone."""
     gate: GatePosition = "header_first"
     """Token that conditions the gate: first behind the text of the last user turn (what ArmoRM
     published reads), first of the assistant header, or last of the prompt."""
@@ -41,6 +44,9 @@ class Rendering:
     def __post_init__(self) -> None:
         for name in ("max_prompt_tokens", "max_response_tokens"):
             require(getattr(self, name) >= 8, f"rendering.{name}", getattr(self, name), ">= 8")
+        fits = self.max_tokens == 0 or self.max_tokens >= self.max_prompt_tokens + 8
+        allowed_tokens = f"0, or at least max_prompt_tokens + 8 = {self.max_prompt_tokens + 8}"
+        require(fits, "rendering.max_tokens", self.max_tokens, allowed_tokens)
         allowed = ("turn_end", "header_first", "prompt_last")
         require(self.gate in allowed, "rendering.gate", self.gate, f"one of {allowed}")
 

@@ -14,10 +14,15 @@ Board: TypeAlias = Literal["none", "rmbench"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateConfig(LabeledFilesConfig):
-    """Score preference pairs with a finished reward model and the scorers it was compared with."""
+    """Score preference pairs with a reward model, or any other scorer, and others beside it."""
 
     model: str
-    """Folder of the reward model, as a run leaves it in `OUT/model`."""
+    """Scorer: a reward model's folder (a run leaves one in `OUT/model`), hub name or
+    `models:/NAME@ALIAS`; `function:MODULE:NAME` or `function:FILE.py:NAME`; `DIALECT+URL#MODEL`; or
+    `replay:FILE`."""
+    beside: tuple[str, ...] = ()
+    """Further scorers, named likewise, that are reported beside it on the same pairs: another
+    model, or a function such as the response's length."""
     pairs: tuple[str, ...] = ()
     """Preference pair files: Parquet, JSONL, or hub names; at least one."""
     out: str = "runs/evaluate"
@@ -33,14 +38,17 @@ class EvaluateConfig(LabeledFilesConfig):
     def __post_init__(self) -> None:
         require(bool(self.pairs), "pairs", self.pairs, "at least one file")
         check_files(self, self.pairs, "pairs")
+        different = len({self.model, *self.beside}) == 1 + len(self.beside)
+        require(different, "beside", self.beside, "different scorers, each once")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CrossEvalConfig(LabeledFilesConfig):
-    """Score preference pairs with several models, by source, on prompts that none has seen."""
+    """Score preference pairs with several scorers, by source, on prompts that none has seen."""
 
     models: tuple[str, ...]
-    """Folders of reward models, gated or scalar, as runs leave them in `OUT/model`."""
+    """Scorers: folders of reward models (a run leaves one in `OUT/model`), hub names,
+    `models:/NAME@ALIAS`, `function:FILE.py:NAME`, `DIALECT+URL#MODEL`, `replay:FILE`."""
     pairs: tuple[str, ...] = ()
     """Preference pair files: Parquet, JSONL, or hub names; at least one."""
     out: str = "runs/cross_eval"

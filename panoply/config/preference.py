@@ -74,6 +74,9 @@ class TrainedBackboneConfig:
     bfloat16 where the hardware multiplies it fast."""
     depth: float = 1.0
     """Share of the layers that is kept."""
+    new_head: bool = False
+    """Draw a new head also where the model is a reward model, whose trained head is otherwise gone
+    on from."""
     trained: TrainedPart = Lora()
     """Trained part of the backbone; the head is always trained."""
     checkpointing: bool = False

@@ -60,6 +60,15 @@ class RewardModel(ABC, Generic[Output]):
     is_pairwise: bool = False
     """True where the model compares two responses and has no score of one."""
 
+    def __repr__(self) -> str:
+        kind, dtype = self.provenance["kind"], self.provenance["dtype"]
+        objectives = ""
+        if self.objectives:
+            names = list(self.objectives)
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            objectives = f", {len(names)} objectives: {', '.join(names[:3])}{more}"
+        return f"<{type(self).__name__} {self.backbone.name!r}, {kind}, {dtype}{objectives}>"
+
     def request_tokenizer(self) -> RequestTokenizer:
         """Returns a tokenizer of requests to this model: messages, rendered text, token ids."""
         embeddings = cast(Any, self.backbone.decoder.model).get_input_embeddings()
@@ -154,9 +163,27 @@ class ScoringModel(RewardModel[Output]):
         Raises:
             ValueError: no response, or the template refuses the conversation.
         """
-        conversations = self.backbone.renderer.conversations(prompt, responses)
-        scores = [self.score_of(output) for output in self.outputs(conversations)]
-        return np.array(scores, np.float32)
+        return self.score_batch([(prompt, responses)])[0]
+
+    def score_batch(self, items: Sequence[tuple[Prompt, Sequence[str]]]) -> list[Floats]:
+        """Returns the scores of each prompt's responses, `[R]` float32 each, in few forwards.
+
+        They are those of `score`, prompt by prompt.
+
+        Args:
+            items: prompts, each with its responses.
+
+        Raises:
+            ValueError: no response to a prompt, or the template refuses a conversation.
+        """
+        conversations: list[Tokenized] = []
+        ends: list[int] = []
+        for prompt, responses in items:
+            conversations += self.backbone.renderer.conversations(prompt, responses)
+            ends.append(len(conversations))
+        outputs = self.outputs(conversations) if conversations else []
+        scores = np.array([self.score_of(output) for output in outputs], np.float32)
+        return np.split(scores, ends[:-1]) if items else []
 
     def to_score(self, output: Output, conversation: Tokenized, request: ReplicaRequest) -> Score:
         """Converts the output of a conversation to a score with the details of a request."""

@@ -200,6 +200,12 @@ def _head(title: str, metrics: Metrics) -> Page:
             num_seen = count(metrics["num_seen"])
             remark += f"; {num_seen} of prompts that it was trained on are left out"
         remarks.append(f"{remark}.")
+    for name, cut in metrics.get("truncated", {}).items():
+        if cut["texts"]:
+            remarks.append(
+                f"{count(cut['texts'])} texts lose {count(cut['tokens'])} tokens to the limits of "
+                f"{name}."
+            )
     return Page(
         title=title,
         kind="policy" if is_policy else "reward model",

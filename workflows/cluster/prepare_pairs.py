@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from transformers import AutoConfig
 
 from actors.reward_trainer import PairRows
 from panoply.config.preference import Mixed, PairTrainingConfig
@@ -25,6 +24,8 @@ from panoply.data.tables import PairTable, load_pairs
 from panoply.data.tokens import TokenPairs, write_tokens
 from panoply.hub.backbone.pretrained import load_renderer, resolve
 from panoply.hub.backbone.renderer import Renderer
+from panoply.hub.door.loading import load_config
+from panoply.hub.policy.first_head import describe_first_head
 from panoply.model.tree import TokenTree
 from panoply.preference.batch_sampler import BatchSampler
 from panoply.report.progress import Advance, RunLogger
@@ -124,14 +125,15 @@ def tokenize(
         ValueError: a token is not in the model's vocabulary, as happens where tokens were added to
             the tokenizer but not to the model.
     """
-    folder = resolve(config.backbone.model)
+    if line := describe_first_head(config.backbone, config.num_heads):
+        logger.info(line)
     renderer = load_renderer(config.backbone.model, config.backbone.rendering)
     cut = {"prompts_cut": 0, "responses_cut": 0}
     if not path.exists():
         with logger.bar("rendering pairs", preferences.summary["rows"]) as advance:
             write_tokens(path, _rendered(renderer, preferences.path, cut, advance), cut)
     tokens = TokenPairs.open(path)
-    size = int(AutoConfig.from_pretrained(folder).vocab_size)
+    size = int(load_config(Path(resolve(config.backbone.model))).vocab_size)
     largest = int(tokens.column("largest_id").max())
     if largest >= size:
         word = renderer.tokenizer.convert_ids_to_tokens(largest)

@@ -15,7 +15,7 @@ from mlflow.exceptions import MlflowException
 from panoply.config.serve import ServedModelConfig
 from panoply.data.schema import digest
 from panoply.files import whole_folder
-from panoply.hub.published.loading import is_hub_name
+from panoply.hub.door.fetch import is_hub_name
 from panoply.scorers.where import LocalModel, open_scorer, parse_where
 from panoply.seal import check_seal
 from panoply.secret import without_secrets

@@ -36,6 +36,8 @@ class TextScores:
     """Scores by the weights of one source; empty for scalar models."""
     weights_NO: NDArray[np.float32] | None
     """The gate's weights for the prompts of the texts; scalar models have none."""
+    num_cut_N: Ints | None
+    """Tokens of each text that limits cut away; None where the scorer does not tell."""
 
     def rows(self, ids: Strings) -> Ints:
         """Returns the rows of some text ids."""
@@ -75,6 +77,7 @@ def score_texts(shards: Shards, folder: Path, num_workers: int, logger: RunLogge
             advance(len(ids))
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     weights_NO = columns.pop("gate_weights", None)
+    num_cut_N = columns.pop("num_cut").astype(np.int64)
     return TextScores(
         row={name: i for i, name in enumerate(names)},
         scores={k: v for k, v in columns.items() if not k.startswith(PER_SOURCE)},
@@ -82,6 +85,7 @@ def score_texts(shards: Shards, folder: Path, num_workers: int, logger: RunLogge
             k.removeprefix(PER_SOURCE): v for k, v in columns.items() if k.startswith(PER_SOURCE)
         },
         weights_NO=None if weights_NO is None else weights_NO.astype(np.float32),
+        num_cut_N=num_cut_N,
     )
 
 

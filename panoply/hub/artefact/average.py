@@ -20,6 +20,7 @@ from torch import Tensor
 from panoply.hub.artefact.classifier import check_vacant
 from panoply.hub.artefact.manifest import ScalarManifest, read_manifest
 from panoply.hub.artefact.scalar import ScalarModel, load_scalar_model, save_scalar_model
+from panoply.hub.door.loading import load_config
 
 
 def average_models(folders: Sequence[Path], out: Path) -> float:
@@ -86,9 +87,7 @@ def _scalar_manifest(folder: Path) -> ScalarManifest:
 
 def _description(manifest: ScalarManifest, folder: Path) -> dict[str, Any]:
     """Returns what models must share for their mean to be a model."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder).to_dict()
+    config = load_config(folder).to_dict()
     fields = {
         f"config's {name}": value
         for name, value in config.items()

@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from panoply.hub.backbone.renderer import Renderer
+from panoply.hub.door.loading import load_model, load_tokenizer
 from panoply.hub.example_conversations import example_chat_ids
 from panoply.model.device import best_device
 from panoply.types import Array
@@ -111,10 +112,8 @@ def export_tokenizer(renderer: Renderer, folder: Path) -> Any:
 
     A pad token that an earlier save added stays.
     """
-    from transformers import AutoTokenizer
-
     renderer.tokenizer.save_pretrained(folder)
-    tokenizer = cast(Any, AutoTokenizer.from_pretrained(folder))
+    tokenizer = load_tokenizer(folder)
     if not re.fullmatch(PAD_PATTERN, tokenizer.pad_token or ""):
         pad = PAD
         while pad in tokenizer.get_vocab():
@@ -141,11 +140,11 @@ def check_drift(score_R: torch.Tensor, folder: Path) -> float:
     Raises:
         RuntimeError: the drift is beyond TOLERANCE.
     """
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    classifier = cast(Any, AutoModelForSequenceClassification.from_pretrained(folder)).eval()
-    classifier = classifier.to(best_device())
+    tokenizer = load_tokenizer(folder)
+    classifier = load_model(AutoModelForSequenceClassification, folder, dtype=torch.float32)
+    classifier = classifier.eval().to(best_device())
     rows = example_chat_ids(tokenizer)
     alone_R = np.concatenate([_logits(classifier, tokenizer, [row]) for row in rows])
     batched_R = _logits(classifier, tokenizer, rows)

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 from panoply.files import whole_folder
 from panoply.hub.artefact.classifier import check_drift, check_vacant, write_classifier
 from panoply.hub.artefact.gated import load_gated_model, pooled
 from panoply.hub.artefact.manifest import ScalarManifest, read_manifest
 from panoply.hub.artefact.model_card import ScalarDescription, model_card, read_metrics
+from panoply.hub.door.checkpoint import read_tensors
 from panoply.hub.example_conversations import example_trees, sequences
 from panoply.seal import seal
 
@@ -80,5 +80,5 @@ def _read_head(folder: Path) -> tuple[torch.Tensor, float]:
             "sequence classifier reads 'last', the last token, alone: run again with "
             "`--backbone.poolings last` and another `--out`, and export that"
         )
-    tensors = load_file(folder / "baselines.safetensors")
+    tensors = read_tensors(folder / "baselines.safetensors")
     return tensors[SCORER], float(tensors[f"scale.{SCORER}"])

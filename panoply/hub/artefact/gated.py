@@ -14,7 +14,7 @@ from typing import TypeAlias, cast
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from panoply.config import DType, Pooling
 from panoply.data.ratings import RatingMap
@@ -30,6 +30,8 @@ from panoply.hub.artefact.manifest import (
 from panoply.hub.backbone.backbone import Backbone
 from panoply.hub.backbone.pretrained import choose_dtype
 from panoply.hub.backbone.renderer import Renderer
+from panoply.hub.door.checkpoint import read_tensors
+from panoply.hub.door.loading import check_sizes, load_config, load_tokenizer
 from panoply.hub.reward_model import Scale, ScoreDetails, ScoringModel, provenance_of
 from panoply.model.device import best_device
 from panoply.model.forward import Features
@@ -57,7 +59,7 @@ class ObjectiveEffect:
     """g_i (r'_i - its mean over the training responses): what it adds to an average response."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Explanation:
     """The parts of a response's score."""
 
@@ -66,6 +68,11 @@ class Explanation:
     """Effective coefficient on the predicted log length."""
     drivers: tuple[ObjectiveEffect, ...]
     """All objectives, the strongest contribution first."""
+
+    def __repr__(self) -> str:
+        strongest = [f"{each.objective} {each.contribution:+.3f}" for each in self.drivers[:3]]
+        more = f" and {len(self.drivers) - 3} more" if len(self.drivers) > 3 else ""
+        return f"<Explanation of score {self.score:.4g}: {', '.join(strongest)}{more}>"
 
 
 def pooled(features: Features, pooling: Pooling, depth: int = 0) -> torch.Tensor:
@@ -192,7 +199,7 @@ def load_gated_model(folder: Path) -> GatedModel:
         ValueError: a file is not the one that was saved, a tensor does not fit, or the tokenizer's
             template is not the one the model was trained with.
     """
-    from transformers import AutoConfig, AutoModel, AutoTokenizer
+    from transformers import AutoModel
 
     manifest = read_manifest(folder)
     if not isinstance(manifest, Manifest):
@@ -201,13 +208,16 @@ def load_gated_model(folder: Path) -> GatedModel:
             "panoply.hub.artefact.load.load_reward_model"
         )
     check_sealed(folder, manifest)
-    tensors = load_file(folder / "model.safetensors")
+    tensors = read_tensors(folder / "model.safetensors")
     device = best_device()
     # Made in its dtype and not cast to it: a cast would also round the rotary frequencies.
     dtype = choose_dtype(cast(DType, manifest.dtype), device)
-    model = AutoModel.from_config(AutoConfig.from_pretrained(folder), dtype=dtype)
-    model.load_state_dict(_under("model.", tensors))
-    renderer = Renderer(AutoTokenizer.from_pretrained(folder), manifest.rendering)
+    stored, config = _under("model.", tensors), load_config(folder)
+    shapes = {name: tuple(tensor.shape) for name, tensor in stored.items()}
+    check_sizes(AutoModel, config, shapes, folder)
+    model = AutoModel.from_config(config, dtype=dtype)
+    model.load_state_dict(stored)
+    renderer = Renderer(load_tokenizer(folder), manifest.rendering)
     renderer.check_template(manifest.template_hash, folder)
     backbone = Backbone(manifest.backbone, model.to(device=device), renderer, [manifest.depth])
 

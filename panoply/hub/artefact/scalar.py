@@ -21,11 +21,10 @@ from __future__ import annotations
 from collections.abc import Sequence, Set
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from panoply.data.schema import Prompt
@@ -40,7 +39,10 @@ from panoply.hub.artefact.manifest import (
 )
 from panoply.hub.artefact.model_card import write_card
 from panoply.hub.backbone.backbone import Backbone
+from panoply.hub.backbone.pretrained import choose_dtype
 from panoply.hub.backbone.renderer import Renderer
+from panoply.hub.door.checkpoint import read_tensors
+from panoply.hub.door.loading import load_model, load_tokenizer
 from panoply.hub.example_conversations import example_trees
 from panoply.hub.reward_model import ScoreDetails, ScoringModel, provenance_of
 from panoply.model.device import best_device
@@ -187,7 +189,7 @@ def load_scalar_model(folder: Path) -> ScalarModel:
         ValueError: it is one of another kind, a file is not the one that was saved, or the
             tokenizer's template is not the one that the model was trained with.
     """
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification
 
     manifest = read_manifest(folder)
     if not isinstance(manifest, ScalarManifest):
@@ -196,9 +198,11 @@ def load_scalar_model(folder: Path) -> ScalarModel:
             "panoply.hub.artefact.load.load_reward_model"
         )
     check_sealed(folder, manifest)
-    classifier = cast(Any, AutoModelForSequenceClassification.from_pretrained(folder))
-    decoder = classifier.base_model.to(best_device())
-    renderer = Renderer(AutoTokenizer.from_pretrained(folder), manifest.rendering)
+    device = best_device()
+    dtype = choose_dtype("float32", device)
+    classifier = load_model(AutoModelForSequenceClassification, folder, dtype=dtype)
+    decoder = classifier.base_model.to(device)
+    renderer = Renderer(load_tokenizer(folder), manifest.rendering)
     renderer.check_template(manifest.template_hash, folder)
     backbone = Backbone(manifest.backbone, decoder, renderer, [manifest.depth])
-    return ScalarModel(backbone, load_file(folder / "heads.safetensors")["heads"], manifest)
+    return ScalarModel(backbone, read_tensors(folder / "heads.safetensors")["heads"], manifest)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -14,6 +15,7 @@ from panoply.config import DType, Rendering
 from panoply.hub.backbone.attention import attend_by_trees
 from panoply.hub.backbone.pretrained import choose_dtype, resolve
 from panoply.hub.backbone.renderer import Renderer
+from panoply.hub.door.loading import load_model, load_tokenizer
 from panoply.model.budget import calibrate, within_memory
 from panoply.model.decoder import Decoder, find_layers
 from panoply.model.device import best_device
@@ -79,12 +81,12 @@ def load_backbone(
         FileNotFoundError: see `resolve`.
         ValueError: the model is no decoder that gives hidden states.
     """
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel
 
-    folder = resolve(name)
+    folder = Path(resolve(name))
     device = best_device()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModel.from_pretrained(folder, dtype=choose_dtype(dtype, device))
+    tokenizer = load_tokenizer(folder)
+    model = load_model(AutoModel, folder, dtype=choose_dtype(dtype, device), unused=None)
     layers = len(cast(nn.ModuleList, model.get_submodule(find_layers(model))))
     renderer = Renderer(tokenizer, rendering or Rendering())
     return Backbone(name, model.to(device), renderer, depths or [layers])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,17 +12,18 @@ from torch import nn
 from panoply.config import DType, Rendering
 from panoply.hub.backbone.renderer import Renderer
 from panoply.hub.backbone.smollm2 import NAME, embedded_model
+from panoply.hub.door.fetch import fetch, is_hub_name
+from panoply.hub.door.loading import load_config, load_tokenizer
+from panoply.model.device import chosen_dtype
 
 
 def resolve(name: str) -> str:
-    """Returns a folder or hub name that transformers can load, after looking at it.
+    """Returns the folder of a language model, after looking at it.
 
     Raises:
         FileNotFoundError: a local path that is no model folder, or a hub name that is neither
             a local folder nor reachable.
     """
-    from transformers import AutoConfig
-
     if name == NAME:
         return str(embedded_model())
     path = Path(name).expanduser()
@@ -31,18 +31,11 @@ def resolve(name: str) -> str:
         if not (path / "config.json").is_file():
             raise FileNotFoundError(f"model folder {name!r} has no config.json")
         return str(path)
-    if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if path.exists() or not is_hub_name(name):
         raise FileNotFoundError(
             f"model {name!r} is neither a folder nor a hub name 'owner/name' nor {NAME!r}"
         )
-    try:
-        AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(
-            f"model {name!r} is no local folder, and the hub could not give it: "
-            f"{str(error).splitlines()[0]} Name a local folder, or {NAME!r}"
-        ) from error
-    return name
+    return str(fetch(name))
 
 
 def load_renderer(name: str, rendering: Rendering) -> Renderer:
@@ -51,17 +44,19 @@ def load_renderer(name: str, rendering: Rendering) -> Renderer:
     Raises:
         FileNotFoundError: see `resolve`.
     """
-    from transformers import AutoTokenizer
-
-    return Renderer(AutoTokenizer.from_pretrained(resolve(name)), rendering)
+    return Renderer(load_tokenizer(Path(resolve(name))), rendering)
 
 
 def choose_dtype(name: DType, device: torch.device) -> torch.dtype:
     """Returns bfloat16 where the hardware multiplies it fast, float32 elsewhere.
 
+    A choice for one load (`panoply.model.device.placed`) goes before the name.
+
     That is CUDA, and CPUs with AMX (3x float32) or AVX512-BF16 (1.7x); without either it is
     emulated, 5x slower than float32.
     """
+    if (chosen := chosen_dtype()) is not None:
+        return chosen
     if name != "auto":
         return torch.float32 if name == "float32" else torch.bfloat16
     if device.type == "cuda":
@@ -73,9 +68,7 @@ def choose_dtype(name: DType, device: torch.device) -> torch.dtype:
 
 def count_layers(name: str) -> int:
     """Returns the number of layers of a model without loading its weights."""
-    from transformers import AutoConfig
-
-    return int(AutoConfig.from_pretrained(resolve(name)).num_hidden_layers)
+    return int(load_config(Path(resolve(name))).num_hidden_layers)
 
 
 def check_vocabulary(renderer: Renderer, model: nn.Module) -> None:

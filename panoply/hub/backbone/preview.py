@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from transformers import AutoTokenizer
-
 from panoply.config import Rendering
 from panoply.data.schema import Prompt
-from panoply.hub.backbone.pretrained import resolve, silence_libraries
-from panoply.hub.backbone.renderer import Renderer
+from panoply.hub.backbone.pretrained import load_renderer, silence_libraries
 
 
 def template_writer(model: str) -> Callable[[Prompt, str], str]:
@@ -19,7 +16,7 @@ def template_writer(model: str) -> Callable[[Prompt, str], str]:
         FileNotFoundError: there is no such model.
     """
     silence_libraries()
-    renderer = Renderer(AutoTokenizer.from_pretrained(resolve(model)), Rendering())
+    renderer = load_renderer(model, Rendering())
 
     def write(prompt: Prompt, response: str) -> str:
         reply = [{"role": "assistant", "content": response}] if response else []

@@ -40,6 +40,8 @@ class RenderedTree:
     num_responses_cut: int
     response_tokens_cut: int
     """Tokens cut off all responses together."""
+    num_cut_R: tuple[int, ...] = ()
+    """Tokens cut off each conversation, of its prompt and its response."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +195,11 @@ class Renderer:
         )
         cut = [each.response_tokens_cut for each in conversations]
         return RenderedTree(
-            tree, conversations[0].prompt_tokens_cut, sum(size > 0 for size in cut), sum(cut)
+            tree,
+            conversations[0].prompt_tokens_cut,
+            sum(size > 0 for size in cut),
+            sum(cut),
+            tuple(each.num_cut for each in conversations),
         )
 
     def conversations(self, prompt: Prompt, responses: Sequence[str]) -> list[Tokenized]:
@@ -260,7 +266,11 @@ class Renderer:
         self, ids: list[int], start: int, gate: int, dropped: int, num_closing: int
     ) -> Tokenized:
         stop = max(start + 1, len(ids) - num_closing)
-        kept = min(stop, start + self.rendering.max_response_tokens)
+        most = self.rendering.max_response_tokens
+        if self.rendering.max_tokens:
+            room = self.rendering.max_tokens - (start - dropped) - num_closing
+            most = max(1, min(most, room))
+        kept = min(stop, start + most)
         tokens = self.shortened(ids[:kept], dropped) + ids[stop:]
         return Tokenized(
             tokens=tuple(tokens),

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 
 from panoply.data.schema import Prompt
 from panoply.hub.artefact.load import load_reward_model
-from panoply.hub.backbone.renderer import DATE, FIXED_CLOCK, PLAIN_TEMPLATE
 from panoply.hub.doctor.scoring import in_dtype, rendered_examples, separate_sequences
+from panoply.hub.doctor.template_checks import template, turns
+from panoply.hub.door.checkpoint import Checkpoint
+from panoply.hub.door.fetch import fetch
+from panoply.hub.door.loading import load_config, load_model, load_tokenizer
 from panoply.hub.example_conversations import example_chat_ids, example_chats, sequences
-from panoply.hub.published.loading import fetch
 from panoply.hub.reward_model import RewardModel
 from panoply.measure.conformance import BOUNDS, Finding, Verdict, drift, flips, judge
 from panoply.model.device import best_device
@@ -43,8 +46,8 @@ def examine(name: str | Path, *, trust_remote_code: bool = False) -> list[Findin
     folder = fetch(str(name), code=trust_remote_code)
     try:
         model = load_reward_model(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        return [Finding("layout", "does not load", "fail", str(error))]
+    except Exception as error:  # whatever a folder from outside raises is what is wrong with it
+        return [Finding("layout", "does not load", "fail", _sentence(error))]
     return examine_loaded(model, folder)
 
 
@@ -54,6 +57,7 @@ def examine_loaded(model: RewardModel[Any], folder: Path) -> list[Finding]:
         layout,
         template,
         content,
+        turns,
         beginning,
         padding,
         position,
@@ -63,33 +67,40 @@ def examine_loaded(model: RewardModel[Any], folder: Path) -> list[Finding]:
         truncation,
         speed,
     ]
-    findings = [check(model) for check in checks]
+    findings = [_finding(check, model) for check in checks]
     if (folder / "config.json").is_file() and model.provenance["kind"] in ("scalar", "linear"):
-        findings.append(parity(model, folder))
+        findings.append(_finding(partial(parity, folder=folder), model, "parity"))
     return findings
+
+
+def _finding(
+    check: Callable[[RewardModel[Any]], Finding], model: RewardModel[Any], name: str = ""
+) -> Finding:
+    """Returns what a check finds; that it cannot be made is a finding too."""
+    try:
+        return check(model)
+    except Exception as error:  # the model's libraries and template raise anything
+        return Finding(name or check.__name__, "cannot be checked", "fail", _sentence(error))
+
+
+def _sentence(error: Exception) -> str:
+    """Returns an error's text, with its type where the text alone is no sentence."""
+    if isinstance(error, OSError | ValueError):
+        return str(error)
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def layout(model: RewardModel[Any]) -> Finding:
     """Reports kind, weights and dtype."""
     values = dict(model.provenance)
     text = f"{values['kind']}, weights {values['weights'][:12]}, {values['dtype']}"
-    return Finding("layout", text, "ok", values=values)
-
-
-def template(model: RewardModel[Any]) -> Finding:
-    """Checks that there is a chat template, and that it renders the same every day."""
-    renderer = model.backbone.renderer
-    text, verdict, advice = f"hash {renderer.template_hash}", "ok", ""
-    if renderer.tokenizer.chat_template == PLAIN_TEMPLATE:
-        text, verdict = f"none; plain turns, {text}", "warning"
-        advice = "put the template it was trained with into chat_template.jinja"
-    elif renderer.tokenizer.chat_template.startswith(FIXED_CLOCK):
-        text, verdict = f"writes the date, held to {DATE}; {text}", "warning"
-        advice = (
-            "elsewhere scores move with the calendar: write a fixed date into the template, "
-            "the one that training saw"
-        )
-    return Finding("template", text, verdict, advice, {"hash": renderer.template_hash})
+    if values["kind"] != "value_head":
+        return Finding("layout", text, "ok", values=values)
+    advice = (
+        "a value head is that of a reward model (LLaMA-Factory, GRM) or of a policy's critic "
+        "(PPO), whose values are no rewards: look what it was trained on"
+    )
+    return Finding("layout", text, "warning", advice, values)
 
 
 def content(model: RewardModel[Any]) -> Finding:
@@ -308,19 +319,18 @@ def speed(model: RewardModel[Any]) -> Finding:
 @torch.inference_mode()
 def parity(model: RewardModel[Any], folder: Path) -> Finding:
     """Compares with the scores that plain transformers gives the conversations, one by one."""
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    loader, dtype = AutoModelForSequenceClassification, model.backbone.decoder.dtype
-    try:
-        classifier, info = cast(Any, loader).from_pretrained(
-            folder, num_labels=1, dtype=dtype, trust_remote_code=False, output_loading_info=True
-        )
-    except ValueError as error:
-        return Finding("parity", "transformers does not load it", "warning", str(error))
-    if info["missing_keys"]:
+    if "score.weight" not in Checkpoint.open(folder).shapes:
         text = "transformers alone draws its head at random"
         return Finding("parity", text, "warning", "save the head under the name 'score'")
+    tokenizer, config = load_tokenizer(folder), load_config(folder)
+    config.num_labels = 1
+    loader, dtype = AutoModelForSequenceClassification, model.backbone.decoder.dtype
+    try:
+        classifier = load_model(loader, folder, dtype=dtype, config=config, unused=None)
+    except ValueError as error:
+        return Finding("parity", "transformers does not load it", "warning", str(error))
     classifier = classifier.eval().to(best_device())
     rows = example_chat_ids(tokenizer)
     logits = [classifier(torch.tensor([ids], device=best_device())).logits for ids in rows]

@@ -10,6 +10,7 @@ import torch
 from panoply.files import whole_folder
 from panoply.hub.artefact.classifier import check_vacant
 from panoply.hub.backbone.pretrained import resolve
+from panoply.hub.door.loading import load_adapted, load_model, load_tokenizer
 from panoply.hub.example_conversations import example_trees, sequences
 from panoply.seal import seal
 
@@ -36,30 +37,20 @@ def export_policy(name: str, adapter: Path, out: Path) -> float:
         ValueError: `out` holds something, or the adapters are not of this model.
         RuntimeError: the saved model gives other log-probabilities.
     """
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     check_vacant(out)
-    if not (adapter / "adapter_config.json").is_file():
-        raise FileNotFoundError(
-            f"{str(adapter)!r} has no adapter_config.json: name the folder of a round's adapters"
-        )
-    folder = resolve(name)
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    try:
-        adapted: Any = PeftModel.from_pretrained(model, str(adapter))
-    except (ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"the adapters in {str(adapter)!r} are not of {name!r}: {str(error).splitlines()[0]}"
-        ) from error
+    folder = Path(resolve(name))
+    tokenizer: Any = load_tokenizer(folder)
+    model = load_model(AutoModelForCausalLM, folder, dtype=torch.float32, unused=None).eval()
+    adapted: Any = load_adapted(model, adapter)
     texts = sequences(example_trees(tokenizer))
     before = [_token_logps(adapted, ids) for ids in texts]
     with whole_folder(out) as built:
         adapted.merge_and_unload().save_pretrained(built)
         tokenizer.save_pretrained(built)
         seal(built)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(built).eval()
+        loaded: Any = load_model(AutoModelForCausalLM, built, dtype=torch.float32).eval()
         after = [_token_logps(loaded, ids) for ids in texts]
         drift = max(float((a - b).abs().max()) for a, b in zip(after, before, strict=True))
         if not drift <= TOLERANCE:

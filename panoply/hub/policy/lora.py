@@ -5,16 +5,17 @@ Trained names are those of `panoply.model.reward_net.RewardNet`; a folder has pe
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from panoply.hub.backbone.pretrained import resolve
+from panoply.hub.door.checkpoint import read_fields, read_tensors
+from panoply.hub.door.fetch import is_hub_name
 from panoply.hub.policy.trainable import TrainableModel
 from panoply.seal import check_seal
 
@@ -33,7 +34,8 @@ def save_adapter(
         folder: folder that is written.
     """
     config: Any = deepcopy(trainable.lora.peft_config["default"])
-    config.base_model_name_or_path = resolve(name)
+    is_local = Path(name).is_dir() or not is_hub_name(name)
+    config.base_model_name_or_path = resolve(name) if is_local else name
     config.task_type, config.inference_mode = "CAUSAL_LM", True
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {_peft_name(trainable, key): value.contiguous() for key, value in params.items()}
@@ -52,7 +54,7 @@ def read_adapter(trainable: TrainableModel, folder: Path) -> dict[str, Tensor]:
     check_seal(folder)
     if not (folder / FILE).is_file():
         raise FileNotFoundError(f"{str(folder)!r} has no {FILE}: name a folder that a round left")
-    tensors = load_file(folder / FILE)
+    tensors = read_tensors(folder / FILE)
     shapes = {key: tuple(value.shape) for key, value in tensors.items()}
     names: dict[str, str] = {}
     trained_shapes: dict[str, tuple[int, ...]] = {}
@@ -67,7 +69,7 @@ def read_adapter(trainable: TrainableModel, folder: Path) -> dict[str, Tensor]:
             f"{strange[:2]} or in `backbone.trained.rank`; start from adapters of the same "
             "configuration"
         )
-    saved = json.loads((folder / "adapter_config.json").read_text())
+    saved = read_fields(folder / "adapter_config.json")
     config = trainable.lora.peft_config["default"]
     saved_scale, scale = saved["lora_alpha"] / saved["r"], config.lora_alpha / config.r
     if saved_scale != scale:

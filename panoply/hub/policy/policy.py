@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,12 @@ from panoply.config import DType, Rendering
 from panoply.config.policy import SamplingConfig
 from panoply.hub.backbone.pretrained import check_vocabulary, choose_dtype, resolve
 from panoply.hub.backbone.renderer import Renderer
+from panoply.hub.door.loading import (
+    load_adapted,
+    load_generation_config,
+    load_model,
+    load_tokenizer,
+)
 from panoply.hub.policy.prefix_decoding import Decoding, Sampled, decode_after_prefixes
 from panoply.model.device import best_device
 
@@ -97,18 +104,17 @@ def load_policy(
         FileNotFoundError: see `resolve`; or there is no adapter.
         ValueError: tokenizer or model cannot be sampled from.
     """
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    folder = resolve(name)
+    folder = Path(resolve(name))
     device = best_device()
     kind = choose_dtype(dtype, device)
-    renderer = Renderer(AutoTokenizer.from_pretrained(folder), rendering or Rendering())
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=kind)
+    renderer = Renderer(load_tokenizer(folder), rendering or Rendering())
+    model: Any = load_model(AutoModelForCausalLM, folder, dtype=kind, unused=None)
     model.to(device)
     check_vocabulary(renderer, model)
     if adapter:
-        adapted: Any = PeftModel.from_pretrained(model, adapter)
+        adapted: Any = load_adapted(model, Path(adapter))
         model = adapted.merge_and_unload() if kind == torch.float32 else adapted.get_base_model()
     return Policy(name, model, renderer)
 
@@ -122,15 +128,9 @@ def load_prompt_renderer(
         FileNotFoundError: see `resolve`.
         ValueError: the tokenizer cannot be used.
     """
-    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
-
-    folder = resolve(name)
-    renderer = Renderer(AutoTokenizer.from_pretrained(folder), rendering or Rendering())
-    try:
-        generation = GenerationConfig.from_pretrained(folder)
-    except OSError:  # a model without one
-        generation = GenerationConfig.from_model_config(AutoConfig.from_pretrained(folder))
-    return renderer, stop_tokens(generation, renderer)
+    folder = Path(resolve(name))
+    renderer = Renderer(load_tokenizer(folder), rendering or Rendering())
+    return renderer, stop_tokens(load_generation_config(folder), renderer)
 
 
 def stop_tokens(generation: Any, renderer: Renderer) -> frozenset[int]:

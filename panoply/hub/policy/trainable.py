@@ -10,6 +10,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, assert_never, cast
 
 import torch
@@ -19,6 +20,8 @@ from panoply.config.preference import Full, HeadOnly, LastLayers, Lora, TrainedB
 from panoply.hub.backbone.attention import attend_by_trees
 from panoply.hub.backbone.pretrained import choose_dtype, resolve
 from panoply.hub.backbone.renderer import Renderer
+from panoply.hub.door.loading import load_model, load_tokenizer
+from panoply.hub.policy.first_head import make_head
 from panoply.model.decoder import Decoder, cut, with_layers
 from panoply.model.device import best_device
 from panoply.model.forward import comparison_trees, row_states, takes_tree_masks
@@ -101,14 +104,14 @@ def load_trainable(
         ValueError: a model that cannot be trained through token trees, split at the layer, or
             whose log-probabilities are not those of its head on its last states.
     """
-    from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModel, AutoModelForCausalLM
 
-    folder = resolve(config.model)
+    folder = Path(resolve(config.model))
     device = best_device()
     dtype = choose_dtype(config.dtype, device)
     torch.manual_seed(seed)
     auto_class: Any = AutoModelForCausalLM if policy else AutoModel
-    loaded: Any = auto_class.from_pretrained(folder, dtype=dtype).to(device)
+    loaded: Any = load_model(auto_class, folder, dtype=dtype, unused=None).to(device)
     model: Any = loaded.base_model if policy else loaded
     lm_head: Any = loaded.get_output_embeddings() if policy else None
     no_dropout(model)
@@ -140,11 +143,9 @@ def load_trainable(
             parameter.data = parameter.data.float()
     if config.checkpointing and trained is not None:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    head = nn.Linear(whole.hidden_size, num_heads, bias=False).to(device)
-    # A draw of its own: the head starts alike whatever else starts at random.
-    draw = torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(seed))
-    head.weight.data.copy_(draw * float(model.config.initializer_range))
-    renderer = Renderer(AutoTokenizer.from_pretrained(folder), config.rendering)
+    spread = float(model.config.initializer_range)
+    head = make_head(config, whole.hidden_size, num_heads, seed, spread).to(device)
+    renderer = Renderer(load_tokenizer(folder), config.rendering)
     net = RewardNet(trained, head, lm_head)
     return TrainableModel(net, renderer, dtype, model, frozen_prefix, lora)
 

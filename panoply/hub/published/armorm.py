@@ -19,7 +19,6 @@ Legend: `O` objectives, `D` hidden size.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -28,14 +27,12 @@ from typing import Any
 
 import torch
 
-from panoply.config import Rendering
 from panoply.config.armorm import GateConfig
 from panoply.data.layouts import HELPSTEER, HELPSTEER_SCALES
 from panoply.hub.backbone.backbone import Backbone
-from panoply.hub.backbone.renderer import Renderer
-from panoply.hub.published.checkpoint import Checkpoint, Shape, few
-from panoply.hub.published.loading import load_tokenizer, load_whole
-from panoply.model.device import best_device
+from panoply.hub.door.checkpoint import Checkpoint, Shape, few, read_fields
+from panoply.hub.door.loading import load_config
+from panoply.hub.published.loading import load_chat_tokenizer, load_whole, make_backbone
 from panoply.model.gate import make_gate
 from panoply.model.reward_model import TransformedHead
 
@@ -89,23 +86,25 @@ class ArmoRMParts:
     scales: Mapping[str, Mapping[str, float | bool]]
 
 
-def load_armorm(checkpoint: Checkpoint) -> ArmoRMParts:
+def load_armorm(checkpoint: Checkpoint, max_tokens: int = 0) -> ArmoRMParts:
     """Loads a checkpoint in ArmoRM's layout.
+
+    Args:
+        checkpoint: with its tensors.
+        max_tokens: most tokens of a conversation; 0: as many as the model has positions.
 
     Raises:
         ValueError: the configuration lacks a field of the layout, a tensor does not fit it, or
             the tokenizer has no chat template.
     """
-    from transformers import AutoConfig
-
     folder = checkpoint.folder
-    fields: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    fields = read_fields(folder / "config.json")
     if missing := [name for name in FIELDS if name not in fields]:
         raise ValueError(
             f"{str(folder / 'config.json')!r} lacks {', '.join(missing)}, which the gate of "
             "ArmoRM's layout is built from: add them"
         )
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config = load_config(folder)
     _check(checkpoint, config, fields)
     gate = GateConfig(
         hidden_size=fields["gating_hidden_dim"],
@@ -117,7 +116,7 @@ def load_armorm(checkpoint: Checkpoint) -> ArmoRMParts:
     names = objective_names(fields)
     scales = {f"helpsteer-{k}": scale.to_dict() for k, scale in HELPSTEER_SCALES.items()}
     return ArmoRMParts(
-        _backbone(folder, config, fields),
+        _backbone(folder, config, fields, max_tokens),
         _head(checkpoint, len(names), int(config.hidden_size), gate),
         names,
         gate,
@@ -125,22 +124,18 @@ def load_armorm(checkpoint: Checkpoint) -> ArmoRMParts:
     )
 
 
-def _backbone(folder: Path, config: Any, fields: Mapping[str, Any]) -> Backbone:
+def _backbone(folder: Path, config: Any, fields: Mapping[str, Any], max_tokens: int) -> Backbone:
     """Loads the backbone, whole, and the renderer.
 
-    Long texts are cut to half the positions of the backbone each, prompts from the left and
-    responses from the right; the published code cuts nothing.
+    Conversations beyond the positions of the backbone are cut; the published code cuts nothing.
     """
     from transformers import AutoModel
 
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_chat_tokenizer(folder)
     # transformers itself takes `model.` as the prefix of a backbone inside a larger model.
     head = gate_layout(fields, int(config.hidden_size))
-    model = load_whole(AutoModel, folder, fields, read=head, config=config)
-    most = max(8, int(config.max_position_embeddings) // 2)
-    rendering = Rendering(max_prompt_tokens=most, max_response_tokens=most, gate="turn_end")
-    renderer = Renderer(tokenizer, rendering)
-    return Backbone(folder.name, model.to(best_device()), renderer, [config.num_hidden_layers])
+    model = load_whole(AutoModel, folder, fields, unused=head, config=config)
+    return make_backbone(folder.name, model, tokenizer, max_tokens, gate="turn_end")
 
 
 def objective_names(fields: Mapping[str, Any]) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Published scalar reward models: a decoder and a small head that reads the last token.
 
     linear       s = w . z + b
-    two layers   s = w_2 . relu(W_1 z + b_1) + b_2
+    two layers   s = w_2 . relu(W_1 z + b_1) + b_2, and so on
 
 z is the state at the last token of the render, found by counting tokens and never by looking for a
 pad token. The head is float32, whatever the decoder computes in: bfloat16 scores tie.
@@ -27,10 +27,12 @@ class HeadModel(ScoringModel[float]):
     temperature = 1.0
     """Temperature of Bradley-Terry's loss, with which such models are trained."""
 
-    def __init__(self, backbone: Backbone, head: nn.Module) -> None:
+    def __init__(self, backbone: Backbone, head: nn.Module, *, is_value_head: bool = False) -> None:
         self.backbone = backbone
         self.head = head.cpu().float().eval().requires_grad_(False)
         kind = "linear" if isinstance(head, nn.Linear) else "two_layer"
+        if is_value_head:
+            kind = "value_head"
         self.provenance = provenance_of(kind, backbone, self.head.state_dict())
 
     @torch.inference_mode()

@@ -6,25 +6,38 @@ the head at random where it finds none, and drop the second layer, with a warnin
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import torch
 from torch import nn
 
+from panoply.hub.door.checkpoint import Checkpoint, few, read_fields
+from panoply.hub.door.loading import load_config
 from panoply.hub.example_conversations import example_trees, sequences
-from panoply.hub.published.checkpoint import Checkpoint, few
 from panoply.hub.published.head_model import HeadModel
-from panoply.hub.published.loading import load_tokenizer, load_whole, make_backbone
+from panoply.hub.published.heads import (
+    LINEAR_NAMES,
+    head_under,
+    labels_error,
+    tensors_beside,
+    unknown_head,
+    value_head_of,
+)
+from panoply.hub.published.loading import (
+    LoadOptions,
+    load_chat_tokenizer,
+    load_whole,
+    make_backbone,
+    on_best_device,
+)
 from panoply.hub.published.pairwise import load_pairwise
 from panoply.hub.reward_model import RewardModel
-from panoply.model.device import best_device
 
-LINEAR_NAMES = ("score", "value_head")
-TWO_LAYER_NAMES = {"score.0.weight", "score.0.bias", "score.2.weight", "score.2.bias"}
+TWO_LAYERS = ("0.bias", "0.weight", "2.bias", "2.weight")
 Fields: TypeAlias = Mapping[str, Any]
 """A parsed config.json."""
 
@@ -77,35 +90,42 @@ LAYOUTS = (
 )
 
 
-def load_published(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> RewardModel[Any]:
+def load_published(checkpoint: Checkpoint, options: LoadOptions | None = None) -> RewardModel[Any]:
     """Loads a checkpoint by its layout; its own code runs only if that is asked for and needed.
 
     Raises:
         ValueError: the layout is unknown, the head is missing or not one number, a weight is
             missing, or the tokenizer does not fit.
     """
-    from transformers import MODEL_MAPPING, AutoConfig, AutoModel
+    from transformers import MODEL_MAPPING, AutoModel
 
+    options = options or LoadOptions()
     folder = checkpoint.folder
-    fields: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    fields = read_fields(folder / "config.json")
     architecture = _architecture(fields)
     layout = next((layout for layout in LAYOUTS if layout.covers(architecture)), None)
-    if layout is None:
-        if trust_remote_code and _brings_classifier(fields):
-            return load_remote(checkpoint, fields)
+    value_head = value_head_of(checkpoint)
+    if layout is None and not value_head:
+        if options.code and _brings_classifier(fields):
+            return load_remote(checkpoint, fields, options.max_tokens)
         raise ValueError(_unknown(checkpoint, fields))
-    if layout.is_pairwise:
-        return load_pairwise(checkpoint, fields)
+    if layout and layout.is_pairwise and not value_head:
+        return load_pairwise(checkpoint, fields, options.max_tokens)
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = load_config(folder)
     except ValueError as error:  # a model type that transformers has no code for
-        raise ValueError(_unknown(checkpoint, fields)) from error
+        raise ValueError(f"{_unknown(checkpoint, fields)} ({error})") from error
+    if type(config) not in MODEL_MAPPING:
+        raise ValueError(_unknown(checkpoint, fields))
     prefix = cast(Any, MODEL_MAPPING[type(config)]).base_model_prefix + "."
-    beside = {name for name in checkpoint.shapes if not name.startswith(prefix)}
-    head = read_head(checkpoint, layout, beside - {"lm_head.weight"}, config)
-    tokenizer = load_tokenizer(folder)
-    model = load_whole(AutoModel, folder, fields, read=beside, config=config)
-    return HeadModel(make_backbone(folder.name, model, tokenizer), head)
+    beside = tensors_beside(checkpoint, prefix)
+    size = int(config.get_text_config().hidden_size)
+    head = value_head.filled(size) if value_head else read_head(checkpoint, layout, beside, config)
+    tokenizer = load_chat_tokenizer(folder)
+    unused = {name for name in checkpoint.shapes if not name.startswith(prefix)}
+    model = load_whole(AutoModel, folder, fields, unused=unused, config=config)
+    backbone = make_backbone(folder.name, model, tokenizer, options.max_tokens)
+    return HeadModel(backbone, head, is_value_head=value_head is not None)
 
 
 def read_head(checkpoint: Checkpoint, layout: Layout, names: set[str], config: Any) -> nn.Module:
@@ -121,37 +141,23 @@ def read_head(checkpoint: Checkpoint, layout: Layout, names: set[str], config: A
         ValueError: it is missing, unknown, or gives another number of scores than one.
     """
     folder, architecture = checkpoint.folder, config.architectures[0]
-    size = int(config.get_text_config().hidden_size)
     if not names:
         raise ValueError(
             f"{str(folder)!r} ({architecture}) holds no head: there is no score.weight beside its "
             "backbone, and transformers would draw one at random. Fetch the trained checkpoint; if "
             "it was trained with LoRA, save the head with it (modules_to_save=['score'])"
         )
-    if layout.two_layers and names == TWO_LAYER_NAMES:
-        width = checkpoint.shapes["score.0.weight"][0]
-        layers = nn.Sequential(nn.Linear(size, width), nn.ReLU(), nn.Linear(width, 1))
-        return _filled(checkpoint, layers, "score.", "two-layer")
-    stem = next((stem for stem in LINEAR_NAMES if f"{stem}.weight" in names), "")
-    if not stem or not names <= {f"{stem}.weight", f"{stem}.bias"}:
+    heads = [head_under(checkpoint, stem) for stem in LINEAR_NAMES]
+    head = next((head for head in heads if head and len(head.names) == len(names)), None)
+    if not head or not (head.is_linear or (layout.two_layers and head.names == TWO_LAYERS)):
         deeper = [layout.title for layout in LAYOUTS if layout.two_layers]
-        raise ValueError(
-            f"{str(folder)!r} ({architecture}) has a head that is not known: "
-            f"{few(sorted(names))}. Known are {' or '.join(LINEAR_NAMES)} (one layer), and score.0 "
-            f"and score.2 of {', '.join(deeper)}"
-        )
-    if layout.counts_labels and config.num_labels != 1:
-        raise ValueError(
-            f"{str(folder / 'config.json')!r} has num_labels {config.num_labels} (2 where it "
-            'does not say), and a reward model has 1: mend the file ("num_labels": 1) if '
-            f"{stem}.weight {list(checkpoint.shapes[f'{stem}.weight'])} is one score, or name "
-            "another model if it is a classifier"
-        )
-    layer = nn.Linear(size, 1, f"{stem}.bias" in names)
-    return _filled(checkpoint, layer, f"{stem}.", "linear")
+        raise ValueError(unknown_head(folder, architecture, names, ", ".join(deeper)))
+    if head.is_linear and layout.counts_labels and config.num_labels != 1:
+        raise ValueError(labels_error(head, config.num_labels))
+    return head.filled(int(config.get_text_config().hidden_size))
 
 
-def load_remote(checkpoint: Checkpoint, fields: Fields) -> HeadModel:
+def load_remote(checkpoint: Checkpoint, fields: Fields, max_tokens: int = 0) -> HeadModel:
     """Loads a sequence classifier by the code in its folder, which runs.
 
     Its scores must be those of a module named `score` on the last token, so that they come from
@@ -163,10 +169,9 @@ def load_remote(checkpoint: Checkpoint, fields: Fields) -> HeadModel:
     from transformers import AutoModelForSequenceClassification
 
     folder = checkpoint.folder
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_chat_tokenizer(folder)
     loader = AutoModelForSequenceClassification
-    classifier = load_whole(loader, folder, fields, trust_remote_code=True).eval()
-    classifier = classifier.to(best_device())
+    classifier = on_best_device(load_whole(loader, folder, fields, code=True).eval())
     name = type(classifier).__name__
     if not isinstance(head := getattr(classifier, "score", None), nn.Module):
         raise ValueError(
@@ -174,7 +179,8 @@ def load_remote(checkpoint: Checkpoint, fields: Fields) -> HeadModel:
             "computed here"
         )
     # A copy: the classifier computes its own scores below as it was loaded.
-    model = HeadModel(make_backbone(folder.name, classifier.base_model, tokenizer), deepcopy(head))
+    backbone = make_backbone(folder.name, classifier.base_model, tokenizer, max_tokens)
+    model = HeadModel(backbone, deepcopy(head))
     trees = example_trees(tokenizer)
     expected_R = last_logits(classifier, sequences(trees))
     score_R = model.score_trees(trees)
@@ -204,6 +210,17 @@ def last_logits(classifier: Any, rows: list[tuple[int, ...]]) -> torch.Tensor:
     return torch.stack([values.float().reshape(-1)[-1].cpu() for values in logits])
 
 
+def is_pairwise(folder: Path, fields: Fields) -> bool:
+    """Returns whether a folder's layout is that of models that compare two responses.
+
+    Raises:
+        FileNotFoundError, ValueError: its weights cannot be read.
+    """
+    checkpoint, architecture = Checkpoint.open(folder), _architecture(fields)
+    layout = next((layout for layout in LAYOUTS if layout.covers(architecture)), None)
+    return layout is not None and layout.is_pairwise and value_head_of(checkpoint) is None
+
+
 def _architecture(fields: Fields) -> str:
     return str((fields.get("architectures") or ["none"])[0])
 
@@ -226,11 +243,3 @@ def _unknown(checkpoint: Checkpoint, fields: Fields) -> str:
         f"beside the backbone {few(beside) or 'none'}. Known are ArmoRM's layout, "
         f"{', '.join(layout.title for layout in LAYOUTS)}.{code}"
     )
-
-
-def _filled(checkpoint: Checkpoint, head: nn.Module, prefix: str, kind: str) -> nn.Module:
-    """Fills a head from the tensors under a prefix, whose shapes must fit."""
-    shapes = {prefix + name: tuple(value.shape) for name, value in head.state_dict().items()}
-    checkpoint.check(shapes, f"a {kind} head with one score")
-    head.load_state_dict({name: checkpoint.read(prefix + name) for name in head.state_dict()})
-    return head

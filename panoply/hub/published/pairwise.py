@@ -25,11 +25,15 @@ from torch import Tensor
 from panoply.data.schema import Prompt
 from panoply.hub.backbone.backbone import Backbone
 from panoply.hub.backbone.renderer import RenderedTree
+from panoply.hub.door.checkpoint import Checkpoint
 from panoply.hub.example_conversations import EXAMPLE_CONVERSATIONS, sequences
-from panoply.hub.published.checkpoint import Checkpoint
-from panoply.hub.published.loading import load_tokenizer, load_whole, make_backbone
+from panoply.hub.published.loading import (
+    load_chat_tokenizer,
+    load_whole,
+    make_backbone,
+    on_best_device,
+)
 from panoply.hub.reward_model import RewardModel, provenance_of
-from panoply.model.device import best_device
 from panoply.model.gather import Tokenized
 from panoply.model.tree import Branch, TokenTree, common_prefix
 from panoply.types import Array
@@ -89,14 +93,18 @@ class PairwiseModel(RewardModel[float]):
     def render_pair(self, prompt: Prompt, a: str, b: str) -> RenderedTree:
         """Returns both orders of a pair as one token tree: they share the context.
 
-        The context keeps its last tokens and a response its first ones.
+        The context keeps its last tokens, at most half of all, and each response its first ones, at
+        most half of what the context leaves.
 
         Raises:
             ValueError: the prompt has other turns than user and assistant in turn.
         """
         limits = self.backbone.renderer.rendering
-        most = max(8, (limits.max_response_tokens - self.num_template) // 2)
-        text, cut = self._cut(context(prompt), -limits.max_prompt_tokens)
+        room = limits.max_tokens - self.num_template
+        text, cut = self._cut(context(prompt), -max(8, room // 2))
+        tokenizer = self.backbone.renderer.tokenizer
+        num_context = len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        most = max(8, (room - num_context) // 2)
         a, cut_a = self._cut(a, most)
         b, cut_b = self._cut(b, most)
         rows = [
@@ -142,8 +150,15 @@ def context(prompt: Prompt) -> str:
     return "\n" + "".join(TURN.format(**turn) for turn in prompt) + "\n"
 
 
-def load_pairwise(checkpoint: Checkpoint, fields: Mapping[str, Any]) -> PairwiseModel:
+def load_pairwise(
+    checkpoint: Checkpoint, fields: Mapping[str, Any], max_tokens: int = 0
+) -> PairwiseModel:
     """Loads a language model as a preference model.
+
+    Args:
+        checkpoint: with its tensors.
+        fields: its configuration.
+        max_tokens: most tokens of a pair; 0: as many as the model has positions.
 
     Raises:
         ValueError: it answers neither A nor B, its labels are several tokens, or its head is more
@@ -152,19 +167,18 @@ def load_pairwise(checkpoint: Checkpoint, fields: Mapping[str, Any]) -> Pairwise
     from transformers import AutoModelForCausalLM
 
     folder = checkpoint.folder
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_chat_tokenizer(folder)
     labels = [tokenizer(label, add_special_tokens=False)["input_ids"] for label in LABELS]
     if any(len(ids) != 1 for ids in labels):
         raise ValueError(
             f"the tokenizer in {str(folder)!r} has no single token for each of {LABELS}, which "
             "a pairwise model answers with: take the tokenizer that it came with"
         )
-    language_model = load_whole(AutoModelForCausalLM, folder, fields).eval()
-    language_model = language_model.to(best_device())
+    language_model = on_best_device(load_whole(AutoModelForCausalLM, folder, fields).eval())
     top = language_model.get_output_embeddings()
     rows = [ids[0] for ids in labels]
     bias = torch.zeros(2) if top.bias is None else top.bias[rows]
-    backbone = make_backbone(folder.name, language_model.base_model, tokenizer)
+    backbone = make_backbone(folder.name, language_model.base_model, tokenizer, max_tokens)
     model = PairwiseModel(backbone, {"weight": top.weight[rows], "bias": bias})
     _check_answers(model, language_model, rows)
     return model

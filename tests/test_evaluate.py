@@ -1,0 +1,128 @@
+"""Evaluation of any scorer: published models, functions, recorded scores, side by side."""
+
+import json
+
+import pytest
+from transformers import AutoTokenizer
+
+from panoply.config.evaluate import CrossEvalConfig, EvaluateConfig
+from panoply.hub.artefact.load import load_reward_model
+from panoply.report.progress import RunLogger
+from tests.builders.models import publish, save_small, small_classifier
+from workflows.cluster.evaluated import open_evaluated
+from workflows.cross_eval import run_cross_eval
+from workflows.evaluate import run_evaluate
+
+LENGTH = """
+def length(response):
+    return len(response)
+
+
+def length_of_some(prompt, response):
+    return len(response) if "1" in prompt[-1]["content"] else None
+
+
+def broken(response):
+    raise KeyError(response)
+"""
+
+
+@pytest.fixture
+def rows():
+    return [
+        {"prompt": f"question {i}", "chosen": f"{'good ' * (i % 5)}{i}", "rejected": f"no, {i}"}
+        for i in range(24)
+    ]
+
+
+@pytest.fixture
+def pairs(rows, tmp_path):
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "length.py").write_text(LENGTH)
+    return (str(file),)
+
+
+def in_words(tmp_path, name):
+    return f"function:{tmp_path / 'length.py'}:{name}"
+
+
+def test_a_function_is_evaluated_without_a_cluster_and_has_no_probability(rows, pairs, tmp_path):
+    config = EvaluateConfig(
+        model=in_words(tmp_path, "length"),
+        beside=(in_words(tmp_path, "length_of_some"),),
+        pairs=pairs,
+        out=str(tmp_path / "out"),
+    )
+    metrics = run_evaluate(config, RunLogger())
+    gaps = [len(row["chosen"]) - len(row["rejected"]) for row in rows]
+    assert metrics["pairs"]["score"]["n"] == 24
+    wins = sum((gap > 0) + (gap == 0) / 2 for gap in gaps)
+    assert metrics["pairs"]["score"]["accuracy"] == pytest.approx(wins / 24)
+    some = metrics["pairs"][config.beside[0]]
+    assert (some["n"], some["missing"]) == (12, 12)  # what has no score is missing, never 0
+    assert metrics["num_seen"] == 0
+    assert "truncated" in metrics
+
+
+def test_a_scorer_that_fails_on_every_text_is_refused_without_quoting_one(pairs, tmp_path):
+    config = EvaluateConfig(
+        model=in_words(tmp_path, "broken"), pairs=pairs, out=str(tmp_path / "out")
+    )
+    with pytest.raises(ValueError, match=r"broken' gave no score to any of 48 texts") as raised:
+        run_evaluate(config, RunLogger())
+    assert "KeyError" in str(raised.value)
+    assert "question" not in str(raised.value)
+    assert "good" not in str(raised.value)
+
+
+def test_a_published_model_is_evaluated_beside_others_and_its_cuts_are_counted(
+    cluster, tiny_model_folder, rows, pairs, tmp_path
+):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_folder)
+    folder = publish(tmp_path / "theirs", tokenizer, small_classifier(max_position_embeddings=48))
+    save_small(tmp_path / "ours", tokenizer)
+    length = in_words(tmp_path, "length")
+    wheres = (str(folder), str(tmp_path / "ours"), length)
+    config = EvaluateConfig(
+        model=wheres[0], beside=wheres[1:], pairs=pairs, out=str(tmp_path / "out"), num_workers=1
+    )
+    metrics = run_evaluate(config, RunLogger())
+    assert set(metrics["pairs"]) == {"score", "ours", length}
+    assert metrics["pairs"]["score"]["temperature"] == 1.0
+    assert set(metrics["comparisons"]) == {"score - ours", f"score - {length}"}
+    assert (tmp_path / "out" / "report.html").is_file()
+
+    model = load_reward_model(folder)
+    wins, cuts = 0.0, []
+    for row in rows:
+        prompt = [{"role": "user", "content": row["prompt"]}]
+        texts = [row["chosen"], row["rejected"]]
+        chosen, rejected = model.score(prompt, texts)
+        wins += float(chosen > rejected) + float(chosen == rejected) / 2
+        cuts += [each.num_cut for each in model.backbone.renderer.conversations(prompt, texts)]
+    assert metrics["pairs"]["score"]["accuracy"] == pytest.approx(wins / len(rows))
+    expected = {"texts": sum(cut > 0 for cut in cuts), "tokens": sum(cuts)}
+    assert expected["texts"] > 0
+    assert metrics["truncated"] == {"theirs": expected, "ours": {"texts": 0, "tokens": 0}}
+
+    crossed = CrossEvalConfig(models=wheres, pairs=pairs, out=str(tmp_path / "m"), num_workers=1)
+    result = run_cross_eval(crossed, RunLogger())
+    assert set(result["models"]) == {"theirs", "ours", length}
+    assert result["models"]["theirs"]["truncated"] == expected
+    (source,) = result["sources"]
+    accuracy = result["matrix"]["theirs"][source]["accuracy"]
+    assert accuracy == metrics["pairs"]["score"]["accuracy"]
+
+
+def test_what_cannot_be_evaluated_is_named_before_anything_starts(tiny_model_folder, tmp_path):
+    for where, said in (
+        ("nowhere", "is no folder"),
+        ("function:nothing.py:length", "no file"),
+        ("replay:nothing.parquet", "nothing.parquet"),
+        (str(tmp_path), "no panoply.json and no config.json"),
+    ):
+        with pytest.raises((ValueError, OSError), match=said):
+            open_evaluated(where)
+    with pytest.raises(ValueError, match="different scorers"):
+        EvaluateConfig(model="a", beside=("a",), pairs=("p",))
