@@ -170,10 +170,12 @@ def test_a_scored_token_that_text_may_lose_is_flagged(tmp_path):
 
 
 def test_scores_that_are_all_the_same_or_not_finite_fail(tmp_path):
-    for name, value, words in (("a", 0.0, "all scores are 0"), ("b", np.nan, "not finite")):
-        head = {"score.weight": torch.full((1, SIZE), value)}
-        findings = examine(healthy(tmp_path / name, tensors=head))
-        assert_flagged(findings, "scale", "fail", words)
+    head = {"score.weight": torch.zeros(1, SIZE)}
+    findings = examine(healthy(tmp_path, tensors=head))
+    assert_flagged(findings, "scale", "fail", "all scores are 0")
+    model = load_reward_model(tmp_path)
+    model.head.weight.fill_(np.nan)  # in a file it would be refused
+    assert_flagged(examine_loaded(model, tmp_path), "scale", "fail", "not finite")
 
 
 def test_a_score_that_hangs_on_its_company_fails(tmp_path):

@@ -120,7 +120,11 @@ def load_published(checkpoint: Checkpoint, options: LoadOptions | None = None) -
     prefix = cast(Any, MODEL_MAPPING[type(config)]).base_model_prefix + "."
     beside = tensors_beside(checkpoint, prefix)
     size = int(config.get_text_config().hidden_size)
-    head = value_head.filled(size) if value_head else read_head(checkpoint, layout, beside, config)
+    if value_head:
+        head = value_head.filled(size)
+    else:
+        assert layout is not None  # refused above
+        head = read_head(checkpoint, layout, beside, config)
     tokenizer = load_chat_tokenizer(folder)
     unused = {name for name in checkpoint.shapes if not name.startswith(prefix)}
     model = load_whole(AutoModel, folder, fields, unused=unused, config=config)

@@ -66,7 +66,7 @@ def load_adapter(folder: Path, max_tokens: int = 0) -> HeadModel:
         )
     if num_embeddings := _num_embeddings(stored, model):
         model.resize_token_embeddings(num_embeddings, mean_resizing=False)
-    merged = cast(Any, load_adapted(model, folder)).merge_and_unload()
+    merged = load_adapted(model, folder).merge_and_unload()
     tokenizer = load_chat_tokenizer(folder if brings_tokenizer else base)
     backbone = make_backbone(folder.name, on_best_device(merged.base_model), tokenizer, max_tokens)
     if value_head:
