@@ -82,14 +82,61 @@ def test_an_added_token_of_the_template_is_control_although_it_is_not_special():
     assert sly.tokens.count(tokenizer.convert_tokens_to_ids("[TURN]")) == 2
 
 
+@pytest.mark.parametrize(
+    ("prompt", "responses", "reason"),
+    [
+        (USER, "a string", "responses are a list of texts, got str"),
+        (USER, [None], r"response 0 is missing \(None\)"),
+        (USER, [], "at least one response"),
+        ([{"role": "User", "content": "Why?"}], ["a"], "unknown role 'User'"),
+        ([*USER, {"role": "assistant", "content": "So."}], ["a"], "must end with a user or tool"),
+        ([{"role": "user", "content": None}], ["a"], "without text"),
+        ([{**USER[0], "tool_calls": [{}]}], ["a"], r"tool's call"),
+    ],
+)
+def test_what_is_no_conversation_has_no_score(prompt, responses, reason):
+    with pytest.raises(ValueError, match=reason):
+        renderer().conversations(prompt, responses)
+
+
+def test_a_prompt_that_is_text_is_a_user_s_turn():
+    read = renderer()
+    assert read.conversations("Why?", ["So."]) == read.conversations(USER, ["So."])
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        (TURNS, ""),
+        (
+            "{{ raise_exception('no system here') if messages[0].role == 'system' }}" + TURNS,
+            "no sys",
+        ),
+        (
+            TURNS.replace("for m in messages", "for m in messages if m.role != 'system'"),
+            "leaves out",
+        ),
+    ],
+)
+def test_a_renderer_says_which_roles_its_template_refuses_or_leaves_out(template, reason):
+    read = renderer(template)
+    refusal = read.refusal([{"role": "system", "content": "Be brief."}, *USER])
+    assert reason in refusal
+    assert bool(refusal) == bool(reason)
+    assert read.refusal(USER) == ""
+
+
 PIECES = ["a", "<", "\n", " ", "|", "<s>", "<|end|>", "<|start|>", "\ufdd0"]
 TEXTS = st.lists(st.sampled_from(PIECES)).map("".join)
 
 
+RENDERERS = {template: renderer(template, adds_bos=True) for template in (TURNS, WORDS)}
+
+
 @settings(max_examples=150, deadline=None, derandomize=True, database=None)
-@given(prompt=TEXTS, response=TEXTS, template=st.sampled_from([TURNS, WORDS]))
+@given(prompt=TEXTS, response=TEXTS, template=st.sampled_from(list(RENDERERS)))
 def test_no_content_whatever_brings_a_control_token(prompt, response, template):
-    read = renderer(template, adds_bos=True)
+    read = RENDERERS[template]
     turns = [{"role": "user", "content": prompt}]
     (sly,) = read.conversations(turns, [response])
     (plain,) = read.conversations([{"role": "user", "content": "a"}], ["a"])

@@ -1,6 +1,7 @@
 """Pairs of a preference run: what is unusable is refused, what is unusual is counted."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -177,6 +178,42 @@ def test_margins_are_refused_where_no_pair_has_one(tmp_path, tiny_model_folder):
     config = small_config(tiny_model_folder, pairs, loss=LossConfig(use_margin=True))
     with pytest.raises(ValueError, match=r"`loss.use_margin` is set, but no pair has a `margin`"):
         read_pairs(config, tmp_path / "data")
+
+
+NO_SYSTEM = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+def test_a_pair_whose_system_turn_the_template_refuses_is_quarantined_and_told(
+    tmp_path, tiny_model_folder
+):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model_folder, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = NO_SYSTEM
+    tokenizer.save_pretrained(folder)
+    rows = [pair(i, f"{WORDS[i % 12]} yes {i}", f"no {i}") for i in range(60)]
+    rows[37]["prompt"] = [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "say"},
+    ]
+    config = small_config(folder, (write(tmp_path / "p.jsonl", rows),))
+    lines = []
+
+    class Ear(RunLogger):
+        def info(self, text):
+            lines.append(text)
+
+    found = read_pairs(config, tmp_path / "data", Ear())
+    assert len(found.names) == 59
+    (reason,) = found.summary["quarantined"]
+    assert "refuses roles ['system', 'user'" in reason
+    assert any("1 rows in quarantine" in line and "no system turns" in line for line in lines)
+    tokens, _ = tokenize(config, found, tmp_path / "tokens.parquet", RunLogger())
+    assert len(tokens.alike()) == 59
 
 
 def test_flipped_labels_are_a_share_of_all_parts_but_test(tmp_path, tiny_model_folder):

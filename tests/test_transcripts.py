@@ -255,31 +255,8 @@ def test_a_list_of_texts_is_no_reply() -> None:
 
 
 MARKS = [
-    "[",
-    "]",
-    "{",
-    "}",
-    '"',
-    "'",
-    ":",
-    ",",
-    "role",
-    "content",
-    "user",
-    "\n",
-    "Human:",
-    "x",
-    " ",
-]
-MARKS += [
-    "Assistant:",
-    "<|im_start|>",
-    "<|im_end|>",
-    "[INST]",
-    "[/INST]",
-    "<extra_id_1>",
-    "\\",
-    "(",
+    *("[", "]", "{", "}", "(", '"', "'", ":", ",", "\\", "\n", " ", "x", "role", "content", "user"),
+    *("Human:", "Assistant:", "<|im_start|>", "<|im_end|>", "[INST]", "[/INST]", "<extra_id_1>"),
 ]
 
 

@@ -77,9 +77,9 @@ def is_empty(value: object) -> bool:
 def _role(role: object, is_sharegpt: bool) -> str:
     if isinstance(role, str):
         names = SHAREGPT_ROLES if is_sharegpt else RENAMED_ROLES
-        known = names.get(role, role)
-        if known in ROLES and (not is_sharegpt or role in names):
-            return known
+        read_as = names.get(role, role)
+        if read_as in ROLES and (not is_sharegpt or role in names):
+            return read_as
         if is_sharegpt and role == "function_call":
             raise ValueError("message holds a tool's call, which is not rendered")
     expected = SHAREGPT_ROLES if is_sharegpt else (*ROLES, *RENAMED_ROLES)
