@@ -88,7 +88,7 @@ def test_a_message_that_is_no_text_is_refused_everywhere_with_the_reason(
     assert (sum(pairs.num_rows.values()), len(pairs.num_quarantined)) == (1, 1)
     assert all(reason in why for why in pairs.num_quarantined)
     with pytest.raises(ValueError, match=r"p\.jsonl, row 2: "):
-        read_tasks(str(file))
+        read_tasks(Input(file))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
 """Layouts of published data sets, each taken apart from a row as it is published."""
 
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +12,7 @@ from panoply.data.parse import as_messages, number, parse_dialogue
 from panoply.data.quarantine import BadRow
 from panoply.data.ratings import RatingMap
 from panoply.data.rows import RawPair, RawRating
+from panoply.data.validate import clean_pair
 
 
 def user(text: str) -> dict[str, str]:
@@ -392,3 +396,28 @@ def test_prompts_bring_their_label_and_source(
 def test_a_layout_says_which_columns_it_reads() -> None:
     row, _ = PUBLISHED["HelpSteer3"]
     assert set(row) - pair_layout(row).reads == {"individual_preference"}
+
+
+def documented_rows() -> list[tuple[str, str, dict[str, Any]]]:
+    """Section, layout and row of each example in docs/data.md that is written in full."""
+    examples: list[tuple[str, str, dict[str, Any]]] = []
+    section = ""
+    for line in (Path(__file__).parents[1] / "docs" / "data.md").read_text().splitlines():
+        section = line.removeprefix("## ") if line.startswith("## ") else section
+        match = re.match(r"\| ([^|]+) \| `(\{.*?\})`", line)
+        if match:
+            examples.append((section, match[1], json.loads(match[2])))
+    return examples
+
+
+def test_every_row_of_the_documentation_is_read() -> None:
+    examples = documented_rows()
+    assert len(examples) > 30
+    for section, name, row in examples:
+        numeric = {column: isinstance(value, (int, float)) for column, value in row.items()}
+        if section == "Pairs":
+            assert clean_pair(pair_layout(row).adapt(row)[0], "s")["chosen"] == "So.", name
+        elif section == "Ratings":
+            assert rating_layout(numeric).adapt(row)[0].response == "So.", name
+        else:
+            assert prompt_layout(row).adapt(row)[0].label == "4", name

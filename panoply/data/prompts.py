@@ -91,7 +91,7 @@ def join_prompts(prompt: Sequence[Message], before: Sequence[Message]) -> list[M
 
 def same_turns(turns: Sequence[Message], others: Sequence[Message]) -> bool:
     """Returns whether turns are the same but for white space."""
-    return list(map(_compared, turns)) == list(map(_compared, others))
+    return turns == others or list(map(_compared, turns)) == list(map(_compared, others))
 
 
 def _compared(turn: Message) -> tuple[str, str, str]:

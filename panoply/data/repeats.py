@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from panoply.data.seen_keys import SeenKeys
+
 
 @dataclass
 class Repeats:
@@ -17,14 +19,17 @@ class Repeats:
     """Pairs whose chosen and rejected responses an earlier pair has the other way round."""
 
     def count(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Yields canonical rows as they are, and counts them; 8 bytes of each are kept."""
-        seen: set[int] = set()
+        """Yields canonical rows as they are, and counts them; a key of each is kept."""
+        seen = SeenKeys()
         for row in rows:
             if "text_id" in row:
-                key = hash((row["source"], row["text_id"]))
+                key = _key(row["source"], row["text_id"])
             else:
-                key = hash((row["chosen_id"], row["rejected_id"]))
-                self.num_contradicting += hash((row["rejected_id"], row["chosen_id"])) in seen
-            self.num_repeated += key in seen
-            seen.add(key)
+                key = _key(row["chosen_id"], row["rejected_id"])
+                self.num_contradicting += _key(row["rejected_id"], row["chosen_id"]) in seen
+            self.num_repeated += seen.add(key)
             yield row
+
+
+def _key(*names: str) -> int:
+    return hash(names) & 0xFFFF_FFFF_FFFF_FFFF or 1

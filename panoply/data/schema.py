@@ -8,8 +8,8 @@ the split key names the unit of splitting (the normalized prompt, or the row's `
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
+from json.encoder import encode_basestring_ascii
 from typing import Literal, TypeAlias
 
 import pyarrow as pa
@@ -66,7 +66,8 @@ def ratings_schema(objectives: Sequence[str]) -> pa.Schema:
 
 def digest(*parts: str) -> str:
     """Returns 32 hex digits that depend on the parts and on where one ends and the next begins."""
-    joined = json.dumps(parts, ensure_ascii=True)
+    # As json.dumps writes a list of texts, in a third of the time.
+    joined = f"[{', '.join(map(encode_basestring_ascii, parts))}]"
     return hashlib.blake2b(joined.encode(), digest_size=16).hexdigest()
 
 
@@ -80,7 +81,12 @@ def prompt_id(prompt: Prompt) -> str:
 
 def text_id(prompt: Prompt, response: str) -> str:
     """Returns the id by which features and scores of (prompt, response) are stored."""
-    return digest("text", prompt_id(prompt), response)
+    return text_id_of(prompt_id(prompt), response)
+
+
+def text_id_of(prompt: str, response: str) -> str:
+    """Returns the id of (prompt, response) from the prompt's id."""
+    return digest("text", prompt, response)
 
 
 def split_key(prompt: Prompt, group: str | None = None) -> str:

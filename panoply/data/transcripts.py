@@ -52,6 +52,13 @@ UNREAD_TEMPLATES = (
 """Beginnings of rendered text, and what such a text also holds, where no parser has read it."""
 
 
+MAY_BEGIN = re.compile(
+    r"""\s*(?:[<\[({"#]|array\(|human|user|assistant|gpt4|below is|a chat between)""",
+    re.IGNORECASE,
+)
+"""Beginning of every text that is read or refused below; nearly all texts have none."""
+
+
 def read_transcript(text: str) -> list[Message] | None:
     """Returns the turns that a text writes; None where it is plain text.
 
@@ -60,6 +67,8 @@ def read_transcript(text: str) -> list[Message] | None:
     Raises:
         BadRow: the text writes turns, and they cannot be taken apart.
     """
+    if not MAY_BEGIN.match(text):
+        return None
     if RECORDS.match(text) and SPEAKER_KEY.search(text):
         return _records(text)
     return _rendered(text) or _speakers(text.strip("\n"))

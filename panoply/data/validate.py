@@ -25,8 +25,9 @@ from panoply.data.schema import (
     digest,
     prompt_id,
     split_key,
-    text_id,
+    text_id_of,
 )
+from panoply.data.seen_keys import SeenKeys
 from panoply.wire.chat_templates import ENDS
 from panoply.wire.conversation import check_prompt_end, read_message
 
@@ -88,6 +89,8 @@ def _without_ends(chosen: str, rejected: str) -> tuple[str, str]:
     Raises:
         BadRow: such a token ends one of them alone, and would tell it from the other.
     """
+    if not (chosen.endswith(ENDS) or rejected.endswith(ENDS)):
+        return chosen, rejected
     ends = [next((end for end in ENDS if text.endswith(end)), "") for text in (chosen, rejected)]
     if all(ends):
         return chosen.removesuffix(ends[0]), rejected.removesuffix(ends[1])
@@ -135,10 +138,11 @@ def clean_pair(raw: RawPair, source: str) -> Canonical:
     chosen, rejected = _without_ends(_clean_response(raw.chosen), _clean_response(raw.rejected))
     if chosen.strip() == rejected.strip():
         raise BadRow("identical responses")
+    shared = _shared(raw, source, prompt)
     return {
-        **_shared(raw, source, prompt),
-        "chosen_id": text_id(prompt, chosen),
-        "rejected_id": text_id(prompt, rejected),
+        **shared,
+        "chosen_id": text_id_of(shared["prompt_id"], chosen),
+        "rejected_id": text_id_of(shared["prompt_id"], rejected),
         "margin": _clean_factor(raw.margin, "margin"),
         "weight": _clean_factor(raw.weight, "weight"),
         "chosen_length": len(chosen),
@@ -175,9 +179,10 @@ def clean_rating(
         rated[objective] = rating
     if not rated:
         raise BadRow("no rating")
+    shared = _shared(raw, source, prompt)
     return {
-        **_shared(raw, source, prompt),
-        "text_id": text_id(prompt, response),
+        **shared,
+        "text_id": text_id_of(shared["prompt_id"], response),
         "length": len(response),
         "response": response,
         **rated,
@@ -193,10 +198,13 @@ def with_row_ids(rows: Iterable[Canonical], schema: pa.Schema) -> Iterator[Canon
     fixed = {*RATING_ROW.names, *PAIRS.names} - {"margin", "weight"}
     labels = sorted(name for name in schema.names if name not in fixed)
     texts = [name for name in ("text_id", "chosen_id", "rejected_id") if name in schema.names]
-    occurrences: Counter[bytes] = Counter()
+    seen, repeats = SeenKeys(), Counter[int]()
     for row in rows:
         rated = {name: float(np.float32(row[name])) for name in labels if row.get(name) is not None}
-        content = digest(*(row[name] for name in texts), row["source"], json.dumps(rated))
-        key = bytes.fromhex(content)
-        yield {"row_id": digest("row", content, str(occurrences[key])), **row}
-        occurrences[key] += 1
+        values = json.dumps(rated) if rated else "{}"
+        content = digest(*(row[name] for name in texts), row["source"], values)
+        key = int(content[:16], 16) or 1
+        if seen.add(key):
+            repeats[key] += 1
+        occurrence = repeats.get(key, 0)
+        yield {"row_id": digest("row", content, str(occurrence)), **row}
