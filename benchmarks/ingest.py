@@ -148,7 +148,9 @@ def load_and_prepare(file: Path, work: Path, tokenizer: str, max_length: int) ->
 
     loaded = load(file, work)
     words = AutoTokenizer.from_pretrained(resolve(tokenizer))
-    settings = RewardConfig(output_dir=str(work), max_length=max_length, report_to=[])
+    settings = RewardConfig(
+        output_dir=str(work), max_length=max_length, report_to=[], use_cpu=True, bf16=False
+    )
     prepare: Any = RewardTrainer._prepare_dataset  # pyright: ignore[reportPrivateUsage]
     prepare(None, loaded, words, settings, "train")
 

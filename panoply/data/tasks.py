@@ -35,13 +35,14 @@ def synthetic_prompts(num: int, seed: int) -> list[Task]:
     return [Task(p.prompt_id, p.prompt, p.label, p.domain) for p in prompts]
 
 
-def read_tasks(origin: Input) -> list[Task]:
-    """Returns the distinct prompts of a file, in a layout of `prompt_layout`.
+def read_tasks(data: Input | str) -> list[Task]:
+    """Returns the distinct prompts of an input, or of a path, in a layout of `prompt_layout`.
 
     Raises:
         ValueError, FileNotFoundError: see `open_input`; or a row has no prompt that can be read,
             and the message names file and row.
     """
+    origin = data if isinstance(data, Input) else Input(data)
     tasks: dict[str, Task] = {}
     for opened in open_input(origin):
         layout = prompt_layout(opened.columns)
