@@ -133,7 +133,7 @@ def test_a_protection_that_nothing_would_enforce_stops_the_server(tmp_path, monk
         with pytest.raises(ValueError, match=message):
             written(tmp_path, f"a={LENGTH}", f"b={LENGTH}", keys=keys)
     monkeypatch.delenv("KEY", raising=False)
-    with pytest.raises(ValueError, match="environment variable 'KEY' holds no API key"):
+    with pytest.raises(ValueError, match="'KEY' holds no API key for 'a'"):
         run_serve(ServeConfig(models=(f"a={LENGTH}",), keys=("a=KEY",), port=0), RunLogger())
 
 
