@@ -278,8 +278,8 @@ def _json(answer: Any) -> bytes:
 async def _relayed(agents: Sequence[str]) -> str:
     """Returns our own metrics of all nodes; a node that does not answer is left out."""
     async with httpx2.AsyncClient(trust_env=False) as client:
-        asked = (ask_async(client, "GET", url, METRICS_SECONDS) for url in agents)
-        answers = await asyncio.gather(*asked, return_exceptions=True)
+        requests = (ask_async(client, "GET", url, METRICS_SECONDS) for url in agents)
+        answers = await asyncio.gather(*requests, return_exceptions=True)
     lines: dict[str, None] = {}  # in order, each once
     for answer in answers:
         if isinstance(answer, BoundedAnswer):
