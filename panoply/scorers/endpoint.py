@@ -125,7 +125,7 @@ class EndpointScorer:
             try:
                 attempts = RetryingRequest(self.url, post.payload_within, post.read, left)
                 async with asyncio.timeout(left):  # an answer may come byte by byte
-                    return await attempts.post_async(self._http)
+                    return tuple(map(_without_words, await attempts.post_async(self._http)))
             except TimeoutError:
                 LOG.warning("%s gave no answer within %g s", self._place, self.timeout)
                 return Score(error=late, transient=True)
@@ -141,3 +141,10 @@ class EndpointScorer:
                 )
             except ValueError as error:  # half a character, or a label that is not finite
                 return Score(error=f"cannot be sent as JSON: {error}"[:300])
+
+
+def _without_words(score: Score) -> Score:
+    """Returns a score whose error, where it is one, has no words of the other server."""
+    if not score.error:
+        return score
+    return replace(score, error=f"{BEHIND} has no score for this response")
