@@ -34,7 +34,7 @@ from panoply.config.serve import ServedModelConfig
 from panoply.data.tasks import Task, read_tasks, synthetic_prompts
 from panoply.laser.rollout import Rollout, read_rollouts, write_rollouts
 from panoply.scorers.where import LocalModel, parse_where
-from panoply.secret import Keys
+from panoply.secret import NO_KEYS, Keys
 from panoply.wire.request import Chat
 from workflows.cluster.arms import Arms, ArmScores, serve_arms
 from workflows.cluster.keys import endpoint_variables, handed_keys
@@ -219,10 +219,11 @@ def sampler_pool(
         server: server that draws the samples, where one is named.
     """
     served = server is not None and bool(server.url)
+    keys = handed_keys([server.key_variable]) if server is not None else NO_KEYS
     actor: Any = ray.remote(ServerSampler if served else Sampler).options(
         num_cpus=1, num_gpus=0 if served else gpus, max_restarts=-1, max_task_retries=-1
     )
-    place: tuple[Any, ...] = (server, handed_keys([server.key_variable])) if served else (dtype, 1)
+    place: tuple[Any, ...] = (server, keys) if served else (dtype, 1)
     samplers = [actor.remote(model, config, rendering, *place) for _ in range(num)]
     try:
         yield samplers
