@@ -125,6 +125,7 @@ LEAKS = (
     (422, {}, {"detail": [{"input": CANARY}]}),
     (200, {}, f'{{"data": "{CANARY}"}}'.encode()),
     (200, {}, CANARY.encode()),
+    (200, {}, {"results": [{"model": "m", "items": [[{"score": None, "error": CANARY}] * 2]}]}),
     (302, {"Location": f"http://h/?token={CANARY}"}, {}),
     (500, {}, f"Traceback: DB_PASSWORD={CANARY} at 10.0.0.7".encode()),
     (503, {"Retry-After": "1"}, {"error": CANARY}),
@@ -262,10 +263,13 @@ def test_the_policys_server_gets_its_key_and_one_that_is_missing_is_told_early(m
 
 def test_every_dialect_keeps_the_words_of_a_server_that_fails_to_itself():
     for dialect in DIALECTS:
-        with serving((401, {}, {"error": CANARY}), (500, {}, {"error": CANARY})) as (url, _):
-            [[score]] = asyncio.run(one_score(url, dialect))
-        assert score.error
-        assert CANARY not in score.error
+        refusals = [(status, {}, {"error": CANARY}) for status in (401, 500)]
+        told = {"results": [{"items": [[{"score": None, "error": CANARY, "transient": False}]]}]}
+        for script in (refusals, [(200, {}, told)]):
+            with serving(*script) as (url, _):
+                [[score]] = asyncio.run(one_score(url, dialect))
+            assert score.error.startswith("the server behind this model")
+            assert CANARY not in score.error
 
 
 async def one_score(url, dialect):

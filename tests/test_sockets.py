@@ -20,7 +20,7 @@ import pytest
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from panoply.wire.retry import RewardServerError
-from tests.builders.ray_head import ROOT, free_ports
+from tests.builders.ray_head import ROOT, eventually, free_ports
 from tests.builders.servers import changed, models_at, score, servers
 from workflows import ALONE, LOOPBACK_ONLY, TOKENS
 from workflows.cluster.address import answering, reserved
@@ -213,6 +213,8 @@ def test_of_two_servers_started_at_one_port_one_answers_and_no_stranger_joins_it
         code, output = changed("upgrade", env, "--port", port, "--models", new)
         assert (code, f"{name}: version 2 answers" in output) == (0, True), output
         assert score(winner.address(), "four", KEY) == -4.0
+        said = f"{name}: version 2"
+        eventually(lambda: said in winner.output(), 20, "the server's log tells the version")
         assert not (tmp_path / ".ray").exists()  # no token outlives its run
         winner.stop(signal.SIGTERM)  # `timeout` sends it to all of its process group
         assert winner.process.returncode == 0, winner.output()

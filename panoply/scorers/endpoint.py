@@ -152,7 +152,7 @@ class EndpointScorer:
                 return Score(error=why, transient=True)
             attempts = RetryingRequest(self.url, post.payload_within, post.read, left, self.breaker)
             try:
-                return await attempts.post_async(self._http)
+                return tuple(map(_without_words, await attempts.post_async(self._http)))
             except asyncio.CancelledError:
                 waited = time.monotonic() - attempts.begun
                 if waited >= HUNG_SECONDS:
@@ -175,3 +175,10 @@ class EndpointScorer:
                 return Score(error=f"cannot be sent as JSON: {error}"[:300])
             finally:
                 self.breaker.abandoned()  # where it was a probe, and had no end
+
+
+def _without_words(score: Score) -> Score:
+    """Returns a score whose error, where it is one, has no words of the other server."""
+    if not score.error:
+        return score
+    return replace(score, error=f"{BEHIND} has no score for this response")
