@@ -27,7 +27,7 @@ def main(
     from panoply.hub.artefact.average import average_models
     from panoply.hub.backbone.pretrained import silence_libraries
     from panoply.report.progress import Terminal, exit_if_unusable
-    from workflows.cluster.ray_cluster import run_folder
+    from workflows.cluster.run_folder import run_folder
 
     console = Terminal()
     silence_libraries()

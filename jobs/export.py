@@ -24,7 +24,7 @@ def main(model: Annotated[str, tyro.conf.Positional], /, out: str) -> None:
     from panoply.hub.artefact.export import export_scalar
     from panoply.hub.backbone.pretrained import silence_libraries
     from panoply.report.progress import Terminal, exit_if_unusable
-    from workflows.cluster.ray_cluster import run_folder
+    from workflows.cluster.run_folder import run_folder
 
     console = Terminal()
     silence_libraries()

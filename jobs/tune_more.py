@@ -14,7 +14,7 @@ def main() -> None:
     config = parse_recipe("tune_more", TUNE_MORE)
     from panoply.report.terminal import as_rich
     from panoply.report.trials import search_table, trials_table
-    from workflows.cluster.ray_cluster import run_folder
+    from workflows.cluster.run_folder import run_folder
     from workflows.tune_more import run_tune_more
 
     recipe = "more" if config.planted is None else "embedded"

@@ -81,12 +81,11 @@ from workflows.cluster.artefact import FittedModel, save_artefact
 from workflows.cluster.embed import ActorPoolSpec, EmbeddingJob, embed
 from workflows.cluster.ray_cluster import (
     await_workers,
-    check_or_write_config,
     connect,
-    run_folder,
     run_train,
     store_root,
 )
+from workflows.cluster.run_folder import check_folder, claim, run_folder
 from workflows.cluster.tracking import git_commit, open_tracker
 
 
@@ -103,10 +102,10 @@ def run_armorm(config: ArmoRMConfig, logger: RunLogger) -> dict[str, Any]:
     out = run_folder(config.out)
     resolve(config.backbone.model)
     tracker = open_tracker(config.experiment, out)
-    check_or_write_config(out, "config.json", asdict(config))
+    check_folder(out, config)
     data = read_training_data(config, out / "data")
     ids = {name: str(summary["id"]) for name, summary in data.summary.items()}
-    check_or_write_config(out, "data.json", ids)
+    claim(out, config, ids)
     logger.info(f"data: {len(data.ratings.text_N):,} ratings, {len(data.pairs.gap_P):,} pairs")
     tags = {"method": "armorm", **{f"data.{name}": digest for name, digest in ids.items()}}
     with tracker.run(asdict(config), tags, logger, model="armorm"):

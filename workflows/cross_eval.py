@@ -15,7 +15,7 @@ Legend: `P` pairs, `M` models.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import numpy as np
 from panoply.config.evaluate import CrossEvalConfig
 from panoply.data.ingest import IngestLimits, ingest_pairs
 from panoply.data.read import Input
+from panoply.data.schema import digest
 from panoply.data.tables import PairTable, load_pairs
 from panoply.files import write_json
 from panoply.hub.artefact.manifest import Manifest, ScalarManifest, read_manifest
@@ -36,7 +37,8 @@ from panoply.report.results.cross_eval import matrix
 from panoply.report.results.pairs import lead
 from panoply.types import Array, Bools, Ints
 from workflows.cluster.embed import TextFiles
-from workflows.cluster.ray_cluster import check_or_write_config, connect, run_folder
+from workflows.cluster.ray_cluster import connect
+from workflows.cluster.run_folder import check_folder, claim, run_folder
 from workflows.cluster.score import Shards, is_seen, score_texts
 from workflows.cluster.tracking import git_commit
 
@@ -64,10 +66,11 @@ def run_cross_eval(config: CrossEvalConfig, logger: RunLogger) -> dict[str, Any]
     out = run_folder(config.out)
     folders = [Path(name).expanduser().absolute() for name in config.models]
     manifests = dict(zip(labels(folders), map(read_manifest, folders), strict=True))
-    check_or_write_config(out, "config.json", asdict(config))
+    check_folder(out, config)
     limits = IngestLimits(max_rows_per_source=config.max_pairs_per_source or None)
     ingested = ingest_pairs([Input(name) for name in config.pairs], out / "data", limits)
     pairs = load_pairs(ingested.path, seed=0, num_folds=2)  # all parts count: the split is theirs
+    claim(out, config, {"pairs": digest(*pairs.chosen_P, *pairs.rejected_P)})
     seen = {
         name: is_seen(pairs.split.key_N, folder)
         for name, folder in zip(manifests, folders, strict=True)

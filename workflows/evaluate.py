@@ -6,7 +6,6 @@ Prompts that the model was trained on are recognized by hash and left out of the
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from panoply.boards import read_board
 from panoply.config.evaluate import EvaluateConfig
 from panoply.data.ingest import IngestLimits, ingest_pairs
 from panoply.data.read import Input
+from panoply.data.schema import digest
 from panoply.data.tables import PairTable, load_pairs
 from panoply.files import write_json
 from panoply.hub.artefact.manifest import Manifest, ScalarManifest, read_manifest
@@ -27,7 +27,8 @@ from panoply.report.progress import RunLogger
 from panoply.report.report import write_report
 from panoply.types import Array
 from workflows.cluster.embed import TextFiles
-from workflows.cluster.ray_cluster import check_or_write_config, connect, run_folder
+from workflows.cluster.ray_cluster import connect
+from workflows.cluster.run_folder import check_folder, claim, run_folder
 from workflows.cluster.score import Shards, TextScores, is_seen, score_texts
 from workflows.cluster.tracking import git_commit
 
@@ -46,12 +47,13 @@ def run_evaluate(config: EvaluateConfig, logger: RunLogger) -> dict[str, Any]:
     """
     out, folder = run_folder(config.out), Path(config.model).expanduser().absolute()
     manifest = read_manifest(folder)
-    check_or_write_config(out, "config.json", asdict(config))
+    check_folder(out, config)
     limits = IngestLimits(max_rows_per_source=config.max_pairs_per_source or None)
     inputs = [Input(name) for name in config.pairs]
     board = read_board(config.board, inputs)
     ingested = ingest_pairs(inputs, out / "data", limits)
     pairs = load_pairs(ingested.path, seed=manifest.seed, num_folds=2)
+    claim(out, config, {"pairs": digest(*pairs.chosen_P, *pairs.rejected_P)})
     unseen = np.flatnonzero(~is_seen(pairs.split.key_N, folder))
     logger.info(f"data: {len(pairs.gap_P):,} pairs, {len(unseen):,} of prompts not trained on")
 

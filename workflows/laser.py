@@ -35,6 +35,7 @@ from actors.dpo_trainer import PolicyRound, PolicyTask, RankedPrompt
 from actors.server_sampler import check_server
 from panoply.config import as_dict
 from panoply.config.laser import CLASSIFIER, NEEDS_CALIBRATION, ORACLE, ROUTER, LaserConfig
+from panoply.data.schema import digest
 from panoply.data.tasks import Task, rounds_of, split_held_out
 from panoply.hub.backbone.pretrained import resolve
 from panoply.laser.ensembles import best_arms, chosen_scores
@@ -50,12 +51,7 @@ from workflows.cluster.gold_pairs import judged_gold_pairs, read_gold_pairs
 from workflows.cluster.laser_results import StrategyRun, finish
 from workflows.cluster.policy import train_round
 from workflows.cluster.prompt_contexts import prompt_contexts
-from workflows.cluster.ray_cluster import (
-    aborts_when_stopped,
-    check_or_write_config,
-    connect,
-    run_folder,
-)
+from workflows.cluster.ray_cluster import aborts_when_stopped, connect
 from workflows.cluster.rollouts import (
     RolloutCollector,
     model_cpus,
@@ -64,19 +60,8 @@ from workflows.cluster.rollouts import (
     read_prompts,
     resolved_scorers,
 )
+from workflows.cluster.run_folder import check_folder, claim, run_folder
 from workflows.cluster.tracking import open_tracker
-
-MUTABLE_ON_RESUME = (
-    "strategies",
-    "alarms",
-    "num_samplers",
-    "server",
-    "num_workers",
-    "gpus",
-    "experiment",
-)
-"""Settings that a run may be continued with other values of; the first strategy is exported, and
-stays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,19 +105,22 @@ def run_laser(config: LaserConfig, logger: RunLogger) -> dict[str, Any]:
     scorers = resolved_scorers(config.arms, config.prompts)
     train, calibration_tasks, held_out = split_prompts(config)
     next(rounds_of(train, config.prompts_per_round, 1, config.seed))
-    first = config.strategies[0]
-    fixed = {name: v for name, v in as_dict(config).items() if name not in MUTABLE_ON_RESUME}
-    check_or_write_config(out, "config.json", fixed | {"first strategy": first})
+    check_folder(out, config)
     gold_pairs: tuple[RankedPrompt, ...] = ()
     if config.gold_pairs:
         gold_pairs = read_gold_pairs(config, out, [*train, *held_out])
-    prompt_ids = {
+    first = config.strategies[0]  # its policy is exported, so it stays the first
+    labels = [str(task.label) for task in [*train, *calibration_tasks, *held_out]]
+    data_ids = {
+        "first strategy": first,
+        "labels": digest(*labels),
+        "gold texts": digest(*(text for pair in gold_pairs for text in pair.responses)),
         "train": [task.prompt_id for task in train],
         "calibration": [task.prompt_id for task in calibration_tasks],
         "held_out": [task.prompt_id for task in held_out],
         "gold_pairs": [pair.prompt_id for pair in gold_pairs],
     }
-    check_or_write_config(out, "data.json", prompt_ids)
+    claim(out, config, data_ids)
     logger.info(
         f"prompts: {len(train):,} to train on, {len(calibration_tasks):,} to calibrate on, "
         f"{len(held_out):,} held out, {sorted({task.source for task in train})}"

@@ -52,12 +52,11 @@ from workflows.cluster.polled_bar import polled_bar
 from workflows.cluster.prepare_pairs import Preferences, read_pairs, tokenize, training_rows
 from workflows.cluster.ray_cluster import (
     await_workers,
-    check_or_write_config,
     connect,
-    run_folder,
     run_train,
     store_root,
 )
+from workflows.cluster.run_folder import check_folder, claim, run_folder
 from workflows.cluster.tracking import git_commit, open_tracker
 
 MAIN, PLAIN = "score", "mixed"
@@ -101,9 +100,9 @@ def run_preference(config: PreferenceConfig, logger: RunLogger) -> dict[str, Any
     out = run_folder(config.out)
     resolve(config.backbone.model)
     tracker = open_tracker(config.experiment, out)
-    check_or_write_config(out, "config.json", as_dict(config))
+    check_folder(out, config)
     preferences = read_pairs(config, out / "data")
-    check_or_write_config(out, "data.json", {"pairs": preferences.summary["id"]})
+    claim(out, config, {"pairs": preferences.summary["id"]})
     tags = {"method": "preference", "data.pairs": str(preferences.summary["id"])}
     with tracker.run(as_dict(config), tags, logger, model="preference", steps=MAIN):
         return train_and_measure(config, preferences, out, logger)

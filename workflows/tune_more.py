@@ -54,11 +54,10 @@ from workflows.cluster.polled_bar import polled_bar
 from workflows.cluster.prepare_pairs import Preferences, read_pairs, tokenize, training_rows
 from workflows.cluster.ray_cluster import (
     await_workers,
-    check_or_write_config,
     connect,
-    run_folder,
     store_root,
 )
+from workflows.cluster.run_folder import check_folder, claim, run_folder
 from workflows.cluster.tracking import git_commit, open_tracker
 from workflows.preference import TrainedRun, calibrate, measure
 
@@ -103,7 +102,7 @@ def run_tune_more(config: TuneConfig, recipe: PreferenceConfig, logger: RunLogge
     out = run_folder(config.out)
     resolve(config.backbone.model)
     tracker = open_tracker(config.experiment, out)
-    check_or_write_config(out, "config.json", as_dict(config))
+    check_folder(out, config)
     base, preferences = prepare(config, out, logger)
     tags = {"method": "more", "data": str(preferences.summary["id"])}
     with tracker.run(as_dict(config), tags, logger):
@@ -177,7 +176,7 @@ def prepare(config: TuneConfig, out: Path, logger: RunLogger) -> tuple[TrainTask
         ValueError: a single source, whose weight is always 1.
     """
     preferences = read_pairs(config, out / "data")
-    check_or_write_config(out, "data.json", {"pairs": preferences.summary["id"]})
+    claim(out, config, {"pairs": preferences.summary["id"]})
     path = out / "data" / "tokens.parquet"
     tokens, _ = tokenize(config, preferences, path, logger)
     # Trials choose the pairs of a step, on which the rows do not depend, so it need not fit yet.

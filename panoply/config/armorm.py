@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from panoply.config import BackboneConfig, require
+from panoply.config.resume import DATA, NO_EFFECT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,13 +84,13 @@ class SyntheticConfig:
 class ArmoRMConfig:
     """Settings of an ArmoRM run."""
 
-    out: str = "runs/armorm"
+    out: str = field(default="runs/armorm", metadata=NO_EFFECT)
     """Folder of the results. The same folder with the same configuration resumes the run."""
     planted: SyntheticConfig | None = None
     """Run on the planted world instead of files."""
-    ratings: tuple[str, ...] = ()
+    ratings: tuple[str, ...] = field(default=(), metadata=DATA)
     """Rating files: Parquet, JSONL, or hub names."""
-    pairs: tuple[str, ...] = ()
+    pairs: tuple[str, ...] = field(default=(), metadata=DATA)
     """Preference pair files: Parquet, JSONL, or hub names."""
     max_ratings_per_source: int = 0
     """Most ratings taken of one source, chosen by hash; 0 takes all."""
@@ -105,16 +106,16 @@ class ArmoRMConfig:
     """Stage 1: ridge regression of the rated objectives."""
     gate: GateConfig = GateConfig()
     """Stage 2: the prompt-conditioned gate."""
-    num_workers: int = 2
+    num_workers: int = field(default=2, metadata=NO_EFFECT)
     """Number of embedding actors, and most Ray Train workers; 0 trains inside the driver."""
-    wait_minutes: float = 15.0
+    wait_minutes: float = field(default=15.0, metadata=NO_EFFECT)
     """Longest wait for nodes, in minutes; the run then starts with those that came, or names what
     is missing."""
     leave_one_out: bool = True
     """Also fit the gate without each pair source in turn and test it there."""
-    store: str = ""
+    store: str = field(default="", metadata=NO_EFFECT)
     """Root of the feature cache shared by runs; empty: `PANOPLY_STORE`, else the user's cache."""
-    experiment: str = "armorm"
+    experiment: str = field(default="armorm", metadata=NO_EFFECT)
     """MLflow experiment."""
 
     def __post_init__(self) -> None:

@@ -11,7 +11,8 @@ from actors.dpo_trainer import PolicyRound, PolicyTask, RankedPrompt, train_poli
 from actors.training_loop import STOPPED
 from panoply.config import as_dict
 from panoply.data.schema import digest
-from workflows.cluster.ray_cluster import check_or_write_config, run_train
+from workflows.cluster.ray_cluster import run_train
+from workflows.cluster.run_folder import check_or_write
 
 
 def train_round(task: PolicyTask, num_workers: int, gpus: float = 0.0) -> PolicyRound:
@@ -35,7 +36,7 @@ def train_round(task: PolicyTask, num_workers: int, gpus: float = 0.0) -> Policy
         "seed": task.seed,
         "round": task.round,
     }
-    check_or_write_config(folder, "round.json", config)
+    check_or_write(folder / "round.json", config)
     (folder / STOPPED).unlink(missing_ok=True)
     run_train(train_policy, {"task": task}, num_workers, folder, "train", gpus=gpus)
     if (folder / STOPPED).exists():
