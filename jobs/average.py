@@ -6,6 +6,8 @@ from typing import Annotated
 
 import tyro
 
+from jobs._main import run_function
+
 
 def main(
     models: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL...")],
@@ -42,4 +44,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main, prog="python -m jobs.average")
+    run_function("average", main)

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import tyro
 
+from jobs._main import run_function
+
 
 def main(model: Annotated[str, tyro.conf.Positional], /, out: str) -> None:
     """Exports a run's linear Bradley-Terry head for AutoModelForSequenceClassification.
@@ -41,4 +43,4 @@ def main(model: Annotated[str, tyro.conf.Positional], /, out: str) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main, prog="python -m jobs.export")
+    run_function("export", main)

@@ -21,9 +21,9 @@ def require(holds: bool, name: str, value: Any, allowed: str) -> None:
 def as_dict(config: Any) -> dict[str, Any]:
     """Returns a configuration as nested values, with `kind` where its class is one of several."""
     values: dict[str, Any] = {"kind": config.kind} if hasattr(config, "kind") else {}
-    for field in fields(config):
-        value = getattr(config, field.name)
-        values[field.name] = as_dict(value) if is_dataclass(value) else value
+    for setting in fields(config):
+        value = getattr(config, setting.name)
+        values[setting.name] = as_dict(value) if is_dataclass(value) else value
     return values
 
 

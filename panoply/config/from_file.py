@@ -4,53 +4,76 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 Config = TypeVar("Config")
 
 
-def with_values(config: Config, values: Mapping[str, Any], path: str = "") -> Config:
-    """Returns a configuration with the values of a file, as `settings` gives them or fewer.
+def with_values(
+    kind: type[Config], base: Config | None, values: Mapping[str, Any], path: str = ""
+) -> Config:
+    """Returns a configuration with values of a file, as `panoply.config.resume.settings` gives.
+
+    Args:
+        kind: class of the configuration.
+        base: holds what the file leaves out; None: the defaults.
+        values: some or all settings, nested.
+        path: where in a larger configuration this one stands, with a dot behind.
 
     Raises:
-        ValueError: a name is no setting, with the one that is spelled most like it; or a value is
-            none that the setting can have.
+        ValueError: a name is no setting, with those that are spelled most like it; a value is none
+            that the setting can have; or one that has no default is missing.
     """
-    names = [field.name for field in fields(config)]  # pyright: ignore[reportArgumentType]
-    hints = get_type_hints(type(config))
-    taken = {name: getattr(config, name) for name in names}
-    for name, value in values.items():
-        if name == "kind" and hasattr(config, "kind"):
-            continue
-        if name not in names:
-            near = difflib.get_close_matches(name, names, 1) or [", ".join(names)]
-            raise ValueError(f"`{path}{name}` is no setting; allowed here is {near[0]}")
-        taken[name] = _value(hints[name], taken[name], value, f"{path}{name}")
-    return type(config)(**taken)
+    names = {field.name: field for field in fields(kind)}  # pyright: ignore[reportArgumentType]
+    hints, taken = get_type_hints(kind), {}
+    for name in values:
+        if name not in names and not (name == "kind" and hasattr(kind, "kind")):
+            near = difflib.get_close_matches(name, names, 3) or list(names)
+            raise ValueError(f"`{path}{name}` is no setting: there is {', '.join(near)}")
+    for name, field in names.items():
+        now = None if base is None else getattr(base, name)
+        if name in values:
+            taken[name] = _value(hints[name], now, values[name], f"{path}{name}")
+        elif base is not None:
+            taken[name] = now
+        elif field.default is MISSING and field.default_factory is MISSING:
+            raise ValueError(f"`{path}{name}` is missing, and has no default")
+    return kind(**taken)
+
+
+def alternatives(hint: Any) -> tuple[Any, ...]:
+    """Returns the members of a union, or the one type that a hint is."""
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
 def _value(hint: Any, now: Any, value: Any, path: str) -> Any:
     """Returns a value of a file as the type of its field, else raises a ValueError."""
-    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    options = alternatives(hint)
     if isinstance(value, Mapping):
-        groups = [option for option in options if is_dataclass(option)]
-        kind = value.get("kind")  # pyright: ignore[reportUnknownMemberType]
-        if kind is not None:
-            kinds = [getattr(group, "kind", None) for group in groups]
-            if kind not in kinds:
-                raise ValueError(f"`{path}.kind` must be one of {kinds}, got {kind!r}")
-            groups = [groups[kinds.index(kind)]]
-        if not groups:
-            raise ValueError(f"`{path}` takes one value, got the settings {list(value)}")  # pyright: ignore[reportUnknownArgumentType]
-        base = now if any(type(now) is group for group in groups) else groups[0]()
-        return with_values(base, value, f"{path}.")  # pyright: ignore[reportUnknownArgumentType]
+        return _group(options, now, value, path)  # pyright: ignore[reportUnknownArgumentType]
     for option in options:
         matches, typed = _plain(option, value)
         if matches:
             return typed
-    raise ValueError(f"`{path}` must be {_described(options)}, got {value!r}")
+    allowed = " or ".join(str(getattr(option, "__name__", option)) for option in options)
+    raise ValueError(f"`{path}` must be {allowed}, got {value!r}")
+
+
+def _group(options: tuple[Any, ...], now: Any, values: Mapping[str, Any], path: str) -> Any:
+    groups = [option for option in options if is_dataclass(option)]
+    kinds = [getattr(group, "kind", None) for group in groups]
+    if not groups:
+        raise ValueError(f"`{path}` takes one value, got the settings {', '.join(values)}")
+    if "kind" in values and values["kind"] not in kinds:
+        raise ValueError(f"`{path}.kind` must be one of {kinds}, got {values['kind']!r}")
+    if "kind" in values:
+        chosen: Any = groups[kinds.index(values["kind"])]
+    else:
+        chosen = type(now) if type(now) in groups else groups[0]
+    base = now if type(now) is chosen else None
+    return with_values(chosen, base, values, f"{path}.")
 
 
 def _plain(hint: Any, value: Any) -> tuple[bool, Any]:
@@ -60,7 +83,8 @@ def _plain(hint: Any, value: Any) -> tuple[bool, Any]:
         if not isinstance(value, list | tuple):
             return False, value
         items = list(value)  # pyright: ignore[reportUnknownArgumentType]
-        kinds = kinds[:1] * len(items) if kinds[-1] is ... else kinds
+        if kinds[-1] is ...:
+            kinds = kinds[:1] * len(items)
         fitted = [_plain(kind, item) for kind, item in zip(kinds, items, strict=False)]
         fits = len(kinds) == len(items) and all(matches for matches, _ in fitted)
         return fits, tuple(item for _, item in fitted)
@@ -75,8 +99,3 @@ def _plain(hint: Any, value: Any) -> tuple[bool, Any]:
     if hint in (int, str, bool):
         return type(value) is hint, value
     return value in get_args(hint), value  # a `Literal`
-
-
-def _described(options: tuple[Any, ...]) -> str:
-    names = [getattr(option, "__name__", str(option)) for option in options]
-    return " or ".join(names)

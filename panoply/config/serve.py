@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from panoply.config import require
+from panoply.config.resume import PLACE
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
 SERVER = re.compile(r"[A-Za-z0-9]\w{0,63}", re.ASCII)
@@ -174,7 +175,7 @@ def check_names(names: Sequence[str], default: str, keys: Mapping[str, str]) -> 
 class ServeConfig:
     """Set of reward models behind one gateway."""
 
-    models: tuple[str, ...]
+    models: tuple[str, ...] = field(metadata=PLACE)
     """`NAME=WHERE` of each model; WHERE is a folder, a hub name, `models:/NAME@ALIAS`,
     `function:MODULE:NAME`, `DIALECT+URL#MODEL` or `replay:FILE`. Without NAME= the last part of
     WHERE is the name."""

@@ -23,7 +23,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from panoply.hub.backbone.pretrained import silence_libraries
 from panoply.hub.backbone.smollm2 import cache_root
-from panoply.report.progress import RunLogger
+from panoply.report.progress import RunLogger, Terminated
 from workflows import LOOPBACK_ONLY, starts_cluster
 from workflows.cluster.rendezvous import FileTorchConfig
 
@@ -33,8 +33,6 @@ RESIZE_SECONDS = 30.0
 """Interval at which Ray Train checks for nodes that joined or left."""
 LOG_SECONDS = 30.0
 """Interval at which a wait for nodes is logged."""
-INTERRUPTED = 130
-"""Exit code that a shell gives a command that Ctrl-C ended."""
 
 
 def connect(num_workers: int) -> None:
@@ -184,20 +182,22 @@ def aborts_when_stopped() -> Generator[None]:
         yield
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    received = signal.SIGINT
 
     def abort(*_: object) -> None:
+        nonlocal received
+        received = signal.SIGTERM
         # While it trains, Ray Train handles SIGINT; a script's background job ignores it.
-        if callable(signal.getsignal(signal.SIGINT)):
-            signal.raise_signal(signal.SIGINT)
-        else:
-            raise KeyboardInterrupt
+        if signal.getsignal(signal.SIGINT) in (before[signal.SIGINT], signal.SIG_IGN):
+            raise Terminated
+        signal.raise_signal(signal.SIGINT)
 
     signal.signal(signal.SIGTERM, abort)
     try:
         yield
     except SystemExit:
         # Ray Train exits with 0, which would read as success.
-        sys.exit(INTERRUPTED)
+        sys.exit(128 + received)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
