@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import tyro
 import yaml
@@ -55,7 +55,7 @@ def parse_recipe(
     with exit_if_unusable(Terminal()):
         default = base if file is None else with_values(kind, base, _read_settings(file))
         check_flags(words, kind)
-    return tyro.cli(
+    settings = tyro.cli(
         kind,
         default=default,
         prog=f"{command} {name}".strip(),
@@ -63,6 +63,7 @@ def parse_recipe(
         args=words[1:] if name else words,
         config=(tyro.conf.CascadeSubcommandArgs,),
     )
+    return cast(Config, settings)
 
 
 def parse_settings(job: str, kind: type[Config]) -> Config:
@@ -74,7 +75,7 @@ def parse_settings(job: str, kind: type[Config]) -> Config:
         check_flags(words, kind)
     # A file gives all that is required, and what stands alone would be taken twice.
     marks = (tyro.conf.PositionalRequiredArgs,) if file is None else ()
-    return tyro.cli(kind, default=default, prog=command, args=words, config=marks)
+    return cast(Config, tyro.cli(kind, default=default, prog=command, args=words, config=marks))
 
 
 def run_workflow(run: Callable[[Config, RunLogger], Result], config: Config) -> Result:

@@ -122,10 +122,11 @@ def train_and_measure(
     # Stage 1: features from where objectives are predicted best, then a ridge per objective.
     job = open_backbone(config, data, out, logger)
     spec, candidates = choose_features(config, data, job, logger)
+    logger.stage(2, 5, "embed all texts")
     store, embedded = embed(data.texts, job, (spec.depth,), logger)
     texts = store.features("texts", data.ratings.text_N, spec.columns)
     prompts = store.features("prompts", data.ratings.prompt_N, (spec.gate_column,))
-    objectives, prompt_alone = fit_objectives(config, data, texts, prompts, out)
+    objectives, prompt_alone = fit_objectives(config, data, texts, prompts, out, logger)
     logger.info(f"objectives: {len(objectives.names)} fitted")
 
     # Objective values of the pairs, by ridges that have not seen their prompts; length taken out.
@@ -141,6 +142,7 @@ def train_and_measure(
 
     # Stage 2: the gate, beside everything that it is compared with.
     heads = train_heads(config, data, values, inputs, out, logger)
+    logger.stage(5, 5, "save the model, measure and report")
     baselines = FittedBaselines.fit(pairs, inputs)
     margins = score_pairs(data, values.names, inputs, baselines, heads)
     scales = {name: fit_logit_scale(margin_P, pairs) for name, margin_P in margins.items()}
@@ -182,6 +184,7 @@ def open_backbone(
     config: ArmoRMConfig, data: TrainingData, out: Path, logger: RunLogger
 ) -> EmbeddingJob:
     """Waits for workers, and measures on one of them how the backbone computes."""
+    logger.stage(1, 5, "choose depth and pooling")
     pool = ActorPoolSpec.of_cluster(config.num_workers, config.backbone.gpus)
     await_workers(pool.num_actors, pool.bundle, config.wait_minutes, logger)
     root = store_root(config.store)
@@ -225,6 +228,7 @@ def fit_objectives(
     texts: StoredFeatures,
     prompts: StoredFeatures,
     out: Path,
+    logger: RunLogger,
 ) -> tuple[Objectives, FoldedRidge]:
     """Fits stage 1: sums per block on Ray Train, then all ridges.
 
@@ -236,10 +240,12 @@ def fit_objectives(
         texts: features of the rated responses.
         prompts: features of their prompts.
         out: folder of the run.
+        logger: receives the stage.
 
     Returns:
         The objectives, and the same fitted to the prompts' features alone.
     """
+    logger.stage(3, 5, "fit a ridge per objective")
     ratings, pairs, settings = data.ratings, data.pairs, config.objectives
     fold_N, fold_P = training_folds(ratings.split), training_folds(pairs.split)
     all_ids = np.concatenate([ratings.text_N, pairs.chosen_P, pairs.rejected_P])
@@ -286,6 +292,7 @@ def train_heads(
     logger: RunLogger,
 ) -> TrainedHeads:
     """Trains all heads on Ray Train, data-parallel; what is already saved is kept."""
+    logger.stage(4, 5, "train the gate and what it is compared with")
     folder = out / "pairs"
     np.save(folder / "difference.npy", inputs.difference_PO.astype(np.float32))
     np.save(folder / "biased.npy", values.difference().astype(np.float32))

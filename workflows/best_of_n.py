@@ -75,8 +75,10 @@ def run_best_of_n(config: BestOfNConfig, logger: RunLogger) -> dict[str, Any]:
     with tracker.run(as_dict(config), {"method": "best-of-n"}, logger):
         connect(model_cpus(scorers) + config.num_samplers)
         with aborts_when_stopped():
+            logger.stage(1, 2, "start the arms")
             routes = learned_routes(config, tasks) if config.laser else {}
             with open_collector(config, scorers, str(out)) as collector:
+                logger.stage(2, 2, "sample and score")
                 rollouts = collector.collect(
                     out / "samples.parquet",
                     [Rollout(task=task, scorers=names) for task in tasks],

@@ -28,6 +28,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def run_laser(config: LaserConfig, logger: RunLogger) -> dict[str, Any]:
 
     Raises:
         ValueError, OSError: unusable input, before anything expensive starts.
-        RuntimeError: a loss or gradient was not finite.
+        RunError: a loss or gradient was not finite.
     """
     # Everything that can be wrong is looked up first.
     out = run_folder(config.out)
@@ -128,8 +129,11 @@ def run_laser(config: LaserConfig, logger: RunLogger) -> dict[str, Any]:
 
     with tracker.run(as_dict(config), {"method": "laser"}, logger, model="policy", steps=first):
         connect(model_cpus(scorers) + config.num_samplers + config.num_workers + 1)
+        num_stages = 2 + len(config.strategies)
+        logger.stage(1, num_stages, "compute the prompts' contexts")
         contexts = prompt_contexts(config, [*train, *calibration_tasks, *held_out], out)
         with aborts_when_stopped(), open_collector(config, scorers, str(out)) as collector:
+            logger.stage(2, num_stages, "sample and score the calibration prompts")
             calibration = calibrate(config, out, calibration_tasks, train, contexts, collector)
             if not gold_pairs:
                 gold_pairs = judged_gold_pairs(config, calibration.rollouts)
@@ -139,7 +143,10 @@ def run_laser(config: LaserConfig, logger: RunLogger) -> dict[str, Any]:
             context = RunContext(
                 config, out, train, held_out, contexts, collector, calibration, gold_pairs, logger
             )
-            runs = {strategy: run_strategy(strategy, context) for strategy in config.strategies}
+            runs: dict[str, StrategyRun] = {}
+            for number, strategy in enumerate(config.strategies, 3):
+                logger.stage(number, num_stages, f"train a policy by {strategy}")
+                runs[strategy] = run_strategy(strategy, context)
         return finish(config, runs, train, out)
 
 
@@ -154,6 +161,8 @@ def run_strategy(strategy: str, context: RunContext) -> StrategyRun:
     with open_bandit(strategy, context, folder) as bandit:
         for round, tasks in enumerate(context.rounds()):
             round_folder = folder / f"{round:03d}"
+            point = f"round {round + 1} of {config.num_rounds} of {strategy}"
+            context.logger.resume_point = partial(str, point)
             if round % config.rounds_per_iteration == 0:
                 reference = adapter
             if bandit is not None and (alarm := bandit.stop_request(round)):

@@ -97,7 +97,7 @@ def run_tune_more(config: TuneConfig, recipe: PreferenceConfig, logger: RunLogge
 
     Raises:
         ValueError, FileNotFoundError: unusable input, before anything expensive starts.
-        RuntimeError: no trial of a search came to its end.
+        RunError: no trial of a search came to its end.
     """
     out = run_folder(config.out)
     resolve(config.backbone.model)
@@ -120,20 +120,23 @@ def search_and_measure(
     """Runs both searches on pairs that are read; leaves all of them in the run folder.
 
     Raises:
-        RuntimeError: no trial of a search came to its end.
+        RunError: no trial of a search came to its end.
     """
     num_sources = int(base.pairs.source_P[base.pairs.train].max()) + 1
     defaults = paper_point(config, num_sources, len(base.pairs.train))
     connect(math.ceil(config.max_concurrent * config.cpus))
     bundle = {"CPU": config.cpus, "GPU": config.gpus}
     await_workers(config.max_concurrent, bundle, config.wait_minutes, logger)
+    logger.stage(1, 3, "compute activations below the trained part")
     with logger.bar("activations below the trained part", 1) as advance:
         run_remote(fill_cache, base, config)
         advance(1)
 
     trials: list[Trial] = []
+    logger.stage(2, 3, "search")
     for name in SEARCHES:
         trials += search(name, config, base, defaults, out / "search", logger)
+    logger.stage(3, 3, "finish the defaults and measure the winners")
     winners = {name: best(trials, name) for name in SEARCHES}
     tasks = {name: trial_task(trial.point, base, config) for name, trial in winners.items()}
     tasks[DEFAULTS] = trial_task(defaults, base, config)

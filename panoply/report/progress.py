@@ -81,8 +81,9 @@ class RunLogger:
             self.console.print(line, markup=False, emoji=False, soft_wrap=True)
 
     def stage(self, number: int, total: int, name: str) -> None:
-        """Prints that a stage of the run begins."""
+        """Prints that a stage of the run begins, from which the same command would go on."""
         self.stage_name, self.stage_began = name, time.monotonic()
+        self.resume_point = lambda: f"stage {number} of {total} ({name})"
         self.info(f"stage {number} of {total}: {name}")
 
     @contextmanager

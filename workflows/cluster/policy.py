@@ -9,10 +9,10 @@ from pathlib import Path
 
 from actors.dpo_trainer import PolicyRound, PolicyTask, RankedPrompt, train_policy
 from actors.training_loop import STOPPED
-from panoply.config import as_dict
 from panoply.data.schema import digest
+from panoply.report.progress import RunError
 from workflows.cluster.ray_cluster import run_train
-from workflows.cluster.run_folder import check_or_write
+from workflows.cluster.run_folder import check_or_write, check_or_write_settings
 
 
 def train_round(task: PolicyTask, num_workers: int, gpus: float = 0.0) -> PolicyRound:
@@ -25,23 +25,23 @@ def train_round(task: PolicyTask, num_workers: int, gpus: float = 0.0) -> Policy
 
     Raises:
         ValueError: the folder holds a round of other prompts or another configuration.
-        RuntimeError: a loss or gradient was not finite.
+        RunError: a loss or gradient was not finite.
     """
     folder = Path(task.folder)
-    config = {
+    record = {
         "prompts": _digest(task.prompts),
         "gold_pairs": _digest(task.gold_pairs),
-        "backbone": as_dict(task.backbone),
-        "config": as_dict(task.config),
         "seed": task.seed,
         "round": task.round,
     }
-    check_or_write(folder / "round.json", config)
+    check_or_write(folder / "round.json", record)
+    check_or_write_settings(folder / "backbone.json", task.backbone)
+    check_or_write_settings(folder / "update.json", task.config)
     (folder / STOPPED).unlink(missing_ok=True)
     run_train(train_policy, {"task": task}, num_workers, folder, "train", gpus=gpus)
     if (folder / STOPPED).exists():
         reason = json.loads((folder / STOPPED).read_text())["reason"]
-        raise RuntimeError(
+        raise RunError(
             f"round {task.round}, {reason}: training stopped before it changed a weight. The "
             f"prompts are in {str(folder)!r}, nonfinite-*.json; lower `lr`, or look at those"
         )

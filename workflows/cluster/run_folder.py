@@ -44,7 +44,7 @@ def check_folder(out: Path, config: Any) -> None:
         ValueError: the folder holds results of other settings, which are named; or its record of
             them is torn.
     """
-    old = _read(out / CONFIG)
+    old = read_record(out / CONFIG)
     if old and (changed := changes(config, old)) and has_results(out):
         raise ValueError(
             f"{str(out)!r} holds a run with other settings ({'; '.join(changed)}): take another "
@@ -64,14 +64,13 @@ def claim(out: Path, config: Any, data_ids: Mapping[str, Any]) -> None:
         ValueError: the folder holds results of other settings or other data.
     """
     check_folder(out, config)
-    values, old, old_ids = settings(config), _read(out / CONFIG), _read(out / DATA_IDS)
+    old, old_ids = read_record(out / CONFIG), read_record(out / DATA_IDS)
     if not has_results(out):
         (out / DATA_IDS).unlink(missing_ok=True)
         if changes(config, old) or old_ids != data_ids:
             (out / RENDERED).unlink(missing_ok=True)
     check_or_write(out / DATA_IDS, data_ids)
-    if values != old:
-        write_whole(out / CONFIG, json.dumps(values, indent=1))
+    _write_settings(out / CONFIG, config, old)
 
 
 def check_or_write(file: Path, values: Mapping[str, Any]) -> None:
@@ -80,7 +79,8 @@ def check_or_write(file: Path, values: Mapping[str, Any]) -> None:
     Raises:
         ValueError: what the file holds differs.
     """
-    new, old = json.loads(json.dumps(values)), _read(file)
+    new: dict[str, Any] = json.loads(json.dumps(values))
+    old = read_record(file)
     if changed := sorted(name for name in new.keys() & old.keys() if new[name] != old[name]):
         raise ValueError(
             f"{str(file.parent)!r} holds a run with other {', '.join(changed)} (see {file.name}): "
@@ -89,6 +89,27 @@ def check_or_write(file: Path, values: Mapping[str, Any]) -> None:
     if new.keys() - old.keys():
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, json.dumps(new, indent=1))
+
+
+def check_or_write_settings(file: Path, config: Any) -> None:
+    """Writes settings of a part of a run; where they exist, compares those that results depend on.
+
+    Raises:
+        ValueError: one differs, named with both values.
+    """
+    old = read_record(file)
+    if old and (changed := changes(config, old)):
+        raise ValueError(
+            f"{str(file.parent)!r} was begun with other settings ({'; '.join(changed)}): take "
+            "another `--out`, or remove that folder"
+        )
+    _write_settings(file, config, old)
+
+
+def _write_settings(file: Path, config: Any, old: Mapping[str, Any]) -> None:
+    if (values := settings(config)) != old:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, json.dumps(values, indent=1))
 
 
 def has_results(out: Path) -> bool:
@@ -103,13 +124,13 @@ def finished_metrics(config: Any) -> dict[str, Any] | None:
     It is where a setting that results depend on differs, or an input changed after the results.
     """
     out = run_folder(config.out)
-    metrics, old = out / METRICS, _read(out / CONFIG)
+    metrics, old = out / METRICS, read_record(out / CONFIG)
     if not old or not metrics.is_file() or result_changes(config, old):
         return None
     written = metrics.stat().st_mtime
     if any(_changed_at(path) >= written for _, path in local_inputs(config)):
         return None
-    return _read(metrics)
+    return read_record(metrics)
 
 
 def _changed_at(path: Path) -> float:
@@ -118,7 +139,7 @@ def _changed_at(path: Path) -> float:
     return max(file.stat().st_ctime for file in files)
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_record(file: Path) -> dict[str, Any]:
     """Returns the values of a file; none where it is missing.
 
     Raises:
