@@ -44,7 +44,7 @@ from panoply.armorm.baselines import (
     gate_margins,
     gate_weights,
 )
-from panoply.armorm.blocks import BlockSums, fit_blocks, plan_blocks
+from panoply.armorm.blocks import BlockSums, plan_blocks
 from panoply.armorm.confident_errors import report_mistakes
 from panoply.armorm.debias import length_penalties
 from panoply.armorm.evaluation import report_debias, report_objectives
@@ -258,16 +258,16 @@ def fit_objectives(
     rated_sums = BlockSums(plan_blocks(ratings.labels_NO, fold_N, texts, rows), folder)
     prompt_sums = BlockSums(plan_blocks(ratings.labels_NO, fold_N, prompts, rows), folder)
     length_sums = BlockSums(plan_blocks(log_length_N1, length_fold_N, all_texts, rows), folder)
-    sums = {"sums": [rated_sums, length_sums, prompt_sums]}
-    run_train(write_sums, sums, config.num_workers, out / "train", "sums")
+    all_sums = (rated_sums, length_sums, prompt_sums)
+    if unsolved := [sums for sums in all_sums if not sums.solution_file(settings).exists()]:
+        run_train(write_sums, {"sums": unsolved}, config.num_workers, out / "train", "sums")
 
-    rated = fit_blocks(rated_sums, len(ratings.objectives), settings)
+    rated = rated_sums.solve(len(ratings.objectives), settings)
+    length = length_sums.solve(1, settings)
     if settings.verbosity:
         length = rated.only(ratings.objectives.index(settings.verbosity))
-    else:
-        length = fit_blocks(length_sums, 1, settings)
     unit_O = rating_units(ratings.labels_NO[ratings.split.of("train")])
-    prompt_alone = fit_blocks(prompt_sums, len(ratings.objectives), settings)
+    prompt_alone = prompt_sums.solve(len(ratings.objectives), settings)
     return Objectives(ratings.objectives, rated, length, unit_O), prompt_alone
 
 
