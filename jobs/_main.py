@@ -16,13 +16,13 @@ from typing import Any, TypeVar, cast
 import tyro
 import yaml
 
+from panoply.cli import DISTRIBUTION
 from panoply.config.flags import check_flags
 from panoply.config.from_file import with_values
 from panoply.report.progress import RunLogger, Terminal, exit_if_unusable
 
 Config = TypeVar("Config")
 Result = TypeVar("Result")
-DISTRIBUTION = "panoply-rewards"
 
 
 def parse_recipe(

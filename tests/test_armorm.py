@@ -122,7 +122,7 @@ def test_the_same_folder_with_another_configuration_is_refused(finished):
     from workflows.armorm import run_armorm
 
     config, _, _ = finished
-    with pytest.raises(ValueError, match="holds a run with other settings \(seed: 0 -> 1\)"):
+    with pytest.raises(ValueError, match=r"holds a run with other settings \(seed: 0 -> 1\)"):
         run_armorm(replace(config, seed=1), RunLogger())
 
 
