@@ -82,7 +82,7 @@ class SyntheticConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmoRMConfig:
-    """Settings of an ArmoRM run."""
+    """ArmoRM: rated objectives, and a gate that weighs them by the prompt (arXiv 2406.12845)."""
 
     out: str = field(default="runs/armorm", metadata=NO_EFFECT)
     """Folder of the results. The same folder with the same configuration resumes the run."""

@@ -297,7 +297,7 @@ class PairTrainingConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreferenceConfig(PairTrainingConfig):
-    """A whole preference-training run."""
+    """Preference training: a scalar reward model from pairs, by Bradley-Terry, HaF-RM or MORE."""
 
     out: str = field(default="runs/preference", metadata=NO_EFFECT)
     """Folder of the results. The same folder with the same configuration resumes."""

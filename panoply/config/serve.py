@@ -173,7 +173,7 @@ def check_names(names: Sequence[str], default: str, keys: Mapping[str, str]) -> 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeConfig:
-    """Set of reward models behind one gateway."""
+    """A server: a set of reward models behind one gateway."""
 
     models: tuple[str, ...] = field(metadata=PLACE)
     """`NAME=WHERE` of each model; WHERE is a folder, a hub name, `models:/NAME@ALIAS`,
