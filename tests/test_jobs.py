@@ -61,64 +61,77 @@ def test_a_wrong_flag_is_told_at_once(flags, message):
     assert message in done.stdout + done.stderr
 
 
+TYPOS = [
+    ("preference pairs --pairs no.parquet", "'no.parquet' does not exist"),
+    ("armorm files --ratings no.parquet --pairs no.parquet", "'no.parquet' does not exist"),
+    ("tune_more pairs --pairs no.parquet", "'no.parquet' does not exist"),
+    ("laser files --arms.models a=b/c --prompts.file no.jsonl", "'no.jsonl' does not exist"),
+    ("preference pairs --pairs bad.jsonl", "bad.jsonl"),
+    ("preference pairs --pairs good.jsonl --backbone.model nowhere", "neither a folder nor a"),
+    ("armorm embedded --backbone.model empty", "a folder without config.json"),
+    ("evaluate nowhere --pairs no.parquet", "`model` is 'nowhere', neither"),
+    ("cross_eval nowhere --pairs no.parquet", "`models` is 'nowhere', neither"),
+    ("serve models --models a=runs/x", "a run: name its model, runs/x/model"),
+    (
+        "best_of_n files --arms.models a=nowhere --prompts.file good.jsonl",
+        "`arms.models` is 'nowhere'",
+    ),
+    ("preference pairs --pairs good.jsonl --out held", "seed: 1 -> 0"),
+    ("preference pairs --pairs good.jsonl --out torn", "config.json' is torn"),
+    ("preference --config no.yaml", "no.yaml"),
+    ("preference pairs --config bad.yaml", "`schedule.lrr` is no setting: there is lr"),
+    ("preference pairs --learning_rate 1", "perhaps you meant `--schedule.lr`"),
+    ("laser embedded --num-generations=4", "perhaps you meant `--num-samples`"),
+    ("armorm embedded --lr 1", "perhaps you meant `--gate.lr`"),
+    ("preference pair", "perhaps you meant 'pairs'"),
+]
+"""Command lines with something wrong, and a part of what is told."""
 TELLS = """
-import runpy, sys
-sys.argv = {words!r}
-try: runpy.run_module(sys.argv[0], run_name="__main__")
-except SystemExit as end: code = end.code
-heavy = sorted({{"torch", "transformers", "ray", "mlflow", "matplotlib"}} & set(sys.modules))
-print(code, heavy)
+import contextlib, io, json, runpy, sys
+heavy = {"torch", "transformers", "ray", "mlflow", "matplotlib"}
+for words in json.loads(sys.argv[1]):
+    sys.argv = [f"jobs.{words[0]}", *words[1:]]
+    code, told = 0, io.StringIO()
+    with contextlib.redirect_stdout(told):
+        try: runpy.run_module(sys.argv[0], run_name="__main__")
+        except SystemExit as end: code = end.code
+    print(json.dumps([code, told.getvalue(), sorted(heavy & set(sys.modules))]))
 """
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ("preference pairs --pairs no.parquet", "'no.parquet' does not exist"),
-        ("armorm files --ratings no.parquet --pairs no.parquet", "'no.parquet' does not exist"),
-        ("tune_more pairs --pairs no.parquet", "'no.parquet' does not exist"),
-        ("laser files --arms.models a=b/c --prompts.file no.jsonl", "'no.jsonl' does not exist"),
-        ("preference pairs --pairs bad.jsonl", "bad.jsonl"),
-        ("preference pairs --pairs good.jsonl --backbone.model nowhere", "neither a folder nor a"),
-        ("armorm embedded --backbone.model empty", "a folder without config.json"),
-        ("evaluate nowhere --pairs no.parquet", "`model` is 'nowhere', neither"),
-        ("cross_eval nowhere --pairs no.parquet", "`models` is 'nowhere', neither"),
-        ("serve models --models a=runs/x", "a run: name its model, runs/x/model"),
-        ("best_of_n files --arms.models a=nowhere --prompts.file x", "`arms.models` is 'nowhere'"),
-        ("preference pairs --pairs good.jsonl --out held", "seed: 1 -> 0"),
-        ("preference pairs --pairs good.jsonl --out torn", "config.json' is torn"),
-        ("preference --config no.yaml", "no.yaml"),
-        ("preference pairs --config bad.yaml", "`schedule.lrr` is no setting: there is lr"),
-        ("preference pairs --learning_rate 1", "perhaps you meant `--schedule.lr`"),
-        ("laser embedded --num-generations=4", "perhaps you meant `--num-samples`"),
-        ("armorm embedded --lr 1", "perhaps you meant `--gate.lr`"),
-        ("preference pair", "perhaps you meant 'pairs'"),
-    ],
-)
-def test_what_is_wrong_is_told_before_anything_heavy_is_imported(words, message, tmp_path):
-    (tmp_path / "good.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}')
-    (tmp_path / "bad.jsonl").write_text('{"question": "a", "answer": "b"}')
-    (tmp_path / "bad.yaml").write_text("schedule: {lrr: 1}")
-    for folder in ("empty", "held/train", "torn", "runs/x/model"):
-        (tmp_path / folder).mkdir(parents=True)
-    (tmp_path / "held" / "config.json").write_text('{"seed": 1}')
-    (tmp_path / "held" / "train" / "step.pt").touch()
-    (tmp_path / "torn" / "config.json").write_text('{"seed"')
-    (tmp_path / "runs" / "x" / "model" / "config.json").write_text("{}")
-    job, *flags = words.split()
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    """What each command line with something wrong gives, all of them in one process."""
+    folder = tmp_path_factory.mktemp("typos")
+    (folder / "good.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}')
+    (folder / "bad.jsonl").write_text('{"question": "a", "answer": "b"}')
+    (folder / "bad.yaml").write_text("schedule: {lrr: 1}")
+    for name in ("empty", "held/train", "torn", "runs/x/model"):
+        (folder / name).mkdir(parents=True)
+    (folder / "held" / "config.json").write_text('{"seed": 1}')
+    (folder / "held" / "train" / "step.pt").touch()
+    (folder / "torn" / "config.json").write_text('{"seed"')
+    (folder / "runs" / "x" / "model" / "config.json").write_text("{}")
     done = subprocess.run(
-        [sys.executable, "-c", TELLS.format(words=[f"jobs.{job}", *flags])],
-        cwd=tmp_path,
+        [sys.executable, "-c", TELLS, json.dumps([words.split() for words, _ in TYPOS])],
+        cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=120,
     )
-    sentence, ending = done.stdout.splitlines()
-    assert message in sentence
-    assert sentence.startswith("error: ")
-    assert ending == "2 []"
     assert not done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("number", range(len(TYPOS)), ids=[words for words, _ in TYPOS])
+def test_what_is_wrong_is_told_before_anything_heavy_is_imported(number, answers):
+    code, told, heavy = answers[number]
+    assert code == 2
+    assert told.startswith("error: ")
+    assert told.count("\n") == 1
+    assert TYPOS[number][1] in told
+    assert heavy == []
 
 
 def test_a_file_of_settings_gives_a_run_and_flags_stand_above_it(tmp_path):
