@@ -10,6 +10,7 @@ import pytest
 
 import panoply.config
 from jobs.recipes import ARMORM, BEST_OF_N, LASER, PREFERENCE, SERVE, TUNE_MORE
+from panoply.config.armorm import ArmoRMConfig
 from panoply.config.from_file import with_values
 from panoply.config.preference import Full, Lora, PreferenceConfig, ScheduleConfig
 from panoply.config.resume import MARK, changes, settings
@@ -79,6 +80,15 @@ def test_a_refusal_names_each_setting_with_both_values(tmp_path):
     assert changes(full, settings(config)) == ["backbone.trained: lora -> full"]
 
 
+def test_the_run_of_another_command_is_refused(tmp_path):
+    config, out = pairs_config(tmp_path), tmp_path / "run"
+    with_results(config, out)
+    armorm = ArmoRMConfig(ratings=("r.jsonl",), pairs=("p.jsonl",), out=str(out))
+    assert not changes(armorm, settings(config))  # what both have is alike
+    with pytest.raises(ValueError, match=r"another command \(PreferenceConfig\)"):
+        check_folder(out, armorm)
+
+
 def test_other_data_are_refused_wherever_they_lie(tmp_path):
     config, out = pairs_config(tmp_path), tmp_path / "run"
     with_results(config, out)
@@ -95,7 +105,7 @@ def test_a_folder_without_results_is_taken_again(tmp_path):
     (out / "tracking.json").touch()
     claim(out, replace(config, seed=5), {"pairs": "other"})
     assert json.loads((out / "config.json").read_text())["seed"] == 5
-    assert json.loads((out / "data.json").read_text()) == {"pairs": "other"}
+    assert json.loads((out / "data.json").read_text())["pairs"] == "other"
     # Rendered by the old settings, unlike the pairs that are read again.
     assert not (out / "data" / "tokens.parquet").exists()
     assert (out / "data" / "pairs.parquet").exists()

@@ -45,6 +45,12 @@ def check_folder(out: Path, config: Any) -> None:
             them is torn.
     """
     old = read_record(out / CONFIG)
+    kind = read_record(out / DATA_IDS).get("settings", type(config).__name__)
+    if kind != type(config).__name__ and has_results(out):
+        raise ValueError(
+            f"{str(out)!r} holds the run of another command ({kind}): take another `--out`, or "
+            "remove that folder"
+        )
     if old and (changed := changes(config, old)) and has_results(out):
         raise ValueError(
             f"{str(out)!r} holds a run with other settings ({'; '.join(changed)}): take another "
@@ -64,6 +70,7 @@ def claim(out: Path, config: Any, data_ids: Mapping[str, Any]) -> None:
         ValueError: the folder holds results of other settings or other data.
     """
     check_folder(out, config)
+    data_ids = {"settings": type(config).__name__, **data_ids}
     old, old_ids = read_record(out / CONFIG), read_record(out / DATA_IDS)
     if not has_results(out):
         (out / DATA_IDS).unlink(missing_ok=True)
