@@ -47,9 +47,8 @@ def parse_recipe(
         meant = f"perhaps you meant {near[0]!r}; " if near else ""
         _refuse(f"{name!r} is no recipe: {meant}recipes are {', '.join(recipes)}")
     if not name and file is None:
-        asked = not {"-h", "--help"}.isdisjoint(words)
         _print_recipes(command, kind, recipes)
-        sys.exit(0 if asked else 2)
+        sys.exit(2 if {"-h", "--help"}.isdisjoint(words) else 0)
     about = (kind.__doc__ or "").strip()
     text, base = recipes[name] if name else ("", None)
     with exit_if_unusable(Terminal()):
