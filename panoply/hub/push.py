@@ -43,8 +43,9 @@ def push_to_hub(folder: Path, name: str, *, private: bool) -> str:
             commit_message="Upload the reward model and its card",
         )
     except HfHubHTTPError as error:
+        status = error.response.status_code
         raise OSError(
-            f"the hub refused {name!r} (status {error.response.status_code}): log in with `hf auth login`, as somebody "
+            f"the hub refused {name!r} (status {status}): log in with `hf auth login`, as somebody "
             "who may write there"
         ) from error
     return f"{api.endpoint}/{name}"

@@ -52,31 +52,13 @@ def connect(num_workers: int) -> None:
             "Ray was imported before `workflows`, so its ports would be open to the network: "
             "import `workflows` first"
         )
-    with _quiet_errors():
-        ray.init(
-            address="local" if is_own else None,
-            num_cpus=max(os.cpu_count() or 1, num_workers) if is_own else None,
-            include_dashboard=False if is_own else None,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-
-
-@contextmanager
-def _quiet_errors() -> Generator[None]:
-    """Drops what Ray's C++ part writes to the terminal while it starts; errors are raised.
-
-    It tells of RAY_BACKEND_LOG_LEVEL before it obeys it.
-    """
-    sys.stderr.flush()
-    terminal = os.dup(2)
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(terminal, 2)
-            os.close(terminal)
+    ray.init(
+        address="local" if is_own else None,
+        num_cpus=max(os.cpu_count() or 1, num_workers) if is_own else None,
+        include_dashboard=False if is_own else None,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
 
 
 def is_on_loopback() -> bool:
