@@ -84,11 +84,11 @@ class Bench:
         from actors.reward_trainer import RewardTrainer
         from actors.training_loop import DONE
         from panoply.preference.distributed import Group
-        from workflows.cluster.ray_cluster import check_or_write_config
+        from workflows.cluster.run_folder import check_or_write
         from workflows.preference import TrainedRun
 
         task, began = self.task(name, config, sources), time.perf_counter()
-        check_or_write_config(Path(task.folder), "config.json", as_dict(config))
+        check_or_write(Path(task.folder) / "config.json", as_dict(config))
         if reference:
             shutil.copyfile(reference, Path(task.folder) / reference.name)
         if not (Path(task.folder) / DONE).exists():

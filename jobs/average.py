@@ -6,6 +6,8 @@ from typing import Annotated
 
 import tyro
 
+from jobs._main import run_function
+
 
 def main(
     models: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL...")],
@@ -27,7 +29,7 @@ def main(
     from panoply.hub.artefact.average import average_models
     from panoply.hub.backbone.pretrained import silence_libraries
     from panoply.report.progress import Terminal, exit_if_unusable
-    from workflows.cluster.ray_cluster import run_folder
+    from workflows.cluster.run_folder import run_folder
 
     console = Terminal()
     silence_libraries()
@@ -42,4 +44,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main, prog="python -m jobs.average")
+    run_function("average", main)

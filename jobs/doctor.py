@@ -7,6 +7,8 @@ from typing import Annotated
 
 import tyro
 
+from jobs._main import run_function
+
 
 def main(
     model: Annotated[str, tyro.conf.Positional],
@@ -45,4 +47,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main, prog="python -m jobs.doctor")
+    run_function("doctor", main)

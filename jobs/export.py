@@ -6,6 +6,8 @@ from typing import Annotated
 
 import tyro
 
+from jobs._main import run_function
+
 
 def main(model: Annotated[str, tyro.conf.Positional], /, out: str) -> None:
     """Exports a run's linear Bradley-Terry head for AutoModelForSequenceClassification.
@@ -24,7 +26,7 @@ def main(model: Annotated[str, tyro.conf.Positional], /, out: str) -> None:
     from panoply.hub.artefact.export import export_scalar
     from panoply.hub.backbone.pretrained import silence_libraries
     from panoply.report.progress import Terminal, exit_if_unusable
-    from workflows.cluster.ray_cluster import run_folder
+    from workflows.cluster.run_folder import run_folder
 
     console = Terminal()
     silence_libraries()
@@ -41,4 +43,4 @@ def main(model: Annotated[str, tyro.conf.Positional], /, out: str) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main, prog="python -m jobs.export")
+    run_function("export", main)

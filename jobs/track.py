@@ -6,6 +6,8 @@ from typing import Annotated
 
 import tyro
 
+from jobs._main import run_function
+
 
 def main(out: Annotated[str, tyro.conf.Positional], /, experiment: str = "") -> None:
     """Sends the results of a finished run to MLflow, where the run itself could not.
@@ -29,4 +31,4 @@ def main(out: Annotated[str, tyro.conf.Positional], /, experiment: str = "") -> 
 
 
 if __name__ == "__main__":
-    tyro.cli(main, prog="python -m jobs.track")
+    run_function("track", main)

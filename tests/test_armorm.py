@@ -122,17 +122,17 @@ def test_the_same_folder_with_another_configuration_is_refused(finished):
     from workflows.armorm import run_armorm
 
     config, _, _ = finished
-    with pytest.raises(ValueError, match="holds a run with other seed"):
+    with pytest.raises(ValueError, match=r"holds a run with other settings \(seed: 0 -> 1\)"):
         run_armorm(replace(config, seed=1), RunLogger())
 
 
 def test_the_same_folder_with_other_data_is_refused(tmp_path):
-    from workflows.cluster.ray_cluster import check_or_write_config
+    from workflows.cluster.run_folder import check_or_write
 
-    check_or_write_config(tmp_path, "data.json", {"ratings": "a", "pairs": "b"})
-    check_or_write_config(tmp_path, "data.json", {"ratings": "a", "pairs": "b"})
+    check_or_write(tmp_path / "data.json", {"ratings": "a", "pairs": "b"})
+    check_or_write(tmp_path / "data.json", {"ratings": "a", "pairs": "b"})
     with pytest.raises(ValueError, match=r"other pairs \(see data.json\)"):
-        check_or_write_config(tmp_path, "data.json", {"ratings": "a", "pairs": "c"})
+        check_or_write(tmp_path / "data.json", {"ratings": "a", "pairs": "c"})
 
 
 def test_one_worker_and_four_give_the_same_model(finished, tiny_model_folder, tmp_path):

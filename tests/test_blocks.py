@@ -1,5 +1,7 @@
 """Stage 1 on rows that are not in memory equals stage 1 on rows that are."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -50,6 +52,27 @@ def test_sums_that_are_written_are_not_computed_again(stored, tmp_path):
     assert times.keys() == {f"{block.name}.npz" for block in sums.blocks}
     sums.write()
     assert times == {f.name: f.stat().st_mtime_ns for f in (tmp_path / "sums").iterdir()}
+
+
+def test_a_fit_that_is_stored_gives_the_space_of_its_sums_back_and_resumes(stored, tmp_path):
+    _, y, fold, features = stored
+    blocks = plan_blocks(y, fold, features, SETTINGS.block_rows)
+    sums = BlockSums(blocks, str(tmp_path / "sums"))
+    sums.write()
+    expected, fitted = fit_blocks(sums, 4, SETTINGS), sums.solve(4, SETTINGS)
+    assert [file.name for file in (tmp_path / "sums").iterdir()] == [
+        sums.solution_file(SETTINGS).name
+    ]
+    again = BlockSums(blocks, str(tmp_path / "sums")).solve(4, SETTINGS)
+    for folded in (fitted, again):
+        for ours, theirs in zip(
+            (folded.full, *folded.folds), (expected.full, *expected.folds), strict=True
+        ):
+            for name in ours._fields:
+                np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
+    other = replace(SETTINGS, strengths=(1.0,))
+    assert not sums.solution_file(other).exists()
+    assert not BlockSums(blocks[1:], str(tmp_path / "sums")).solution_file(SETTINGS).exists()
 
 
 def test_a_block_is_named_by_its_rows_and_labels(stored):

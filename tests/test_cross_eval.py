@@ -148,17 +148,18 @@ def test_a_folder_of_another_run_is_refused_with_the_fields_that_differ(models, 
     crossed = CrossEvalConfig(models=folders, pairs=pairs, out=str(out))
     evaluated = EvaluateConfig(model=folders[1], pairs=pairs, out=str(out))
     for old, run, config, fields in (
-        (asdict(crossed), run_evaluate, evaluated, ("board", "model")),
+        (asdict(crossed), run_evaluate, evaluated, ("model",)),
         (asdict(evaluated), run_cross_eval, crossed, ("models",)),
-        ({"out": "runs/x", "gate": {"lr": 1e-3}}, run_evaluate, evaluated, ("model", "pairs")),
+        ({"out": "runs/x", "gate": {"lr": 1e-3}}, run_evaluate, evaluated, ("model",)),
         (asdict(evaluated), run_evaluate, replace(evaluated, board="rmbench"), ("board",)),
     ):
         out.mkdir(exist_ok=True)
         write_json(out / "config.json", old)
-        with pytest.raises(ValueError, match=r"holds a run with other") as error:
+        (out / "report.html").touch()
+        with pytest.raises(ValueError, match="holds a run with other settings") as error:
             run(config, RunLogger())
         assert all(field in str(error.value) for field in fields)
-        assert [path.name for path in out.iterdir()] == ["config.json"]
+        assert {path.name for path in out.iterdir()} == {"config.json", "report.html"}
         assert json.loads((out / "config.json").read_text()) == json.loads(json.dumps(old))
 
 

@@ -2,8 +2,10 @@
 
 import io
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from rich.console import Console
@@ -86,3 +88,72 @@ print("to the end", file=sys.stderr)
         process = run(goes_on, full)
         process.wait(60)
         assert "to the end" in process.stderr.read()
+
+
+STOPS = """
+import os, signal, time
+from panoply.report.progress import RunLogger, Terminal, exit_if_unusable
+console = Terminal()
+logger = RunLogger(console)
+with exit_if_unusable(console):
+    with exit_if_unusable(console, logger), logger.heartbeat():
+        logger.stage(2, 3, "train")
+        logger.resume_point = {point}
+        os.kill(os.getpid(), signal.{signal})
+        time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "point", "line"),
+    [
+        (
+            "SIGINT",
+            "lambda: 'step 10 of 99'",
+            "stopped; the same command goes on from step 10 of 99",
+        ),
+        ("SIGTERM", "logger.resume_point", "stopped; the same command goes on from stage 2 of 3"),
+        ("SIGINT", "None", "stopped"),
+    ],
+)
+def test_a_command_that_is_stopped_says_once_from_where_it_goes_on(name, point, line):
+    process = run(STOPS.format(signal=name, point=point))
+    told, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + getattr(signal, name)
+    assert not errors
+    stage, *rest = told.splitlines()
+    assert stage.endswith("stage 2 of 3: train")
+    assert len(rest) == 1
+    assert rest[0].startswith(line)
+    assert point != "None" or rest == ["stopped"]
+
+
+def test_a_run_error_is_one_sentence_and_a_fault_of_ours_is_not_hidden():
+    code = "from panoply.report.progress import *\nwith exit_if_unusable(Terminal()): raise {}('x')"
+    process = run(code.format("RunError"))
+    told, errors = process.communicate(timeout=60)
+    assert (process.returncode, told, errors) == (2, "error: x\n", "")
+    process = run(code.format("RuntimeError"))
+    assert "Traceback" in process.communicate(timeout=60)[1]
+
+
+def test_a_log_is_never_silent_for_long(monkeypatch):
+    monkeypatch.setattr("panoply.report.progress.HEARTBEAT_SECONDS", 0.2)
+    file = io.StringIO()
+    logger = RunLogger(Console(file=file, width=200))
+    logger.stage(1, 2, "fit")
+    with logger.heartbeat():
+        time.sleep(1)
+    assert 2 <= file.getvalue().count("fit: at work for 0 min") <= 5
+    file.truncate(0)
+    with logger.heartbeat():
+        for _ in range(20):
+            time.sleep(0.05)
+            logger.info("a line")
+    assert "at work" not in file.getvalue()
+
+
+def test_lines_with_commands_are_not_broken():
+    process = run("from panoply.report.progress import *\nwith exit_if_unusable(Terminal()):"
+                  " raise ValueError('give --pairs ' * 30)", COLUMNS="80")  # fmt: skip
+    assert process.communicate(timeout=60)[0].count("\n") == 1

@@ -39,6 +39,15 @@ model = fit(compared.chosen_PF, compared.rejected_PF)
 margins = model.score(chosen) - model.score(rejected)
 assert (margins > 0).mean() > 0.8, margins
 """
+LACKS_EXTRA = """
+try:
+    import panoply.cli
+except SystemExit as end:
+    assert "needs the package 'tyro'" in end.code, end.code
+    assert "pip install '.[cli]'" in end.code, end.code
+else:
+    raise AssertionError("tyro is absent")
+"""
 PROLOG = f"""
 import sys
 from importlib.util import find_spec
@@ -78,12 +87,12 @@ def python(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True, text=True)
-    (wheel,) = folder.glob("panoply-*.whl")
+    (wheel,) = folder.glob("panoply_rewards-*.whl")
     venv.create(folder / "env", with_pip=False, symlinks=True)
     (site,) = (folder / "env" / "lib").glob("python*/site-packages")
     pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index"]
     subprocess.run([*pip, "--target", str(site), str(wheel)], check=True)
-    (about,) = site.glob("panoply-*.dist-info")
+    (about,) = site.glob("panoply_rewards-*.dist-info")
     lines = (about / "METADATA").read_text().splitlines()
     requirements = [line[len("Requires-Dist: ") :] for line in lines if "Requires-Dist: " in line]
     for name in base_distributions(requirements):
@@ -102,6 +111,15 @@ def run(python: Path, script: str) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_wheel_is_typed_and_its_command_names_what_it_lacks(python):
+    (site,) = (python.parents[1] / "lib").glob("python*/site-packages")
+    assert (site / "panoply" / "py.typed").is_file()
+    assert not (site / "jobs").exists()
+    (about,) = site.glob("panoply_rewards-*.dist-info")
+    assert "panoply = panoply.cli:main" in (about / "entry_points.txt").read_text()
+    run(python, LACKS_EXTRA)
 
 
 def test_the_wheel_alone_fits_an_armorm(python):

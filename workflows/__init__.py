@@ -14,6 +14,8 @@ SETTINGS = {
     # Reports are drained once per poll; the default of 2 s would pace every run.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    # Else it tells of every database that it makes.
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
     "TOKENIZERS_PARALLELISM": "false",
     "OMP_NUM_THREADS": "1",
 }

@@ -43,7 +43,7 @@ from panoply.armorm.baselines import (
     gate_margins,
     gate_weights,
 )
-from panoply.armorm.blocks import BlockSums, fit_blocks, plan_blocks
+from panoply.armorm.blocks import BlockSums, plan_blocks
 from panoply.armorm.confident_errors import report_mistakes
 from panoply.armorm.debias import length_penalties
 from panoply.armorm.evaluation import report_debias, report_objectives
@@ -81,12 +81,11 @@ from workflows.cluster.artefact import FittedModel, save_artefact
 from workflows.cluster.embed import ActorPoolSpec, EmbeddingJob, embed
 from workflows.cluster.ray_cluster import (
     await_workers,
-    check_or_write_config,
     connect,
-    run_folder,
     run_train,
     store_root,
 )
+from workflows.cluster.run_folder import check_folder, claim, run_folder
 from workflows.cluster.run_lease import one_writer
 from workflows.cluster.tracking import git_commit, open_tracker
 
@@ -105,11 +104,11 @@ def run_armorm(config: ArmoRMConfig, logger: RunLogger) -> dict[str, Any]:
     out = run_folder(config.out)
     resolve(config.backbone.model)
     tracker = open_tracker(config.experiment, out)
-    check_or_write_config(out, "config.json", asdict(config))
+    check_folder(out, config)
     renderer = load_renderer(config.backbone.model, config.backbone.rendering)
     data = read_training_data(config, out / "data", renderer.refusal, logger.info)
     ids = {name: str(summary["id"]) for name, summary in data.summary.items()}
-    check_or_write_config(out, "data.json", ids)
+    claim(out, config, ids)
     logger.info(f"data: {len(data.ratings.text_N):,} ratings, {len(data.pairs.gap_P):,} pairs")
     tags = {"method": "armorm", **{f"data.{name}": digest for name, digest in ids.items()}}
     with tracker.run(asdict(config), tags, logger, model="armorm"):
@@ -126,10 +125,11 @@ def train_and_measure(
     # Stage 1: features from where objectives are predicted best, then a ridge per objective.
     job = open_backbone(config, data, out, logger)
     spec, candidates = choose_features(config, data, job, logger)
+    logger.stage(2, 5, "embed all texts")
     store, embedded = embed(data.texts, job, (spec.depth,), logger)
     texts = store.features("texts", data.ratings.text_N, spec.columns)
     prompts = store.features("prompts", data.ratings.prompt_N, (spec.gate_column,))
-    objectives, prompt_alone = fit_objectives(config, data, texts, prompts, out)
+    objectives, prompt_alone = fit_objectives(config, data, texts, prompts, out, logger)
     logger.info(f"objectives: {len(objectives.names)} fitted")
 
     # Objective values of the pairs, by ridges that have not seen their prompts; length taken out.
@@ -145,6 +145,7 @@ def train_and_measure(
 
     # Stage 2: the gate, beside everything that it is compared with.
     heads = train_heads(config, data, values, inputs, out, logger)
+    logger.stage(5, 5, "save the model, measure and report")
     baselines = FittedBaselines.fit(pairs, inputs)
     margins = score_pairs(data, values.names, inputs, baselines, heads)
     scales = {name: fit_logit_scale(margin_P, pairs) for name, margin_P in margins.items()}
@@ -186,6 +187,7 @@ def open_backbone(
     config: ArmoRMConfig, data: TrainingData, out: Path, logger: RunLogger
 ) -> EmbeddingJob:
     """Waits for workers, and measures on one of them how the backbone computes."""
+    logger.stage(1, 5, "choose depth and pooling")
     pool = ActorPoolSpec.of_cluster(config.num_workers, config.backbone.gpus)
     await_workers(pool.num_actors, pool.bundle, config.wait_minutes, logger)
     root = store_root(config.store)
@@ -229,6 +231,7 @@ def fit_objectives(
     texts: StoredFeatures,
     prompts: StoredFeatures,
     out: Path,
+    logger: RunLogger,
 ) -> tuple[Objectives, FoldedRidge]:
     """Fits stage 1: sums per block on Ray Train, then all ridges.
 
@@ -240,10 +243,12 @@ def fit_objectives(
         texts: features of the rated responses.
         prompts: features of their prompts.
         out: folder of the run.
+        logger: receives the stage.
 
     Returns:
         The objectives, and the same fitted to the prompts' features alone.
     """
+    logger.stage(3, 5, "fit a ridge per objective")
     ratings, pairs, settings = data.ratings, data.pairs, config.objectives
     fold_N, fold_P = training_folds(ratings.split), training_folds(pairs.split)
     all_ids = np.concatenate([ratings.text_N, pairs.chosen_P, pairs.rejected_P])
@@ -256,16 +261,16 @@ def fit_objectives(
     rated_sums = BlockSums(plan_blocks(ratings.labels_NO, fold_N, texts, rows), folder)
     prompt_sums = BlockSums(plan_blocks(ratings.labels_NO, fold_N, prompts, rows), folder)
     length_sums = BlockSums(plan_blocks(log_length_N1, length_fold_N, all_texts, rows), folder)
-    sums = {"sums": [rated_sums, length_sums, prompt_sums]}
-    run_train(write_sums, sums, config.num_workers, out / "train", "sums")
+    all_sums = (rated_sums, length_sums, prompt_sums)
+    if unsolved := [sums for sums in all_sums if not sums.solution_file(settings).exists()]:
+        run_train(write_sums, {"sums": unsolved}, config.num_workers, out / "train", "sums")
 
-    rated = fit_blocks(rated_sums, len(ratings.objectives), settings)
+    rated = rated_sums.solve(len(ratings.objectives), settings)
+    length = length_sums.solve(1, settings)
     if settings.verbosity:
         length = rated.only(ratings.objectives.index(settings.verbosity))
-    else:
-        length = fit_blocks(length_sums, 1, settings)
     unit_O = rating_units(ratings.labels_NO[ratings.split.of("train")])
-    prompt_alone = fit_blocks(prompt_sums, len(ratings.objectives), settings)
+    prompt_alone = prompt_sums.solve(len(ratings.objectives), settings)
     return Objectives(ratings.objectives, rated, length, unit_O), prompt_alone
 
 
@@ -290,6 +295,7 @@ def train_heads(
     logger: RunLogger,
 ) -> TrainedHeads:
     """Trains all heads on Ray Train, data-parallel; what is already saved is kept."""
+    logger.stage(4, 5, "train the gate and what it is compared with")
     folder = out / "pairs"
     arrays = {"difference": inputs.difference_PO, "biased": values.difference()}
     for name, array in arrays.items():

@@ -34,24 +34,19 @@ from panoply.report.report import write_report
 from panoply.types import Array
 from workflows.cluster.keys import endpoint_variables
 from workflows.cluster.prompt_contexts import learned_routes
-from workflows.cluster.ray_cluster import (
-    aborts_when_stopped,
-    check_or_write_config,
-    connect,
-    run_folder,
-)
+from workflows.cluster.ray_cluster import aborts_when_stopped, connect
 from workflows.cluster.rollouts import (
     model_cpus,
     open_collector,
     read_prompts,
     resolved_scorers,
 )
+from workflows.cluster.run_folder import check_folder, claim, run_folder
 from workflows.cluster.run_lease import one_writer
 from workflows.cluster.tracking import git_commit, open_tracker
 
 ANY_RIGHT = "any right"
 """Row of an upper bound: whether any of the n responses is right."""
-MUTABLE_ON_RESUME = ("num_samplers", "server", "gpus", "experiment")
 
 Choices: TypeAlias = Mapping[str, Mapping[int, list[int]]]
 """By strategy and n, the number of the chosen response of each prompt."""
@@ -71,10 +66,12 @@ def run_best_of_n(config: BestOfNConfig, logger: RunLogger) -> dict[str, Any]:
     scorers = resolved_scorers(config.arms, config.prompts)
     tasks = unseen_prompts(config)
     check_server(config.server)
-    fixed = {name: v for name, v in as_dict(config).items() if name not in MUTABLE_ON_RESUME}
-    check_or_write_config(out, "config.json", fixed)
-    prompts = {"prompts": digest(*(task.prompt_id for task in tasks))}
-    check_or_write_config(out, "data.json", prompts)
+    check_folder(out, config)
+    data_ids = {
+        "prompts": digest(*(task.prompt_id for task in tasks)),
+        "labels": digest(*(str(task.label) for task in tasks)),
+    }
+    claim(out, config, data_ids)
     names, most = config.arms.names, max(config.num_samples)
     logger.info(f"prompts: {len(tasks):,}, {most} samples each")
 
@@ -82,8 +79,10 @@ def run_best_of_n(config: BestOfNConfig, logger: RunLogger) -> dict[str, Any]:
         variables = [*endpoint_variables(scorers), config.server.key_variable]
         connect(model_cpus(scorers) + config.num_samplers, variables)
         with aborts_when_stopped():
+            logger.stage(1, 2, "start the arms")
             routes = learned_routes(config, tasks) if config.laser else {}
             with open_collector(config, scorers, str(out)) as collector:
+                logger.stage(2, 2, "sample and score")
                 rollouts = collector.collect(
                     out / "samples.parquet",
                     [Rollout(task=task, scorers=names) for task in tasks],

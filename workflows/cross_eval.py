@@ -15,7 +15,7 @@ Legend: `P` pairs, `M` models.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ import numpy as np
 from panoply.config.evaluate import CrossEvalConfig
 from panoply.data.ingest import IngestLimits, ingest_pairs
 from panoply.data.read import named_inputs
+from panoply.data.schema import digest
 from panoply.data.tables import PairTable, load_pairs
 from panoply.files import write_json
 from panoply.hub.artefact.manifest import Manifest, ScalarManifest
@@ -40,7 +41,7 @@ from workflows.cluster.evaluated import (
     scorer_labels,
     truncation_of,
 )
-from workflows.cluster.ray_cluster import check_or_write_config, run_folder
+from workflows.cluster.run_folder import check_folder, claim, run_folder
 from workflows.cluster.run_lease import one_writer
 from workflows.cluster.tracking import git_commit
 
@@ -69,13 +70,14 @@ def run_cross_eval(config: CrossEvalConfig, logger: RunLogger) -> dict[str, Any]
     out = run_folder(config.out)
     opened = [open_evaluated(where) for where in config.models]
     scorers = dict(zip(scorer_labels(opened), opened, strict=True))
-    check_or_write_config(out, "config.json", asdict(config))
+    check_folder(out, config)
     limits = IngestLimits(
         max_rows_per_source=config.max_pairs_per_source or None,
         max_quarantine_share=config.max_quarantine_share,
     )
     ingested = ingest_pairs(named_inputs(config.pairs, config), out / "data", limits)
     pairs = load_pairs(ingested.path, seed=0, num_folds=2)  # all parts count: the split is theirs
+    claim(out, config, {"pairs": digest(*pairs.chosen_P, *pairs.rejected_P)})
     seen = {name: scorer.is_seen(pairs.split.key_N) for name, scorer in scorers.items()}
     rows = unseen_rows(seen)
     logger.info(

@@ -7,7 +7,6 @@ all scorers alike. Of published models, functions and other servers nothing is k
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from panoply.boards import read_board
 from panoply.config.evaluate import EvaluateConfig
 from panoply.data.ingest import IngestLimits, ingest_pairs
 from panoply.data.read import named_inputs
+from panoply.data.schema import digest
 from panoply.data.tables import PairTable, load_pairs
 from panoply.files import write_json
 from panoply.hub.artefact.manifest import Manifest
@@ -34,7 +34,7 @@ from workflows.cluster.evaluated import (
     scorer_labels,
     truncation_of,
 )
-from workflows.cluster.ray_cluster import check_or_write_config, run_folder
+from workflows.cluster.run_folder import check_folder, claim, run_folder
 from workflows.cluster.run_lease import one_writer
 from workflows.cluster.score import TextScores
 from workflows.cluster.tracking import git_commit
@@ -56,7 +56,7 @@ def run_evaluate(config: EvaluateConfig, logger: RunLogger) -> dict[str, Any]:
     out = run_folder(config.out)
     scorers = [open_evaluated(where) for where in (config.model, *config.beside)]
     chief, others = scorers[0], scorers[1:]
-    check_or_write_config(out, "config.json", asdict(config))
+    check_folder(out, config)
     limits = IngestLimits(
         max_rows_per_source=config.max_pairs_per_source or None,
         max_quarantine_share=config.max_quarantine_share,
@@ -65,6 +65,7 @@ def run_evaluate(config: EvaluateConfig, logger: RunLogger) -> dict[str, Any]:
     board = read_board(config.board, inputs)
     ingested = ingest_pairs(inputs, out / "data", limits)
     pairs = load_pairs(ingested.path, seed=chief.seed, num_folds=2)
+    claim(out, config, {"pairs": digest(*pairs.chosen_P, *pairs.rejected_P)})
     unseen = np.flatnonzero(~np.any([s.is_seen(pairs.split.key_N) for s in scorers], axis=0))
     logger.info(f"data: {len(pairs.gap_P):,} pairs, {len(unseen):,} of prompts not trained on")
 

@@ -28,6 +28,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from actors.dpo_trainer import PolicyRound, PolicyTask, RankedPrompt
 from actors.server_sampler import check_server
 from panoply.config import as_dict
 from panoply.config.laser import CLASSIFIER, NEEDS_CALIBRATION, ORACLE, ROUTER, LaserConfig
+from panoply.data.schema import digest
 from panoply.data.tasks import Task, rounds_of, split_held_out
 from panoply.hub.backbone.pretrained import resolve
 from panoply.laser.ensembles import best_arms, chosen_scores
@@ -51,12 +53,7 @@ from workflows.cluster.keys import endpoint_variables
 from workflows.cluster.laser_results import StrategyRun, finish
 from workflows.cluster.policy import ROUND_FILE, train_round
 from workflows.cluster.prompt_contexts import prompt_contexts
-from workflows.cluster.ray_cluster import (
-    aborts_when_stopped,
-    check_or_write_config,
-    connect,
-    run_folder,
-)
+from workflows.cluster.ray_cluster import aborts_when_stopped, connect
 from workflows.cluster.rollouts import (
     RolloutCollector,
     model_cpus,
@@ -65,20 +62,9 @@ from workflows.cluster.rollouts import (
     read_prompts,
     resolved_scorers,
 )
+from workflows.cluster.run_folder import check_folder, claim, run_folder
 from workflows.cluster.run_lease import one_writer
 from workflows.cluster.tracking import open_tracker
-
-MUTABLE_ON_RESUME = (
-    "strategies",
-    "alarms",
-    "num_samplers",
-    "server",
-    "num_workers",
-    "gpus",
-    "experiment",
-)
-"""Settings that a run may be continued with other values of; the first strategy is exported, and
-stays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +99,7 @@ def run_laser(config: LaserConfig, logger: RunLogger) -> dict[str, Any]:
 
     Raises:
         ValueError, OSError: unusable input, before anything expensive starts.
-        RuntimeError: a loss or gradient was not finite.
+        RunError: a loss or gradient was not finite.
     """
     # Everything that can be wrong is looked up first.
     out = run_folder(config.out)
@@ -123,19 +109,22 @@ def run_laser(config: LaserConfig, logger: RunLogger) -> dict[str, Any]:
     scorers = resolved_scorers(config.arms, config.prompts)
     train, calibration_tasks, held_out = split_prompts(config)
     next(rounds_of(train, config.prompts_per_round, 1, config.seed))
-    first = config.strategies[0]
-    fixed = {name: v for name, v in as_dict(config).items() if name not in MUTABLE_ON_RESUME}
-    check_or_write_config(out, "config.json", fixed | {"first strategy": first})
+    check_folder(out, config)
     gold_pairs: tuple[RankedPrompt, ...] = ()
     if config.gold_pairs:
         gold_pairs = read_gold_pairs(config, out, [*train, *held_out])
-    prompt_ids = {
+    first = config.strategies[0]  # its policy is exported, so it stays the first
+    labels = [str(task.label) for task in [*train, *calibration_tasks, *held_out]]
+    data_ids = {
+        "first strategy": first,
+        "labels": digest(*labels),
+        "gold texts": digest(*(text for pair in gold_pairs for text in pair.responses)),
         "train": [task.prompt_id for task in train],
         "calibration": [task.prompt_id for task in calibration_tasks],
         "held_out": [task.prompt_id for task in held_out],
         "gold_pairs": [pair.prompt_id for pair in gold_pairs],
     }
-    check_or_write_config(out, "data.json", prompt_ids)
+    claim(out, config, data_ids)
     logger.info(
         f"prompts: {len(train):,} to train on, {len(calibration_tasks):,} to calibrate on, "
         f"{len(held_out):,} held out, {sorted({task.source for task in train})}"
@@ -144,8 +133,11 @@ def run_laser(config: LaserConfig, logger: RunLogger) -> dict[str, Any]:
     with tracker.run(as_dict(config), {"method": "laser"}, logger, model="policy", steps=first):
         num_cpus = model_cpus(scorers) + config.num_samplers + config.num_workers + 1
         connect(num_cpus, [*endpoint_variables(scorers), config.server.key_variable])
+        num_stages = 2 + len(config.strategies)
+        logger.stage(1, num_stages, "compute the prompts' contexts")
         contexts = prompt_contexts(config, [*train, *calibration_tasks, *held_out], out)
         with aborts_when_stopped(), open_collector(config, scorers, str(out)) as collector:
+            logger.stage(2, num_stages, "sample and score the calibration prompts")
             calibration = calibrate(config, out, calibration_tasks, train, contexts, collector)
             if not gold_pairs:
                 gold_pairs = judged_gold_pairs(config, calibration.rollouts)
@@ -155,7 +147,10 @@ def run_laser(config: LaserConfig, logger: RunLogger) -> dict[str, Any]:
             context = RunContext(
                 config, out, train, held_out, contexts, collector, calibration, gold_pairs, logger
             )
-            runs = {strategy: run_strategy(strategy, context) for strategy in config.strategies}
+            runs: dict[str, StrategyRun] = {}
+            for number, strategy in enumerate(config.strategies, 3):
+                logger.stage(number, num_stages, f"train a policy by {strategy}")
+                runs[strategy] = run_strategy(strategy, context)
         return finish(config, runs, train, out)
 
 
@@ -170,6 +165,8 @@ def run_strategy(strategy: str, context: RunContext) -> StrategyRun:
     with open_bandit(strategy, context, folder) as bandit:
         for round, tasks in enumerate(context.rounds()):
             round_folder = folder / f"{round:03d}"
+            point = f"round {round + 1} of {config.num_rounds} of {strategy}"
+            context.logger.resume_point = partial(str, point)
             if round % config.rounds_per_iteration == 0:
                 reference = adapter
             if bandit is not None and (alarm := bandit.stop_request(round)):

@@ -31,7 +31,7 @@ import numpy as np
 import torch
 
 from actors.reward_trainer import PairRows, TrainTask, train_reward_models
-from actors.training_loop import DONE, PROGRESS, STOPPED
+from actors.training_loop import CHECKPOINTS, DONE, PROGRESS, STOPPED
 from panoply.config import as_dict
 from panoply.config.preference import Mixed, More, PreferenceConfig
 from panoply.files import read_json, reading, write_json
@@ -44,7 +44,7 @@ from panoply.hub.policy.trainable import load_trainable
 from panoply.measure.calibration import fit_scale, reliability
 from panoply.measure.pair_report import report_pairs
 from panoply.preference.checkpoint import load_tensors
-from panoply.report.progress import RunLogger
+from panoply.report.progress import RunError, RunLogger
 from panoply.report.report import write_report
 from panoply.report.results.pairs import RAW
 from panoply.types import Array
@@ -53,12 +53,11 @@ from workflows.cluster.polled_bar import polled_bar
 from workflows.cluster.prepare_pairs import Preferences, read_pairs, tokenize, training_rows
 from workflows.cluster.ray_cluster import (
     await_workers,
-    check_or_write_config,
     connect,
-    run_folder,
     run_train,
     store_root,
 )
+from workflows.cluster.run_folder import check_folder, claim, run_folder
 from workflows.cluster.run_lease import one_writer
 from workflows.cluster.tracking import git_commit, open_tracker
 
@@ -101,14 +100,14 @@ def run_preference(config: PreferenceConfig, logger: RunLogger) -> dict[str, Any
 
     Raises:
         ValueError, FileNotFoundError: unusable input, before anything expensive starts.
-        RuntimeError: a loss or gradient was not finite; the batch is saved.
+        RunError: a loss or gradient was not finite; the batch is saved.
     """
     out = run_folder(config.out)
     resolve(config.backbone.model)
     tracker = open_tracker(config.experiment, out)
-    check_or_write_config(out, "config.json", as_dict(config))
+    check_folder(out, config)
     preferences = read_pairs(config, out / "data", logger)
-    check_or_write_config(out, "data.json", {"pairs": preferences.summary["id"]})
+    claim(out, config, {"pairs": preferences.summary["id"]})
     tags = {"method": "preference", "data.pairs": str(preferences.summary["id"])}
     with tracker.run(as_dict(config), tags, logger, model="preference", steps=MAIN):
         return train_and_measure(config, preferences, out, logger)
@@ -121,19 +120,22 @@ def train_and_measure(
 
     Raises:
         ValueError: no pair is left to train on.
-        RuntimeError: a loss or gradient was not finite; the batch is saved.
+        RunError: a loss or gradient was not finite; the batch is saved.
     """
     # 1. Pairs to token trees.
+    logger.stage(1, 3, "render the pairs")
     tokens, cut = tokenize(config, preferences, out / "data" / "tokens.parquet", logger)
     rows, sources, statistics = training_rows(config, preferences, tokens)
     logger.info(f"data: {len(rows.train):,} of {len(rows.source_P):,} pairs to train on, {sources}")
 
     # 2. The model of the configuration, and plain mixing beside MORE.
+    logger.stage(2, 3, "train")
     tasks = make_tasks(config, rows, preferences, out)
     train(tasks, config, statistics["num_steps"], out / "train", logger)
     trained = {name: TrainedRun.read(Path(task.folder)) for name, task in tasks.items()}
 
     # 3. and 4. Temperatures on *calibrate*; metrics on *test*, and the artefact.
+    logger.stage(3, 3, "calibrate, measure and save the model")
     scales, margins = calibrate(trained, preferences)
     metrics = measure(margins, scales, preferences)
     metrics["training"] = {name: summary(model, sources) for name, model in trained.items()}
@@ -182,11 +184,19 @@ def train(
     """Trains the models on Ray Train, on as many workers as there are.
 
     Raises:
-        RuntimeError: a loss or gradient was not finite.
+        RunError: a loss or gradient was not finite.
     """
     folders = [Path(task.folder) for task in tasks.values()]
     for folder in folders:
         (folder / STOPPED).unlink(missing_ok=True)
+    total = num_steps * len(folders)
+
+    def saved() -> int:
+        return sum(_steps_saved(folder, num_steps) for folder in folders)
+
+    logger.resume_point = lambda: f"step {saved():,} of {total:,}"
+    if saved():
+        logger.info(f"training: going on from step {saved():,} of {total:,}")
     gpus = 0.0
     if config.num_workers:
         connect(config.num_workers)
@@ -197,13 +207,13 @@ def train(
     def steps_done() -> int:
         return sum(_steps_done(folder, num_steps) for folder in folders)
 
-    with polled_bar(logger, "training", num_steps * len(folders), steps_done):
+    with polled_bar(logger, "training", total, steps_done):
         loop = {"tasks": list(tasks.values())}
         run_train(train_reward_models, loop, config.num_workers, run, "preference", gpus=gpus)
     for folder in folders:
         if (folder / STOPPED).exists():
             reason = read_json(folder / STOPPED)["reason"]
-            raise RuntimeError(
+            raise RunError(
                 f"{reason}: training stopped before it changed a parameter. The batch is in "
                 f"{folder}/nonfinite-*.json; lower `schedule.lr`, or look at those pairs"
             )
@@ -215,6 +225,14 @@ def _steps_done(folder: Path, num_steps: int) -> int:
         return num_steps
     progress = folder / PROGRESS
     return json.loads(progress.read_text())["step"] if progress.exists() else 0
+
+
+def _steps_saved(folder: Path, num_steps: int) -> int:
+    """Returns the step from which a model would be trained on."""
+    if (folder / DONE).exists():
+        return num_steps
+    numbers = [int(file.stem.rpartition("-")[2]) for file in folder.glob(CHECKPOINTS)]
+    return max(numbers, default=0)
 
 
 def calibrate(

@@ -54,11 +54,10 @@ from workflows.cluster.polled_bar import polled_bar
 from workflows.cluster.prepare_pairs import Preferences, read_pairs, tokenize, training_rows
 from workflows.cluster.ray_cluster import (
     await_workers,
-    check_or_write_config,
     connect,
-    run_folder,
     store_root,
 )
+from workflows.cluster.run_folder import check_folder, claim, run_folder
 from workflows.cluster.run_lease import one_writer
 from workflows.cluster.tracking import git_commit, open_tracker
 from workflows.preference import TrainedRun, calibrate, measure
@@ -100,12 +99,12 @@ def run_tune_more(config: TuneConfig, recipe: PreferenceConfig, logger: RunLogge
 
     Raises:
         ValueError, FileNotFoundError: unusable input, before anything expensive starts.
-        RuntimeError: no trial of a search came to its end.
+        RunError: no trial of a search came to its end.
     """
     out = run_folder(config.out)
     resolve(config.backbone.model)
     tracker = open_tracker(config.experiment, out)
-    check_or_write_config(out, "config.json", as_dict(config))
+    check_folder(out, config)
     base, preferences = prepare(config, out, logger)
     tags = {"method": "more", "data": str(preferences.summary["id"])}
     with tracker.run(as_dict(config), tags, logger):
@@ -123,20 +122,23 @@ def search_and_measure(
     """Runs both searches on pairs that are read; leaves all of them in the run folder.
 
     Raises:
-        RuntimeError: no trial of a search came to its end.
+        RunError: no trial of a search came to its end.
     """
     num_sources = int(base.pairs.source_P[base.pairs.train].max()) + 1
     defaults = paper_point(config, num_sources, len(base.pairs.train))
     connect(math.ceil(config.max_concurrent * config.cpus))
     bundle = {"CPU": config.cpus, "GPU": config.gpus}
     await_workers(config.max_concurrent, bundle, config.wait_minutes, logger)
+    logger.stage(1, 3, "compute activations below the trained part")
     with logger.bar("activations below the trained part", 1) as advance:
         run_remote(fill_cache, base, config)
         advance(1)
 
     trials: list[Trial] = []
+    logger.stage(2, 3, "search")
     for name in SEARCHES:
         trials += search(name, config, base, defaults, out / "search", logger)
+    logger.stage(3, 3, "finish the defaults and measure the winners")
     winners = {name: best(trials, name) for name in SEARCHES}
     tasks = {name: trial_task(trial.point, base, config) for name, trial in winners.items()}
     tasks[DEFAULTS] = trial_task(defaults, base, config)
@@ -179,7 +181,7 @@ def prepare(config: TuneConfig, out: Path, logger: RunLogger) -> tuple[TrainTask
         ValueError: a single source, whose weight is always 1.
     """
     preferences = read_pairs(config, out / "data", logger)
-    check_or_write_config(out, "data.json", {"pairs": preferences.summary["id"]})
+    claim(out, config, {"pairs": preferences.summary["id"]})
     path = out / "data" / "tokens.parquet"
     tokens, _ = tokenize(config, preferences, path, logger)
     # Trials choose the pairs of a step, on which the rows do not depend, so it need not fit yet.

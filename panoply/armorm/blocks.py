@@ -1,7 +1,8 @@
 """Stage 1 on rows that are not in memory: sums of immutable blocks, computed by any worker.
 
 A block is stored under the hash of what it holds, and blocks are added in the order of their plan,
-so kill, resume and the number of workers give the same sums by construction.
+so kill, resume and the number of workers give the same sums by construction. Sums take a hundred
+times the space of what is solved from them, so they are removed once that is stored.
 
 Shapes: N rows, O all objectives, P the objectives of one pattern.
 """
@@ -58,6 +59,22 @@ class BlockSums:
             if not target.exists():
                 with whole_file(target) as partial:
                     save(partial, {block.pattern: block.sums()})
+
+    def solution_file(self, config: ObjectivesConfig) -> Path:
+        """Returns the file of what is fitted to these blocks under some settings."""
+        names = (block.name for block in self.blocks)
+        key = digest(str(config.num_folds), str(config.strengths), *names)
+        return Path(self.folder) / f"solution-{key}.npz"
+
+    def solve(self, num_objectives: int, config: ObjectivesConfig) -> FoldedRidge:
+        """Fits every objective, or reads what was fitted before; then removes the sums."""
+        solution = self.solution_file(config)
+        if not solution.exists():
+            with whole_file(solution) as partial:
+                save_folded(partial, fit_blocks(self, num_objectives, config))
+        for block in self.blocks:
+            (Path(self.folder) / f"{block.name}.npz").unlink(missing_ok=True)
+        return load_folded(solution)
 
     def read(self, fold: int, patterns: frozenset[Pattern]) -> dict[Pattern, Moments]:
         """Adds the sums of one fold's blocks, in the order of the plan."""
@@ -124,6 +141,21 @@ def fit_blocks(sums: BlockSums, num_objectives: int, config: ObjectivesConfig) -
         fits.append(fit_folds(folds, select, num_objectives, config.strengths))
     left_out = zip(*(fit.folds for fit in fits), strict=True)
     return FoldedRidge(_join([fit.full for fit in fits]), tuple(map(_join, left_out)))
+
+
+def save_folded(file: Path, fitted: FoldedRidge) -> None:
+    """Writes ridges as .npz, in the order: that on all rows, then one without each fold."""
+    fits = (fitted.full, *fitted.folds)
+    stacked = {name: np.stack([getattr(fit, name) for fit in fits]) for name in Ridge._fields}
+    np.savez(file, allow_pickle=False, **stacked)
+
+
+def load_folded(file: Path) -> FoldedRidge:
+    """Reads what `save_folded` wrote."""
+    with np.load(file, allow_pickle=False) as stored:
+        stacked = [stored[name] for name in Ridge._fields]
+    full, *folds = (Ridge(*arrays) for arrays in zip(*stacked, strict=True))
+    return FoldedRidge(full, tuple(folds))
 
 
 def _join(parts: Sequence[Ridge]) -> Ridge:

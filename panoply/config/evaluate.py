@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from panoply.config import require
 from panoply.config.files import LabeledFilesConfig, check_files
+from panoply.config.resume import DATA, NO_EFFECT, PLACE
 
 Board: TypeAlias = Literal["none", "rmbench"]
 """Public boards, each a module of `panoply.boards`."""
@@ -16,20 +17,20 @@ Board: TypeAlias = Literal["none", "rmbench"]
 class EvaluateConfig(LabeledFilesConfig):
     """Score preference pairs with a reward model, or any other scorer, and others beside it."""
 
-    model: str
+    model: str = field(metadata=PLACE)
     """Scorer: a reward model's folder (a run leaves one in `OUT/model`), hub name or
     `models:/NAME@ALIAS`; `function:MODULE:NAME` or `function:FILE.py:NAME`; `DIALECT+URL#MODEL`; or
     `replay:FILE`."""
-    beside: tuple[str, ...] = ()
+    beside: tuple[str, ...] = field(default=(), metadata=PLACE)
     """Further scorers, named likewise, that are reported beside it on the same pairs: another
     model, or a function such as the response's length."""
-    pairs: tuple[str, ...] = ()
+    pairs: tuple[str, ...] = field(default=(), metadata=DATA)
     """Preference pair files: Parquet, JSONL, or hub names; at least one."""
-    out: str = "runs/evaluate"
+    out: str = field(default="runs/evaluate", metadata=NO_EFFECT)
     """Folder of the results."""
     max_pairs_per_source: int = 0
     """Most pairs taken of one source, chosen by hash; 0 takes all."""
-    num_workers: int = 2
+    num_workers: int = field(default=2, metadata=NO_EFFECT)
     """Scoring actors."""
     board: Board = "none"
     """Public board that the files are of; its own arithmetic is reported beside the metrics.
@@ -46,16 +47,16 @@ class EvaluateConfig(LabeledFilesConfig):
 class CrossEvalConfig(LabeledFilesConfig):
     """Score preference pairs with several scorers, by source, on prompts that none has seen."""
 
-    models: tuple[str, ...]
+    models: tuple[str, ...] = field(metadata=PLACE)
     """Scorers: folders of reward models (a run leaves one in `OUT/model`), hub names,
     `models:/NAME@ALIAS`, `function:FILE.py:NAME`, `DIALECT+URL#MODEL`, `replay:FILE`."""
-    pairs: tuple[str, ...] = ()
+    pairs: tuple[str, ...] = field(default=(), metadata=DATA)
     """Preference pair files: Parquet, JSONL, or hub names; at least one."""
-    out: str = "runs/cross_eval"
+    out: str = field(default="runs/cross_eval", metadata=NO_EFFECT)
     """Folder of the results."""
     max_pairs_per_source: int = 0
     """Most pairs taken of one source, chosen by hash; 0 takes all."""
-    num_workers: int = 2
+    num_workers: int = field(default=2, metadata=NO_EFFECT)
     """Scoring actors."""
 
     def __post_init__(self) -> None:

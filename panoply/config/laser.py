@@ -15,6 +15,7 @@ from panoply.config.policy import (
     check_policy_backbone,
 )
 from panoply.config.preference import TrainedBackboneConfig
+from panoply.config.resume import DATA, EXTENDS, NO_EFFECT, PLACE
 from panoply.config.serve import ScalingConfig, ServeConfig, ServedModelConfig
 
 VERIFIER = "verifier"
@@ -49,7 +50,7 @@ SEQUENTIAL_ROUNDS = 3
 class PromptsConfig(FilesConfig):
     """Prompts of a run: a file's, or synthetic ones whose answers can be checked."""
 
-    file: str = ""
+    file: str = field(default="", metadata=DATA)
     """File, URI or hub name with `prompt`, and `label` or `answer`, and `source` where there are.
     Empty: the prompts of `panoply.synthetic.verifiable`."""
     num_made: int = 120
@@ -73,13 +74,13 @@ class PromptsConfig(FilesConfig):
 class ArmsConfig:
     """The reward models to choose among."""
 
-    models: tuple[str, ...]
+    models: tuple[str, ...] = field(metadata=PLACE)
     """`NAME=WHERE` of each: a model's folder, hub name or `models:/NAME@ALIAS`, which get a Serve
     application of their own; `function:MODULE:NAME`; an endpoint of a server that runs,
     `DIALECT+URL#MODEL`; or `replay:FILE`, a table of recorded scores."""
-    scaling: ScalingConfig = field(default_factory=ScalingConfig)
+    scaling: ScalingConfig = field(default_factory=ScalingConfig, metadata=NO_EFFECT)
     """Replicas of each model, and what they may take."""
-    timeout: float = 120.0
+    timeout: float = field(default=120.0, metadata=NO_EFFECT)
     """Seconds for one prompt's responses, with all attempts; then the arm has failed on it."""
 
     def __post_init__(self) -> None:
@@ -106,7 +107,7 @@ class ArmsConfig:
 class LaserConfig:
     """LASeR (arXiv 2410.01735): a policy is trained by the reward models that a bandit chooses."""
 
-    out: str = "runs/laser"
+    out: str = field(default="runs/laser", metadata=NO_EFFECT)
     """Run folder. The same command again resumes what it holds."""
     prompts: PromptsConfig = PromptsConfig()
     """Prompts to train on, to hold out and to calibrate on."""
@@ -125,7 +126,7 @@ class LaserConfig:
     policy itself, and DPO's part of the loss before the step is ln 2 whatever the arm."""
     selector: SelectorConfig = field(default_factory=SelectorConfig)
     """The bandit, its reward, and suspension of arms that fail."""
-    alarms: AlarmConfig = field(default_factory=AlarmConfig)
+    alarms: AlarmConfig = field(default_factory=AlarmConfig, metadata=EXTENDS)
     """Alarms of the run, and what they ask for."""
     backbone: TrainedBackboneConfig = field(default_factory=TrainedBackboneConfig)
     """The policy at its start and its adapters; `trained` is 'lora'."""
@@ -133,7 +134,7 @@ class LaserConfig:
     """Update of the policy in a round."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     """Sampling from the policy."""
-    strategies: tuple[str, ...] = (LASER,)
+    strategies: tuple[str, ...] = field(default=(LASER,), metadata=EXTENDS)
     """Selection strategies; each trains a policy of its own on the same prompts with the same
     updates: 'laser', 'laser_verified', 'fixed:ARM', 'random', 'sequential', 'thompson',
     'bayesian_router', 'classifier', 'mean', 'mean_raw', 'agreement' or 'oracle'. The policy of the
@@ -141,7 +142,7 @@ class LaserConfig:
     num_calibration_prompts: int = 0
     """Number of prompts that are not trained on: the start's samples of them are judged by the
     verifier and scored by all arms, once. 'bayesian_router' and 'classifier' learn from them."""
-    gold_pairs: str = ""
+    gold_pairs: str = field(default="", metadata=DATA)
     """Trusted pairs, a file in any layout of pairs: the rise of the policy's margin on them in a
     round is the signal 'gold_margin', and what the alarm `hacking` is measured against. Pairs whose
     prompts are trained on or held out are left out, and a few are drawn from each source. Empty:
@@ -156,17 +157,17 @@ class LaserConfig:
     too."""
     context_depth: float = 0.5
     """Share of the layers of the policy's start whose state at a prompt's end is its context."""
-    num_samplers: int = 1
+    num_samplers: int = field(default=1, metadata=NO_EFFECT)
     """Number of processes that sample, with one CPU each, or that ask the server."""
-    server: PolicyServerConfig = field(default_factory=PolicyServerConfig)
+    server: PolicyServerConfig = field(default_factory=PolicyServerConfig, metadata=EXTENDS)
     """Server that draws the samples instead, where one is named."""
-    num_workers: int = 0
+    num_workers: int = field(default=0, metadata=NO_EFFECT)
     """Ray Train workers of the policy; 0 trains in the process of the run."""
-    gpus: float = 0.0
+    gpus: float = field(default=0.0, metadata=NO_EFFECT)
     """GPUs of each sampler and each worker."""
     seed: int = 0
     """Seed of prompts' order, samples and updates."""
-    experiment: str = "laser"
+    experiment: str = field(default="laser", metadata=NO_EFFECT)
     """Name in MLflow."""
 
     def __post_init__(self) -> None:
@@ -243,9 +244,9 @@ class LaserConfig:
 class SampledPolicyConfig:
     """A policy that is only sampled from."""
 
-    model: str = "embedded"
+    model: str = field(default="embedded", metadata=PLACE)
     """The policy: 'embedded', a Hugging Face folder, or a hub name."""
-    adapter: str = ""
+    adapter: str = field(default="", metadata=PLACE)
     """Folder of the policy's adapters; empty: none."""
     dtype: DType = "auto"
     """Precision of the forward; 'auto' takes bfloat16 where the hardware multiplies it fast."""
@@ -257,7 +258,7 @@ class SampledPolicyConfig:
 class BestOfNConfig:
     """Best of n without training: the best of a policy's samples by each arm and ensemble."""
 
-    out: str = "runs/best-of-n"
+    out: str = field(default="runs/best-of-n", metadata=NO_EFFECT)
     """Run folder."""
     prompts: PromptsConfig = PromptsConfig(num_held_out=0)
     """All of them are answered, but those that the run of `laser` learned from."""
@@ -269,18 +270,18 @@ class BestOfNConfig:
     """The policy and its adapters."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     """Sampling from the policy."""
-    laser: str = ""
+    laser: str = field(default="", metadata=PLACE)
     """Folder of a run of `jobs.laser` with the same arms, whose bandit then picks the arm of each
     prompt; empty: no such row."""
-    num_samplers: int = 1
+    num_samplers: int = field(default=1, metadata=NO_EFFECT)
     """Number of processes that sample, with one CPU each, or that ask the server."""
-    server: PolicyServerConfig = field(default_factory=PolicyServerConfig)
+    server: PolicyServerConfig = field(default_factory=PolicyServerConfig, metadata=EXTENDS)
     """Server that draws the samples instead, where one is named."""
-    gpus: float = 0.0
+    gpus: float = field(default=0.0, metadata=NO_EFFECT)
     """GPUs of each sampler."""
     seed: int = 0
     """Seed of the samples and of the bandit's choices."""
-    experiment: str = "best-of-n"
+    experiment: str = field(default="best-of-n", metadata=NO_EFFECT)
     """Name in MLflow."""
 
     def __post_init__(self) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from panoply.config import require
 from panoply.config.preference import Lora, TrainedBackboneConfig
+from panoply.config.resume import NO_EFFECT
 from panoply.secret import Address
 
 
@@ -101,9 +102,9 @@ class PolicyConfig:
     """Prompts of a step over all workers; a step has all pairs of its prompts. LASeR: 16."""
     num_epochs: int = 1
     """Passes over the pairs of a round."""
-    checkpoint_every: int = 20
+    checkpoint_every: int = field(default=20, metadata=NO_EFFECT)
     """Steps between checkpoints, from which any number of workers can resume."""
-    token_budget: int = 8192
+    token_budget: int = field(default=8192, metadata=NO_EFFECT)
     """Most tokens of one forward pass; the gradients do not depend on it."""
 
     def __post_init__(self) -> None:

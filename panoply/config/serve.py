@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from panoply.config import require
+from panoply.config.resume import PLACE
 from panoply.secret import Address
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
@@ -199,9 +200,9 @@ def check_names(names: Sequence[str], default: str, keys: Mapping[str, Sequence[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeConfig:
-    """Set of reward models behind one gateway."""
+    """A server: a set of reward models behind one gateway."""
 
-    models: tuple[str, ...]
+    models: tuple[str, ...] = field(metadata=PLACE)
     """`NAME=WHERE` of each model; WHERE is a folder, a hub name, `models:/NAME@ALIAS`,
     `function:MODULE:NAME`, `DIALECT+URL#MODEL` or `replay:FILE`. Without NAME= the last part of
     WHERE is the name."""

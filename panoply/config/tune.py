@@ -14,6 +14,7 @@ from panoply.config.preference import (
     PairTrainingConfig,
     PreferenceConfig,
 )
+from panoply.config.resume import NO_EFFECT
 
 PAPER_PAIRS = 16
 """Pairs of a source in a step of the paper."""
@@ -77,15 +78,15 @@ class TuneConfig(PairTrainingConfig):
 
     weighting: More = field(default_factory=More)
     """MORE's weighting; its numbers are searched."""
-    out: str = "runs/tune"
+    out: str = field(default="runs/tune", metadata=NO_EFFECT)
     """Folder of the results. The same folder with the same configuration resumes."""
     num_trials: int = 24
     """Trials of each of the two searches, the defaults among them."""
-    max_concurrent: int = 2
+    max_concurrent: int = field(default=2, metadata=NO_EFFECT)
     """Trials at a time. With one, a search is the same whenever it is run."""
-    cpus: float = 1.0
+    cpus: float = field(default=1.0, metadata=NO_EFFECT)
     """CPUs of a trial, and its threads."""
-    gpus: float = 0.0
+    gpus: float = field(default=0.0, metadata=NO_EFFECT)
     """GPUs of a trial; shares of one are allowed."""
     num_evaluations: int = 8
     """Evaluations on *select* in a whole trial, after which ASHA may stop it."""
@@ -94,7 +95,7 @@ class TuneConfig(PairTrainingConfig):
     reduction: float = 3.0
     """ASHA's factor: at 1, 3, 9, ... times `grace` evaluations, the best third goes on."""
     space: SpaceConfig = SpaceConfig()
-    experiment: str = "tune_more"
+    experiment: str = field(default="tune_more", metadata=NO_EFFECT)
     """MLflow experiment."""
 
     def __post_init__(self) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
@@ -20,6 +22,10 @@ UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 """Control characters, which a terminal obeys, and surrogates, which no file takes."""
 QUIET_SECONDS = 60.0
 """Time between lines where no bar can be drawn (a log file)."""
+HEARTBEAT_SECONDS = 50.0
+"""Silence in a log file after which a line tells that the run is alive."""
+STOPPED_CODES = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+"""Exit codes that a shell gives a command that a signal ended."""
 
 
 def visible(text: str) -> str:
@@ -52,17 +58,56 @@ class Terminal(Console):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+class RunError(RuntimeError):
+    """A run cannot go on, for a reason that its user can mend."""
+
+
 class RunLogger:
     """Prints the steps of a run on a console; without one, nothing."""
 
+    resume_point: Callable[[], str] | None = None
+    """Returns what the same command goes on from; None where it would begin again."""
+
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(quiet=True)
+        self.stage_name = "starting"
+        self.stage_began = self.printed = time.monotonic()
 
     def info(self, text: str) -> None:
         """Prints a line with the time; a command in it stays whole, and no error ends the run."""
+        self.printed = time.monotonic()
         line = f"{time.strftime('[%X]')} {visible(text)}"
         with suppress(OSError):
             self.console.print(line, markup=False, emoji=False, soft_wrap=True)
+
+    def stage(self, number: int, total: int, name: str) -> None:
+        """Prints that a stage of the run begins, from which the same command would go on."""
+        self.stage_name, self.stage_began = name, time.monotonic()
+        self.resume_point = lambda: f"stage {number} of {total} ({name})"
+        self.info(f"stage {number} of {total}: {name}")
+
+    @contextmanager
+    def heartbeat(self) -> Generator[None]:
+        """Prints, during the block, a line about the stage where nothing else was for a while."""
+        if self.console.is_terminal:
+            yield
+            return
+        over = threading.Event()
+
+        def beat() -> None:
+            while not over.wait(HEARTBEAT_SECONDS / 10):
+                now = time.monotonic()
+                if now - self.printed >= HEARTBEAT_SECONDS:
+                    minutes = (now - self.stage_began) / 60
+                    self.info(f"{self.stage_name}: at work for {minutes:.0f} min")
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
     @contextmanager
     def bar(self, what: str, total: int) -> Generator[Advance]:
@@ -95,11 +140,50 @@ class RunLogger:
         return advance
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does."""
+
+
+class StopTold(SystemExit):
+    """The end of a command that a signal stopped, after the line about it was printed."""
+
+
 @contextmanager
-def exit_if_unusable(console: Console) -> Generator[None]:
-    """Turns errors that a user can mend into one sentence and exit code 2, without a traceback."""
+def exit_if_unusable(console: Console, logger: RunLogger | None = None) -> Generator[None]:
+    """Ends a command in one sentence, without a traceback, where its user can act on it.
+
+    Errors that the user can mend give exit code 2. Ctrl-C gives 130 and SIGTERM 143, as shells do,
+    and the line says from where the same command goes on.
+    """
+
+    def terminate(*_: object) -> None:
+        raise Terminated
+
+    on_main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, terminate) if on_main_thread else None
     try:
         yield
-    except (ValueError, OSError) as error:
-        console.print(Text.assemble(("error: ", "bold red"), visible(str(error))))
+    except (ValueError, OSError, RunError) as error:
+        text = Text.assemble(("error: ", "bold red"), visible(str(error)))
+        console.print(text, soft_wrap=True)
         sys.exit(2)
+    except KeyboardInterrupt as stop:
+        number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
+        _print_stopped(console, logger)
+        raise StopTold(128 + number) from None
+    except SystemExit as stop:
+        if stop.code not in STOPPED_CODES or isinstance(stop, StopTold):
+            raise
+        _print_stopped(console, logger)
+        raise StopTold(stop.code) from None
+    finally:
+        if on_main_thread:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _print_stopped(console: Console, logger: RunLogger | None) -> None:
+    line = "stopped"
+    if logger is not None and logger.resume_point is not None:
+        with suppress(OSError, ValueError):
+            line = f"stopped; the same command goes on from {logger.resume_point()}"
+    console.print(line, soft_wrap=True)

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Literal, TypeAlias, get_args
 
 from panoply.config.tune import Point
+from panoply.report.progress import RunError
 from panoply.report.results.pairs import RAW
 from panoply.report.section import (
     Column,
@@ -62,13 +63,13 @@ def best(trials: Sequence[Trial], name: str) -> Trial:
     """Returns the trial of a search with the least loss among those that went all the way.
 
     Raises:
-        RuntimeError: none did.
+        RunError: none did.
     """
     tried = [trial for trial in trials if trial.search == name]
     ended = [trial for trial in tried if trial.state == "finished"]
     if not ended:
         reasons = "; ".join(sorted({trial.reason or trial.state for trial in tried}))
-        raise RuntimeError(
+        raise RunError(
             f"none of the {len(tried)} trials of search {name!r} came to its end ({reasons}): "
             "lower the rates of `space`"
         )

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from actors.dpo_trainer import PolicyRound, PolicyTask, RankedPrompt, train_policy
 from actors.training_loop import STOPPED
-from panoply.config import as_dict
 from panoply.data.schema import digest
 from panoply.files import read_json
-from workflows.cluster.ray_cluster import check_or_write_config, run_train
+from panoply.report.progress import RunError
+from workflows.cluster.ray_cluster import run_train
+from workflows.cluster.run_folder import check_or_write, check_or_write_settings
 
 ROUND_FILE = "round.json"
 """File of a round that says what is trained on; once it is there, its scores are in use."""
@@ -28,23 +29,23 @@ def train_round(task: PolicyTask, num_workers: int, gpus: float = 0.0) -> Policy
 
     Raises:
         ValueError: the folder holds a round of other prompts or another configuration.
-        RuntimeError: a loss or gradient was not finite.
+        RunError: a loss or gradient was not finite.
     """
     folder = Path(task.folder)
-    config = {
+    record = {
         "prompts": _digest(task.prompts),
         "gold_pairs": _digest(task.gold_pairs),
-        "backbone": as_dict(task.backbone),
-        "config": as_dict(task.config),
         "seed": task.seed,
         "round": task.round,
     }
-    check_or_write_config(folder, ROUND_FILE, config)
+    check_or_write(folder / ROUND_FILE, record)
+    check_or_write_settings(folder / "backbone.json", task.backbone)
+    check_or_write_settings(folder / "update.json", task.config)
     (folder / STOPPED).unlink(missing_ok=True)
     run_train(train_policy, {"task": task}, num_workers, folder, "train", gpus=gpus)
     if (folder / STOPPED).exists():
         reason = read_json(folder / STOPPED)["reason"]
-        raise RuntimeError(
+        raise RunError(
             f"round {task.round}, {reason}: training stopped before it changed a weight. The "
             f"prompts are in {str(folder)!r}, nonfinite-*.json; lower `lr`, or look at those"
         )

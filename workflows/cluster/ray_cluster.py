@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import json
 import logging
 import os
 import signal
@@ -22,11 +21,10 @@ from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from panoply.files import read_json, write_whole
 from panoply.hub.backbone.pretrained import silence_libraries
 from panoply.hub.backbone.smollm2 import cache_root
 from panoply.lease import guarded, lease_above
-from panoply.report.progress import RunLogger
+from panoply.report.progress import RunLogger, Terminated
 from workflows import LOOPBACK_ONLY, starts_cluster
 from workflows.cluster.keys import withheld
 from workflows.cluster.rendezvous import FileTorchConfig
@@ -37,8 +35,6 @@ RESIZE_SECONDS = 30.0
 """Interval at which Ray Train checks for nodes that joined or left."""
 LOG_SECONDS = 30.0
 """Interval at which a wait for nodes is logged."""
-INTERRUPTED = 130
-"""Exit code that a shell gives a command that Ctrl-C ended."""
 
 
 def connect(num_workers: int, key_variables: Iterable[str] = ()) -> None:
@@ -98,41 +94,6 @@ def is_on_loopback() -> bool:
 def store_root(uri: str) -> str:
     """Returns the root of the feature cache: `uri`, else `PANOPLY_STORE`, else the user's cache."""
     return uri or os.environ.get("PANOPLY_STORE") or str(cache_root() / "features")
-
-
-def run_folder(out: str) -> Path:
-    """Returns the absolute run folder.
-
-    Raises:
-        ValueError: a relative path under a Ray job, whose working folder is temporary.
-    """
-    path = Path(out).expanduser()
-    if not path.is_absolute() and os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
-        raise ValueError(
-            f"`out` is {out!r}, a relative path, but a Ray job runs in a temporary folder: "
-            "give an absolute path on storage that all nodes share"
-        )
-    return path.absolute()
-
-
-def check_or_write_config(out: Path, name: str, config: Mapping[str, Any]) -> None:
-    """Writes a run's configuration or data ids to a file, or compares them with the file there.
-
-    Raises:
-        ValueError: the folder was made with another configuration, or with other data.
-    """
-    file = out / name
-    new = json.loads(json.dumps(config))
-    if file.exists():
-        old = read_json(file, "take another `--out`, or remove that folder")
-        changed = sorted(key for key in new if new[key] != old.get(key))
-        if changed:
-            raise ValueError(
-                f"{str(out)!r} holds a run with other {', '.join(changed)} (see {name}); "
-                "take another `--out`, or remove that folder"
-            )
-    out.mkdir(parents=True, exist_ok=True)
-    write_whole(file, json.dumps(new, indent=1))
 
 
 def await_workers(
@@ -253,20 +214,22 @@ def aborts_when_stopped() -> Generator[None]:
         yield
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    received = signal.SIGINT
 
     def abort(*_: object) -> None:
+        nonlocal received
+        received = signal.SIGTERM
         # While it trains, Ray Train handles SIGINT; a script's background job ignores it.
-        if callable(signal.getsignal(signal.SIGINT)):
-            signal.raise_signal(signal.SIGINT)
-        else:
-            raise KeyboardInterrupt
+        if signal.getsignal(signal.SIGINT) in (before[signal.SIGINT], signal.SIG_IGN):
+            raise Terminated
+        signal.raise_signal(signal.SIGINT)
 
     signal.signal(signal.SIGTERM, abort)
     try:
         yield
     except SystemExit:
         # Ray Train exits with 0, which would read as success.
-        sys.exit(INTERRUPTED)
+        sys.exit(128 + received)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -7,7 +7,7 @@ from functools import wraps
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from panoply.lease import holding
-from workflows.cluster.ray_cluster import run_folder
+from workflows.cluster.run_folder import run_folder
 
 
 class WithFolder(Protocol):
