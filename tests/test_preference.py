@@ -82,7 +82,7 @@ def test_each_step_is_in_mlflow(base, alone):
     client = mlflow.MlflowClient(f"sqlite:///{out.parent / 'mlflow.db'}")
     run = client.get_run((out / "mlflow_run").read_text())
     run_preference(base, RunLogger())  # the same command again logs no step twice
-    logged = client.get_metric_history(run.info.run_id, "train.loss")
+    logged = client.get_metric_history(run.info.run_id, "train/loss")
     assert len(logged) == alone["training"][MAIN]["num_steps"]
     assert run.data.params["weighting.kind"] == "more"
 

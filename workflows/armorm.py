@@ -87,7 +87,7 @@ from workflows.cluster.ray_cluster import (
     run_train,
     store_root,
 )
-from workflows.cluster.tracking import git_commit, open_tracker
+from workflows.cluster.tracking import git_commit, open_trackers
 
 
 def run_armorm(config: ArmoRMConfig, logger: RunLogger) -> dict[str, Any]:
@@ -102,14 +102,16 @@ def run_armorm(config: ArmoRMConfig, logger: RunLogger) -> dict[str, Any]:
     """
     out = run_folder(config.out)
     resolve(config.backbone.model)
-    tracker = open_tracker(config.experiment, out)
+    trackers = open_trackers(config, out)
     check_or_write_config(out, "config.json", asdict(config))
     data = read_training_data(config, out / "data")
     ids = {name: str(summary["id"]) for name, summary in data.summary.items()}
     check_or_write_config(out, "data.json", ids)
     logger.info(f"data: {len(data.ratings.text_N):,} ratings, {len(data.pairs.gap_P):,} pairs")
     tags = {"method": "armorm", **{f"data.{name}": digest for name, digest in ids.items()}}
-    with tracker.run(asdict(config), tags, logger, model="armorm"):
+    files = {"ratings": config.ratings, "pairs": config.pairs}
+    inputs = {kind: {**summary, "files": files[kind]} for kind, summary in data.summary.items()}
+    with trackers.run(asdict(config), tags, logger, data=inputs, model=config.model_name):
         return train_and_measure(config, data, out, logger)
 
 

@@ -45,11 +45,11 @@ from workflows.cluster.rollouts import (
     read_prompts,
     resolved_scorers,
 )
-from workflows.cluster.tracking import git_commit, open_tracker
+from workflows.cluster.tracking import git_commit, open_trackers
 
 ANY_RIGHT = "any right"
 """Row of an upper bound: whether any of the n responses is right."""
-MUTABLE_ON_RESUME = ("num_samplers", "server", "gpus", "experiment")
+MUTABLE_ON_RESUME = ("num_samplers", "server", "gpus", "experiment", "report_to")
 
 Choices: TypeAlias = Mapping[str, Mapping[int, list[int]]]
 """By strategy and n, the number of the chosen response of each prompt."""
@@ -64,7 +64,7 @@ def run_best_of_n(config: BestOfNConfig, logger: RunLogger) -> dict[str, Any]:
     # Everything that can be wrong is looked up first.
     out = run_folder(config.out)
     resolve(config.backbone.model)
-    tracker = open_tracker(config.experiment, out)
+    trackers = open_trackers(config, out)
     scorers = resolved_scorers(config.arms, config.prompts)
     tasks = unseen_prompts(config)
     check_server(config.server)
@@ -75,7 +75,7 @@ def run_best_of_n(config: BestOfNConfig, logger: RunLogger) -> dict[str, Any]:
     names, most = config.arms.names, max(config.num_samples)
     logger.info(f"prompts: {len(tasks):,}, {most} samples each")
 
-    with tracker.run(as_dict(config), {"method": "best-of-n"}, logger):
+    with trackers.run(as_dict(config), {"method": "best-of-n"}, logger):
         connect(model_cpus(scorers) + config.num_samplers)
         with aborts_when_stopped():
             routes = learned_routes(config, tasks) if config.laser else {}

@@ -24,6 +24,7 @@ import numpy as np
 from panoply.config.evaluate import CrossEvalConfig
 from panoply.data.ingest import IngestLimits, ingest_pairs
 from panoply.data.read import Input
+from panoply.data.schema import digest
 from panoply.data.tables import PairTable, load_pairs
 from panoply.files import write_json
 from panoply.hub.artefact.manifest import Manifest, ScalarManifest, read_manifest
@@ -38,7 +39,7 @@ from panoply.types import Array, Bools, Ints
 from workflows.cluster.embed import TextFiles
 from workflows.cluster.ray_cluster import check_or_write_config, connect, run_folder
 from workflows.cluster.score import Shards, is_seen, score_texts
-from workflows.cluster.tracking import git_commit
+from workflows.cluster.tracking import git_commit, open_trackers
 
 ENSEMBLE = "mean of standardized scores"
 
@@ -64,6 +65,7 @@ def run_cross_eval(config: CrossEvalConfig, logger: RunLogger) -> dict[str, Any]
     out = run_folder(config.out)
     folders = [Path(name).expanduser().absolute() for name in config.models]
     manifests = dict(zip(labels(folders), map(read_manifest, folders), strict=True))
+    trackers = open_trackers(config, out)
     check_or_write_config(out, "config.json", asdict(config))
     limits = IngestLimits(max_rows_per_source=config.max_pairs_per_source or None)
     ingested = ingest_pairs([Input(name) for name in config.pairs], out / "data", limits)
@@ -115,8 +117,12 @@ def run_cross_eval(config: CrossEvalConfig, logger: RunLogger) -> dict[str, Any]
         "deviations": deviations,
         "git_commit": git_commit(),
     }
-    write_json(out / "matrix.json", result)
-    write_pictures([matrix(result)], out)
+    pair_ids = [digest(a, b) for a, b in zip(pairs.chosen_P, pairs.rejected_P, strict=True)]
+    data = {"id": digest(*sorted(pair_ids)), "rows": len(pair_ids), "files": config.pairs}
+    tags = {"method": "cross_eval"}
+    with trackers.run(asdict(config), tags, logger, data={"pairs": data}):
+        write_json(out / "matrix.json", result)
+        write_pictures([matrix(result)], out)
     return result
 
 

@@ -5,7 +5,7 @@ Prompts that the model was trained on are recognized by hash and left out of the
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from panoply.boards import read_board
 from panoply.config.evaluate import EvaluateConfig
 from panoply.data.ingest import IngestLimits, ingest_pairs
 from panoply.data.read import Input
+from panoply.data.schema import digest
 from panoply.data.tables import PairTable, load_pairs
 from panoply.files import write_json
 from panoply.hub.artefact.manifest import Manifest, ScalarManifest, read_manifest
@@ -29,7 +30,7 @@ from panoply.types import Array
 from workflows.cluster.embed import TextFiles
 from workflows.cluster.ray_cluster import check_or_write_config, connect, run_folder
 from workflows.cluster.score import Shards, TextScores, is_seen, score_texts
-from workflows.cluster.tracking import git_commit
+from workflows.cluster.tracking import git_commit, open_trackers
 
 COMPARED = (*(("gate", rival) for rival in RIVALS), ("lower_bound", "score"))
 """Scorers whose difference is reported, of those that a model has."""
@@ -46,6 +47,7 @@ def run_evaluate(config: EvaluateConfig, logger: RunLogger) -> dict[str, Any]:
     """
     out, folder = run_folder(config.out), Path(config.model).expanduser().absolute()
     manifest = read_manifest(folder)
+    trackers = open_trackers(config, out)
     check_or_write_config(out, "config.json", asdict(config))
     limits = IngestLimits(max_rows_per_source=config.max_pairs_per_source or None)
     inputs = [Input(name) for name in config.pairs]
@@ -86,9 +88,17 @@ def run_evaluate(config: EvaluateConfig, logger: RunLogger) -> dict[str, Any]:
         name: reliability(margins[name][rows] * scales[name]) for name in CURVES if name in margins
     }
     metrics["git_commit"] = git_commit()
-    write_json(out / "metrics.json", metrics)
-    write_report(out)
+    tags, data = {"method": "evaluate", "model": str(folder)}, data_entry(pairs, config.pairs)
+    with trackers.run(asdict(config), tags, logger, data=data):
+        write_json(out / "metrics.json", metrics)
+        write_report(out)
     return metrics
+
+
+def data_entry(pairs: PairTable, files: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Returns what trackers keep of the pairs that are evaluated."""
+    pair_ids = [digest(a, b) for a, b in zip(pairs.chosen_P, pairs.rejected_P, strict=True)]
+    return {"pairs": {"id": digest(*sorted(pair_ids)), "rows": len(pair_ids), "files": files}}
 
 
 def scales_of(

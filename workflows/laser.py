@@ -64,7 +64,7 @@ from workflows.cluster.rollouts import (
     read_prompts,
     resolved_scorers,
 )
-from workflows.cluster.tracking import open_tracker
+from workflows.cluster.tracking import open_trackers
 
 MUTABLE_ON_RESUME = (
     "strategies",
@@ -74,6 +74,8 @@ MUTABLE_ON_RESUME = (
     "num_workers",
     "gpus",
     "experiment",
+    "model_name",
+    "report_to",
 )
 """Settings that a run may be continued with other values of; the first strategy is exported, and
 stays."""
@@ -116,7 +118,7 @@ def run_laser(config: LaserConfig, logger: RunLogger) -> dict[str, Any]:
     out = run_folder(config.out)
     resolve(config.backbone.model)
     check_server(config.server)
-    tracker = open_tracker(config.experiment, out)
+    trackers = open_trackers(config, out)
     scorers = resolved_scorers(config.arms, config.prompts)
     train, calibration_tasks, held_out = split_prompts(config)
     next(rounds_of(train, config.prompts_per_round, 1, config.seed))
@@ -138,7 +140,8 @@ def run_laser(config: LaserConfig, logger: RunLogger) -> dict[str, Any]:
         f"{len(held_out):,} held out, {sorted({task.source for task in train})}"
     )
 
-    with tracker.run(as_dict(config), {"method": "laser"}, logger, model="policy", steps=first):
+    tags, model = {"method": "laser"}, config.model_name
+    with trackers.run(as_dict(config), tags, logger, model=model, steps=first):
         connect(model_cpus(scorers) + config.num_samplers + config.num_workers + 1)
         contexts = prompt_contexts(config, [*train, *calibration_tasks, *held_out], out)
         with aborts_when_stopped(), open_collector(config, scorers, str(out)) as collector:
@@ -199,6 +202,7 @@ def run_strategy(strategy: str, context: RunContext) -> StrategyRun:
                 gain = run.held_out_gain(round)
                 bandit.end(round, outcomes(rollouts, context.arms, update, gain))
             run.add_round(round, rollouts, update)
+            context.logger.log_steps(strategy, run.rows[-1:])
             context.logger.info(f"{strategy}: {run.line}")
     run.adapter = adapter
     return run

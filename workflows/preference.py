@@ -58,7 +58,7 @@ from workflows.cluster.ray_cluster import (
     run_train,
     store_root,
 )
-from workflows.cluster.tracking import git_commit, open_tracker
+from workflows.cluster.tracking import git_commit, open_trackers
 
 MAIN, PLAIN = "score", "mixed"
 """Names of the model of the configuration, and of plain mixing beside MORE."""
@@ -100,12 +100,16 @@ def run_preference(config: PreferenceConfig, logger: RunLogger) -> dict[str, Any
     """
     out = run_folder(config.out)
     resolve(config.backbone.model)
-    tracker = open_tracker(config.experiment, out)
+    trackers = open_trackers(config, out)
     check_or_write_config(out, "config.json", as_dict(config))
     preferences = read_pairs(config, out / "data")
     check_or_write_config(out, "data.json", {"pairs": preferences.summary["id"]})
     tags = {"method": "preference", "data.pairs": str(preferences.summary["id"])}
-    with tracker.run(as_dict(config), tags, logger, model="preference", steps=MAIN):
+    data = {"pairs": preferences.summary | {"files": config.pairs}}
+    run = trackers.run(
+        as_dict(config), tags, logger, data=data, model=config.model_name, steps=MAIN
+    )
+    with run:
         return train_and_measure(config, preferences, out, logger)
 
 
@@ -189,8 +193,10 @@ def train(
         await_workers(pool.num_actors, pool.bundle, config.wait_minutes, logger)
         gpus = pool.gpus
 
+    progress = [Progress.of(name, Path(task.folder)) for name, task in tasks.items()]
+
     def steps_done() -> int:
-        return sum(_steps_done(folder, num_steps) for folder in folders)
+        return sum(model.read(num_steps, logger) for model in progress)
 
     with polled_bar(logger, "training", num_steps * len(folders), steps_done):
         loop = {"tasks": list(tasks.values())}
@@ -204,12 +210,38 @@ def train(
             )
 
 
-def _steps_done(folder: Path, num_steps: int) -> int:
-    """Returns the steps that a model has behind it; all of them where patience ended it early."""
-    if (folder / DONE).exists():
-        return num_steps
-    progress = folder / PROGRESS
-    return json.loads(progress.read_text())["step"] if progress.exists() else 0
+@dataclass(slots=True)
+class Progress:
+    """The progress of a model that workers train, as its folder shows it."""
+
+    name: str
+    folder: Path
+    num_logged: int
+    """Steps that trackers have."""
+    is_over: bool = False
+
+    @classmethod
+    def of(cls, name: str, folder: Path) -> Progress:
+        """Returns the progress of an earlier try, whose steps trackers have."""
+        file = folder / PROGRESS
+        return cls(name, folder, json.loads(file.read_text())["step"] if file.exists() else 0)
+
+    def read(self, num_steps: int, logger: RunLogger) -> int:
+        """Returns the number of steps done, and logs those that are new.
+
+        Where patience ended training early, all steps count as done.
+        """
+        if self.is_over:
+            return num_steps
+        rows: list[dict[str, Any]] = []
+        if (file := self.folder / DONE).exists():
+            rows, self.is_over = json.loads(file.read_text())["history"], True
+        elif (file := self.folder / PROGRESS).exists():
+            rows = json.loads(file.read_text()).get("rows", [])
+        new = [row for row in rows if row["step"] >= self.num_logged]
+        logger.log_steps(self.name, new)
+        self.num_logged = max([self.num_logged, *(row["step"] + 1 for row in new)])
+        return num_steps if self.is_over else self.num_logged
 
 
 def calibrate(

@@ -59,7 +59,7 @@ from workflows.cluster.ray_cluster import (
     run_folder,
     store_root,
 )
-from workflows.cluster.tracking import git_commit, open_tracker
+from workflows.cluster.tracking import git_commit, open_trackers
 from workflows.preference import TrainedRun, calibrate, measure
 
 SEARCHES = ("tpe", "random")
@@ -102,11 +102,12 @@ def run_tune_more(config: TuneConfig, recipe: PreferenceConfig, logger: RunLogge
     """
     out = run_folder(config.out)
     resolve(config.backbone.model)
-    tracker = open_tracker(config.experiment, out)
+    trackers = open_trackers(config, out)
     check_or_write_config(out, "config.json", as_dict(config))
     base, preferences = prepare(config, out, logger)
     tags = {"method": "more", "data": str(preferences.summary["id"])}
-    with tracker.run(as_dict(config), tags, logger):
+    data = {"pairs": preferences.summary | {"files": config.pairs}}
+    with trackers.run(as_dict(config), tags, logger, data=data):
         return search_and_measure(config, recipe, base, preferences, out, logger)
 
 
@@ -299,7 +300,13 @@ def read_trial(name: str, number: int, result: tune.Result) -> Trial:
 
 def next_words(run: PreferenceConfig, recipe: PreferenceConfig) -> list[str]:
     """Returns the words that turn a recipe into a run; workers and folders stay the recipe's."""
-    run = replace(run, out=recipe.out, num_workers=recipe.num_workers, experiment=recipe.experiment)
+    run = replace(
+        run,
+        out=recipe.out,
+        num_workers=recipe.num_workers,
+        experiment=recipe.experiment,
+        report_to=recipe.report_to,
+    )
     return command_words(as_dict(run), as_dict(recipe))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from panoply.config import BackboneConfig, require
+from panoply.config.tracked import TrackedRun
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +81,7 @@ class SyntheticConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ArmoRMConfig:
+class ArmoRMConfig(TrackedRun):
     """Settings of an ArmoRM run."""
 
     out: str = "runs/armorm"
@@ -115,7 +116,9 @@ class ArmoRMConfig:
     store: str = ""
     """Root of the feature cache shared by runs; empty: `PANOPLY_STORE`, else the user's cache."""
     experiment: str = "armorm"
-    """MLflow experiment."""
+    """MLflow experiment, or project of another tracker."""
+    model_name: str = "armorm"
+    """Name that the model gets in MLflow's registry; each run adds a version."""
 
     def __post_init__(self) -> None:
         if self.planted is None and not (self.ratings and self.pairs):

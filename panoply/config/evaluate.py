@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from panoply.config import require
+from panoply.config.tracked import TrackedRun
 
 Board: TypeAlias = Literal["none", "rmbench"]
 """Public boards, each a module of `panoply.boards`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluateConfig:
+class EvaluateConfig(TrackedRun):
     """Score preference pairs with a finished reward model and the scorers it was compared with."""
 
     model: str
@@ -25,6 +26,8 @@ class EvaluateConfig:
     """Most pairs taken of one source, chosen by hash; 0 takes all."""
     num_workers: int = 2
     """Scoring actors."""
+    experiment: str = "evaluate"
+    """MLflow experiment, or project of another tracker."""
     board: Board = "none"
     """Public board that the files are of; its own arithmetic is reported beside the metrics.
     rmbench: hard, normal and easy by domain."""
@@ -34,7 +37,7 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CrossEvalConfig:
+class CrossEvalConfig(TrackedRun):
     """Score preference pairs with several models, by source, on prompts that none has seen."""
 
     models: tuple[str, ...]
@@ -47,6 +50,8 @@ class CrossEvalConfig:
     """Most pairs taken of one source, chosen by hash; 0 takes all."""
     num_workers: int = 2
     """Scoring actors."""
+    experiment: str = "cross_eval"
+    """MLflow experiment, or project of another tracker."""
 
     def __post_init__(self) -> None:
         require(bool(self.models), "models", self.models, "at least one folder")

@@ -15,6 +15,7 @@ from panoply.config.policy import (
 )
 from panoply.config.preference import TrainedBackboneConfig
 from panoply.config.serve import ScalingConfig, ServeConfig, ServedModelConfig
+from panoply.config.tracked import TrackedRun
 
 VERIFIER = "verifier"
 """Name that no arm may have."""
@@ -101,7 +102,7 @@ class ArmsConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LaserConfig:
+class LaserConfig(TrackedRun):
     """LASeR (arXiv 2410.01735): a policy is trained by the reward models that a bandit chooses."""
 
     out: str = "runs/laser"
@@ -162,7 +163,9 @@ class LaserConfig:
     seed: int = 0
     """Seed of prompts' order, samples and updates."""
     experiment: str = "laser"
-    """Name in MLflow."""
+    """MLflow experiment, or project of another tracker."""
+    model_name: str = "policy"
+    """Name that the model gets in MLflow's registry; each run adds a version."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -248,7 +251,7 @@ class SampledPolicyConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BestOfNConfig:
+class BestOfNConfig(TrackedRun):
     """Best of n without training: the best of a policy's samples by each arm and ensemble."""
 
     out: str = "runs/best-of-n"
@@ -275,7 +278,7 @@ class BestOfNConfig:
     seed: int = 0
     """Seed of the samples and of the bandit's choices."""
     experiment: str = "best-of-n"
-    """Name in MLflow."""
+    """MLflow experiment, or project of another tracker."""
 
     def __post_init__(self) -> None:
         sizes = self.num_samples

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal, TypeAlias, get_args
 
 from panoply.config import DType, Rendering, require
 from panoply.config.armorm import SyntheticConfig
+from panoply.config.tracked import TrackedRun
 
 Reference: TypeAlias = Literal["precomputed", "copy", "adapters_off"]
 Normalizer: TypeAlias = Literal["none", "l2", "loss", "loss+"]
@@ -239,7 +240,7 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PairTrainingConfig:
+class PairTrainingConfig(TrackedRun):
     """A reward model trained on pairs: the data, the model and the method."""
 
     planted: SyntheticConfig | None = None
@@ -307,7 +308,9 @@ class PreferenceConfig(PairTrainingConfig):
     parallel: Parallel = "ddp"
     """Distribution of the parameters: a replica on every worker, or shards (FSDP2)."""
     experiment: str = "preference"
-    """MLflow experiment."""
+    """MLflow experiment, or project of another tracker."""
+    model_name: str = "preference"
+    """Name that the model gets in MLflow's registry; each run adds a version."""
 
     def __post_init__(self) -> None:
         # No super(): a dataclass with slots is another class than the one that it names.

@@ -6,9 +6,10 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
+from typing import Any, TypeAlias
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -16,6 +17,8 @@ from rich.segment import Segment
 from rich.text import Text
 
 Advance = Callable[[int], None]
+StepSink: TypeAlias = Callable[[str, Sequence[Mapping[str, Any]]], None]
+"""Takes the name of a model in training, and the numbers of some of its steps."""
 UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 """Control characters, which a terminal obeys, and surrogates, which no file takes."""
 QUIET_SECONDS = 60.0
@@ -57,12 +60,27 @@ class RunLogger:
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(quiet=True)
+        self._step_sink: StepSink | None = None
 
     def info(self, text: str) -> None:
         """Prints a line with the time; a command in it stays whole, and no error ends the run."""
         line = f"{time.strftime('[%X]')} {visible(text)}"
         with suppress(OSError):
             self.console.print(line, markup=False, emoji=False, soft_wrap=True)
+
+    def log_steps(self, model: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Sends the numbers of a model's steps to the trackers of the run, if any."""
+        if rows and self._step_sink:
+            self._step_sink(model, rows)
+
+    @contextmanager
+    def sending_steps_to(self, sink: StepSink) -> Generator[None]:
+        """Sends the steps that are logged while the block runs to a function."""
+        self._step_sink = sink
+        try:
+            yield
+        finally:
+            self._step_sink = None
 
     @contextmanager
     def bar(self, what: str, total: int) -> Generator[Advance]:

@@ -11,6 +11,8 @@ from collections.abc import Generator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
+from mlflow.exceptions import MlflowException
+
 SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -102,3 +104,13 @@ def _reason(error: Exception) -> str:
     # Some servers answer with a page of HTML.
     line = re.split(r"\.? Response \w+: .?<", text.splitlines()[0])[0]
     return without_secrets(line[:MAX_CHARACTERS])
+
+
+@contextmanager
+def may_exist() -> Generator[None]:
+    """Ignores that another run created the name first."""
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
