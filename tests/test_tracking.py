@@ -9,17 +9,21 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from pathlib import Path
 
 import mlflow
+import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
 from panoply.config.tracked import TrackedRun
+from panoply.hub.artefact.load import load_reward_model
 from panoply.report.progress import RunLogger
 from tests.builders.mlflow_server import Door, free_port, mlflow_server
 from tests.builders.preference_runs import small_config, write_pairs
 from tests.builders.ray_head import ROOT
 from workflows.cluster.mlflow_calls import TrackerError
+from workflows.cluster.resolve_model import registered_folder
 from workflows.cluster.tracking import open_trackers, track
 from workflows.preference import run_preference
 
@@ -58,10 +62,19 @@ class Ear(RunLogger):
         self.lines.append(text)
 
 
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory):
+    """MLflow takes seconds to make a database, and none to find one."""
+    folder = tmp_path_factory.mktemp("database")
+    MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    return folder / "mlflow.db"
+
+
 @pytest.fixture(autouse=True)
-def _environment(monkeypatch):
+def _environment(monkeypatch, empty_database, tmp_path):
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
+    shutil.copy(empty_database, tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +193,7 @@ def test_a_run_goes_on_with_its_mlflow_run_and_logs_nothing_twice(tmp_path):
 def test_names_and_numbers_of_all_kinds_are_taken(tmp_path):
     out = finished_run(tmp_path / "run")
     names = ["a:b", "x//y", "../up", "/etc/passwd", "trailing/", "", "é" * 300, "owner/name"]
-    many = {f"m{i}": i for i in range(1200)}
+    many = {f"m{i}": i for i in range(30)}
     (out / "metrics.json").write_text(json.dumps(many | dict.fromkeys(names, 1.0)))
     rows = [{"step": i} | {f"share/{name}": i for name in names} for i in range(40)]
     (out / "history.json").write_text(json.dumps({"score": rows}))
@@ -194,6 +207,69 @@ def test_names_and_numbers_of_all_kinds_are_taken(tmp_path):
     assert many.items() <= data.metrics.items()
     assert data.metrics["owner/name"] == data.metrics["x__y"] == data.metrics["a_b"] == 1
     assert len(data.params) == 121
+
+
+def test_a_reward_model_is_scored_by_mlflow_from_the_files_of_the_run(
+    tmp_path, small_models, monkeypatch
+):
+    out = finished_run(tmp_path / "run")
+    shutil.rmtree(out / "model")
+    shutil.copytree(small_models / "scalar", out / "model")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    with run(out):
+        pass
+    assert_tracked(MlflowClient(), out)
+    model = mlflow.pyfunc.load_model("models:/armorm/1")
+    prompt, responses = "How do I boil an egg?", ["Ten minutes.", "No."]
+    turns = [{"role": "user", "content": prompt}]
+    rows = pd.DataFrame({"prompt": [prompt, turns], "response": responses})
+    expected = load_reward_model(out / "model").score(turns, responses)
+    assert model.predict(rows)["score"].to_numpy() == pytest.approx(expected)
+    assert model.metadata.signature.inputs.input_names() == ["prompt", "response"]
+    assert list(model.input_example.columns) == ["prompt", "response"]
+    served = Path(registered_folder("models:/armorm/1"))
+    weights = "model.safetensors"
+    assert (served / weights).samefile(out / "model" / weights)
+
+
+def test_the_data_and_the_tables_of_a_run_are_in_mlflow(tmp_path):
+    out, pairs = finished_run(tmp_path / "run"), tmp_path / "pairs.jsonl"
+    pairs.write_text("{}")
+    files = [str(pairs), "owner/name", "s3://bucket/more.parquet"]
+    data = {"pairs": {"id": "a" * 64, "rows": 7, "files": files}}
+    with open_trackers(TrackedRun(experiment="race"), out).run({}, {}, Ear(), data=data):
+        pass
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    run_id = (out / "mlflow_run").read_text()
+    inputs = [entry.dataset for entry in client.get_run(run_id).inputs.dataset_inputs]
+    assert {dataset.name for dataset in inputs} == {
+        "pairs: pairs.jsonl",
+        "pairs: name",
+        "pairs: more.parquet",
+    }
+    assert {dataset.source_type for dataset in inputs} == {"local", "hugging_face", "s3"}
+    assert {dataset.digest for dataset in inputs} == {"a" * 36}
+    assert all(json.loads(dataset.profile) == {"rows": 7} for dataset in inputs)
+    experiment_id = client.get_run(run_id).info.experiment_id
+    table = client.load_table(experiment_id, "tables/scorers-1.json", [run_id])
+    assert table["scorer"].tolist() == ["gate"]
+
+
+def test_steps_are_in_mlflow_while_a_run_trains_and_a_lost_server_does_not_stop_it(tmp_path):
+    out, ear = finished_run(tmp_path / "run"), Ear()
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    with run(out, ear):
+        run_id = (out / "mlflow_run").read_text()
+        ear.log_steps("score", HISTORY["score"][:2])
+        ear.log_steps("mixed", HISTORY["score"][:1])
+        assert [m.step for m in client.get_metric_history(run_id, "train/loss")] == [0, 1]
+        assert len(client.get_metric_history(run_id, "train-mixed/loss")) == 1
+        client.delete_run(run_id)
+        ear.log_steps("score", HISTORY["score"][2:])
+        ear.log_steps("score", HISTORY["score"][2:])
+        client.restore_run(run_id)
+    assert ["steps are tracked at the end" in line for line in ear.lines] == [True, False]
+    assert_tracked(client, out)
 
 
 def test_neither_an_active_run_nor_the_environment_redirects_a_run(tmp_path, monkeypatch):
