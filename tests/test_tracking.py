@@ -232,7 +232,8 @@ def test_a_reward_model_is_scored_by_mlflow_from_the_files_of_the_run(
     assert (served / weights).samefile(out / "model" / weights)
 
 
-def test_the_data_and_the_tables_of_a_run_are_in_mlflow(tmp_path):
+def test_the_data_and_the_tables_of_a_run_are_in_mlflow(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     out, pairs = finished_run(tmp_path / "run"), tmp_path / "pairs.jsonl"
     pairs.write_text("{}")
     files = [str(pairs), "owner/name", "s3://bucket/more.parquet"]
