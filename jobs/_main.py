@@ -6,6 +6,7 @@ parsed: `--help` and a wrong flag are answered at once.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -52,13 +53,17 @@ def run_workflow(run: Callable[[Config, RunLogger], Result], config: Config) -> 
 
 def print_results(metrics: Mapping[str, Any], out: str) -> None:
     """Prints the tables of a run, the place of its results, and how to evaluate its model."""
-    from panoply.report.report import print_summary
+    from panoply.report.report import DEMO, print_summary
     from workflows.cluster.ray_cluster import run_folder
 
     console, folder = Terminal(), run_folder(out)
     print_summary(metrics, console)
-    console.print(f"results: {folder}, and as a page in {folder}/report.html")
+    # A command that is copied has to be one line.
+    console.print(f"results: {folder}, and as a page in {folder}/report.html", soft_wrap=True)
+    config = json.loads((folder / "config.json").read_text())
     if (folder / "model").is_dir():
-        console.print(
-            f"next: python -m jobs.evaluate {folder}/model --pairs FILE... --out {folder}-eval"
-        )
+        command = f"python -m jobs.evaluate {folder}/model --pairs FILE... --out {folder}-eval"
+        if config.get("planted"):
+            console.print(DEMO)
+            command = "make serve, then open the page that it names"
+        console.print(f"next: {command}", soft_wrap=True)

@@ -108,6 +108,7 @@ def run_armorm(config: ArmoRMConfig, logger: RunLogger) -> dict[str, Any]:
     ids = {name: str(summary["id"]) for name, summary in data.summary.items()}
     check_or_write_config(out, "data.json", ids)
     logger.info(f"data: {len(data.ratings.text_N):,} ratings, {len(data.pairs.gap_P):,} pairs")
+    logger.info(data.pairs.split.describe("test", "pairs"))
     tags = {"method": "armorm", **{f"data.{name}": digest for name, digest in ids.items()}}
     files = {"ratings": config.ratings, "pairs": config.pairs}
     inputs = {kind: {**summary, "files": files[kind]} for kind, summary in data.summary.items()}

@@ -72,7 +72,9 @@ def run_best_of_n(config: BestOfNConfig, logger: RunLogger) -> dict[str, Any]:
     check_or_write_config(out, "config.json", fixed)
     prompts = {"prompts": digest(*(task.prompt_id for task in tasks))}
     check_or_write_config(out, "data.json", prompts)
-    names, most = config.arms.names, max(config.num_samples)
+    # A single sample is what every larger number is compared with.
+    names, sizes = config.arms.names, sorted({1, *config.num_samples})
+    most = sizes[-1]
     logger.info(f"prompts: {len(tasks):,}, {most} samples each")
 
     with trackers.run(as_dict(config), {"method": "best-of-n"}, logger):
@@ -87,11 +89,11 @@ def run_best_of_n(config: BestOfNConfig, logger: RunLogger) -> dict[str, Any]:
                     0,
                     config.backbone.adapter,
                 )
-        choices = choose_responses(rollouts, names, config.num_samples, routes)
+        choices = choose_responses(rollouts, names, sizes, routes)
         pq.write_table(choice_table(choices, rollouts), out / "choices.parquet")
         routed = list(routes.values())
         metrics: dict[str, Any] = {
-            "best_of_n": right_shares(choices, rollouts, config.num_samples),
+            "best_of_n": right_shares(choices, rollouts, sizes),
             "num_prompts": len(rollouts),
             "arms_routed": {arm: routed.count(arm) for arm in names} if routed else {},
             "git_commit": git_commit(),

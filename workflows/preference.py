@@ -32,6 +32,7 @@ import torch
 
 from actors.reward_trainer import PairRows, TrainTask, train_reward_models
 from actors.training_loop import DONE, PROGRESS, STOPPED
+from panoply.armorm.confident_errors import report_mistakes
 from panoply.config import as_dict
 from panoply.config.preference import Mixed, More, PreferenceConfig
 from panoply.files import write_json
@@ -42,10 +43,11 @@ from panoply.hub.artefact.scalar import load_scalar_model, save_scalar_model
 from panoply.hub.backbone.pretrained import resolve
 from panoply.hub.policy.trainable import load_trainable
 from panoply.measure.calibration import fit_scale, reliability
-from panoply.measure.pair_report import report_pairs
+from panoply.measure.pair_report import compare, fit_logit_scale, report_pairs
 from panoply.report.progress import RunLogger
 from panoply.report.report import write_report
 from panoply.report.results.pairs import RAW
+from panoply.report.results.preference import EQUAL_MIXING
 from panoply.types import Array
 from workflows.cluster.embed import ActorPoolSpec
 from workflows.cluster.polled_bar import polled_bar
@@ -60,8 +62,9 @@ from workflows.cluster.ray_cluster import (
 )
 from workflows.cluster.tracking import git_commit, open_trackers
 
-MAIN, PLAIN = "score", "mixed"
-"""Names of the model of the configuration, and of plain mixing beside MORE."""
+MAIN, PLAIN, LENGTH = "score", "mixed", "length"
+"""Names of the model of the configuration, of plain mixing beside MORE, and of the longer response
+as the better one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +128,11 @@ def train_and_measure(
     # 1. Pairs to token trees.
     tokens, cut = tokenize(config, preferences, out / "data" / "tokens.parquet", logger)
     rows, sources, statistics = training_rows(config, preferences, tokens)
-    logger.info(f"data: {len(rows.train):,} of {len(rows.source_P):,} pairs to train on, {sources}")
+    num_train, num_pairs = len(rows.train), len(rows.source_P)
+    logger.info(f"data: {num_train:,} of {num_pairs:,} pairs to train on: {', '.join(sources)}")
+    logger.info(preferences.table.split.describe("test", "pairs"))
+    if isinstance(config.weighting, More) and config.weighting.is_equal_mixing(len(sources)):
+        logger.info(EQUAL_MIXING)
 
     # 2. The model of the configuration, and plain mixing beside MORE.
     tasks = make_tasks(config, rows, preferences, out)
@@ -134,7 +141,12 @@ def train_and_measure(
 
     # 3. and 4. Temperatures on *calibrate*; metrics on *test*, and the artefact.
     scales, margins = calibrate(trained, preferences)
+    margins[LENGTH] = preferences.table.gap_P.astype(np.float64)
+    scales[LENGTH] = fit_logit_scale(margins[LENGTH], preferences.table)
     metrics = measure(margins, scales, preferences)
+    rivals = [(MAIN, name) for name in (PLAIN, LENGTH) if name in margins]
+    test = preferences.table.split.of("test")
+    metrics["comparisons"] = compare(margins, preferences.table, test, rivals)
     metrics["training"] = {name: summary(model, sources) for name, model in trained.items()}
     metrics["data"] = {"pairs": dict(preferences.summary) | cut | statistics}
     metrics["git_commit"] = git_commit()
@@ -146,6 +158,11 @@ def train_and_measure(
     write_json(out / "metrics.json", metrics)
     history = {name: model.history for name, model in trained.items()}
     write_json(out / "history.json", history)
+    odds_P1 = margins[MAIN][:, None]
+    mistakes = report_mistakes(
+        np.full_like(odds_P1, scales[MAIN]), odds_P1, [MAIN], preferences.table, preferences.path
+    )
+    write_json(out / "mistakes.json", mistakes)
     if config.loss.reward:
         write_card(out / "model")
     write_report(out)

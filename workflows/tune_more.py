@@ -189,7 +189,8 @@ def prepare(config: TuneConfig, out: Path, logger: RunLogger) -> tuple[TrainTask
             f"MORE weighs sources against each other, and these pairs have {sources!r}: "
             "add files of other sources to `--pairs`, or take `jobs.preference pairs`"
         )
-    logger.info(f"data: {len(rows.train):,} of {len(rows.source_P):,} pairs to train on, {sources}")
+    num_train, num_pairs = len(rows.train), len(rows.source_P)
+    logger.info(f"data: {num_train:,} of {num_pairs:,} pairs to train on: {', '.join(sources)}")
     task = TrainTask(
         config=run,
         pairs=rows,

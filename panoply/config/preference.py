@@ -186,6 +186,13 @@ class More:
     interpolation: float = 1.0
     """rho of lambda <- (1 - rho) / K + rho lambda*; 0 is the balanced baseline."""
 
+    def is_equal_mixing(self, num_sources: int) -> bool:
+        """Returns whether the weights are 1/2 in every step, whatever the gradients.
+
+        The point of least norm between two unit vectors is their middle.
+        """
+        return num_sources == 2 and self.normalizer == "l2"
+
     def __post_init__(self) -> None:
         allowed = get_args(Normalizer)
         named = self.normalizer in allowed

@@ -119,5 +119,7 @@ def exit_if_unusable(console: Console) -> Generator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        console.print(Text.assemble(("error: ", "bold red"), visible(str(error))))
+        # A command in it is copied as it stands.
+        line = Text.assemble(("error: ", "bold red"), visible(str(error)))
+        console.print(line, soft_wrap=True)
         sys.exit(2)

@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -25,7 +29,8 @@ from panoply.config.tracked import TrackedRun, TrackerName
 from panoply.files import write_json
 from panoply.report.headline import flat
 from panoply.report.progress import RunLogger
-from workflows.cluster.mlflow_calls import TrackerError
+from panoply.report.report import RECORD_FILE
+from workflows.cluster.mlflow_calls import TrackerError, without_secrets
 from workflows.cluster.mlflow_run import MlflowRun
 from workflows.cluster.other_trackers import TensorBoard, Trackio, WandB
 from workflows.cluster.tracked_results import ENTRY_FILE, Entry, Results, Steps
@@ -55,6 +60,8 @@ class Trackers:
     trackers: Sequence[Tracker]
     experiment: str
     out: Path
+    opened: float
+    """Time in seconds since 1970."""
 
     @contextmanager
     def run(
@@ -92,6 +99,7 @@ class Trackers:
             for tracker in self.trackers:
                 tracker.begin(entry)
                 begun.append(tracker)
+            write_json(self.out / RECORD_FILE, self._record(begun))
             with _exits_on_sigterm(), logger.sending_steps_to(_sink(begun, steps, logger)):
                 yield
         except BaseException as error:
@@ -108,6 +116,17 @@ class Trackers:
             else:
                 logger.info(f"tracked: {tracker.place}")
 
+    def _record(self, begun: Sequence[Tracker]) -> dict[str, Any]:
+        """Returns what the report says of how the results came about."""
+        versions = {name: version(name) for name in ("ray", "torch", "transformers")}
+        return {
+            "begun": self.opened,
+            "command": without_secrets(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
+            "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()}",
+            "versions": versions,
+            "trackers": [tracker.place for tracker in begun],
+        }
+
 
 def open_trackers(config: TrackedRun, out: Path) -> Trackers:
     """Returns the trackers of a run folder, once each of them can be used.
@@ -116,7 +135,7 @@ def open_trackers(config: TrackedRun, out: Path) -> Trackers:
         TrackerError: a package is missing, MLflow does not answer, or its experiment was deleted.
     """
     trackers = [_open(name, config.experiment, out) for name in config.trackers]
-    return Trackers(trackers, config.experiment, out)
+    return Trackers(trackers, config.experiment, out, time.time())
 
 
 def _open(name: TrackerName, experiment: str, out: Path) -> Tracker:
