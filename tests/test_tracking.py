@@ -214,7 +214,7 @@ def test_a_reward_model_is_scored_by_mlflow_from_the_files_of_the_run(
 ):
     out = finished_run(tmp_path / "run")
     shutil.rmtree(out / "model")
-    shutil.copytree(small_models / "scalar", out / "model")
+    shutil.copytree(small_models["scalar"], out / "model")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     with run(out):
         pass

@@ -65,7 +65,8 @@ def register_model(client: MlflowClient, run: Run, logged: LoggedModel, name: st
 def _save_flavor(path: Path, logged: LoggedModel, run: Run) -> None:
     """Writes `MLmodel`, requirements and an input example to a new folder."""
     model = Model(run_id=run.info.run_id, model_id=logged.model_id)
-    requirements = [f"{name}=={version(name)}" for name in PACKAGES]
+    # A local version, as in 2.13.0+cpu, is in no public index.
+    requirements = [f"{name}=={version(name).partition('+')[0]}" for name in PACKAGES]
     # Of a folder that is on the path without being installed, no distribution is known.
     for name in packages_distributions().get("panoply", [])[:1]:
         requirements.append(f"{name}[hf]=={version(name)}")

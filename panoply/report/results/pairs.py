@@ -281,8 +281,8 @@ def reliability(curves: Mapping[str, Metrics], pairs: Mapping[str, Metrics]) -> 
         drawn.append(Curve(label, x, y, size=size))
         bins += [Row(label_of(pairs)(name), point) for point in kept]
     note = (
-        "A calibrated scorer wins as often as it says: its points lie on the dashed line. Each point "
-        "is a tenth of the pairs, by confidence; in brackets stands the ECE that a perfectly "
+        "A calibrated scorer wins as often as it says: its points lie on the dashed line. Each "
+        "point is a tenth of the pairs, by confidence; in brackets stands the ECE that a perfectly "
         "calibrated scorer has by chance at this size."
     )
     plot = Curves(

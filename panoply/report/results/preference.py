@@ -57,8 +57,8 @@ def training(models: Mapping[str, Metrics], history: Mapping[str, Sequence[Metri
     if any(is_equal_mixing(weights) for weights in weighed.values()):
         blocks.append(EQUAL_MIXING)
     note = (
-        f"Losses are those of a step; ln 2 = 0.693 is what a coin loses. The last losses are the mean of "
-        f"{SMOOTHED} steps."
+        "Losses are those of a step; ln 2 = 0.693 is what a coin loses. The last losses are the "
+        f"mean of {SMOOTHED} steps."
     )
     return Section("training", "Training", note, blocks, on_terminal=False)
 
