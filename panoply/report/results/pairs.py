@@ -168,9 +168,14 @@ def verdict(metrics: Metrics) -> str:
     outcome = outcomes[side(difference.get("ci95"))]
     value = f"{signed(difference.get('value'))} {signed_interval(difference.get('ci95'))}"
     return (
-        f"On held-out pairs the {label(chief)} {outcome} the strongest scorer it is compared with, "
+        f"On held-out pairs {_in_prose(label(chief))} {outcome} the strongest scorer it is compared with, "
         f"{label(rivals[0])}: {value} in length-balanced accuracy."
     )
+
+
+def _in_prose(label: str) -> str:
+    """Returns the name of a scorer as it stands in a sentence."""
+    return label if label == "MORE" else f"the {label}"
 
 
 def key_figures(pairs: Mapping[str, Metrics]) -> list[KeyFigure]:
@@ -180,9 +185,9 @@ def key_figures(pairs: Mapping[str, Metrics]) -> list[KeyFigure]:
     chief = lead(pairs)
     macro, floor = pairs[chief].get("macro", {}), number(pairs[chief].get("ece_floor"))
     accuracy, error = number(macro.get(BALANCED)), number(pairs[chief].get("ece"))
-    name = label_of(pairs)(chief)
-    note = f"of the {name}; 95 % {interval(macro.get(INTERVAL))}"
-    chance = f"of the {name}; {floor} is chance at this size"
+    name = _in_prose(label_of(pairs)(chief))
+    note = f"of {name}; 95 % {interval(macro.get(INTERVAL))}"
+    chance = f"of {name}; {floor} is chance at this size"
     if has_no_signal(pairs[chief]):
         chance = "no signal: all probabilities are .5"
     return [

@@ -26,7 +26,7 @@ SMOOTHED = 10
 """Steps of the running mean that is drawn over the single ones."""
 EQUAL = 1e-9
 EQUAL_MIXING = (
-    "With two sources and gradients of the same norm (`weighting.normalizer` l2), MORE's weights "
+    "With two sources and gradients of the same norm (the normalizer l2), MORE's weights "
     "are 1/2 each in every step: this is balanced mixing. Another normalizer, or a third source, "
     "makes a difference."
 )
