@@ -168,8 +168,8 @@ def verdict(metrics: Metrics) -> str:
     outcome = outcomes[side(difference.get("ci95"))]
     value = f"{signed(difference.get('value'))} {signed_interval(difference.get('ci95'))}"
     return (
-        f"On held-out pairs {_in_prose(label(chief))} {outcome} the strongest scorer it is compared with, "
-        f"{label(rivals[0])}: {value} in length-balanced accuracy."
+        f"On held-out pairs {_in_prose(label(chief))} {outcome} the strongest scorer it is "
+        f"compared with, {label(rivals[0])}: {value} in length-balanced accuracy."
     )
 
 
