@@ -94,4 +94,4 @@ def test_trackers_that_do_not_fit_are_refused(names, tmp_path):
 def test_a_run_that_reports_to_none_leaves_no_entry_in_mlflow(tmp_path):
     with open_trackers(TrackedRun(report_to=("none",)), tmp_path).run({}, {}, RunLogger()):
         pass
-    assert [path.name for path in tmp_path.iterdir()] == ["tracking.json"]
+    assert {path.name for path in tmp_path.iterdir()} == {"run.json", "tracking.json"}

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -120,7 +121,7 @@ def assert_tracked(client, out):
     assert logged.data.params["seed"] == "1"
     assert [m.step for m in client.get_metric_history(run_id, "train/loss")] == [0, 1, 2, 3]
     files = {file.path for file in client.list_artifacts(run_id)}
-    assert files == {"config.json", "history.json", "metrics.json", "tables"}
+    assert files == {"config.json", "history.json", "metrics.json", "run.json", "tables"}
     assert len(client.search_model_versions(f"run_id = '{run_id}'")) == 1
     return logged
 
@@ -298,6 +299,11 @@ def test_an_interrupted_run_is_not_shown_as_running(tmp_path):
             raise error
         assert client.get_run((out / "mlflow_run").read_text()).info.status == status
         assert ear.lines == []
+    with pytest.raises(SystemExit, match="143"), run(out):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+    assert client.get_run((out / "mlflow_run").read_text()).info.status == "KILLED"
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     with run(out):
         pass
     assert_tracked(client, out)
@@ -413,7 +419,7 @@ def children(client, out):
     assert {child.info.run_name for child in runs} == {"tpe 000", "tpe 001", "tpe 002"}
     for child in runs:
         assert child.info.status == "FINISHED"
-        evaluations = client.get_metric_history(child.info.run_id, "eval_loss")
+        evaluations = client.get_metric_history(child.info.run_id, "select/loss")
         assert [(m.step, m.value) for m in evaluations] == [(1, 0.8), (2, 0.7)]
 
 
@@ -523,8 +529,9 @@ def test_a_server_that_goes_while_a_job_trains_takes_the_run_from_the_printed_co
     steps = len(json.loads((out / "history.json").read_text())["score"])
     assert len(client.get_metric_history(run_id, "train/loss")) == steps
     (version,) = client.search_model_versions(f"run_id = '{run_id}'")
-    files = {file.path for file in client.list_artifacts(run_id, "model")}
-    assert "model/model.safetensors" in files
+    source = client.get_model_version_download_uri(version.name, version.version)
+    files = {file.path for file in mlflow.artifacts.list_artifacts(source, tracking_uri=server)}
+    assert {"MLmodel", "model.safetensors", "panoply.json"} <= files
     assert version.name == "preference"
 
 
