@@ -268,7 +268,7 @@ def preference_metrics(**changes):
     """Metrics of MORE beside plain mixing, with other values of the score."""
     pairs = example_metrics()["pairs"]
     entry = pairs["gate"] | {"num_prompts": 60.0, "temperature": 1.3}
-    scorers = {name: entry for name in ("score", "score_raw", "mixed", "mixed_raw", "length")}
+    scorers = dict.fromkeys(("score", "score_raw", "mixed", "mixed_raw", "length"), entry)
     comparison = {"value": 0.021, "ci95": [0.003, 0.04]}
     return {
         "pairs": scorers | {"score": entry | changes},
