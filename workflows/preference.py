@@ -108,7 +108,7 @@ def run_preference(config: PreferenceConfig, logger: RunLogger) -> dict[str, Any
     preferences = read_pairs(config, out / "data")
     check_or_write_config(out, "data.json", {"pairs": preferences.summary["id"]})
     tags = {"method": "preference", "data.pairs": str(preferences.summary["id"])}
-    data = {"pairs": preferences.summary | {"files": config.pairs}}
+    data = {"pairs": {**preferences.summary, "files": config.pairs}}
     run = trackers.run(
         as_dict(config), tags, logger, data=data, model=config.model_name, steps=MAIN
     )

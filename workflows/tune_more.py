@@ -106,7 +106,7 @@ def run_tune_more(config: TuneConfig, recipe: PreferenceConfig, logger: RunLogge
     check_or_write_config(out, "config.json", as_dict(config))
     base, preferences = prepare(config, out, logger)
     tags = {"method": "more", "data": str(preferences.summary["id"])}
-    data = {"pairs": preferences.summary | {"files": config.pairs}}
+    data = {"pairs": {**preferences.summary, "files": config.pairs}}
     with trackers.run(as_dict(config), tags, logger, data=data):
         return search_and_measure(config, recipe, base, preferences, out, logger)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -26,12 +26,12 @@ class Entry:
     experiment: str
     params: Mapping[str, str]
     tags: Mapping[str, str]
-    data: Mapping[str, Mapping[str, Any]]
-    """By kind of data: its summary with `id`, and its `files`."""
     model: str
     """Name under which `OUT/model` is registered; empty for none."""
     steps: str
     """The model of `history.json` that the run is about; empty for none."""
+    data: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
+    """By kind of data: its summary with `id`, and its `files`."""
 
 
 @dataclass(frozen=True, slots=True)

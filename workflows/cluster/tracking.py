@@ -92,7 +92,7 @@ class Trackers:
         """
         params = {name: str(value) for name, value in flat(config, ".")}
         tags = {"git_commit": git_commit(), **tags}
-        entry = Entry(self.experiment, params, tags, dict(data or {}), model, steps)
+        entry = Entry(self.experiment, params, tags, model, steps, dict(data or {}))
         write_json(self.out / ENTRY_FILE, asdict(entry))
         begun: list[Tracker] = []
         try:
