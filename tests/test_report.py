@@ -209,12 +209,12 @@ def preference_run(num_steps=60):
     """Metrics and history of a run by MORE, and of plain mixing beside it."""
     rng = np.random.default_rng(0)
     history = {}
-    for name in ("more", "mixed"):
+    for name in ("score", "mixed"):
         rows = [{"step": i, "loss": 0.7 - 0.004 * i + 0.1 * rng.random()} for i in range(num_steps)]
         for row in rows[9::10]:
             row["select_loss"] = row["loss"] + 0.02
         history[name] = rows
-    for row in history["more"]:
+    for row in history["score"]:
         row["source_weights"] = [0.25 + 0.005 * row["step"], 0.75 - 0.005 * row["step"]]
     numbers = {
         "num_steps": num_steps,
@@ -227,7 +227,7 @@ def preference_run(num_steps=60):
     }
     weights = {"east": 0.4, "west": 0.6}
     training = {
-        "more": numbers | {"mean_weights": weights},
+        "score": numbers | {"mean_weights": weights},
         "mixed": numbers | {"mean_weights": {}},
     }
     return {"training": training}, history
@@ -238,20 +238,20 @@ def test_training_has_its_curves_and_tables_and_both_pictures(tmp_path):
     sections = sections_of(metrics, {}, history)
     losses, weights, summary_table, means = sections[0].blocks
     assert [curve.name for curve in losses.drawn if curve.line != "faint"] == [
-        "more: loss",
-        "more: select",
-        "mixed: loss",
-        "mixed: select",
+        "MORE: loss",
+        "MORE: select",
+        "plain mixing: loss",
+        "plain mixing: select",
     ]
-    smooth = next(curve for curve in losses.drawn if curve.name == "more: loss")
-    raw = [row["loss"] for row in history["more"]]
+    smooth = next(curve for curve in losses.drawn if curve.name == "MORE: loss")
+    raw = [row["loss"] for row in history["score"]]
     assert smooth.x[0] == 9
     assert smooth.y == pytest.approx([np.mean(raw[i : i + 10]) for i in range(51)])
     assert len({losses.hue(curve) for curve in losses.curves}) == 2
     assert weights.origin == 0.5
     more = summary_table.texts(summary_table.rows[0])
     assert more == ["60", "12,000", "61", "0.693", "0.500", "0.650, 0.600, 0.550, 0.500", "1.250"]
-    assert [row.name for row in means.rows] == ["more"]
+    assert [row.name for row in means.rows] == ["MORE"]
     names = [path.name for path in write_pictures(sections, tmp_path)]
     assert names == ["training.png", "source_weights.png"]
 
