@@ -25,6 +25,7 @@ from panoply.data.tokens import TokenPairs
 from panoply.files import reading, whole_file
 from panoply.hub.policy.activation_cache import ActivationCache
 from panoply.hub.policy.trainable import load_trainable
+from panoply.measure.intervals import wins
 from panoply.model.reward_net import RewardNet
 from panoply.preference.batch_sampler import BatchSampler
 from panoply.preference.checkpoint import save_tensors
@@ -253,9 +254,24 @@ class RewardTrainer(Trainer):
         batch = {"rows": [int(row) for row in rows], "ids": [self.task.names[row] for row in rows]}
         rate = learning_rate(number, self.num_steps, schedule.warmup)
         logged = self.update(number, out, trees, batch, rate)
+        logged |= {"lr": rate * schedule.lr, "head_lr": rate * schedule.head_lr}
+        if self.config.loss.reward:
+            logged |= self.step_accuracy(out.margin_PK, rows)
         if isinstance(self.config.weighting, More):
             logged["source_weights"] = self.more.source_weights_K.tolist()
         return logged
+
+    def step_accuracy(self, margin_PK: Tensor, rows: Sequence[int]) -> dict[str, float]:
+        """Returns the share of a step's pairs that are ranked as labeled, and the mean margin.
+
+        Args:
+            margin_PK: margins of this worker's pairs, before the step.
+            rows: rows of these pairs.
+        """
+        margin_P = margin_PK.double().numpy().mean(1) * (2 * self.task.pairs.label_P[rows] - 1)
+        sums = np.array([wins(margin_P).sum(), margin_P.sum(), len(rows)], np.float64)
+        num_won, margin, num_pairs = self.group.all_reduce_sum(sums).tolist()
+        return {"accuracy": num_won / num_pairs, "margin": margin / num_pairs}
 
     def after_step(self) -> None:
         """Smooths labels after an epoch, and evaluates on *select*, where that is due."""

@@ -54,6 +54,7 @@ class Trainer(ABC):
         self.history: list[dict[str, Any]] = []
         """Log of each step so far."""
         self.reported = 0.0
+        self.num_reported = 0
 
     @property
     def over(self) -> bool:
@@ -118,8 +119,10 @@ class Trainer(ABC):
         now = time.monotonic()
         if self.group.rank == 0 and now - self.reported >= PROGRESS_SECONDS:
             self.reported = now
-            counts = {"step": done, "num_steps": self.num_steps}
-            write_whole(self.folder / PROGRESS, json.dumps(counts))
+            progress = {"step": done, "num_steps": self.num_steps}
+            progress |= {"rows": self.history[self.num_reported :]}
+            self.num_reported = done
+            write_whole(self.folder / PROGRESS, json.dumps(progress))
 
     def save(self) -> None:
         """Writes a checkpoint; the one before it stays for a while."""

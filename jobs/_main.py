@@ -7,6 +7,7 @@ imports its workflow: what is wrong is told at once.
 from __future__ import annotations
 
 import difflib
+import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
@@ -16,9 +17,9 @@ from typing import Any, TypeVar, cast
 import tyro
 import yaml
 
-from panoply.cli import DISTRIBUTION
 from panoply.config.flags import check_flags
 from panoply.config.from_file import with_values
+from panoply.extras import DISTRIBUTION
 from panoply.report.progress import RunLogger, Terminal, exit_if_unusable
 
 Config = TypeVar("Config")
@@ -128,17 +129,20 @@ def answer_version(command: str, words: Sequence[str]) -> None:
 
 def print_results(metrics: Mapping[str, Any], out: str) -> None:
     """Prints the tables of a run, the place of its results, and how to evaluate its model."""
-    from panoply.report.report import print_summary
+    from panoply.report.report import DEMO, print_summary
     from workflows.cluster.run_folder import run_folder
 
     console, folder = Terminal(), run_folder(out)
     print_summary(metrics, console)
+    # A command that is copied has to be one line.
     console.print(f"results: {folder}, and as a page in {folder}/report.html", soft_wrap=True)
+    config = json.loads((folder / "config.json").read_text())
     if (folder / "model").is_dir():
-        console.print(
-            f"next: python -m jobs.evaluate {folder}/model --pairs FILE... --out {folder}-eval",
-            soft_wrap=True,
-        )
+        command = f"python -m jobs.evaluate {folder}/model --pairs FILE... --out {folder}-eval"
+        if config.get("planted"):
+            console.print(DEMO)
+            command = "make serve, then open the page that it names"
+        console.print(f"next: {command}", soft_wrap=True)
 
 
 def _take_file(command: str, words: Sequence[str]) -> tuple[list[str], Path | None]:

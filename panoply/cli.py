@@ -13,8 +13,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
-DISTRIBUTION = "panoply-rewards"
-
 try:
     import tyro
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-DISTRIBUTION = "panoply"
+DISTRIBUTION = "panoply-rewards"
 """Name under which this package is installed."""
 
 

@@ -93,20 +93,21 @@ def test_the_floor_falls_with_the_number_of_pairs_and_is_zero_for_ties():
     assert ece_floor(np.zeros(50)) == ece(np.zeros(50)) == 0
 
 
-def test_the_reliability_curve_adds_up_to_the_error():
+def test_the_bins_of_the_reliability_curve_are_equally_full_and_hold_all_pairs():
     m = calibrated(500)
     curve = reliability(m)
-    count, confidence, right = (np.array(curve[k]) for k in ("count", "confidence", "accuracy"))
-    assert count.sum() == 500
-    assert np.nansum(count * np.abs(right - confidence)) / 500 == pytest.approx(ece(m))
-    edges = np.linspace(0.5, 1, 11)
-    full = count > 0
-    assert (confidence[full] >= edges[:-1][full]).all()
-    assert (confidence[full] <= edges[1:][full]).all()
+    assert curve["count"] == [50.0] * 10
+    assert curve["confidence"] == sorted(curve["confidence"])
+    assert np.mean(curve["accuracy"]) == pytest.approx((m > 0).mean())
+    assert np.mean(curve["confidence"]) == pytest.approx((1 / (1 + np.exp(-np.abs(m)))).mean())
+
+
+def test_a_bin_of_the_reliability_curve_never_has_less_than_five_pairs():
+    assert reliability(calibrated(13))["count"] == [7.0, 6.0]
+    assert reliability(calibrated(4))["count"] == []
 
 
 def test_nothing_is_known_of_no_pairs():
     assert np.isnan([log_loss([]), ece([]), ece_floor([])]).all()
     curve = reliability([])
-    assert curve["count"] == [0.0] * 10
-    assert np.isnan(curve["accuracy"]).all()
+    assert curve == {"count": [], "confidence": [], "accuracy": []}

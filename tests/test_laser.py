@@ -81,7 +81,7 @@ def test_what_the_log_shows_by_round_is_in_history_tracker_and_page(calm):
         assert [row[name] for row in history["laser"]] == pytest.approx(curves[name].tolist())
     assert "uncertainty" not in history["mean"][0]  # which has no log
     client = MlflowClient(f"sqlite:///{out.parent / 'mlflow.db'}")
-    logged = client.get_metric_history((out / "mlflow_run").read_text(), "train.regret")
+    logged = client.get_metric_history((out / "mlflow_run").read_text(), "train/regret")
     assert [one.step for one in logged] == [0, 1, 2, 3]
     html = (out / "report.html").read_text()
     for name in ("What the policies came to", "Which arms were chosen", "Regret", "No arm failed"):
@@ -210,7 +210,7 @@ def test_a_run_that_an_alarm_stopped_says_so_and_goes_on_when_its_alarms_allow_i
     assert "stopped" not in (out / "report.html").read_text()
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     run_id = (out / "mlflow_run").read_text()
-    logged = client.get_metric_history(run_id, "train.loss")
+    logged = client.get_metric_history(run_id, "train/loss")
     assert [one.step for one in logged] == [0, 1, 2, 3]
     told = client.get_run(run_id).data
     assert (told.params["alarms.kl"], told.tags["later.alarms.kl"]) == ("stop", "warn")

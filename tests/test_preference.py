@@ -20,7 +20,7 @@ from panoply.hub.artefact.load import load_reward_model
 from panoply.report.progress import RunLogger
 from panoply.report.results.pairs import RAW
 from tests.builders.preference_runs import small_config, write_pairs
-from workflows.preference import MAIN, PLAIN, run_preference
+from workflows.preference import LENGTH, MAIN, PLAIN, run_preference
 
 pytestmark = pytest.mark.ray
 
@@ -67,7 +67,7 @@ def test_a_run_leaves_a_model_that_scores_as_it_was_measured(base, alone):
 
 
 def test_more_stands_beside_plain_mixing_raw_and_with_a_temperature(base, alone):
-    assert set(alone["pairs"]) == {MAIN, MAIN + RAW, PLAIN, PLAIN + RAW}
+    assert set(alone["pairs"]) == {MAIN, MAIN + RAW, PLAIN, PLAIN + RAW, LENGTH}
     for found in alone["pairs"].values():
         assert set(found["per_source"]) == {"source0", "source1"}
         assert {"log_loss", "ece", "ece_floor"} <= found.keys()
@@ -82,7 +82,7 @@ def test_each_step_is_in_mlflow(base, alone):
     client = mlflow.MlflowClient(f"sqlite:///{out.parent / 'mlflow.db'}")
     run = client.get_run((out / "mlflow_run").read_text())
     run_preference(base, RunLogger())  # the same command again logs no step twice
-    logged = client.get_metric_history(run.info.run_id, "train.loss")
+    logged = client.get_metric_history(run.info.run_id, "train/loss")
     assert len(logged) == alone["training"][MAIN]["num_steps"]
     assert run.data.params["weighting.kind"] == "more"
 

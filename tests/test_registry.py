@@ -6,11 +6,12 @@ import pytest
 from mlflow import MlflowClient
 
 from panoply.config.serve import ServedModelConfig
+from panoply.config.tracked import TrackedRun
 from panoply.report.progress import RunLogger
 from panoply.scorers.where import LocalModel, parse_where
 from panoply.seal import seal
 from workflows.cluster.resolve_model import resolve_model
-from workflows.cluster.tracking import open_tracker
+from workflows.cluster.tracking import open_trackers
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +26,9 @@ def registry(tmp_path_factory):
         (root / name / "model").mkdir(parents=True)
         (root / name / "config.json").write_text("{}")
         (root / name / "model" / "panoply.json").write_text(json.dumps({"run": name}))
-        with open_tracker("serving", root / name).run({}, {}, RunLogger(), model="armorm"):
+        with open_trackers(TrackedRun(experiment="serving"), root / name).run(
+            {}, {}, RunLogger(), model="armorm"
+        ):
             pass
     yield MlflowClient()
     monkeypatch.undo()

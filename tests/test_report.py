@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 
 import numpy as np
 import pytest
@@ -9,11 +10,19 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from rich.console import Console
 
+from panoply.config.preference import More
 from panoply.report.figures import draw, picture
 from panoply.report.markdown import as_markdown
-from panoply.report.report import print_summary, sections_of, write_pictures
+from panoply.report.report import (
+    DEMO,
+    print_summary,
+    sections_of,
+    write_pictures,
+    write_report,
+)
 from panoply.report.results.armorm import gate_weights
-from panoply.report.results.pairs import BY_SOURCE
+from panoply.report.results.pairs import BY_SOURCE, key_figures, verdict
+from panoply.report.results.preference import is_equal_mixing
 from panoply.report.section import Column, Curve, Curves, Row, Table
 from tests.builders.example_metrics import SCORERS, example_metrics
 
@@ -80,7 +89,7 @@ def test_the_summary_holds_the_numbers():
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert "gate, chosen shorter 0.502 0.611" in lines
     assert "best fixed, chosen longer 0.703 0.605" in lines
-    for value in ("0.687 -> 0.011", "0.092 held out", "0.263 -> 0.016"):
+    for value in ("0.587 -> 0.092", "(noise 0.048)", "0.263 -> 0.016"):
         assert value in " ".join(text.split())
     for value in ("+0.064", "[+0.051, +0.079]", "0.541", "0.552", "0.563"):
         assert value in text
@@ -200,12 +209,12 @@ def preference_run(num_steps=60):
     """Metrics and history of a run by MORE, and of plain mixing beside it."""
     rng = np.random.default_rng(0)
     history = {}
-    for name in ("more", "mixed"):
+    for name in ("score", "mixed"):
         rows = [{"step": i, "loss": 0.7 - 0.004 * i + 0.1 * rng.random()} for i in range(num_steps)]
         for row in rows[9::10]:
             row["select_loss"] = row["loss"] + 0.02
         history[name] = rows
-    for row in history["more"]:
+    for row in history["score"]:
         row["source_weights"] = [0.25 + 0.005 * row["step"], 0.75 - 0.005 * row["step"]]
     numbers = {
         "num_steps": num_steps,
@@ -218,7 +227,7 @@ def preference_run(num_steps=60):
     }
     weights = {"east": 0.4, "west": 0.6}
     training = {
-        "more": numbers | {"mean_weights": weights},
+        "score": numbers | {"mean_weights": weights},
         "mixed": numbers | {"mean_weights": {}},
     }
     return {"training": training}, history
@@ -229,20 +238,20 @@ def test_training_has_its_curves_and_tables_and_both_pictures(tmp_path):
     sections = sections_of(metrics, {}, history)
     losses, weights, summary_table, means = sections[0].blocks
     assert [curve.name for curve in losses.drawn if curve.line != "faint"] == [
-        "more: loss",
-        "more: select",
-        "mixed: loss",
-        "mixed: select",
+        "MORE: loss",
+        "MORE: select",
+        "plain mixing: loss",
+        "plain mixing: select",
     ]
-    smooth = next(curve for curve in losses.drawn if curve.name == "more: loss")
-    raw = [row["loss"] for row in history["more"]]
+    smooth = next(curve for curve in losses.drawn if curve.name == "MORE: loss")
+    raw = [row["loss"] for row in history["score"]]
     assert smooth.x[0] == 9
     assert smooth.y == pytest.approx([np.mean(raw[i : i + 10]) for i in range(51)])
     assert len({losses.hue(curve) for curve in losses.curves}) == 2
     assert weights.origin == 0.5
     more = summary_table.texts(summary_table.rows[0])
     assert more == ["60", "12,000", "61", "0.693", "0.500", "0.650, 0.600, 0.550, 0.500", "1.250"]
-    assert [row.name for row in means.rows] == ["more"]
+    assert [row.name for row in means.rows] == ["MORE"]
     names = [path.name for path in write_pictures(sections, tmp_path)]
     assert names == ["training.png", "source_weights.png"]
 
@@ -253,3 +262,66 @@ def test_curves_over_rounds_have_whole_numbers_below_them():
     draw(axes, Curves("reward", "round", "reward", [Curve("a", [0, 1, 2], [0.1, 0.2, 0.3])]))
     figure.canvas.draw()
     assert not [label.get_text() for label in axes.get_xticklabels() if "." in label.get_text()]
+
+
+def preference_metrics(**changes):
+    """Metrics of MORE beside plain mixing, with other values of the score."""
+    pairs = example_metrics()["pairs"]
+    entry = pairs["gate"] | {"num_prompts": 60.0, "temperature": 1.3}
+    scorers = dict.fromkeys(("score", "score_raw", "mixed", "mixed_raw", "length"), entry)
+    comparison = {"value": 0.021, "ci95": [0.003, 0.04]}
+    return {
+        "pairs": scorers | {"score": entry | changes},
+        "comparisons": {"score - mixed": comparison, "score - length": comparison},
+    }
+
+
+def test_more_is_compared_with_plain_mixing_under_its_name():
+    text = summary(preference_metrics())
+    assert "MORE - plain mixing  +0.021  [+0.003, +0.040]" in text
+    accuracy = text.partition("Probabilities")[0]
+    assert "raw" not in accuracy
+    assert "of 60 prompts" in accuracy
+    assert "No signal" not in text
+    assert "Too few" not in text
+    sentence = verdict(preference_metrics())
+    assert sentence.startswith("On held-out pairs MORE beats the strongest scorer")
+
+
+def test_a_model_without_signal_is_told_in_words_and_has_no_calibration_error():
+    silent = preference_metrics(temperature=None, ece=None, ece_floor=None)
+    assert "No signal: the probabilities of MORE are all .5" in summary(silent)
+    figure = key_figures(silent["pairs"])[1]
+    assert (figure.value, figure.note) == ("-", "no signal: all probabilities are .5")
+
+
+def test_a_handful_of_prompts_is_told_in_words():
+    few = preference_metrics()
+    few["pairs"] = {n: entry | {"num_prompts": 4.0} for n, entry in few["pairs"].items()}
+    assert "Too few prompts (4) for intervals" in summary(few, width=200)
+
+
+def test_two_sources_that_always_count_the_same_are_told_to_be_balanced_mixing():
+    assert is_equal_mixing({"a": 0.5, "b": 0.5})
+    assert not is_equal_mixing({"a": 0.5001, "b": 0.4999})
+    assert not is_equal_mixing({"a": 1 / 3, "b": 1 / 3, "c": 1 / 3})
+    assert More().is_equal_mixing(2)
+    assert not More().is_equal_mixing(3)
+    assert not More(normalizer="loss").is_equal_mixing(2)
+
+
+def test_a_page_says_when_how_and_on_what_a_run_came_about(tmp_path):
+    origin = {
+        "begun": time.time() - 3725,
+        "command": "preference.py more --pairs <a> --out runs/more",
+        "machine": "x86_64, 2 CPUs, Linux",
+        "versions": {"torch": "2.13.0"},
+        "trackers": ["MLflow run abc"],
+    }
+    config = {"planted": {"num_prompts": 9}, "backbone": {"model": "embedded"}}
+    for name, values in (("metrics", preference_metrics()), ("config", config), ("run", origin)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(values))
+    write_report(tmp_path)
+    html = (tmp_path / "report.html").read_text()
+    for text in ("after 1 h 2 min", "--pairs &lt;a&gt;", "MLflow run abc", "embedded", DEMO):
+        assert text in html

@@ -4,22 +4,28 @@ import json
 import os
 import re
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
 import time
 from contextlib import closing
+from pathlib import Path
 
 import mlflow
+import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
+from panoply.config.tracked import TrackedRun
+from panoply.hub.artefact.load import load_reward_model
 from panoply.report.progress import RunLogger
 from tests.builders.mlflow_server import Door, free_port, mlflow_server
 from tests.builders.preference_runs import small_config, write_pairs
 from tests.builders.ray_head import ROOT
 from workflows.cluster.mlflow_calls import TrackerError
-from workflows.cluster.tracking import open_tracker, track
+from workflows.cluster.resolve_model import registered_folder
+from workflows.cluster.tracking import open_trackers, track
 from workflows.preference import run_preference
 
 pytestmark = pytest.mark.ray
@@ -37,8 +43,10 @@ RUN = """
 import sys
 from pathlib import Path
 from panoply.report.progress import RunLogger
-from workflows.cluster.tracking import open_tracker
-with open_tracker("race", Path(sys.argv[1])).run({"seed": 1}, {}, RunLogger(), model="armorm"):
+from panoply.config.tracked import TrackedRun
+from workflows.cluster.tracking import open_trackers
+trackers = open_trackers(TrackedRun(experiment="race"), Path(sys.argv[1]))
+with trackers.run({"seed": 1}, {}, RunLogger(), model="armorm"):
     pass
 """
 
@@ -55,10 +63,19 @@ class Ear(RunLogger):
         self.lines.append(text)
 
 
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory):
+    """MLflow takes seconds to make a database, and none to find one."""
+    folder = tmp_path_factory.mktemp("database")
+    MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    return folder / "mlflow.db"
+
+
 @pytest.fixture(autouse=True)
-def _environment(monkeypatch):
+def _environment(monkeypatch, empty_database, tmp_path):
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
+    shutil.copy(empty_database, tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +108,8 @@ def finished_run(folder):
 def run(out, ear=None, config=None, experiment="race"):
     """A run that has only to be tracked."""
     ear = ear or Ear()
-    tracker = open_tracker(experiment, out)
-    return tracker.run(config or {"seed": 1}, {}, ear, model="armorm", steps="score")
+    trackers = open_trackers(TrackedRun(experiment=experiment), out)
+    return trackers.run(config or {"seed": 1}, {}, ear, model="armorm", steps="score")
 
 
 def assert_tracked(client, out):
@@ -100,11 +117,11 @@ def assert_tracked(client, out):
     run_id = (out / "mlflow_run").read_text()
     logged = client.get_run(run_id)
     assert logged.info.status == "FINISHED"
-    assert logged.data.metrics["pairs.gate.accuracy"] == 0.5
+    assert logged.data.metrics["pairs/gate/accuracy"] == 0.5
     assert logged.data.params["seed"] == "1"
-    assert [m.step for m in client.get_metric_history(run_id, "train.loss")] == [0, 1, 2, 3]
+    assert [m.step for m in client.get_metric_history(run_id, "train/loss")] == [0, 1, 2, 3]
     files = {file.path for file in client.list_artifacts(run_id)}
-    assert files == {"config.json", "history.json", "metrics.json", "model"}
+    assert files == {"config.json", "history.json", "metrics.json", "run.json", "tables"}
     assert len(client.search_model_versions(f"run_id = '{run_id}'")) == 1
     return logged
 
@@ -122,14 +139,14 @@ def test_two_runs_at_once_share_one_experiment_and_one_registered_model(server, 
     client = MlflowClient(server)
     runs = [client.get_run(name) for name in (first, second)]
     assert len({run.info.experiment_id for run in runs}) == 1
-    assert [run.data.metrics["pairs.gate.accuracy"] for run in runs] == [0.5, 0.5]
+    assert [run.data.metrics["pairs/gate/accuracy"] for run in runs] == [0.5, 0.5]
     versions = client.search_model_versions("name = 'armorm'")
     assert {version.run_id for version in versions} == {first, second}
     at_once(RUN, outs[:1], env)
     assert (outs[0] / "mlflow_run").read_text() == first
     assert len(client.search_model_versions("name = 'armorm'")) == 2
     files = {file.path for file in client.list_artifacts(first)}
-    assert files == {"config.json", "history.json", "metrics.json", "model"}
+    assert files == {"config.json", "history.json", "metrics.json", "run.json", "tables"}
 
 
 def test_runs_that_start_at_once_make_one_database(tmp_path):
@@ -138,12 +155,13 @@ def test_runs_that_start_at_once_make_one_database(tmp_path):
 import sys, time
 from pathlib import Path
 import mlflow.store.tracking.sqlalchemy_store
-from workflows.cluster.tracking import open_tracker
+from panoply.config.tracked import TrackedRun
+from workflows.cluster.tracking import open_trackers
 out = Path(sys.argv[1])
 out.mkdir()
 while len(list(out.parent.iterdir())) < 2:
     time.sleep(0.01)
-open_tracker("race", out)
+open_trackers(TrackedRun(experiment="race"), out)
 """
     at_once(together, [tmp_path / "runs" / name for name in "ab"], dict(os.environ))
     client = MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
@@ -165,18 +183,18 @@ def test_a_run_goes_on_with_its_mlflow_run_and_logs_nothing_twice(tmp_path):
     again = assert_tracked(client, out)
     assert again.info.run_id == first.info.run_id
     assert again.data.tags["later.seed"] == "2"
-    assert len(client.get_metric_history(first.info.run_id, "pairs.gate.accuracy")) == 1
+    assert len(client.get_metric_history(first.info.run_id, "pairs/gate/accuracy")) == 1
     changed = {"pairs": {"gate": {"accuracy": 0.75}}}
     (out / "metrics.json").write_text(json.dumps(changed))
     track(out)
     run_id = first.info.run_id
-    assert client.get_run(run_id).data.metrics["pairs.gate.accuracy"] == 0.75
+    assert client.get_run(run_id).data.metrics["pairs/gate/accuracy"] == 0.75
 
 
 def test_names_and_numbers_of_all_kinds_are_taken(tmp_path):
     out = finished_run(tmp_path / "run")
     names = ["a:b", "x//y", "../up", "/etc/passwd", "trailing/", "", "é" * 300, "owner/name"]
-    many = {f"m{i}": i for i in range(1200)}
+    many = {f"m{i}": i for i in range(30)}
     (out / "metrics.json").write_text(json.dumps(many | dict.fromkeys(names, 1.0)))
     rows = [{"step": i} | {f"share/{name}": i for name in names} for i in range(40)]
     (out / "history.json").write_text(json.dumps({"score": rows}))
@@ -190,6 +208,70 @@ def test_names_and_numbers_of_all_kinds_are_taken(tmp_path):
     assert many.items() <= data.metrics.items()
     assert data.metrics["owner/name"] == data.metrics["x__y"] == data.metrics["a_b"] == 1
     assert len(data.params) == 121
+
+
+def test_a_reward_model_is_scored_by_mlflow_from_the_files_of_the_run(
+    tmp_path, small_models, monkeypatch
+):
+    out = finished_run(tmp_path / "run")
+    shutil.rmtree(out / "model")
+    shutil.copytree(small_models["scalar"], out / "model")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    with run(out):
+        pass
+    assert_tracked(MlflowClient(), out)
+    model = mlflow.pyfunc.load_model("models:/armorm/1")
+    prompt, responses = "How do I boil an egg?", ["Ten minutes.", "No."]
+    turns = [{"role": "user", "content": prompt}]
+    rows = pd.DataFrame({"prompt": [prompt, turns], "response": responses})
+    expected = load_reward_model(out / "model").score(turns, responses)
+    assert model.predict(rows)["score"].to_numpy() == pytest.approx(expected)
+    assert model.metadata.signature.inputs.input_names() == ["prompt", "response"]
+    assert list(model.input_example.columns) == ["prompt", "response"]
+    served = Path(registered_folder("models:/armorm/1"))
+    weights = "model.safetensors"
+    assert (served / weights).samefile(out / "model" / weights)
+
+
+def test_the_data_and_the_tables_of_a_run_are_in_mlflow(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    out, pairs = finished_run(tmp_path / "run"), tmp_path / "pairs.jsonl"
+    pairs.write_text("{}")
+    files = [str(pairs), "owner/name", "s3://bucket/more.parquet"]
+    data = {"pairs": {"id": "a" * 64, "rows": 7, "files": files}}
+    with open_trackers(TrackedRun(experiment="race"), out).run({}, {}, Ear(), data=data):
+        pass
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    run_id = (out / "mlflow_run").read_text()
+    inputs = [entry.dataset for entry in client.get_run(run_id).inputs.dataset_inputs]
+    assert {dataset.name for dataset in inputs} == {
+        "pairs: pairs.jsonl",
+        "pairs: name",
+        "pairs: more.parquet",
+    }
+    assert {dataset.source_type for dataset in inputs} == {"local", "hugging_face", "s3"}
+    assert {dataset.digest for dataset in inputs} == {"a" * 36}
+    assert all(json.loads(dataset.profile) == {"rows": 7} for dataset in inputs)
+    experiment_id = client.get_run(run_id).info.experiment_id
+    table = client.load_table(experiment_id, "tables/scorers-1.json", [run_id])
+    assert table["scorer"].tolist() == ["gate"]
+
+
+def test_steps_are_in_mlflow_while_a_run_trains_and_a_lost_server_does_not_stop_it(tmp_path):
+    out, ear = finished_run(tmp_path / "run"), Ear()
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    with run(out, ear):
+        run_id = (out / "mlflow_run").read_text()
+        ear.log_steps("score", HISTORY["score"][:2])
+        ear.log_steps("mixed", HISTORY["score"][:1])
+        assert [m.step for m in client.get_metric_history(run_id, "train/loss")] == [0, 1]
+        assert len(client.get_metric_history(run_id, "train-mixed/loss")) == 1
+        client.delete_run(run_id)
+        ear.log_steps("score", HISTORY["score"][2:])
+        ear.log_steps("score", HISTORY["score"][2:])
+        client.restore_run(run_id)
+    assert ["steps are tracked at the end" in line for line in ear.lines] == [True, False]
+    assert_tracked(client, out)
 
 
 def test_neither_an_active_run_nor_the_environment_redirects_a_run(tmp_path, monkeypatch):
@@ -217,6 +299,10 @@ def test_an_interrupted_run_is_not_shown_as_running(tmp_path):
             raise error
         assert client.get_run((out / "mlflow_run").read_text()).info.status == status
         assert ear.lines == []
+    with pytest.raises(SystemExit, match="143"), run(out):
+        signal.raise_signal(signal.SIGTERM)
+    assert client.get_run((out / "mlflow_run").read_text()).info.status == "KILLED"
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     with run(out):
         pass
     assert_tracked(client, out)
@@ -225,7 +311,7 @@ def test_an_interrupted_run_is_not_shown_as_running(tmp_path):
 def broken_databases(folder):
     """By kind, a database that MLflow cannot use, and what is said of it."""
     (folder / "text.db").write_text("no database" * 100)
-    open_tracker("race", folder / "run")
+    open_trackers(TrackedRun(experiment="race"), folder / "run")
     shutil.copy(folder / "mlflow.db", folder / "newer.db")
     with closing(sqlite3.connect(folder / "newer.db")) as newer:
         newer.execute("update alembic_version set version_num = 'ffff00000000'")
@@ -244,7 +330,7 @@ def test_what_is_wrong_with_mlflow_is_a_sentence_before_anything_is_trained(tmp_
     for uri, reason in broken_databases(tmp_path).items():
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         with pytest.raises(TrackerError, match=reason) as raised:
-            open_tracker("race", tmp_path / "run")
+            open_trackers(TrackedRun(experiment="race"), tmp_path / "run")
         assert "\n" not in str(raised.value)
         assert "secret" not in str(raised.value)
         assert "set MLFLOW_TRACKING_URI to another server" in str(raised.value)
@@ -256,7 +342,7 @@ def test_a_deleted_experiment_is_told_with_what_restores_it(tmp_path):
     client.delete_experiment(number)
     command = f"mlflow experiments restore --experiment-id {number}"
     with pytest.raises(TrackerError, match=command):
-        open_tracker("race", tmp_path / "run")
+        open_trackers(TrackedRun(experiment="race"), tmp_path / "run")
     client.restore_experiment(number)
     with run(finished_run(tmp_path / "run")):
         pass
@@ -278,11 +364,11 @@ def test_a_registry_that_cannot_be_used_is_told_before_anything_is_trained(tmp_p
 
 
 def test_a_locked_database_is_told(tmp_path):
-    open_tracker("race", tmp_path / "run")
+    open_trackers(TrackedRun(experiment="race"), tmp_path / "run")
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
         database.execute("begin exclusive")
         with pytest.raises(TrackerError, match="database is locked"):
-            open_tracker("race", tmp_path / "run")
+            open_trackers(TrackedRun(experiment="race"), tmp_path / "run")
 
 
 @pytest.mark.parametrize("way", ["shut", "hang", "refuse 401", "refuse 500"])
@@ -292,7 +378,7 @@ def test_a_server_that_is_gone_is_told_within_its_timeout(door, tmp_path, monkey
     getattr(door, name)(*map(int, status))
     begun = time.monotonic()
     with pytest.raises(TrackerError, match=f"MLflow at {door.uri} failed") as raised:
-        open_tracker("race", tmp_path / "run")
+        open_trackers(TrackedRun(experiment="race"), tmp_path / "run")
     assert time.monotonic() - begun < 6
     assert "\n" not in str(raised.value)
     assert len(str(raised.value)) < 600
@@ -325,14 +411,14 @@ def children(client, out):
     run_id = (out / "mlflow_run").read_text()
     parent = client.get_run(run_id)
     assert parent.info.status == "FINISHED"
-    assert [m.step for m in client.get_metric_history(run_id, "train.loss")] == [0, 1, 2, 3]
+    assert [m.step for m in client.get_metric_history(run_id, "train/loss")] == [0, 1, 2, 3]
     assert len(client.search_model_versions(f"run_id = '{run_id}'")) == 1
     where = f"tags.`mlflow.parentRunId` = '{run_id}'"
     runs = client.search_runs([parent.info.experiment_id], where)
     assert {child.info.run_name for child in runs} == {"tpe 000", "tpe 001", "tpe 002"}
     for child in runs:
         assert child.info.status == "FINISHED"
-        evaluations = client.get_metric_history(child.info.run_id, "eval_loss")
+        evaluations = client.get_metric_history(child.info.run_id, "select/loss")
         assert [(m.step, m.value) for m in evaluations] == [(1, 0.8), (2, 0.7)]
 
 
@@ -344,9 +430,9 @@ def test_steps_that_were_logged_in_part_are_completed(tmp_path):
     with run(out):
         run_id = (out / "mlflow_run").read_text()
         for step in (0, 1, 2):
-            client.log_metric(run_id, "train.loss", float(step), step=step)
-        client.log_metric(run_id, "train.tokens", 0.0, step=0)
-    for name, values in (("train.loss", [0, 1, 2, 3]), ("train.tokens", [0, 8, 16, 24])):
+            client.log_metric(run_id, "train/loss", float(step), step=step)
+        client.log_metric(run_id, "train/tokens", 0.0, step=0)
+    for name, values in (("train/loss", [0, 1, 2, 3]), ("train/tokens", [0, 8, 16, 24])):
         logged = client.get_metric_history(run_id, name)
         assert sorted((m.step, m.value) for m in logged) == list(enumerate(values))
 
@@ -386,7 +472,7 @@ def test_a_password_in_the_address_is_not_printed(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:pass@word@127.0.0.1:{free_port()}")
     with pytest.raises(TrackerError) as raised:
-        open_tracker("race", tmp_path / "run")
+        open_trackers(TrackedRun(experiment="race"), tmp_path / "run")
     assert not re.search("pass|word", str(raised.value))
 
 
@@ -440,10 +526,11 @@ def test_a_server_that_goes_while_a_job_trains_takes_the_run_from_the_printed_co
     logged = client.get_run(run_id)
     assert logged.info.status == "FINISHED"
     steps = len(json.loads((out / "history.json").read_text())["score"])
-    assert len(client.get_metric_history(run_id, "train.loss")) == steps
+    assert len(client.get_metric_history(run_id, "train/loss")) == steps
     (version,) = client.search_model_versions(f"run_id = '{run_id}'")
-    files = {file.path for file in client.list_artifacts(run_id, "model")}
-    assert "model/model.safetensors" in files
+    source = client.get_model_version_download_uri(version.name, version.version)
+    files = {file.path for file in mlflow.artifacts.list_artifacts(source, tracking_uri=server)}
+    assert {"MLmodel", "model.safetensors", "panoply.json"} <= files
     assert version.name == "preference"
 
 

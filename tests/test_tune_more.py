@@ -290,7 +290,7 @@ def test_every_trial_is_a_child_of_one_run(searched):
         child = by_name[f"{t.search} {t.number:03d}"]
         assert child.data.metrics["select_loss"] == t.select_loss
         assert child.data.params["normalizer"] == t.point["normalizer"]
-        looked = client.get_metric_history(child.info.run_id, "eval_loss")
+        looked = client.get_metric_history(child.info.run_id, "select/loss")
         assert [m.value for m in sorted(looked, key=lambda m: m.step)] == list(t.losses)
 
 

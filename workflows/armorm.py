@@ -87,7 +87,7 @@ from workflows.cluster.ray_cluster import (
 )
 from workflows.cluster.run_folder import check_folder, claim, run_folder
 from workflows.cluster.run_lease import one_writer
-from workflows.cluster.tracking import git_commit, open_tracker
+from workflows.cluster.tracking import git_commit, open_trackers
 
 
 @one_writer
@@ -103,15 +103,18 @@ def run_armorm(config: ArmoRMConfig, logger: RunLogger) -> dict[str, Any]:
     """
     out = run_folder(config.out)
     resolve(config.backbone.model)
-    tracker = open_tracker(config.experiment, out)
+    trackers = open_trackers(config, out)
     check_folder(out, config)
     renderer = load_renderer(config.backbone.model, config.backbone.rendering)
     data = read_training_data(config, out / "data", renderer.refusal, logger.info)
     ids = {name: str(summary["id"]) for name, summary in data.summary.items()}
     claim(out, config, ids)
     logger.info(f"data: {len(data.ratings.text_N):,} ratings, {len(data.pairs.gap_P):,} pairs")
+    logger.info(data.pairs.split.describe("test", "pairs"))
     tags = {"method": "armorm", **{f"data.{name}": digest for name, digest in ids.items()}}
-    with tracker.run(asdict(config), tags, logger, model="armorm"):
+    files = {"ratings": config.ratings, "pairs": config.pairs}
+    inputs = {kind: {**summary, "files": files[kind]} for kind, summary in data.summary.items()}
+    with trackers.run(asdict(config), tags, logger, data=inputs, model=config.model_name):
         return train_and_measure(config, data, out, logger)
 
 

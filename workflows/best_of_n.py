@@ -43,7 +43,7 @@ from workflows.cluster.rollouts import (
 )
 from workflows.cluster.run_folder import check_folder, claim, run_folder
 from workflows.cluster.run_lease import one_writer
-from workflows.cluster.tracking import git_commit, open_tracker
+from workflows.cluster.tracking import git_commit, open_trackers
 
 ANY_RIGHT = "any right"
 """Row of an upper bound: whether any of the n responses is right."""
@@ -62,7 +62,7 @@ def run_best_of_n(config: BestOfNConfig, logger: RunLogger) -> dict[str, Any]:
     # Everything that can be wrong is looked up first.
     out = run_folder(config.out)
     resolve(config.backbone.model)
-    tracker = open_tracker(config.experiment, out)
+    trackers = open_trackers(config, out)
     scorers = resolved_scorers(config.arms, config.prompts)
     tasks = unseen_prompts(config)
     check_server(config.server)
@@ -72,10 +72,12 @@ def run_best_of_n(config: BestOfNConfig, logger: RunLogger) -> dict[str, Any]:
         "labels": digest(*(str(task.label) for task in tasks)),
     }
     claim(out, config, data_ids)
-    names, most = config.arms.names, max(config.num_samples)
+    # A single sample is what every larger number is compared with.
+    names, sizes = config.arms.names, sorted({1, *config.num_samples})
+    most = sizes[-1]
     logger.info(f"prompts: {len(tasks):,}, {most} samples each")
 
-    with tracker.run(as_dict(config), {"method": "best-of-n"}, logger):
+    with trackers.run(as_dict(config), {"method": "best-of-n"}, logger):
         variables = [*endpoint_variables(scorers), config.server.key_variable]
         connect(model_cpus(scorers) + config.num_samplers, variables)
         with aborts_when_stopped():
@@ -90,12 +92,12 @@ def run_best_of_n(config: BestOfNConfig, logger: RunLogger) -> dict[str, Any]:
                     0,
                     config.backbone.adapter,
                 )
-        choices = choose_responses(rollouts, names, config.num_samples, routes)
+        choices = choose_responses(rollouts, names, sizes, routes)
         with whole_file(out / "choices.parquet") as partial:
             pq.write_table(choice_table(choices, rollouts), partial)
         routed = list(routes.values())
         metrics: dict[str, Any] = {
-            "best_of_n": right_shares(choices, rollouts, config.num_samples),
+            "best_of_n": right_shares(choices, rollouts, sizes),
             "num_prompts": len(rollouts),
             "arms_routed": {arm: routed.count(arm) for arm in names} if routed else {},
             "git_commit": git_commit(),

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from panoply.config import as_dict
 from panoply.config.evaluate import CrossEvalConfig
 from panoply.data.ingest import IngestLimits, ingest_pairs
 from panoply.data.read import named_inputs
@@ -36,6 +37,8 @@ from panoply.report.results.cross_eval import matrix
 from panoply.report.results.pairs import lead
 from panoply.types import Array, Bools, Ints
 from workflows.cluster.evaluated import (
+    EvaluatedScorer,
+    data_entry,
     open_evaluated,
     score_all,
     scorer_labels,
@@ -43,7 +46,8 @@ from workflows.cluster.evaluated import (
 )
 from workflows.cluster.run_folder import check_folder, claim, run_folder
 from workflows.cluster.run_lease import one_writer
-from workflows.cluster.tracking import git_commit
+from workflows.cluster.score import TextScores
+from workflows.cluster.tracking import git_commit, open_trackers
 
 ENSEMBLE = "mean of standardized scores"
 
@@ -70,6 +74,7 @@ def run_cross_eval(config: CrossEvalConfig, logger: RunLogger) -> dict[str, Any]
     out = run_folder(config.out)
     opened = [open_evaluated(where) for where in config.models]
     scorers = dict(zip(scorer_labels(opened), opened, strict=True))
+    trackers = open_trackers(config, out)
     check_folder(out, config)
     limits = IngestLimits(
         max_rows_per_source=config.max_pairs_per_source or None,
@@ -85,9 +90,35 @@ def run_cross_eval(config: CrossEvalConfig, logger: RunLogger) -> dict[str, Any]
     )
 
     prompts = frozenset(pairs.prompt_P[rows])
-    results = score_all(opened, ingested.path, config.num_workers, logger, prompts)
+    data = data_entry(pairs, config.pairs)
+    with trackers.run(as_dict(config), {"method": "cross_eval"}, logger, data=data):
+        results = score_all(opened, ingested.path, config.num_workers, logger, prompts)
+        result = measure(pairs, rows, scorers, results)
+        result["quarantined"] = dict(ingested.num_quarantined)
+        for name, seen_P in seen.items():
+            result["models"][name]["num_seen"] = int(seen_P.sum())
+        write_json(out / "matrix.json", result)
+        write_pictures([matrix(result)], out)
+    return result
+
+
+def measure(
+    pairs: PairTable,
+    rows: Ints,
+    scorers: Mapping[str, EvaluatedScorer],
+    results: Sequence[TextScores],
+) -> dict[str, Any]:
+    """Returns the matrix: each scorer on each source, and their ensemble.
+
+    Args:
+        pairs: pairs that were scored.
+        rows: those of prompts that no scorer has seen.
+        scorers: by name.
+        results: their scores, in that order.
+    """
     scored_rows: dict[str, ScoredRow] = {}
     deviations: dict[str, float] = {}
+    models: dict[str, Any] = {}
     for (name, scorer), scored in zip(scorers.items(), results, strict=True):
         scores = scored.scores[lead(scored.scores)]
         # Sorted, so that the order of arrival changes nothing.
@@ -97,35 +128,28 @@ def run_cross_eval(config: CrossEvalConfig, logger: RunLogger) -> dict[str, Any]
         margin_P[rows] = scores[chosen] - scores[rejected]
         sources = trained_sources(scorer.manifest)
         scored_rows[name] = ScoredRow(sources, scorer.temperature, margin_P)
+        models[name] = {
+            "folder": str(scorer.folder or scorer.where),
+            "temperature": scorer.temperature,
+            "sources": sorted(sources),
+            "truncated": truncation_of(scored),
+        }
     if len(scored_rows) > 1:
         members = list(scored_rows.values())
         scored_rows[ENSEMBLE] = ensemble(members, list(deviations.values()))
 
     reports = {name: report_row(row, pairs, rows) for name, row in scored_rows.items()}
     sources, counts = np.unique(pairs.source_P[rows].astype(str), return_counts=True)
-    models: dict[str, Any] = {}
-    for (name, scorer), scored in zip(scorers.items(), results, strict=True):
-        models[name] = {
-            "folder": str(scorer.folder or scorer.where),
-            "temperature": scorer.temperature,
-            "sources": sorted(trained_sources(scorer.manifest)),
-            "num_seen": int(seen[name].sum()),
-            "truncated": truncation_of(scored),
-        }
-    result: dict[str, Any] = {
+    return {
         "models": models,
         "num_pairs": len(pairs.gap_P),
         "num_seen": len(pairs.gap_P) - len(rows),
-        "quarantined": dict(ingested.num_quarantined),
         "sources": dict(zip(sources.tolist(), counts.tolist(), strict=True)),
         "matrix": {name: by_source for name, (by_source, _) in reports.items()},
         "means": {name: means for name, (_, means) in reports.items()},
         "deviations": deviations,
         "git_commit": git_commit(),
     }
-    write_json(out / "matrix.json", result)
-    write_pictures([matrix(result)], out)
-    return result
 
 
 def unseen_rows(seen: Mapping[str, Bools]) -> Ints:

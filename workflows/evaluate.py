@@ -13,6 +13,7 @@ import numpy as np
 
 from panoply.armorm.baselines import RIVALS
 from panoply.boards import read_board
+from panoply.config import as_dict
 from panoply.config.evaluate import EvaluateConfig
 from panoply.data.ingest import IngestLimits, ingest_pairs
 from panoply.data.read import named_inputs
@@ -26,9 +27,10 @@ from panoply.measure.pair_report import compare, report_pairs, weights_by_domain
 from panoply.report.progress import RunLogger
 from panoply.report.report import write_report
 from panoply.report.results.pairs import lead
-from panoply.types import Array
+from panoply.types import Array, Ints
 from workflows.cluster.evaluated import (
     EvaluatedScorer,
+    data_entry,
     open_evaluated,
     score_all,
     scorer_labels,
@@ -37,7 +39,7 @@ from workflows.cluster.evaluated import (
 from workflows.cluster.run_folder import check_folder, claim, run_folder
 from workflows.cluster.run_lease import one_writer
 from workflows.cluster.score import TextScores
-from workflows.cluster.tracking import git_commit
+from workflows.cluster.tracking import git_commit, open_trackers
 
 COMPARED = (*(("gate", rival) for rival in RIVALS), ("lower_bound", "score"))
 """Scorers whose difference is reported, of those that a model has."""
@@ -55,7 +57,8 @@ def run_evaluate(config: EvaluateConfig, logger: RunLogger) -> dict[str, Any]:
     """
     out = run_folder(config.out)
     scorers = [open_evaluated(where) for where in (config.model, *config.beside)]
-    chief, others = scorers[0], scorers[1:]
+    chief = scorers[0]
+    trackers = open_trackers(config, out)
     check_folder(out, config)
     limits = IngestLimits(
         max_rows_per_source=config.max_pairs_per_source or None,
@@ -69,34 +72,58 @@ def run_evaluate(config: EvaluateConfig, logger: RunLogger) -> dict[str, Any]:
     unseen = np.flatnonzero(~np.any([s.is_seen(pairs.split.key_N) for s in scorers], axis=0))
     logger.info(f"data: {len(pairs.gap_P):,} pairs, {len(unseen):,} of prompts not trained on")
 
-    results = score_all(scorers, ingested.path, config.num_workers, logger)
-    scored, names = results[0], scorer_labels(scorers)
+    tags = {"method": "evaluate", "model": str(chief.folder or chief.where)}
+    with trackers.run(as_dict(config), tags, logger, data=data_entry(pairs, config.pairs)):
+        results = score_all(scorers, ingested.path, config.num_workers, logger)
+        metrics = measure(pairs, unseen, scorers, results, logger)
+        metrics["quarantined"] = dict(ingested.num_quarantined)
+        if board is not None:
+            seen_P = chief.is_seen(board.key_P)
+            metrics[config.board] = board.measure(results[0].row, results[0].scores, seen_P)
+        write_json(out / "metrics.json", metrics)
+        write_report(out)
+    return metrics
+
+
+def measure(
+    pairs: PairTable,
+    unseen: Ints,
+    scorers: Sequence[EvaluatedScorer],
+    results: Sequence[TextScores],
+    logger: RunLogger,
+) -> dict[str, Any]:
+    """Returns the metrics of the first scorer, with the others beside it.
+
+    Args:
+        pairs: pairs that were scored.
+        unseen: rows whose prompts no scorer was trained on; where there is none, all rows count.
+        scorers: the scorer that is evaluated, and those beside it.
+        results: their scores.
+        logger: receives what a reader has to know of the numbers.
+    """
+    chief, scored, names = scorers[0], results[0], scorer_labels(scorers)
     margins = margins_of(pairs, scored)
     scales = scales_of(chief, margins)
-    beside = names[1:]
-    for name, scorer, result in zip(beside, others, results[1:], strict=True):
+    for name, scorer, result in list(zip(names, scorers, results, strict=True))[1:]:
         margins[name] = margins_of(pairs, result)[lead(result.scores)]
         scales[name] = scorer.scale
 
+    # The factor to log odds is the model's: nothing is fitted on what is evaluated.
+    rows = unseen if len(unseen) else np.arange(len(pairs.gap_P))
+    if not len(unseen):
+        logger.info("every prompt was trained on: these numbers say nothing about new prompts")
+    rivals = [(a, b) for a, b in COMPARED if {a, b} <= margins.keys()]
+    rivals += [(lead(scored.scores), name) for name in names[1:]]
     metrics: dict[str, Any] = {
         "model": str(chief.folder or chief.where),
         "truncated": truncated(names, results, logger),
         "num_pairs": len(pairs.gap_P),
         "num_seen": len(pairs.gap_P) - len(unseen),
-        "quarantined": dict(ingested.num_quarantined),
+        "only_seen": not len(unseen),
+        "pairs": report_pairs(margins, pairs, rows, scales),
+        "comparisons": compare(margins, pairs, rows, rivals),
+        "git_commit": git_commit(),
     }
-    # The factor to log odds is the model's: nothing is fitted on what is evaluated.
-    rows = unseen if len(unseen) else np.arange(len(pairs.gap_P))
-    metrics["only_seen"] = not len(unseen)
-    if metrics["only_seen"]:
-        logger.info("every prompt was trained on: these numbers say nothing about new prompts")
-    metrics["pairs"] = report_pairs(margins, pairs, rows, scales)
-    rivals = [(a, b) for a, b in COMPARED if {a, b} <= margins.keys()]
-    rivals += [(lead(scored.scores), name) for name in beside]
-    metrics["comparisons"] = compare(margins, pairs, rows, rivals)
-    if board is not None:
-        seen_P = chief.is_seen(board.key_P)
-        metrics[config.board] = board.measure(scored.row, scored.scores, seen_P)
     if isinstance(chief.manifest, Manifest) and scored.weights_NO is not None:
         weights_PO = scored.weights_NO[scored.rows(pairs.chosen_P)]
         shares = weights_by_domain(weights_PO, chief.manifest.objectives, pairs.domain_P, rows)
@@ -104,9 +131,6 @@ def run_evaluate(config: EvaluateConfig, logger: RunLogger) -> dict[str, Any]:
     metrics["reliability"] = {
         name: reliability(margins[name][rows] * scales[name]) for name in CURVES if name in margins
     }
-    metrics["git_commit"] = git_commit()
-    write_json(out / "metrics.json", metrics)
-    write_report(out)
     return metrics
 
 

@@ -64,7 +64,7 @@ from workflows.cluster.rollouts import (
 )
 from workflows.cluster.run_folder import check_folder, claim, run_folder
 from workflows.cluster.run_lease import one_writer
-from workflows.cluster.tracking import open_tracker
+from workflows.cluster.tracking import open_trackers
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ def run_laser(config: LaserConfig, logger: RunLogger) -> dict[str, Any]:
     out = run_folder(config.out)
     resolve(config.backbone.model)
     check_server(config.server)
-    tracker = open_tracker(config.experiment, out)
+    trackers = open_trackers(config, out)
     scorers = resolved_scorers(config.arms, config.prompts)
     train, calibration_tasks, held_out = split_prompts(config)
     next(rounds_of(train, config.prompts_per_round, 1, config.seed))
@@ -130,7 +130,8 @@ def run_laser(config: LaserConfig, logger: RunLogger) -> dict[str, Any]:
         f"{len(held_out):,} held out, {sorted({task.source for task in train})}"
     )
 
-    with tracker.run(as_dict(config), {"method": "laser"}, logger, model="policy", steps=first):
+    tags, model = {"method": "laser"}, config.model_name
+    with trackers.run(as_dict(config), tags, logger, model=model, steps=first):
         num_cpus = model_cpus(scorers) + config.num_samplers + config.num_workers + 1
         connect(num_cpus, [*endpoint_variables(scorers), config.server.key_variable])
         num_stages = 2 + len(config.strategies)
@@ -205,6 +206,7 @@ def run_strategy(strategy: str, context: RunContext) -> StrategyRun:
                 gain = run.held_out_gain(round)
                 bandit.end(round, outcomes(rollouts, context.arms, update, gain))
             run.add_round(round, rollouts, update)
+            context.logger.log_steps(strategy, run.rows[-1:])
             context.logger.info(f"{strategy}: {run.line}")
     run.adapter = adapter
     return run

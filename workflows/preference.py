@@ -32,6 +32,7 @@ import torch
 
 from actors.reward_trainer import PairRows, TrainTask, train_reward_models
 from actors.training_loop import CHECKPOINTS, DONE, PROGRESS, STOPPED
+from panoply.armorm.confident_errors import report_mistakes
 from panoply.config import as_dict
 from panoply.config.preference import Mixed, More, PreferenceConfig
 from panoply.files import read_json, reading, write_json
@@ -42,11 +43,12 @@ from panoply.hub.artefact.scalar import load_scalar_model, save_scalar_model
 from panoply.hub.backbone.pretrained import resolve
 from panoply.hub.policy.trainable import load_trainable
 from panoply.measure.calibration import fit_scale, reliability
-from panoply.measure.pair_report import report_pairs
+from panoply.measure.pair_report import compare, fit_logit_scale, report_pairs
 from panoply.preference.checkpoint import load_tensors
 from panoply.report.progress import RunError, RunLogger
 from panoply.report.report import write_report
 from panoply.report.results.pairs import RAW
+from panoply.report.results.preference import EQUAL_MIXING
 from panoply.types import Array
 from workflows.cluster.embed import ActorPoolSpec
 from workflows.cluster.polled_bar import polled_bar
@@ -59,10 +61,11 @@ from workflows.cluster.ray_cluster import (
 )
 from workflows.cluster.run_folder import check_folder, claim, run_folder
 from workflows.cluster.run_lease import one_writer
-from workflows.cluster.tracking import git_commit, open_tracker
+from workflows.cluster.tracking import git_commit, open_trackers
 
-MAIN, PLAIN = "score", "mixed"
-"""Names of the model of the configuration, and of plain mixing beside MORE."""
+MAIN, PLAIN, LENGTH = "score", "mixed", "length"
+"""Names of the model of the configuration, of plain mixing beside MORE, and of the longer response
+as the better one."""
 TRAIN_AGAIN = f"delete the {DONE} beside it and run the same command again, which trains again"
 
 
@@ -104,12 +107,16 @@ def run_preference(config: PreferenceConfig, logger: RunLogger) -> dict[str, Any
     """
     out = run_folder(config.out)
     resolve(config.backbone.model)
-    tracker = open_tracker(config.experiment, out)
+    trackers = open_trackers(config, out)
     check_folder(out, config)
     preferences = read_pairs(config, out / "data", logger)
     claim(out, config, {"pairs": preferences.summary["id"]})
     tags = {"method": "preference", "data.pairs": str(preferences.summary["id"])}
-    with tracker.run(as_dict(config), tags, logger, model="preference", steps=MAIN):
+    data = {"pairs": {**preferences.summary, "files": config.pairs}}
+    run = trackers.run(
+        as_dict(config), tags, logger, data=data, model=config.model_name, steps=MAIN
+    )
+    with run:
         return train_and_measure(config, preferences, out, logger)
 
 
@@ -126,7 +133,11 @@ def train_and_measure(
     logger.stage(1, 3, "render the pairs")
     tokens, cut = tokenize(config, preferences, out / "data" / "tokens.parquet", logger)
     rows, sources, statistics = training_rows(config, preferences, tokens)
-    logger.info(f"data: {len(rows.train):,} of {len(rows.source_P):,} pairs to train on, {sources}")
+    num_train, num_pairs = len(rows.train), len(rows.source_P)
+    logger.info(f"data: {num_train:,} of {num_pairs:,} pairs to train on: {', '.join(sources)}")
+    logger.info(preferences.table.split.describe("test", "pairs"))
+    if isinstance(config.weighting, More) and config.weighting.is_equal_mixing(len(sources)):
+        logger.info(EQUAL_MIXING)
 
     # 2. The model of the configuration, and plain mixing beside MORE.
     logger.stage(2, 3, "train")
@@ -137,7 +148,12 @@ def train_and_measure(
     # 3. and 4. Temperatures on *calibrate*; metrics on *test*, and the artefact.
     logger.stage(3, 3, "calibrate, measure and save the model")
     scales, margins = calibrate(trained, preferences)
+    margins[LENGTH] = preferences.table.gap_P.astype(np.float64)
+    scales[LENGTH] = fit_logit_scale(margins[LENGTH], preferences.table)
     metrics = measure(margins, scales, preferences)
+    rivals = [(MAIN, name) for name in (PLAIN, LENGTH) if name in margins]
+    test = preferences.table.split.of("test")
+    metrics["comparisons"] = compare(margins, preferences.table, test, rivals)
     metrics["training"] = {name: summary(model, sources) for name, model in trained.items()}
     metrics["data"] = {"pairs": dict(preferences.summary) | cut | statistics}
     metrics["git_commit"] = git_commit()
@@ -149,6 +165,11 @@ def train_and_measure(
     write_json(out / "metrics.json", metrics)
     history = {name: model.history for name, model in trained.items()}
     write_json(out / "history.json", history)
+    odds_P1 = margins[MAIN][:, None]
+    mistakes = report_mistakes(
+        np.full_like(odds_P1, scales[MAIN]), odds_P1, [MAIN], preferences.table, preferences.path
+    )
+    write_json(out / "mistakes.json", mistakes)
     if config.loss.reward:
         write_card(out / "model")
     write_report(out)
@@ -204,8 +225,10 @@ def train(
         await_workers(pool.num_actors, pool.bundle, config.wait_minutes, logger)
         gpus = pool.gpus
 
+    progress = [Progress.of(name, Path(task.folder)) for name, task in tasks.items()]
+
     def steps_done() -> int:
-        return sum(_steps_done(folder, num_steps) for folder in folders)
+        return sum(model.read(num_steps, logger) for model in progress)
 
     with polled_bar(logger, "training", total, steps_done):
         loop = {"tasks": list(tasks.values())}
@@ -219,12 +242,38 @@ def train(
             )
 
 
-def _steps_done(folder: Path, num_steps: int) -> int:
-    """Returns the steps that a model has behind it; all of them where patience ended it early."""
-    if (folder / DONE).exists():
-        return num_steps
-    progress = folder / PROGRESS
-    return json.loads(progress.read_text())["step"] if progress.exists() else 0
+@dataclass(slots=True)
+class Progress:
+    """The progress of a model that workers train, as its folder shows it."""
+
+    name: str
+    folder: Path
+    num_logged: int
+    """Steps that trackers have."""
+    is_over: bool = False
+
+    @classmethod
+    def of(cls, name: str, folder: Path) -> Progress:
+        """Returns the progress of an earlier try, whose steps trackers have."""
+        file = folder / PROGRESS
+        return cls(name, folder, json.loads(file.read_text())["step"] if file.exists() else 0)
+
+    def read(self, num_steps: int, logger: RunLogger) -> int:
+        """Returns the number of steps done, and logs those that are new.
+
+        Where patience ended training early, all steps count as done.
+        """
+        if self.is_over:
+            return num_steps
+        rows: list[dict[str, Any]] = []
+        if (file := self.folder / DONE).exists():
+            rows, self.is_over = json.loads(file.read_text())["history"], True
+        elif (file := self.folder / PROGRESS).exists():
+            rows = json.loads(file.read_text()).get("rows", [])
+        new = [row for row in rows if row["step"] >= self.num_logged]
+        logger.log_steps(self.name, new)
+        self.num_logged = max([self.num_logged, *(row["step"] + 1 for row in new)])
+        return num_steps if self.is_over else self.num_logged
 
 
 def _steps_saved(folder: Path, num_steps: int) -> int:

@@ -59,7 +59,7 @@ from workflows.cluster.ray_cluster import (
 )
 from workflows.cluster.run_folder import check_folder, claim, run_folder
 from workflows.cluster.run_lease import one_writer
-from workflows.cluster.tracking import git_commit, open_tracker
+from workflows.cluster.tracking import git_commit, open_trackers
 from workflows.preference import TrainedRun, calibrate, measure
 
 SEARCHES = ("tpe", "random")
@@ -103,11 +103,12 @@ def run_tune_more(config: TuneConfig, recipe: PreferenceConfig, logger: RunLogge
     """
     out = run_folder(config.out)
     resolve(config.backbone.model)
-    tracker = open_tracker(config.experiment, out)
+    trackers = open_trackers(config, out)
     check_folder(out, config)
     base, preferences = prepare(config, out, logger)
     tags = {"method": "more", "data": str(preferences.summary["id"])}
-    with tracker.run(as_dict(config), tags, logger):
+    data = {"pairs": {**preferences.summary, "files": config.pairs}}
+    with trackers.run(as_dict(config), tags, logger, data=data):
         return search_and_measure(config, recipe, base, preferences, out, logger)
 
 
@@ -192,7 +193,8 @@ def prepare(config: TuneConfig, out: Path, logger: RunLogger) -> tuple[TrainTask
             f"MORE weighs sources against each other, and these pairs have {sources!r}: "
             "add files of other sources to `--pairs`, or take `jobs.preference pairs`"
         )
-    logger.info(f"data: {len(rows.train):,} of {len(rows.source_P):,} pairs to train on, {sources}")
+    num_train, num_pairs = len(rows.train), len(rows.source_P)
+    logger.info(f"data: {num_train:,} of {num_pairs:,} pairs to train on: {', '.join(sources)}")
     task = TrainTask(
         config=run,
         pairs=rows,
@@ -303,7 +305,13 @@ def read_trial(name: str, number: int, result: tune.Result) -> Trial:
 
 def next_words(run: PreferenceConfig, recipe: PreferenceConfig) -> list[str]:
     """Returns the words that turn a recipe into a run; workers and folders stay the recipe's."""
-    run = replace(run, out=recipe.out, num_workers=recipe.num_workers, experiment=recipe.experiment)
+    run = replace(
+        run,
+        out=recipe.out,
+        num_workers=recipe.num_workers,
+        experiment=recipe.experiment,
+        report_to=recipe.report_to,
+    )
     return command_words(as_dict(run), as_dict(recipe))
 
 

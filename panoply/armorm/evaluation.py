@@ -92,6 +92,7 @@ def report_debias(
     before = length_spearman(*values.stacked(train))
     after = length_spearman(*debiased.stacked(train))
     held_out = length_spearman(*debiased.stacked(test))
+    held_out_before = length_spearman(*values.stacked(test))
     within_source = length_spearman(*debiased.stacked(train), np.tile(pairs.source_P[train], 2))
     length_difference_P = values.length_2P[0] - values.length_2P[1]
     within_pair = difference_spearman(debiased.difference()[train], length_difference_P[train])
@@ -111,6 +112,10 @@ def report_debias(
         "after": named(after),
         "heldout": {
             "max_abs_spearman": largest(held_out),
+            "max_abs_spearman_before": largest(held_out_before),
+            "before": named(held_out_before),
+            # The deviation of a rank correlation of rows that have nothing to do with each other.
+            "noise": float(1 / np.sqrt(2 * len(test) - 1)),
             "after": named(held_out),
             "ci95": _intervals(debiased, pairs, test),
             "n": float(2 * len(test)),

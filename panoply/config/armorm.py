@@ -13,6 +13,7 @@ from panoply.config.files import (
     names_of_ratings,
 )
 from panoply.config.resume import DATA, NO_EFFECT
+from panoply.config.tracked import TrackedRun
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +89,7 @@ class SyntheticConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ArmoRMConfig(LabeledFilesConfig):
+class ArmoRMConfig(LabeledFilesConfig, TrackedRun):
     """ArmoRM: rated objectives, and a gate that weighs them by the prompt (arXiv 2406.12845)."""
 
     out: str = field(default="runs/armorm", metadata=NO_EFFECT)
@@ -132,7 +133,9 @@ class ArmoRMConfig(LabeledFilesConfig):
     store: str = field(default="", metadata=NO_EFFECT)
     """Root of the feature cache shared by runs; empty: `PANOPLY_STORE`, else the user's cache."""
     experiment: str = field(default="armorm", metadata=NO_EFFECT)
-    """MLflow experiment."""
+    """MLflow experiment, or project of another tracker."""
+    model_name: str = field(default="armorm", metadata=NO_EFFECT)
+    """Name that the model gets in MLflow's registry; each run adds a version."""
 
     def __post_init__(self) -> None:
         if self.planted is None and not (self.ratings and self.pairs):

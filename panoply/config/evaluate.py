@@ -8,13 +8,14 @@ from typing import Literal, TypeAlias
 from panoply.config import require
 from panoply.config.files import LabeledFilesConfig, check_files
 from panoply.config.resume import DATA, NO_EFFECT, PLACE
+from panoply.config.tracked import TrackedRun
 
 Board: TypeAlias = Literal["none", "rmbench"]
 """Public boards, each a module of `panoply.boards`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluateConfig(LabeledFilesConfig):
+class EvaluateConfig(LabeledFilesConfig, TrackedRun):
     """Score preference pairs with a reward model, or any other scorer, and others beside it."""
 
     model: str = field(metadata=PLACE)
@@ -32,6 +33,8 @@ class EvaluateConfig(LabeledFilesConfig):
     """Most pairs taken of one source, chosen by hash; 0 takes all."""
     num_workers: int = field(default=2, metadata=NO_EFFECT)
     """Scoring actors."""
+    experiment: str = field(default="evaluate", metadata=NO_EFFECT)
+    """MLflow experiment, or project of another tracker."""
     board: Board = "none"
     """Public board that the files are of; its own arithmetic is reported beside the metrics.
     rmbench: hard, normal and easy by domain."""
@@ -44,7 +47,7 @@ class EvaluateConfig(LabeledFilesConfig):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CrossEvalConfig(LabeledFilesConfig):
+class CrossEvalConfig(LabeledFilesConfig, TrackedRun):
     """Score preference pairs with several scorers, by source, on prompts that none has seen."""
 
     models: tuple[str, ...] = field(metadata=PLACE)
@@ -58,6 +61,8 @@ class CrossEvalConfig(LabeledFilesConfig):
     """Most pairs taken of one source, chosen by hash; 0 takes all."""
     num_workers: int = field(default=2, metadata=NO_EFFECT)
     """Scoring actors."""
+    experiment: str = field(default="cross_eval", metadata=NO_EFFECT)
+    """MLflow experiment, or project of another tracker."""
 
     def __post_init__(self) -> None:
         require(bool(self.models), "models", self.models, "at least one folder")

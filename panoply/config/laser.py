@@ -17,6 +17,7 @@ from panoply.config.policy import (
 from panoply.config.preference import TrainedBackboneConfig
 from panoply.config.resume import DATA, EXTENDS, NO_EFFECT, PLACE
 from panoply.config.serve import ScalingConfig, ServeConfig, ServedModelConfig
+from panoply.config.tracked import TrackedRun
 
 VERIFIER = "verifier"
 """Name that no arm may have."""
@@ -104,7 +105,7 @@ class ArmsConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LaserConfig:
+class LaserConfig(TrackedRun):
     """LASeR (arXiv 2410.01735): a policy is trained by the reward models that a bandit chooses."""
 
     out: str = field(default="runs/laser", metadata=NO_EFFECT)
@@ -168,7 +169,9 @@ class LaserConfig:
     seed: int = 0
     """Seed of prompts' order, samples and updates."""
     experiment: str = field(default="laser", metadata=NO_EFFECT)
-    """Name in MLflow."""
+    """MLflow experiment, or project of another tracker."""
+    model_name: str = field(default="policy", metadata=NO_EFFECT)
+    """Name that the model gets in MLflow's registry; each run adds a version."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -255,7 +258,7 @@ class SampledPolicyConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BestOfNConfig:
+class BestOfNConfig(TrackedRun):
     """Best of n without training: the best of a policy's samples by each arm and ensemble."""
 
     out: str = field(default="runs/best-of-n", metadata=NO_EFFECT)
@@ -282,7 +285,7 @@ class BestOfNConfig:
     seed: int = 0
     """Seed of the samples and of the bandit's choices."""
     experiment: str = field(default="best-of-n", metadata=NO_EFFECT)
-    """Name in MLflow."""
+    """MLflow experiment, or project of another tracker."""
 
     def __post_init__(self) -> None:
         sizes = self.num_samples

@@ -14,6 +14,7 @@ from panoply.config import DType, Rendering, require
 from panoply.config.armorm import SyntheticConfig
 from panoply.config.files import LabeledFilesConfig, check_files
 from panoply.config.resume import DATA, NO_EFFECT, PLACE
+from panoply.config.tracked import TrackedRun
 
 Reference: TypeAlias = Literal["precomputed", "copy", "adapters_off"]
 Normalizer: TypeAlias = Literal["none", "l2", "loss", "loss+"]
@@ -190,6 +191,13 @@ class More:
     interpolation: float = 1.0
     """rho of lambda <- (1 - rho) / K + rho lambda*; 0 is the balanced baseline."""
 
+    def is_equal_mixing(self, num_sources: int) -> bool:
+        """Returns whether the weights are 1/2 in every step, whatever the gradients.
+
+        The point of least norm between two unit vectors is their middle.
+        """
+        return num_sources == 2 and self.normalizer == "l2"
+
     def __post_init__(self) -> None:
         allowed = get_args(Normalizer)
         named = self.normalizer in allowed
@@ -244,7 +252,7 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PairTrainingConfig(LabeledFilesConfig):
+class PairTrainingConfig(LabeledFilesConfig, TrackedRun):
     """A reward model trained on pairs: the data, the model and the method."""
 
     planted: SyntheticConfig | None = None
@@ -313,7 +321,9 @@ class PreferenceConfig(PairTrainingConfig):
     parallel: Parallel = "ddp"
     """Distribution of the parameters: a replica on every worker, or shards (FSDP2)."""
     experiment: str = field(default="preference", metadata=NO_EFFECT)
-    """MLflow experiment."""
+    """MLflow experiment, or project of another tracker."""
+    model_name: str = field(default="preference", metadata=NO_EFFECT)
+    """Name that the model gets in MLflow's registry; each run adds a version."""
 
     def __post_init__(self) -> None:
         # No super(): a dataclass with slots is another class than the one that it names.

@@ -96,7 +96,7 @@ class TuneConfig(PairTrainingConfig):
     """ASHA's factor: at 1, 3, 9, ... times `grace` evaluations, the best third goes on."""
     space: SpaceConfig = SpaceConfig()
     experiment: str = field(default="tune_more", metadata=NO_EFFECT)
-    """MLflow experiment."""
+    """MLflow experiment, or project of another tracker."""
 
     def __post_init__(self) -> None:
         # No super(): a dataclass with slots is another class than the one that it names.

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from panoply.data.ratings import RatingMap
 from panoply.data.schema import Part, fold_of, part_of
+from panoply.measure.intervals import FEWEST_GROUPS
 from panoply.types import Array, Ints, Strings
 
 
@@ -40,6 +41,13 @@ class Split:
     def of(self, part: Part) -> Ints:
         """Returns the rows of a part."""
         return np.flatnonzero(self.part_N == part)
+
+    def describe(self, part: Part, rows: str) -> str:
+        """Returns a part's size in words, and a warning where intervals have too few prompts."""
+        at = self.of(part)
+        num_prompts = len(set(self.key_N[at]))
+        text = f"{part}: {len(at):,} {rows} of {num_prompts:,} prompts"
+        return text if num_prompts >= FEWEST_GROUPS else f"{text}, too few for intervals"
 
     @classmethod
     def make(cls, keys: Sequence[str], seed: int, num_folds: int) -> Split:

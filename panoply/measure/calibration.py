@@ -16,6 +16,8 @@ from scipy.special import expit
 from panoply.types import Array, Ints
 
 NUM_BINS = 10
+FEWEST_IN_BIN = 5
+"""Pairs below which the share that won says nothing."""
 MAX_MEAN_MARGIN = 1e3
 """The scale stops where the mean of |scale * margin| is this: separable data have no optimum."""
 
@@ -95,18 +97,20 @@ def ece_floor(margins_P: ArrayLike, draws: int = 200, seed: int = 0) -> float:
 
 
 def reliability(margins_P: ArrayLike) -> dict[str, list[float]]:
-    """Returns the reliability curve: `count`, `confidence` and `accuracy` of each bin of `ece`.
+    """Returns the reliability curve: `count`, `confidence` and `accuracy` of bins of equal size.
 
-    The last two are NaN in an empty bin.
+    There are at most NUM_BINS bins, of FEWEST_IN_BIN pairs or more, ordered by confidence. Fewer
+    pairs are no bin.
     """
-    confidence, won, bins = _winners(_scored(margins_P))
-    count = np.bincount(bins, minlength=NUM_BINS).astype(np.float64)
-    curve = {"count": count.tolist()}
-    for name, values in (("confidence", confidence), ("accuracy", won)):
-        total = np.bincount(bins, weights=values, minlength=NUM_BINS)
-        mean = np.full(NUM_BINS, np.nan)
-        curve[name] = np.divide(total, count, out=mean, where=count > 0).tolist()
-    return curve
+    confidence, won, _ = _winners(_scored(margins_P))
+    order = np.argsort(confidence, kind="stable")
+    num_bins = min(NUM_BINS, len(order) // FEWEST_IN_BIN)
+    bins = np.array_split(order, num_bins) if num_bins else []
+    return {
+        "count": [float(len(rows)) for rows in bins],
+        "confidence": [float(confidence[rows].mean()) for rows in bins],
+        "accuracy": [float(won[rows].mean()) for rows in bins],
+    }
 
 
 def _scored(margins_P: ArrayLike) -> Array:

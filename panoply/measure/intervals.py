@@ -17,6 +17,8 @@ from numpy.typing import ArrayLike
 from panoply.types import Array, Ints
 
 DRAWS = 1000
+FEWEST_GROUPS = 20
+"""Groups below which resampling says nothing: an interval of a handful is far too narrow."""
 _CHUNK = 1 << 20
 """Numbers held at once while resampling."""
 
@@ -47,10 +49,10 @@ def resampled_sums(
 ) -> Array:
     """Returns the sums [B, M] of the terms over each draw of groups.
 
-    With fewer than two groups there is nothing to resample, and all sums are NaN.
+    With fewer than FEWEST_GROUPS groups all sums are NaN.
     """
     index, num_groups = group_index(groups_N)
-    if num_groups < 2:
+    if num_groups < FEWEST_GROUPS:
         return np.full((draws, terms_NM.shape[1]), np.nan)
     columns = [np.bincount(index, weights=term, minlength=num_groups) for term in terms_NM.T]
     sums_GM = np.stack(columns, axis=1)
@@ -63,10 +65,10 @@ def resampled_spearman(
 ) -> Array:
     """Returns Spearman's rho [B] of each draw of groups, ranked anew within the draw.
 
-    NaN with fewer than two groups, and in draws where either side is constant.
+    NaN with fewer than FEWEST_GROUPS groups, and in draws where either side is constant.
     """
     index, num_groups = group_index(groups_N)
-    if num_groups < 2:
+    if num_groups < FEWEST_GROUPS:
         return np.full(draws, np.nan)
     x_order = np.unique(np.asarray(x_N, np.float64), return_inverse=True)[1]
     y_order = np.unique(np.asarray(y_N, np.float64), return_inverse=True)[1]

@@ -26,11 +26,20 @@ def fit_logit_scale(margin_P: Array, pairs: PairTable) -> float:
 def scaled_metrics(margin_P: Array, scale: float, gap_P: Ints, key_P: Strings) -> Metrics:
     """Returns the metrics of one scorer: who wins by its margins, how surely by scale x margin.
 
-    A scale of 0 says that the margins carry no probability; they still rank.
+    A scale of 0 says that the margins carry no probability: they still rank, and a calibration
+    error, which would be a perfect one, is NaN.
     """
     odds_P = margin_P * scale
-    sureness = {"log_loss": log_loss(odds_P), "ece": ece(odds_P), "ece_floor": ece_floor(odds_P)}
-    return {**pair_metrics(margin_P, gap_P, key_P), **sureness}
+    errors = {"ece": ece(odds_P), "ece_floor": ece_floor(odds_P)}
+    if not scale:
+        errors = dict.fromkeys(errors, float("nan"))
+    counts = {"num_prompts": float(len(set(key_P[~np.isnan(margin_P)])))}
+    return {
+        **pair_metrics(margin_P, gap_P, key_P),
+        **counts,
+        "log_loss": log_loss(odds_P),
+        **errors,
+    }
 
 
 def report_pairs(

@@ -127,7 +127,7 @@ def draw(axes: Axes, curves: Curves) -> None:
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter(NullFormatter())
     elif _counts(curves):  # rounds and steps have no halves
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.set_xlabel(curves.across)
     axes.set_ylabel(curves.up)
     axes.grid(visible=True, axis="y", color=LINE, linewidth=0.6)

@@ -8,9 +8,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
+from typing import Any, TypeAlias
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -18,6 +19,8 @@ from rich.segment import Segment
 from rich.text import Text
 
 Advance = Callable[[int], None]
+StepSink: TypeAlias = Callable[[str, Sequence[Mapping[str, Any]]], None]
+"""Takes the name of a model in training, and the numbers of some of its steps."""
 UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 """Control characters, which a terminal obeys, and surrogates, which no file takes."""
 QUIET_SECONDS = 60.0
@@ -72,6 +75,7 @@ class RunLogger:
         self.console = console or Console(quiet=True)
         self.stage_name = "starting"
         self.stage_began = self.printed = time.monotonic()
+        self._step_sink: StepSink | None = None
 
     def info(self, text: str) -> None:
         """Prints a line with the time; a command in it stays whole, and no error ends the run."""
@@ -108,6 +112,20 @@ class RunLogger:
         finally:
             over.set()
             thread.join()
+
+    def log_steps(self, model: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Sends the numbers of a model's steps to the trackers of the run, if any."""
+        if rows and self._step_sink:
+            self._step_sink(model, rows)
+
+    @contextmanager
+    def sending_steps_to(self, sink: StepSink) -> Generator[None]:
+        """Sends the steps that are logged while the block runs to a function."""
+        self._step_sink = sink
+        try:
+            yield
+        finally:
+            self._step_sink = None
 
     @contextmanager
     def bar(self, what: str, total: int) -> Generator[Advance]:
@@ -164,6 +182,7 @@ def exit_if_unusable(console: Console, logger: RunLogger | None = None) -> Gener
     try:
         yield
     except (ValueError, OSError, RunError) as error:
+        # A command in it is copied as it stands.
         text = Text.assemble(("error: ", "bold red"), visible(str(error)))
         console.print(text, soft_wrap=True)
         sys.exit(2)

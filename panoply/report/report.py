@@ -6,6 +6,7 @@ Sections that a run does not have are left out.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -32,6 +33,12 @@ from panoply.report.section import (
 from panoply.report.terminal import print_sections
 
 EMPTY: Metrics = {}
+RECORD_FILE = "run.json"
+"""File with the beginning, the command, the machine and the trackers of a run."""
+DEMO = (
+    "Demo model: it was trained on the planted world and knows only generated sentences. What it "
+    "says of other texts means nothing."
+)
 
 
 def write_report(out: Path) -> None:
@@ -43,9 +50,13 @@ def write_report(out: Path) -> None:
     """
     names = ("metrics", "config", "mistakes", "history")
     metrics, config, mistakes, history = [_read(out / f"{name}.json") for name in names]
+    origin = _read(out / RECORD_FILE)
+    if origin:
+        origin |= {"finished": time.time()}
     sections = sections_of(metrics, mistakes, history)
     write_pictures(sections, out)
-    page = render(_head(out.name, metrics), [*sections, *record(metrics, config)])
+    head = _head(out.name, metrics, config, origin)
+    page = render(head, [*sections, *record(metrics, config, origin)])
     # A text from outside may hold a lone surrogate, which no file takes.
     write_whole(out / "report.html", page.encode("utf-8", "backslashreplace").decode())
 
@@ -135,11 +146,19 @@ def _policy_sections(metrics: Metrics, history: Metrics) -> list[Section]:
     return sections
 
 
-def record(metrics: Metrics, config: Metrics) -> list[Section]:
-    """Returns the data and the configuration of a run; nothing where they are not known."""
+def record(metrics: Metrics, config: Metrics, origin: Metrics = EMPTY) -> list[Section]:
+    """Returns the data, the origin and the configuration of a run, as far as they are known.
+
+    Args:
+        metrics: `metrics.json`.
+        config: `config.json`; without it there is no section.
+        origin: `run.json`, and when the run `finished`; may be empty.
+    """
     if not config:
         return []
     blocks: list[Block] = [_data(metrics.get("data", {}))]
+    if origin:
+        blocks.append(_origin(metrics, config, origin))
     if commit := metrics.get("git_commit"):
         blocks.append(f"Commit {commit}")
     blocks.append(_layer_choice(metrics.get("layer_choice", ())))
@@ -148,6 +167,34 @@ def record(metrics: Metrics, config: Metrics) -> list[Section]:
     table = Table("Settings", "setting", columns, settings)
     blocks.append(Fold("Every setting", [table]))
     return [Section("record", "Data and configuration", "", blocks)]
+
+
+def _origin(metrics: Metrics, config: Metrics, origin: Metrics) -> Table:
+    """Returns when, how and where a run came about."""
+    model = metrics.get("model") or (config.get("backbone") or {}).get("model", "")
+    versions = ", ".join(f"{name} {version}" for name, version in origin["versions"].items())
+    values = {
+        "model": model,
+        "begun": _date(origin["begun"]),
+        "finished": _date(origin["finished"]),
+        "duration": _duration(origin["finished"] - origin["begun"]),
+        "command": origin["command"],
+        "machine": origin["machine"],
+        "versions": versions,
+        "tracked": ", ".join(origin["trackers"]),
+    }
+    rows = [Row(name, [value]) for name, value in values.items() if value]
+    return Table("The run", "", [Column("", str)], rows)
+
+
+def _date(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M %Z", time.localtime(seconds))
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
 
 
 def _data(data: Mapping[str, Metrics]) -> Table:
@@ -187,11 +234,14 @@ def _settings(values: Metrics, prefix: str = "") -> list[tuple[str, str]]:
     return rows
 
 
-def _head(title: str, metrics: Metrics) -> Page:
+def _head(title: str, metrics: Metrics, config: Metrics, origin: Metrics) -> Page:
     """Returns the top of a run's page: the verdict as a sentence, and the key figures."""
     is_policy = "strategies" in metrics or "best_of_n" in metrics
     remarks: list[str] = []
-    warning = ""
+    if origin:
+        duration = _duration(origin["finished"] - origin["begun"])
+        remarks.append(f"Finished {_date(origin['finished'])}, after {duration}.")
+    warning = DEMO if config.get("planted") else ""
     if metrics.get("only_seen"):
         warning = "Every prompt was trained on: these numbers say nothing about new prompts."
     if "num_pairs" in metrics:

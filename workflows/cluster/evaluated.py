@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from panoply.config.serve import ServedModelConfig
-from panoply.data.schema import text_id
+from panoply.data.schema import digest, text_id
+from panoply.data.tables import PairTable
 from panoply.hub.artefact.manifest import Manifest, ScalarManifest, read_manifest
 from panoply.hub.door.checkpoint import read_fields
 from panoply.hub.door.fetch import check_holds_model, fetch
@@ -200,3 +201,9 @@ def _items(pairs: Path) -> tuple[list[Chat], list[str]]:
         items.append(Chat(tuple(turns), tuple(responses[key])))
         ids += [text_id(turns, response) for response in responses[key]]
     return items, ids
+
+
+def data_entry(pairs: PairTable, files: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Returns what trackers keep of the pairs that are evaluated."""
+    pair_ids = [digest(a, b) for a, b in zip(pairs.chosen_P, pairs.rejected_P, strict=True)]
+    return {"pairs": {"id": digest(*sorted(pair_ids)), "rows": len(pair_ids), "files": files}}

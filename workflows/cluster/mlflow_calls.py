@@ -11,6 +11,8 @@ from collections.abc import Generator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
+from mlflow.exceptions import MlflowException
+
 from panoply.secret import without_secrets
 
 SETTINGS = {
@@ -99,3 +101,13 @@ def _reason(error: Exception) -> str:
     # Some servers answer with a page of HTML.
     line = re.split(r"\.? Response \w+: .?<", text.splitlines()[0])[0]
     return without_secrets(line[:MAX_CHARACTERS])
+
+
+@contextmanager
+def may_exist() -> Generator[None]:
+    """Ignores that another run created the name first."""
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise

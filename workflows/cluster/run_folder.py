@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from panoply.config.resume import changes, local_inputs, result_changes, settings
-from panoply.files import read_json, write_whole
+from panoply.files import write_whole
 
 CONFIG, DATA_IDS, METRICS = "config.json", "data.json", "metrics.json"
 BEFORE_RESULTS = {CONFIG, DATA_IDS, "data", "gold_pairs", "tracking.json", "mlflow_run"}

@@ -47,8 +47,9 @@ def key_figures(metrics: Metrics) -> list[KeyFigure]:
     shown: list[KeyFigure] = []
     if debias := metrics.get("debias"):
         left = number((debias.get("heldout") or {}).get("max_abs_spearman"))
-        before = number(debias.get("max_abs_spearman_before"))
-        note = f"largest correlation of an objective, held out; before {before} in sample"
+        before = number((debias.get("heldout") or {}).get("max_abs_spearman_before"))
+        noise = number((debias.get("heldout") or {}).get("noise"))
+        note = f"largest correlation of an objective, held out; before {before}, noise {noise}"
         shown.append(KeyFigure("Length left", left, note))
     if objectives := metrics.get("objectives"):
         signal = sum(entry.get("signal") is not False for entry in objectives.values())
@@ -125,29 +126,30 @@ def gate_weights(weights: Mapping[str, Mapping[str, float | None]]) -> Section:
 
 def length(debias: Metrics) -> Section:
     """Returns what debiasing does to each objective, to the score, and to accuracy by stratum."""
-    before, after = debias.get("before") or {}, debias.get("after") or {}
     held_out, score = debias.get("heldout") or {}, debias.get("score") or {}
-    outside = held_out.get("after") or {}
+    before, after = held_out.get("before") or {}, held_out.get("after") or {}
     sentence = (
         "Debias: the largest |Spearman| of an objective with predicted length goes "
-        f"{number(debias.get('max_abs_spearman_before'))} -> "
-        f"{number(debias.get('max_abs_spearman_after'))} in sample, and is "
-        f"{number(held_out.get('max_abs_spearman'))} held out"
+        f"{number(held_out.get('max_abs_spearman_before'))} -> "
+        f"{number(held_out.get('max_abs_spearman'))} on held-out pairs"
     )
+    if noise := held_out.get("noise"):
+        sentence += f" (noise {number(noise)})"
     if score:
         sentence += (
-            f"; that of the gated score goes {number(score.get('before'))} -> "
-            f"{number(score.get('after'))} on held-out pairs"
+            f"; that of the gated score {number(score.get('before'))} -> "
+            f"{number(score.get('after'))}"
         )
+    in_sample = debias.get("after") or {}
     rows: list[Row] = []
-    for name in before:
-        values = [before[name], after.get(name), outside.get(name)]
+    for name in in_sample:
+        values = [before.get(name), after.get(name), in_sample[name]]
         rows.append(Row(name, [None if value is None else abs(value) for value in values]))
     rows.sort(key=lambda row: falling(row.cells[0]))
     columns = [
-        Column("before", mark="before"),
-        Column("after, in sample", mark="after"),
-        Column("after, held out", mark="other"),
+        Column("before, held out", mark="before"),
+        Column("after, held out", mark="after"),
+        Column("after, in sample", mark="other"),
     ]
     each = Table(
         "How far each objective follows length",
@@ -158,7 +160,10 @@ def length(debias: Metrics) -> Section:
         file="length_bias",
         on="page",
     )
-    note = "Every objective is freed of what predicted length explains."
+    note = (
+        "What predicted length explains is subtracted from each objective. A correlation within "
+        "twice the noise is none."
+    )
     strata = _strata(debias.get("accuracy") or {})
     return Section("length", "Length bias", note, [f"{sentence}.", each, strata])
 
@@ -176,17 +181,21 @@ def _strata(accuracy: Mapping[str, Metrics]) -> Table:
 
 
 def mistakes(report: Metrics) -> Section:
-    """Returns the held-out pairs of which the gate is most confident and wrong."""
+    """Returns the held-out pairs of which the model is most confident and wrong."""
     pairs: Sequence[Metrics] = report["mistakes"]
     parts = list(chain(*(pair["contributions"] for pair in pairs)))
     size = max(map(abs, defined(part["log_odds"] for part in parts)), default=1.0)
     shown = [_mistake(i, pair, size) for i, pair in enumerate(pairs, start=1)]
     note = (
-        f"The gate ranks {count(report['num_wrong'])} of {count(report['num_test'])} held-out "
+        f"The model ranks {count(report['num_wrong'])} of {count(report['num_test'])} held-out "
         "pairs the wrong way round. These are the ones it is surest of, one a prompt and an even "
-        "share a source. Bars say what moved it, in log odds: to the left for the rejected "
-        "response, to the right for the chosen one. The label may be wrong too."
+        "share a source. The label may be wrong too."
     )
+    if len(parts) > len(pairs):
+        note += (
+            " Bars say what moved the gate, in log odds: to the left for the rejected response, to "
+            "the right for the chosen one."
+        )
     blocks = shown or ["None."]
     return Section("mistakes", "Most confident mistakes", note, blocks, on_terminal=False)
 
@@ -223,6 +232,8 @@ def _drivers(contributions: Sequence[Metrics], size: float) -> Table:
         rows.append(Row(f"{len(others)} others together", sums))
     log_odds = Column("log odds", partial(number, digits=2, signed=True), "bar")
     columns = [log_odds, Column("gate weight", short)]
+    if len(parts) < 2:  # a single score explains nothing
+        return Table("", "", [], [])
     measure, ends = "rejected ← → chosen", (-size, size)
     return Table("What moved the gate", "objective", columns, rows, measure=measure, ends=ends)
 

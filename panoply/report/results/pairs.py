@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from itertools import chain
 
+from panoply.measure.calibration import FEWEST_IN_BIN
+from panoply.measure.intervals import FEWEST_GROUPS
 from panoply.report.section import (
+    Block,
     Column,
     Curve,
     Curves,
@@ -19,6 +22,7 @@ from panoply.report.section import (
     differences,
     falling,
     interval,
+    is_defined,
     number,
     rising,
     rows_of,
@@ -64,8 +68,36 @@ SCORERS = {
     "mixed": "plain mixing of the sources: same pairs, steps and rates, without MORE's weights",
     "mixed_raw": "plain mixing with its margins as trained, without the temperature",
     "lower_bound": "the score less the deviation between the members of the ensemble",
+    "length": "the longer response wins",
 }
 """Meanings of the names, for a reader who meets them for the first time."""
+HEADS = Table(
+    "Columns",
+    "column",
+    [Column("meaning", str)],
+    [
+        Row(
+            "length-balanced",
+            ["mean of the accuracy where the chosen response is longer, and where it is shorter"],
+        ),
+        Row("one source", ["the same for each source by itself"]),
+        Row(
+            "log loss",
+            ["-log of the probability given to the chosen response, in nats; a coin has .693"],
+        ),
+        Row(
+            "ECE",
+            ["expected calibration error: how far stated confidence is from the share that won"],
+        ),
+        Row("ECE by chance", ["ECE of a perfectly calibrated scorer on as many pairs"]),
+        Row(
+            "temperature",
+            ["what margins are divided by to be log odds; fitted on calibration pairs"],
+        ),
+        Row("ties", ["share of pairs with equal scores, which count half"]),
+    ],
+)
+"""Meanings of the columns."""
 
 
 def lead(scorers: Container[str]) -> str:
@@ -78,24 +110,72 @@ def ranked(pairs: Mapping[str, Metrics]) -> list[str]:
     return sorted(pairs, key=lambda name: falling(pairs[name].get("macro", {}).get(BALANCED)))
 
 
-def verdict(metrics: Metrics) -> str:
-    """Returns whether the gate beats the strongest it is compared with; '' where none is known.
+def label_of(pairs: Container[str]) -> Callable[[str], str]:
+    """Returns the function that puts the names of scorers in words.
 
-    Its own mean weights are no rivals.
+    Where plain mixing stands beside it, the score is that of MORE.
+    """
+    lead_label = "MORE" if "mixed" in pairs else "score"
+
+    def label(name: str) -> str:
+        plain, raw = name.removesuffix(RAW), " raw" if name.endswith(RAW) else ""
+        if " - " in name:
+            return " - ".join(label(part) for part in name.split(" - "))
+        return {"score": lead_label, "mixed": "plain mixing"}.get(plain, words(plain)) + raw
+
+    return label
+
+
+def has_no_signal(entry: Metrics) -> bool:
+    """Returns whether a scorer's margins carry no probability: its scale to log odds is 0."""
+    return "temperature" in entry and not is_defined(entry["temperature"])
+
+
+def warnings(pairs: Mapping[str, Metrics]) -> list[str]:
+    """Returns what a reader has to know before any number: no signal, too few prompts."""
+    label, lines = label_of(pairs), list[str]()
+    trained = [name for name in (*LEADS, "mixed") if name in pairs]
+    silent = [label(name) for name in trained if has_no_signal(pairs[name])]
+    if silent:
+        lines.append(
+            f"No signal: the probabilities of {', '.join(silent)} are all .5, since the margins on "
+            "calibration pairs say nothing or point the wrong way."
+        )
+    sizes = [entry["num_prompts"] for entry in pairs.values() if "num_prompts" in entry]
+    if sizes and max(sizes) < FEWEST_GROUPS:
+        lines.append(
+            f"Too few prompts ({count(max(sizes))}) for intervals, which take {FEWEST_GROUPS} or "
+            "more: differences between the numbers here may be chance."
+        )
+    return lines
+
+
+def verdict(metrics: Metrics) -> str:
+    """Returns whether a model beats the strongest it is compared with; '' where none is known.
+
+    A gate's own mean weights are no rivals.
     """
     pairs, comparisons = metrics.get("pairs", {}), metrics.get("comparisons", {})
-    compared = [name for name in ranked(pairs) if f"gate - {name}" in comparisons]
+    if not pairs.keys() & set(LEADS):
+        return ""
+    chief, label = lead(pairs), label_of(pairs)
+    compared = [name for name in ranked(pairs) if f"{chief} - {name}" in comparisons]
     rivals = [name for name in compared if not name.startswith("gate_")]
     if not rivals:
         return ""
-    difference = comparisons[f"gate - {rivals[0]}"]
+    difference = comparisons[f"{chief} - {rivals[0]}"]
     outcomes = {"above": "beats", "below": "loses to", "around": "cannot be told apart from"}
     outcome = outcomes[side(difference.get("ci95"))]
     value = f"{signed(difference.get('value'))} {signed_interval(difference.get('ci95'))}"
     return (
-        f"On held-out pairs the gate {outcome} the strongest scorer it is compared with, "
-        f"{words(rivals[0])}: {value} in length-balanced accuracy."
+        f"On held-out pairs {_in_prose(label(chief))} {outcome} the strongest scorer it is "
+        f"compared with, {label(rivals[0])}: {value} in length-balanced accuracy."
     )
+
+
+def _in_prose(label: str) -> str:
+    """Returns the name of a scorer as it stands in a sentence."""
+    return label if label == "MORE" else f"the {label}"
 
 
 def key_figures(pairs: Mapping[str, Metrics]) -> list[KeyFigure]:
@@ -105,10 +185,14 @@ def key_figures(pairs: Mapping[str, Metrics]) -> list[KeyFigure]:
     chief = lead(pairs)
     macro, floor = pairs[chief].get("macro", {}), number(pairs[chief].get("ece_floor"))
     accuracy, error = number(macro.get(BALANCED)), number(pairs[chief].get("ece"))
-    note = f"of the {chief}; 95 % {interval(macro.get(INTERVAL))}"
+    name = _in_prose(label_of(pairs)(chief))
+    note = f"of {name}; 95 % {interval(macro.get(INTERVAL))}"
+    chance = f"of {name}; {floor} is chance at this size"
+    if has_no_signal(pairs[chief]):
+        chance = "no signal: all probabilities are .5"
     return [
         KeyFigure("Length-balanced accuracy", accuracy, note),
-        KeyFigure("Calibration error", error, f"of the {chief}; {floor} is chance at this size"),
+        KeyFigure("Calibration error", error, chance),
     ]
 
 
@@ -118,19 +202,26 @@ def scorers(pairs: Mapping[str, Metrics], comparisons: Mapping[str, Metrics]) ->
         "Length-balanced accuracy is the mean over pairs whose chosen response is longer and those "
         "where it is shorter, so that preferring length wins nothing. The dashed line is chance."
     )
-    title = "Differences on the same pairs, mean over sources"
-    compared = differences(title, "length-balanced accuracy", comparisons, words)
-    glossary = [Row(words(name), [what]) for name, what in SCORERS.items() if name in pairs]
+    title, label = "Differences on the same pairs, mean over sources", label_of(pairs)
+    compared = differences(title, "length-balanced accuracy", comparisons, label)
+    glossary = [Row(label(name), [what]) for name, what in SCORERS.items() if name in pairs]
     meanings = Table("Scorers", "scorer", [Column("meaning", str)], glossary)
-    blocks = [accuracy_table(pairs), probability_table(pairs), compared, by_source(pairs)]
+    tables = [accuracy_table(pairs), probability_table(pairs), compared, by_source(pairs)]
     title = "Accuracy" if "score" in pairs else "Against the baselines"
-    return Section("scorers", title, note, [*blocks, Fold("What the scorers are", [meanings])])
+    blocks: list[Block] = [
+        *warnings(pairs),
+        *tables,
+        Fold("What the numbers are", [meanings, HEADS]),
+    ]
+    return Section("scorers", title, note, blocks)
 
 
 def accuracy_table(pairs: Mapping[str, Metrics]) -> Table:
     """Returns accuracy of every scorer, best first: means over sources."""
     parts: dict[str, Metrics] = {}
     for name in ranked(pairs):
+        if name.endswith(RAW):
+            continue  # a temperature moves no accuracy
         sources = [entry.get(BALANCED) for entry in pairs[name].get("per_source", {}).values()]
         parts[name] = {**pairs[name].get("macro", {}), "sources": sources}
     columns = [
@@ -139,11 +230,13 @@ def accuracy_table(pairs: Mapping[str, Metrics]) -> Table:
         Column("one source", None, "tick", key="sources"),
         Column("plain accuracy", key="accuracy"),
     ]
+    sizes = [entry for entry in pairs.values() if "num_prompts" in entry]
+    size = f" ({count(sizes[0]['n'])} of {count(sizes[0]['num_prompts'])} prompts)" if sizes else ""
     return Table(
-        "Scorers on held-out pairs, mean over sources",
+        f"Scorers on held-out pairs{size}, mean over sources",
         "scorer",
         columns,
-        rows_of(parts, columns, LEADS, words),
+        rows_of(parts, columns, LEADS, label_of(pairs)),
         measure="length-balanced accuracy",
         origin=0.5,
         file="baselines" if any("macro" in entry for entry in pairs.values()) else "",
@@ -160,7 +253,7 @@ def probability_table(pairs: Mapping[str, Metrics]) -> Table:
         Column("ties"),
     ]
     order = sorted(pairs, key=lambda name: rising(pairs[name].get("log_loss")))
-    rows = rows_of({name: pairs[name] for name in order}, columns, LEADS, words)
+    rows = rows_of({name: pairs[name] for name in order}, columns, LEADS, label_of(pairs))
     return Table("Probabilities on all held-out pairs", "scorer", columns, rows)
 
 
@@ -174,7 +267,8 @@ def by_source(pairs: Mapping[str, Metrics]) -> Table:
         sizes = [entry["n"] for entry in each if entry.get("n") is not None]
         accuracies = [entry.get(BALANCED) for entry in each]
         rows.append(Row(source, [max(sizes, default=None), *accuracies]))
-    columns = [Column("n", count), *(Column(words(name), heat=(0.5, 1.0)) for name in names)]
+    label = label_of(pairs)
+    columns = [Column("n", count), *(Column(label(name), heat=(0.5, 1.0)) for name in names)]
     return Table("Length-balanced accuracy by source", "source", columns, rows)
 
 
@@ -184,16 +278,17 @@ def reliability(curves: Mapping[str, Metrics], pairs: Mapping[str, Metrics]) -> 
     bins: list[Row] = []
     for name, curve in curves.items():
         points = zip(curve["count"], curve["confidence"], curve["accuracy"], strict=True)
-        kept = [point for point in points if point[0]]
+        kept = [point for point in points if point[0] >= FEWEST_IN_BIN]
         entry = pairs.get(name, {})
-        label = f"{words(name)}: ECE {number(entry.get('ece'))} ({number(entry.get('ece_floor'))})"
+        error, chance = number(entry.get("ece")), number(entry.get("ece_floor"))
+        label = f"{label_of(pairs)(name)}: ECE {error} ({chance})"
         x, y, size = [p[1] for p in kept], [p[2] for p in kept], [p[0] for p in kept]
         drawn.append(Curve(label, x, y, size=size))
-        bins += [Row(words(name), point) for point in kept]
+        bins += [Row(label_of(pairs)(name), point) for point in kept]
     note = (
-        "A calibrated scorer wins as often as it says: its points lie on the dashed line. The area "
-        "of a point is its number of pairs; in brackets stands the ECE that a perfectly calibrated "
-        "scorer has by chance at this size."
+        "A calibrated scorer wins as often as it says: its points lie on the dashed line. Each "
+        "point is a tenth of the pairs, by confidence; in brackets stands the ECE that a perfectly "
+        "calibrated scorer has by chance at this size."
     )
     plot = Curves(
         "Stated confidence and accuracy",

@@ -8,6 +8,7 @@ from itertools import chain
 
 import numpy as np
 
+from panoply.report.results.pairs import label_of
 from panoply.report.section import (
     Block,
     Column,
@@ -19,11 +20,16 @@ from panoply.report.section import (
     count,
     number,
     rows_of,
-    words,
 )
 
 SMOOTHED = 10
 """Steps of the running mean that is drawn over the single ones."""
+EQUAL = 1e-9
+EQUAL_MIXING = (
+    "With two sources and gradients of the same norm (the normalizer l2), MORE's weights "
+    "are 1/2 each in every step: this is balanced mixing. Another normalizer, or a third source, "
+    "makes a difference."
+)
 LAST = 4
 """Evaluations on *select* whose losses a table shows."""
 
@@ -48,22 +54,29 @@ def training(models: Mapping[str, Metrics], history: Mapping[str, Sequence[Metri
     blocks.append(_summary(models))
     if weighed:
         blocks.append(_mean_weights(weighed))
+    if any(is_equal_mixing(weights) for weights in weighed.values()):
+        blocks.append(EQUAL_MIXING)
     note = (
-        f"Losses are those of a step; ln 2 = 0.693 is a coin's. The last losses are the mean of "
-        f"{SMOOTHED} steps."
+        "Losses are those of a step; ln 2 = 0.693 is what a coin loses. The last losses are the "
+        f"mean of {SMOOTHED} steps."
     )
     return Section("training", "Training", note, blocks, on_terminal=False)
+
+
+def is_equal_mixing(weights: Mapping[str, float]) -> bool:
+    """Returns whether MORE's mean weights are those of two sources that always counted the same."""
+    return len(weights) == 2 and all(abs(weight - 0.5) < EQUAL for weight in weights.values())
 
 
 def _losses(history: Mapping[str, Sequence[Metrics]]) -> Curves:
     """Returns the loss of each model by step, its running mean, and the log loss on *select*."""
     curves: list[Curve] = []
     for name, rows in history.items():
-        loss = f"{words(name)}: loss"
+        loss = f"{label_of(history)(name)}: loss"
         curves += smoothed(loss, [row["step"] for row in rows], [row["loss"] for row in rows])
         evaluated = [row for row in rows if "select_loss" in row]
         x, y = [row["step"] for row in evaluated], [row["select_loss"] for row in evaluated]
-        curves.append(Curve(f"{words(name)}: select", x, y, "dashed", like=loss))
+        curves.append(Curve(f"{label_of(history)(name)}: select", x, y, "dashed", like=loss))
     title, origin = "Loss of the steps, and log loss on select", math.log(2)
     return Curves(title, "step", "loss (nats)", curves, origin=origin, file="training")
 
@@ -99,7 +112,7 @@ def _summary(models: Mapping[str, Metrics]) -> Table:
         Column("on select", _last_losses, key="select_loss"),
         Column("mean |margin|", key="margin_mean_absolute"),
     ]
-    return Table("Training", "model", columns, rows_of(models, columns, (), words))
+    return Table("Training", "model", columns, rows_of(models, columns, (), label_of(models)))
 
 
 def _last_losses(losses: Sequence[float]) -> str:
@@ -109,5 +122,5 @@ def _last_losses(losses: Sequence[float]) -> str:
 def _mean_weights(weighed: Mapping[str, Mapping[str, float]]) -> Table:
     heat = (0.0, max(max(entry.values()) for entry in weighed.values()))
     columns = [Column(source, heat=heat) for source in dict.fromkeys(chain(*weighed.values()))]
-    rows = rows_of(weighed, columns, (), words)
+    rows = rows_of(weighed, columns, (), lambda _: "MORE")
     return Table("Mean weight of each source", "model", columns, rows)

@@ -1,0 +1,39 @@
+"""Settings of what follows a run: MLflow and other trackers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias, get_args
+
+from panoply.config import require
+from panoply.config.resume import NO_EFFECT
+
+TrackerName: TypeAlias = Literal["mlflow", "tensorboard", "trackio", "wandb"]
+
+
+# Without slots: a configuration has settings of its files beside these, and two bases with slots
+# cannot be one class.
+@dataclass(frozen=True, kw_only=True)
+class TrackedRun:
+    """A run that trackers follow."""
+
+    experiment: str = field(default="panoply", metadata=NO_EFFECT)
+    """MLflow experiment, or project of another tracker."""
+    report_to: tuple[TrackerName | Literal["none"], ...] = field(
+        default=("mlflow",), metadata=NO_EFFECT
+    )
+    """Trackers that get the steps and results: mlflow, tensorboard, trackio, wandb; or none."""
+
+    @property
+    def trackers(self) -> tuple[TrackerName, ...]:
+        """Names of the trackers.
+
+        Raises:
+            ValueError: `report_to` has an unknown name, or 'none' beside others.
+        """
+        allowed = get_args(TrackerName)
+        names = tuple(name for name in dict.fromkeys(self.report_to) if name != "none")
+        is_known = set(names) <= set(allowed) and bool(self.report_to)
+        is_clear = not names or "none" not in self.report_to
+        require(is_known and is_clear, "report_to", self.report_to, f"some of {allowed}, or none")
+        return names
