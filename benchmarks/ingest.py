@@ -142,7 +142,8 @@ def load(file: Path, work: Path) -> Any:
 def load_and_prepare(file: Path, work: Path, tokenizer: str, max_length: int) -> None:
     """Reads pairs and prepares them as TRL's reward trainer does."""
     from transformers import AutoTokenizer
-    from trl import RewardConfig, RewardTrainer
+    from trl.trainer.reward_config import RewardConfig
+    from trl.trainer.reward_trainer import RewardTrainer
 
     from panoply.hub.backbone.pretrained import resolve
 

@@ -13,6 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
+from panoply.extras import DISTRIBUTION
+
 try:
     import tyro
 

@@ -31,7 +31,7 @@ import numpy as np
 import torch
 
 from actors.reward_trainer import PairRows, TrainTask, train_reward_models
-from actors.training_loop import CHECKPOINTS, DONE, PROGRESS, STOPPED
+from actors.training_loop import DONE, PROGRESS, STOPPED
 from panoply.armorm.confident_errors import report_mistakes
 from panoply.config import as_dict
 from panoply.config.preference import Mixed, More, PreferenceConfig
@@ -44,7 +44,7 @@ from panoply.hub.backbone.pretrained import resolve
 from panoply.hub.policy.trainable import load_trainable
 from panoply.measure.calibration import fit_scale, reliability
 from panoply.measure.pair_report import compare, fit_logit_scale, report_pairs
-from panoply.preference.checkpoint import load_tensors
+from panoply.preference.checkpoint import CHECKPOINTS, load_tensors
 from panoply.report.progress import RunError, RunLogger
 from panoply.report.report import write_report
 from panoply.report.results.pairs import RAW

@@ -31,9 +31,10 @@ class TrackedRun:
         Raises:
             ValueError: `report_to` has an unknown name, or 'none' beside others.
         """
-        allowed = get_args(TrackerName)
-        names = tuple(name for name in dict.fromkeys(self.report_to) if name != "none")
-        is_known = set(names) <= set(allowed) and bool(self.report_to)
+        allowed: tuple[TrackerName, ...] = get_args(TrackerName)
+        named = [name for name in dict.fromkeys(self.report_to) if name != "none"]
+        names = tuple(name for name in allowed if name in named)
+        is_known = len(names) == len(named) and bool(self.report_to)
         is_clear = not names or "none" not in self.report_to
         require(is_known and is_clear, "report_to", self.report_to, f"some of {allowed}, or none")
         return names
