@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias
 
 from panoply.config import require
 from panoply.config.resume import NO_EFFECT
 
 TrackerName: TypeAlias = Literal["mlflow", "tensorboard", "trackio", "wandb"]
+TRACKERS: tuple[TrackerName, ...] = ("mlflow", "tensorboard", "trackio", "wandb")
 
 
 # Without slots: a configuration has settings of its files beside these, and two bases with slots
@@ -31,10 +32,9 @@ class TrackedRun:
         Raises:
             ValueError: `report_to` has an unknown name, or 'none' beside others.
         """
-        allowed: tuple[TrackerName, ...] = get_args(TrackerName)
         named = [name for name in dict.fromkeys(self.report_to) if name != "none"]
-        names = tuple(name for name in allowed if name in named)
+        names = tuple(name for name in TRACKERS if name in named)
         is_known = len(names) == len(named) and bool(self.report_to)
         is_clear = not names or "none" not in self.report_to
-        require(is_known and is_clear, "report_to", self.report_to, f"some of {allowed}, or none")
+        require(is_known and is_clear, "report_to", self.report_to, f"some of {TRACKERS}, or none")
         return names
