@@ -32,9 +32,8 @@ class TrackedRun:
         Raises:
             ValueError: `report_to` has an unknown name, or 'none' beside others.
         """
-        named = [name for name in dict.fromkeys(self.report_to) if name != "none"]
-        names = tuple(name for name in TRACKERS if name in named)
-        is_known = len(names) == len(named) and bool(self.report_to)
+        names: tuple[TrackerName, ...] = tuple(x for x in TRACKERS if x in self.report_to)
+        is_known = bool(self.report_to) and set(self.report_to) <= {*TRACKERS, "none"}
         is_clear = not names or "none" not in self.report_to
         require(is_known and is_clear, "report_to", self.report_to, f"some of {TRACKERS}, or none")
         return names
