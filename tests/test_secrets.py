@@ -13,6 +13,7 @@ import httpx2
 import pytest
 
 from actors.function_replica import FunctionReplica
+from actors.gateway import ModelStatus
 from actors.server_sampler import check_server
 from panoply.config import as_dict
 from panoply.config.laser import ArmsConfig, LaserConfig
@@ -176,7 +177,7 @@ def answers(scorer, keys=None):
         async with httpx2.AsyncClient(
             transport=httpx2.ASGITransport(app), base_url="http://test"
         ) as client:
-            await gateway.learn({"m": ("ready", "")})
+            await gateway.learn({"m": ModelStatus("ready", "")})
             for path in ("/v1/rewards", "/classify", "/get_reward", "/models/m/v1/rewards"):
                 body = CHAT_BODY if path.endswith("rewards") else {"query": ["q"], "prompts": ["q"]}
                 for headers in ({}, {"Authorization": f"Bearer other-{CANARY}"}):

@@ -78,7 +78,9 @@ def test_a_lost_replica_a_lost_gateway_and_a_broken_connection_cost_an_attempt(a
 def test_the_client_gives_up_before_its_time_is_over_and_says_why(ask):
     with serving((429, {"Retry-After": "60"}, {"error": "full"})) as (url, seen):
         start = time.monotonic()
-        with pytest.raises(TimeoutError, match=r"within 30 s; .* HTTP 429.*full.*60\.0 s later"):
+        with pytest.raises(
+            TimeoutError, match=r"within 30 s; .* HTTP 429.*full.*[67]\d\.\d s later"
+        ):
             ask(url, timeout=30)
         assert time.monotonic() - start < 25
     assert len(seen) == 1

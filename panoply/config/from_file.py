@@ -53,10 +53,9 @@ def _value(hint: Any, now: Any, value: Any, path: str) -> Any:
     options = alternatives(hint)
     if isinstance(value, Mapping):
         return _group(options, now, value, path)  # pyright: ignore[reportUnknownArgumentType]
-    for option in options:
-        matches, typed = _plain(option, value)
-        if matches:
-            return typed
+    matches, typed = _as_one_of(hint, value)
+    if matches:
+        return typed
     allowed = " or ".join(str(getattr(option, "__name__", option)) for option in options)
     raise ValueError(f"`{path}` must be {allowed}, got {value!r}")
 
@@ -76,6 +75,15 @@ def _group(options: tuple[Any, ...], now: Any, values: Mapping[str, Any], path: 
     return with_values(chosen, base, values, f"{path}.")
 
 
+def _as_one_of(hint: Any, value: Any) -> tuple[bool, Any]:
+    """Returns whether a value of a file fits a type of a union, and the value as that type."""
+    for option in alternatives(hint):
+        matches, typed = _plain(option, value)
+        if matches:
+            return True, typed
+    return False, value
+
+
 def _plain(hint: Any, value: Any) -> tuple[bool, Any]:
     """Returns whether a value of a file fits a type, and the value as that type."""
     if get_origin(hint) is tuple:
@@ -85,7 +93,7 @@ def _plain(hint: Any, value: Any) -> tuple[bool, Any]:
         items = list(value)  # pyright: ignore[reportUnknownArgumentType]
         if kinds[-1] is ...:
             kinds = kinds[:1] * len(items)
-        fitted = [_plain(kind, item) for kind, item in zip(kinds, items, strict=False)]
+        fitted = [_as_one_of(kind, item) for kind, item in zip(kinds, items, strict=False)]
         fits = len(kinds) == len(items) and all(matches for matches, _ in fitted)
         return fits, tuple(item for _, item in fitted)
     if hint is type(None):

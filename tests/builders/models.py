@@ -67,9 +67,12 @@ def tiny_llama(**changes):
 
 
 def save_tiny_model(folder, tokenizer):
-    """Saves a backbone of three layers with its tokenizer."""
+    """Saves a language model of three layers with its tokenizer, for backbones with any head."""
     torch.manual_seed(0)
-    LlamaModel(tiny_llama()).save_pretrained(folder)
+    backbone = LlamaModel(tiny_llama())
+    model = LlamaForCausalLM(tiny_llama())
+    model.model.load_state_dict(backbone.state_dict())
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -86,7 +86,7 @@ class BaseManifest:
         names = {field.name for field in fields(cls)}
         required = {field.name for field in fields(cls) if field.default is MISSING}
         if missing := sorted(required - values.keys()):
-            raise ValueError(f"it lacks {', '.join(missing)}")
+            raise ValueError(f"it lacks {', '.join(missing)}: {COPY_AGAIN}")
         converted = {name: value for name, value in values.items() if name in names}
         try:
             for name in TUPLES:
