@@ -150,7 +150,7 @@ def test_dpo_as_a_reward_model_is_measured_and_leaves_no_classifier(base, tmp_pa
         loss=LossConfig(policy=DPO(alpha=1.0), reward=0.0),
     )
     metrics = run_preference(config, RunLogger())
-    assert set(metrics["pairs"]) == {MAIN, MAIN + RAW}
+    assert set(metrics["pairs"]) == {MAIN, MAIN + RAW, LENGTH}
     assert not (tmp_path / "dpo" / "model").exists()
 
 

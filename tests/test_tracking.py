@@ -529,7 +529,8 @@ def test_a_server_that_goes_while_a_job_trains_takes_the_run_from_the_printed_co
     assert len(client.get_metric_history(run_id, "train/loss")) == steps
     (version,) = client.search_model_versions(f"run_id = '{run_id}'")
     source = client.get_model_version_download_uri(version.name, version.version)
-    files = {file.path for file in mlflow.artifacts.list_artifacts(source, tracking_uri=server)}
+    listed = mlflow.artifacts.list_artifacts(source, tracking_uri=server)
+    files = {Path(file.path).name for file in listed}
     assert {"MLmodel", "model.safetensors", "panoply.json"} <= files
     assert version.name == "preference"
 
