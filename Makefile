@@ -80,7 +80,7 @@ lock: .venv/lock/.installed
 		--extra cluster --constraint constraints.txt --output-file requirements.lock \
 		pyproject.toml deploy/image.in
 	# The extras name Panoply itself, which has no hash and is installed behind the others.
-	sed -i '/^# WARNING: pip install/,/^    # via panoply/d' requirements.lock
+	sed -i '/^# WARNING/,/via panoply/d' requirements.lock
 
 sbom: install .venv/lock/.installed
 	.venv/lock/bin/cyclonedx-py environment $(BIN)/python --output-file sbom.json

@@ -41,12 +41,12 @@ def parse_recipe(
     """
     command = f"python -m jobs.{job}"
     words, file = _take_file(command, sys.argv[1:] if words is None else words)
-    kind = type(next(iter(recipes.values()))[1])
     name = words[0] if words and not words[0].startswith("-") and ":" not in words[0] else ""
     if name and name not in recipes:
         near = difflib.get_close_matches(name, recipes, 1)
         meant = f"perhaps you meant {near[0]!r}; " if near else ""
         _refuse(f"{name!r} is no recipe: {meant}recipes are {', '.join(recipes)}")
+    kind = type(recipes[name or next(iter(recipes))][1])
     if not name and file is None:
         _print_recipes(command, kind, recipes)
         sys.exit(2 if {"-h", "--help"}.isdisjoint(words) else 0)

@@ -9,8 +9,8 @@ DISTRIBUTION = "panoply-rewards"
 
 
 def install_command(*extras: str) -> str:
-    """Returns the command that installs this package with some extras."""
-    return f"pip install '{DISTRIBUTION}[{','.join(extras)}]'"
+    """Returns the command that installs this package with some extras, from a clone of it."""
+    return f"pip install '.[{','.join(extras)}]'"
 
 
 def check_installed(package: str, libraries: tuple[str, ...], *extras: str) -> None:
@@ -27,6 +27,7 @@ def check_installed(package: str, libraries: tuple[str, ...], *extras: str) -> N
     for library in libraries:
         if find_spec(library) is None:
             raise ModuleNotFoundError(
-                f"{package} needs {library!r}, which is not installed: {install_command(*extras)}",
+                f"{package} needs {library!r}, which is not installed: run "
+                f"`{install_command(*extras)}` in a clone of Panoply",
                 name=library,
             )

@@ -15,7 +15,7 @@ from panoply.hub.published.armorm import PUBLISHED
 
 NUM, SIZE, HIDDEN, LAYERS = 19, 32, 24, 3
 PROMPT = [
-    {"role": "user", "content": "Is it <|end|> or not?"},
+    {"role": "user", "content": "Is it <end> or not?"},
     {"role": "assistant", "content": "It is."},
     {"role": "user", "content": "How do I boil an egg?"},
 ]
@@ -232,7 +232,9 @@ def test_another_layout_is_refused_with_the_reason(tiny_model_folder, tmp_path):
         load_reward_model(tmp_path)
     scalar = shutil.copytree(tiny_model_folder, tmp_path / "scalar")
     states = load_file(scalar / "model.safetensors")
-    states = {f"model.{k}": v for k, v in states.items()} | {"critic.weight": torch.zeros(1, SIZE)}
+    states = {k: v for k, v in states.items() if k != "lm_head.weight"} | {
+        "critic.weight": torch.zeros(1, SIZE)
+    }
     save_file(states, scalar / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(
         ValueError, match=r"no layout that loads here.*critic\.weight.*Known are ArmoRM"

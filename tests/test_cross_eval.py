@@ -159,7 +159,7 @@ def test_a_folder_of_another_run_is_refused_with_the_fields_that_differ(models, 
         with pytest.raises(ValueError, match="holds a run with other settings") as error:
             run(config, RunLogger())
         assert all(field in str(error.value) for field in fields)
-        assert {path.name for path in out.iterdir()} == {"config.json", "report.html"}
+        assert {path.name for path in out.iterdir()} == {".lease", "config.json", "report.html"}
         assert json.loads((out / "config.json").read_text()) == json.loads(json.dumps(old))
 
 

@@ -153,8 +153,8 @@ def test_the_rayservice_serves_what_can_be_built_where_its_clients_ask():
     assert gpus == {"panoply-model-armorm": 1, "panoply-model-length": 0, "panoply-gateway": None}
     models = [app.args for app in read.applications[:-1]]
     assert [model["name"] for model in models] == read.applications[-1].args["models"]
-    (mount,) = pod["volumeMounts"]
-    assert models[0]["where"].startswith(mount["mountPath"])
+    mounts = {mount["name"]: mount["mountPath"] for mount in pod["volumeMounts"]}
+    assert models[0]["where"].startswith(mounts["shared"])
 
 
 def test_the_demo_without_its_model_says_how_to_make_it(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from panoply.hub.artefact.load import load_reward_model
 from panoply.hub.doctor.checks import examine, examine_loaded
 from panoply.measure import conformance
 from panoply.measure.conformance import drift, flips
+from panoply.seal import seal
 from tests.builders.models import (
     SIZE,
     make_pairwise,
@@ -91,6 +92,7 @@ def test_a_gated_model_is_examined_in_the_same_way(tmp_path):
     held["head.unit"].fill_(1.0)  # that run left the head empty
     held["head.weight"].normal_(generator=torch.manual_seed(1))
     save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
+    seal(folder)
     findings = told(examine(folder))
     assert [name for name, found in findings.items() if found.verdict == "fail"] == []
     assert findings["batch drift"].verdict == "ok"

@@ -13,6 +13,7 @@ from panoply.hub.artefact.load import load_reward_model
 from panoply.hub.backbone.backbone import load_backbone
 from panoply.hub.doctor import examine
 from panoply.hub.door.checkpoint import Checkpoint
+from panoply.seal import seal
 from tests.builders.models import PROMPT, RESPONSES, SIZE, make_run, publish, save_small
 from tests.builders.tokenizers import TURNS, byte_tokenizer
 
@@ -276,6 +277,7 @@ def test_no_code_of_a_folder_runs_and_nobody_is_asked(tmp_path, monkeypatch):
         mapped = {kind: f"evil.{name}" for kind, name in zip(kinds, names, strict=True)}
         change(folder, "config.json", auto_map=mapped)
         (folder / "evil.py").write_text(f"open({str(marker)!r}, 'w')\nC = M = None\n")
+        seal(folder)
         load_reward_model(folder)
     assert not marker.exists()
 
@@ -296,6 +298,7 @@ def test_a_backbone_is_read_by_the_same_door(whole, tmp_path):
 def test_our_own_folder_with_an_absurd_configuration_is_refused_before_memory(tmp_path):
     gated, _ = make_run(tmp_path / "run", byte_tokenizer(TURNS))
     change(gated, "config.json", vocab_size=400_000_000)
+    seal(gated)
     with pytest.raises(ValueError, match="fetch both again"):
         load_reward_model(gated)
 

@@ -3,11 +3,14 @@
 import ast
 import re
 import runpy
+import sys
 import warnings
 from pathlib import Path
 
 import pytest
 import tyro
+
+from jobs import recipes
 
 ROOT = Path(__file__).parents[1]
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w.-]*\w")
@@ -15,6 +18,8 @@ OTHER_PROGRAMS = {
     "--enable-lora",  # vLLM
     "--max-lora-rank",
     "--no-deps",  # pip
+    "--artifact-uri",  # mlflow
+    *("--file", "--prompt", "--responses"),  # panoply score
 }
 
 
@@ -32,9 +37,10 @@ def option_strings(parser):
     return names
 
 
-def flags_of(job, monkeypatch):
+def flags_of(job, words, monkeypatch):
     """The flags of a command, from the parser that it makes."""
     names = set()
+    monkeypatch.setattr(sys, "argv", [job, *words])
 
     def cli(settings, *, prog, args=None, config=(), **_):
         with warnings.catch_warnings():
@@ -70,7 +76,10 @@ def flags_in_errors():
 
 def test_every_flag_in_an_error_exists(monkeypatch):
     jobs = [path.stem for path in (ROOT / "jobs").glob("[a-z]*.py") if path.stem != "recipes"]
-    flags = set().union(*(flags_of(job, monkeypatch) for job in jobs))
+    flags = set()
+    for job in jobs:
+        for name in getattr(recipes, job.upper(), {"": ()}):
+            flags |= flags_of(job, [name] if name else [], monkeypatch)
     assert {"--columns", "--source", "--rating-scales", "--prompts.columns"} <= flags
     named = flags_in_errors()
     assert {"--pairs", "--columns", "--rating-columns"} <= named.keys()

@@ -194,7 +194,7 @@ def test_a_file_of_trusted_pairs_gives_up_prompts_that_are_used_elsewhere(tmp_pa
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (kept,) = read_gold_pairs(config, tmp_path / "run", [*train, *held_out])
     assert kept.prompt == prompts[2]
-    assert (kept.responses, kept.pairs, kept.source) == (("yes", "no"), ((0, 1),), "pairs")
+    assert (kept.responses, kept.pairs, kept.source) == (("yes", "no"), ((0, 1),), "mine")
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows[:2])))
     with pytest.raises(ValueError, match="the prompts of all its pairs are trained on or held out"):
         read_gold_pairs(config, tmp_path / "run", [*train, *held_out])

@@ -184,7 +184,7 @@ def test_a_function_that_hangs_for_good_makes_its_replica_unhealthy_and_says_so(
         ServedModelConfig(name="m", where="function:panoply.serve.verifiers:length")
     )
     replica.check_health()
-    before = replica.version
+    before = replica.fingerprint
 
     def hangs(response):
         time.sleep(3)
@@ -195,7 +195,7 @@ def test_a_function_that_hangs_for_good_makes_its_replica_unhealthy_and_says_so(
         request = ReplicaRequest(items=items, bucket=0, timeout=60.0)
         await replica.answer(request)
         assert replica.about()["circuit"] == "open"
-        assert replica.version != before  # so that the gateway asks anew
+        assert replica.fingerprint != before  # so that the gateway asks anew
         with pytest.raises(RuntimeError, match="2 calls of the function hang"):
             replica.check_health()
         return (await replica.answer(request)).items[0][0]

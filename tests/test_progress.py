@@ -138,12 +138,12 @@ def test_a_run_error_is_one_sentence_and_a_fault_of_ours_is_not_hidden():
 
 
 def test_a_log_is_never_silent_for_long(monkeypatch):
-    monkeypatch.setattr("panoply.report.progress.HEARTBEAT_SECONDS", 0.2)
+    monkeypatch.setattr("panoply.report.progress.HEARTBEAT_SECONDS", 0.5)
     file = io.StringIO()
     logger = RunLogger(Console(file=file, width=200))
     logger.stage(1, 2, "fit")
     with logger.heartbeat():
-        time.sleep(1)
+        time.sleep(1.8)
     assert 2 <= file.getvalue().count("fit: at work for 0 min") <= 5
     file.truncate(0)
     with logger.heartbeat():

@@ -274,5 +274,5 @@ def _advice(fields: Mapping[str, Any]) -> str:
     method = cast(dict[str, Any], quantization).get("quant_method")
     return (
         f"its weights are quantized by {method!r}: install what that asks for beside "
-        f"`{install_command('hf')}`, or name the checkpoint that is not quantized"
+        f"`{install_command('hf')}` in a clone, or name the checkpoint that is not quantized"
     )
