@@ -232,9 +232,10 @@ def test_another_layout_is_refused_with_the_reason(tiny_model_folder, tmp_path):
         load_reward_model(tmp_path)
     scalar = shutil.copytree(tiny_model_folder, tmp_path / "scalar")
     states = load_file(scalar / "model.safetensors")
-    states = {k: v for k, v in states.items() if k != "lm_head.weight"} | {
-        "critic.weight": torch.zeros(1, SIZE)
-    }
+    states = {k: v for k, v in states.items() if k != "lm_head.weight"}
+    states["critic.weight"] = torch.zeros(1, SIZE)
+    fields = json.loads((scalar / "config.json").read_text())
+    (scalar / "config.json").write_text(json.dumps(fields | {"architectures": ["LlamaModel"]}))
     save_file(states, scalar / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(
         ValueError, match=r"no layout that loads here.*critic\.weight.*Known are ArmoRM"
