@@ -80,7 +80,7 @@ def test_a_published_model_is_evaluated_beside_others_and_its_cuts_are_counted(
     cluster, tiny_model_folder, rows, pairs, tmp_path
 ):
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_folder)
-    folder = publish(tmp_path / "theirs", tokenizer, small_classifier(max_position_embeddings=48))
+    folder = publish(tmp_path / "theirs", tokenizer, small_classifier(max_position_embeddings=24))
     save_small(tmp_path / "ours", tokenizer)
     length = in_words(tmp_path, "length")
     wheres = (str(folder), str(tmp_path / "ours"), length)

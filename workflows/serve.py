@@ -37,14 +37,14 @@ from workflows.cluster.address import answering, reserved, url
 from workflows.cluster.gateway import (
     GONE,
     POLL_SECONDS,
-    gateway_app,
+    gateway_app_with_keys,
     gateway_name,
     model_name,
     model_states,
     version_of,
 )
 from workflows.cluster.keys import endpoint_variables, handed_keys
-from workflows.cluster.models import model_app
+from workflows.cluster.models import model_app_with_keys
 from workflows.cluster.ray_cluster import connect
 from workflows.cluster.resolve_model import resolve_model
 from workflows.cluster.tenancy import holding, serve_controller, serve_details, take_down
@@ -213,10 +213,12 @@ def deployed(
         for name in named_after(config.name, details["applications"]):
             serve.delete(name)  # left by a driver that was killed: nobody holds its name
         gateway = serve.RunTarget(
-            gateway_app(gateway_args, keys=admission), gateway_name(config.name), config.route
+            gateway_app_with_keys(gateway_args, admission), gateway_name(config.name), config.route
         )
         replicas = [
-            serve.RunTarget(model_app(args, keys.only(endpoint_variables([model]))), name, None)
+            serve.RunTarget(
+                model_app_with_keys(args, keys.only(endpoint_variables([model]))), name, None
+            )
             for model, (name, _, args) in zip(models, apps[:-1], strict=True)
         ]
         try:

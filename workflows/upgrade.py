@@ -26,14 +26,14 @@ from panoply.wire.request import Chat, ModelAnswer, RequestError
 from workflows.cluster.gateway import (
     DEPLOYMENT,
     POLL_SECONDS,
-    gateway_app,
+    gateway_app_with_keys,
     gateway_name,
     model_name,
     model_states,
     version_of,
 )
 from workflows.cluster.keys import endpoint_variables, handed_keys
-from workflows.cluster.models import model_app
+from workflows.cluster.models import model_app_with_keys
 from workflows.cluster.ray_cluster import connect, is_on_loopback
 from workflows.cluster.resolve_model import resolve_model
 from workflows.cluster.tenancy import described, holding, serve_details
@@ -152,7 +152,7 @@ def _deploy(versions: Mapping[str, ServedModelConfig]) -> None:
     keys = handed_keys(endpoint_variables(list(versions.values()))) if is_on_loopback() else NO_KEYS
     serve.run_many(
         [
-            serve.RunTarget(model_app(asdict(model), keys), app, route_prefix=None)
+            serve.RunTarget(model_app_with_keys(asdict(model), keys), app, route_prefix=None)
             for app, model in versions.items()
         ],
         wait_for_ingress_deployment_creation=False,
@@ -223,6 +223,6 @@ def _scores(app: str) -> list[tuple[float | None, str]] | str:
 def _switch(server: RunningServer, routes: Routes) -> None:
     """Sends the next requests by new routes, and waits until all of the gateway's replicas do."""
     config = {"routes": dict(routes.current), "latest": dict(routes.latest)}
-    gateway = gateway_app(server.description.gateway, config, server.description.keys)
+    gateway = gateway_app_with_keys(server.description.gateway, server.description.keys, config)
     target = serve.RunTarget(gateway, gateway_name(server.name), server.description.route)
     serve.run_many([target], wait_for_applications_running=True)

@@ -87,8 +87,17 @@ class GatewayReplica:
         await self.app.state.reroute(config["routes"])
 
 
-def gateway_app(
-    args: Mapping[str, Any], user_config: Mapping[str, Any] | None = None, keys: Keys = NO_KEYS
+def gateway_app(args: Mapping[str, Any]) -> Application:
+    """Returns the application of the gateway for a deploy file, whose builders take one parameter.
+
+    Raises:
+        ValueError: a setting is wrong: a key or the default names no model of the server.
+    """
+    return gateway_app_with_keys(args, NO_KEYS)
+
+
+def gateway_app_with_keys(
+    args: Mapping[str, Any], keys: Keys, user_config: Mapping[str, Any] | None = None
 ) -> Application:
     """Returns the application of the gateway, from the fields of a `GatewayArgs`.
 
@@ -96,8 +105,8 @@ def gateway_app(
 
     Args:
         args: the fields.
-        user_config: `routes`, the names of the models' applications, where an upgrade changed them.
         keys: API keys that clients send, where the nodes' environment lacks them.
+        user_config: `routes`, the names of the models' applications, where an upgrade changed them.
 
     Raises:
         ValueError: a setting is wrong: a key or the default names no model of the server.

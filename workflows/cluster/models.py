@@ -18,7 +18,16 @@ from workflows.cluster.gateway import DEPLOYMENT, MOST_CALLS, TRIES, read_args
 ROUTER = "actors.affinity.PromptAffinity"
 
 
-def model_app(args: Mapping[str, Any], keys: Keys = NO_KEYS) -> Application:
+def model_app(args: Mapping[str, Any]) -> Application:
+    """Returns the application of one model for a deploy file, whose builders take one parameter.
+
+    Raises:
+        ValueError: a setting is unknown or wrong.
+    """
+    return model_app_with_keys(args, NO_KEYS)
+
+
+def model_app_with_keys(args: Mapping[str, Any], keys: Keys) -> Application:
     """Returns the application of one model, from the fields of a `ServedModelConfig`.
 
     Args:
