@@ -27,7 +27,7 @@ from panoply.files import reading, whole_file
 from panoply.types import Bools, Floats, Ints
 
 Kind: TypeAlias = Literal["texts", "prompts"]
-VERSION = 1
+VERSION = 2
 """Raised when the meaning of stored features changes."""
 PART_ROWS = 8192
 """Rows of an array that are read at once."""
