@@ -242,9 +242,10 @@ def accuracy_table(pairs: Mapping[str, Metrics]) -> Table:
         if name.endswith(RAW):
             continue  # a temperature moves no accuracy
         sources = [entry.get(BALANCED) for entry in pairs[name].get("per_source", {}).values()]
-        parts[name] = {**pairs[name].get("macro", {}), "sources": sources}
         num_covered = len(sources_of(pairs[name]))
-        parts[name]["coverage"] = f"{num_covered} of {len(every)}"
+        coverage = f"{num_covered} of {len(every)}"
+        macro = pairs[name].get("macro", {})
+        parts[name] = {**macro, "sources": sources, "coverage": coverage}
         is_whole &= num_covered == len(every)
     columns = [
         Column("length-balanced", mark="dot", key=BALANCED),
