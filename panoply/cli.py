@@ -11,8 +11,11 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from shutil import rmtree
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Annotated, Any
 
+from panoply.config.inspect import InspectConfig
 from panoply.extras import DISTRIBUTION
 
 try:
@@ -26,6 +29,7 @@ except ModuleNotFoundError as error:
     )
 
 Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+Looked = Annotated[InspectConfig, tyro.conf.arg(name=""), tyro.conf.PositionalRequiredArgs]
 
 
 def score(
@@ -75,8 +79,6 @@ def evaluate(model: Model, /, pairs: tuple[str, ...], out: str = "") -> None:
         pairs: pair files: Parquet, JSONL, or hub names.
         out: JSON file for the numbers.
     """
-    from tempfile import TemporaryDirectory
-
     import numpy as np
     import pyarrow.parquet as pq
 
@@ -106,6 +108,31 @@ def evaluate(model: Model, /, pairs: tuple[str, ...], out: str = "") -> None:
     console.print(as_rich(by_source(report)))
     if out:
         write_json(Path(out).expanduser(), {"model": model, "pairs": report})
+
+
+def inspect(config: Looked) -> None:
+    """Prints what is read of data files: layout, rows, parts, quarantine, ignored columns."""
+    from panoply.data.overview import look
+    from panoply.data.read import rating_inputs
+    from panoply.report.results.overview import sections
+    from panoply.report.terminal import print_sections
+
+    write = None
+    if config.model:
+        # Only a template needs transformers, which take seconds to load.
+        from panoply.hub.backbone.preview import template_writer
+
+        write = template_writer(config.model)
+    # The folder stays where an error names a file in it.
+    folder = Path(mkdtemp(prefix="panoply-inspect-"))
+    inputs = rating_inputs(
+        config.files, config, columns=config.rating_columns, scales=config.rating_scales
+    )
+    kind = None if config.kind == "auto" else config.kind
+    overview = look(inputs, kind, folder, num_shown=config.rows, seed=config.seed)
+    print_sections(sections(overview, write), Terminal())
+    if not overview.quarantined:
+        rmtree(folder)
 
 
 def doctor(model: Model, /) -> None:
@@ -161,6 +188,7 @@ def push(
 COMMANDS: dict[str, Callable[..., None]] = {
     "score": score,
     "evaluate": evaluate,
+    "inspect": inspect,
     "doctor": doctor,
     "export": export,
     "push": push,
@@ -176,5 +204,5 @@ def main() -> None:
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
             prog="panoply",
-            description="Score, evaluate, examine and export reward models in one process.",
+            description="Look at data; score, evaluate, examine and export models in one process.",
         )

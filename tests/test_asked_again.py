@@ -4,13 +4,15 @@ import math
 from contextlib import contextmanager
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from panoply.config.laser import VERIFIER
 from panoply.data.tasks import Task
-from panoply.laser.rollout import Rollout, read_rollouts, write_rollouts
+from panoply.laser.rollout import Rollout, read_rollouts, summed_truncation, write_rollouts
 from panoply.wire.request import ModelAnswer, RequestError, Score
 from workflows.cluster.arms import Arms
+from workflows.cluster.laser_results import StrategyRun
 from workflows.cluster.rollouts import RolloutCollector
 
 NAMES = ("up", "down", "broken")
@@ -91,6 +93,26 @@ def test_an_arm_that_is_still_down_is_asked_the_next_time_too(file):
     assert [rollout.transient for rollout in found] == [{"down"}] * 2
     assert found[0].failures["down"] == "busy"
     assert read_rollouts(file, NAMES)[0].transient == {"down"}
+
+
+def test_what_an_arms_limits_cut_is_kept_with_the_samples_and_summed(file):
+    scores = (Score(score=1.0, num_cut=3), Score(score=2.0))
+    cut = ModelAnswer(model="m", items=(scores,))
+    with collector(down=lambda: cut, verifier=lambda: answer(1.0)) as (ours, _):
+        found = ours.collect(file, rollouts(), 2, 0)
+    assert [rollout.num_cut for rollout in found] == [{"down": (3, 0)}] * 2
+    sums = {"down": {"texts": 2, "tokens": 6}}
+    assert summed_truncation(rollout.truncation for rollout in found) == sums
+    run = StrategyRun("uniform", NAMES, file.parent)
+    for round in range(2):
+        run.add_round(round, found, None)
+    assert run.truncated == {"down": {"texts": 4, "tokens": 12}}
+
+
+def test_samples_of_an_older_version_have_no_counts_of_what_was_cut(file):
+    table = pq.read_table(file)
+    pq.write_table(table.drop_columns([f"cut:{name}" for name in NAMES]), file)
+    assert [rollout.num_cut for rollout in read_rollouts(file, NAMES)] == [{}, {}]
 
 
 def test_scores_that_later_steps_have_used_stay_as_they_are(file):

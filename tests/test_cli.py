@@ -7,6 +7,7 @@ from threading import Thread
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
 from panoply import cli
 from panoply.hub.artefact.load import load_reward_model
@@ -63,12 +64,36 @@ def test_an_evaluation_counts_the_pairs_that_the_model_decides_rightly(
     assert report["accuracy"] == pytest.approx(np.mean(np.array(margins) > 0))
 
 
+def test_a_look_shows_rows_by_role_or_as_the_template_of_a_model_writes_them(
+    panoply, tiny_model_folder, tmp_path
+):
+    pairs = tmp_path / "own.jsonl"
+    rows = [*ROWS, {"prompt": "Say 7.", "chosen": "7!", "rejected": ""}]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, text = panoply("inspect", pairs, "--rows", 1)
+    assert code == 0
+    assert "  user: Say 0.\n  chosen: 0!\n  rejected: No 0." in text
+    assert "empty response" in text
+    assert "own.jsonl:7" in text
+    code, text = panoply("inspect", pairs, "--rows", 1, "--model", tiny_model_folder)
+    turns = [{"role": "user", "content": "Say 0."}, {"role": "assistant", "content": "0!"}]
+    written = AutoTokenizer.from_pretrained(tiny_model_folder).apply_chat_template(
+        turns, tokenize=False
+    )
+    assert code == 0
+    assert f"  chosen:\n{written}" in text
+    assert "user: Say 0." not in text
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (("score", "nowhere", "--prompt", "a"), "name `--file FILE`, or"),
         (("score", "nowhere", "--prompt", "a", "--responses", "b"), "nowhere"),
         (("evaluate", "nowhere", "--pairs", "none.jsonl"), "'none.jsonl' does not exist"),
+        (("inspect",), "`files` must be at least one file"),
+        (("inspect", "none.jsonl"), "'none.jsonl' does not exist"),
+        (("inspect", __file__), "ends in none of .parquet"),
         (("push", "nowhere", "me/mine"), "has no config.json"),
         (("push", "nowhere", "mine"), "'mine' is no hub name"),
         (("export", "nowhere", "--out", "there"), "nowhere"),

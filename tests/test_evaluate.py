@@ -1,14 +1,17 @@
 """Evaluation of any scorer: published models, functions, recorded scores, side by side."""
 
+import io
 import json
 
 import pytest
+from rich.console import Console
 from transformers import AutoTokenizer
 
 from panoply.config.evaluate import CrossEvalConfig, EvaluateConfig
 from panoply.hub.artefact.load import load_reward_model
 from panoply.report.progress import RunLogger
 from tests.builders.models import publish, save_small, small_classifier
+from tests.builders.tokenizers import NO_SYSTEM, byte_tokenizer
 from workflows.cluster.evaluated import open_evaluated
 from workflows.cross_eval import run_cross_eval
 from workflows.evaluate import run_evaluate
@@ -54,7 +57,9 @@ def test_a_function_is_evaluated_without_a_cluster_and_has_no_probability(rows, 
         pairs=pairs,
         out=str(tmp_path / "out"),
     )
-    metrics = run_evaluate(config, RunLogger())
+    lines = io.StringIO()
+    metrics = run_evaluate(config, RunLogger(Console(file=lines, width=200)))
+    assert "pairs: 24 rows, by source pairs (24)" in lines.getvalue()
     gaps = [len(row["chosen"]) - len(row["rejected"]) for row in rows]
     assert metrics["pairs"]["score"]["n"] == 24
     wins = sum((gap > 0) + (gap == 0) / 2 for gap in gaps)
@@ -74,6 +79,29 @@ def test_a_scorer_that_fails_on_every_text_is_refused_without_quoting_one(pairs,
     assert "KeyError" in str(raised.value)
     assert "question" not in str(raised.value)
     assert "good" not in str(raised.value)
+
+
+def test_prompts_that_a_template_refuses_are_told_before_any_model_scores(rows, tmp_path):
+    folder, file = tmp_path / "ours", tmp_path / "pairs.jsonl"
+    save_small(folder, byte_tokenizer(NO_SYSTEM))
+    (tmp_path / "length.py").write_text(LENGTH)
+    system = {"role": "system", "content": "Be brief."}
+    for row in rows:
+        row["prompt"] = [system, {"role": "user", "content": row["prompt"]}]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    models = (in_words(tmp_path, "length"), str(folder))
+    alone = EvaluateConfig(model=models[1], pairs=(str(file),), out=str(tmp_path / "a"))
+    beside = EvaluateConfig(
+        model=models[0], beside=models[1:], pairs=(str(file),), out=str(tmp_path / "b")
+    )
+    crossed = CrossEvalConfig(models=models, pairs=(str(file),), out=str(tmp_path / "c"))
+    for run, config in (
+        (run_evaluate, alone),
+        (run_evaluate, beside),
+        (run_cross_eval, crossed),
+    ):
+        with pytest.raises(ValueError, match="no system turns"):
+            run(config, RunLogger())
 
 
 def test_a_published_model_is_evaluated_beside_others_and_its_cuts_are_counted(

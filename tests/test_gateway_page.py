@@ -331,6 +331,19 @@ def test_bars_stand_on_the_source_s_scale_beside_the_weight(visit, server):
     assert [row[0].split("\n")[0] for row in cells(page, "Objectives of gated")[1:]] == OBJECTIVES
 
 
+def test_a_rating_beyond_its_scale_is_marked_wherever_it_is_shown(visit, server):
+    page = visit(server.url)
+    scores_of(page, "a #3.55", "b #1")
+    page.click("text=Show all 10")
+    for caption in ("Objectives of gated", "Contributions to B less those to A"):
+        notes = {
+            name: text
+            for name, _, text in (row[0].partition("\n") for row in cells(page, caption)[1:])
+        }
+        beyond = [name for name in OBJECTIVES if notes.get(name) == "beyond its scale 0..4"]
+        assert beyond == [name for name in OBJECTIVES[5:9] if name in notes]
+
+
 def test_why_one_won_adds_up_to_the_difference_of_the_scores(visit, server):
     page = visit(server.url)
     scores_of(page, "a #1", "b #3", "c #2")

@@ -1,5 +1,6 @@
 """Calibration prompts: strategies that learn from them, and gold pairs."""
 
+import io
 import json
 from collections import Counter
 from dataclasses import replace
@@ -7,18 +8,22 @@ from dataclasses import replace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from panoply.bandit.bandits import LinUCB
 from panoply.bandit.classifier import fit_classifier
 from panoply.bandit.router import fit_router
 from panoply.bandit.update import project
+from panoply.config import Rendering
 from panoply.config.bandit import AlarmConfig, SelectorConfig, SignalConfig
 from panoply.config.laser import ArmsConfig, PromptsConfig
+from panoply.hub.backbone.renderer import Renderer
 from panoply.laser.log import Log
 from panoply.laser.rollout import read_rollouts
 from panoply.laser.rounds import initial_state
 from panoply.report.progress import RunLogger
 from tests.builders.laser_runs import laser_config
+from tests.builders.tokenizers import NO_SYSTEM, byte_tokenizer
 from workflows.cluster.gold_pairs import judged_gold_pairs, read_gold_pairs
 from workflows.laser import run_laser, split_prompts
 
@@ -189,12 +194,24 @@ def test_scores_that_rise_while_a_policy_learns_nothing_are_called_hacking_in_a_
 def test_a_file_of_trusted_pairs_gives_up_prompts_that_are_used_elsewhere(tmp_path):
     config = laser_config("embedded", tmp_path / "run", gold_pairs=str(tmp_path / "pairs.jsonl"))
     train, _, held_out = split_prompts(config)
+    used = [*train, *held_out]
+    renderer, lines = Renderer(byte_tokenizer(NO_SYSTEM), Rendering()), io.StringIO()
+    logger = RunLogger(Console(file=lines, width=200))
     prompts = [train[0].prompt, held_out[0].prompt, [{"role": "user", "content": "say 1"}]]
     rows = [{"prompt": p, "chosen": "yes", "rejected": "no", "source": "mine"} for p in prompts]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (kept,) = read_gold_pairs(config, tmp_path / "run", [*train, *held_out])
+    (kept,) = read_gold_pairs(config, tmp_path / "run", used, renderer.refusal, logger)
     assert kept.prompt == prompts[2]
     assert (kept.responses, kept.pairs, kept.source) == (("yes", "no"), ((0, 1),), "mine")
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows[:2])))
     with pytest.raises(ValueError, match="the prompts of all its pairs are trained on or held out"):
-        read_gold_pairs(config, tmp_path / "run", [*train, *held_out])
+        read_gold_pairs(config, tmp_path / "run", used, renderer.refusal, logger)
+
+    others = [[{"role": "user", "content": f"say {i}"}] for i in range(4)]
+    others.append([{"role": "system", "content": "Be brief."}, *others[0]])
+    rows = [{"prompt": p, "chosen": "yes", "rejected": "no"} for p in others]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    pairs = read_gold_pairs(config, tmp_path / "run", used, renderer.refusal, logger)
+    assert sorted(pair.prompt[0]["content"] for pair in pairs) == [f"say {i}" for i in range(4)]
+    assert "gold pairs: 4 rows, by source pairs (4)" in lines.getvalue()
+    assert "no system turns" in lines.getvalue()

@@ -51,7 +51,20 @@ def test_a_model_and_an_explanation_describe_themselves_in_a_line(published, tmp
     line = repr(model.explain(PROMPT, RESPONSES[0]))
     assert line.startswith("<Explanation of score ")
     assert "editors-concise" in line
-    assert len(line) < 120
+    assert len(line) < 200
+
+
+def test_a_rating_that_no_rater_could_have_given_is_marked_in_an_explanation(tmp_path):
+    folder, _ = make_run(tmp_path / "run", byte_tokenizer(TURNS))
+    model = load_reward_model(folder)
+    scales = {"editors-concise": (1.0, 10.0), "preference|east": None}
+    for bias, marked in ((0.5, set()), (3.0, {"editors-concise"})):
+        model.head.weight.zero_()
+        model.head.bias.fill_(bias)
+        why = model.explain(PROMPT, RESPONSES[0])
+        assert {driver.objective: driver.scale for driver in why.drivers} == scales
+        assert {driver.objective for driver in why.drivers if driver.is_beyond_scale} == marked
+        assert ("(rating 28 beyond its scale 1..10)" in repr(why)) == bool(marked)
 
 
 def test_a_batch_over_prompts_gives_the_scores_of_each_prompt(published):

@@ -32,6 +32,7 @@ from tests.builders.preference_runs import (
     steps_of,
     write_pairs,
 )
+from tests.builders.tokenizers import NO_SYSTEM
 from workflows.cluster.prepare_pairs import read_pairs, tokenize, training_rows
 from workflows.preference import calibrate, measure
 
@@ -178,13 +179,6 @@ def test_margins_are_refused_where_no_pair_has_one(tmp_path, tiny_model_folder):
     config = small_config(tiny_model_folder, pairs, loss=LossConfig(use_margin=True))
     with pytest.raises(ValueError, match=r"`loss.use_margin` is set, but no pair has a `margin`"):
         read_pairs(config, tmp_path / "data")
-
-
-NO_SYSTEM = (
-    "{% if messages[0].role == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
-    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-    "{% if add_generation_prompt %}assistant: {% endif %}"
-)
 
 
 def test_a_pair_whose_system_turn_the_template_refuses_is_quarantined_and_told(

@@ -21,7 +21,13 @@ from panoply.report.report import (
     write_report,
 )
 from panoply.report.results.armorm import gate_weights
-from panoply.report.results.pairs import BY_SOURCE, key_figures, verdict
+from panoply.report.results.pairs import (
+    BY_SOURCE,
+    accuracy_table,
+    key_figures,
+    ranked,
+    verdict,
+)
 from panoply.report.results.preference import is_equal_mixing
 from panoply.report.section import Column, Curve, Curves, Row, Table
 from tests.builders.example_metrics import SCORERS, example_metrics
@@ -103,6 +109,23 @@ def test_scorers_stand_in_the_order_of_their_accuracy():
     shown = [" ".join(line.split("  ")[0].split()) for line in lines]
     ranked = sorted(SCORERS, key=lambda name: -SCORERS[name])
     assert shown == [name.replace("_", " ") for name in ranked]
+
+
+def test_a_scorer_that_lacks_a_source_comes_after_those_that_have_all():
+    pairs = example_metrics(6, 3)["pairs"]
+    table = accuracy_table(pairs)
+    assert [column.name for column in table.columns][-1] == "plain accuracy"
+    best = ranked(pairs)[0]
+    assert best == "best_fixed_per_source"
+    source = next(iter(pairs[best]["per_source"]))
+    pairs[best]["per_source"][source] |= {"accuracy_length_balanced": float("nan")}
+    assert ranked(pairs) == [*ranked(pairs)[:-1], best]
+    table = accuracy_table(pairs)
+    assert table.columns[-1].name == "sources"
+    assert [row.cells[-1] for row in table.rows] == ["3 of 3"] * (len(pairs) - 1) + ["2 of 3"]
+    difference = {"value": 0.1, "ci95": [0.05, 0.2]}
+    compared = {f"gate - {name}": difference for name in ("mlp", best)}
+    assert "mlp" in verdict({"pairs": pairs, "comparisons": compared})
 
 
 def test_each_domain_names_its_three_largest_weights():

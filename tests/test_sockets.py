@@ -51,6 +51,11 @@ def listening(pid):
     }
 
 
+def lines_of_ray(output):
+    """The lines of an output that Ray's native code, or its listener of errors, wrote."""
+    return [line for line in output.splitlines() if "(raylet)" in line or "logging.cc" in line]
+
+
 def is_open(ip):
     """Whether other machines reach an address."""
     return not ipaddress.ip_address(ip).is_loopback
@@ -221,6 +226,7 @@ def test_of_two_servers_started_at_one_port_one_answers_and_no_stranger_joins_it
         assert not (tmp_path / ".ray").exists()  # no token outlives its run
         winner.stop(signal.SIGTERM)  # `timeout` sends it to all of its process group
         assert winner.process.returncode == 0, winner.output()
+        assert not lines_of_ray(winner.output())
         code, output = changed("rollback", env, "--port", port)
         assert (code, "no server that you started on this machine" in output) == (2, True), output
 
@@ -246,6 +252,7 @@ def test_a_run_that_samples_and_trains_opens_nothing_to_strangers(tmp_path, tiny
             run.wait(60)
         log.close()
     assert run.returncode == 0, (tmp_path / "log").read_text()
+    assert not lines_of_ray((tmp_path / "log").read_text())
     assert "RayTrainWorker" in " ".join(title for _, _, title in seen)
     assert not [entry for entry in seen if is_open(entry[0])]
 

@@ -8,10 +8,12 @@ import subprocess
 import sys
 import time
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 
 import optuna
 import pytest
+from ray.tune.search.optuna import OptunaSearch
 
 from actors.reward_trainer import RewardTrainer
 from actors.training_loop import DONE
@@ -41,7 +43,7 @@ from panoply.report.figures import picture
 from panoply.report.progress import RunLogger
 from panoply.report.trials import Trial, best, search_curves, search_table, trials_table
 from tests.builders.preference_runs import small_config, write_pairs
-from workflows.tune_more import prepare, run_tune_more, sampler, space
+from workflows.tune_more import prepare, run_tune_more, sampler, space, suggest
 
 EMBEDDED = TUNE_MORE["embedded"][1]
 POINT = {
@@ -136,12 +138,32 @@ def test_random_search_draws_what_tpe_draws_before_it_knows_anything():
         study = optuna.create_study(sampler=sampler(name, EMBEDDED))
         drawn[name] = []
         for i in range(6):
-            trial = study.ask(space(EMBEDDED))
+            trial = study.ask()
+            suggest(trial, EMBEDDED, 3)
+            assert set(trial.params) == set(space(EMBEDDED))
             drawn[name].append(trial.params)
             study.tell(trial, float(i))
     startup = EMBEDDED.num_trials // 3
     assert drawn["tpe"][:startup] == drawn["random"][:startup]
     assert drawn["tpe"][startup:] != drawn["random"][startup:]
+
+
+def test_numbers_that_cannot_matter_are_not_searched():
+    search = OptunaSearch(
+        partial(suggest, config=EMBEDDED, num_sources=2),
+        metric="select_loss",
+        mode="min",
+        points_to_evaluate=[dict(paper_point(EMBEDDED, 2, 4000))],
+        sampler=sampler("random", EMBEDDED),
+    )
+    points = [search.suggest(str(i)) for i in range(24)]
+    assert points[0] == paper_point(EMBEDDED, 2, 4000)
+    assert all(set(point) == set(space(EMBEDDED)) for point in points)
+    of_l2 = [point for point in points if point["normalizer"] == "l2"]
+    others = [point for point in points if point["normalizer"] != "l2"]
+    assert {(point["momentum"], point["interpolation"]) for point in of_l2} == {(0.99, 1.0)}
+    assert len(of_l2) > 2
+    assert len({(point["momentum"], point["interpolation"]) for point in others}) == len(others)
 
 
 def test_the_printed_flags_turn_a_recipe_into_the_run_that_won():

@@ -85,6 +85,14 @@ export function scaleOf(objective, values) {
   return { low: least, high: most > least ? most : least + 1, known: false };
 }
 
+/** What a reader has to know of some predicted ratings and their scale; "" where nothing. */
+export function scaleNote(values, { low, high, known }) {
+  if (!known) return "no known scale";
+  const slack = 1e-6 * Math.max(Math.abs(low), Math.abs(high)); // float32 rounding
+  const beyond = values.some((value) => value < low - slack || value > high + slack);
+  return beyond ? `beyond its scale ${low}..${high}` : "";
+}
+
 /**
  * Why one response got more than another: the difference of each objective's contribution, the
  * largest first. An objective that lacks one of the two is left out.

@@ -1,6 +1,6 @@
 /** What moved the scores of one model: its objectives, their weights, and why one response won. */
 import { breakable, cell, chooser, color, element, head, row, section, table, tag } from "./dom.js";
-import { decimals, differences, letter, ordered, scaleOf, signed } from "./numbers.js";
+import { decimals, differences, letter, ordered, scaleNote, scaleOf, signed } from "./numbers.js";
 
 const MOST = 8; // objectives that stand unfolded
 
@@ -40,12 +40,12 @@ function objectives({ model, scores, objectives: listed, steered }) {
   };
   const line = (name) => {
     const values = scores.map((score) => score.objectives?.[name] ?? null);
-    const scale = scaleOf(scales.get(name), values.filter((value) => value !== null));
-    const note = scale.known ? null : element("small", {}, "no known scale");
+    const predicted = values.filter((value) => value !== null);
+    const scale = scaleOf(scales.get(name), predicted);
     const cells = [bars(values, scale)];
     if (all.weight.length) cells.unshift(weightCell(name));
     if (all.added.length) cells.push(addedCell(name));
-    return row(element("span", {}, breakable(name), note), ...cells);
+    return row(noted(name, predicted, scale), ...cells);
   };
 
   const heads = [head("objective"), head("predicted rating, on its own scale", "plot")];
@@ -67,6 +67,12 @@ function objectives({ model, scores, objectives: listed, steered }) {
   more.addEventListener("click", () => draw(!unfolded()));
   draw(false);
   return [label, place, more];
+}
+
+/** The name of an objective with what a reader has to know of its ratings. */
+function noted(name, values, scale) {
+  const note = scaleNote(values, scale);
+  return element("span", {}, breakable(name), note ? element("small", {}, note) : null);
 }
 
 /** The ratings of all responses as bars from the low to the high end of their scale. */
@@ -111,8 +117,9 @@ function drivers(i, j, scores, scales) {
   const others = moves.slice(MOST);
   const unknown = total - sum(moves);
   const parts = moves.slice(0, MOST).map(({ objective, values, moved }) => {
-    const { low, high } = scaleOf(scales.get(objective), values);
-    return [breakable(objective), moved, ...values.map((v) => v.toFixed(decimals([low, high])))];
+    const scale = scaleOf(scales.get(objective), values);
+    const digits = decimals([scale.low, scale.high]);
+    return [noted(objective, values, scale), moved, ...values.map((v) => v.toFixed(digits))];
   });
   if (others.length) parts.push([`${others.length} others`, sum(others), "", ""]);
   const most = Math.max(1e-9, ...parts.map(([, moved]) => Math.abs(moved)));

@@ -27,7 +27,7 @@ from panoply.data.tasks import Task
 from panoply.files import whole_file, write_json
 from panoply.hub.backbone.pretrained import resolve
 from panoply.laser.ensembles import best_of, chosen_scores
-from panoply.laser.rollout import Rollout
+from panoply.laser.rollout import Rollout, summed_truncation
 from panoply.measure.intervals import mean_interval
 from panoply.report.progress import RunLogger
 from panoply.report.report import write_report
@@ -99,6 +99,7 @@ def run_best_of_n(config: BestOfNConfig, logger: RunLogger) -> dict[str, Any]:
         metrics: dict[str, Any] = {
             "best_of_n": right_shares(choices, rollouts, sizes),
             "num_prompts": len(rollouts),
+            "truncated": summed_truncation(rollout.truncation for rollout in rollouts),
             "arms_routed": {arm: routed.count(arm) for arm in names} if routed else {},
             "git_commit": git_commit(),
         }

@@ -25,6 +25,7 @@ from panoply.config.evaluate import CrossEvalConfig
 from panoply.data.ingest import IngestLimits, ingest_pairs
 from panoply.data.read import named_inputs
 from panoply.data.schema import digest
+from panoply.data.summary import summary_lines
 from panoply.data.tables import PairTable, load_pairs
 from panoply.files import write_json
 from panoply.hub.artefact.manifest import Manifest, ScalarManifest
@@ -40,6 +41,7 @@ from workflows.cluster.evaluated import (
     EvaluatedScorer,
     data_entry,
     open_evaluated,
+    refusal_of,
     score_all,
     scorer_labels,
     truncation_of,
@@ -80,7 +82,10 @@ def run_cross_eval(config: CrossEvalConfig, logger: RunLogger) -> dict[str, Any]
         max_rows_per_source=config.max_pairs_per_source or None,
         max_quarantine_share=config.max_quarantine_share,
     )
-    ingested = ingest_pairs(named_inputs(config.pairs, config), out / "data", limits)
+    inputs = named_inputs(config.pairs, config)
+    ingested = ingest_pairs(inputs, out / "data", limits, refusal_of(opened))
+    for line in summary_lines(ingested):
+        logger.info(line)
     pairs = load_pairs(ingested.path, seed=0, num_folds=2)  # all parts count: the split is theirs
     claim(out, config, {"pairs": digest(*pairs.chosen_P, *pairs.rejected_P)})
     seen = {name: scorer.is_seen(pairs.split.key_N) for name, scorer in scorers.items()}

@@ -18,6 +18,7 @@ from panoply.config.evaluate import EvaluateConfig
 from panoply.data.ingest import IngestLimits, ingest_pairs
 from panoply.data.read import named_inputs
 from panoply.data.schema import digest
+from panoply.data.summary import summary_lines
 from panoply.data.tables import PairTable, load_pairs
 from panoply.files import write_json
 from panoply.hub.artefact.manifest import Manifest
@@ -32,6 +33,7 @@ from workflows.cluster.evaluated import (
     EvaluatedScorer,
     data_entry,
     open_evaluated,
+    refusal_of,
     score_all,
     scorer_labels,
     truncation_of,
@@ -66,7 +68,9 @@ def run_evaluate(config: EvaluateConfig, logger: RunLogger) -> dict[str, Any]:
     )
     inputs = named_inputs(config.pairs, config)
     board = read_board(config.board, inputs)
-    ingested = ingest_pairs(inputs, out / "data", limits)
+    ingested = ingest_pairs(inputs, out / "data", limits, refusal_of(scorers))
+    for line in summary_lines(ingested):
+        logger.info(line)
     pairs = load_pairs(ingested.path, seed=chief.seed, num_folds=2)
     claim(out, config, {"pairs": digest(*pairs.chosen_P, *pairs.rejected_P)})
     unseen = np.flatnonzero(~np.any([s.is_seen(pairs.split.key_N) for s in scorers], axis=0))

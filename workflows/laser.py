@@ -38,7 +38,7 @@ from panoply.config import as_dict
 from panoply.config.laser import CLASSIFIER, NEEDS_CALIBRATION, ORACLE, ROUTER, LaserConfig
 from panoply.data.schema import digest
 from panoply.data.tasks import Task, rounds_of, split_held_out
-from panoply.hub.backbone.pretrained import resolve
+from panoply.hub.backbone.pretrained import load_renderer, resolve
 from panoply.laser.ensembles import best_arms, chosen_scores
 from panoply.laser.log import Log
 from panoply.laser.pairs import build_pairs
@@ -112,7 +112,8 @@ def run_laser(config: LaserConfig, logger: RunLogger) -> dict[str, Any]:
     check_folder(out, config)
     gold_pairs: tuple[RankedPrompt, ...] = ()
     if config.gold_pairs:
-        gold_pairs = read_gold_pairs(config, out, [*train, *held_out])
+        refusal = load_renderer(config.backbone.model, config.backbone.rendering).refusal
+        gold_pairs = read_gold_pairs(config, out, [*train, *held_out], refusal, logger)
     first = config.strategies[0]  # its policy is exported, so it stays the first
     labels = [str(task.label) for task in [*train, *calibration_tasks, *held_out]]
     data_ids = {

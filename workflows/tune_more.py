@@ -25,13 +25,13 @@ import os
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import optuna
 import ray
 from optuna.distributions import (
-    BaseDistribution,
     CategoricalDistribution,
     FloatDistribution,
 )
@@ -43,7 +43,7 @@ from ray.tune.search.optuna import OptunaSearch
 from actors.reward_trainer import TrainTask
 from actors.trial import eval_results, fill_cache, finish_trial, train_trial, trial_task
 from panoply.config import as_dict
-from panoply.config.preference import Mixed, PreferenceConfig
+from panoply.config.preference import Mixed, More, Normalizer, PreferenceConfig
 from panoply.config.tune import Point, TuneConfig, command_words, paper_point
 from panoply.files import write_json
 from panoply.hub.backbone.pretrained import resolve
@@ -66,6 +66,10 @@ SEARCHES = ("tpe", "random")
 DEFAULTS = "defaults"
 STARTUP_SHARE = 3
 """Trials for each one that TPE draws at random at first, at most 10, as random search does."""
+EQUAL_MIXING_SEARCHED = (
+    "weighting: two sources have the weight 1/2 in every step under the normalizer l2, so momentum "
+    "and interpolation are searched under the other normalizers alone"
+)
 MAX_FAILURES = 2
 """Processes that one trial may lose; it resumes from its checkpoint."""
 TUNE_ENV = {
@@ -125,8 +129,7 @@ def search_and_measure(
     Raises:
         RunError: no trial of a search came to its end.
     """
-    num_sources = int(base.pairs.source_P[base.pairs.train].max()) + 1
-    defaults = paper_point(config, num_sources, len(base.pairs.train))
+    defaults = paper_point(config, num_sources_of(base), len(base.pairs.train))
     connect(math.ceil(config.max_concurrent * config.cpus))
     bundle = {"CPU": config.cpus, "GPU": config.gpus}
     await_workers(config.max_concurrent, bundle, config.wait_minutes, logger)
@@ -195,6 +198,8 @@ def prepare(config: TuneConfig, out: Path, logger: RunLogger) -> tuple[TrainTask
         )
     num_train, num_pairs = len(rows.train), len(rows.source_P)
     logger.info(f"data: {num_train:,} of {num_pairs:,} pairs to train on: {', '.join(sources)}")
+    if More(normalizer="l2").is_equal_mixing(len(sources)):
+        logger.info(EQUAL_MIXING_SEARCHED)
     task = TrainTask(
         config=run,
         pairs=rows,
@@ -205,6 +210,11 @@ def prepare(config: TuneConfig, out: Path, logger: RunLogger) -> tuple[TrainTask
         threads=max(1, int(config.cpus)),
     )
     return task, preferences
+
+
+def num_sources_of(base: TrainTask) -> int:
+    """Returns the number of sources of the pairs to train on."""
+    return int(base.pairs.source_P[base.pairs.train].max()) + 1
 
 
 def search(
@@ -230,7 +240,7 @@ def search(
                 trainable,
                 tune_config=tune.TuneConfig(
                     search_alg=OptunaSearch(
-                        space(config),
+                        partial(suggest, config=config, num_sources=num_sources_of(base)),
                         metric="select_loss",
                         mode="min",
                         points_to_evaluate=[dict(defaults)],
@@ -259,10 +269,10 @@ def search(
     return [read_trial(name, number, results[number]) for number in range(len(results))]
 
 
-def space(config: TuneConfig) -> dict[str, BaseDistribution]:
-    """Returns the space as Optuna's distributions."""
+def space(config: TuneConfig) -> dict[str, CategoricalDistribution | FloatDistribution]:
+    """Returns the space as Optuna's distributions, the normalizer first."""
     ranges = config.space
-    distributions: dict[str, BaseDistribution] = {
+    distributions: dict[str, CategoricalDistribution | FloatDistribution] = {
         "normalizer": CategoricalDistribution(ranges.normalizers),
         "momentum": FloatDistribution(*ranges.momentum, log=True),
         "interpolation": FloatDistribution(*ranges.interpolation),
@@ -272,6 +282,32 @@ def space(config: TuneConfig) -> dict[str, BaseDistribution]:
         low, high = getattr(ranges, name)
         distributions[name] = FloatDistribution(low, high, log=True)
     return distributions
+
+
+def suggest(trial: optuna.Trial, config: TuneConfig, num_sources: int) -> dict[str, float]:
+    """Suggests a point of the space, and returns those of its numbers that are not searched.
+
+    Where the weights of two sources are 1/2 in every step (`More.is_equal_mixing`), momentum and
+    rho change nothing, and stay the defaults'.
+    """
+    fixed: dict[str, float] = {}
+    for name, distribution in space(config).items():
+        if name in fixed:
+            continue
+        match distribution:
+            case CategoricalDistribution():
+                value = trial.suggest_categorical(name, distribution.choices)
+            case FloatDistribution():
+                ends = distribution.low, distribution.high
+                value = trial.suggest_float(name, *ends, log=distribution.log)
+        if name == "normalizer":
+            weighting = More(normalizer=cast(Normalizer, value))
+            if weighting.is_equal_mixing(num_sources):
+                fixed = {
+                    "momentum": weighting.momentum,
+                    "interpolation": weighting.interpolation,
+                }
+    return fixed
 
 
 def sampler(name: str, config: TuneConfig) -> BaseSampler:

@@ -7,10 +7,10 @@ Shapes: n responses to one prompt, K arms.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +22,10 @@ from panoply.laser.rewards import arm_agreement, arm_disagreement, verifier_auc
 from panoply.laser.signals import PromptOutcome
 from panoply.types import Array
 
+Truncation: TypeAlias = Mapping[str, Mapping[str, int]]
+"""Numbers of `texts` that limits cut and of `tokens` cut away, by the arm whose limits they are."""
 FLOATS = pa.list_(pa.float64())
+COUNTS = pa.list_(pa.int64())
 NAMES = pa.list_(pa.string())
 
 
@@ -49,6 +52,8 @@ class Rollout:
     """NaN where an arm failed or was not asked."""
     failures: Mapping[str, str] = field(default_factory=dict[str, str])
     """Reasons why scores are missing, by arm."""
+    num_cut: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
+    """Tokens of each response that limits cut away, by the arm whose limits they are."""
     transient: frozenset[str] = frozenset()
     """Arms, and the verifier, whose missing scores may be there when they are asked again."""
     ranking_n: Array = field(default_factory=_empty)
@@ -82,6 +87,14 @@ class Rollout:
         """Scores that arms gave."""
         return int(np.isfinite(self.score_Kn).sum())
 
+    @property
+    def truncation(self) -> Truncation:
+        """Responses that the limits of each arm cut, and the tokens cut away."""
+        return {
+            arm: {"texts": sum(num > 0 for num in num_cut_n), "tokens": sum(num_cut_n)}
+            for arm, num_cut_n in self.num_cut.items()
+        }
+
     def arm_aucs(self) -> list[float]:
         """Returns how well each arm orders right above wrong responses (`verifier_auc`), `[K]`."""
         return [verifier_auc(score_n, self.verdict_n) for score_n in self.score_Kn]
@@ -109,6 +122,16 @@ class Rollout:
         )
 
 
+def summed_truncation(counts: Iterable[Truncation]) -> Truncation:
+    """Returns the sums of truncated texts and tokens by arm."""
+    sums: dict[str, dict[str, int]] = {}
+    for by_arm in counts:
+        for arm, count in by_arm.items():
+            before = sums.setdefault(arm, {"texts": 0, "tokens": 0})
+            sums[arm] = {what: num + count[what] for what, num in before.items()}
+    return sums
+
+
 def write_rollouts(file: Path, rollouts: Sequence[Rollout], arms: Sequence[str]) -> None:
     """Writes samples and scores in the order of the prompts' ids, whole or not at all."""
     ordered = sorted(rollouts, key=lambda rollout: rollout.prompt_id)
@@ -124,6 +147,7 @@ def write_rollouts(file: Path, rollouts: Sequence[Rollout], arms: Sequence[str])
         failures = [rollout.failures.get(arm) for rollout in ordered]
         columns[f"score:{arm}"] = pa.array(scores, FLOATS)
         columns[f"failure:{arm}"] = pa.array(failures, pa.string())
+        columns[f"cut:{arm}"] = pa.array([r.num_cut.get(arm) for r in ordered], COUNTS)
     columns["transient"] = pa.array([sorted(rollout.transient) for rollout in ordered], NAMES)
     file.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(file) as partial:
@@ -141,6 +165,8 @@ def read_rollouts(file: Path, arms: Sequence[str]) -> list[Rollout]:
     rollouts: list[Rollout] = []
     for row in rows:
         failures = {arm: row[f"failure:{arm}"] for arm in arms if row[f"failure:{arm}"]}
+        # Older files have no counts.
+        cut = {arm: tuple(row[f"cut:{arm}"]) for arm in arms if row.get(f"cut:{arm}") is not None}
         rollouts.append(
             Rollout(
                 task=Task(row["prompt_id"], [], None, row["source"]),
@@ -149,6 +175,7 @@ def read_rollouts(file: Path, arms: Sequence[str]) -> list[Rollout]:
                 verdict_n=np.array(row["verdicts"], np.float64),
                 score_Kn=np.array([row[f"score:{arm}"] for arm in arms], np.float64),
                 failures=failures,
+                num_cut=cut,
                 transient=frozenset(row.get("transient") or ()),  # older files have none
             )
         )

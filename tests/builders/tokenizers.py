@@ -14,6 +14,11 @@ WORDS = (
 )
 """Ends in a space, so that a tokenizer may merge it with what follows."""
 
+NO_SYSTEM = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
+) + WORDS
+"""Refuses system turns, as the template of Gemma 2 does."""
+
 MERGES = [
     *(("Ċ", "Ċ"), ("ĊĊ", "ĊĊ"), ("Ġ", "Ġ"), ("Ġ", "Ċ"), ("ĠĠ", "Ċ")),
     *(("č", "Ċ"), ("Ġ", "h"), ("Ġh", "i"), (".", "Ċ")),

@@ -47,6 +47,8 @@ class ArmScores:
     """The first reason why a score is missing; empty where none is."""
     transient: bool = False
     """Whether asking again later may give a score that is missing."""
+    num_cut_n: tuple[int, ...] = ()
+    """Tokens that limits cut away; empty where the arm did not answer."""
 
 
 class Arms:
@@ -103,11 +105,12 @@ def _arm_scores(answer: ModelAnswer | RequestError, num: int) -> ArmScores:
         transient = _retry_delay(answer) is not None
         return ArmScores((float("nan"),) * num, str(answer), transient)
     values: list[float] = []
-    failure = ""
-    for score in answer.items[0]:
+    failure, scores = "", answer.items[0]
+    for score in scores:
         values.append(float("nan") if score.score is None else float(score.score))
         failure = failure or score.error
-    return ArmScores(tuple(values), failure, any(score.transient for score in answer.items[0]))
+    transient = any(score.transient for score in scores)
+    return ArmScores(tuple(values), failure, transient, tuple(score.num_cut for score in scores))
 
 
 @contextmanager

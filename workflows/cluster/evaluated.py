@@ -11,10 +11,13 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from panoply.config import Rendering
 from panoply.config.serve import ServedModelConfig
-from panoply.data.schema import digest, text_id
+from panoply.data.ingest import Refusal
+from panoply.data.schema import Prompt, digest, text_id
 from panoply.data.tables import PairTable
 from panoply.hub.artefact.manifest import Manifest, ScalarManifest, read_manifest
+from panoply.hub.backbone.renderer import Renderer
 from panoply.hub.door.checkpoint import read_fields
 from panoply.hub.door.fetch import check_holds_model, fetch
 from panoply.hub.published.layouts import is_pairwise
@@ -91,6 +94,30 @@ def open_evaluated(where: str) -> EvaluatedScorer:
             )
         load_chat_tokenizer(folder)
     return EvaluatedScorer(where, folder, None)
+
+
+def refusal_of(scorers: Sequence[EvaluatedScorer]) -> Refusal | None:
+    """Returns why any of the reward models cannot read a prompt; None where there is none.
+
+    Such a prompt would have no score by that model, and all are compared on the same pairs. Of
+    adapters nothing is told, whose template may be that of their base.
+    """
+    renderers: dict[str, Renderer] = {}
+    for scorer in scorers:
+        if scorer.folder is None or (scorer.folder / "adapter_config.json").is_file():
+            continue
+        rendering = scorer.manifest.rendering if scorer.manifest else Rendering()
+        renderers[scorer.where] = Renderer(load_chat_tokenizer(scorer.folder), rendering)
+    if not renderers:
+        return None
+
+    def refusal(prompt: Prompt) -> str:
+        for where, renderer in renderers.items():
+            if reason := renderer.refusal(prompt):
+                return f"{where}: {reason}"
+        return ""
+
+    return refusal
 
 
 def scorer_labels(scorers: Sequence[EvaluatedScorer]) -> list[str]:

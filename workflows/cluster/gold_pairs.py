@@ -16,11 +16,13 @@ import pyarrow.parquet as pq
 from actors.dpo_trainer import RankedPrompt
 from panoply.config.files import names_of_columns
 from panoply.config.laser import LaserConfig
-from panoply.data.ingest import IngestLimits, ingest_pairs
+from panoply.data.ingest import IngestLimits, Refusal, ingest_pairs
 from panoply.data.read import Input
 from panoply.data.schema import split_key
+from panoply.data.summary import summary_lines
 from panoply.data.tasks import Task
 from panoply.laser.rollout import Rollout
+from panoply.report.progress import RunLogger
 from workflows.cluster.rollouts import ranked_prompts
 
 PAIRS_PER_SOURCE = 64
@@ -30,16 +32,29 @@ PAIRS_PER_PROMPT = 2
 
 
 def read_gold_pairs(
-    config: LaserConfig, out: Path, other_tasks: Sequence[Task]
+    config: LaserConfig,
+    out: Path,
+    other_tasks: Sequence[Task],
+    refusal: Refusal,
+    logger: RunLogger,
 ) -> tuple[RankedPrompt, ...]:
     """Returns pairs of the file `config.gold_pairs`, but those of other prompts of the run.
+
+    Args:
+        config: the run.
+        out: its folder.
+        other_tasks: prompts that are trained on or held out.
+        refusal: of the policy's template; a pair that it refuses goes to quarantine.
+        logger: receives what is read of the file.
 
     Raises:
         FileNotFoundError, ValueError: the file holds no pair that can be used.
     """
     gold = Input(config.gold_pairs, columns=names_of_columns(config.gold_columns))
     limits = IngestLimits(max_rows_per_source=PAIRS_PER_SOURCE, seed=config.seed)
-    path = ingest_pairs([gold], out / "gold_pairs", limits).path
+    ingested = ingest_pairs([gold], out / "gold_pairs", limits, refusal)
+    for line in summary_lines(ingested):
+        logger.info(f"gold {line}")
     columns = ["prompt_id", "source", "prompt", "chosen", "rejected"]
     used = {split_key(task.prompt) for task in other_tasks}
     pairs = tuple(
@@ -51,7 +66,7 @@ def read_gold_pairs(
             pairs=((0, 1),),
             source=row["source"],
         )
-        for row in pq.read_table(path, columns=columns).to_pylist()
+        for row in pq.read_table(ingested.path, columns=columns).to_pylist()
         if split_key(row["prompt"]) not in used
     )
     if not pairs:

@@ -20,7 +20,7 @@ from panoply.hub.policy.export import export_policy
 from panoply.laser.ensembles import best_of, chosen_scores
 from panoply.laser.log import Log, Record, column
 from panoply.laser.monitor import Alarm, alarms, series
-from panoply.laser.rollout import Rollout
+from panoply.laser.rollout import Rollout, Truncation, summed_truncation
 from panoply.laser.signals import correlations
 from panoply.measure.intervals import mean_interval
 from panoply.report.report import write_report
@@ -44,6 +44,8 @@ class StrategyRun:
     """Results of each round."""
     num_scored: int = 0
     """Responses that arms scored for training."""
+    truncated: Truncation = field(default_factory=dict[str, Mapping[str, int]])
+    """Those of them that the limits of arms cut."""
     stopped: str = ""
     """The alarm that stopped the run, and the round; empty where none did."""
     adapter: str = ""
@@ -64,6 +66,8 @@ class StrategyRun:
     ) -> None:
         """Adds a round."""
         self.num_scored += sum(rollout.num_scores for rollout in rollouts)
+        cut = (rollout.truncation for rollout in rollouts)
+        self.truncated = summed_truncation([self.truncated, *cut])
         losses = [step["loss"] for step in update.history] if update else []
         evaluation = self.evaluations.get(round + 1)
         has_gold_pairs = update is not None and update.gold_pairs.num_rows > 0
@@ -112,6 +116,7 @@ def finish(
         "differences": paired_differences(runs),
         "choices": {name: choice_metrics(record, config) for name, record in records.items()},
         "num_prompts": len(train),
+        "truncated": summed_truncation(run.truncated for run in runs.values()),
         "git_commit": git_commit(),
     }
     history = {name: history_of(run, records.get(name)) for name, run in runs.items()}

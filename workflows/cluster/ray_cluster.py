@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import ray._private.worker as ray_worker
 import ray.data
 import ray.train
 from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig
@@ -35,6 +37,11 @@ RESIZE_SECONDS = 30.0
 """Interval at which Ray Train checks for nodes that joined or left."""
 LOG_SECONDS = 30.0
 """Interval at which a wait for nodes is logged."""
+
+STDERR = 2
+"""File descriptor of standard error."""
+LEVEL_NOTICE = b"Set ray log level from environment variable"
+"""Notice that Ray prints before it obeys RAY_BACKEND_LOG_LEVEL."""
 
 
 def connect(num_workers: int, key_variables: Iterable[str] = ()) -> None:
@@ -58,7 +65,9 @@ def connect(num_workers: int, key_variables: Iterable[str] = ()) -> None:
             "Ray was imported before `workflows`, so its ports would be open to the network: "
             "import `workflows` first"
         )
-    with withheld(key_variables), own_process_group():
+    # Ray prints errors of its tasks even so: of Serve's controller, say, whenever it is ended.
+    ray_worker._worker_logs_enabled = False  # pyright: ignore[reportPrivateUsage]
+    with withheld(key_variables), own_process_group(), stderr_without(LEVEL_NOTICE):
         ray.init(
             address="local" if is_own else None,
             num_cpus=max(os.cpu_count() or 1, num_workers) if is_own else None,
@@ -66,6 +75,24 @@ def connect(num_workers: int, key_variables: Iterable[str] = ()) -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
+
+
+@contextmanager
+def stderr_without(notice: bytes) -> Generator[None]:
+    """Drops the lines with a notice from what this process writes to standard error in the block.
+
+    Native code writes past `sys.stderr`. All other lines appear when the block ends.
+    """
+    stderr = os.dup(STDERR)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), STDERR)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, STDERR)
+            os.close(stderr)
+            held.seek(0)
+            os.write(STDERR, b"".join(line for line in held if notice not in line))
 
 
 @contextmanager

@@ -154,7 +154,7 @@ class RolloutCollector:
         """Returns a rollout with the scores of some arms in the place of what it had of them."""
         score_Kn, verdict_n = rollout.score_Kn.copy(), rollout.verdict_n
         failures = {name: why for name, why in rollout.failures.items() if name not in answers}
-        transient = set(rollout.transient - answers.keys())
+        transient, num_cut = set(rollout.transient - answers.keys()), dict(rollout.num_cut)
         for name, answer in answers.items():
             if answer.transient:
                 transient.add(name)
@@ -162,6 +162,8 @@ class RolloutCollector:
                 verdict_n = np.array(answer.score_n, np.float64)
                 continue
             score_Kn[self.names.index(name)] = answer.score_n
+            if answer.num_cut_n:
+                num_cut[name] = answer.num_cut_n
             if answer.failure:
                 failures[name] = answer.failure
         return replace(
@@ -169,6 +171,7 @@ class RolloutCollector:
             verdict_n=verdict_n,
             score_Kn=score_Kn,
             failures=failures,
+            num_cut=num_cut,
             transient=frozenset(transient),
         )
 

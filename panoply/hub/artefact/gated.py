@@ -57,6 +57,20 @@ class ObjectiveEffect:
     """Effective coefficient on the unit-scale objective, for this prompt."""
     contribution: float
     """g_i (r'_i - its mean over the training responses): what it adds to an average response."""
+    scale: Scale | None
+    """Lowest and highest rating of the source's own scale; None where there is none."""
+
+    @property
+    def is_beyond_scale(self) -> bool:
+        """Returns whether the predicted rating is one that no rater could have given."""
+        return self.scale is not None and not RatingMap(*self.scale).holds(self.value)
+
+    def __str__(self) -> str:
+        line = f"{self.objective} {self.contribution:+.3f}"
+        if self.scale is None or not self.is_beyond_scale:
+            return line
+        low, high = self.scale
+        return f"{line} (rating {self.value:.3g} beyond its scale {low:g}..{high:g})"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -70,9 +84,9 @@ class Explanation:
     """All objectives, the strongest contribution first."""
 
     def __repr__(self) -> str:
-        strongest = [f"{each.objective} {each.contribution:+.3f}" for each in self.drivers[:3]]
+        strongest = ", ".join(map(str, self.drivers[:3]))
         more = f" and {len(self.drivers) - 3} more" if len(self.drivers) > 3 else ""
-        return f"<Explanation of score {self.score:.4g}: {', '.join(strongest)}{more}>"
+        return f"<Explanation of score {self.score:.4g}: {strongest}{more}>"
 
 
 def pooled(features: Features, pooling: Pooling, depth: int = 0) -> torch.Tensor:
@@ -150,9 +164,9 @@ class GatedModel(ScoringModel[ModelOutput]):
             value = float(output.values_BO[0, i])
             if name in self.maps:
                 value = float(self.maps[name].to_raw(value))
-            effects.append(
-                ObjectiveEffect(name, value, float(coefficient_BO[0, i]), float(contribution_O[i]))
-            )
+            coefficient, contribution = float(coefficient_BO[0, i]), float(contribution_O[i])
+            scale = self.objectives[name]
+            effects.append(ObjectiveEffect(name, value, coefficient, contribution, scale))
         effects.sort(key=lambda effect: -abs(effect.contribution))
         return Explanation(float(output.score_B[0]), float(length_B[0]), tuple(effects))
 

@@ -24,6 +24,10 @@ prompt = [{"role": "user", "content": "How do I boil an egg?"}]
 model.score(prompt, ["Ten minutes.", "No idea."])
 model.explain(prompt, "Ten minutes.")  # which objective moved the score, and how far
 ```"""
+BEYOND_SCALE = (
+    "A predicted rating can lie beyond the scale of its raters, mostly for texts unlike those that "
+    "were rated. `explain` marks it (`is_beyond_scale`); scores use it as it is."
+)
 SCALAR_USE = """```python
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -96,7 +100,8 @@ def model_card(card: Manifest, metrics: Metrics, scalar: ScalarDescription | Non
         SCALAR_USE if scalar else GATED_USE,
     ]
     if not scalar:
-        opening += ["## Objectives", _objectives(card, metrics.get("objectives", {}))]
+        objectives = _objectives(card, metrics.get("objectives", {}))
+        opening += ["## Objectives", objectives, BEYOND_SCALE]
     data = {"pairs": card.data["pairs"]} if scalar else card.data
     return _complete(opening, data, metrics, _scoring(card, scalar), scalar)
 

@@ -105,9 +105,23 @@ def lead(scorers: Container[str]) -> str:
     return next(name for name in LEADS if name in scorers)
 
 
+def sources_of(entry: Metrics) -> set[str]:
+    """Returns the sources in which a scorer has a length-balanced accuracy."""
+    per_source: Mapping[str, Metrics] = entry.get("per_source", {})
+    return {name for name, numbers in per_source.items() if is_defined(numbers.get(BALANCED))}
+
+
 def ranked(pairs: Mapping[str, Metrics]) -> list[str]:
-    """Returns the scorers by their length-balanced accuracy, best first."""
-    return sorted(pairs, key=lambda name: falling(pairs[name].get("macro", {}).get(BALANCED)))
+    """Returns the scorers by their length-balanced accuracy, best first.
+
+    Means over different sources cannot be compared, so a scorer that lacks a source comes last.
+    """
+
+    def key(name: str) -> tuple[int, float]:
+        entry = pairs[name]
+        return -len(sources_of(entry)), falling(entry.get("macro", {}).get(BALANCED))
+
+    return sorted(pairs, key=key)
 
 
 def label_of(pairs: Container[str]) -> Callable[[str], str]:
@@ -217,19 +231,30 @@ def scorers(pairs: Mapping[str, Metrics], comparisons: Mapping[str, Metrics]) ->
 
 
 def accuracy_table(pairs: Mapping[str, Metrics]) -> Table:
-    """Returns accuracy of every scorer, best first: means over sources."""
+    """Returns accuracy of every scorer, best first: means over its sources.
+
+    Where a scorer lacks some of the sources, a column tells how many each one has.
+    """
     parts: dict[str, Metrics] = {}
+    every = set[str]().union(*map(sources_of, pairs.values()))
+    is_whole = True
     for name in ranked(pairs):
         if name.endswith(RAW):
             continue  # a temperature moves no accuracy
         sources = [entry.get(BALANCED) for entry in pairs[name].get("per_source", {}).values()]
-        parts[name] = {**pairs[name].get("macro", {}), "sources": sources}
+        num_covered = len(sources_of(pairs[name]))
+        coverage = f"{num_covered} of {len(every)}"
+        macro = pairs[name].get("macro", {})
+        parts[name] = {**macro, "sources": sources, "coverage": coverage}
+        is_whole &= num_covered == len(every)
     columns = [
         Column("length-balanced", mark="dot", key=BALANCED),
         Column("95 %", interval, "interval", key=INTERVAL),
         Column("one source", None, "tick", key="sources"),
         Column("plain accuracy", key="accuracy"),
     ]
+    if not is_whole:
+        columns.append(Column("sources", str, key="coverage"))
     sizes = [entry for entry in pairs.values() if "num_prompts" in entry]
     size = f" ({count(sizes[0]['n'])} of {count(sizes[0]['num_prompts'])} prompts)" if sizes else ""
     return Table(
