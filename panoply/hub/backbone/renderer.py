@@ -7,8 +7,9 @@ A conversation is rendered once. What responses share is the longest common pref
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from panoply.config import Rendering
 from panoply.data.schema import Message, Prompt
 from panoply.hub.backbone.control_tokens import ControlTokens
 from panoply.hub.backbone.turns import Turns, splitting_token
+from panoply.hub.backbone.verbatim_template import VerbatimTemplate
 from panoply.model.gather import Tokenized
 from panoply.model.tree import TokenTree, common_prefix
 from panoply.wire.conversation import Turn, check_responses, read_prompt
@@ -45,43 +47,6 @@ class RenderedTree:
 
 
 @dataclass(frozen=True, slots=True)
-class _Texts:
-    """Rendered texts that mostly begin alike."""
-
-    texts: Sequence[str]
-    head: str
-
-    def split(self, mark: str) -> Iterator[tuple[str, str]]:
-        """Yields each text in two parts that are tokenized apart; the first may be empty.
-
-        Args:
-            mark: the token behind the head that splits texts; empty where none does.
-        """
-        start = self.head + mark
-        for text in self.texts:
-            if mark and self.head and (text == self.head or text.startswith(start)):
-                yield self.head, text[len(self.head) :]
-            else:
-                yield "", text
-
-
-@dataclass(frozen=True, slots=True)
-class _Written:
-    """One prompt and its conversations as the template writes them."""
-
-    body: str
-    """The prompt alone."""
-    opening: str
-    """The prompt and the assistant's header."""
-    wholes: Sequence[str]
-    """The conversations, with a reply that is closed."""
-
-    @property
-    def texts(self) -> _Texts:
-        return _Texts([self.body, self.opening, *self.wholes], self.body)
-
-
-@dataclass(frozen=True, slots=True)
 class Opening:
     """Ends of the parts of a prompt that opens the assistant's turn, in tokens."""
 
@@ -108,6 +73,7 @@ class Renderer:
             tokenizer.chat_template = PLAIN_TEMPLATE
         if reads_clock(tokenizer.chat_template):
             tokenizer.chat_template = FIXED_CLOCK + tokenizer.chat_template
+        self._template = VerbatimTemplate(tokenizer.chat_template, self.text)
         self._refusals: dict[tuple[str, ...], str] = {}
         self.turns = Turns(tokenizer, self.text)
         self.control_tokens = ControlTokens(tokenizer, self.turns.markers)
@@ -161,34 +127,29 @@ class Renderer:
         turns = [*map(dict, opening), *closing]
         asks = response is None and header
         try:
-            return self.text(turns, asks)
+            return self._template.write(turns, asks)
         except Exception as error:  # whatever a template raises means: not renderable
             roles = [turn["role"] for turn in opening]
             raise ValueError(f"the chat template refuses roles {roles!r}: {error}") from error
 
-    def ids(self, texts: Sequence[str], head: str = "") -> list[list[int]]:
-        """Returns the tokens of rendered texts, BOS once.
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns the tokens of rendered texts, whole or beginnings, BOS once.
 
-        Args:
-            texts: whole conversations, or beginnings of them.
-            head: beginning of most of them, up to an assistant's header. It is tokenized once
-                where the header's first token splits texts.
+        Where the assistant's header begins with a token that splits texts, they are taken apart
+        in front of each, and what many of them hold (a prompt, a system turn) is tokenized once.
         """
-        return self._ids_of([_Texts(texts, head)])[0]
-
-    def _ids_of(self, groups: Sequence[_Texts]) -> list[list[list[int]]]:
-        """Returns what `ids` does for each of many groups, in one call of the tokenizer."""
-        pieces: dict[str, int] = {}  # many groups hold the same header
-        places: list[list[tuple[int, int]]] = []
-        for group in groups:
-            places.append([])
-            for before, rest in group.split(self.mark):
-                place = [pieces.setdefault(piece, len(pieces)) for piece in (before, rest)]
-                places[-1].append((place[0], place[1]))
-        ids = self.control_tokens.tokenize(list(pieces))
+        split = [self._pieces(text) for text in texts]
+        pieces = list(dict.fromkeys(chain.from_iterable(split)))
+        ids = dict(zip(pieces, self.control_tokens.tokenize(pieces), strict=True))
         return [
-            [self.with_bos(ids[before] + ids[rest]) for before, rest in group] for group in places
+            self.with_bos(list(chain.from_iterable(ids[piece] for piece in row))) for row in split
         ]
+
+    def _pieces(self, text: str) -> list[str]:
+        if not self.mark:
+            return [text]
+        first, *turns = text.split(self.mark)
+        return [first, *(self.mark + turn for turn in turns)]
 
     def with_bos(self, ids: list[int]) -> list[int]:
         """Returns tokens with BOS in front once: many templates already write it."""
@@ -241,7 +202,8 @@ class Renderer:
             ValueError: see `render`.
         """
         written = [self._written(prompt, responses) for prompt, responses in items]
-        return [_tree(conversations) for conversations in self._read_all(written)]
+        ids = iter(self.ids(list(chain.from_iterable(written))))
+        return [_tree(self._tokenized(list(islice(ids, len(texts))))) for texts in written]
 
     def conversations(self, prompt: Prompt, responses: Sequence[str]) -> list[Tokenized]:
         """Returns each response behind its prompt, as it would be alone.
@@ -251,15 +213,16 @@ class Renderer:
         Raises:
             ValueError: see `render`.
         """
-        return self._read_all([self._written(prompt, responses)])[0]
+        return self._tokenized(self.ids(self._written(prompt, responses)))
 
-    def _written(self, prompt: Prompt, responses: Sequence[str]) -> _Written:
+    def _written(self, prompt: Prompt, responses: Sequence[str]) -> list[str]:
+        """Returns as the template writes them: the prompt, the prompt with header, all replies."""
         check_responses(responses)
         if not responses:
             raise ValueError("a token tree needs at least one response")
         turns = self._hidden(prompt)
         body, opening = self._text(turns, None, header=False), self._text(turns, None)
-        return _Written(body, opening, [self._text(turns, response) for response in responses])
+        return [body, opening, *(self._text(turns, response) for response in responses)]
 
     def _hidden(self, prompt: Prompt) -> list[Turn]:
         """Returns the turns of a prompt, with stand-ins for the control tokens that they spell."""
@@ -277,13 +240,10 @@ class Renderer:
             opening: the prompt and the assistant's header.
             wholes: the conversations, with a reply that is closed.
         """
-        return self._read_all([_Written(body, opening, wholes)])[0]
-
-    def _read_all(self, written: Sequence[_Written]) -> list[list[Tokenized]]:
-        return list(map(self._tokenized, self._ids_of([each.texts for each in written])))
+        return self._tokenized(self.ids([body, opening, *wholes]))
 
     def _tokenized(self, ids: list[list[int]]) -> list[Tokenized]:
-        """Returns conversations cut to the limits, from the tokens of a `_Written`'s texts."""
+        """Returns conversations cut to the limits, from the tokens of the texts of `read`."""
         body_ids, opening_ids, *rows = ids
         size = len(body_ids)
         alike = size if all(ids[:size] == body_ids for ids in (opening_ids, *rows)) else 0
