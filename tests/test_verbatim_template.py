@@ -59,7 +59,9 @@ def _renderer(template: str):
     ).from_string(template)
 
     def render(turns, opens):
-        return compiled.render(messages=turns, add_generation_prompt=opens, eos_token="</s>")
+        return compiled.render(
+            messages=turns, add_generation_prompt=opens, bos_token="<s>", eos_token="</s>"
+        )
 
     return render
 
@@ -109,7 +111,7 @@ def test_a_name_of_a_turn_is_written_by_the_template_itself():
 
 
 def test_pairs_of_a_batch_get_the_trees_that_they_get_alone():
-    renderer = Renderer(chat_tokenizer(), Rendering(max_prompt_tokens=30, max_response_tokens=5))
+    renderer = Renderer(chat_tokenizer(), Rendering(max_prompt_tokens=30, max_response_tokens=8))
     question = {"role": "user", "content": "what is a cup"}
     earlier = [question, {"role": "assistant", "content": "red"}, question]
     items = [
