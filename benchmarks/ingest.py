@@ -124,8 +124,10 @@ def ingest_and_render(file: Path, work: Path, tokenizer: str) -> None:
     def trees() -> Iterator[Any]:
         with pq.ParquetFile(work / "pairs.parquet") as opened:
             for batch in opened.iter_batches(256, columns=["prompt", "chosen", "rejected"]):
-                for row in batch.to_pylist():
-                    yield renderer.render(row["prompt"], [row["chosen"], row["rejected"]]).tree
+                rows = batch.to_pylist()
+                pairs = [(row["prompt"], (row["chosen"], row["rejected"])) for row in rows]
+                for rendered in renderer.render_all(pairs):
+                    yield rendered.tree
 
     write_tokens(work / "tokens", trees(), {})
 

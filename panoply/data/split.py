@@ -28,20 +28,24 @@ def check_parts(path: Path, seed: int) -> dict[Part, int]:
     Raises:
         ValueError: if all rows share one split key, or a part has no row.
     """
-    num_rows: Counter[str] = Counter(row["split_key"] for row in _columns(path, ["split_key"]))
-    if len(num_rows) < 2:
+    parts: Counter[Part] = Counter()
+    first, is_split = "", False
+    for row in _columns(path, ["split_key"]):
+        key = row["split_key"]
+        first = first or key
+        is_split = is_split or key != first
+        parts[part_of(key, seed)] += 1
+    if not is_split:
         raise ValueError(
-            f"{str(path)!r}: all {num_rows.total()} rows share one prompt (or group), so they "
+            f"{str(path)!r}: all {parts.total()} rows share one prompt (or group), so they "
             "cannot be split; add rows of other prompts"
         )
-    parts: Counter[Part] = Counter()
-    for key, num in num_rows.items():
-        parts[part_of(key, seed)] += num
     counts: dict[Part, int] = {part: parts[part] for part in PARTS}
     missing = [part for part in PARTS if not counts[part]]
     if missing:
+        num_keys = len({row["split_key"] for row in _columns(path, ["split_key"])})
         raise ValueError(
-            f"{str(path)!r}: no row falls into {', '.join(missing)} ({len(num_rows)} distinct "
+            f"{str(path)!r}: no row falls into {', '.join(missing)} ({num_keys} distinct "
             f"prompts or groups, seed {seed}); add rows of other prompts or take another seed"
         )
     return counts

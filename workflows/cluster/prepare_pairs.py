@@ -150,8 +150,9 @@ def _rendered(
     """Yields the trees of a file of pairs; counts in `cut` what the token limits cut."""
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(256, columns=["prompt", "chosen", "rejected"]):
-            for row in batch.to_pylist():
-                rendered = renderer.render(row["prompt"], [row["chosen"], row["rejected"]])
+            rows = batch.to_pylist()
+            pairs = [(row["prompt"], (row["chosen"], row["rejected"])) for row in rows]
+            for rendered in renderer.render_all(pairs):
                 cut["prompts_cut"] += rendered.prompt_tokens_cut > 0
                 cut["responses_cut"] += rendered.num_responses_cut
                 yield rendered.tree
