@@ -146,7 +146,9 @@ def test_one_worker_and_four_give_the_same_model(finished, tiny_model_folder, tm
     )
     for name in ("head.weight", "head.bias", "head.penalty", "head.length_weight"):
         assert np.array_equal(a[name], b[name])
-    assert other["pairs"]["best_fixed"] == metrics["pairs"]["best_fixed"]
+    # As text: an interval of few prompts is no number, which is equal to nothing.
+    fixed = [json.dumps(run["pairs"]["best_fixed"], sort_keys=True) for run in (other, metrics)]
+    assert fixed[0] == fixed[1]
     for name in a:
         assert np.allclose(a[name], b[name], rtol=1e-6, atol=1e-9), name
 
