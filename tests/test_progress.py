@@ -162,8 +162,12 @@ def test_lines_with_commands_are_not_broken():
 def test_a_notice_of_native_code_is_dropped_and_every_other_line_kept(capfd):
     from workflows.cluster.ray_cluster import stderr_without
 
-    with pytest.raises(OSError, match="inner"), stderr_without(b"a notice"):
-        os.write(2, b"before\nsome.cc:3: a notice of no use\n")
-        raise OSError("inner")
+    def fail():
+        with stderr_without(b"a notice"):
+            os.write(2, b"before\nsome.cc:3: a notice of no use\n")
+            raise OSError("inner")
+
+    with pytest.raises(OSError, match="inner"):
+        fail()
     os.write(2, b"after\n")
     assert capfd.readouterr().err == "before\nafter\n"
