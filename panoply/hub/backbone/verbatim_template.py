@@ -39,9 +39,9 @@ def copies_contents(template: str) -> bool:
         tree = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"]).parse(template)
         proof = _Proof({"messages": "messages"})
         while True:  # until a pass learns no more of the variables
-            known = dict(proof.kinds)
+            before = dict(proof.kinds)
             proof.visit(tree)
-            if proof.kinds == known:
+            if proof.kinds == before:
                 return True
     except (TemplateError, _NotVerbatim):
         return False
@@ -104,8 +104,8 @@ class _Proof:
                 return self._access(node)
             case nodes.Add() | nodes.Concat():
                 sides = node.nodes if isinstance(node, nodes.Concat) else [node.left, node.right]
-                kinds = [self.kind(side) for side in sides]
-                return "content" if "content" in map(self._no_messages, kinds) else "fixed"
+                kinds = [self._no_messages(self.kind(side)) for side in sides]
+                return "content" if "content" in kinds else "fixed"
             case nodes.Filter(
                 name="trim", args=[], kwargs=[], node=nodes.Getattr() | nodes.Getitem() as text
             ):
@@ -186,7 +186,7 @@ class VerbatimTemplate:
         Raises:
             Exception: whatever the template raises, which means that it refuses the turns.
         """
-        if not self._copies or any(turn.keys() != {"role", "content"} for turn in turns):
+        if not self._copies or any(len(turn) > 2 for turn in turns):
             return self._render(turns, opens)
         roles = tuple(turn["role"] for turn in turns)
         parts = self._parts.get((opens, roles))
