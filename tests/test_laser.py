@@ -107,10 +107,15 @@ def test_strategies_share_prompts_and_first_samples_and_part_afterwards(calm):
     assert not next(last).equals(next(last))
 
 
+def as_text(values):
+    """Values in which an interval of few prompts, which is no number, is equal to itself."""
+    return json.dumps(values, sort_keys=True)
+
+
 def test_a_run_that_is_over_is_only_read(calm):
     out, config, metrics = calm
     before = {path: path.stat().st_mtime_ns for path in out.rglob("samples.parquet")}
-    assert run_laser(config, RunLogger())["strategies"] == metrics["strategies"]
+    assert as_text(run_laser(config, RunLogger())["strategies"]) == as_text(metrics["strategies"])
     assert {path: path.stat().st_mtime_ns for path in out.rglob("samples.parquet")} == before
     with pytest.raises(ValueError, match=r"other settings \(seed: "):
         run_laser(replace(config, seed=1), RunLogger())
@@ -140,7 +145,7 @@ def test_a_driver_that_is_killed_ends_with_the_numbers_of_one_that_was_not(calm,
         killed_once(config, when)
         assert not (own / "003" / "done.json").exists()
     found = run_laser(config, RunLogger())
-    assert found["strategies"]["laser"] == metrics["strategies"]["laser"]
+    assert as_text(found["strategies"]["laser"]) == as_text(metrics["strategies"]["laser"])
     ours, theirs = (Log(str(folder / "log"), ARMS).read() for folder in (own, out / "laser"))
     assert ours.decisions.equals(theirs.decisions)
     assert ours.rewards.equals(theirs.rewards)
@@ -186,7 +191,7 @@ def test_an_arm_that_fails_is_suspended_and_comes_back(cluster, tiny_policy_fold
     assert {row["arm"] for row in by_round[1]} == {"short"}
     (away,) = by_round[1][0]["suspended"]
     assert away["arm"] == "flaky"
-    assert "out of order" in away["reason"]
+    assert "the function raised RuntimeError at" in away["reason"]
     assert "flaky" in {row["arm"] for row in by_round[2] + by_round[3]}
     failures = metrics["choices"]["random"]["failures"]
     assert {(one["round"], one["arm"]) for one in failures} == {(0, "flaky")}
