@@ -2,9 +2,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -q
 FAST := not ray and not browser and not slow
-# Tests that start Ray, a browser or processes, in parts: `make -j 2 test-rest` runs two at a time.
+# Tests that start Ray, a browser or processes, in parts, the longest first: `make -j 2 test-rest` runs two.
 NODES := tests/test_autoscale.py tests/test_lost_nodes.py
-REST := nodes clients a-c d-k l m-o p q-r s t-z
+REST := s a-c p l t-z nodes d-k m-o q-r clients
 
 .PHONY: install demo serve lint types check check-deploy lock sbom format \
 	test test-fast test-fast-a-p test-fast-q-z test-rest test-evidence
