@@ -19,6 +19,7 @@ from pydantic import JsonValue
 from actors.internal_error import internal_error
 from panoply.config.serve import ServedModelConfig
 from panoply.serve.calls import ReplicaRequest, each_alone, fingerprint_of
+from panoply.wire.breaker import CircuitState
 from panoply.wire.limits import ItemSize
 from panoply.wire.request import Item, ModelAnswer, RenderedText, RequestError, Score
 from panoply.wire.templates import as_chat
@@ -51,11 +52,19 @@ class Replica(ABC, Generic[Unit]):
         self.reader = ThreadPoolExecutor(1, "read")
         self.num_reading = 0
         """Responses of the requests that are being read."""
+        self._fingerprints: dict[CircuitState, str] = {}
+
+    @property
+    def circuit(self) -> CircuitState:
+        """State of the circuit to what scores, "closed" where nothing can be taken out."""
+        return "closed"
 
     @property
     def fingerprint(self) -> str:
-        """Hash of what the replica says of itself."""
-        return fingerprint_of(self.about())
+        """Hash of what the replica says of itself, which nothing but its circuit changes."""
+        if self.circuit not in self._fingerprints:
+            self._fingerprints[self.circuit] = fingerprint_of(self.about())
+        return self._fingerprints[self.circuit]
 
     @abstractmethod
     def about(self) -> dict[str, JsonValue]:
