@@ -299,10 +299,14 @@ def test_an_interrupted_run_is_not_shown_as_running(tmp_path):
             raise error
         assert client.get_run((out / "mlflow_run").read_text()).info.status == status
         assert ear.lines == []
-    with pytest.raises(SystemExit, match="143"), run(out):
-        signal.raise_signal(signal.SIGTERM)
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray's, where a test has started it
+    try:
+        with pytest.raises(SystemExit, match="143"), run(out):
+            signal.raise_signal(signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
     assert client.get_run((out / "mlflow_run").read_text()).info.status == "KILLED"
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     with run(out):
         pass
     assert_tracked(client, out)
