@@ -61,7 +61,7 @@ class Model:
 
     @property
     def can_answer(self) -> bool:
-        """Whether a request to it may succeed; an idle one is started by it."""
+        """Says whether a request to the model may succeed; a request starts an idle model."""
         return self.state in ("ready", "idle") and self.circuit != "open"
 
     def changed_to(self, status: ModelStatus) -> None:

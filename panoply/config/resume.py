@@ -1,4 +1,4 @@
-"""Which settings a run may go on with: marks of fields, and the settings that two runs differ in.
+"""Marks the settings that a run may go on with, and compares the settings of two runs.
 
 A field says by its metadata what another value means for a run that began before:
 

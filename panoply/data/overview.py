@@ -1,4 +1,4 @@
-"""What the files of a run hold, as it would be read: counts, examples, quarantine, columns."""
+"""Describes what a run would read of its files: counts, examples, quarantine, columns."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class ShownRow:
 
 @dataclass(slots=True)
 class Overview:
-    """What files hold as rows of one kind."""
+    """Holds what was read of files as rows of one kind."""
 
     kind: FileKind
     files: Sequence[FileColumns]

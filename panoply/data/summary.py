@@ -1,4 +1,4 @@
-"""What an ingestion read, in sentences for the terminal, before anything is trained on it."""
+"""Says in sentences what an ingestion read, before anything is trained on it."""
 
 from __future__ import annotations
 

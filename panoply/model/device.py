@@ -12,7 +12,7 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where and how precisely a model computes; None leaves the choice to the machine."""
+    """Names where and how precisely a model computes; None leaves the choice to the machine."""
 
     device: torch.device | None = None
     dtype: torch.dtype | None = None

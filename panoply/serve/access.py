@@ -1,4 +1,4 @@
-"""Who may ask what: API keys with names, and how much each of them may ask.
+"""Decides who may ask what: API keys with names, and how much each of them may ask.
 
 A key is known by its SHA-256 hash alone, so that nothing here can be printed or logged that opens a
 model.

@@ -39,7 +39,7 @@ class SupervisedLoop:
 
     @property
     def is_well(self) -> bool:
-        """Whether its latest success is not too old."""
+        """Says whether the latest success of the loop is not too old."""
         return self.age <= self.max_age
 
     async def round(self) -> None:

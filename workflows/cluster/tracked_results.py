@@ -1,4 +1,4 @@
-"""What trackers get of a run: its entry when it begins, its steps, and its results at the end."""
+"""Holds what trackers get of a run: its entry at the beginning, its steps, and its results."""
 
 from __future__ import annotations
 

@@ -38,12 +38,12 @@ class StoredHead:
 
     @property
     def is_linear(self) -> bool:
-        """Whether it is one layer, with a bias or without."""
+        """Says whether the head is one layer, with a bias or without."""
         return set(self.names) in ({"weight"}, {"weight", "bias"})
 
     @property
     def is_layered(self) -> bool:
-        """Whether it is two linear layers or more, with ReLU between."""
+        """Says whether the head is two linear layers or more, with ReLU between."""
         weights, biases = self._shapes("weight"), self._shapes("bias")
         places = sorted(weights)
         is_whole = len(self.names) == len(weights) + len(biases) and weights.keys() == biases.keys()

@@ -25,7 +25,7 @@ POSITIONS = 8192
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """What a caller chose about a published model."""
+    """Holds what a caller chose about a published model."""
 
     code: bool = False
     """Run the model's own code where its layout is unknown."""
