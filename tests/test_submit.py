@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx2
 import pytest
 from mlflow import MlflowClient
+from ray._private.ray_constants import get_runtime_env_default_excludes
 from ray._private.runtime_env.packaging import create_package
 
 from tests.builders.ray_head import ROOT, eventually, free_ports, ray_head
@@ -58,12 +59,18 @@ def submit(head, name, *words):
 
 def test_the_package_of_the_working_folder_holds_every_module_and_no_environment(tmp_path):
     # Packaging honors .gitignore: an unanchored `data/` there would drop `panoply/data`.
-    create_package(str(ROOT), target := tmp_path / "package.zip", include_gitignore=True)
+    # `ray job submit` leaves Ray's default excludes (`.git`, `.venv`) out, and so does this.
+    create_package(
+        str(ROOT),
+        target := tmp_path / "package.zip",
+        include_gitignore=True,
+        excludes=get_runtime_env_default_excludes(),
+    )
     packed = set(zipfile.ZipFile(target).namelist())
     modules = {str(p.relative_to(ROOT)) for name in PACKAGES for p in (ROOT / name).rglob("*.py")}
     assert "panoply/synthetic/planted.py" in modules
     assert modules <= packed
-    assert not [name for name in packed if name.startswith((".venv", "runs", "mlruns"))]
+    assert not [name for name in packed if name.startswith((".git/", ".venv", "runs", "mlruns"))]
     assert target.stat().st_size < 10 << 20
 
 
