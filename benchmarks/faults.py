@@ -192,8 +192,8 @@ def ground_of(options: Options, work: Path, model: Path) -> Generator[Ground]:
     command = [
         *(sys.executable, "-m", "jobs.serve", "models", "--port", str(options.port)),
         *("--models", f"{MODEL}={model}", f"{FUNCTION}=function:{work / 'scorer.py'}:length"),
-        f"{PEER}=openrlhf+http://127.0.0.1:{peer_port}",
-        *("--keys", f"{MODEL}={KEY_VARIABLE}", "--remote-templates", f"{PEER}=chatml"),
+        f"{PEER}=openrlhf+http://127.0.0.1:{peer_port}?template=chatml",
+        *("--keys", f"{MODEL}={KEY_VARIABLE}"),
     ]
     env = os.environ | {KEY_VARIABLE: KEY, "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"}
     peer = subprocess.Popen(peer_command)

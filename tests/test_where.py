@@ -1,5 +1,6 @@
 """The grammar of WHERE: one parser, and a class for each kind of scorer."""
 
+import asyncio
 from typing import get_args
 
 import pytest
@@ -16,6 +17,8 @@ from panoply.scorers.where import (
     open_scorer,
     parse_where,
 )
+from panoply.wire.request import Chat, Score
+from tests.builders.wire_server import serving
 
 
 @pytest.mark.parametrize(
@@ -33,6 +36,10 @@ from panoply.scorers.where import (
         (
             "vllm+https://host/x?a=b&key_variable=RM_KEY#m",
             RemoteEndpoint("https://host/x?a=b", "vllm", "m", "RM_KEY"),
+        ),
+        (
+            "openrlhf+http://host:5000?template=chatml&key_variable=RM_KEY",
+            RemoteEndpoint("http://host:5000", "openrlhf", "", "RM_KEY", "chatml"),
         ),
     ],
 )
@@ -64,3 +71,20 @@ def test_the_key_of_an_endpoint_is_looked_up_on_the_node_that_asks_it():
     assert isinstance(open_scorer(config, on_node=False), EndpointScorer)
     with pytest.raises(ValueError, match="NOT_SET_HERE"):
         open_scorer(config)
+
+
+def test_an_endpoint_of_text_gets_messages_in_the_template_that_its_address_names():
+    item = Chat(({"role": "user", "content": "How?"},), ("So.",))
+    with serving((200, {}, {"rewards": [0.25]})) as (address, seen):
+        where = f"openrlhf+{address}?template=chatml"
+        scorer = open_scorer(ServedModelConfig(name="m", where=where))
+        assert asyncio.run(scorer.score([item])) == ((Score(score=0.25),),)
+    [(path, _, body, _)] = seen
+    opening = "<|im_start|>user\nHow?<|im_end|>\n<|im_start|>assistant\n"
+    assert path == "/get_reward"
+    assert body["query"] == [f"{opening}So.<|im_end|>\n"]
+
+
+def test_an_unknown_family_of_templates_is_refused_with_those_there_are():
+    with pytest.raises(ValueError, match=r"`template` of 'sglang\+http://h' .*'chatml'.*'nothing'"):
+        parse_where("sglang+http://h?template=nothing")

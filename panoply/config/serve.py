@@ -90,14 +90,13 @@ class ServedModelConfig:
     """Scorer as WHERE names it (`panoply.scorers.where`): a model's folder, hub name or
     `models:/NAME@ALIAS`; `function:MODULE:NAME` or `function:FILE.py:NAME`; `DIALECT+URL#MODEL`,
     as `vllm+http://HOST:8000?key_variable=NAME#skywork`, where NAME is the environment variable of
-    its API key, if it asks for one; or `replay:FILE`."""
+    its API key, if it asks for one (and `template=chatml` the family of templates in which messages
+    are written for OpenRLHF, SGLang and TEI); or `replay:FILE`."""
     rendered_by: str = ""
     """Template family of the rendered text that clients send (OpenRLHF's queries, vLLM's `input`)
     where it is not the model's own: its turns are parsed and rendered again."""
     trust_remote_code: bool = False
     """Run the Python code that a model on the hub brings."""
-    remote_template: str = ""
-    """Template family in which conversations are sent to an endpoint that takes text alone."""
     scaling: ScalingConfig = ScalingConfig()
     batch: BatchConfig = BatchConfig()
 

@@ -16,11 +16,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, TypeAlias, assert_never
 
+import httpx2
+
 from panoply.config.serve import ServedModelConfig
 from panoply.scorers.endpoint import EndpointScorer
 from panoply.scorers.function import load_function
 from panoply.scorers.recorded import RecordedScorer
-from panoply.secret import Address
+from panoply.secret import Address, without_secrets
+from panoply.wire.chat_templates import TEMPLATES
 from panoply.wire.request import Item, Score
 
 
@@ -61,6 +64,8 @@ class RemoteEndpoint:
     """Name of the model there; empty where the server has one."""
     key_variable: str = ""
     """Environment variable of the key that the server asks for; empty: it asks for none."""
+    template: str = ""
+    """Template family in which messages are written for a dialect that carries text alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +83,7 @@ def parse_where(where: str) -> Where:
     """Returns the scorer that a WHERE names; nothing is looked up.
 
     Raises:
-        ValueError: an address holds a password or a key.
+        ValueError: an address holds a password or a key, or names an unknown template family.
     """
     if where.startswith("function:"):
         return PythonFunction(where.removeprefix("function:"))
@@ -90,7 +95,17 @@ def parse_where(where: str) -> Where:
     dialect, plus, inner = scheme.partition("+")
     address = Address.parse(f"{inner}://{rest}" if plus else where, "models")
     dialect = dialect if plus else "panoply"
-    return RemoteEndpoint(address.url, dialect, address.model, address.key_variable)
+    asked = httpx2.URL(address.url)
+    if "template" not in asked.params:
+        return RemoteEndpoint(address.url, dialect, address.model, address.key_variable)
+    template = asked.params["template"]
+    if template not in TEMPLATES:
+        raise ValueError(
+            f"`template` of {without_secrets(where)!r} must be one of {list(TEMPLATES)}, got "
+            f"{template!r}"
+        )
+    url = str(asked.copy_remove_param("template"))
+    return RemoteEndpoint(url, dialect, address.model, address.key_variable, template)
 
 
 def open_scorer(config: ServedModelConfig, *, on_node: bool = True) -> Scorer:
@@ -116,7 +131,7 @@ def open_scorer(config: ServedModelConfig, *, on_node: bool = True) -> Scorer:
                 where.url,
                 where.dialect,
                 model=where.model,
-                template=config.remote_template,
+                template=where.template,
                 api_key_env=where.key_variable if on_node else "",
             )
         case _:
