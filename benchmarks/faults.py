@@ -158,8 +158,11 @@ def save_model(folder: Path, scale: float) -> Path:
 
 def make_asks(folder: Path) -> list[Ask]:
     """Returns requests to all scorers in all dialects, with scores computed here."""
+    import torch
+
     from panoply.hub.artefact.load import load_reward_model
 
+    torch.set_num_threads(1)  # small matrices: more threads wait for each other
     model = load_reward_model(str(folder))
     rng = random.Random(0)
 
