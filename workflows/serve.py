@@ -134,6 +134,7 @@ def follow(server: Server, stopped: threading.Event, logger: RunLogger) -> None:
         if not address and state == "ready" and settled:
             address = answering(server.urls, server.run)
             logger.info(f"Serving at {address} (UI), {address}docs (API)")
+            logger.end_stages()
 
 
 def _check_gateway(app: str, reason: str, was_up: bool) -> None:
