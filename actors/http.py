@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 import panoply.report
 from actors.api_reference import PAGE_POLICY, description, openapi, reference_page
 from actors.gateway import Gateway
-from actors.intake import Call, Intake
+from actors.intake import Call, Intake, check_host
 from actors.internal_error import internal_error
 from panoply.serve.access import Caller
 from panoply.serve.supervised import SupervisedLoop
@@ -76,6 +76,8 @@ def make_app(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        # A redirect would name the scheme and host that a proxy speaks with, not the client's.
+        redirect_slashes=False,
     )
     metrics = GatewayMetrics()
 
@@ -119,15 +121,22 @@ def make_app(
 
     _add_page(app)
     app.openapi = lambda: openapi(app)
-    app.add_middleware(Hardened)
+    app.add_middleware(Hardened, hosts=intake.hosts)
     return app
 
 
 class Hardened:
-    """Adds to every answer that its type is to be taken as it stands."""
+    """Refuses requests for other hosts, and adds to every answer that its type holds.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    A slash behind a path is taken for none.
+
+    Args:
+        app: answers.
+        hosts: see `Intake`.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: frozenset[str]) -> None:
+        self.app, self.hosts = app, hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request on."""
@@ -137,7 +146,17 @@ class Hardened:
                 message["headers"] = [*message["headers"], (b"x-content-type-options", b"nosniff")]
             await send(message)
 
-        await self.app(scope, receive, send_marked)
+        app = self.app
+        if scope["type"] == "http":
+            try:
+                check_host(Request(scope), self.hosts)
+            except RequestError as error:
+                app = _refusal(error)
+            # The root is a server's place on its cluster, whose own slash stays.
+            place = len(scope.get("root_path", "")) + 1
+            if scope["path"].endswith("/") and len(scope["path"]) > place:
+                scope = {**scope, "path": scope["path"].rstrip("/")}
+        await app(scope, receive, send_marked)
 
 
 def _headers_of(refused: RequestError) -> dict[str, str]:
@@ -216,13 +235,18 @@ def _add_refusals(app: FastAPI) -> None:
 
     @app.exception_handler(RequestError)
     def refuse(_: Request, error: RequestError) -> JSONResponse:
-        status, refusal = vllm.refuse(error)
-        return JSONResponse(refusal, status, _headers_of(error))
+        return _refusal(error)
 
     @app.exception_handler(HTTPException)
     def no_endpoint(request: Request, error: HTTPException) -> JSONResponse:
         status, refusal = vllm.refuse(RequestError(_directions(request), error.status_code))
         return JSONResponse(refusal, status, error.headers)
+
+
+def _refusal(error: RequestError) -> JSONResponse:
+    """Returns the answer to a request that reaches no dialect."""
+    status, refusal = vllm.refuse(error)
+    return JSONResponse(refusal, status, _headers_of(error))
 
 
 def _directions(request: Request) -> str:

@@ -65,6 +65,7 @@ class ComparePayload(DialectPayload):
             models=(self.model,) if self.model else (),
             timeout=self.timeout,
             compares=True,
+            num_unread=2 * (len(self.pairs) - len(readable)),
         )
 
     def render(self, answer: ScoreAnswer, request: ScoreRequest) -> Payload:

@@ -76,7 +76,7 @@ class RequestLimits:
         Raises:
             RequestError: 413, with what to do.
         """
-        num_texts = max(request.num_responses, len(request.items))
+        num_texts = max(request.num_responses, len(request.items)) + request.num_unread
         if num_texts > self.max_responses:
             raise _too_much(num_texts, "texts", self.max_responses)
         if len(request.models) > self.max_models:
