@@ -103,6 +103,29 @@ class Address:
         return cls(url, variable, parts.fragment)
 
 
+def check_file_uri(uri: str, setting: str) -> None:
+    """Checks that the URI of a file holds no secret, which records of a run would show.
+
+    Args:
+        uri: of a file, or its path.
+        setting: name of the setting that holds it, for the message.
+
+    Raises:
+        ValueError: it holds a password or a key. The message repeats none of it.
+    """
+    _, mark, place = _decoded(uri).partition("://")
+    user, at, _ = place.partition("@")
+    # A revision stands behind '@' too, in `hf://datasets/OWNER/NAME@REVISION/FILE`.
+    has_user = bool(at) and (":" in user or "/" not in user)
+    if mark and (has_user or any(map(SECRET_NAME.search, NAMED_VALUE.findall(place)))):
+        raise ValueError(
+            f"`{setting}` names a file with a user name, a password or a key, which logs and "
+            "records would show: leave it out, and give keys where the library of its scheme looks "
+            "for them (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a role of the node); a signed "
+            "address is fetched before"
+        )
+
+
 def _decoded(text: str) -> str:
     """Returns a text without percent-encoding, of which one may hide another."""
     while (plain := unquote(text)) != text:
