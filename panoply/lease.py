@@ -79,7 +79,10 @@ class LeaseHolder:
         return json.dumps(asdict(self)).encode()
 
     def __str__(self) -> str:
-        return f"process {self.pid} on {self.host!r} since {self.since} UTC"
+        # Whoever may write the folder writes what stands here: it is no command to a terminal.
+        return (
+            f"process {ascii(self.pid)} on {ascii(self.host)} since {ascii(self.since)[1:-1]} UTC"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -405,3 +405,10 @@ def test_docs_name_only_files_that_are_there(name):
         r"`((?:deploy|tests|docs)/[\w./-]+|cluster\.yaml)`", (ROOT / name).read_text()
     ):
         assert (ROOT / path).exists(), path
+
+
+def test_every_test_that_the_threat_model_names_is_there():
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", (ROOT / "docs/threat-model.md").read_text())
+    assert len(named) > 40
+    for file, test in named:
+        assert f"\ndef {test}(" in (ROOT / "tests" / file).read_text(), test

@@ -49,7 +49,7 @@ def check_files(config: FilesConfig, files: Sequence[str], flag: str) -> None:
 
 
 def check_source(source: Sequence[str], files: Sequence[str], name: str, flag: str) -> None:
-    """Checks that there is a source for all files, or one for each, and that no file names a secret.
+    """Checks that there is a source for all files, or one for each, and that no name has a secret.
 
     Raises:
         ValueError: there is not, or one does.

@@ -190,8 +190,8 @@ def _json_rows(file: DataFile, columns: list[str] | None) -> Rows:
                 whole = first + text.read(LONGEST_DOCUMENT)
                 if len(whole) > LONGEST_DOCUMENT:
                     raise ValueError(
-                        f"it is one value of more than {LONGEST_DOCUMENT:,} bytes; write one record "
-                        "a line"
+                        f"it is one value of more than {LONGEST_DOCUMENT:,} bytes; write one "
+                        "record a line"
                     )
                 yield from (_record(value) for value in _records(json.loads(whole)))
             else:
@@ -204,8 +204,10 @@ def _json_rows(file: DataFile, columns: list[str] | None) -> Rows:
 
 
 def _lines(text: IO[bytes]) -> Iterator[bytes]:
-    """Yields the lines that are not blank, from their first character on; of a longer one than any
-    record, its beginning."""
+    """Yields the lines that are not blank, from their first character on.
+
+    Of one that is longer than any record, its beginning.
+    """
     while line := text.readline(LONGEST_LINE + 1):
         if line := line.lstrip():
             yield line

@@ -59,7 +59,7 @@ class ControlTokens:
         return hidden
 
     def _normalized_names(self) -> dict[str, str]:
-        """Returns the control tokens that are looked for after normalization, by their normal form."""
+        """Returns the control tokens that are looked for in normalized text."""
         if self._normalizer is None:
             return {}
         tokens = self._tokenizer.added_tokens_decoder.values()
