@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import time
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import httpx2
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse
 from fastapi.staticfiles import StaticFiles
@@ -26,10 +24,10 @@ from actors.api_reference import PAGE_POLICY, description, openapi, reference_pa
 from actors.gateway import Gateway
 from actors.intake import Call, Intake, check_host
 from actors.internal_error import internal_error
+from actors.relayed_metrics import RelayedMetrics
 from panoply.serve.access import Caller
 from panoply.serve.supervised import SupervisedLoop
 from panoply.wire import tei, vllm
-from panoply.wire.bounded import BoundedAnswer, ask_async
 from panoply.wire.limits import RequestLimits, work_of
 from panoply.wire.request import RequestError, ScoreRequest, num_truncated
 from panoply.wire.routes import ENDPOINTS
@@ -37,8 +35,6 @@ from panoply.wire.routes import ENDPOINTS
 PAGE = Path(__file__).parents[1] / "web"
 BASE_STYLE = Path(panoply.report.__file__).with_name("base.css")
 """Style that the page of a run has too."""
-METRICS_SECONDS = 5.0
-"""Seconds until a node has told its metrics."""
 PREFIX = "/models/{name}"
 POLICY = "default-src 'self'; img-src 'self' data:; base-uri 'none'; frame-ancestors 'none'"
 SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120]
@@ -79,7 +75,7 @@ def make_app(
         # A redirect would name the scheme and host that a proxy speaks with, not the client's.
         redirect_slashes=False,
     )
-    metrics = GatewayMetrics()
+    metrics, relayed = GatewayMetrics(), RelayedMetrics(agents)
 
     async def score(request: Request) -> Response:
         path, name = _path(request), request.path_params.get("name")
@@ -117,7 +113,7 @@ def make_app(
     async def node_metrics() -> PlainTextResponse:
         for loop in loops:
             metrics.loop_age.set(loop.age, {"loop": loop.name})
-        return PlainTextResponse(await _relayed(await agents()))
+        return PlainTextResponse(await relayed.text())
 
     _add_page(app)
     app.openapi = lambda: openapi(app)
@@ -297,18 +293,6 @@ def _route(prefix: str, path: str) -> str:
 
 def _json(answer: Any) -> bytes:
     return json.dumps(answer, ensure_ascii=False, allow_nan=False, default=dict).encode()
-
-
-async def _relayed(agents: Sequence[str]) -> str:
-    """Returns our own metrics of all nodes; a node that does not answer is left out."""
-    async with httpx2.AsyncClient(trust_env=False) as client:
-        requests = (ask_async(client, "GET", url, METRICS_SECONDS) for url in agents)
-        answers = await asyncio.gather(*requests, return_exceptions=True)
-    lines: dict[str, None] = {}  # in order, each once
-    for answer in answers:
-        if isinstance(answer, BoundedAnswer):
-            lines |= dict.fromkeys(x for x in answer.text.splitlines() if "panoply_" in x)
-    return "\n".join([*lines, ""])
 
 
 PATHS = list(dict.fromkeys(chain.from_iterable(endpoint.paths for endpoint in ENDPOINTS)))

@@ -80,9 +80,7 @@ class LeaseHolder:
 
     def __str__(self) -> str:
         # Whoever may write the folder writes what stands here: it is no command to a terminal.
-        return (
-            f"process {ascii(self.pid)} on {ascii(self.host)} since {ascii(self.since)[1:-1]} UTC"
-        )
+        return f"process {self.pid!a} on {self.host!a} since {ascii(self.since)[1:-1]} UTC"
 
 
 @dataclass(frozen=True, slots=True)
