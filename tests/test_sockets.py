@@ -179,6 +179,15 @@ def inherited(pid, value):
     return titles
 
 
+def commands(pid):
+    """Command lines of a process and its children, which `ps` shows to every user."""
+    lines = []
+    for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
+        with suppress(psutil.Error):  # it ends while we look
+            lines.append(" ".join(process.cmdline()))
+    return lines
+
+
 def test_of_two_servers_started_at_one_port_one_answers_and_no_stranger_joins_it(tmp_path, broken):
     [port] = free_ports(1)
     home = {"HOME": str(tmp_path), "PANOPLY_CACHE": str(tmp_path / "cache")}
@@ -205,6 +214,11 @@ def test_of_two_servers_started_at_one_port_one_answers_and_no_stranger_joins_it
         with pytest.raises(RewardServerError, match="asks for its API key"):
             score(winner.address(), "four")
         assert inherited(winner.process.pid, KEY) == []
+        [way_in] = (tmp_path / "cache").glob(f"servers-*/{port}.json")
+        token, shown = json.loads(way_in.read_text())["token"], commands(winner.process.pid)
+        assert len(token) == 64
+        assert len(shown) > 8
+        assert not [line for line in shown if token in line or KEY in line]
 
         sockets = listening(winner.process.pid)
         assert ("127.0.0.1", port) in {(ip, port) for ip, port, _ in sockets}
