@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import secrets
 import socket
 import threading
@@ -27,6 +28,8 @@ from panoply.files import GUARDS, reading, remove_partial_files
 from panoply.records import Records, open_records
 
 FOLDER = ".lease"
+RECORD = re.compile(r"([0-9]{8,})\.json")
+"""Names of records, with their number."""
 BEAT_SECONDS = 5.0
 """Time between two signs of life of a holder."""
 EXPIRY_SECONDS = 30.0
@@ -255,7 +258,8 @@ def _changes(records: Records, other: LeaseHolder, seconds: float) -> bool:
 
 
 def _numbers(records: Records) -> list[int]:
-    return [int(name[:8]) for name in records.names() if name[:8].isdigit()]
+    matches = map(RECORD.fullmatch, records.names())
+    return [int(match[1]) for match in matches if match]
 
 
 def _read(records: Records, number: int) -> LeaseHolder | None:
