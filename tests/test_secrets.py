@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+import traceback
 from dataclasses import asdict
 
 import httpx2
@@ -264,6 +265,25 @@ def test_what_a_function_raises_reaches_no_client_and_no_log(name, tmp_path, mon
         text = answers(replica(f"function:{tmp_path}/leaky.py:{name}", monkeypatch))
     assert "leaky.py:" in text
     assert CANARY not in text + caplog.text
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"raise ValueError('{CANARY}')",
+        f"1 / 0 + {CANARY!r}",
+        "import os; os.environ[os.environ['RM_KEY']]",
+    ],
+)
+def test_what_a_module_raises_while_it_is_imported_is_no_reason_that_clients_are_told(
+    line, tmp_path, monkeypatch
+):
+    (tmp_path / "leaky.py").write_text(line)
+    monkeypatch.setenv("RM_KEY", CANARY)
+    with pytest.raises(ValueError, match="cannot be imported on this node") as refusal:
+        replica(f"function:{tmp_path}/leaky.py:fine", monkeypatch)
+    told = "".join(traceback.format_exception(refusal.value))
+    assert CANARY not in told
 
 
 def test_a_wrong_key_and_the_right_one_are_in_no_answer(tmp_path, monkeypatch):
