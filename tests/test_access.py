@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import os
 import socket
 import threading
 import time
@@ -181,7 +182,9 @@ def test_keys_in_a_file_rotate_without_a_restart(tmp_path):
 def test_a_server_does_not_start_with_a_key_that_nobody_has(tmp_path):
     empty = tmp_path / "empty"
     empty.write_text("\n")
-    for place in ("NO_SUCH_VARIABLE", str(empty), str(tmp_path / "missing")):
+    os.mkfifo(tmp_path / "pipe")
+    places = ("NO_SUCH_VARIABLE", str(empty), str(tmp_path / "missing"), str(tmp_path / "pipe"))
+    for place in (*places, str(tmp_path), "/dev/zero"):
         with pytest.raises(ValueError, match="key"):
             KeyRing({"m": (place,)})
 

@@ -166,6 +166,8 @@ def _secrets_at(place: str) -> list[str]:
     if not place.startswith("/"):
         lines = [os.environ.get(place, "")]
     else:
+        if Path(place).exists() and not Path(place).is_file():  # a pipe is empty the second time
+            raise ValueError(f"the keys in {place!r} cannot be read: it is no regular file")
         try:
             lines = Path(place).read_text().splitlines()
         except (OSError, ValueError) as error:
