@@ -19,7 +19,8 @@ KEY_VARIABLE = "key_variable"
 VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 """Names of variables, in capitals: what stands in the place of a name is mostly the key itself."""
 SECRET_NAME = re.compile(
-    r"key|token|secret|pass|pwd|auth|cred|sig|code|jwt|session|bearer|hmac|login|^(?:pw|otp|sas|sid)$",
+    r"key|token|secret|passw|passphrase|pwd|auth|cred|sig|code|jwt|session|bearer|hmac|login"
+    r"|^(?:pass|pw|otp|sas|sid)$",
     re.IGNORECASE,
 )
 """Names of parameters that hold secrets in the interfaces of known servers."""
