@@ -30,7 +30,7 @@ NAMED_VALUE = re.compile(r"([^?&;/#=\s]+)=")
 USER = re.compile(r"(?<=://)\S*@")
 PARAMETERS = re.compile(r"\?[^\s'\"]+")
 SECRET_VALUE = re.compile(
-    r"((?:(?:api|access|account|secret|private)[-_ ]?key|secret|passw(?:or)?d|pwd|authorization"
+    r"((?:(?:api|access|account|secret|private)[-_]?key|secret|passw(?:or)?d|pwd|authorization"
     r"|(?<![\w-])(?:auth|access|bearer|api|refresh)?[-_]?token(?==))[\"']?\s*[=:]\s*[\"']?"
     r"(?:bearer\s+|basic\s+)?)[^\s\"',;&]+",
     re.IGNORECASE,
