@@ -13,7 +13,13 @@ from typing import Any
 from urllib.parse import quote
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse
+from fastapi.responses import (
+    FileResponse,
+    HTMLResponse,
+    JSONResponse,
+    PlainTextResponse,
+    RedirectResponse,
+)
 from fastapi.staticfiles import StaticFiles
 from ray.util.metrics import Counter, Gauge, Histogram
 from starlette.exceptions import HTTPException
@@ -148,10 +154,13 @@ class Hardened:
                 check_host(Request(scope), self.hosts)
             except RequestError as error:
                 app = _refusal(error)
-            # The root is a server's place on its cluster, whose own slash stays.
-            place = len(scope.get("root_path", "")) + 1
-            if scope["path"].endswith("/") and len(scope["path"]) > place:
-                scope = {**scope, "path": scope["path"].rstrip("/")}
+            path, root = scope["path"], scope.get("root_path", "")
+            if (
+                root and path == root
+            ):  # a server's place on its cluster, which its page stands below
+                app = RedirectResponse(f"{root.rpartition('/')[2]}/")
+            elif path.endswith("/") and len(path) > len(root) + 1:
+                scope = {**scope, "path": path.rstrip("/")}
         await app(scope, receive, send_marked)
 
 

@@ -122,6 +122,24 @@ def test_a_slash_behind_a_path_is_taken_for_none_and_no_redirect_names_another_s
     assert ask(app, "/", method="GET").status_code == 200
 
 
+def test_a_server_below_a_path_is_found_without_its_slash_and_takes_paths_below_it():
+    formula = Formula("a")
+    app, _ = serving(formula)
+
+    async def run():
+        transport = httpx2.ASGITransport(app=app, root_path="/servers/b")
+        async with httpx2.AsyncClient(transport=transport, base_url="http://t") as client:
+            moved = await client.get("/servers/b")
+            page = await client.get("/servers/b/")
+            scored = await client.post("/servers/b/get_reward/", json=QUERY)
+            return moved, page, scored
+
+    moved, page, scored = asyncio.run(run())
+    assert (moved.status_code, moved.headers["location"]) == (307, "b/")
+    assert "text/html" in page.headers["content-type"]
+    assert scored.json()["rewards"] == [1.0]
+
+
 def test_white_space_around_a_key_is_none_of_it_and_a_blank_key_is_none(monkeypatch):
     monkeypatch.setenv("SECRET", " opensesame\n")
     ring = KeyRing({"m": ("SECRET",)})
