@@ -13,22 +13,16 @@ from typing import Any
 from urllib.parse import quote
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import (
-    FileResponse,
-    HTMLResponse,
-    JSONResponse,
-    PlainTextResponse,
-    RedirectResponse,
-)
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse
 from fastapi.staticfiles import StaticFiles
 from ray.util.metrics import Counter, Gauge, Histogram
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import panoply.report
 from actors.api_reference import PAGE_POLICY, description, openapi, reference_page
 from actors.gateway import Gateway
-from actors.intake import Call, Intake, check_host
+from actors.hardened import Hardened, refusal, refusal_headers
+from actors.intake import Call, Intake
 from actors.internal_error import internal_error
 from actors.relayed_metrics import RelayedMetrics
 from panoply.serve.access import Caller
@@ -102,7 +96,7 @@ def make_app(
             refused = error if isinstance(error, RequestError) else internal_error(path, error)
             status, refusal = call.endpoint.refuse(refused)
             body = _json(refusal)
-            headers |= _headers_of(refused)
+            headers |= refusal_headers(refused)
         metrics.answered(path, status, time.monotonic() - begun)
         return Response(body, status, headers, "application/json")
 
@@ -125,55 +119,6 @@ def make_app(
     app.openapi = lambda: openapi(app)
     app.add_middleware(Hardened, hosts=intake.hosts)
     return app
-
-
-class Hardened:
-    """Refuses requests for other hosts, and adds to every answer that its type holds.
-
-    A slash behind a path is taken for none.
-
-    Args:
-        app: answers.
-        hosts: see `Intake`.
-    """
-
-    def __init__(self, app: ASGIApp, hosts: frozenset[str]) -> None:
-        self.app, self.hosts = app, hosts
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on."""
-
-        async def send_marked(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"x-content-type-options", b"nosniff")]
-            await send(message)
-
-        app = self.app
-        if scope["type"] == "http":
-            try:
-                check_host(Request(scope), self.hosts)
-            except RequestError as error:
-                app = _refusal(error)
-            path, root = scope["path"], scope.get("root_path", "")
-            if (
-                root and path == root
-            ):  # a server's place on its cluster, which its page stands below
-                app = RedirectResponse(f"{root.rpartition('/')[2]}/")
-            elif path.endswith("/") and len(path) > len(root) + 1:
-                scope = {**scope, "path": path.rstrip("/")}
-        await app(scope, receive, send_marked)
-
-
-def _headers_of(refused: RequestError) -> dict[str, str]:
-    """Returns the headers that belong to a refusal."""
-    headers: dict[str, str] = {}
-    if refused.retry_after is not None:
-        headers["Retry-After"] = str(max(1, round(refused.retry_after)))
-    if refused.status == 401:
-        headers["WWW-Authenticate"] = 'Bearer realm="panoply"'
-    if refused.status == 408:
-        headers["Connection"] = "close"  # the rest of the body may never come
-    return headers
 
 
 def _add_health(app: FastAPI, gateway: Gateway, loops: Sequence[SupervisedLoop], run: str) -> None:
@@ -240,18 +185,12 @@ def _add_refusals(app: FastAPI) -> None:
 
     @app.exception_handler(RequestError)
     def refuse(_: Request, error: RequestError) -> JSONResponse:
-        return _refusal(error)
+        return refusal(error)
 
     @app.exception_handler(HTTPException)
     def no_endpoint(request: Request, error: HTTPException) -> JSONResponse:
         status, refusal = vllm.refuse(RequestError(_directions(request), error.status_code))
         return JSONResponse(refusal, status, error.headers)
-
-
-def _refusal(error: RequestError) -> JSONResponse:
-    """Returns the answer to a request that reaches no dialect."""
-    status, refusal = vllm.refuse(error)
-    return JSONResponse(refusal, status, _headers_of(error))
 
 
 def _directions(request: Request) -> str:
