@@ -1,5 +1,6 @@
 """Readers: what is opened is named, and what cannot be opened is told before anything is read."""
 
+import bz2
 import csv
 import gzip
 import io
@@ -17,6 +18,7 @@ import pytest
 
 from panoply.config.evaluate import EvaluateConfig
 from panoply.config.files import FilesConfig, bounds_of_scales, names_of_columns
+from panoply.data import formats
 from panoply.data.hub import HubName
 from panoply.data.ingest import ingest_pairs
 from panoply.data.locate import source_name
@@ -162,6 +164,26 @@ def test_local_files_need_neither_pandas_nor_datasets_nor_torch(tmp_path: Path) 
 
 
 # Formats, places and names
+
+
+@pytest.mark.parametrize("name", ["bomb.jsonl.gz", "bomb.json.gz", "bomb.ndjson.bz2"])
+def test_a_small_file_with_one_huge_record_is_refused_before_it_is_held(
+    name, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(formats, "LONGEST_LINE", 10_000)
+    monkeypatch.setattr(formats, "LONGEST_DOCUMENT", 50_000)
+    compress = bz2.compress if name.endswith("bz2") else gzip.compress
+    row = b'{"prompt": "q", "chosen": "a", "rejected": "b"}\n'
+    many = (b"[" if ".json." in name else b"") + row
+    (tmp_path / name).write_bytes(compress(many + b'{"prompt": "' + b"a" * 200_000 + b'"}'))
+    with pytest.raises(ValueError, match=r"more than [15]0,000 bytes"):
+        list(open_input(Input(str(tmp_path / name))))
+    whole = b"[" + b",".join([row] * 300) + b"]"  # one value on many lines, and on one
+    for content in (whole, whole.replace(b"\n", b"")):
+        (tmp_path / "fine.json").write_bytes(content)
+        [opened] = open_input(Input(str(tmp_path / "fine.json")))
+        assert len(list(opened.rows(["prompt"]))) == 300
+
 
 EVERY_WAY = ["csv", "tsv", "arrow", "feather", "ndjson", "jsonl.zst", "csv.gz", "json.bz2"]
 

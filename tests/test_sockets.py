@@ -37,12 +37,26 @@ print("joined")
 """
 
 
-def listening(pid):
-    """Returns address, port and program of every socket of a process and its children."""
+def commands(pid):
+    """Returns the command lines of a process and its children, by their numbers."""
     titles = {}
     for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
         with suppress(psutil.Error):  # it ends while we look
             titles[process.pid] = " ".join(process.cmdline())
+    return titles
+
+
+def telling(pid, *secrets):
+    """Returns the command lines, which `ps` shows to every user, that hold a secret."""
+    shown = commands(pid).values()
+    assert len(shown) > 8
+    assert all(secrets)
+    return [line for line in shown if any(secret in line for secret in secrets)]
+
+
+def listening(pid):
+    """Returns address, port and program of every socket of a process and its children."""
+    titles = commands(pid)
     return {
         (opened.laddr.ip.removeprefix("::ffff:"), opened.laddr.port, titles[opened.pid])
         for opened in psutil.net_connections("inet")
@@ -205,6 +219,8 @@ def test_of_two_servers_started_at_one_port_one_answers_and_no_stranger_joins_it
         with pytest.raises(RewardServerError, match="asks for its API key"):
             score(winner.address(), "four")
         assert inherited(winner.process.pid, KEY) == []
+        [way_in] = (tmp_path / "cache").glob(f"servers-*/{port}.json")
+        assert telling(winner.process.pid, KEY, json.loads(way_in.read_text())["token"]) == []
 
         sockets = listening(winner.process.pid)
         assert ("127.0.0.1", port) in {(ip, port) for ip, port, _ in sockets}

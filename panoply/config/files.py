@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from panoply.config import require
+from panoply.secret import check_file_uri
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,11 +49,13 @@ def check_files(config: FilesConfig, files: Sequence[str], flag: str) -> None:
 
 
 def check_source(source: Sequence[str], files: Sequence[str], name: str, flag: str) -> None:
-    """Checks that there is a source for all files, or one for each.
+    """Checks that there is a source for all files, or one for each, and that no name has a secret.
 
     Raises:
-        ValueError: there is not.
+        ValueError: there is not, or one does.
     """
+    for file in files:
+        check_file_uri(file, flag)
     if not source:
         return
     fits = all(source) and len(source) in (1, len(files))

@@ -29,6 +29,10 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 TEXTS = (*LINES, ".json", ".csv", ".tsv")
 SUFFIXES = (".parquet", ".arrow", ".feather", *TEXTS)
 """Endings of files that are read; those of text formats may be followed by one of COMPRESSIONS."""
+LONGEST_LINE = 64 * 2**20
+"""Maximum bytes of a line: a megabyte of a compressed file may become a line of a gigabyte."""
+LONGEST_DOCUMENT = 2 * 2**30
+"""Maximum bytes of a file that is one JSON value, and so is read whole."""
 UTF8_MARK = b"\xef\xbb\xbf"
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
@@ -183,7 +187,12 @@ def _json_rows(file: DataFile, columns: list[str] | None) -> Rows:
             lines = _lines(text)
             first = next(lines, b"")
             if first.startswith(b"[") or _opens_object(first, file.suffix):
-                whole = first + text.read()
+                whole = first + text.read(LONGEST_DOCUMENT)
+                if len(whole) > LONGEST_DOCUMENT:
+                    raise ValueError(
+                        f"it is one value of more than {LONGEST_DOCUMENT:,} bytes; write one "
+                        "record a line"
+                    )
                 yield from (_record(value) for value in _records(json.loads(whole)))
             else:
                 yield _line(first)
@@ -195,15 +204,20 @@ def _json_rows(file: DataFile, columns: list[str] | None) -> Rows:
 
 
 def _lines(text: IO[bytes]) -> Iterator[bytes]:
-    """Yields the lines that are not blank, from their first character on."""
-    for line in text:
+    """Yields the lines that are not blank, from their first character on.
+
+    Of one that is longer than any record, its beginning.
+    """
+    while line := text.readline(LONGEST_LINE + 1):
         if line := line.lstrip():
             yield line
 
 
 def _opens_object(line: bytes, suffix: str) -> bool:
     """Returns whether a line of a `.json` file is the beginning of an object over several lines."""
-    return suffix == ".json" and line.startswith(b"{") and isinstance(_line(line), Unreadable)
+    if suffix != ".json" or not line.startswith(b"{"):
+        return False
+    return len(line) > LONGEST_LINE or isinstance(_line(line), Unreadable)
 
 
 def _records(value: object) -> list[object]:
@@ -222,6 +236,13 @@ def _records(value: object) -> list[object]:
 
 
 def _line(line: bytes) -> Row | Unreadable:
+    """Returns the record of a line.
+
+    Raises:
+        ValueError: it is longer than any record.
+    """
+    if len(line) > LONGEST_LINE:
+        raise ValueError(f"a line has more than {LONGEST_LINE:,} bytes")
     try:
         return _record(json.loads(line))
     except (ValueError, RecursionError):  # not JSON, not UTF-8, or nested without end

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from panoply.data.formats import SUFFIXES, DataFile
+from panoply.secret import check_file_uri
 
 GENERIC_NAMES = ("train", "test", "validation", "val", "dev", "data", "default", "dataset")
 """Names of files and folders that say nothing of the data set: their folder's name counts."""
@@ -53,9 +54,10 @@ def find_files(where: str | Path) -> list[DataFile]:
     """Returns the files behind a path, folder, pattern or URI; none where nothing is there.
 
     Raises:
-        ValueError: a folder without data, or a URI that cannot be opened.
+        ValueError: a folder without data, or a URI that cannot be opened or holds a secret.
     """
     name = str(where)
+    check_file_uri(name, "data")
     if "://" not in name:
         path = str(Path(name).expanduser())
         filesystem: pafs.FileSystem = pafs.LocalFileSystem()

@@ -19,6 +19,9 @@ from panoply.wire.request import Chat, Item, RenderedText, RequestError, ScoreRe
 
 CRUDE_VALUES = 10_000
 """Marks of JSON's structure below which a body is small, wherever they stand in it."""
+TURN_CHARACTERS = 32
+"""Characters that a turn of a prompt counts beside its own: those that a template writes around
+it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +79,7 @@ class RequestLimits:
         Raises:
             RequestError: 413, with what to do.
         """
-        num_texts = max(request.num_responses, len(request.items))
+        num_texts = max(request.num_responses, len(request.items)) + request.num_unread
         if num_texts > self.max_responses:
             raise _too_much(num_texts, "texts", self.max_responses)
         if len(request.models) > self.max_models:
@@ -120,7 +123,8 @@ class ItemSize:
         total, longest = sum(sizes), max(sizes, default=0)
         match item:
             case Chat():
-                prompt = sum(sum(map(len, message.values())) for message in item.prompt)
+                written = sum(sum(map(len, message.values())) for message in item.prompt)
+                prompt = written + TURN_CHARACTERS * len(item.prompt)
             case RenderedText():
                 prompt = len(item.prompt)
             case Tokens():
