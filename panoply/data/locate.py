@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from panoply.data.formats import SUFFIXES, DataFile
+from panoply.data.data_file import SUFFIXES, DataFile
 
 GENERIC_NAMES = ("train", "test", "validation", "val", "dev", "data", "default", "dataset")
 """Names of files and folders that say nothing of the data set: their folder's name counts."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from typing import cast
+from unicodedata import normalize
 
 from panoply.data.quarantine import BadRow
 from panoply.data.schema import Message
@@ -40,6 +41,11 @@ def number(value: object) -> float | None:
     if abs(parsed) > 3.4e38:
         raise BadRow("label is not finite")
     return None if math.isnan(parsed) else parsed
+
+
+def source_of(value: object) -> str:
+    """Returns the name of a row's data set, its letters composed; empty where there is none."""
+    return normalize("NFC", value.strip()) if isinstance(value, str) else ""
 
 
 def parse_dialogue(text: str) -> list[Message]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
 from panoply.data.read import Opened
 from panoply.data.rows import FileLayout, RawPair, RawRating
 
@@ -41,10 +45,33 @@ def columns_unread(opened: Opened, layout: FileLayout[RawPair]) -> list[str]:
     return [f"{opened.label}: read as {layout.name}; columns not read: {', '.join(unread)}"]
 
 
-def numbers_left_out(opened: Opened, layout: FileLayout[RawRating]) -> list[str]:
-    """Returns a sentence on the columns of numbers that were not taken as ratings, if any."""
+def columns_unrated(opened: Opened, layout: FileLayout[RawRating]) -> list[str]:
+    """Returns sentences on the columns that were not taken as ratings: of numbers, and others."""
     numeric = {name for name, is_number in opened.columns.items() if is_number}
-    others = sorted(numeric - set(layout.attributes))
-    if not others:
-        return []
-    return [f"{opened.label}: columns of numbers that are not read as ratings: {', '.join(others)}"]
+    numbers = sorted(numeric - set(layout.attributes))
+    others = sorted(set(opened.columns) - numeric - layout.reads)
+    lines: list[str] = []
+    for what, names in (("of numbers ", numbers), ("", others)):
+        if names:
+            lines.append(
+                f"{opened.label}: columns {what}that are not read as ratings: {', '.join(names)}"
+            )
+    return lines
+
+
+SPLIT = re.compile(r"(train|test|validation|valid|val|dev|eval)(?![a-z])")
+"""Beginning of the name of a file or folder that holds one split of a data set."""
+
+
+def splits_read(files: Sequence[Opened]) -> list[str]:
+    """Returns a sentence on each input whose files are several splits, all of which are read."""
+    splits: dict[str, set[str]] = {}
+    for opened in files:
+        parts = PurePosixPath(opened.label).parts[-2:]
+        named = next((part for part in reversed(parts) if SPLIT.match(part)), "")
+        splits.setdefault(str(opened.origin.data), set()).add(named.split(".")[0])
+    return [
+        f"{data}: all its splits are read ({', '.join(sorted(names))}); to read one, name it"
+        for data, names in splits.items()
+        if len(names) > 1 and len({SPLIT.match(name)[1] for name in names if name}) > 1  # pyright: ignore[reportOptionalSubscript]
+    ]

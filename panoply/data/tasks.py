@@ -8,8 +8,9 @@ from typing import cast
 
 from pydantic import JsonValue
 
-from panoply.data.formats import Unreadable
+from panoply.data.data_file import Unreadable
 from panoply.data.layouts import prompt_layout
+from panoply.data.parse import source_of
 from panoply.data.quarantine import BadRow
 from panoply.data.read import Input, open_input
 from panoply.data.rows import FileLayout, RawPrompt, Row
@@ -61,11 +62,11 @@ def read_tasks(data: Input | str) -> list[Task]:
 def _task(row: Row | Unreadable, layout: FileLayout[RawPrompt], name: str, file_name: str) -> Task:
     """Returns a row's prompt, of the source `name`, else of its own, else of its file's name."""
     if isinstance(row, Unreadable):
-        raise BadRow("line is no record")
+        raise BadRow(row.reason)
     (raw,) = layout.adapt(row)
     prompt = clean_prompt(raw.prompt)
     label = cast(JsonValue, raw.label)
-    return Task(prompt_id(prompt), prompt, label, name or str(raw.source or file_name))
+    return Task(prompt_id(prompt), prompt, label, name or source_of(raw.source) or file_name)
 
 
 def split_held_out(

@@ -6,7 +6,8 @@ template could not be given (a tool's call, an image, reasoning beside the conte
 
 1. `developer` is read as `system` and `function` as `tool`, as OpenAI renamed them; ShareGPT's
    `from` and `value` with `human`, `gpt` and `observation` are read too.
-2. A key whose value is null or empty is no key, for rows of data sets have all keys.
+2. A key whose value is null, NaN or empty is no key, and so is a record of such keys: rows of data
+   sets have all keys, and Arrow fills records up with nulls.
 3. Text parts are joined by line breaks, as vLLM joins them.
 4. A prompt ends with a user's or a tool's turn, and responses stand apart. A response is one text:
    of a trajectory (assistant, tool, assistant) the last turn is scored, behind the others.
@@ -14,6 +15,7 @@ template could not be given (a tool's call, an image, reasoning beside the conte
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias, cast
 
@@ -69,9 +71,18 @@ def read_message(message: object) -> Turn:
     return {**turn, "name": name}
 
 
+def is_null(value: object) -> bool:
+    """Returns whether a value is missing: null, or the NaN that pandas writes in its place."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
 def is_empty(value: object) -> bool:
-    """Returns whether the value of a key is as good as no key: null, or nothing in it."""
-    return value is None or (isinstance(value, str | list | dict) and not value)
+    """Returns whether the value of a key is as good as no key: missing, or nothing in it."""
+    if isinstance(value, dict):
+        return all(map(is_empty, cast("dict[object, object]", value).values()))
+    if isinstance(value, list):
+        return all(map(is_empty, cast("list[object]", value)))
+    return is_null(value) or value == ""
 
 
 def _role(role: object, is_sharegpt: bool) -> str:
