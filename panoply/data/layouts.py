@@ -289,7 +289,8 @@ def _unknown(kind: str, columns: Collection[str], layouts: Sequence[str]) -> Val
         "pairs": "which column is which, as in --columns prompt=post,chosen=better,rejected=worse",
         "ratings": "which columns are ratings, and which column is which, as in --rating-columns "
         "tone,quality,prompt=post,response=output",
-        "prompts": "which column is the prompt, as in --prompts.columns prompt=post (jobs.inspect: --columns)",
+        "prompts": "which column is the prompt, as in --prompts.columns prompt=post (--columns of "
+        "jobs.inspect)",
     }
     return ValueError(
         f"unknown layout for {kind}: columns {sorted(columns)}; known layouts: "

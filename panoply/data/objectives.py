@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 from panoply.data.ratings import RatingMap
 
 MAPS_KEY = b"panoply.maps"
-WIDEST_SCALE = 1000
-"""Range of whole numbers beyond which hardly a scale of ratings goes."""
+LARGEST_RATING = 1000
+"""Size beyond which hardly a scale of ratings in whole numbers goes."""
 
 
 def _words(text: str) -> frozenset[str]:
@@ -73,8 +73,8 @@ class Observed:
 
     @property
     def is_like_ids(self) -> bool:
-        """Says whether the numbers are like ids, times or counts: whole, over a wide range."""
-        return self.is_whole and self.high - self.low > WIDEST_SCALE
+        """Says whether the numbers are like ids, times or counts: whole, and large."""
+        return self.is_whole and max(-self.low, self.high) > LARGEST_RATING
 
 
 @dataclass(frozen=True)

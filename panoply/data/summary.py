@@ -30,13 +30,13 @@ def summary_lines(ingested: Ingested) -> list[str]:
         if scale := ingested.maps.get(name):
             origin = "as published or named" if name in ingested.declared else "as observed"
             lines.append(
-                f"rating {name!r}: {observed.num_ratings:,} on {scale.low:,.6g} to "
-                f"{scale.high:,.6g}, {origin}"
+                f"rating {name!r}: {observed.num_ratings:,} on {scale.low:,.7g} to "
+                f"{scale.high:,.7g}, {origin}"
             )
             if observed.is_like_ids:
                 lines.append(
-                    f"rating {name!r}: whole numbers over a wide range, as ids, times and counts "
-                    "are; if it is none, name the ratings with --rating-columns"
+                    f"rating {name!r}: large whole numbers, as ids, times and counts are; if it is "
+                    "no rating, name those that are with --rating-columns"
                 )
     return [*lines, *ingested.notes]
 
