@@ -26,6 +26,16 @@ READ = [
     ({"from": "human", "value": "x"}, {"role": "user", "content": "x"}),
     ({"from": "gpt", "value": "x", "role": None}, {"role": "assistant", "content": "x"}),
     ({"from": "observation", "value": "x"}, {"role": "tool", "content": "x"}),
+    ({"from": "human", "content": "x"}, {"role": "user", "content": "x"}),
+    ({"role": "user", "value": "x"}, {"role": "user", "content": "x"}),
+    (
+        {"role": "user", "content": "x", "function_call": {"name": None, "arguments": None}},
+        {"role": "user", "content": "x"},
+    ),
+    (
+        {"role": "user", "content": "x", "tool_calls": [{"id": None}]},
+        {"role": "user", "content": "x"},
+    ),
     ({"role": "user", "content": "x", "weight": 1, "id": "a7"}, {"role": "user", "content": "x"}),
     (
         {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
@@ -69,6 +79,14 @@ def test_a_message_is_read_alike_from_files_and_requests(message: Any, turn: Any
     assert read_message(message) == turn
     after = [{"role": "user", "content": "q"}]
     assert messages(REQUEST.validate_python([message, *after]))[0] == turn
+
+
+def test_the_nan_of_pandas_is_no_key_and_no_text() -> None:
+    nan = float("nan")
+    turn = {"role": "user", "content": "x"}
+    assert read_message({**turn, "name": nan, "tool_calls": nan}) == turn
+    with pytest.raises(ValueError, match="without text"):
+        read_message({"role": "user", "content": nan})
 
 
 @pytest.mark.parametrize(("message", "reason"), REFUSED)

@@ -7,6 +7,7 @@ from typing import cast
 
 from panoply.data.data_file import Rows, Unreadable
 from panoply.data.rows import Row
+from panoply.wire.conversation import is_empty
 
 MESSAGE_COLUMNS = frozenset(("message_id", "parent_id", "text", "role", "rank"))
 """Columns of a file of messages, each of which names the one that it answers."""
@@ -27,17 +28,20 @@ def trees_of(rows: Rows) -> Rows:
     """
     nodes: dict[str, Node] = {}
     for row in rows:
+        name = "" if isinstance(row, Unreadable) else str(row.get("message_id") or "")
         if isinstance(row, Unreadable):
             yield row
+        elif not name or name in nodes:
+            yield Unreadable(name, "message has no message_id of its own")
         else:
-            nodes[str(row["message_id"])] = {**row, "replies": []}
+            nodes[name] = {**row, "replies": []}
     roots: list[Node] = []
     for node in nodes.values():
-        parent = nodes.get(str(node["parent_id"]))
-        if parent is not None:
-            _replies(parent).append(node)
-        elif not node["parent_id"]:
+        parent = nodes.get(str(node.get("parent_id")))
+        if is_empty(node.get("parent_id")):
             roots.append(node)
+        elif parent is not None:
+            _replies(parent).append(node)
     reached: set[int] = set()
     for root in roots:
         reached.update(map(id, _below(root)))

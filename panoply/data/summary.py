@@ -27,6 +27,8 @@ def summary_lines(ingested: Ingested) -> list[str]:
     if repeats.num_repeated:
         lines.append(f"{kind}: {repeats.num_repeated:,} repeat the texts of an earlier row")
     for name, observed in ingested.objectives.items():
+        if observed.num_ratings and observed.low == observed.high:
+            lines.append(f"rating {name!r}: all {observed.num_ratings:,} are {observed.low:,.7g}")
         if scale := ingested.maps.get(name):
             origin = "as published or named" if name in ingested.declared else "as observed"
             lines.append(

@@ -56,8 +56,8 @@ def read_message(message: object) -> Turn:
         return {"role": cast(str, role), "content": content}
     present = {key: value for key, value in keys.items() if not is_empty(value)}
     is_sharegpt = "from" in present and "role" not in present
-    speaker, text = ("from", "value") if is_sharegpt else ("role", "content")
-    role = _role(present.pop(speaker, None), is_sharegpt)
+    role = _role(present.pop("from" if is_sharegpt else "role", None), is_sharegpt)
+    text = "value" if "value" in present and "content" not in present else "content"
     present.pop(text, None)
     name = present.pop("name", None)
     for key, value in present.items():
@@ -76,12 +76,17 @@ def is_null(value: object) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def is_empty(value: object) -> bool:
-    """Returns whether the value of a key is as good as no key: missing, or nothing in it."""
-    if isinstance(value, dict):
-        return all(map(is_empty, cast("dict[object, object]", value).values()))
-    if isinstance(value, list):
-        return all(map(is_empty, cast("list[object]", value)))
+def is_empty(value: object, levels: int = 8) -> bool:
+    """Returns whether the value of a key is as good as no key: missing, or nothing in it.
+
+    Args:
+        value: of a key of a message or of a row.
+        levels: how deep what it holds is looked at, for a hostile value is nested without end.
+    """
+    if isinstance(value, dict | list):
+        held = cast("dict[object, object]", value).values() if isinstance(value, dict) else value
+        inner = cast("Sequence[object]", held)
+        return not inner or (levels > 0 and all(is_empty(each, levels - 1) for each in inner))
     return is_null(value) or value == ""
 
 
@@ -108,7 +113,10 @@ def _unread(key: object, value: object) -> str:
         )
     if key in LABELS or isinstance(value, bool | int | float):
         return ""
-    return f"message has the key {key!r:.40}, which is not read: leave it out"
+    return (
+        f"message has the key {key!r:.40}, which is not read: write its text into the content, or "
+        "leave it out"
+    )
 
 
 def join_parts(content: object) -> str:
