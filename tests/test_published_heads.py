@@ -13,7 +13,15 @@ from panoply.hub.doctor import examine
 from panoply.hub.door.templates import AS_PARTS
 from panoply.hub.policy.first_head import describe_first_head
 from panoply.hub.policy.trainable import load_trainable
-from tests.builders.models import PROMPT, RESPONSES, SIZE, publish, save_small, save_tiny_policy
+from tests.builders.models import (
+    PROMPT,
+    RESPONSES,
+    SIZE,
+    publish,
+    save_small,
+    save_tiny_policy,
+    small_classifier,
+)
 from tests.builders.tokenizers import TURNS, byte_tokenizer
 
 CHATS = [[*PROMPT, {"role": "assistant", "content": response}] for response in RESPONSES]
@@ -129,6 +137,23 @@ def test_an_adapter_on_an_adapter_or_another_model_is_refused(tokenizer, tmp_pat
         load_reward_model(tmp_path / "adapter")
     file.write_text(json.dumps(fields | {"r": 8}))
     with pytest.raises(ValueError, match=r"the adapter in .* cannot be read .*size mismatch"):
+        load_reward_model(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_an_adapter_of_more_layers_or_fewer_than_its_base_is_refused(layers, tokenizer, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    base = publish(tmp_path / "base", tokenizer)
+    other = small_classifier(num_hidden_layers=layers)
+    settings = LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"], r=4)
+    get_peft_model(other, settings).save_pretrained(tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_config.json"
+    fields = json.loads(file.read_text())
+    file.write_text(json.dumps(fields | {"base_model_name_or_path": str(base)}))
+    with pytest.raises(
+        ValueError, match=r"of another model .*layers\.[12]\.self_attn\.q_proj\.lora_"
+    ):
         load_reward_model(tmp_path / "adapter")
 
 
