@@ -185,12 +185,15 @@ def test_a_template_that_reads_parts_is_given_the_text_as_one(of_processor, toke
 
 def test_the_doctor_warns_of_turns_left_out_and_of_value_heads(tokenizer, tmp_path):
     no_system = TURNS.replace("in messages %}", "in messages if m['role'] != 'system' %}", 1)
-    assert no_system != TURNS
-    folder = save_tiny_policy(tmp_path / "m", byte_tokenizer(no_system))
+    silent = no_system.replace("m['content']", "m['content'].split('</think>')[-1]", 1)
+    assert len({TURNS, no_system, silent}) == 3
+    folder = save_tiny_policy(tmp_path / "m", byte_tokenizer(silent))
     save_file(linear_head(), folder / "value_head.safetensors")
     findings = {finding.check: finding for finding in examine(folder)}
     assert findings["turns"].verdict == "warning"
-    assert findings["turns"].values == {"system": "left out", "earlier": "written"}
+    lost = {"system": "left out", "earlier": "written", "reasoning": "left out"}
+    assert findings["turns"].values == lost
+    assert "what a reply thinks moves no score" in findings["turns"].advice
     assert findings["layout"].verdict == "warning"
     assert "critic" in findings["layout"].advice
 
