@@ -62,11 +62,11 @@ def test_a_prompt_that_the_policys_template_refuses_is_named_before_anything_sta
     file = tmp_path / "p.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     prompts = PromptsConfig(file=str(file), num_held_out=1)
-    config = laser_config(policy, tmp_path / "run", prompts=prompts, num_calibration_prompts=0)
+    config = laser_config(policy, tmp_path / "run", prompts=prompts)
     with pytest.raises(ValueError, match=r"p\.jsonl, row 3: the chat template refuses .*system"):
         split_prompts(config)
     file.write_text("".join(json.dumps(row) + "\n" for row in rows[:2]))
-    assert [len(part) for part in split_prompts(config)] == [1, 0, 1]
+    assert sum(map(len, split_prompts(config))) == 2
 
 
 def context_of(out):
