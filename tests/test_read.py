@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pyarrow as pa
@@ -265,9 +266,16 @@ def test_records_are_read_as_programs_write_them(way: str, tmp_path: Path) -> No
     assert list(opened.rows(None)) == [ONE, TWO]
 
 
-def test_one_record_over_several_lines_is_a_row(tmp_path: Path) -> None:
-    row = {**ONE, "prompt": [{"role": "user", "content": "q"}]}
-    (tmp_path / "s.json").write_text(json.dumps(row, indent=1))
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {**ONE, "prompt": [{"role": "user", "content": "q"}]},
+        {"messages": [{"role": "user", "content": "q"}], "rejected_response": "bad"},
+    ],
+)
+def test_one_record_alone_is_a_row(row: dict[str, Any], indent: int | None, tmp_path: Path) -> None:
+    (tmp_path / "s.json").write_text(json.dumps(row, indent=indent))
     (opened,) = open_input(Input(tmp_path / "s.json"))
     assert list(opened.rows(None)) == [row]
 

@@ -108,6 +108,7 @@ def _document(content: bytes, file: DataFile) -> list[object]:
         return cast("list[object]", value)
     record = cast("dict[str, object]", value) if isinstance(value, dict) else {}
     lists = [name for name, held in record.items() if _holds_records(held)]
+    lists = lists or [name for name, held in record.items() if held == []]
     if {"chosen", "rejected", "prompt"}.isdisjoint(record) and lists:
         if len(lists) > 1:
             raise Unfit(file, f"it holds several lists ({', '.join(lists)}): one file for each")
@@ -122,14 +123,21 @@ def _document(content: bytes, file: DataFile) -> list[object]:
 
 
 def _holds_records(value: object) -> bool:
-    return isinstance(value, list) and any(isinstance(entry, dict) for entry in value)
+    """Returns whether a value is a list of records, and none of messages, which a row may have."""
+    entries = cast("list[object]", value) if isinstance(value, list) else []
+    return any(isinstance(entry, dict) and not _is_message(entry) for entry in entries)
+
+
+def _is_message(record: dict[str, object]) -> bool:
+    return record.keys() >= {"role", "content"} or record.keys() >= {"from", "value"}
 
 
 def _is_column(value: object) -> bool:
     """Returns whether a value is a column, as pandas writes it: a list, or an object by index."""
     if isinstance(value, dict):
         return "0" in value
-    return isinstance(value, list) and not _holds_records(cast("list[object]", value))
+    entries = cast("list[object]", value) if isinstance(value, list) else [{}]
+    return not any(isinstance(entry, dict) for entry in entries)
 
 
 def _line(line: bytes) -> list[Row | Unreadable]:
@@ -200,7 +208,7 @@ def csv_rows(file: DataFile, columns: list[str] | None) -> Rows:
     with _open_utf8(file) as content, io.TextIOWrapper(
         content, "utf-8", "surrogateescape", newline=""
     ) as text:  # fmt: skip
-        first = text.readline()
+        first = next(filter(str.strip, text), "")
         # Excel writes semicolons where a comma is the decimal point.
         delimiter = max(",;\t", key=first.count)
         reader = csv.reader(chain([first], text), delimiter=delimiter, strict=True)
