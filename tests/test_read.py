@@ -251,6 +251,10 @@ READ_ANYWAY = {
     "an ending in capitals": ("JSONL", f"{json.dumps(ONE)}\n{json.dumps(TWO)}\n"),
     "semicolons": ("csv", "prompt;chosen;rejected\nq1;good;bad\nq2;good;bad\n"),
     "semicolons and a mark": ("csv", "\ufeffprompt;chosen;rejected\r\nq1;good;bad\r\nq2;good;bad"),
+    "spaces behind commas": (
+        "csv",
+        'prompt, chosen, rejected\n"q1", "good", "bad"\nq2, good, bad\n',
+    ),
     "tabs": ("csv", "prompt\tchosen\trejected\nq1\tgood\tbad\nq2\tgood\tbad\n"),
 }
 

@@ -52,7 +52,10 @@ def _from_instruction(row: Row) -> list[Message]:
     return as_messages(f"{instruction}\n\n{added}")
 
 
-NAMES = ("context", "context_messages", "input", "query", "problem", "conversations", "messages")
+NAMES = (
+    *("context", "context_messages", "input", "query", "problem"),
+    *("conversations", "conversation", "messages"),
+)
 PROMPTS: tuple[PromptColumn, ...] = (
     PromptColumn("prompt", partial(_from_column, name="prompt")),
     PromptColumn("question", _from_question),

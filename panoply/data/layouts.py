@@ -294,5 +294,6 @@ def _unknown(kind: str, columns: Collection[str], layouts: Sequence[str]) -> Val
     }
     return ValueError(
         f"unknown layout for {kind}: columns {sorted(columns)}; known layouts: "
-        f"{'; '.join(layouts)}. Where names differ, say {advice[kind]}"
+        f"{'; '.join(layouts)}. Where names differ, say {advice[kind]}; docs/data.md has a row of "
+        "each layout"
     )

@@ -83,7 +83,8 @@ def _begins_document(line: bytes, suffix: str, *, is_alone: bool) -> bool:
     """Returns whether a line begins a list of records, or an object over several lines."""
     if suffix != ".json":
         return line.startswith(b"[") or line.strip() == b"{"
-    return is_alone or line.startswith(b"[") or isinstance(_line(line)[0], Unreadable)
+    is_record = not any(isinstance(record, Unreadable) for record in _line(line))
+    return is_alone or line.startswith(b"[") or not is_record
 
 
 def _document(content: bytes, file: DataFile) -> list[object]:
@@ -211,9 +212,15 @@ def csv_rows(file: DataFile, columns: list[str] | None) -> Rows:
         first = next(filter(str.strip, text), "")
         # Excel writes semicolons where a comma is the decimal point.
         delimiter = max(",;\t", key=first.count)
-        reader = csv.reader(chain([first], text), delimiter=delimiter, strict=True)
+        reader = csv.reader(
+            chain([first], text),
+            delimiter=delimiter,
+            # Else a quote behind the space is a character of its cell.
+            skipinitialspace=f"{delimiter} " in first,
+            strict=True,
+        )
         try:
-            names = next(reader, [])
+            names = [name.strip() for name in next(reader, [])]
             if len(set(names)) < len(names):
                 raise Unfit(file, f"its first line names a column twice: {names}")
             for cells in reader:
