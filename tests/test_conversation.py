@@ -121,7 +121,9 @@ def test_a_message_that_is_no_text_is_refused_everywhere_with_the_reason(
     ],
 )
 def test_a_prompt_behind_which_no_response_stands_is_refused(prompt: Any) -> None:
-    with pytest.raises(ValueError, match=r"must end with a user or tool turn|a prompt is messages"):
+    with pytest.raises(
+        ValueError, match=r"must end with a user or tool turn|a prompt is a list of messages"
+    ):
         read_prompt(prompt)
 
 
@@ -130,6 +132,7 @@ def test_a_prompt_behind_which_no_response_stands_is_refused(prompt: Any) -> Non
     [
         ("a string", "list of texts, got str: put a single one into a list"),
         (None, "list of texts, got NoneType"),
+        ({"a"}, "list of texts, got set: make it a list"),
         ([None], r"response 0 is missing \(None\)"),
         (["a", 3], "response 1 is int"),
         (["a", ["b"]], "response 1 is list"),

@@ -156,7 +156,10 @@ def read_prompt(prompt: object) -> list[Turn]:
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}]
     if not isinstance(prompt, list | tuple):
-        raise ValueError(f"a prompt is messages or a user's text, got {type(prompt).__name__}")
+        kind = type(prompt).__name__
+        raise ValueError(
+            f"a prompt is a list of messages or a user's text, got {kind}: make it a list"
+        )
     turns = [read_message(message) for message in cast("Sequence[object]", prompt)]
     check_prompt_end(turns)
     return turns
@@ -179,10 +182,8 @@ def check_responses(responses: object) -> None:
         ValueError: they are one text, or one of them is missing or no text.
     """
     if isinstance(responses, str | bytes) or not isinstance(responses, Sequence):
-        raise ValueError(
-            f"responses are a list of texts, got {type(responses).__name__}: put a single one into "
-            "a list"
-        )
+        advice = "put a single one into a list" if isinstance(responses, str) else "make it a list"
+        raise ValueError(f"responses are a list of texts, got {type(responses).__name__}: {advice}")
     for i, response in enumerate(cast("Sequence[object]", responses)):
         if not isinstance(response, str):
             kind = "is missing (None)" if response is None else f"is {type(response).__name__}"
