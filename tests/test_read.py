@@ -330,6 +330,23 @@ def test_what_datasets_saved_is_read_split_by_split(tmp_path: Path) -> None:
     assert note.endswith("mine: all its splits are read (test, train); to read one, name it")
     train = ingest_pairs([Input(tmp_path / "mine" / "train")], tmp_path / "out")
     assert (train.num_rows, train.notes) == ({"mine": 6}, ())
+    (tmp_path / "mine" / "train" / "data-00001-of-00002.arrow").unlink()
+    with pytest.raises(FileNotFoundError, match=r"lacks data-00001-of-00002\.arrow"):
+        open_input(Input(tmp_path / "mine"))
+    (tmp_path / "mine" / "dataset_dict.json").write_text("{")
+    with pytest.raises(ValueError, match=r"dataset_dict\.json' is no whole JSON"):
+        open_input(Input(tmp_path / "mine"))
+
+
+def test_a_folder_that_lacks_shards_is_told(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for shard in (0, 2):
+        write_as(tmp_path / "mine" / f"train-0000{shard}-of-00003.jsonl", some_rows(2))
+    result = ingest_pairs([Input(tmp_path / "mine")], tmp_path / "out")
+    (note,) = result.notes
+    assert "2 of 3 shards of" in note
+    file = Input(tmp_path / "mine" / "train-00000-of-00003.jsonl")
+    assert ingest_pairs([file], tmp_path / "out").notes == ()
 
 
 def test_a_pattern_a_nested_folder_and_uris_are_read(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ from panoply.data.read import Input, Opened, open_inputs
 from panoply.data.repeats import Repeats
 from panoply.data.rows import Raw, RawPair, RawRating, Row
 from panoply.data.schema import PAIRS, RATING_ROW, Prompt, ratings_schema, uniform
-from panoply.data.sources import columns_unrated, columns_unread, sources_of, splits_read
+from panoply.data.sources import columns_unrated, columns_unread, files_read, sources_of
 from panoply.data.validate import Canonical, clean_pair, clean_rating, with_row_ids
 from panoply.files import whole_file
 
@@ -128,7 +128,7 @@ def ingest_pairs(
     """
     jobs: list[_Job[RawPair]] = []
     files = open_inputs(inputs)
-    notes = splits_read(files)
+    notes = files_read(files)
     for opened in files:
         with _naming(opened):
             layout = pair_layout(opened.columns)
@@ -160,7 +160,7 @@ def ingest_ratings(
     declared: dict[str, RatingMap] = {}
     objectives: dict[str, None] = {}  # an ordered set
     files = open_inputs(inputs)
-    notes = splits_read(files)
+    notes = files_read(files)
     for opened in files:
         with _naming(opened):
             layout = rating_layout(opened.columns, opened.origin.attributes)

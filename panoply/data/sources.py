@@ -1,11 +1,13 @@
-"""Names of the data sets in a file, and the columns that were not taken as they might have been."""
+"""Names of the data sets in a file, and what of files and columns a user should hear of."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
+from panoply.data.locate import PATTERN
 from panoply.data.read import Opened
 from panoply.data.rows import FileLayout, RawPair, RawRating
 
@@ -61,17 +63,49 @@ def columns_unrated(opened: Opened, layout: FileLayout[RawRating]) -> list[str]:
 
 SPLIT = re.compile(r"(train|test|validation|valid|val|dev|eval)(?![a-z])")
 """Beginning of the name of a file or folder that holds one split of a data set."""
+SHARD = re.compile(r"(.+)-\d+-of-(\d+)")
+"""Name of one of the files that a data set is cut into."""
 
 
-def splits_read(files: Sequence[Opened]) -> list[str]:
-    """Returns a sentence on each input whose files are several splits, all of which are read."""
-    splits: dict[str, set[str]] = {}
+def files_read(files: Sequence[Opened]) -> list[str]:
+    """Returns a sentence on each folder of which several splits are read, or too few shards."""
+    by_origin: dict[str, list[PurePosixPath]] = {}
     for opened in files:
-        parts = PurePosixPath(opened.label).parts[-2:]
-        named = next((part for part in reversed(parts) if SPLIT.match(part)), "")
-        splits.setdefault(str(opened.origin.data), set()).add(named.split(".")[0])
+        by_origin.setdefault(str(opened.origin.data), []).append(PurePosixPath(opened.label))
+    lines: list[str] = []
+    for data, paths in by_origin.items():
+        splits = {name for path in paths if (name := _split_of(path))}
+        if len({_kind_of(name) for name in splits}) > 1:
+            named = ", ".join(sorted(splits))
+            lines.append(f"{data}: all its splits are read ({named}); to read one, name it")
+        if str(paths[0]) != data and not PATTERN.search(data):
+            lines += _missing_shards(data, paths)
+    return lines
+
+
+def _split_of(path: PurePosixPath) -> str:
+    """Returns the name of the split that a file holds, by its own name or its folder's."""
+    for part in reversed(path.parts[-2:]):
+        name = part.split(".")[0]
+        if SPLIT.match(name):
+            shard = SHARD.fullmatch(name)
+            return shard[1] if shard else name
+    return ""
+
+
+def _kind_of(split: str) -> str:
+    match = SPLIT.match(split)
+    return match[1] if match else ""
+
+
+def _missing_shards(data: str, paths: Sequence[PurePosixPath]) -> list[str]:
+    shards = Counter(
+        (str(path.parent / match[1]), int(match[2]))
+        for path in paths
+        if (match := SHARD.fullmatch(path.name.split(".")[0]))
+    )
     return [
-        f"{data}: all its splits are read ({', '.join(sorted(names))}); to read one, name it"
-        for data, names in splits.items()
-        if len(names) > 1 and len({SPLIT.match(name)[1] for name in names if name}) > 1  # pyright: ignore[reportOptionalSubscript]
+        f"{data}: {num} of {total} shards of {name!r} are there; fetch the others"
+        for (name, total), num in shards.items()
+        if num < total
     ]
