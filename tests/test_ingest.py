@@ -364,6 +364,14 @@ def test_ratings_that_are_text_are_asked_for_by_a_flag_which_reads_them(tmp_path
     assert ingest_ratings([named], tmp_path).num_rows == {"s": 10}
 
 
+def test_flags_in_csv_are_ratings_of_0_and_1(tmp_path: Path) -> None:
+    lines = [f"q{i},r,{i % 3 > 0}" for i in range(12)]
+    (tmp_path / "s.csv").write_text("\n".join(["prompt,response,is_safe", *lines]))
+    result = ingest_ratings([Input(tmp_path / "s.csv")], tmp_path)
+    (column,) = result.objectives
+    assert pq.read_table(result.path)[column].to_pylist() == [float(i % 3 > 0) for i in range(12)]
+
+
 def test_sources_that_differ_in_how_letters_are_stored_are_one(tmp_path: Path) -> None:
     names = ("caf\u00e9", "cafe\u0301", "caf\u00e9 ")
     rows = [{**row, "source": names[i % 3]} for i, row in enumerate(some_pairs())]

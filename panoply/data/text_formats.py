@@ -17,7 +17,7 @@ from itertools import chain
 from typing import IO, cast
 
 from panoply.data.data_file import DataFile, Rows, Unfit, Unreadable, damaged
-from panoply.data.parse import NOT_RATED
+from panoply.data.parse import NOT_RATED, TRUTHS
 from panoply.data.rows import Row
 
 UTF8_MARK = b"\xef\xbb\xbf"
@@ -254,6 +254,8 @@ def csv_columns(rows: Rows) -> dict[str, bool]:
 
 
 def _is_numeral(text: str) -> bool:
+    if text.strip().lower() in TRUTHS:
+        return True
     try:
         float(text)
     except ValueError:
