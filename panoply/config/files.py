@@ -54,8 +54,9 @@ def check_source(source: Sequence[str], files: Sequence[str], name: str, flag: s
     Raises:
         ValueError: there is not, or one does.
     """
-    for file in files:
-        check_file_uri(file, flag)
+    # A recipe has a marker, which is no text, in the place of files that its user will name.
+    for file in files if isinstance(files, (tuple, list)) else ():
+        check_file_uri(str(file), flag)
     if not source:
         return
     fits = all(source) and len(source) in (1, len(files))
