@@ -8,6 +8,7 @@ Legend: `P` pairs, `Q` gold pairs, `2` the chosen and the rejected response.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,13 +34,19 @@ from panoply.preference.checkpoint import load_tensors, save_tensors
 from panoply.preference.distributed import Group
 from panoply.preference.losses import dpo_nll
 from panoply.preference.policy_outcome import kl_per_token, margin_per_token, pair_losses
-from panoply.preference.step import PairOutputs, PairTree, compute_gradients, evaluate_pairs
+from panoply.preference.step import (
+    PairOutputs,
+    PairTree,
+    completion_tokens,
+    compute_gradients,
+    evaluate_pairs,
+)
 from panoply.preference.train_state import TrainState
-from panoply.seal import COPY_AGAIN, seal
+from panoply.seal import COPY_AGAIN, check_seal, seal
 from panoply.types import Array, Ints
 
 ADAPTER, PAIRS, GOLD_PAIRS = "adapter", "pairs.parquet", "gold_pairs.parquet"
-START_LOGPS, OPTIMIZER = "start_logps.npz", "optimizer.pt"
+START_LOGPS, OPTIMIZER, OPTIMIZER_FILE = "start_logps.npz", "optimizer", "optimizer.pt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,13 +209,16 @@ class DPOTrainer(Trainer):
         self.start_logps_P2, self.base_logps_P2 = logps["start"], logps["base"]
         self.reference_logps_P2, self.gold_logps_Q2 = logps["reference"], logps["gold"]
 
-    def _start_from(self, folder: Path) -> None:
-        """Loads adapters, and AdamW's state where a round left it beside them."""
-        params = read_adapter(self.trainable, folder)
-        if not (folder / OPTIMIZER).exists():
+    def _start_from(self, adapter: Path) -> None:
+        """Loads adapters, and AdamW's state where a round left them.
+
+        Raises:
+            ValueError: see `read_optimizer`.
+        """
+        params, optimizer = read_adapter(self.trainable, adapter), read_optimizer(adapter)
+        if optimizer is None:
             self.state.load_params(params)
             return
-        optimizer = load_tensors(folder / OPTIMIZER, COPY_AGAIN)
         self.state.load_state_dict({"params": params, "optimizer": optimizer})
         for group in self.state.optimizer.param_groups:
             group["peak"], group["weight_decay"] = self.config.lr, self.config.weight_decay
@@ -299,7 +309,9 @@ class DPOTrainer(Trainer):
         if self.group.rank == 0:
             with whole_folder(self.folder / ADAPTER) as built:
                 save_adapter(self.trainable, state["params"], self.task.backbone.model, built)
-                save_tensors(state["optimizer"], built / OPTIMIZER)
+                seal(built)
+            with whole_folder(self.folder / OPTIMIZER) as built:
+                save_tensors(state["optimizer"], built / OPTIMIZER_FILE)
                 seal(built)
             tables = {
                 PAIRS: self._pairs_table(after_P2),
@@ -344,6 +356,35 @@ class DPOTrainer(Trainer):
         return pa.table(columns)
 
 
+def read_optimizer(adapter: Path) -> Mapping[str, Any] | None:
+    """Returns AdamW's state after the round that left some adapters; None where no round did.
+
+    Raises:
+        ValueError: the state is damaged, or was removed when the next round was done.
+    """
+    folder = adapter.with_name(OPTIMIZER)
+    if folder.is_dir():
+        check_seal(folder, required=True)
+        return load_tensors(folder / OPTIMIZER_FILE, COPY_AGAIN)
+    # Before the state had a folder of its own, it lay among the adapters.
+    if (adapter / OPTIMIZER_FILE).is_file():
+        return load_tensors(adapter / OPTIMIZER_FILE, COPY_AGAIN)
+    if adapter.with_name(DONE).is_file():
+        raise ValueError(
+            f"{str(folder)!r} was removed when the round after it was done: to train that round "
+            f"again, delete the {DONE} of all rounds before it too, and run the same command again"
+        )
+    return None
+
+
+def remove_optimizer(adapter: Path) -> None:
+    """Removes AdamW's state beside adapters from which no round starts any more.
+
+    It is twice as large as the adapters. Adapters themselves stay: they sample, and are references.
+    """
+    shutil.rmtree(adapter.with_name(OPTIMIZER), ignore_errors=True)
+
+
 def pair_tree(renderer: Renderer, ranked: RankedPrompt) -> PairTree:
     """Returns a prompt with those of its responses that are in pairs, as one token tree.
 
@@ -378,13 +419,3 @@ def pair_rows(trees: Sequence[PairTree], numbers: Sequence[int]) -> list[int]:
     """Returns the rows of the pairs of some trees, among those of all."""
     first = np.cumsum([0, *(len(item.chosen) for item in trees)])
     return [row for i in numbers for row in range(first[i], first[i + 1])]
-
-
-def completion_tokens(trees: Sequence[PairTree]) -> Array:
-    """Returns the tokens `[P, 2]` of both sides of each pair, with the one that ends each."""
-    sizes: list[tuple[int, int]] = []
-    for item in trees:
-        # A slice: a response that was cut off has no token behind its last one.
-        size = [len(b.tokens[b.start : b.stop + 1]) for b in item.tree.branches]
-        sizes += [(size[i], size[j]) for i, j in zip(item.chosen, item.rejected, strict=True)]
-    return np.array(sizes, np.float64).reshape(-1, 2)
