@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import signal
 import sys
 import threading
@@ -167,6 +168,29 @@ class StopTold(SystemExit):
 
 
 @contextmanager
+def exit_if_unread() -> Generator[None]:
+    """Ends a command without a traceback where the reader of its output is gone, as `head` is."""
+    try:
+        try:
+            yield
+        finally:
+            # What is still in the buffer would fail when Python ends.
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _is_unread():  # it was a connection to another server
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit()
+
+
+def _is_unread() -> bool:
+    """Returns whether standard output is a pipe that nobody reads any more."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+@contextmanager
 def exit_if_unusable(console: Console, logger: RunLogger | None = None) -> Generator[None]:
     """Ends a command in one sentence, without a traceback, where its user can act on it.
 
@@ -180,7 +204,8 @@ def exit_if_unusable(console: Console, logger: RunLogger | None = None) -> Gener
     on_main_thread = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, terminate) if on_main_thread else None
     try:
-        yield
+        with exit_if_unread():
+            yield
     except (ValueError, OSError, RunError) as error:
         # A command in it is copied as it stands.
         text = Text.assemble(("error: ", "bold red"), visible(str(error)))
