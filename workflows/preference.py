@@ -17,6 +17,8 @@ Where this differs from the papers' code:
 4. The head does not start at zero, so that the backbone has a gradient from the first step on.
 5. Plain mixing, with the same pairs, steps and rates, is trained beside MORE, and both are shown
    raw and with a temperature: a smaller margin alone also lowers a calibration error.
+6. The model before training stands beside the trained one: its head, and, where it is a language
+   model, its log-probability of the response.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ import torch
 
 from actors.reward_trainer import PairRows, TrainTask, train_reward_models
 from actors.training_loop import DONE, PROGRESS, STOPPED
+from actors.untrained import UNTRAINED, read_untrained
 from panoply.armorm.confident_errors import report_mistakes
 from panoply.config import as_dict
 from panoply.config.preference import Mixed, More, PreferenceConfig
@@ -43,13 +46,13 @@ from panoply.hub.artefact.scalar import load_scalar_model, save_scalar_model
 from panoply.hub.backbone.pretrained import resolve
 from panoply.hub.policy.trainable import load_trainable
 from panoply.measure.calibration import fit_scale, reliability
-from panoply.measure.pair_report import compare, fit_logit_scale, report_pairs
+from panoply.measure.pair_report import compare, report_pairs
 from panoply.preference.checkpoint import CHECKPOINTS, load_tensors
 from panoply.report.progress import RunError, RunLogger
 from panoply.report.report import write_report
 from panoply.report.results.pairs import RAW
 from panoply.report.results.preference import EQUAL_MIXING
-from panoply.types import Array
+from panoply.types import Array, Ints
 from workflows.cluster.embed import ActorPoolSpec
 from workflows.cluster.polled_bar import polled_bar
 from workflows.cluster.prepare_pairs import Preferences, read_pairs, tokenize, training_rows
@@ -147,11 +150,10 @@ def train_and_measure(
 
     # 3. and 4. Temperatures on *calibrate*; metrics on *test*, and the artefact.
     logger.stage(3, 3, "calibrate, measure and save the model")
-    scales, margins = calibrate(trained, preferences)
-    margins[LENGTH] = preferences.table.gap_P.astype(np.float64)
-    scales[LENGTH] = fit_logit_scale(margins[LENGTH], preferences.table)
+    others = baselines(tasks[MAIN], preferences)
+    scales, margins = calibrate(trained, others, preferences)
     metrics = measure(margins, scales, preferences)
-    rivals = [(MAIN, name) for name in (PLAIN, LENGTH) if name in margins]
+    rivals = [(MAIN, name) for name in (PLAIN, *others) if name in margins]
     test = preferences.table.split.of("test")
     metrics["comparisons"] = compare(margins, preferences.table, test, rivals)
     metrics["training"] = {name: summary(model, sources) for name, model in trained.items()}
@@ -188,11 +190,24 @@ def make_tasks(
         folder=str(out / "train" / MAIN),
         store=store_root(config.store),
         threads=0 if config.num_workers <= 1 else 1,
+        untrained=measured_rows(preferences),
     )
     if not isinstance(config.weighting, More):
         return {MAIN: task}
-    plain = replace(config, weighting=Mixed())
-    return {MAIN: task, PLAIN: replace(task, config=plain, folder=str(out / "train" / PLAIN))}
+    # Before training, both are the same model.
+    plain = replace(
+        task,
+        config=replace(config, weighting=Mixed()),
+        folder=str(out / "train" / PLAIN),
+        untrained=np.arange(0),
+    )
+    return {MAIN: task, PLAIN: plain}
+
+
+def measured_rows(preferences: Preferences) -> Ints:
+    """Returns the rows on which scorers are calibrated or reported."""
+    split = preferences.table.split
+    return np.union1d(split.of("calibrate"), split.of("test"))
 
 
 def train(
@@ -284,12 +299,26 @@ def _steps_saved(folder: Path, num_steps: int) -> int:
     return max(numbers, default=0)
 
 
-def calibrate(
-    trained: Mapping[str, TrainedRun], preferences: Preferences
-) -> tuple[dict[str, float], dict[str, Array]]:
-    """Returns each model's scale 1 / T to log odds, fitted on *calibrate*, and its margins.
+def baselines(task: TrainTask, preferences: Preferences) -> dict[str, Array]:
+    """Returns the margins of the scorers that a model is compared with.
 
-    A model stands there twice: with its scale, and raw, with the margins as they are.
+    They are the length of the response, and the model before training: its head, and the
+    log-probability of the response where it is a language model. A head that no reward loss trains
+    is left out.
+    """
+    folder, num_pairs = Path(task.folder), len(preferences.names)
+    before = read_untrained(folder, measured_rows(preferences), num_pairs)
+    if not task.config.loss.reward:
+        before.pop(UNTRAINED, None)
+    return before | {LENGTH: preferences.table.gap_P.astype(np.float64)}
+
+
+def calibrate(
+    trained: Mapping[str, TrainedRun], others: Mapping[str, Array], preferences: Preferences
+) -> tuple[dict[str, float], dict[str, Array]]:
+    """Returns each scorer's scale 1 / T to log odds, fitted on *calibrate*, and its margins.
+
+    A trained model stands there twice: with its scale, and raw, with the margins as they are.
     """
     rows = preferences.table.split.of("calibrate")
     scales: dict[str, float] = {}
@@ -298,6 +327,11 @@ def calibrate(
         scales[name] = fit_scale(model.margin_P[rows] * preferences.signs_P[rows])
         scales[name + RAW] = 1.0
         margins[name] = margins[name + RAW] = model.margin_P
+    for name, margin_P in others.items():
+        scales[name], margins[name] = (
+            fit_scale(margin_P[rows] * preferences.signs_P[rows]),
+            margin_P,
+        )
     return scales, margins
 
 
