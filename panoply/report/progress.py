@@ -97,22 +97,16 @@ class RunLogger:
         if self.console.is_terminal:
             yield
             return
-        over = threading.Event()
 
-        def beat() -> None:
+        def beat(over: threading.Event) -> None:
             while not over.wait(HEARTBEAT_SECONDS / 10):
                 now = time.monotonic()
                 if now - self.printed >= HEARTBEAT_SECONDS:
                     minutes = (now - self.stage_began) / 60
                     self.info(f"{self.stage_name}: at work for {minutes:.0f} min")
 
-        thread = threading.Thread(target=beat, daemon=True)
-        thread.start()
-        try:
+        with in_background(beat):
             yield
-        finally:
-            over.set()
-            thread.join()
 
     def log_steps(self, model: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Sends the numbers of a model's steps to the trackers of the run, if any."""
@@ -157,6 +151,23 @@ class RunLogger:
                 self.info(f"{what}: {count:,} of {total:,}, about {left / 60:.0f} min left")
 
         return advance
+
+
+@contextmanager
+def in_background(work: Callable[[threading.Event], None]) -> Generator[None]:
+    """Runs a function in a thread during the block, and waits for its end.
+
+    Args:
+        work: takes an event that is set when the block ends, and then returns.
+    """
+    over = threading.Event()
+    thread = threading.Thread(target=work, args=(over,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 class Terminated(KeyboardInterrupt):
