@@ -47,6 +47,11 @@ from panoply.types import Array, Ints
 
 ADAPTER, PAIRS, GOLD_PAIRS = "adapter", "pairs.parquet", "gold_pairs.parquet"
 START_LOGPS, OPTIMIZER, OPTIMIZER_FILE = "start_logps.npz", "optimizer", "optimizer.pt"
+ROUNDS_AGAIN = (
+    f"delete {DONE} of this round and of all rounds before it, and run the same command again, "
+    "which trains them to the same numbers"
+)
+"""Advice for what a round left and that is damaged or gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +146,7 @@ class PolicyRound:
         """
         tables: list[pa.Table] = []
         for name in (PAIRS, GOLD_PAIRS):
-            with reading(folder / name, f"delete {DONE} beside it and run the same command again"):
+            with reading(folder / name, ROUNDS_AGAIN):
                 tables.append(pq.read_table(folder / name))
         return cls(folder, *tables, history=read_json(folder / DONE)["history"])
 
@@ -372,7 +377,7 @@ def read_optimizer(adapter: Path) -> Mapping[str, Any] | None:
     if adapter.with_name(DONE).is_file():
         raise ValueError(
             f"{str(folder)!r} was removed when the round after it was done: to train that round "
-            f"again, delete the {DONE} of all rounds before it too, and run the same command again"
+            f"again, {ROUNDS_AGAIN}"
         )
     return None
 

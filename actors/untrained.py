@@ -10,7 +10,6 @@ checkpoint is one. One forward of each pair gives all three.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -30,6 +29,10 @@ from panoply.types import Array, Ints
 FILE = "untrained.npz"
 UNTRAINED, LOG_PROBABILITY = "untrained", "log_probability"
 LOG_PROBABILITY_PER_TOKEN = "log_probability_per_token"
+WAY_OUT = (
+    "delete it and run the same command again, which reports without these scorers; with done.json "
+    "beside it deleted too, it trains again and has them"
+)
 
 
 def measure_untrained(
@@ -68,12 +71,16 @@ def measure_untrained(
         gathered = {n: group.gather_rows(numbers, x, len(trees)) for n, x in columns.items()}
         if group.rank == 0:
             stored.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(stored) as partial:
-                np.savez(partial, **_margins(gathered, trees))  # pyright: ignore[reportArgumentType]
+            _write(stored, _margins(gathered, trees))
     if group.rank == 0:
-        with whole_file(folder / FILE) as partial:
-            shutil.copyfile(stored, partial)
+        with reading(stored), np.load(stored, allow_pickle=False) as margins:
+            _write(folder / FILE, dict(margins))
     group.barrier()
+
+
+def _write(path: Path, margins: Mapping[str, Array]) -> None:
+    with whole_file(path) as partial:
+        np.savez(partial, **margins)  # pyright: ignore[reportArgumentType]
 
 
 def _all_see(path: Path, group: Group) -> bool:
@@ -99,7 +106,7 @@ def read_untrained(folder: Path, rows: Ints, num_pairs: int) -> dict[str, Array]
     if not (folder / FILE).exists():
         return {}
     margins: dict[str, Array] = {}
-    with reading(folder / FILE), np.load(folder / FILE, allow_pickle=False) as stored:
+    with reading(folder / FILE, WAY_OUT), np.load(folder / FILE, allow_pickle=False) as stored:
         for name in stored:
             margins[name] = np.full(num_pairs, np.nan)
             margins[name][rows] = stored[name]

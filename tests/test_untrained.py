@@ -39,6 +39,13 @@ def trainer(task):
     return RewardTrainer(task, Group())
 
 
+@pytest.fixture(scope="module")
+def stored(task, trainer):
+    """What was measured, as other runs find it."""
+    (file,) = (Path(task.store) / "untrained").glob("*.npz")
+    return file
+
+
 def margins_of(task):
     return read_untrained(Path(task.folder), ROWS, len(task.names))
 
@@ -86,8 +93,7 @@ def test_it_is_the_same_whatever_is_trained_and_training_is_the_same_without_it(
     assert margins_of(without) == {}
 
 
-def test_it_is_computed_once_for_the_same_weights_and_pairs(task, trainer, tmp_path):
-    (stored,) = (Path(task.store) / "untrained").glob("*.npz")
+def test_it_is_computed_once_for_the_same_weights_and_pairs(task, stored):
     marked = {name: np.full(len(ROWS), 7.0) for name in SCORERS}
     before = stored.read_bytes()
     np.savez(stored, **marked)
@@ -102,11 +108,17 @@ def test_it_is_computed_once_for_the_same_weights_and_pairs(task, trainer, tmp_p
     assert (margins_of(other(task, "again"))[UNTRAINED][ROWS] == 7).all()
 
 
-def test_a_damaged_file_is_named(task, trainer, tmp_path):
-    content = (Path(task.folder) / FILE).read_bytes()
-    (tmp_path / FILE).write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match=r"untrained.npz' is damaged"):
+def test_a_damaged_file_is_named(task, stored, tmp_path):
+    store = tmp_path / "untrained"
+    store.mkdir()
+    for place in (tmp_path / FILE, store / stored.name):
+        content = stored.read_bytes()
+        place.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"untrained.npz' is damaged.*reports without"):
         read_untrained(tmp_path, ROWS, len(task.names))
+    again = replace(other(task, "torn"), store=str(tmp_path))
+    with pytest.raises(ValueError, match=rf"{stored.name}' is damaged.*run the same command again"):
+        RewardTrainer(again, Group())
 
 
 def test_log_probabilities_are_missing_where_the_model_has_none(
