@@ -21,6 +21,8 @@ import psutil
 HELD = 5.0
 """Seconds that a fault is held."""
 MODEL, FUNCTION, PEER = "tiny", "length", "peer"
+FIRST_VERSION = f"{MODEL}=1"
+"""What the header `X-Model-Versions` says before any upgrade."""
 
 
 class Server:
@@ -72,9 +74,22 @@ class Ground:
     key: str
     model: Path
     """Folder of the served model."""
+    next_model: Path
+    """Folder of the model that an upgrade puts in its place: its scores are twice as large."""
     peer_command: list[str]
     peer_mode: Path
     peer: subprocess.Popen[bytes]
+
+    def change(self, *words: str) -> None:
+        """Changes the server that runs, by a command as its operator gives it."""
+        port = ("--port", self.server.address.rstrip("/").rpartition(":")[2])
+        command = [sys.executable, "-m", "jobs.serve", *words, *port]
+        done = subprocess.run(
+            command, env=self.server.env, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, (
+            f"{words[0]}: exit code {done.returncode}: {done.stderr[-300:]}"
+        )
 
     def post(self, path: str, body: bytes, key: str | None = None, seconds: float = 60.0) -> int:
         """Sends a body; returns the status, 0 where the connection broke."""
@@ -124,6 +139,14 @@ def _lost_node(ground: Ground) -> Generator[None]:
     ground.server.named("raylet/raylet")[0].kill()
     yield
     ground.server.restart()
+
+
+def _live_upgrade(ground: Ground) -> Generator[None]:
+    """Puts a new version in the model's place, and the version before back."""
+    ground.change("upgrade", "--models", f"{MODEL}={ground.next_model}")
+    time.sleep(HELD)
+    yield
+    ground.change("rollback", "--models", MODEL)
 
 
 def _killed_peer(ground: Ground) -> Generator[None]:
@@ -300,6 +323,7 @@ FAULTS: dict[str, Fault] = {
     "kill a gateway": _signal(signal.SIGKILL, "ServeReplica", "gateway"),
     "kill Serve's controller": _signal(signal.SIGKILL, "ServeController"),
     "kill Serve's proxy": _signal(signal.SIGKILL, "ProxyActor"),
+    "live upgrade and rollback": _live_upgrade,
     "kill the other team's server": _killed_peer,
     "kill Ray's node": _lost_node,
     "stop the model's replica": _signal(signal.SIGSTOP, "ServeReplica", MODEL),

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import httpx2
 
+from benchmarks.fault_kinds import FIRST_VERSION, MODEL
 from benchmarks.fault_peer import score_text
 
 Outcome = Literal["right", "refused", "wrong", "untyped", "unreachable"]
@@ -33,6 +34,11 @@ class Ask:
     read: Callable[[Any], list[Any]]
     """Scores in the order sent, from the parsed answer."""
     scores: tuple[float, ...]
+
+    def scores_by(self, versions: str) -> list[float]:
+        """Returns the right scores of the versions that answered: twice as large by later ones."""
+        factor = 2.0 if versions.startswith(f"{MODEL}=") and versions != FIRST_VERSION else 1.0
+        return [factor * score for score in self.scores]
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,8 +242,12 @@ async def send(http: httpx2.AsyncClient, ask: Ask, key: str) -> Sent:
         return sent("untyped", f"200 {error!r}")
     if any(score is None for score in scores):
         return sent("refused", "error of a score")
-    near = [abs(a - b) <= CLOSE * max(1.0, abs(b)) for a, b in zip(scores, ask.scores, strict=True)]
-    return sent("right" if all(near) else "wrong", "" if all(near) else f"{scores} {ask.scores}")
+    right = ask.scores_by(versions := answer.headers.get("x-model-versions", ""))
+    if len(scores) != len(right):
+        return sent("wrong", f"{len(scores)} scores of {len(right)}")
+    if all(abs(a - b) <= CLOSE * max(1.0, abs(b)) for a, b in zip(scores, right, strict=True)):
+        return sent("right")
+    return sent("wrong", f"{versions}: {scores} {right}")
 
 
 def _has_reason(payload: Any) -> bool:

@@ -103,9 +103,10 @@ def main(options: Options) -> None:
     """Runs the benchmark and prints its tables."""
     work = options.work.absolute()
     work.mkdir(parents=True, exist_ok=True)
-    model = save_model(work)
+    model = save_model(work / "model", scale=1.0)
+    next_model = save_model(work / "next-model", scale=2.0)
     asks = make_asks(model)
-    with ground_of(options, work, model) as ground:
+    with ground_of(options, work, model, next_model) as ground:
         wait_until_ready(ground)
         load = Load(ground.server.address, asks, KEY, options.clients, options.seed)
         measured = drive(options, ground, load)
@@ -115,13 +116,14 @@ def main(options: Options) -> None:
     print_figures(figures["faults"], ("recovery_seconds", "right", "refused", "broken"))
 
 
-def save_model(work: Path) -> Path:
-    """Returns the folder of a small classifier with random weights, written once."""
+def save_model(folder: Path, scale: float) -> Path:
+    """Writes a small classifier with random weights; its scores are multiplied by `scale`."""
     import torch
     import transformers
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    folder = work / "model"
+    from panoply.seal import seal
+
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     inner = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
@@ -145,15 +147,22 @@ def save_model(work: Path) -> Path:
         initializer_range=0.3,
         max_position_embeddings=2048,
     )
-    transformers.LlamaForSequenceClassification(config).save_pretrained(folder)
+    model = transformers.LlamaForSequenceClassification(config)
+    with torch.no_grad():
+        model.score.weight.mul_(scale)
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    seal(folder)  # so that changed weights are refused, and do not score wrongly
     return folder
 
 
 def make_asks(folder: Path) -> list[Ask]:
     """Returns requests to all scorers in all dialects, with scores computed here."""
+    import torch
+
     from panoply.hub.artefact.load import load_reward_model
 
+    torch.set_num_threads(1)  # small matrices: more threads wait for each other
     model = load_reward_model(str(folder))
     rng = random.Random(0)
 
@@ -180,7 +189,7 @@ def make_asks(folder: Path) -> list[Ask]:
 
 
 @contextmanager
-def ground_of(options: Options, work: Path, model: Path) -> Generator[Ground]:
+def ground_of(options: Options, work: Path, model: Path, next_model: Path) -> Generator[Ground]:
     """Starts the other team's server and ours; stops both at the end."""
     (work / "scorer.py").write_text(FUNCTION_FILE)
     (mode := work / "peer-mode").write_text("right")
@@ -199,7 +208,7 @@ def ground_of(options: Options, work: Path, model: Path) -> Generator[Ground]:
     peer = subprocess.Popen(peer_command)
     address = f"http://127.0.0.1:{options.port}/"
     server = Server(command, address, work / "server.log", env)
-    ground = Ground(server, KEY, model, peer_command, mode, peer)
+    ground = Ground(server, KEY, model, next_model, peer_command, mode, peer)
     try:
         yield ground
     finally:
@@ -251,6 +260,9 @@ def _answers_some(address: str) -> bool:
 def drive(options: Options, ground: Ground, load: Load) -> Measured:
     """Measures the capacity, then loads beyond it, first without and then with faults."""
     asyncio.run(load.closed(10.0))  # warms up
+    # The version before stays beside the new one for a rollback: it belongs to the memory before.
+    ground.change("upgrade", "--models", f"{MODEL}={ground.next_model}")
+    ground.change("rollback", "--models", MODEL)
     capacity = asyncio.run(load.closed(15.0))
     load.sent.clear()
     load.num_begun = 0

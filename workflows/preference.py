@@ -23,7 +23,6 @@ Where this differs from the papers' code:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -270,8 +269,7 @@ class Progress:
     @classmethod
     def of(cls, name: str, folder: Path) -> Progress:
         """Returns the progress of an earlier try, whose steps trackers have."""
-        file = folder / PROGRESS
-        return cls(name, folder, json.loads(file.read_text())["step"] if file.exists() else 0)
+        return cls(name, folder, _progress_of(folder).get("step", 0))
 
     def read(self, num_steps: int, logger: RunLogger) -> int:
         """Returns the number of steps done, and logs those that are new.
@@ -280,15 +278,26 @@ class Progress:
         """
         if self.is_over:
             return num_steps
-        rows: list[dict[str, Any]] = []
+        rows: list[dict[str, Any]]
         if (file := self.folder / DONE).exists():
-            rows, self.is_over = json.loads(file.read_text())["history"], True
-        elif (file := self.folder / PROGRESS).exists():
-            rows = json.loads(file.read_text()).get("rows", [])
+            rows, self.is_over = read_json(file)["history"], True
+        else:
+            rows = _progress_of(self.folder).get("rows", [])
         new = [row for row in rows if row["step"] >= self.num_logged]
         logger.log_steps(self.name, new)
         self.num_logged = max([self.num_logged, *(row["step"] + 1 for row in new)])
         return num_steps if self.is_over else self.num_logged
+
+
+def _progress_of(folder: Path) -> dict[str, Any]:
+    """Returns the steps of a model that trains; none where the file is absent or damaged.
+
+    Nothing but the bar and the trackers' live steps reads that file.
+    """
+    try:
+        return read_json(folder / PROGRESS)
+    except (FileNotFoundError, ValueError):
+        return {}
 
 
 def _steps_saved(folder: Path, num_steps: int) -> int:

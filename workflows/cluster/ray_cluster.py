@@ -21,7 +21,12 @@ import ray.data
 import ray.train
 from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 
 from panoply.hub.backbone.pretrained import silence_libraries
 from panoply.hub.backbone.smollm2 import cache_root
@@ -221,13 +226,27 @@ def run_train(
     )
     with aborts_when_stopped():
         for tries_left in reversed(range(MAX_FAILURES + 1)):
+            reserved = reserved_groups()
             try:
                 trainer.fit()
                 return
             except ControllerError:
-                # The controller's node was lost: Ray Train survives only the loss of workers.
+                # The controller's node was lost: Ray Train survives only the loss of workers. Its
+                # actor that frees what was reserved may be lost too, and then no worker would fit.
                 if not tries_left:
                     raise
+                for group in reserved_groups() - reserved:
+                    remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(group)))
+
+
+def reserved_groups() -> set[str]:
+    """Returns the ids of the placement groups that this job holds or waits for."""
+    if not ray.is_initialized():
+        return set()
+    job = ray.get_runtime_context().get_job_id()
+    groups = placement_group_table().items()
+    # The id of a placement group ends with that of the job that made it.
+    return {id for id, group in groups if group["state"] != "REMOVED" and id.endswith(job)}
 
 
 @contextmanager
