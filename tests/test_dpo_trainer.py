@@ -14,12 +14,8 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from actors.dpo_trainer import (
-    DPOTrainer,
-    PolicyRound,
-    pair_rows,
-    pair_tree,
-)
+from actors.dpo_trainer import DPOTrainer, pair_rows, pair_tree
+from actors.policy_round import PolicyRound
 from actors.sampler import Sampler
 from actors.training_loop import DONE, STOPPED
 from panoply.config.policy import PolicyConfig, SamplingConfig, check_policy_backbone

@@ -10,7 +10,8 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
-from actors.dpo_trainer import DPOTrainer, PolicyRound
+from actors.dpo_trainer import DPOTrainer
+from actors.policy_round import PolicyRound
 from actors.sampler import Sampler
 from panoply.config import Rendering
 from panoply.config.policy import SamplingConfig

@@ -21,7 +21,8 @@ from panoply.hub.artefact.load import load_reward_model
 from panoply.report.progress import RunLogger
 from panoply.report.results.pairs import RAW
 from tests.builders.preference_runs import small_config, write_pairs
-from workflows.preference import LENGTH, MAIN, PLAIN, run_preference
+from workflows.cluster.preference_results import LENGTH, MAIN, PLAIN
+from workflows.preference import run_preference
 
 pytestmark = pytest.mark.ray
 

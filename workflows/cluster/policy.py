@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from actors.dpo_trainer import PolicyRound, PolicyTask, RankedPrompt, remove_optimizer, train_policy
+from actors.dpo_trainer import train_policy
+from actors.policy_round import PolicyRound, PolicyTask, RankedPrompt, remove_optimizer
 from actors.training_loop import STOPPED
 from panoply.data.schema import digest
 from panoply.files import read_json

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from actors.dpo_trainer import RankedPrompt
+from actors.policy_round import RankedPrompt
 from actors.sampler import Sampler, Samples
 from actors.server_sampler import ServerSampler
 from panoply.config import DType, Rendering
