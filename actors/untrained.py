@@ -66,7 +66,8 @@ def measure_untrained(
             net, [trees[i] for i in numbers], config.schedule.token_budget, policy=True
         )
         columns = {UNTRAINED: outputs.margin_PK.double().mean(1).numpy()}
-        if outputs.logps_P2 is not None:
+        if net.lm_head is not None:
+            assert outputs.logps_P2 is not None
             columns["logps"] = outputs.logps_P2.double().numpy()
         gathered = {n: group.gather_rows(numbers, x, len(trees)) for n, x in columns.items()}
         if group.rank == 0:

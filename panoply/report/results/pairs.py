@@ -229,7 +229,7 @@ def scorers(pairs: Mapping[str, Metrics], comparisons: Mapping[str, Metrics]) ->
     glossary = [Row(label(name), [what]) for name, what in SCORERS.items() if name in pairs]
     meanings = Table("Scorers", "scorer", [Column("meaning", str)], glossary)
     tables = [accuracy_table(pairs), probability_table(pairs), compared, by_source(pairs)]
-    title = "Accuracy" if "score" in pairs else "Against the baselines"
+    title = "Against the baselines" if pairs.keys() & {"gate", "untrained"} else "Accuracy"
     blocks: list[Block] = [
         *warnings(pairs),
         *tables,
