@@ -29,6 +29,7 @@ from panoply.types import Array, Ints
 FILE = "untrained.npz"
 UNTRAINED, LOG_PROBABILITY = "untrained", "log_probability"
 LOG_PROBABILITY_PER_TOKEN = "log_probability_per_token"
+SCORERS = (UNTRAINED, LOG_PROBABILITY, LOG_PROBABILITY_PER_TOKEN)
 WAY_OUT = (
     "delete it and run the same command again, which reports without these scorers; with done.json "
     "beside it deleted too, it trains again and has them"

@@ -14,7 +14,7 @@ import numpy as np
 
 from actors.reward_trainer import TrainTask
 from actors.training_loop import DONE
-from actors.untrained import UNTRAINED, read_untrained
+from actors.untrained import SCORERS, UNTRAINED, read_untrained
 from panoply.files import read_json, reading
 from panoply.measure.calibration import fit_scale, reliability
 from panoply.measure.pair_report import report_pairs
@@ -101,12 +101,14 @@ def calibrate(
 def measure(
     margins: Mapping[str, Array], scales: Mapping[str, float], preferences: Preferences
 ) -> dict[str, Any]:
-    """Returns the metrics on *test*."""
+    """Returns the metrics on *test*; curves of reliability leave out the model before training."""
     rows = preferences.table.split.of("test")
     return {
         "pairs": report_pairs(margins, preferences.table, rows, scales),
         "reliability": {
-            name: reliability(margin[rows] * scales[name]) for name, margin in margins.items()
+            name: reliability(margin[rows] * scales[name])
+            for name, margin in margins.items()
+            if name not in SCORERS
         },
     }
 
