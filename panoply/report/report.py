@@ -17,7 +17,7 @@ from panoply.files import write_whole
 from panoply.report.figures import picture
 from panoply.report.page import Page, render
 from panoply.report.progress import Terminal
-from panoply.report.results import armorm, laser, models, pairs, preference
+from panoply.report.results import alarms, armorm, laser, models, pairs, preference, signals
 from panoply.report.section import (
     Block,
     Column,
@@ -145,8 +145,8 @@ def _policy_sections(metrics: Metrics, history: Metrics) -> list[Section]:
         }
         if estimates:
             sections.append(laser.off_policy(estimates))
-        sections.append(laser.signals(choices))
-        sections.append(laser.alarms(choices, strategies))
+        sections.append(signals.signals(choices))
+        sections.append(alarms.alarms(choices, strategies))
     return sections
 
 
