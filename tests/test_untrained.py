@@ -59,9 +59,9 @@ def test_its_margins_are_those_of_plain_forwards_of_each_response(
                 scores.append(float(head(out.hidden_states[-1][0, -1])))
             logps = out.logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
             start = len(tree.shared) + branch.start - 1
-            said = logps[start : len(tree.shared) + branch.stop]  # with the token that ends it
-            sums.append(float(said.sum()))
-            means.append(float(said.mean()))
+            response = logps[start : len(tree.shared) + branch.stop]  # with the token that ends it
+            sums.append(float(response.sum()))
+            means.append(float(response.mean()))
         for name, values in zip(SCORERS, (scores, sums, means), strict=True):
             assert margins[name][row] == pytest.approx(values[0] - values[1], abs=1e-3), name
     for margin_P in margins.values():
