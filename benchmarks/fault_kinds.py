@@ -95,7 +95,7 @@ class Ground:
         """Sends a body; returns the status, 0 where the connection broke."""
         headers = {"authorization": f"Bearer {self.key if key is None else key}"}
         try:
-            url = f"{self.server.address}{path}"
+            url = self.server.address + path.removeprefix("/")
             return httpx2.post(url, content=body, headers=headers, timeout=seconds).status_code
         except httpx2.TransportError:
             return 0

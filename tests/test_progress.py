@@ -150,6 +150,8 @@ def test_a_log_is_never_silent_for_long(monkeypatch):
         for _ in range(20):
             time.sleep(0.05)
             logger.info("a line")
+        logger.end_stages()  # as a server that waits for requests
+        time.sleep(1.0)
     assert "at work" not in file.getvalue()
 
 

@@ -215,6 +215,9 @@ def test_of_two_servers_started_at_one_port_one_answers_and_no_stranger_joins_it
         for settings in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token"}):
             assert not joins(f"127.0.0.1:{gcs}", RAY_AUTH_TOKEN="0" * 64, **settings)
 
+        # Ray counts twice the CPUs of both models, so that an upgrade has room beside them.
+        [raylet] = {title for _, _, title in sockets if "raylet/raylet" in title}
+        assert re.search(rf"\bCPU,{max(4, os.cpu_count())}\b", raylet), raylet
         # Its user changes it by its port alone, from a shell that does not know its key.
         del env["SERVER_KEY"]
         new = f"{name}=function:panoply.serve.verifiers:brevity"

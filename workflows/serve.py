@@ -87,7 +87,9 @@ def run_serve(config: ServeConfig, logger: RunLogger) -> None:
         if starts_cluster():
             KeyRing(config.key_places())
             config = replace(config, port=stack.enter_context(reserved(config.host, config.port)))
-        connect(math.ceil(sum(m.scaling.cpus * m.scaling.max_replicas for m in models)), variables)
+        # Ray only counts these CPUs; as many again are for the new versions of an upgrade.
+        num_cpus = sum(model.scaling.cpus * model.scaling.max_replicas for model in models)
+        connect(math.ceil(2 * num_cpus), variables)
         if starts_cluster():
             address = ray.get_runtime_context().gcs_address
             stack.enter_context(joinable(config.port, address))
@@ -132,6 +134,7 @@ def follow(server: Server, stopped: threading.Event, logger: RunLogger) -> None:
         if not address and state == "ready" and settled:
             address = answering(server.urls, server.run)
             logger.info(f"Serving at {address} (UI), {address}docs (API)")
+            logger.end_stages()
 
 
 def _check_gateway(app: str, reason: str, was_up: bool) -> None:

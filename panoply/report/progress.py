@@ -91,6 +91,10 @@ class RunLogger:
         self.resume_point = lambda: f"stage {number} of {total} ({name})"
         self.info(f"stage {number} of {total}: {name}")
 
+    def end_stages(self) -> None:
+        """Ends the heartbeat: what is silent from here on waits for requests and is not at work."""
+        self.stage_name = ""
+
     @contextmanager
     def heartbeat(self) -> Generator[None]:
         """Prints, during the block, a line about the stage where nothing else was for a while."""
@@ -101,7 +105,7 @@ class RunLogger:
         def beat(over: threading.Event) -> None:
             while not over.wait(HEARTBEAT_SECONDS / 10):
                 now = time.monotonic()
-                if now - self.printed >= HEARTBEAT_SECONDS:
+                if self.stage_name and now - self.printed >= HEARTBEAT_SECONDS:
                     minutes = (now - self.stage_began) / 60
                     self.info(f"{self.stage_name}: at work for {minutes:.0f} min")
 
