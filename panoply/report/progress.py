@@ -190,7 +190,12 @@ def exit_if_unread() -> Generator[None]:
             yield
         finally:
             # What is still in the buffer would fail when Python ends.
-            sys.stdout.flush()
+            try:
+                sys.stdout.flush()
+            except BrokenPipeError:
+                raise
+            except OSError:  # a full disk, which ends no run
+                pass
     except BrokenPipeError:
         if not _is_unread():  # it was a connection to another server
             raise
