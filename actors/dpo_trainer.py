@@ -9,7 +9,6 @@ Legend: `P` pairs, `Q` gold pairs, `2` the chosen and the rejected response.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,145 +18,38 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from actors.training_loop import DONE, Trainer, train_each
-from panoply.config.policy import PolicyConfig
-from panoply.config.preference import TrainedBackboneConfig
-from panoply.data.schema import Prompt
-from panoply.files import read_json, reading, whole_file, whole_folder
+from actors.policy_round import (
+    ADAPTER,
+    GOLD_PAIRS,
+    OPTIMIZER,
+    OPTIMIZER_FILE,
+    PAIRS,
+    START_LOGPS,
+    PolicyTask,
+    RankedPrompt,
+    read_optimizer,
+)
+from actors.training_loop import Trainer, train_each
+from panoply.files import reading, whole_file, whole_folder
 from panoply.hub.backbone.renderer import Renderer
 from panoply.hub.policy.lora import read_adapter, save_adapter
 from panoply.hub.policy.trainable import load_trainable
 from panoply.model.tree import Branch, TokenTree
 from panoply.preference.batch_sampler import batch_indices
-from panoply.preference.checkpoint import load_tensors, save_tensors
+from panoply.preference.checkpoint import save_tensors
 from panoply.preference.distributed import Group
 from panoply.preference.losses import dpo_nll
 from panoply.preference.policy_outcome import kl_per_token, margin_per_token, pair_losses
-from panoply.preference.step import PairOutputs, PairTree, compute_gradients, evaluate_pairs
+from panoply.preference.step import (
+    PairOutputs,
+    PairTree,
+    completion_tokens,
+    compute_gradients,
+    evaluate_pairs,
+)
 from panoply.preference.train_state import TrainState
-from panoply.seal import COPY_AGAIN, seal
+from panoply.seal import seal
 from panoply.types import Array, Ints
-
-ADAPTER, PAIRS, GOLD_PAIRS = "adapter", "pairs.parquet", "gold_pairs.parquet"
-START_LOGPS, OPTIMIZER = "start_logps.npz", "optimizer.pt"
-
-
-@dataclass(frozen=True, slots=True)
-class RankedPrompt:
-    """A prompt, responses to it, and preferences among them.
-
-    Example: `RankedPrompt("9f3a", prompt, ("Yes.", "No"), (True, False), ((0, 1),))`.
-    """
-
-    prompt_id: str
-    prompt: Prompt
-    responses: tuple[str, ...]
-    ended: tuple[bool, ...]
-    """Whether the policy ended each response. One that a limit cut off has no end to be learned."""
-    pairs: tuple[tuple[int, int], ...]
-    """Numbers of the chosen and the rejected response, as `panoply.laser.pairs` gives them."""
-    weight: float = 1.0
-    """Weight of each of the pairs in the loss."""
-    source: str = ""
-    """Source of a gold pair, by which results are grouped."""
-
-    def __post_init__(self) -> None:
-        if len(self.ended) != len(self.responses):
-            raise ValueError(
-                f"prompt {self.prompt_id!r} has {len(self.responses)} responses and "
-                f"{len(self.ended)} values of `ended`"
-            )
-        numbers = {i for pair in self.pairs for i in pair}
-        if not numbers or min(numbers) < 0 or max(numbers) >= len(self.responses):
-            raise ValueError(
-                f"prompt {self.prompt_id!r} needs at least one pair of its responses 0.."
-                f"{len(self.responses) - 1}, got {self.pairs!r}: leave prompts without pairs out"
-            )
-        if not (np.isfinite(self.weight) and self.weight > 0):
-            raise ValueError(
-                f"prompt {self.prompt_id!r}: `weight` must be positive, got {self.weight!r}"
-            )
-
-
-@dataclass(frozen=True, slots=True)
-class PolicyTask:
-    """One round of training a policy."""
-
-    backbone: TrainedBackboneConfig
-    """The policy without adapters, and the adapters that are trained."""
-    config: PolicyConfig
-    prompts: tuple[RankedPrompt, ...]
-    """Prompts in an order that does not depend on when they came."""
-    seed: int
-    round: int
-    start: str
-    """Folder of the adapters that training starts from; empty: new ones."""
-    reference: str
-    """Folder of the adapters of DPO's reference; empty: the model without any."""
-    folder: str
-    """Folder of checkpoints and results, on storage that all workers share."""
-    threads: int = 0
-    """Threads of each worker; 0 leaves torch's number."""
-    gold_pairs: tuple[RankedPrompt, ...] = ()
-    """Trusted pairs, which are not trained on but scored before the first and after the last
-    step."""
-
-
-@dataclass(frozen=True, slots=True)
-class PolicyRound:
-    """Results of a round in its folder."""
-
-    folder: Path
-    pairs: pa.Table
-    """One row a pair: `prompt_id`; `chosen` and `rejected`, numbers of the responses; `weight`;
-    `loss` and its parts `dpo` and `nll`, `chosen_log_prob` and `rejected_log_prob`, before the
-    first step, and the same with `_after`, after the last; `reference`, log-ratio of the reference;
-    `kl` from the model without adapters (`panoply.preference.policy_outcome`), before the first
-    step."""
-    gold_pairs: pa.Table
-    """One row a gold pair: `prompt_id`, `source`, and `margin` before the first and `margin_after`
-    after the last step (`panoply.preference.policy_outcome.margin_per_token`)."""
-    history: list[dict[str, Any]]
-    """One entry a step: `step`, `loss`, `gradient_norm`, `tokens`, `seconds`."""
-
-    @property
-    def adapter(self) -> Path:
-        """Folder of the trained adapters."""
-        return self.folder / ADAPTER
-
-    @classmethod
-    def read(cls, folder: Path) -> PolicyRound:
-        """Reads a finished round.
-
-        Raises:
-            ValueError: one of its files is damaged.
-        """
-        tables: list[pa.Table] = []
-        for name in (PAIRS, GOLD_PAIRS):
-            with reading(folder / name, f"delete {DONE} beside it and run the same command again"):
-                tables.append(pq.read_table(folder / name))
-        return cls(folder, *tables, history=read_json(folder / DONE)["history"])
-
-    def gold_margin_gain(self, source: str | None = None) -> float:
-        """Returns the rise of the mean margin on gold pairs; NaN where there are none.
-
-        Args:
-            source: only its pairs count, where it has any; None: all count.
-        """
-        before = np.array(self.gold_pairs["margin"].to_pylist())
-        gain = np.array(self.gold_pairs["margin_after"].to_pylist()) - before
-        of_source = np.array(self.gold_pairs["source"].to_pylist()) == source
-        if of_source.any():
-            gain = gain[of_source]
-        return float(gain.mean()) if len(gain) else float("nan")
-
-    def by_prompt(self, column: str) -> dict[str, float]:
-        """Returns the mean of a column over the pairs of each prompt."""
-        values: dict[str, list[float]] = {}
-        rows = zip(self.pairs["prompt_id"].to_pylist(), self.pairs[column].to_pylist(), strict=True)
-        for prompt_id, value in rows:
-            values.setdefault(prompt_id, []).append(value)
-        return {prompt_id: float(np.mean(each)) for prompt_id, each in values.items()}
 
 
 def train_policy(config: Mapping[str, PolicyTask]) -> None:
@@ -202,13 +94,16 @@ class DPOTrainer(Trainer):
         self.start_logps_P2, self.base_logps_P2 = logps["start"], logps["base"]
         self.reference_logps_P2, self.gold_logps_Q2 = logps["reference"], logps["gold"]
 
-    def _start_from(self, folder: Path) -> None:
-        """Loads adapters, and AdamW's state where a round left it beside them."""
-        params = read_adapter(self.trainable, folder)
-        if not (folder / OPTIMIZER).exists():
+    def _start_from(self, adapter: Path) -> None:
+        """Loads adapters, and AdamW's state where a round left them.
+
+        Raises:
+            ValueError: see `read_optimizer`.
+        """
+        params, optimizer = read_adapter(self.trainable, adapter), read_optimizer(adapter)
+        if optimizer is None:
             self.state.load_params(params)
             return
-        optimizer = load_tensors(folder / OPTIMIZER, COPY_AGAIN)
         self.state.load_state_dict({"params": params, "optimizer": optimizer})
         for group in self.state.optimizer.param_groups:
             group["peak"], group["weight_decay"] = self.config.lr, self.config.weight_decay
@@ -299,7 +194,9 @@ class DPOTrainer(Trainer):
         if self.group.rank == 0:
             with whole_folder(self.folder / ADAPTER) as built:
                 save_adapter(self.trainable, state["params"], self.task.backbone.model, built)
-                save_tensors(state["optimizer"], built / OPTIMIZER)
+                seal(built)
+            with whole_folder(self.folder / OPTIMIZER) as built:
+                save_tensors(state["optimizer"], built / OPTIMIZER_FILE)
                 seal(built)
             tables = {
                 PAIRS: self._pairs_table(after_P2),
@@ -378,13 +275,3 @@ def pair_rows(trees: Sequence[PairTree], numbers: Sequence[int]) -> list[int]:
     """Returns the rows of the pairs of some trees, among those of all."""
     first = np.cumsum([0, *(len(item.chosen) for item in trees)])
     return [row for i in numbers for row in range(first[i], first[i + 1])]
-
-
-def completion_tokens(trees: Sequence[PairTree]) -> Array:
-    """Returns the tokens `[P, 2]` of both sides of each pair, with the one that ends each."""
-    sizes: list[tuple[int, int]] = []
-    for item in trees:
-        # A slice: a response that was cut off has no token behind its last one.
-        size = [len(b.tokens[b.start : b.stop + 1]) for b in item.tree.branches]
-        sizes += [(size[i], size[j]) for i, j in zip(item.chosen, item.rejected, strict=True)]
-    return np.array(sizes, np.float64).reshape(-1, 2)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from actors.training_loop import Trainer, train_each
+from actors.untrained import measure_untrained
 from panoply.config.preference import Mixed, More, NoPolicyLoss, PreferenceConfig, ReferencedLoss
 from panoply.data.tokens import TokenPairs
 from panoply.files import reading, whole_file
@@ -72,6 +73,8 @@ class TrainTask:
     """Root of what is computed once and shared by runs."""
     threads: int = 0
     """Threads of each worker; 0 leaves torch's number."""
+    untrained: Ints = field(default_factory=lambda: np.arange(0))
+    """Rows that the model scores before training too, for comparison."""
 
 
 def train_reward_models(config: Mapping[str, Sequence[TrainTask]]) -> None:
@@ -86,6 +89,10 @@ class RewardTrainer(Trainer):
         super().__init__(task, group)
         self.task, self.config = task, task.config
         loss, schedule, pairs = self.config.loss, self.config.schedule, task.pairs
+        self.tokens = TokenPairs.open(Path(task.tokens))
+        if len(task.untrained):
+            store = Path(task.store)
+            measure_untrained(self.config, self.tokens, task.untrained, self.folder, store, group)
         self.trainable = load_trainable(
             self.config.backbone,
             num_heads=self.config.num_heads,
@@ -94,7 +101,6 @@ class RewardTrainer(Trainer):
             uniform=self.config.parallel == "fsdp",
         )
         self.net = self.trainable.net
-        self.tokens = TokenPairs.open(Path(task.tokens))
         balanced = not isinstance(self.config.weighting, Mixed)
         self.sampler = BatchSampler(
             pairs.source_P[pairs.train], schedule.pairs_per_step, self.config.seed, balanced

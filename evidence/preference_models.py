@@ -84,8 +84,8 @@ class Bench:
         from actors.reward_trainer import RewardTrainer
         from actors.training_loop import DONE
         from panoply.preference.distributed import Group
+        from workflows.cluster.preference_results import TrainedRun
         from workflows.cluster.run_folder import check_or_write
-        from workflows.preference import TrainedRun
 
         task, began = self.task(name, config, sources), time.perf_counter()
         check_or_write(Path(task.folder) / "config.json", as_dict(config))

@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 from jobs._main import answer_version
+from panoply.report.progress import exit_if_unread
 
 
+@exit_if_unread()
 def main() -> None:
     """Prints one line for each command, from the first line of its module."""
     answer_version("python -m jobs", sys.argv[1:])

@@ -20,12 +20,13 @@ import yaml
 from panoply.config.flags import check_flags
 from panoply.config.from_file import with_values
 from panoply.extras import DISTRIBUTION
-from panoply.report.progress import RunLogger, Terminal, exit_if_unusable
+from panoply.report.progress import RunLogger, Terminal, exit_if_unread, exit_if_unusable
 
 Config = TypeVar("Config")
 Result = TypeVar("Result")
 
 
+@exit_if_unread()
 def parse_recipe(
     job: str, recipes: Mapping[str, tuple[str, Config]], words: Sequence[str] | None = None
 ) -> Config:
@@ -66,6 +67,7 @@ def parse_recipe(
     return cast(Config, settings)
 
 
+@exit_if_unread()
 def parse_settings(job: str, kind: type[Config]) -> Config:
     """Returns the settings of a command without recipes, of which those required stand alone."""
     command = f"python -m jobs.{job}"

@@ -3,48 +3,33 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Any
 
-import tyro
+from jobs._main import parse_settings, run_workflow
+from panoply.config.doctor import DoctorConfig
+from panoply.report.progress import RunLogger, Terminal
 
-from jobs._main import run_function
 
+def main() -> None:
+    """Parses the settings, examines the model, and prints the findings."""
+    config = parse_settings("doctor", DoctorConfig)
+    findings = run_workflow(run, config)
+    from panoply.report.results.models import checks
+    from panoply.report.terminal import print_sections
 
-def main(
-    model: Annotated[str, tyro.conf.Positional],
-    /,
-    json: str = "",
-    trust_remote_code: bool = False,
-) -> None:
-    """Checks what a reward model reads and what moves its scores, and says what to do about it.
-
-    Template and its date, BOS, padding, which token is scored, alone against batches and token
-    trees, bfloat16 against float32, truncation, speed, and the scores of plain transformers. The
-    exit code is 1 where a check fails.
-
-    Args:
-        model: a folder of ours, a published model's folder, or a hub name 'owner/name'.
-        json: file that the findings are written to, with their numbers.
-        trust_remote_code: run the model's own code where its layout is unknown.
-    """
-    # Torch loads only now, after the arguments are known to be right.
-    from panoply.hub.backbone.pretrained import silence_libraries
-    from panoply.report.progress import Terminal, exit_if_unusable
-    from workflows.doctor import findings_table, run_doctor
-
-    console = Terminal()
-    silence_libraries()
-    with exit_if_unusable(console):
-        findings = run_doctor(model, json, trust_remote_code=trust_remote_code)
-    console.print(findings_table(findings))
-    verdicts = [finding.verdict for finding in findings]
-    num_failed, num_warned = verdicts.count("fail"), verdicts.count("warning")
-    console.print(
-        f"{len(findings)} checks, {num_warned} warnings, {num_failed} failed", markup=False
-    )
-    if num_failed:
+    print_sections([checks(findings)], Terminal())
+    if any(finding["verdict"] == "fail" for finding in findings):
         sys.exit(1)
 
 
+def run(config: DoctorConfig, logger: RunLogger) -> list[dict[str, Any]]:
+    """Examines. Torch loads only now, after the settings are known to be right."""
+    from panoply.hub.backbone.pretrained import silence_libraries
+    from workflows.doctor import run_doctor
+
+    silence_libraries()
+    return run_doctor(config, logger)
+
+
 if __name__ == "__main__":
-    run_function("doctor", main)
+    main()

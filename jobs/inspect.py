@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import tyro
-
+from jobs._main import parse_settings
 from panoply.cli import inspect
 from panoply.config.inspect import InspectConfig
 from panoply.report.progress import Terminal, exit_if_unusable
@@ -11,11 +10,7 @@ from panoply.report.progress import Terminal, exit_if_unusable
 
 def main() -> None:
     """Parses the settings, reads the files and prints what they hold."""
-    config = tyro.cli(
-        InspectConfig,
-        prog="python -m jobs.inspect",
-        config=(tyro.conf.PositionalRequiredArgs,),
-    )
+    config = parse_settings("inspect", InspectConfig)
     with exit_if_unusable(Terminal()):
         inspect(config)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from shutil import rmtree
@@ -142,13 +143,11 @@ def doctor(model: Model, /) -> None:
         model: a folder, or a hub name 'owner/name'.
     """
     from panoply.hub.doctor import examine
-    from panoply.report.terminal import add_row, empty_table
+    from panoply.report.results.models import checks
+    from panoply.report.terminal import print_sections
 
     findings = examine(model)
-    table = empty_table("", "check", ["verdict", "finding", "what to do"])
-    for each in findings:
-        add_row(table, each.check, each.verdict, each.finding, each.advice)
-    Terminal().print(table)
+    print_sections([checks([asdict(finding) for finding in findings])], Terminal())
     if any(each.verdict == "fail" for each in findings):
         sys.exit(1)
 

@@ -1,5 +1,8 @@
 """Averages of models: the mean of every parameter, and only of models that have one."""
 
+import sys
+from contextlib import suppress
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +10,11 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from panoply.config import Rendering
+from panoply.config.average import AverageConfig
 from panoply.data.schema import digest
 from panoply.hub.artefact.average import average_models
 from panoply.hub.artefact.scalar import load_scalar_model
+from panoply.report.progress import RunLogger
 from tests.builders.models import (
     PROMPT,
     RESPONSES,
@@ -18,6 +23,7 @@ from tests.builders.models import (
     small_decoder,
 )
 from tests.builders.tokenizers import TURNS, byte_tokenizer
+from workflows.average import run_average
 
 
 @pytest.fixture
@@ -92,13 +98,39 @@ def test_models_that_have_no_mean_are_refused_with_the_difference(
         average_models([], tmp_path / "out")
 
 
-def test_the_job_averages_and_tells_a_mistake_in_one_sentence(small_models, tmp_path, capsys):
+def test_the_job_averages_and_tells_a_mistake_in_one_sentence(
+    small_models, tmp_path, capsys, monkeypatch
+):
     from jobs.average import main
 
-    folder = str(small_models["scalar"])
-    main((folder, folder), out=str(tmp_path / "out"))
-    assert "averaged 2 models" in capsys.readouterr().out
-    with pytest.raises(SystemExit) as stopped:
-        main((folder,), out=str(tmp_path / "out"))
-    assert stopped.value.code == 2
-    assert "holds something" in " ".join(capsys.readouterr().out.split())
+    scalar, gated, out = small_models["scalar"], small_models["gated"], tmp_path / "out"
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["average", *map(str, words), "--report-to", "none"])
+        with suppress(SystemExit):
+            main()
+        return " ".join(capsys.readouterr().out.split())
+
+    printed = run(scalar, scalar, "--out", out)
+    assert "Models that were averaged" in printed
+    assert f"results: {out}" in printed
+    assert load_scalar_model(out / "model").manifest.temperature == 1.0
+    assert "Models that were averaged" in (out / "report.html").read_text()
+    assert "finished before" in run(scalar, scalar, "--out", out)
+    assert "error: " in run(scalar, "--out", out)
+    assert "other settings (models: " in run(scalar, "--out", out)
+    # What does not fit is told before anything is written.
+    assert "is a gated reward model" in run(scalar, gated, "--out", tmp_path / "none")
+    assert not (tmp_path / "none" / "config.json").exists()
+
+
+def test_a_run_that_died_behind_its_model_goes_on(small_models, tmp_path):
+    config = AverageConfig(
+        models=(str(small_models["scalar"]),), out=str(tmp_path / "out"), report_to=("none",)
+    )
+    run_average(config, RunLogger())
+    before = (tmp_path / "out" / "model" / "model.safetensors").stat().st_mtime_ns
+    (tmp_path / "out" / "metrics.json").unlink()
+    metrics = run_average(config, RunLogger())
+    assert metrics["num_models"] == 1
+    assert (tmp_path / "out" / "model" / "model.safetensors").stat().st_mtime_ns == before

@@ -14,13 +14,8 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from actors.dpo_trainer import (
-    DPOTrainer,
-    PolicyRound,
-    completion_tokens,
-    pair_rows,
-    pair_tree,
-)
+from actors.dpo_trainer import DPOTrainer, pair_rows, pair_tree
+from actors.policy_round import PolicyRound
 from actors.sampler import Sampler
 from actors.training_loop import DONE, STOPPED
 from panoply.config.policy import PolicyConfig, SamplingConfig, check_policy_backbone
@@ -33,8 +28,11 @@ from panoply.preference.batch_sampler import batch_indices
 from panoply.preference.distributed import Group
 from panoply.preference.losses import dpo_nll
 from panoply.preference.policy_outcome import kl_per_token
+from panoply.preference.step import completion_tokens
+from panoply.seal import seal
 from tests.builders.distributed_runs import train_policies
 from tests.builders.policy_rounds import configured, policy_task, ranked_prompts
+from workflows.cluster.policy import train_round
 
 
 @pytest.fixture(scope="module")
@@ -310,14 +308,52 @@ def test_a_round_goes_on_from_a_checkpoint_as_if_nothing_had_happened(task, firs
 
 
 def test_adapters_that_are_not_those_that_were_saved_are_refused_by_name(task, first, tmp_path):
-    for name in (FILE, "optimizer.pt"):
-        folder = shutil.copytree(first.adapter, tmp_path / name)
-        content = bytearray((folder / name).read_bytes())
+    for name in (f"adapter/{FILE}", "optimizer/optimizer.pt"):
+        left = shutil.copytree(first.folder, tmp_path / Path(name).stem)
+        content = bytearray((left / name).read_bytes())
         content[len(content) // 2] ^= 1
-        (folder / name).write_bytes(content)
-        changed = replace(task, start=str(folder), folder=str(tmp_path / f"after-{name}"))
+        (left / name).write_bytes(content)
+        changed = replace(task, start=str(left / "adapter"), folder=str(tmp_path / "after"))
         with pytest.raises(ValueError, match=rf"{name}' is not the file that was saved"):
             DPOTrainer(changed, Group())
+
+
+def test_what_adamw_remembers_goes_once_the_next_round_is_done_and_is_then_missed(
+    task, first, second, tmp_path
+):
+    run = tmp_path / "run"
+    shutil.copytree(first.folder, run / "000")
+    start = str(run / "000" / "adapter")
+    again = replace(task, round=1, start=start, reference=start, folder=str(run / "001"))
+    assert (run / "000" / "optimizer").is_dir()
+    done = train_round(again, 0)
+    assert all(torch.equal(a, adapters(second)[key]) for key, a in adapters(done).items())
+    assert not (run / "000" / "optimizer").exists()
+    assert (run / "001" / "optimizer").is_dir()  # the last one, for more rounds
+    assert train_round(again, 0).pairs.equals(done.pairs)  # a round that is done is only read
+
+    # Another result for the same round would be silent harm; from the start all is the same.
+    (run / "001" / DONE).unlink()
+    with pytest.raises(ValueError, match=r"000/optimizer' was removed .* of all rounds before it"):
+        train_round(again, 0)
+    (run / "000" / DONE).unlink()
+    train_round(replace(task, folder=str(run / "000")), 0)
+    repeated = train_round(again, 0)
+    assert all(torch.equal(a, adapters(second)[key]) for key, a in adapters(repeated).items())
+
+
+def test_adapters_of_a_version_that_kept_the_optimizer_among_them_go_on(
+    task, first, second, tmp_path
+):
+    old = shutil.copytree(first.folder, tmp_path / "old")
+    shutil.move(old / "optimizer" / "optimizer.pt", old / "adapter")
+    shutil.rmtree(old / "optimizer")
+    seal(old / "adapter")
+    start = str(old / "adapter")
+    after = replace(task, round=1, start=start, reference=start, folder=str(tmp_path / "after"))
+    done = train_round(after, 0)
+    assert all(torch.equal(a, adapters(second)[key]) for key, a in adapters(done).items())
+    assert (old / "adapter" / "optimizer.pt").is_file()  # it is under the seal
 
 
 @pytest.mark.slow

@@ -163,3 +163,28 @@ def test_a_hub_out_of_reach_is_told_before_any_data_is_read(tmp_path):
     assert "the hub could" in " ".join(done.stdout.split())
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+UNREAD = """
+import io, os, runpy, sys
+for job in sys.argv[1:]:
+    reader, writer = os.pipe()
+    os.close(reader)
+    os.dup2(writer, 1)
+    os.close(writer)
+    buffering = 0 if os.environ["PYTHONUNBUFFERED"] else -1
+    sys.stdout = io.TextIOWrapper(open(1, "wb", buffering, closefd=False), write_through=True)
+    sys.argv = [job, "--help"]
+    try: runpy.run_module(job, run_name="__main__")["main"]()  # called by itself in a job alone
+    except SystemExit as end: assert not end.code, (job, end.code)
+"""
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+def test_a_reader_who_leaves_a_help_text_early_sees_no_traceback(unbuffered):
+    files = sorted((ROOT / "jobs").glob("[a-z]*.py"))
+    commands = [f"jobs.{file.stem}" for file in files if file.stem != "recipes"]
+    words = [sys.executable, "-c", UNREAD, "jobs", "panoply.cli", *commands]
+    env = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")

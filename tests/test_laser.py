@@ -64,6 +64,9 @@ def test_a_run_leaves_policies_choices_and_what_they_came_to(calm):
     # A prompt whose samples tie has no pair, and so no loss.
     num_pairs = metrics["strategies"]["laser"]["num_pairs"]
     assert record.rewards["loss"].null_count == 16 - num_pairs < 8
+    # What AdamW remembers is twice the adapters, and only the last round's can still be needed.
+    *_, last = sorted((out / "laser").glob("*/adapter"))
+    assert list((out / "laser").glob("*/optimizer")) == [last.with_name("optimizer")]
     load_policy(str(out / "model"))
     for name in ("held_out.png", "shares.png"):
         assert (out / name).exists()
@@ -149,6 +152,7 @@ def test_a_driver_that_is_killed_ends_with_the_numbers_of_one_that_was_not(calm,
     ours, theirs = (Log(str(folder / "log"), ARMS).read() for folder in (own, out / "laser"))
     assert ours.decisions.equals(theirs.decisions)
     assert ours.rewards.equals(theirs.rewards)
+    assert len(list(own.glob("*/optimizer"))) == 1
 
 
 class Mend(RunLogger):

@@ -6,7 +6,7 @@ import pytest
 from panoply.files import write_json
 from panoply.report.page import Scale
 from panoply.report.report import write_report
-from panoply.report.results import laser
+from panoply.report.results import alarms, laser, signals
 from tests.builders.contrast import LOWEST_CONTRAST
 
 HOSTILE = "<script>document.title='taken'</script>"
@@ -186,7 +186,7 @@ def test_what_signals_mean_is_what_their_intervals_say():
     correlations = example_choice()["signals"]
 
     def meaning(values, target, applied):
-        return laser.meaning({n: v for n, v in values.items() if n != target}, target, applied)
+        return signals.meaning({n: v for n, v in values.items() if n != target}, target, applied)
 
     text = meaning(correlations["held_out"], "held_out", "negative_loss")
     assert "rewarded with negative_loss, which goes against how far the round raised" in text
@@ -205,7 +205,7 @@ def test_what_signals_mean_is_what_their_intervals_say():
 
 
 def test_a_signal_that_is_not_defined_has_no_mark_and_says_why():
-    blocks = laser.signals({"laser": example_choice() | {"applied": "probe"}}).blocks
+    blocks = signals.signals({"laser": example_choice() | {"applied": "probe"}}).blocks
     table = next(block for block in blocks if not isinstance(block, str))
     own = {row.name: row for row in table.rows}
     assert "held_out" not in own  # against itself
@@ -228,7 +228,7 @@ def test_a_signal_that_is_not_defined_has_no_mark_and_says_why():
 )
 def test_what_followed_an_alarm_is_what_the_run_did(alarm, strategy, followed):
     own = {"round": 3, "name": "kl", "arm": "long"} | alarm
-    assert laser.followed(own, [], strategy).endswith(followed)
+    assert alarms.followed(own, [], strategy).endswith(followed)
 
 
 def test_shares_by_round_are_bars_upon_each_other_with_alarms_where_they_were_raised():

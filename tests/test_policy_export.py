@@ -7,7 +7,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from actors.dpo_trainer import DPOTrainer, PolicyRound
+from actors.dpo_trainer import DPOTrainer
+from actors.policy_round import PolicyRound
 from panoply.hub.policy.export import export_policy
 from panoply.preference.distributed import Group
 from tests.builders.policy_rounds import policy_task

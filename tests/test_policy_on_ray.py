@@ -10,7 +10,8 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
-from actors.dpo_trainer import DPOTrainer, PolicyRound
+from actors.dpo_trainer import DPOTrainer
+from actors.policy_round import PolicyRound
 from actors.sampler import Sampler
 from panoply.config import Rendering
 from panoply.config.policy import SamplingConfig
@@ -20,7 +21,7 @@ from panoply.hub.policy.lora import FILE
 from panoply.preference.distributed import Group
 from tests.builders.policy_rounds import configured, policy_task, ranked_prompts
 from workflows.cluster.policy import train_round
-from workflows.cluster.rollouts import draw_samples, sampler_pool, split_calls
+from workflows.cluster.samplers import draw_samples, sampler_pool, split_calls
 
 pytestmark = pytest.mark.ray
 

@@ -15,12 +15,14 @@ import pytest
 import torch
 
 from actors.training_loop import DONE
+from actors.untrained import SCORERS, UNTRAINED
 from panoply.config.preference import DPO, LossConfig, Mixed, More
 from panoply.hub.artefact.load import load_reward_model
 from panoply.report.progress import RunLogger
 from panoply.report.results.pairs import RAW
 from tests.builders.preference_runs import small_config, write_pairs
-from workflows.preference import LENGTH, MAIN, PLAIN, run_preference
+from workflows.cluster.preference_results import LENGTH, MAIN, PLAIN
+from workflows.preference import run_preference
 
 pytestmark = pytest.mark.ray
 
@@ -67,7 +69,7 @@ def test_a_run_leaves_a_model_that_scores_as_it_was_measured(base, alone):
 
 
 def test_more_stands_beside_plain_mixing_raw_and_with_a_temperature(base, alone):
-    assert set(alone["pairs"]) == {MAIN, MAIN + RAW, PLAIN, PLAIN + RAW, LENGTH}
+    assert set(alone["pairs"]) == {MAIN, MAIN + RAW, PLAIN, PLAIN + RAW, LENGTH, *SCORERS}
     for found in alone["pairs"].values():
         assert set(found["per_source"]) == {"source0", "source1"}
         assert {"log_loss", "ece", "ece_floor"} <= found.keys()
@@ -75,6 +77,17 @@ def test_more_stands_beside_plain_mixing_raw_and_with_a_temperature(base, alone)
     assert len(history[MAIN]) == len(history[PLAIN])
     for name in ("report.html", "training.png", "source_weights.png", "reliability.png"):
         assert (Path(base.out) / name).stat().st_size > 1000
+
+
+def test_the_model_before_training_stands_beside_the_trained_one(base, alone):
+    for name in SCORERS:
+        assert alone["pairs"][name]["n"] == alone["pairs"][MAIN]["n"] > 0
+        assert set(alone["pairs"][name]["per_source"]) == {"source0", "source1"}
+        assert alone["comparisons"][f"{MAIN} - {name}"]["value"] is not None
+    assert not (Path(base.out) / "train" / PLAIN / "untrained.npz").exists()
+    page = (Path(base.out) / "report.html").read_text()
+    assert "log probability per token" in page
+    assert "MORE -<wbr> untrained" in page
 
 
 def test_each_step_is_in_mlflow(base, alone):
@@ -150,7 +163,8 @@ def test_dpo_as_a_reward_model_is_measured_and_leaves_no_classifier(base, tmp_pa
         loss=LossConfig(policy=DPO(alpha=1.0), reward=0.0),
     )
     metrics = run_preference(config, RunLogger())
-    assert set(metrics["pairs"]) == {MAIN, MAIN + RAW, LENGTH}
+    # No head is trained, so that none stands before training either.
+    assert set(metrics["pairs"]) == {MAIN, MAIN + RAW, LENGTH, *SCORERS} - {UNTRAINED}
     assert not (tmp_path / "dpo" / "model").exists()
 
 

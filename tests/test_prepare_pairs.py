@@ -33,8 +33,8 @@ from tests.builders.preference_runs import (
     write_pairs,
 )
 from tests.builders.tokenizers import NO_SYSTEM
+from workflows.cluster.preference_results import calibrate, measure
 from workflows.cluster.prepare_pairs import read_pairs, tokenize, training_rows
-from workflows.preference import calibrate, measure
 
 
 def prepare(config, folder):

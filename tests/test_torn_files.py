@@ -20,6 +20,7 @@ READ_AGAIN = [
     "train/score/done.json",
     "train/score/margins.npy",
     "train/score/trained.pt",
+    "train/score/untrained.npz",
     "model/model.safetensors",
 ]
 """Files that a run which is started again reads, with one of the sealed folder (`test_seal.py` has

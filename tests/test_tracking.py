@@ -18,6 +18,8 @@ import pytest
 from mlflow import MlflowClient
 
 from panoply.config import as_dict
+from panoply.config.average import AverageConfig
+from panoply.config.doctor import DoctorConfig
 from panoply.config.laser import ArmsConfig, LaserConfig
 from panoply.config.policy import PolicyServerConfig
 from panoply.config.tracked import TrackedRun
@@ -27,9 +29,11 @@ from panoply.report.report import write_report
 from tests.builders.mlflow_server import Door, free_port, mlflow_server
 from tests.builders.preference_runs import small_config, write_pairs
 from tests.builders.ray_head import ROOT
+from workflows.average import run_average
 from workflows.cluster.mlflow_calls import TrackerError
 from workflows.cluster.resolve_model import registered_folder
 from workflows.cluster.tracking import open_trackers, track
+from workflows.doctor import run_doctor
 from workflows.preference import run_preference
 
 pytestmark = pytest.mark.ray
@@ -47,6 +51,8 @@ RUN = """
 import sys
 from pathlib import Path
 from panoply.report.progress import RunLogger
+from panoply.config.average import AverageConfig
+from panoply.config.doctor import DoctorConfig
 from panoply.config.tracked import TrackedRun
 from workflows.cluster.tracking import open_trackers
 trackers = open_trackers(TrackedRun(experiment="race"), Path(sys.argv[1]))
@@ -159,6 +165,8 @@ def test_runs_that_start_at_once_make_one_database(tmp_path):
 import sys, time
 from pathlib import Path
 import mlflow.store.tracking.sqlalchemy_store
+from panoply.config.average import AverageConfig
+from panoply.config.doctor import DoctorConfig
 from panoply.config.tracked import TrackedRun
 from workflows.cluster.tracking import open_trackers
 out = Path(sys.argv[1])
@@ -259,6 +267,60 @@ def test_the_data_and_the_tables_of_a_run_are_in_mlflow(tmp_path, monkeypatch):
     experiment_id = client.get_run(run_id).info.experiment_id
     table = client.load_table(experiment_id, "tables/scorers-1.json", [run_id])
     assert table["scorer"].tolist() == ["gate"]
+
+
+def test_an_average_and_an_examination_are_runs_with_tables_numbers_and_the_model(
+    small_models, tmp_path
+):
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    folder, client = str(small_models["scalar"]), MlflowClient(uri)
+    average = AverageConfig(models=(folder, folder), out=str(tmp_path / "mean"))
+    run_average(average, RunLogger())
+    doctor = DoctorConfig(model=folder, out=str(tmp_path / "doctor"))
+    findings = run_doctor(doctor, RunLogger())
+    for config, table, columns, number in (
+        (average, "averaged-1", {"model", "sources", "pairs", "temperature"}, "num_models"),
+        (doctor, "checks-1", {"check", "finding", "verdict", "what to do"}, "num_failed"),
+    ):
+        run = client.get_run((Path(config.out) / "mlflow_run").read_text())
+        assert run.info.status == "FINISHED"
+        assert number in run.data.metrics
+        assert client.get_experiment(run.info.experiment_id).name == config.experiment
+        place = client.download_artifacts(run.info.run_id, f"tables/{table}.json")
+        content = json.loads(Path(place).read_text())
+        assert set(content["columns"]) == columns
+        assert (Path(config.out) / "report.html").is_file()
+    assert len(content["data"]) == len(findings)
+    (version,) = client.search_model_versions("name = 'average'")
+    assert version.run_id == (tmp_path / "mean" / "mlflow_run").read_text()
+
+
+class Breaker(Ear):
+    """Breaks MLflow's store of artifacts once a run has begun."""
+
+    def __init__(self, store):
+        super().__init__()
+        self.store = store
+
+    def sending_steps_to(self, sink):
+        """Breaks the store before anything is computed."""
+        shutil.rmtree(self.store)
+        self.store.write_text("no folder")
+        return super().sending_steps_to(sink)
+
+
+@pytest.mark.parametrize("job", ["average", "doctor"])
+def test_an_average_and_an_examination_are_whole_where_mlflow_breaks(small_models, tmp_path, job):
+    model, out = str(small_models["scalar"]), str(tmp_path / "out")
+    ear = Breaker(tmp_path / "mlartifacts")
+    if job == "average":
+        assert run_average(AverageConfig(models=(model,), out=out), ear)["num_models"] == 1
+        assert load_reward_model(tmp_path / "out" / "model").manifest.temperature == 1.0
+    else:
+        assert run_doctor(DoctorConfig(model=model, out=out), ear)
+    assert (tmp_path / "out" / "report.html").is_file()
+    assert "not tracked: " in ear.lines[-1]
+    assert ear.lines[-1].endswith(f"Track them later: python -m jobs.track {out}")
 
 
 def test_steps_are_in_mlflow_while_a_run_trains_and_a_lost_server_does_not_stop_it(tmp_path):

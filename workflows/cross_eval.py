@@ -22,10 +22,7 @@ import numpy as np
 
 from panoply.config import as_dict
 from panoply.config.evaluate import CrossEvalConfig
-from panoply.data.ingest import IngestLimits, ingest_pairs
-from panoply.data.read import named_inputs
 from panoply.data.schema import digest
-from panoply.data.summary import summary_lines
 from panoply.data.tables import PairTable, load_pairs
 from panoply.files import write_json
 from panoply.hub.artefact.manifest import Manifest, ScalarManifest
@@ -40,8 +37,8 @@ from panoply.types import Array, Bools, Ints
 from workflows.cluster.evaluated import (
     EvaluatedScorer,
     data_entry,
+    ingest_evaluated,
     open_evaluated,
-    refusal_of,
     score_all,
     scorer_labels,
     truncation_of,
@@ -78,14 +75,7 @@ def run_cross_eval(config: CrossEvalConfig, logger: RunLogger) -> dict[str, Any]
     scorers = dict(zip(scorer_labels(opened), opened, strict=True))
     trackers = open_trackers(config, out)
     check_folder(out, config)
-    limits = IngestLimits(
-        max_rows_per_source=config.max_pairs_per_source or None,
-        max_quarantine_share=config.max_quarantine_share,
-    )
-    inputs = named_inputs(config.pairs, config)
-    ingested = ingest_pairs(inputs, out / "data", limits, refusal_of(opened))
-    for line in summary_lines(ingested):
-        logger.info(line)
+    ingested = ingest_evaluated(config, opened, out / "data", logger)
     pairs = load_pairs(ingested.path, seed=0, num_folds=2)  # all parts count: the split is theirs
     claim(out, config, {"pairs": digest(*pairs.chosen_P, *pairs.rejected_P)})
     seen = {name: scorer.is_seen(pairs.split.key_N) for name, scorer in scorers.items()}

@@ -15,10 +15,8 @@ from panoply.armorm.baselines import RIVALS
 from panoply.boards import read_board
 from panoply.config import as_dict
 from panoply.config.evaluate import EvaluateConfig
-from panoply.data.ingest import IngestLimits, ingest_pairs
 from panoply.data.read import named_inputs
 from panoply.data.schema import digest
-from panoply.data.summary import summary_lines
 from panoply.data.tables import PairTable, load_pairs
 from panoply.files import write_json
 from panoply.hub.artefact.manifest import Manifest
@@ -32,8 +30,8 @@ from panoply.types import Array, Ints
 from workflows.cluster.evaluated import (
     EvaluatedScorer,
     data_entry,
+    ingest_evaluated,
     open_evaluated,
-    refusal_of,
     score_all,
     scorer_labels,
     truncation_of,
@@ -62,15 +60,8 @@ def run_evaluate(config: EvaluateConfig, logger: RunLogger) -> dict[str, Any]:
     chief = scorers[0]
     trackers = open_trackers(config, out)
     check_folder(out, config)
-    limits = IngestLimits(
-        max_rows_per_source=config.max_pairs_per_source or None,
-        max_quarantine_share=config.max_quarantine_share,
-    )
-    inputs = named_inputs(config.pairs, config)
-    board = read_board(config.board, inputs)
-    ingested = ingest_pairs(inputs, out / "data", limits, refusal_of(scorers))
-    for line in summary_lines(ingested):
-        logger.info(line)
+    board = read_board(config.board, named_inputs(config.pairs, config))
+    ingested = ingest_evaluated(config, scorers, out / "data", logger)
     pairs = load_pairs(ingested.path, seed=chief.seed, num_folds=2)
     claim(out, config, {"pairs": digest(*pairs.chosen_P, *pairs.rejected_P)})
     unseen = np.flatnonzero(~np.any([s.is_seen(pairs.split.key_N) for s in scorers], axis=0))

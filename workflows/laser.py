@@ -32,7 +32,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from actors.dpo_trainer import PolicyRound, PolicyTask, RankedPrompt
+from actors.policy_round import PolicyRound, PolicyTask, RankedPrompt
 from actors.server_sampler import check_server
 from panoply.config import as_dict
 from panoply.config.laser import CLASSIFIER, NEEDS_CALIBRATION, ORACLE, ROUTER, LaserConfig

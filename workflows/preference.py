@@ -17,6 +17,8 @@ Where this differs from the papers' code:
 4. The head does not start at zero, so that the backbone has a gradient from the first step on.
 5. Plain mixing, with the same pairs, steps and rates, is trained beside MORE, and both are shown
    raw and with a temperature: a smaller margin alone also lowers a calibration error.
+6. The model before training stands beside the trained one: its head, and, where it is a language
+   model, its log-probability of the response.
 """
 
 from __future__ import annotations
@@ -34,23 +36,32 @@ from actors.training_loop import DONE, PROGRESS, STOPPED
 from panoply.armorm.confident_errors import report_mistakes
 from panoply.config import as_dict
 from panoply.config.preference import Mixed, More, PreferenceConfig
-from panoply.files import read_json, reading, write_json
+from panoply.files import read_json, write_json
 from panoply.hub.artefact.manifest import ScalarManifest
 from panoply.hub.artefact.model_card import write_card
 from panoply.hub.artefact.round_trip import check_round_trip
 from panoply.hub.artefact.scalar import load_scalar_model, save_scalar_model
 from panoply.hub.backbone.pretrained import resolve
 from panoply.hub.policy.trainable import load_trainable
-from panoply.measure.calibration import fit_scale, reliability
-from panoply.measure.pair_report import compare, fit_logit_scale, report_pairs
+from panoply.measure.pair_report import compare
 from panoply.preference.checkpoint import CHECKPOINTS, load_tensors
 from panoply.report.progress import RunError, RunLogger
 from panoply.report.report import write_report
-from panoply.report.results.pairs import RAW
 from panoply.report.results.preference import EQUAL_MIXING
-from panoply.types import Array
 from workflows.cluster.embed import ActorPoolSpec
 from workflows.cluster.polled_bar import polled_bar
+from workflows.cluster.preference_results import (
+    MAIN,
+    PLAIN,
+    TRAIN_AGAIN,
+    TrainedRun,
+    baselines,
+    calibrate,
+    fitted_scale,
+    measure,
+    measured_rows,
+    summary,
+)
 from workflows.cluster.prepare_pairs import Preferences, read_pairs, tokenize, training_rows
 from workflows.cluster.ray_cluster import (
     await_workers,
@@ -61,39 +72,6 @@ from workflows.cluster.ray_cluster import (
 from workflows.cluster.run_folder import check_folder, claim, run_folder
 from workflows.cluster.run_lease import one_writer
 from workflows.cluster.tracking import git_commit, open_trackers
-
-MAIN, PLAIN, LENGTH = "score", "mixed", "length"
-"""Names of the model of the configuration, of plain mixing beside MORE, and of the longer response
-as the better one."""
-TRAIN_AGAIN = f"delete the {DONE} beside it and run the same command again, which trains again"
-
-
-@dataclass(frozen=True, slots=True)
-class TrainedRun:
-    """Results of training one model, from its folder."""
-
-    folder: Path
-    margin_PK: Array
-    """NaN where a pair was trained on."""
-    history: list[dict[str, Any]]
-    delayed: bool
-    centers: tuple[float, ...]
-    scales: tuple[float, ...]
-    """Mean and deviation of each head's scores; 0 and 1 where there is one head."""
-
-    @classmethod
-    def read(cls, folder: Path) -> TrainedRun:
-        """Reads the results of a finished task."""
-        done = read_json(folder / DONE)
-        with reading(folder / "margins.npy", TRAIN_AGAIN):
-            margin_PK = np.load(folder / "margins.npy", allow_pickle=False)
-        moments = tuple(done["centers"]), tuple(done["scales"])
-        return cls(folder, margin_PK, done["history"], done["delayed"], *moments)
-
-    @property
-    def margin_P(self) -> Array:
-        """Mean of the standardized heads' margins."""
-        return (self.margin_PK / np.array(self.scales)).mean(1)
 
 
 @one_writer
@@ -147,10 +125,10 @@ def train_and_measure(
     # 3. and 4. Temperatures on *calibrate*; metrics on *test*, and the artefact.
     logger.stage(3, 3, "calibrate, measure and save the model")
     scales, margins = calibrate(trained, preferences)
-    margins[LENGTH] = preferences.table.gap_P.astype(np.float64)
-    scales[LENGTH] = fit_logit_scale(margins[LENGTH], preferences.table)
+    margins |= (others := baselines(tasks[MAIN], preferences))
+    scales |= {name: fitted_scale(margin_P, preferences) for name, margin_P in others.items()}
     metrics = measure(margins, scales, preferences)
-    rivals = [(MAIN, name) for name in (PLAIN, LENGTH) if name in margins]
+    rivals = [(MAIN, name) for name in (PLAIN, *others) if name in margins]
     test = preferences.table.split.of("test")
     metrics["comparisons"] = compare(margins, preferences.table, test, rivals)
     metrics["training"] = {name: summary(model, sources) for name, model in trained.items()}
@@ -187,11 +165,18 @@ def make_tasks(
         folder=str(out / "train" / MAIN),
         store=store_root(config.store),
         threads=0 if config.num_workers <= 1 else 1,
+        untrained=measured_rows(preferences),
     )
     if not isinstance(config.weighting, More):
         return {MAIN: task}
-    plain = replace(config, weighting=Mixed())
-    return {MAIN: task, PLAIN: replace(task, config=plain, folder=str(out / "train" / PLAIN))}
+    # Before training, both are the same model.
+    plain = replace(
+        task,
+        config=replace(config, weighting=Mixed()),
+        folder=str(out / "train" / PLAIN),
+        untrained=np.arange(0),
+    )
+    return {MAIN: task, PLAIN: plain}
 
 
 def train(
@@ -291,54 +276,6 @@ def _steps_saved(folder: Path, num_steps: int) -> int:
         return num_steps
     numbers = [int(file.stem.rpartition("-")[2]) for file in folder.glob(CHECKPOINTS)]
     return max(numbers, default=0)
-
-
-def calibrate(
-    trained: Mapping[str, TrainedRun], preferences: Preferences
-) -> tuple[dict[str, float], dict[str, Array]]:
-    """Returns each model's scale 1 / T to log odds, fitted on *calibrate*, and its margins.
-
-    A model stands there twice: with its scale, and raw, with the margins as they are.
-    """
-    rows = preferences.table.split.of("calibrate")
-    scales: dict[str, float] = {}
-    margins: dict[str, Array] = {}
-    for name, model in trained.items():
-        scales[name] = fit_scale(model.margin_P[rows] * preferences.signs_P[rows])
-        scales[name + RAW] = 1.0
-        margins[name] = margins[name + RAW] = model.margin_P
-    return scales, margins
-
-
-def measure(
-    margins: Mapping[str, Array], scales: Mapping[str, float], preferences: Preferences
-) -> dict[str, Any]:
-    """Returns the metrics on *test*."""
-    rows = preferences.table.split.of("test")
-    return {
-        "pairs": report_pairs(margins, preferences.table, rows, scales),
-        "reliability": {
-            name: reliability(margin[rows] * scales[name]) for name, margin in margins.items()
-        },
-    }
-
-
-def summary(model: TrainedRun, sources: Sequence[str]) -> dict[str, Any]:
-    """Returns the course of training: steps, tokens, time, losses, and MORE's mean weights."""
-    history = model.history
-    weights = [step["source_weights"] for step in history if "source_weights" in step]
-    mean_weights = np.mean(weights, axis=0).tolist() if weights else None
-    return {
-        "num_steps": len(history),
-        "tokens": sum(step["tokens"] for step in history),
-        "seconds": sum(step["seconds"] for step in history),
-        "first_loss": history[0]["loss"],
-        "last_loss": float(np.mean([step["loss"] for step in history[-10:]])),
-        "select_loss": [step["select_loss"] for step in history if "select_loss" in step],
-        "weights_delayed": model.delayed,
-        "mean_weights": dict(zip(sources, mean_weights, strict=True)) if mean_weights else None,
-        "margin_mean_absolute": float(np.nanmean(np.abs(model.margin_P))),
-    }
 
 
 def save_artefact(

@@ -55,6 +55,16 @@ class PairTree:
             )
 
 
+def completion_tokens(trees: Sequence[PairTree]) -> Array:
+    """Returns the tokens `[P, 2]` of both sides of each pair, with the one that ends each."""
+    sizes: list[tuple[int, int]] = []
+    for item in trees:
+        # A slice: a response that was cut off has no token behind its last one.
+        size = [len(b.tokens[b.start : b.stop + 1]) for b in item.tree.branches]
+        sizes += [(size[i], size[j]) for i, j in zip(item.chosen, item.rejected, strict=True)]
+    return np.array(sizes, np.float64).reshape(-1, 2)
+
+
 class PairOutputs(NamedTuple):
     """Outputs of a forward for both sides of some pairs of the step."""
 

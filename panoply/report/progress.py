@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import signal
 import sys
 import threading
@@ -101,22 +102,16 @@ class RunLogger:
         if self.console.is_terminal:
             yield
             return
-        over = threading.Event()
 
-        def beat() -> None:
+        def beat(over: threading.Event) -> None:
             while not over.wait(HEARTBEAT_SECONDS / 10):
                 now = time.monotonic()
                 if self.stage_name and now - self.printed >= HEARTBEAT_SECONDS:
                     minutes = (now - self.stage_began) / 60
                     self.info(f"{self.stage_name}: at work for {minutes:.0f} min")
 
-        thread = threading.Thread(target=beat, daemon=True)
-        thread.start()
-        try:
+        with in_background(beat):
             yield
-        finally:
-            over.set()
-            thread.join()
 
     def log_steps(self, model: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Sends the numbers of a model's steps to the trackers of the run, if any."""
@@ -163,12 +158,57 @@ class RunLogger:
         return advance
 
 
+@contextmanager
+def in_background(work: Callable[[threading.Event], None]) -> Generator[None]:
+    """Runs a function in a thread during the block, and waits for its end.
+
+    Args:
+        work: takes an event that is set when the block ends, and then returns.
+    """
+    over = threading.Event()
+    thread = threading.Thread(target=work, args=(over,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM, which ends a command as Ctrl-C does."""
 
 
 class StopTold(SystemExit):
     """The end of a command that a signal stopped, after the line about it was printed."""
+
+
+@contextmanager
+def exit_if_unread() -> Generator[None]:
+    """Ends a command without a traceback where the reader of its output is gone, as `head` is."""
+    try:
+        try:
+            yield
+        finally:
+            # What is still in the buffer would fail when Python ends.
+            try:
+                sys.stdout.flush()
+            except BrokenPipeError:
+                raise
+            except OSError:  # a full disk, which ends no run
+                pass
+    except BrokenPipeError:
+        if not _is_unread():  # it was a connection to another server
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit()
+
+
+def _is_unread() -> bool:
+    """Returns whether standard output is a pipe that nobody reads any more."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 @contextmanager
@@ -185,7 +225,8 @@ def exit_if_unusable(console: Console, logger: RunLogger | None = None) -> Gener
     on_main_thread = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, terminate) if on_main_thread else None
     try:
-        yield
+        with exit_if_unread():
+            yield
     except (ValueError, OSError, RunError) as error:
         # A command in it is copied as it stands.
         text = Text.assemble(("error: ", "bold red"), visible(str(error)))

@@ -17,7 +17,7 @@ from panoply.files import write_whole
 from panoply.report.figures import picture
 from panoply.report.page import Page, render
 from panoply.report.progress import Terminal
-from panoply.report.results import armorm, laser, pairs, preference
+from panoply.report.results import alarms, armorm, laser, models, pairs, preference, signals
 from panoply.report.section import (
     Block,
     Column,
@@ -94,8 +94,8 @@ def sections_of(
     sections = _gate_sections(metrics)
     if by_scorer:
         sections.insert(0, pairs.scorers(by_scorer, metrics.get("comparisons", {})))
-    if models := metrics.get("training"):
-        sections.append(preference.training(models, history))
+    if trained := metrics.get("training"):
+        sections.append(preference.training(trained, history))
     if bins := metrics.get("reliability"):
         sections.append(pairs.reliability(bins, by_scorer))
     if mistakes:
@@ -104,6 +104,10 @@ def sections_of(
         sections.append(armorm.leave_one_out(sources))
     if measured := metrics.get("planted"):
         sections.append(armorm.planted(measured))
+    if parts := metrics.get("averaged"):
+        sections.append(models.averaged(parts))
+    if findings := metrics.get("findings"):
+        sections.append(models.checks(findings))
     boards = [board for board in get_args(Board) if board in metrics]
     sections += [section_of(board, metrics[board]) for board in boards]
     return [*sections, *_policy_sections(metrics, history)]
@@ -141,8 +145,8 @@ def _policy_sections(metrics: Metrics, history: Metrics) -> list[Section]:
         }
         if estimates:
             sections.append(laser.off_policy(estimates))
-        sections.append(laser.signals(choices))
-        sections.append(laser.alarms(choices, strategies))
+        sections.append(signals.signals(choices))
+        sections.append(alarms.alarms(choices, strategies))
     return sections
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from actors.dpo_trainer import PolicyTask, RankedPrompt
+from actors.policy_round import PolicyTask, RankedPrompt
 from panoply.config import Rendering
 from panoply.config.policy import PolicyConfig
 from panoply.config.preference import Lora, TrainedBackboneConfig

@@ -31,7 +31,7 @@ def check_inputs(config: Any) -> None:
     Raises:
         ValueError, OSError: the folder holds another run, or an input is missing or unusable.
     """
-    if hasattr(config, "out"):
+    if getattr(config, "out", ""):
         check_folder(run_folder(config.out), config)
     for field, text in named_inputs(config):
         if field in MODELS:

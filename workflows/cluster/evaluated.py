@@ -12,9 +12,12 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from panoply.config import Rendering
+from panoply.config.evaluate import CrossEvalConfig, EvaluateConfig
 from panoply.config.serve import ServedModelConfig
-from panoply.data.ingest import Refusal
+from panoply.data.ingest import Ingested, IngestLimits, Refusal, ingest_pairs
+from panoply.data.read import named_inputs
 from panoply.data.schema import Prompt, digest, text_id
+from panoply.data.summary import summary_lines
 from panoply.data.tables import PairTable
 from panoply.hub.artefact.manifest import Manifest, ScalarManifest, read_manifest
 from panoply.hub.backbone.renderer import Renderer
@@ -118,6 +121,28 @@ def refusal_of(scorers: Sequence[EvaluatedScorer]) -> Refusal | None:
         return ""
 
     return refusal
+
+
+def ingest_evaluated(
+    config: EvaluateConfig | CrossEvalConfig,
+    scorers: Sequence[EvaluatedScorer],
+    folder: Path,
+    logger: RunLogger,
+) -> Ingested:
+    """Reads the pairs that scorers are evaluated on, and tells what was read.
+
+    Raises:
+        FileNotFoundError, ValueError: see `panoply.data.ingest.ingest_pairs`.
+    """
+    limits = IngestLimits(
+        max_rows_per_source=config.max_pairs_per_source or None,
+        max_quarantine_share=config.max_quarantine_share,
+    )
+    inputs = named_inputs(config.pairs, config)
+    ingested = ingest_pairs(inputs, folder, limits, refusal_of(scorers))
+    for line in summary_lines(ingested):
+        logger.info(line)
+    return ingested
 
 
 def scorer_labels(scorers: Sequence[EvaluatedScorer]) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from actors.dpo_trainer import RankedPrompt
+from actors.policy_round import RankedPrompt
 from panoply.config.files import names_of_columns
 from panoply.config.laser import LaserConfig
 from panoply.data.ingest import IngestLimits, Refusal, ingest_pairs

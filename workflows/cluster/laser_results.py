@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from actors.dpo_trainer import PolicyRound
+from actors.policy_round import PolicyRound
 from panoply.bandit.off_policy import snips
 from panoply.config.bandit import SIGNALS
 from panoply.config.laser import ENSEMBLES, LaserConfig

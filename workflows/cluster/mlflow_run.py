@@ -11,22 +11,13 @@ import json
 import os
 import shlex
 import time
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from mlflow import MlflowClient
-from mlflow.data.code_dataset_source import CodeDatasetSource
-from mlflow.data.dataset_source import DatasetSource
-from mlflow.data.dataset_source_registry import resolve_dataset_source
-from mlflow.data.huggingface_dataset_source import HuggingFaceDatasetSource
-from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import (
-    Dataset,
-    DatasetInput,
-    InputTag,
     LifecycleStage,
     Metric,
     Param,
@@ -36,7 +27,6 @@ from mlflow.entities import (
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import (
-    MLFLOW_DATASET_CONTEXT,
     MLFLOW_LOGGED_ARTIFACTS,
     MLFLOW_PARENT_RUN_ID,
 )
@@ -52,6 +42,7 @@ from workflows.cluster.mlflow_calls import (
     mlflow_call,
     without_secrets,
 )
+from workflows.cluster.mlflow_data import dataset_inputs
 from workflows.cluster.tracked_results import Entry, Results, Rows, step_numbers
 
 RUN_FILE = "mlflow_run"
@@ -60,9 +51,7 @@ NO_SUCH_RUN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 """MLflow's error codes for a run that it does not hold, and for a text that is no id."""
 REGISTRY_ADVICE = ". Models are registered there: mend it, or name another in MLFLOW_REGISTRY_URI"
 LONGEST_VALUE = 500
-"""Characters of a parameter, or of the name of a data set."""
-LONGEST_DIGEST = 36
-"""Characters of the id of a data set."""
+"""Characters of a parameter."""
 
 
 @dataclass(slots=True)
@@ -148,7 +137,7 @@ class MlflowRun:
                 params=[Param(n, v) for n, v in params.items() if n not in logged],
                 tags=[RunTag(n, v) for n, v in {**entry.tags, **changed}.items()],
             )
-            if inputs := list(_dataset_inputs(entry.data)):
+            if inputs := list(dataset_inputs(entry.data)):
                 client.log_inputs(self.run_id, inputs)
             client.log_artifact(self.run_id, str(self.out / "config.json"))
 
@@ -305,32 +294,6 @@ class MlflowRun:
             logged = log_model(client, run, folder)
         with mlflow_call(_registry_uri(client)):
             register_model(client, run, logged, name)
-
-
-def _dataset_inputs(data: Mapping[str, Mapping[str, Any]]) -> Iterator[DatasetInput]:
-    """Yields a run's data files as MLflow's datasets, with the id and counts of their kind."""
-    context = [InputTag(MLFLOW_DATASET_CONTEXT, "training")]
-    for kind, summary in data.items():
-        profile = {name: value for name, value in summary.items() if name not in ("id", "files")}
-        for file in summary["files"] or [""]:
-            name = f"{kind}: {Path(file).name or 'planted world'}"[:LONGEST_VALUE]
-            source = _dataset_source(file)
-            dataset = MetaDataset(source, name=name, digest=str(summary["id"])[:LONGEST_DIGEST])
-            entity = Dataset(
-                **dataset.to_dict() | {"profile": json.dumps(profile), "source": source.to_json()}
-            )
-            yield DatasetInput(entity, context)
-
-
-def _dataset_source(file: str) -> DatasetSource:
-    """Returns MLflow's source of a file, URI or hub name; of the planted world for ''."""
-    if not file:
-        return CodeDatasetSource({"mlflow.source.name": "panoply.synthetic.planted"})
-    if "://" not in file and not Path(file).expanduser().exists():
-        return HuggingFaceDatasetSource(path=file)
-    with warnings.catch_warnings(action="ignore"):
-        place = file if "://" in file else str(Path(file).expanduser().absolute())
-        return resolve_dataset_source(place)
 
 
 def _split(table: Table) -> dict[str, Any]:

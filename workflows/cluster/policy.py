@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from actors.dpo_trainer import PolicyRound, PolicyTask, RankedPrompt, train_policy
+from actors.dpo_trainer import train_policy
+from actors.policy_round import PolicyRound, PolicyTask, RankedPrompt, remove_optimizer
 from actors.training_loop import STOPPED
 from panoply.data.schema import digest
 from panoply.files import read_json
@@ -21,6 +22,8 @@ ROUND_FILE = "round.json"
 
 def train_round(task: PolicyTask, num_workers: int, gpus: float = 0.0) -> PolicyRound:
     """Trains a round, or resumes one that was begun; one that is done is only read.
+
+    AdamW's state after the round before is removed then: no round starts from it any more.
 
     Args:
         task: the round.
@@ -49,7 +52,10 @@ def train_round(task: PolicyTask, num_workers: int, gpus: float = 0.0) -> Policy
             f"round {task.round}, {reason}: training stopped before it changed a weight. The "
             f"prompts are in {str(folder)!r}, nonfinite-*.json; lower `lr`, or look at those"
         )
-    return PolicyRound.read(folder)
+    done = PolicyRound.read(folder)
+    if task.start:
+        remove_optimizer(Path(task.start))
+    return done
 
 
 def _digest(prompts: Sequence[RankedPrompt]) -> str:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
-from panoply.report.progress import RunLogger
+from panoply.report.progress import RunLogger, in_background
 
 POLL_SECONDS = 0.5
 
@@ -23,9 +23,8 @@ def polled_bar(
         total: count at the end.
         count: returns how many are done; called from a thread of its own.
     """
-    over = threading.Event()
 
-    def poll() -> None:
+    def poll(over: threading.Event) -> None:
         shown = 0
         with logger.bar(label, total) as advance:
             while True:
@@ -37,10 +36,5 @@ def polled_bar(
                 if last:
                     return
 
-    thread = threading.Thread(target=poll, daemon=True)
-    thread.start()
-    try:
+    with in_background(poll):
         yield
-    finally:
-        over.set()
-        thread.join()

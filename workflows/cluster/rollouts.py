@@ -1,27 +1,19 @@
-"""Rollouts: samples of a policy from a pool of samplers, scored while others are still drawn.
-
-Prompts are cut into calls that depend on them alone, so it changes nothing which sampler answers
-which call, how many there are, and whether one of them dies: its call begins anew.
-"""
+"""Rollouts: samples of a policy from a pool of samplers, scored while others are still drawn."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 
-from actors.dpo_trainer import RankedPrompt
-from actors.sampler import Sampler, Samples
-from actors.server_sampler import ServerSampler
-from panoply.config import DType, Rendering
+from actors.policy_round import RankedPrompt
+from actors.sampler import Samples
 from panoply.config.laser import (
     VERIFIER,
     ArmsConfig,
@@ -29,7 +21,6 @@ from panoply.config.laser import (
     LaserConfig,
     PromptsConfig,
 )
-from panoply.config.policy import PolicyServerConfig, SamplingConfig
 from panoply.config.serve import ServedModelConfig
 from panoply.data.read import named_inputs
 from panoply.data.tasks import Task, read_tasks, synthetic_prompts
@@ -39,8 +30,9 @@ from panoply.scorers.where import LocalModel, parse_where
 from panoply.secret import Keys
 from panoply.wire.request import Chat
 from workflows.cluster.arms import Arms, ArmScores, serve_arms
-from workflows.cluster.keys import endpoint_variables, handed_keys
+from workflows.cluster.keys import endpoint_variables
 from workflows.cluster.resolve_model import resolve_model
+from workflows.cluster.samplers import draw_samples, sampler_pool, split_calls
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,100 +246,3 @@ def ranked_prompts(rollouts: Sequence[Rollout]) -> tuple[RankedPrompt, ...]:
         for r in rollouts
         if r.pairs
     )
-
-
-@contextmanager
-def sampler_pool(
-    num: int,
-    model: str,
-    config: SamplingConfig,
-    rendering: Rendering,
-    *,
-    dtype: DType = "auto",
-    gpus: float = 0.0,
-    server: PolicyServerConfig | None = None,
-) -> Generator[list[Any]]:
-    """Starts samplers, yields their handles, and ends them.
-
-    Args:
-        num: number of samplers.
-        model: 'embedded', a Hugging Face folder, or a hub name.
-        config: sampling of responses.
-        rendering: limit of the prompt.
-        dtype: precision of the forward.
-        gpus: GPUs of each sampler.
-        server: server that draws the samples, where one is named.
-    """
-    served = server if server is not None and server.url else None
-    actor: Any = ray.remote(ServerSampler if served else Sampler).options(
-        num_cpus=1, num_gpus=0 if served else gpus, max_restarts=-1, max_task_retries=-1
-    )
-    place: tuple[Any, ...] = (dtype, 1)
-    if served:
-        place = (served, handed_keys([served.key_variable]))
-    samplers = [actor.remote(model, config, rendering, *place) for _ in range(num)]
-    try:
-        yield samplers
-    finally:
-        for sampler in samplers:
-            ray.kill(sampler)
-
-
-def split_calls(tasks: Sequence[Task], num_samples: int, batch_size: int) -> list[list[Task]]:
-    """Returns prompts in calls of up to `batch_size` samples, those of similar length together.
-
-    Calls have the same size but for one prompt: with one as large as a sampler may take and one of
-    the rest, a sampler would be idle for most of the time.
-    """
-    ordered = sorted(tasks, key=lambda task: (_num_characters(task), task.prompt_id))
-    num_calls = -(-len(ordered) // max(1, batch_size // num_samples))
-    bounds = [len(ordered) * i // num_calls for i in range(num_calls + 1)]
-    return [ordered[i:j] for i, j in pairwise(bounds)]
-
-
-def _num_characters(task: Task) -> int:
-    return sum(len(message["content"]) for message in task.prompt)
-
-
-def draw_samples(
-    samplers: Sequence[Any],
-    calls: Sequence[Sequence[Task]],
-    num_samples: int,
-    seed: int,
-    round: int,
-    adapter: str = "",
-) -> Iterator[Samples]:
-    """Yields the samples of each prompt when its last one is over, in no fixed order.
-
-    The samplers go on while the samples they gave are scored.
-
-    Args:
-        samplers: handles of samplers.
-        calls: `split_calls`.
-        num_samples: samples of each prompt.
-        seed: seed of the run.
-        round: round of the run.
-        adapter: folder of the policy's adapters, where all samplers see it; empty: none.
-    """
-    waiting = list(reversed(calls))
-    running: list[tuple[Any, Any]] = []
-
-    def start(sampler: Any) -> None:
-        if waiting:
-            stream = sampler.sample.options(num_returns="streaming")
-            call = stream.remote(waiting.pop(), num_samples, seed, round, adapter)
-            running.append((call, sampler))
-
-    for sampler in samplers:
-        start(sampler)
-    while running:
-        ready, _ = ray.wait([stream for stream, _ in running], num_returns=1)
-        place = next(i for i, (stream, _) in enumerate(running) if stream is ready[0])
-        stream, sampler = running[place]
-        try:
-            samples = next(stream)
-        except StopIteration:
-            del running[place]
-            start(sampler)
-        else:
-            yield ray.get(samples)

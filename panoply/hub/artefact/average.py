@@ -38,12 +38,7 @@ def average_models(folders: Sequence[Path], out: Path) -> float:
             first, or `out` holds something.
     """
     check_vacant(out)
-    manifests = [_scalar_manifest(folder) for folder in folders]
-    if not manifests:
-        raise ValueError("an average needs at least one model, got none")
-    first = _description(manifests[0], folders[0])
-    for folder, manifest in zip(folders[1:], manifests[1:], strict=True):
-        _check_alike(_description(manifest, folder), first, folder, folders[0])
+    manifests = read_alike(folders)
 
     # The first model's own memory holds the sum. One at a time: memory holds two models.
     model, share = load_scalar_model(folders[0]), 1 / len(folders)
@@ -74,6 +69,23 @@ def average_models(folders: Sequence[Path], out: Path) -> float:
     return save_scalar_model(
         backbone.decoder.model, backbone.renderer, model.heads_KD, manifest, out, seen
     )
+
+
+def read_alike(folders: Sequence[Path]) -> list[ScalarManifest]:
+    """Returns the manifests of models that can be averaged; loads no weights.
+
+    Raises:
+        FileNotFoundError: a folder is no reward model.
+        ValueError: no folder is named, or one holds no scalar model or one that does not fit the
+            first.
+    """
+    manifests = [_scalar_manifest(folder) for folder in folders]
+    if not manifests:
+        raise ValueError("an average needs at least one model, got none")
+    first = _description(manifests[0], folders[0])
+    for folder, manifest in zip(folders[1:], manifests[1:], strict=True):
+        _check_alike(_description(manifest, folder), first, folder, folders[0])
+    return manifests
 
 
 def _scalar_manifest(folder: Path) -> ScalarManifest:

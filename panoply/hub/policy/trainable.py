@@ -20,13 +20,16 @@ from panoply.config.preference import Full, HeadOnly, LastLayers, Lora, TrainedB
 from panoply.hub.backbone.attention import attend_by_trees
 from panoply.hub.backbone.pretrained import choose_dtype, resolve
 from panoply.hub.backbone.renderer import Renderer
-from panoply.hub.door.loading import load_model, load_tokenizer
+from panoply.hub.door.loading import load_config, load_model, load_tokenizer
 from panoply.hub.policy.first_head import make_head
 from panoply.model.decoder import Decoder, cut, with_layers
 from panoply.model.device import best_device
 from panoply.model.forward import comparison_trees, row_states, takes_tree_masks
 from panoply.model.reward_net import RewardNet
 from panoply.model.tree import TokenTree
+
+LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
+"""Endings of the names of classes whose checkpoints hold a trained language-model head."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,28 +107,14 @@ def load_trainable(
         ValueError: a model that cannot be trained through token trees, split at the layer, or
             whose log-probabilities are not those of its head on its last states.
     """
-    from transformers import AutoModel, AutoModelForCausalLM
-
-    folder = Path(resolve(config.model))
-    device = best_device()
-    dtype = choose_dtype(config.dtype, device)
     torch.manual_seed(seed)
-    auto_class: Any = AutoModelForCausalLM if policy else AutoModel
-    loaded: Any = load_model(auto_class, folder, dtype=dtype, unused=None).to(device)
-    model: Any = loaded.base_model if policy else loaded
-    lm_head: Any = loaded.get_output_embeddings() if policy else None
-    no_dropout(model)
-    num_layers = max(1, round(config.depth * int(model.config.num_hidden_layers)))
-    cut(model, num_layers)
-    loaded.requires_grad_(False)
-    whole = Decoder(model, [num_layers], trainable=True)
-    if not (attend_by_trees(whole) or takes_tree_masks(whole)):
+    loaded, whole, lm_head = load_frozen(config, policy=policy)
+    model: Any = whole.model
+    if lm_head is not None and not gives_log_probs(loaded, whole, lm_head):
         raise ValueError(
-            f"{config.model!r} takes neither tree attention nor a tree mask, so it cannot be "
-            "trained through token trees: take a decoder with attention and positions"
+            f"{type(loaded).__name__} does more with its logits than its head (caps or scales): "
+            "a policy loss would train another model. Take `loss.policy:no-policy-loss`"
         )
-    if policy:
-        check_log_probs(loaded, whole, lm_head)
     lora, frozen_prefix, trained = None, None, whole
     match config.trained:
         case Lora():
@@ -143,11 +132,60 @@ def load_trainable(
             parameter.data = parameter.data.float()
     if config.checkpointing and trained is not None:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    spread = float(model.config.initializer_range)
-    head = make_head(config, whole.hidden_size, num_heads, seed, spread).to(device)
-    renderer = Renderer(load_tokenizer(folder), config.rendering)
-    net = RewardNet(trained, head, lm_head)
+    net = RewardNet(trained, first_head(whole, config, num_heads, seed), lm_head)
+    renderer = Renderer(load_tokenizer(Path(resolve(config.model))), config.rendering)
+    dtype = choose_dtype(config.dtype, whole.device)
     return TrainableModel(net, renderer, dtype, model, frozen_prefix, lora)
+
+
+def load_untrained(config: TrainedBackboneConfig, *, num_heads: int, seed: int) -> RewardNet:
+    """Loads the network that training begins with, frozen and whole.
+
+    It has a language-model head where the checkpoint is a language model whose log-probabilities
+    are those of that head, and no layer is cut away. Arguments and errors as of `load_trainable`.
+    """
+    names: list[str] = load_config(Path(resolve(config.model))).architectures or []
+    speaks = config.depth == 1 and any(name.endswith(LANGUAGE_MODELS) for name in names)
+    loaded, whole, lm_head = load_frozen(config, policy=speaks)
+    if lm_head is not None and not gives_log_probs(loaded, whole, lm_head):
+        lm_head = None
+    return RewardNet(whole, first_head(whole, config, num_heads, seed), lm_head)
+
+
+def load_frozen(
+    config: TrainedBackboneConfig, *, policy: bool
+) -> tuple[nn.Module, Decoder, nn.Module | None]:
+    """Returns a model without gradients, its decoder to the depth that is kept, and its LM head.
+
+    Raises:
+        ValueError: a model that does not run on token trees.
+    """
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    folder, device = Path(resolve(config.model)), best_device()
+    dtype = choose_dtype(config.dtype, device)
+    auto_class: Any = AutoModelForCausalLM if policy else AutoModel
+    loaded: Any = load_model(auto_class, folder, dtype=dtype, unused=None).to(device)
+    model: Any = loaded.base_model if policy else loaded
+    no_dropout(model)
+    num_layers = max(1, round(config.depth * int(model.config.num_hidden_layers)))
+    cut(model, num_layers)
+    loaded.requires_grad_(False)
+    whole = Decoder(model, [num_layers], trainable=True)
+    if not (attend_by_trees(whole) or takes_tree_masks(whole)):
+        raise ValueError(
+            f"{config.model!r} takes neither tree attention nor a tree mask, so it cannot be "
+            "trained through token trees: take a decoder with attention and positions"
+        )
+    return loaded, whole, loaded.get_output_embeddings() if policy else None
+
+
+def first_head(
+    whole: Decoder, config: TrainedBackboneConfig, num_heads: int, seed: int
+) -> nn.Linear:
+    """Returns the head that training begins with, beside its decoder."""
+    spread = float(cast(Any, whole.model.config).initializer_range)
+    return make_head(config, whole.hidden_size, num_heads, seed, spread).to(whole.device)
 
 
 def no_dropout(model: nn.Module) -> None:
@@ -210,17 +248,13 @@ def _part(whole: Decoder, start: int, stop: int) -> Decoder:
 
 
 @torch.no_grad()
-def check_log_probs(causal: Any, decoder: Decoder, lm_head: nn.Module) -> None:
-    """Checks that the head on the last states gives the model's logits, but for a constant.
+def gives_log_probs(causal: Any, decoder: Decoder, lm_head: nn.Module) -> bool:
+    """Returns whether the head on the last states gives the model's logits, but for a constant.
 
-    Raises:
-        ValueError: the model scales, caps or shifts its logits.
+    It does not where the model scales, caps or shifts its logits.
     """
     tokens_BT = torch.tensor([comparison_trees(decoder)[0].shared], device=decoder.device)
     expected = causal(input_ids=tokens_BT).logits.float().log_softmax(-1)
     computed = lm_head(decoder.states(tokens_BT)[-1]).float().log_softmax(-1)
-    if not torch.allclose(expected, computed, atol=1e-3 if decoder.dtype == torch.float32 else 0.2):
-        raise ValueError(
-            f"{type(causal).__name__} does more with its logits than its head (caps or scales): "
-            "a policy loss would train another model. Take `loss.policy:no-policy-loss`"
-        )
+    bound = 1e-3 if decoder.dtype == torch.float32 else 0.2
+    return torch.allclose(expected, computed, atol=bound)

@@ -49,6 +49,9 @@ BY_SOURCE = (
     "score",
     "mixed",
     "lower_bound",
+    "untrained",
+    "log_probability",
+    "log_probability_per_token",
 )
 """Scorers that are shown source by source; `metrics.json` has all of them."""
 SCORERS = {
@@ -68,6 +71,11 @@ SCORERS = {
     "mixed": "plain mixing of the sources: same pairs, steps and rates, without MORE's weights",
     "mixed_raw": "plain mixing with its margins as trained, without the temperature",
     "lower_bound": "the score less the deviation between the members of the ensemble",
+    "untrained": "the model before its first step: a new head on the backbone as it came, or the "
+    "head that training went on from",
+    "log_probability": "log-probability of the response by the language model below the head, "
+    "before training, summed over the tokens",
+    "log_probability_per_token": "the same, divided by the number of the response's tokens",
     "length": "the longer response wins",
 }
 """Meanings of the names, for a reader who meets them for the first time."""
@@ -221,7 +229,7 @@ def scorers(pairs: Mapping[str, Metrics], comparisons: Mapping[str, Metrics]) ->
     glossary = [Row(label(name), [what]) for name, what in SCORERS.items() if name in pairs]
     meanings = Table("Scorers", "scorer", [Column("meaning", str)], glossary)
     tables = [accuracy_table(pairs), probability_table(pairs), compared, by_source(pairs)]
-    title = "Accuracy" if "score" in pairs else "Against the baselines"
+    title = "Against the baselines" if pairs.keys() & {"gate", "untrained"} else "Accuracy"
     blocks: list[Block] = [
         *warnings(pairs),
         *tables,

@@ -1,0 +1,30 @@
+"""Settings of examining a reward model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from panoply.config.resume import NO_EFFECT
+from panoply.config.tracked import TrackedRun
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoctorConfig(TrackedRun):
+    """Check what a reward model reads and what moves its scores, and say what to do about it.
+
+    Template and its date, BOS, padding, which token is scored, alone against batches and token
+    trees, bfloat16 against float32, truncation, speed, and the scores of plain transformers. The
+    exit code is 1 where a check fails.
+    """
+
+    model: str
+    """Folder of ours, a published model's folder, or a hub name 'owner/name'."""
+    json: str = field(default="", metadata=NO_EFFECT)
+    """File that the findings are written to, with their numbers."""
+    trust_remote_code: bool = False
+    """Run the model's own code where its layout is unknown."""
+    out: str = field(default="", metadata=NO_EFFECT)
+    """Folder of the findings and their page, as a run that trackers follow; empty: there is no
+    run."""
+    experiment: str = field(default="doctor", metadata=NO_EFFECT)
+    """MLflow experiment, or project of another tracker."""
