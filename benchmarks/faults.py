@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import psutil
 
 from benchmarks import harness
 from benchmarks.fault_kinds import FAULTS, FUNCTION, MODEL, PEER, Ground, Server, injected
@@ -305,8 +306,8 @@ def inject(fault: str, ground: Ground, every: float) -> Window:
     try:
         with injected(fault, ground):
             pass
-    except AssertionError as failure:
-        window.failure = str(failure)
+    except (AssertionError, OSError, subprocess.SubprocessError, psutil.Error) as failure:
+        window.failure = f"{type(failure).__name__}: {failure}"[:300]
     window.healed = time.monotonic()
     since = None
     while since is None or time.monotonic() - since < 2.0:

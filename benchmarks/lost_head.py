@@ -140,7 +140,7 @@ def cluster_with_redis() -> Generator[Cluster]:
         # Socket paths must be short.
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lost")))
         names = ("redis", "gcs", "dashboard", "ray", "http")
-        ports = dict(zip(names, free_ports(len(names)), strict=True))
+        ports: dict[str, int] = dict(zip(names, free_ports(len(names)), strict=True))
         password = secrets.token_hex(16)
         command = ("redis-server", "--port", str(ports["redis"]), "--requirepass", password)
         redis = subprocess.Popen([*command, "--save", ""], stdout=subprocess.DEVNULL)

@@ -250,6 +250,17 @@ def test_of_two_servers_started_at_one_port_one_answers_and_no_stranger_joins_it
         assert (code, "no server that you started on this machine" in output) == (2, True), output
 
 
+def test_a_command_whose_own_ray_was_killed_ends_within_seconds(tmp_path):
+    with servers(tmp_path) as start:
+        server = start("--port", 0)
+        assert score(server.address(), "four") == 4.0
+        for process in psutil.Process(server.process.pid).children():
+            if "raylet/raylet" in " ".join(process.cmdline()):
+                process.kill()
+        assert server.process.wait(40) == 2
+        assert "Ray's process 'raylet' has ended" in server.output()
+
+
 def test_a_run_that_samples_and_trains_opens_nothing_to_strangers(tmp_path, tiny_policy_folder):
     command = (
         *(sys.executable, "-m", "jobs.laser", "embedded", "--out", str(tmp_path / "run")),

@@ -47,7 +47,13 @@ from workflows.cluster.keys import endpoint_variables, handed_keys
 from workflows.cluster.models import model_app_with_keys
 from workflows.cluster.ray_cluster import connect
 from workflows.cluster.resolve_model import resolve_model
-from workflows.cluster.tenancy import holding, serve_controller, serve_details, take_down
+from workflows.cluster.tenancy import (
+    check_alive,
+    holding,
+    serve_controller,
+    serve_details,
+    take_down,
+)
 from workflows.cluster.versions import Routes, ServerDescription, named_after
 
 THE_GATEWAY = "the gateway"
@@ -103,13 +109,15 @@ def follow(server: Server, stopped: threading.Event, logger: RunLogger) -> None:
     """Logs every change of a model's or the gateway's state, until it is stopped.
 
     Raises:
-        ConnectionError: the gateway or Ray Serve is gone, or somebody else answers in its place.
+        ConnectionError: Ray, Ray Serve or the gateway is gone, or somebody else answers in its
+            place.
         RuntimeError: no model could be started.
     """
     current: dict[str, tuple[ModelState, str]] = {}
     apps: dict[str, str] = {}
     was_up, address = False, ""
     while not stopped.wait(POLL_SECONDS):
+        check_alive()
         try:
             routes = Routes.read(server.name, server.models, serve_details()).current
             if moved := [name for name in routes if name in apps and routes[name] != apps[name]]:

@@ -9,9 +9,10 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import ray
+import ray._private.worker as ray_worker
 from ray import serve
 from ray.exceptions import RayActorError
 
@@ -20,6 +21,8 @@ from actors.holder import Holder
 NAMESPACE = "panoply"
 DEADLINE_SECONDS = 60.0
 """Time limit of each call that takes something down."""
+VITAL = {"raylet", "gcs_server"}
+"""Processes of Ray without which nothing runs on a cluster, by Ray's own names."""
 GIVEN_FREE_SECONDS = 5.0
 """Time that Ray takes to free a name whose driver has ended."""
 
@@ -79,12 +82,33 @@ def serve_details() -> dict[str, Any]:
         LookupError: it does not run.
         RayActorError: its controller died.
         TimeoutError: it does not answer.
+        ConnectionError: Ray has ended.
     """
     controller = serve_controller()
     if controller is None:
         raise LookupError("Ray Serve does not run on this cluster")
-    details: Any = ray.get(controller.get_serve_instance_details.remote(), timeout=DEADLINE_SECONDS)
+    # Ray tells nobody that its own node has ended: a call that was on its way would wait for long.
+    answer: Any = controller.get_serve_instance_details.remote()
+    ends = time.monotonic() + DEADLINE_SECONDS
+    while not ray.wait([answer], timeout=1.0)[0] and time.monotonic() < ends:
+        check_alive()
+    details: Any = ray.get(answer, timeout=1.0)
     return details
+
+
+def check_alive() -> None:
+    """Checks that the processes of Ray which this process started still run.
+
+    Raises:
+        ConnectionError: one has ended, and with it the cluster.
+    """
+    node: Any = cast("Any", ray_worker)._global_node
+    ended = sorted({kind for kind, _ in node.dead_processes()} & VITAL) if node else []
+    if ended:
+        raise ConnectionError(
+            f"Ray's process {ended[0]!r} has ended, and with it all that ran on this cluster: give "
+            "the same command again"
+        )
 
 
 def take_down(is_own: Callable[[str], bool], *, started: bool) -> None:
@@ -130,7 +154,10 @@ def within_deadline(call: Callable[[], None]) -> None:
 
     thread = threading.Thread(target=guarded, daemon=True)
     thread.start()
-    thread.join(DEADLINE_SECONDS)
+    ends = time.monotonic() + DEADLINE_SECONDS
+    while thread.is_alive() and time.monotonic() < ends:
+        check_alive()
+        thread.join(0.5)
     if thread.is_alive():
         raise ConnectionError(
             f"Ray does not answer within {DEADLINE_SECONDS:g} s: its processes were killed, or its "
