@@ -1,0 +1,357 @@
+"""Settings of a composite, as its file holds them: `combine:FILE.yaml`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Field
+
+from panoply.config import require
+from panoply.config.serve import NAME, STRICT, check_address
+
+Scale: TypeAlias = Literal["frozen", "prompt", "raw"]
+Asks: TypeAlias = Literal["pairs", "responses"]
+WhenMissing: TypeAlias = Literal["error", "keep_first"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartConfig:
+    """One scorer of a composite."""
+
+    __pydantic_config__ = STRICT
+
+    where: str
+    """Scorer as WHERE names it; a path is looked up from the folder of the composite's file."""
+    weight: float | None = None
+    """Weight in a sum, or of a shaped aspect; left out, the fitted one, or 1 where none was
+    fitted."""
+    clip: tuple[float, float] | None = None
+    """Least and most of the part's score after it was scaled."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.where), "where", self.where, "a scorer")
+        check_address(self.where)
+        is_finite = self.weight is None or math.isfinite(self.weight)
+        require(is_finite, "weight", self.weight, "a finite number")
+        ordered = self.clip is None or self.clip[0] < self.clip[1]
+        require(ordered, "clip", self.clip, "[LEAST, MOST]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightedSum:
+    """Rule: the sum of the parts' scores, each times its weight."""
+
+    __pydantic_config__ = STRICT
+
+    kind: Literal["sum"] = "sum"
+    """Name of the rule."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mean:
+    """Rule: the mean of the parts' scores."""
+
+    __pydantic_config__ = STRICT
+
+    kind: Literal["mean"] = "mean"
+    """Name of the rule."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Median:
+    """Rule: the median of the parts' scores."""
+
+    __pydantic_config__ = STRICT
+
+    kind: Literal["median"] = "median"
+    """Name of the rule."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Minimum:
+    """Rule: the least of the parts' scores, worst-case optimization (WCO)."""
+
+    __pydantic_config__ = STRICT
+
+    kind: Literal["minimum", "wco"] = "minimum"
+    """Name of the rule; both names are the same rule."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LowerBound:
+    """Rule: the mean less a multiple of the parts' deviation (LCB)."""
+
+    __pydantic_config__ = STRICT
+
+    kind: Literal["lcb"] = "lcb"
+    """Name of the rule."""
+    beta: float = 1.0
+    """Deviations that are taken off."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.beta < math.inf, "beta", self.beta, ">= 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VariancePenalty:
+    """Rule: the mean less a multiple of the parts' variance (UWO)."""
+
+    __pydantic_config__ = STRICT
+
+    kind: Literal["uwo"] = "uwo"
+    """Name of the rule."""
+    penalty: float = 0.5
+    """Variances that are taken off."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.penalty < math.inf, "penalty", self.penalty, ">= 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hierarchy:
+    """Rule: one part, and above a threshold of it the others as shaped aspects (ALaRM)."""
+
+    __pydantic_config__ = STRICT
+
+    kind: Literal["hierarchy"] = "hierarchy"
+    """Name of the rule."""
+    first: str
+    """Part whose score decides the level; the others are asked above the threshold alone."""
+    threshold: float | None = None
+    """Least score of the first part, in frozen deviations, above which aspects count; left out, the
+    fitted one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate:
+    """Rule: one part that has to be passed, then the weighted sum of the others."""
+
+    __pydantic_config__ = STRICT
+
+    kind: Literal["gate"] = "gate"
+    """Name of the rule."""
+    first: str
+    """Part that has to be passed; the others are not asked where it is not."""
+    above: float
+    """Score of that part, in its own unit, above which it is passed."""
+    otherwise: float
+    """Score of a response that does not pass."""
+
+    def __post_init__(self) -> None:
+        require(math.isfinite(self.otherwise), "otherwise", self.otherwise, "a finite number")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fallback:
+    """Rule: the first part that scores all responses to a prompt, in the order of the file."""
+
+    __pydantic_config__ = STRICT
+
+    kind: Literal["fallback"] = "fallback"
+    """Name of the rule."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Escalation:
+    """Rule: a cheap part, and a costly one that is asked where the cheap one is unsure."""
+
+    __pydantic_config__ = STRICT
+
+    kind: Literal["escalation"] = "escalation"
+    """Name of the rule."""
+    first: str
+    """Part that scores every response."""
+    second: str
+    """Part that is asked about the pairs of which the first is least sure."""
+    asks: Asks = "pairs"
+    """Unit of asking the second part: each unsure pair by itself, as of a judge that compares; or
+    all responses of unsure pairs at once, as of a scorer that rates each alone."""
+    share: float = 0.2
+    """Share of the pairs about which the second part is to be asked; calibration turns it into a
+    threshold."""
+    calls_per_minute: float = 0.0
+    """Most calls of the second part in a minute, by one replica; beyond it the first part's
+    evidence stands alone. 0: no limit."""
+    most_pairs: int = 16
+    """Most pairs of one prompt about which it is asked."""
+    when_second_fails: WhenMissing = "error"
+    """Outcome of a response to which the second part gave an error: an error, or the first part's
+    evidence alone."""
+
+    def __post_init__(self) -> None:
+        require(self.first != self.second, "second", self.second, "another part than the first")
+        require(0 < self.share <= 1, "share", self.share, "within (0, 1]")
+        limit = self.calls_per_minute
+        require(0 <= limit < math.inf, "calls_per_minute", limit, ">= 0")
+        require(self.most_pairs >= 1, "most_pairs", self.most_pairs, ">= 1")
+
+
+PooledRule: TypeAlias = WeightedSum | Mean | Median | Minimum | LowerBound | VariancePenalty
+"""Rules of the scores of all parts together."""
+Rule: TypeAlias = Annotated[
+    PooledRule | Hierarchy | Gate | Fallback | Escalation, Field(discriminator="kind")
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LengthPenalty:
+    """A price of long responses."""
+
+    __pydantic_config__ = STRICT
+
+    per_thousand: float
+    """Score taken off for a thousand characters beyond the free ones."""
+    free: int = 0
+    """Characters that cost nothing."""
+
+    def __post_init__(self) -> None:
+        is_price = 0 < self.per_thousand < math.inf
+        require(is_price, "per_thousand", self.per_thousand, "positive")
+        require(self.free >= 0, "free", self.free, ">= 0")
+
+    def of(self, num_characters: int) -> float:
+        """Returns the price of a response of so many characters."""
+        return self.per_thousand * max(0, num_characters - self.free) / 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartFit:
+    """Fitted numbers of one part."""
+
+    __pydantic_config__ = STRICT
+
+    mean: float
+    """Mean of its scores."""
+    deviation: float
+    """Deviation of its scores, in which they are measured."""
+    weight: float = 1.0
+    """Weight in a sum."""
+
+    def __post_init__(self) -> None:
+        is_unit = 0 < self.deviation < math.inf
+        require(is_unit, "deviation", self.deviation, "positive: a part that varies")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EscalationFit:
+    """Fitted numbers of an escalation; see `panoply.scorers.composite.escalation`."""
+
+    __pydantic_config__ = STRICT
+
+    spread: float
+    """Deviation of the first part's scores about the mean of their prompt."""
+    slope: float
+    """Factor of the first part's margin to log odds, by itself."""
+    fused_slope: float
+    """Factor of the first part's margin beside a verdict."""
+    verdict: float
+    """Factor of the second part's margin."""
+    ask_below: float
+    """Log odds of the first part below which the second is asked."""
+    area: float
+    """Area between the gain by margin and the gain of random calls."""
+    area_low: float
+    """Lower end of its 95 % interval; above 0, the margins tell where to ask."""
+    area_high: float
+    """Upper end of its 95 % interval."""
+    gain_of_all: float
+    """Accuracy that asking about every pair adds."""
+
+    @property
+    def is_informative(self) -> bool:
+        """Says whether the margins tell where asking helps more than random calls do."""
+        return self.area_low > 0 and self.slope > 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompositeFit:
+    """Numbers that `jobs.calibrate` has fitted, and the data that they are of."""
+
+    __pydantic_config__ = STRICT
+
+    pairs: tuple[str, ...]
+    """Files of the pairs."""
+    num_pairs: int
+    """Pairs that were fitted on."""
+    parts: Mapping[str, PartFit]
+    """Numbers of each part."""
+    temperature: float | None = None
+    """Score differences divided by it are log odds; none where scores order no pair."""
+    threshold: float | None = None
+    """Threshold of a hierarchy."""
+    escalation: EscalationFit | None = None
+    """Numbers of an escalation."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompositeConfig:
+    """Several scorers in one."""
+
+    __pydantic_config__ = STRICT
+
+    parts: Mapping[str, PartConfig]
+    """Scorers by name, in the order of a fallback."""
+    rule: Rule
+    """Rule that makes one score of the parts'."""
+    scale: Scale = "frozen"
+    """Unit of the parts' scores: frozen means and deviations of the fitted pairs, the responses to
+    the same prompt, or raw as they come."""
+    quorum: int = 0
+    """Least parts that have to score a response, of rules of all parts together; 0: all."""
+    length: LengthPenalty | None = None
+    """Price of long responses."""
+    fitted: CompositeFit | None = field(default=None)
+    """Numbers that `jobs.calibrate` has written."""
+
+    def __post_init__(self) -> None:
+        require(len(self.parts) >= 2, "parts", list(self.parts), "two parts or more")
+        wrong = [name for name in self.parts if not NAME.fullmatch(name)]
+        allowed = "names of letters, digits, '.', '_' and '-', at most 64"
+        require(not wrong, "parts", wrong, allowed)
+        require(0 <= self.quorum <= len(self.parts), "quorum", self.quorum, "0, or at most all")
+        pooled = isinstance(self.rule, PooledRule)
+        require(pooled or not self.quorum, "quorum", self.quorum, "0 with such a rule")
+        for name in ("first", "second"):
+            part = getattr(self.rule, name, None)
+            known = part is None or part in self.parts
+            require(known, f"rule.{name}", part, f"one of {list(self.parts)}")
+        if isinstance(self.rule, Escalation):
+            require(len(self.parts) == 2, "parts", list(self.parts), "the rule's two")
+        if isinstance(self.rule, Hierarchy | Escalation):
+            require(self.scale == "frozen", "scale", self.scale, "'frozen' with such a rule")
+        if self.fitted is not None:
+            names = sorted(self.fitted.parts)
+            fits = names == sorted(self.parts)
+            allowed = f"fitted for {sorted(self.parts)}: run jobs.calibrate again"
+            require(fits, "fitted.parts", names, allowed)
+
+    def check_fitted(self) -> None:
+        """Checks that what is fitted suffices for the rule.
+
+        Raises:
+            ValueError: a scale, a threshold or an escalation has no statistics, or the margins of
+                an escalation tell nothing.
+        """
+        advice = "run `python -m jobs.calibrate FILE --pairs PAIRS`, which writes it there"
+        needs = self.scale == "frozen"
+        absent = f"{'scale' if not isinstance(self.rule, Hierarchy) else 'rule.threshold'}"
+        require(not needs or self.fitted is not None, absent, "frozen", f"fitted first: {advice}")
+        match self.rule:
+            case Hierarchy(threshold=None):
+                threshold = self.fitted.threshold if self.fitted else None
+                require(threshold is not None, "rule.threshold", None, f"fitted or set: {advice}")
+            case Escalation():
+                fit = self.fitted.escalation if self.fitted else None
+                require(fit is not None, "rule.share", self.rule.share, f"fitted first: {advice}")
+                assert fit is not None
+                allowed = (
+                    f"a part whose margins tell where {self.rule.second!r} helps, and on the fitted"
+                    f" pairs they do not (area {fit.area:.4f} [{fit.area_low:.4f}, "
+                    f"{fit.area_high:.4f}]): name {self.rule.second!r} alone"
+                )
+                require(fit.is_informative, "rule.first", self.rule.first, allowed)
+            case _:
+                pass
