@@ -11,7 +11,7 @@ from actors.replica import Replica, Scores
 from panoply.config.serve import ServedModelConfig
 from panoply.scorers.endpoint import EndpointScorer
 from panoply.scorers.function import FunctionScorer
-from panoply.scorers.where import RemoteEndpoint, open_scorer, parse_where
+from panoply.scorers.where import OpenModel, RemoteEndpoint, open_scorer, parse_where
 from panoply.secret import NO_KEYS, Keys
 from panoply.serve.calls import ReplicaRequest
 from panoply.wire.breaker import CircuitState
@@ -21,17 +21,23 @@ from panoply.wire.request import Item, RequestError, Score
 class FunctionReplica(Replica[Item]):
     """A replica of a function, an endpoint or a recording, which take items whole."""
 
-    def __init__(self, config: ServedModelConfig, keys: Keys = NO_KEYS) -> None:
+    def __init__(
+        self,
+        config: ServedModelConfig,
+        keys: Keys = NO_KEYS,
+        open_model: OpenModel | None = None,
+    ) -> None:
         """Opens the scorer; raises as `open_scorer` does.
 
         Args:
             config: the scorer's settings.
             keys: API key of its endpoint, where the environment of this process lacks it.
+            open_model: opens a reward model that is a part of a composite.
         """
         keys.export()
         self.kind = parse_where(config.where).kind
         super().__init__(config, {"kind": self.kind} | _place(config.where))
-        self.scorer = open_scorer(config)
+        self.scorer = open_scorer(config, open_model=open_model)
 
     def about(self) -> dict[str, JsonValue]:
         """Returns the kind and the circuit alone: a place is for those who ask with a request."""

@@ -3,8 +3,8 @@
 S is a Parquet table with a row for each candidate answer: `item, candidate, is_correct` and a
 column `score_*` for each reward model. V has a row for each pair of a right and a wrong candidate
 that a judge has seen: `item, wrong_candidate` and a column `won_*` for each judge, true where it
-chose the right one, null where it gave no verdict; a pair in both orders is two rows, whose verdicts
-are averaged. Each item has one right candidate.
+chose the right one, null where it gave no verdict; a pair in both orders is two rows, whose
+verdicts are averaged. Each item has one right candidate.
 
 Items are split in halves, 20 times; rules are fitted on one half and judged on the other. The
 figures are shares of what asking the judge about every pair would add to the accuracy on pairs

@@ -28,7 +28,7 @@ from panoply.types import Bools, Strings
 from panoply.wire.request import Chat, Score
 from workflows.cluster.embed import TextFiles
 from workflows.cluster.ray_cluster import connect
-from workflows.cluster.resolve_model import resolve_model
+from workflows.cluster.resolve_model import model_in_process, resolve_model
 from workflows.cluster.score import Shards, TextScores, is_seen, score_texts
 
 PROMPTS_AT_ONCE = 64
@@ -202,7 +202,8 @@ def truncation_of(scored: TextScores) -> Mapping[str, int] | None:
 
 
 async def _ask(where: str, items: Sequence[Chat], logger: RunLogger) -> list[Score]:
-    scorer = open_scorer(ServedModelConfig(name="scorer", where=where))
+    config = ServedModelConfig(name="scorer", where=where)
+    scorer = open_scorer(config, open_model=model_in_process)
     scores: list[Score] = []
     with logger.bar("scoring texts", sum(len(item.responses) for item in items)) as advance:
         for start in range(0, len(items), PROMPTS_AT_ONCE):

@@ -8,8 +8,8 @@
     lcb         mean_k z_k - beta std_k z_k        arXiv 2401.16635
     hierarchy   w_h z_h + 1[z_h >= T] sum_a w_a sigma(z_a)      ALaRM (arXiv 2403.06754)
 
-Caution (minimum, uwo, lcb) takes disagreement for error, as among models of one recipe. Among unlike
-models it is taste, and the mean, the median or the best part alone is the rule to beat.
+Caution (minimum, uwo, lcb) takes disagreement for error, as among models of one recipe. Among
+unlike models it is taste, and the mean, the median or the best part alone is the rule to beat.
 
 Shapes: K parts, n responses to a prompt.
 """

@@ -168,7 +168,7 @@ class CompositeScorer:
                 assert_never(rule)
 
     async def _first_whole(self, items: Sequence[Item]) -> list[ItemScores]:
-        """Returns for each item the scores of the first part that has all; else the first part's."""
+        """Returns the scores of the first part that has all of an item; else the first part's."""
         results: list[ItemScores | None] = [None] * len(items)
         answers: list[dict[str, PartScores]] = [{} for _ in items]
         for name in self.names:

@@ -1,0 +1,79 @@
+"""A replica of a composite, which asks the replicas of the reward models that are its parts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+from pydantic import JsonValue
+from ray.serve.handle import DeploymentHandle
+
+from actors.ask_replica import ask_replica
+from actors.function_replica import FunctionReplica
+from actors.model_replica import RewardModelReplica
+from panoply.config.serve import ServedModelConfig
+from panoply.scorers.composite.scorer import CompositeScorer
+from panoply.secret import NO_KEYS, Keys
+from panoply.serve.calls import ReplicaRequest, bucket_of
+from panoply.wire.request import Item, RequestError, Score
+
+ModelHandle: TypeAlias = "DeploymentHandle[RewardModelReplica]"
+PART_SECONDS = 600.0
+"""Seconds for a part's answer; the request to the composite ends before, and cancels it."""
+OBJECTIVES = frozenset({"objectives"})
+
+
+class CompositeReplica(FunctionReplica):
+    """A replica of a composite. Functions, endpoints, judges and tables are opened in it."""
+
+    def __init__(
+        self,
+        config: ServedModelConfig,
+        keys: Keys = NO_KEYS,
+        models: Mapping[str, ModelHandle] | None = None,
+    ) -> None:
+        """Opens the parts; raises as `open_scorer` does.
+
+        Args:
+            config: the composite's settings.
+            keys: API keys of endpoints, where the environment of this process lacks them.
+            models: the reward models among the parts, by their WHERE.
+        """
+        handles = models or {}
+        super().__init__(config, keys, lambda part: ModelPart(part.name, handles[part.where]))
+
+    def about(self) -> dict[str, JsonValue]:
+        """Returns the kind, and the parts under whose names scores come back."""
+        assert isinstance(self.scorer, CompositeScorer)
+        parts: list[JsonValue] = [
+            {"name": name, "low": None, "high": None} for name in self.scorer.names
+        ]
+        return super().about() | {"objectives": parts}
+
+
+class ModelPart:
+    """A reward model that is a part of a composite, behind replicas of its own."""
+
+    def __init__(self, name: str, handle: ModelHandle) -> None:
+        """Takes the handle; nothing is asked.
+
+        Args:
+            name: of the part, for errors.
+            handle: of its replicas.
+        """
+        self.name, self.handle = name, handle
+
+    async def score(self, items: Sequence[Item]) -> tuple[tuple[Score, ...], ...]:
+        """Returns the scores of all items; those that failed as errors of their response."""
+        return tuple(await asyncio.gather(*map(self._item, items)))
+
+    async def _item(self, item: Item) -> tuple[Score, ...]:
+        request = ReplicaRequest(
+            items=(item,), bucket=bucket_of(item), timeout=PART_SECONDS, details=OBJECTIVES
+        )
+        answer = await ask_replica(self.name, self.handle.answer.remote, request)
+        if isinstance(answer, RequestError):
+            failed = Score(error=answer.message, transient=answer.status in (429, 503))
+            return (failed,) * len(item.responses)
+        return answer.items[0]
