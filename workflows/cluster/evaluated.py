@@ -176,7 +176,7 @@ def score_by_driver(where: str, pairs: Path, logger: RunLogger) -> TextScores:
     Raises:
         ValueError: no text has a score.
     """
-    items, ids = _items(pairs)
+    items, ids = prompt_items(pairs)
     scores = asyncio.run(_ask(where, items, logger))
     value_N = np.array([np.nan if score.score is None else score.score for score in scores])
     failed = [score.error for score in scores if score.score is None]
@@ -213,7 +213,7 @@ async def _ask(where: str, items: Sequence[Chat], logger: RunLogger) -> list[Sco
     return scores
 
 
-def _items(pairs: Path) -> tuple[list[Chat], list[str]]:
+def prompt_items(pairs: Path) -> tuple[list[Chat], list[str]]:
     """Returns each prompt with all of its responses once, and the ids of the texts."""
     prompts: dict[str, list[dict[str, Any]]] = {}
     responses: dict[str, dict[str, None]] = {}
