@@ -212,7 +212,8 @@ def _escalation(
 ) -> tuple[CompositeConfig, dict[str, Array], list[str]]:
     """Returns the fitted composite, the margins of it and its rivals, and what is to be said."""
     groups = scored.groups(scored.values[rule.first])
-    spread = pooled_spread(groups)
+    fitted_N = np.where(scored.texts_of(rows), scored.values[rule.first], np.nan)
+    spread = pooled_spread(scored.groups(fitted_N))
     unit_N = np.concatenate([np.full(len(g), group_unit(g, spread)) for g in groups])
     z_P = scored.margins(scored.values[rule.first]) / unit_N[scored.chosen_P]
     key_P = pairs.split.key_N

@@ -335,23 +335,27 @@ class CompositeConfig:
             ValueError: a scale, a threshold or an escalation has no statistics, or the margins of
                 an escalation tell nothing.
         """
-        advice = "run `python -m jobs.calibrate FILE --pairs PAIRS`, which writes it there"
-        needs = self.scale == "frozen"
-        absent = f"{'scale' if not isinstance(self.rule, Hierarchy) else 'rule.threshold'}"
-        require(not needs or self.fitted is not None, absent, "frozen", f"fitted first: {advice}")
-        match self.rule:
-            case Hierarchy(threshold=None):
-                threshold = self.fitted.threshold if self.fitted else None
-                require(threshold is not None, "rule.threshold", None, f"fitted or set: {advice}")
-            case Escalation():
-                fit = self.fitted.escalation if self.fitted else None
-                require(fit is not None, "rule.share", self.rule.share, f"fitted first: {advice}")
-                assert fit is not None
-                allowed = (
-                    f"a part whose margins tell where {self.rule.second!r} helps, and on the fitted"
-                    f" pairs they do not (area {fit.area:.4f} [{fit.area_low:.4f}, "
-                    f"{fit.area_high:.4f}]): name {self.rule.second!r} alone"
-                )
-                require(fit.is_informative, "rule.first", self.rule.first, allowed)
-            case _:
-                pass
+        rule, fit = self.rule, self.fitted
+        what = f"`rule.kind`: {rule.kind!r}"  # a key that every file has, and so a line
+        fits = "`python -m jobs.calibrate FILE --pairs PAIRS` fits and writes it"
+        if isinstance(rule, Hierarchy) and rule.threshold is None:
+            has_threshold = fit is not None and fit.threshold is not None
+            if not has_threshold:
+                raise ValueError(f"{what} has no threshold, set or fitted: {fits}")
+        if self.scale == "frozen" and fit is None:
+            raise ValueError(
+                f"{what} is of scores in frozen means and deviations, of which the file has none: "
+                f"{fits}"
+            )
+        if not isinstance(rule, Escalation):
+            return
+        if fit is None or fit.escalation is None:
+            raise ValueError(f"{what} has no fitted threshold: {fits}")
+        numbers = fit.escalation
+        if not numbers.is_informative:
+            raise ValueError(
+                f"`rule.first`: the margins of {rule.first!r} do not tell where {rule.second!r} "
+                f"helps: on the fitted pairs asking by margin lies above random calls by an area "
+                f"of {numbers.area:.4f} [{numbers.area_low:.4f}, {numbers.area_high:.4f}]. Name "
+                f"{rule.second!r} alone"
+            )

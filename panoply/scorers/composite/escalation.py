@@ -85,7 +85,8 @@ def fit_escalation(
     an interval over resampled groups, and margins are informative where all of that is above 0.
 
     Args:
-        z_P: margins of A in units of their groups, of the better response less the worse.
+        z_P: margins of A in units of their groups, of the better response less the worse; pairs
+            that miss it are left out.
         verdict_P: margins of B likewise; NaN where it gave none.
         groups_P: prompt of each pair.
         spread: frozen spread of A's scores, of which their units are made.
@@ -95,8 +96,9 @@ def fit_escalation(
     Raises:
         ValueError: no pair has both margins.
     """
-    z, verdict = np.asarray(z_P, np.float64), np.asarray(verdict_P, np.float64)
-    groups = np.asarray(groups_P)
+    has_margin = np.isfinite(np.asarray(z_P, np.float64))
+    z, verdict = np.asarray(z_P)[has_margin], np.asarray(verdict_P, np.float64)[has_margin]
+    groups = np.asarray(groups_P)[has_margin]
     slope, fused_slope, weight = _coefficients(z, verdict)
     index, num_groups = group_index(groups)
     fold_G = np.random.default_rng(seed).permutation(num_groups) % FOLDS

@@ -117,7 +117,8 @@ class CompositeScorer:
         values_n = np.full(len(item.responses), np.nan)
         if names and responses_n.any():
             z_Kn = np.array([self._scaled(name, answers[name], responses_n) for name in names])
-            values_n[responses_n] = pooled(rule, z_Kn, self._quorum_weights(names))
+            with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is an error
+                values_n[responses_n] = pooled(rule, z_Kn, self._quorum_weights(names))
         return _scores(values_n, answers)
 
     async def _behind_first(
@@ -223,9 +224,10 @@ class CompositeScorer:
 
     def _quorum_weights(self, names: Sequence[str]) -> Array:
         """Returns the weights of the parts that a quorum has, in all as much as those of all."""
-        weights, size = self._weights(names), np.abs(self._weights(self.names)).sum()
-        present = np.abs(weights).sum()
-        return weights * size / present if present else weights
+        weights = self._weights(names)
+        present, whole = np.abs(weights).sum(), np.abs(self._weights(self.names)).sum()
+        is_part = len(names) < len(self.names) and present > 0
+        return weights * (whole / present) if is_part else weights
 
     def _scaled(self, name: str, scores: PartScores, used_n: Bools | None = None) -> Array:
         """Returns a part's scores in the unit of the file, clipped; of the used responses alone."""
