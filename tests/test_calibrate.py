@@ -86,7 +86,7 @@ def test_a_sum_is_fitted_into_its_file_and_then_scores_as_it_was_reported(tmp_pa
     expected = 3 * good.weight / good.deviation - noise.weight / noise.deviation
     assert first.score - second.score == pytest.approx(expected)
     section = calibrated(result)
-    assert [row.name for row in section.blocks[0].rows][0] == "composite"
+    assert section.blocks[0].rows[0].name == "composite"
     assert any("good" in block for block in section.blocks[1:])
 
 
