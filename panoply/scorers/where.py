@@ -6,6 +6,7 @@
 | `function:MODULE:NAME`, `function:FILE.py:NAME` | a Python function |
 | `DIALECT+URL#MODEL`, `DIALECT+URL?key_variable=NAME#MODEL` | an endpoint of another server |
 | `replay:FILE` | recorded scores |
+| `judge:FILE.yaml` | a judge: a language model that is asked for verdicts |
 
 A new kind of scorer is its own module, and here a class, its prefix and its case.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Protocol, TypeAlias, assert_never
 
 import httpx2
@@ -76,7 +78,16 @@ class RecordedScores:
     file: str
 
 
-Where: TypeAlias = LocalModel | PythonFunction | RemoteEndpoint | RecordedScores
+@dataclass(frozen=True, slots=True)
+class JudgeFile:
+    """A judge behind an OpenAI-compatible server."""
+
+    kind: ClassVar[str] = "judge"
+    file: str
+    """Its settings, in YAML."""
+
+
+Where: TypeAlias = LocalModel | PythonFunction | RemoteEndpoint | RecordedScores | JudgeFile
 
 
 def parse_where(where: str) -> Where:
@@ -89,6 +100,8 @@ def parse_where(where: str) -> Where:
         return PythonFunction(where.removeprefix("function:"))
     if where.startswith("replay:"):
         return RecordedScores(where.removeprefix("replay:"))
+    if where.startswith("judge:"):
+        return JudgeFile(where.removeprefix("judge:"))
     if "://" not in where or where.startswith("models:/"):
         return LocalModel(where)
     scheme, _, rest = where.partition("://")
@@ -108,6 +121,26 @@ def parse_where(where: str) -> Where:
     return RemoteEndpoint(url, dialect, address.model, address.key_variable, template)
 
 
+def key_variables(where: Where) -> list[str]:
+    """Returns the environment variables that hold the keys of a scorer's servers.
+
+    Raises:
+        ValueError, OSError: the settings of a judge cannot be read.
+    """
+    match where:
+        case RemoteEndpoint():
+            variable = where.key_variable
+        case JudgeFile():
+            from panoply.config.judge import JudgeConfig
+            from panoply.config.yaml_lines import read_settings
+
+            path = Path(where.file).expanduser()
+            variable = read_settings(path, JudgeConfig).server.address.key_variable
+        case _:
+            return []
+    return [variable] if variable else []
+
+
 def open_scorer(config: ServedModelConfig, *, on_node: bool = True) -> Scorer:
     """Returns what scores behind a name, where that is no model of this cluster.
 
@@ -116,8 +149,8 @@ def open_scorer(config: ServedModelConfig, *, on_node: bool = True) -> Scorer:
         on_node: whether this is the node on which it runs, which holds the key of an endpoint.
 
     Raises:
-        ValueError, FileNotFoundError: there is no such function or table, or the endpoint cannot
-            be asked so.
+        ValueError, FileNotFoundError: there is no such function, table or file of settings, one of
+            the settings is wrong, or the endpoint cannot be asked so.
     """
     match where := parse_where(config.where):
         case LocalModel():
@@ -134,5 +167,11 @@ def open_scorer(config: ServedModelConfig, *, on_node: bool = True) -> Scorer:
                 template=where.template,
                 api_key_env=where.key_variable if on_node else "",
             )
+        case JudgeFile():
+            # The client of OpenAI takes a second to load.
+            from panoply.scorers.judge.scorer import JudgeScorer
+
+            replicas = config.scaling.max_replicas
+            return JudgeScorer(where.file, on_node=on_node, replicas=replicas)
         case _:
             assert_never(where)
