@@ -49,7 +49,7 @@ def test_each_form_of_where_names_its_kind_of_scorer(where, expected):
 
 def test_every_kind_has_a_name_of_its_own():
     kinds = [kind.kind for kind in get_args(Where)]
-    assert sorted(kinds) == ["function", "model", "remote", "replay"]
+    assert sorted(kinds) == ["function", "judge", "model", "remote", "replay"]
 
 
 def test_a_scorer_is_opened_by_its_where_and_a_wrong_one_is_named():

@@ -13,10 +13,10 @@ A new kind of scorer is its own module, and here a class, its prefix and its cas
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol, TypeAlias, assert_never
+from typing import ClassVar, Protocol, TypeAlias, assert_never, runtime_checkable
 
 import httpx2
 
@@ -25,6 +25,7 @@ from panoply.scorers.endpoint import EndpointScorer
 from panoply.scorers.function import load_function
 from panoply.scorers.recorded import RecordedScorer
 from panoply.secret import Address, without_secrets
+from panoply.wire.breaker import CircuitState
 from panoply.wire.chat_templates import TEMPLATES
 from panoply.wire.request import Item, Score
 
@@ -34,6 +35,25 @@ class Scorer(Protocol):
 
     async def score(self, items: Sequence[Item]) -> tuple[tuple[Score, ...], ...]:
         """Returns the scores of all items; those that failed as errors of their response."""
+        ...
+
+
+@runtime_checkable
+class BehindCircuit(Protocol):
+    """Scorer that is left alone for a while after it failed."""
+
+    @property
+    def circuit(self) -> CircuitState:
+        """State of the circuit to what scores."""
+        ...
+
+
+@runtime_checkable
+class Counting(Protocol):
+    """Scorer that counts what it does and costs."""
+
+    def counts(self) -> Mapping[str, float]:
+        """Returns numbers since the start, which only grow, by name."""
         ...
 
 

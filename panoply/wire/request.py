@@ -112,7 +112,7 @@ class Driver:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class JudgeVerdict:
     """Answer of a judge about one response to a prompt, or about several that it was shown."""
 
     text: str
@@ -134,7 +134,7 @@ class Details:
     objectives: Mapping[str, float] = field(default_factory=dict[str, float])
     gate: Mapping[str, float] = field(default_factory=dict[str, float])
     drivers: tuple[Driver, ...] = ()
-    verdicts: tuple[Verdict, ...] = ()
+    verdicts: tuple[JudgeVerdict, ...] = ()
     """Answers of a judge from which the score comes."""
     usage: Mapping[str, float] = field(default_factory=dict[str, float])
     """Share of the score in what a judge cost: `calls`, `cached` answers, `input_tokens`,

@@ -33,6 +33,7 @@ from panoply.wire.request import (
     Details,
     Driver,
     Item,
+    JudgeVerdict,
     ModelAnswer,
     Payload,
     RenderedText,
@@ -40,7 +41,6 @@ from panoply.wire.request import (
     ScoreAnswer,
     ScoreRequest,
     Tokens,
-    Verdict,
     cut_mark,
     sigmoid,
 )
@@ -181,7 +181,7 @@ class ScoreEntry(BaseModel):
     objectives: dict[str, FiniteFloat] = {}
     gate: dict[str, FiniteFloat] = {}
     drivers: tuple[Driver, ...] = ()
-    verdicts: tuple[Verdict, ...] = ()
+    verdicts: tuple[JudgeVerdict, ...] = ()
     usage: dict[str, FiniteFloat] = {}
     num_tokens: int = 0
     num_cut: int = 0

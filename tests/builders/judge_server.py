@@ -40,12 +40,15 @@ def shown(body):
     return {name: content for name, _, content in parts} or {"": text}
 
 
-@contextmanager
-def judging(answer):
-    """A server that answers what `answer` makes of a request's body.
+REFUSAL = (400, {}, {"error": {"message": "messages are missing"}})
 
-    `answer` returns a text, the body of a completion, (status, headers, body), or `DROP`. The
-    address and all requests are yielded: (path, headers, body, time).
+
+@contextmanager
+def judging(answer, empty=REFUSAL):
+    """A server that answers what `answer` makes of a request's body, and `empty` to an empty one.
+
+    An answer is a text, the body of a completion, (status, headers, body), or `DROP`. The address
+    and all requests are yielded: (path, headers, body, time).
     """
     seen = []
 
@@ -56,10 +59,7 @@ def judging(answer):
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             headers = {name.lower(): value for name, value in self.headers.items()}
             seen.append((self.path, headers, body, time.monotonic()))
-            if not body:
-                reply = (400, {}, {"error": {"message": "messages are missing"}})
-            else:
-                reply = answer(body)
+            reply = answer(body) if body else empty
             if reply == DROP:
                 self.close_connection = True
                 return

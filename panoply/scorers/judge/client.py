@@ -55,9 +55,9 @@ class JudgeError(Exception):
 class Spending:
     """Answers, tokens and costs of a judge since it was started."""
 
-    num_calls: int = 0
+    calls: int = 0
     """Answers of the server."""
-    num_cached: int = 0
+    cached: int = 0
     """Answers of the cache."""
     input_tokens: int = 0
     """Tokens read, estimated where the server does not tell."""
@@ -163,7 +163,7 @@ class JudgeClient:
         read = num_estimated if answer.input_tokens is None else answer.input_tokens
         written = answer.output_tokens or 0
         self._tokens.charge(read + written - num_estimated)
-        self.spending.num_calls += 1
+        self.spending.calls += 1
         self.spending.input_tokens += read
         self.spending.output_tokens += written
         self.spending.cost += self._price(read, written)

@@ -72,8 +72,9 @@ class LimitedHttp(httpx2.AsyncClient):
         """
         await asyncio.sleep(self._requests.take(1))
         begun = time.monotonic()
+        options["stream"] = True
         try:
-            response = await super().send(request, **(options | {"stream": True}))
+            response = await super().send(request, **options)
             try:
                 body = await read_body(response)
             except UnreadableAnswer:

@@ -42,13 +42,13 @@ Result: TypeAlias = Judged | JudgeError
 class PairTally:
     """Verdicts on pairs since the start, by the order in which their responses were shown."""
 
-    num_pairs: int = 0
+    pairs: int = 0
     """Pairs that were judged in both orders."""
-    num_inconsistent: int = 0
+    inconsistent_pairs: int = 0
     """Pairs of which the order decided: twice the first one was better, or twice the second one."""
-    num_decided: int = 0
+    decided: int = 0
     """Verdicts on a pair in one order that are no tie."""
-    num_first: int = 0
+    preferred_first: int = 0
     """Those that prefer the response shown first."""
 
     def add(self, first: float, swapped: float) -> None:
@@ -58,10 +58,10 @@ class PairTally:
             first: probability that the first response shown is better.
             swapped: the same in the other order.
         """
-        self.num_pairs += 1
-        self.num_inconsistent += (first - 0.5) * (swapped - 0.5) > 0
-        self.num_decided += (first != 0.5) + (swapped != 0.5)
-        self.num_first += (first > 0.5) + (swapped > 0.5)
+        self.pairs += 1
+        self.inconsistent_pairs += (first - 0.5) * (swapped - 0.5) > 0
+        self.decided += (first != 0.5) + (swapped != 0.5)
+        self.preferred_first += (first > 0.5) + (swapped > 0.5)
 
 
 class JudgeScorer:
@@ -104,9 +104,9 @@ class JudgeScorer:
         await self.client.close()
 
     def counts(self) -> dict[str, float]:
-        """Returns answers, tokens, costs and pairs since the start, by name."""
-        counts = asdict(self.client.spending) | asdict(self.pairs)
-        return counts | {"num_unread": self.judge.num_unread}
+        """Returns answers, tokens, costs and verdicts on pairs since the start, by name."""
+        counts: dict[str, float] = {**asdict(self.client.spending), **asdict(self.pairs)}
+        return {**counts, "unread": self.judge.num_unread}
 
     async def score(self, items: Sequence[Item]) -> tuple[tuple[Score, ...], ...]:
         """Returns the scores of all items; those that failed as errors of their response."""
@@ -250,7 +250,12 @@ def _with_details(score: Score, results: Sequence[Result]) -> Score:
     if score.error:
         return score
     judged = _judged(results)
-    usage = dict.fromkeys(("calls", "cached", "input_tokens", "output_tokens"), 0.0)
+    usage: dict[str, float] = {
+        "calls": 0.0,
+        "cached": 0.0,
+        "input_tokens": 0.0,
+        "output_tokens": 0.0,
+    }
     costs: list[float | None] = []
     for result in judged:
         share = 1 / len(result.verdict.shown)

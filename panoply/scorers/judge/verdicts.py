@@ -13,7 +13,7 @@ from panoply.scorers.judge.cache import AnswerCache
 from panoply.scorers.judge.client import JudgeClient, JudgeError
 from panoply.scorers.judge.parse import NoVerdict
 from panoply.scorers.judge.prompts import JudgePrompt, Question
-from panoply.wire.request import Chat, Verdict
+from panoply.wire.request import Chat, JudgeVerdict
 
 QUESTIONS_AT_ONCE = 256
 """Questions that are written at the same time: each holds its texts."""
@@ -23,9 +23,9 @@ LOG = logging.getLogger("ray.serve")
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """Verdict, and what it cost now."""
+    """JudgeVerdict, and what it cost now."""
 
-    verdict: Verdict
+    verdict: JudgeVerdict
     numbers: tuple[float, ...]
     """Values of the verdict, in their order (`panoply.scorers.judge.parse`)."""
     answer: JudgeAnswer
@@ -102,7 +102,7 @@ class Judge:
         names = reader.names(criteria, len(shown))
         values = dict(zip(names, numbers, strict=True))
         return Judged(
-            verdict=Verdict(answer.text, values, shown),
+            verdict=JudgeVerdict(answer.text, values, shown),
             numbers=numbers,
             answer=answer,
             is_cached=is_cached,
@@ -118,7 +118,7 @@ class Judge:
         except OSError as error:
             LOG.warning("the cache of judges' answers cannot be read: %s", error)
             return None
-        self.client.spending.num_cached += answer is not None
+        self.client.spending.cached += answer is not None
         return answer
 
     async def _keep(self, key: str, answer: JudgeAnswer) -> JudgeAnswer:
