@@ -1,4 +1,4 @@
-"""Examine a reward model: `python -m jobs.doctor MODEL`."""
+"""Examine a reward model or a judge: `python -m jobs.doctor MODEL`."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ def main(
     json: str = "",
     trust_remote_code: bool = False,
 ) -> None:
-    """Checks what a reward model reads and what moves its scores, and says what to do about it.
+    """Checks what a scorer reads and what moves its scores, and says what to do about it.
 
-    Template and its date, BOS, padding, which token is scored, alone against batches and token
-    trees, bfloat16 against float32, truncation, speed, and the scores of plain transformers. The
-    exit code is 1 where a check fails.
+    Of a reward model: template and its date, BOS, padding, which token is scored, alone against
+    batches and token trees, bfloat16 against float32, truncation, speed, and the scores of plain
+    transformers. Of a judge: verdicts, order, cost, and instructions in a response. The exit code
+    is 1 where a check fails.
 
     Args:
-        model: a folder of ours, a published model's folder, or a hub name 'owner/name'.
+        model: a folder of ours, a published model's folder, or a hub name 'owner/name'; or
+            'judge:FILE.yaml', a judge, which is asked about a dozen responses to small questions.
         json: file that the findings are written to, with their numbers.
         trust_remote_code: run the model's own code where its layout is unknown.
     """

@@ -1,4 +1,4 @@
-"""The doctor: every check of one reward model with its verdict, as a table and as JSON."""
+"""The doctor: every check of a reward model or judge with its verdict, as a table and JSON."""
 
 from __future__ import annotations
 
@@ -13,17 +13,24 @@ from rich.text import Text
 from panoply.files import write_json
 from panoply.hub.doctor import examine
 from panoply.measure.conformance import Finding
+from panoply.scorers.judge.doctor import examine_judge
+from panoply.scorers.where import JudgeFile, parse_where
 
 STYLES = {"ok": "green", "warning": "yellow", "fail": "bold red"}
 
 
 def run_doctor(name: str, json: str, *, trust_remote_code: bool) -> list[Finding]:
-    """Examines a model and writes the findings to a JSON file, where one is named.
+    """Examines a model or judge and writes the findings to a JSON file, where one is named.
 
     Raises:
-        FileNotFoundError: there is no such model.
+        FileNotFoundError: there is no such model, or no such file of a judge's settings.
+        ValueError: a setting of the judge is wrong.
     """
-    findings = examine(name, trust_remote_code=trust_remote_code)
+    match parse_where(name):
+        case JudgeFile(file=file):
+            findings = examine_judge(file)
+        case _:
+            findings = examine(name, trust_remote_code=trust_remote_code)
     if json:
         path = Path(json).expanduser()
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@
 | `function:MODULE:NAME`, `function:FILE.py:NAME` | a Python function |
 | `DIALECT+URL#MODEL`, `DIALECT+URL?key_variable=NAME#MODEL` | an endpoint of another server |
 | `replay:FILE` | recorded scores |
+| `judge:FILE.yaml` | a judge: a language model that is asked for verdicts |
 | `combine:FILE.yaml` | several scorers in one, by a rule |
 
 A new kind of scorer is its own module, and here a class, its prefix and its case.
@@ -13,10 +14,10 @@ A new kind of scorer is its own module, and here a class, its prefix and its cas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Protocol, TypeAlias, assert_never
+from typing import ClassVar, Protocol, TypeAlias, assert_never, runtime_checkable
 
 import httpx2
 
@@ -25,6 +26,7 @@ from panoply.scorers.endpoint import EndpointScorer
 from panoply.scorers.function import load_function
 from panoply.scorers.recorded import RecordedScorer
 from panoply.secret import Address, without_secrets
+from panoply.wire.breaker import CircuitState
 from panoply.wire.chat_templates import TEMPLATES
 from panoply.wire.request import Item, Score
 
@@ -34,6 +36,25 @@ class Scorer(Protocol):
 
     async def score(self, items: Sequence[Item]) -> tuple[tuple[Score, ...], ...]:
         """Returns the scores of all items; those that failed as errors of their response."""
+        ...
+
+
+@runtime_checkable
+class BehindCircuit(Protocol):
+    """Scorer that is left alone for a while after it failed."""
+
+    @property
+    def circuit(self) -> CircuitState:
+        """State of the circuit to what scores."""
+        ...
+
+
+@runtime_checkable
+class Counting(Protocol):
+    """Scorer that counts what it does and costs."""
+
+    def counts(self) -> Mapping[str, float]:
+        """Returns numbers since the start, which only grow, by name."""
         ...
 
 
@@ -79,6 +100,15 @@ class RecordedScores:
 
 
 @dataclass(frozen=True, slots=True)
+class JudgeFile:
+    """A judge behind an OpenAI-compatible server."""
+
+    kind: ClassVar[str] = "judge"
+    file: str
+    """Its settings, in YAML."""
+
+
+@dataclass(frozen=True, slots=True)
 class CombinedScorers:
     """Several scorers in one."""
 
@@ -87,7 +117,9 @@ class CombinedScorers:
     """Its settings, in YAML."""
 
 
-Where: TypeAlias = LocalModel | PythonFunction | RemoteEndpoint | RecordedScores | CombinedScorers
+Where: TypeAlias = (
+    LocalModel | PythonFunction | RemoteEndpoint | RecordedScores | JudgeFile | CombinedScorers
+)
 OpenModel: TypeAlias = Callable[[ServedModelConfig], Scorer]
 """Opens a reward model that is a part of a composite."""
 
@@ -102,6 +134,8 @@ def parse_where(where: str) -> Where:
         return PythonFunction(where.removeprefix("function:"))
     if where.startswith("replay:"):
         return RecordedScores(where.removeprefix("replay:"))
+    if where.startswith("judge:"):
+        return JudgeFile(where.removeprefix("judge:"))
     if where.startswith("combine:"):
         return CombinedScorers(where.removeprefix("combine:"))
     if "://" not in where or where.startswith("models:/"):
@@ -127,18 +161,24 @@ def key_variables(where: Where) -> list[str]:
     """Returns the environment variables that hold the keys of a scorer's servers.
 
     Raises:
-        ValueError, OSError: the settings of a composite cannot be read.
+        ValueError, OSError: the settings of a judge or a composite cannot be read.
     """
     match where:
         case RemoteEndpoint():
-            return [where.key_variable] if where.key_variable else []
+            variables = [where.key_variable]
+        case JudgeFile():
+            from panoply.config.judge import JudgeConfig
+            from panoply.config.yaml_lines import read_settings
+
+            path = Path(where.file).expanduser()
+            variables = [read_settings(path, JudgeConfig).server.address.key_variable]
         case CombinedScorers():
-            variables: list[str] = []
+            variables = []
             for part in _parts(where).values():
                 variables += key_variables(parse_where(part))
-            return variables
         case _:
-            return []
+            variables = []
+    return [variable for variable in variables if variable]
 
 
 def local_models(config: ServedModelConfig) -> list[ServedModelConfig]:
@@ -200,6 +240,12 @@ def open_scorer(
                 template=where.template,
                 api_key_env=where.key_variable if on_node else "",
             )
+        case JudgeFile():
+            # The client of OpenAI takes a second to load.
+            from panoply.scorers.judge.scorer import JudgeScorer
+
+            replicas = config.scaling.max_replicas
+            return JudgeScorer(where.file, on_node=on_node, replicas=replicas)
         case CombinedScorers():
             from panoply.scorers.composite.opening import open_composite
 

@@ -24,7 +24,7 @@ def endpoint_variables(scorers: Sequence[ServedModelConfig]) -> list[str]:
     """Returns the variables that hold the keys of other servers.
 
     Raises:
-        ValueError, OSError: the settings of a composite cannot be read.
+        ValueError, OSError: the settings of a judge or a composite cannot be read.
     """
     variables: list[str] = []
     for scorer in scorers:

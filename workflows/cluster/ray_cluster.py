@@ -23,8 +23,8 @@ from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.placement_group import placement_group, remove_placement_group
 
+from panoply.files import cache_root
 from panoply.hub.backbone.pretrained import silence_libraries
-from panoply.hub.backbone.smollm2 import cache_root
 from panoply.lease import guarded, lease_above
 from panoply.report.progress import RunLogger, Terminated
 from workflows import LOOPBACK_ONLY, starts_cluster

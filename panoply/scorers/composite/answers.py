@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
-from panoply.wire.request import Item, Score, Tokens, abbreviate, scored
+from panoply.wire.request import Item, Score, Tokens, JudgeVerdict, abbreviate, scored
 
 PartScores: TypeAlias = list[Score | None]
 """Scores of a part by response; None where it was not asked."""
@@ -19,15 +19,35 @@ def responses_of(item: Item, places: Sequence[int]) -> Item:
     return replace(item, responses=tuple(item.responses[place] for place in places))
 
 
+def at_places(score: Score, places: Sequence[int]) -> Score:
+    """Returns a score of some responses to a prompt, its verdicts with their places among all.
+
+    Args:
+        score: of a part that was asked about some responses.
+        places: of those responses, in their order.
+    """
+    if not score.details.verdicts:
+        return score
+    verdicts = [
+        replace(verdict, shown=tuple(places[shown] for shown in verdict.shown))
+        for verdict in score.details.verdicts
+    ]
+    return replace(score, details=replace(score.details, verdicts=tuple(verdicts)))
+
+
 def composite_score(
-    value: float, by_part: Mapping[str, Score | None], more: Mapping[str, float] | None = None
+    value: float,
+    by_part: Mapping[str, Score | None],
+    more: Mapping[str, float] | None = None,
+    evidence: Sequence[Score] = (),
 ) -> Score:
     """Returns a composite's number with its parts' as details.
 
     Args:
         value: the number; an error where it is not finite.
         by_part: score of each part; None where it was not asked.
-        more: further details.
+        more: further numbers.
+        evidence: further scores whose verdicts and costs count.
     """
     objectives: dict[str, float] = {}
     num_tokens = num_cut = 0
@@ -39,7 +59,18 @@ def composite_score(
             objectives[f"{name}.{objective}"] = rating
         num_tokens, num_cut = max(num_tokens, score.num_tokens), max(num_cut, score.num_cut)
     objectives |= more or {}
-    return scored(value, objectives=objectives, num_tokens=num_tokens, num_cut=num_cut)
+    result = scored(value, objectives=objectives, num_tokens=num_tokens, num_cut=num_cut)
+    verdicts: list[JudgeVerdict] = []
+    usage: dict[str, float] = {}
+    for score in (*by_part.values(), *evidence):
+        if score is not None:
+            verdicts += score.details.verdicts
+            for name, number in score.details.usage.items():
+                usage[name] = usage.get(name, 0.0) + number
+    if not (verdicts or usage):
+        return result
+    details = replace(result.details, verdicts=tuple(verdicts), usage=usage)
+    return replace(result, details=details)
 
 
 def failure(by_part: Mapping[str, Score | None]) -> Score:

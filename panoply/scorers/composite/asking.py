@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from panoply.config.composite import Asks, Escalation, EscalationFit
-from panoply.scorers.composite.answers import PartScores, composite_score, failure
+from panoply.scorers.composite.answers import PartScores, at_places, composite_score, failure
 from panoply.scorers.composite.escalation import fused_scores, group_unit, unsure_pairs
 from panoply.types import Array
 from panoply.wire.request import Item, Score
@@ -82,6 +82,8 @@ class Escalated:
         self.verdict_nn = np.full((size, size), np.nan)
         self.failed: dict[int, Score] = {}
         """Errors of the second part, by response."""
+        self.evidence: list[list[Score]] = [[] for _ in first]
+        """Scores of the second part, by response."""
         self.pairs: list[UnsurePair] = []
         """Pairs about which the second part is asked."""
 
@@ -104,6 +106,8 @@ class Escalated:
     def learn(self, places: Sequence[int], scores: Sequence[Score]) -> None:
         """Takes over the second part's scores of some responses, for the pairs asked about."""
         by_place = dict(zip(places, scores, strict=True))
+        for place, score in by_place.items():
+            self.evidence[place].append(at_places(score, places))
         for pair in self.pairs:
             a, b = by_place.get(pair.a), by_place.get(pair.b)
             if a is None or b is None:
@@ -130,10 +134,11 @@ class Escalated:
             elif place not in value:
                 results.append(failure(by_part))
             else:
-                results.append(composite_score(value[place], by_part, self._evidence(place)))
+                more, evidence = self._margins(place), self.evidence[place]
+                results.append(composite_score(value[place], by_part, more, evidence))
         return tuple(results)
 
-    def _evidence(self, place: int) -> dict[str, float]:
+    def _margins(self, place: int) -> dict[str, float]:
         """Returns the second part's mean margin of a response, and the pairs that it is of."""
         verdicts: Array = self.verdict_nn[place]
         num = int(np.isfinite(verdicts).sum())

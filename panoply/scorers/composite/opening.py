@@ -7,7 +7,8 @@ from pathlib import Path
 
 from panoply.config.composite import CompositeConfig
 from panoply.config.yaml_lines import read_settings, with_line
-from panoply.scorers.composite.scorer import CompositeScorer, Part
+from panoply.scorers.composite.scorer import CompositeScorer
+from panoply.scorers.where import Scorer
 
 PREFIX = "combine:"
 OF_FILES = ("replay", "judge", "combine", "bandit")
@@ -28,7 +29,7 @@ def read_composite(file: Path, *, is_fitted: bool = True) -> CompositeConfig:
     return read_settings(file, CompositeConfig)
 
 
-def open_composite(file: Path, open_part: Callable[[str, str], Part]) -> CompositeScorer:
+def open_composite(file: Path, open_part: Callable[[str, str], Scorer]) -> CompositeScorer:
     """Returns the scorer of a composite with its parts opened.
 
     Args:
@@ -39,7 +40,7 @@ def open_composite(file: Path, open_part: Callable[[str, str], Part]) -> Composi
         ValueError, OSError: as `read_composite`; or a part cannot be opened.
     """
     config = read_composite(file)
-    parts: dict[str, Part] = {}
+    parts: dict[str, Scorer] = {}
     for name, where in part_places(file, config).items():
         with with_line(file):
             try:

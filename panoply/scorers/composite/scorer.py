@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from time import monotonic
-from typing import Protocol, TypeAlias, assert_never
+from typing import TypeAlias, assert_never
 
 import numpy as np
 
@@ -18,21 +18,20 @@ from panoply.config.composite import (
     Hierarchy,
     PooledRule,
 )
-from panoply.scorers.composite.answers import PartScores, composite_score, failure, responses_of
+from panoply.scorers.composite.answers import (
+    PartScores,
+    at_places,
+    composite_score,
+    failure,
+    responses_of,
+)
 from panoply.scorers.composite.asking import CallBudget, Escalated, UnsurePair
 from panoply.scorers.composite.rules import hierarchy, pooled, scaled, usable
+from panoply.scorers.where import Counting, Scorer
 from panoply.types import Array, Bools
 from panoply.wire.request import Item, Score, Tokens
 
 ItemScores: TypeAlias = tuple[Score, ...]
-
-
-class Part(Protocol):
-    """Scores items; see `panoply.scorers.where.Scorer`."""
-
-    async def score(self, items: Sequence[Item]) -> tuple[tuple[Score, ...], ...]:
-        """Returns the scores of all items; those that failed as errors of their response."""
-        ...
 
 
 class CompositeScorer:
@@ -45,7 +44,7 @@ class CompositeScorer:
     def __init__(
         self,
         config: CompositeConfig,
-        parts: Mapping[str, Part],
+        parts: Mapping[str, Scorer],
         clock: Callable[[], float] = monotonic,
     ) -> None:
         """Checks that what is fitted suffices.
@@ -63,6 +62,19 @@ class CompositeScorer:
         self.names = tuple(config.parts)
         limit = config.rule.calls_per_minute if isinstance(config.rule, Escalation) else 0.0
         self.budget = CallBudget(limit, clock)
+        self.num_unsure = self.num_asked = 0
+        """Pairs of an escalation below its threshold, and those that the budget had calls for."""
+
+    def counts(self) -> dict[str, float]:
+        """Returns the sums of what the parts count, and the pairs that were asked about."""
+        sums: dict[str, float] = {}
+        for part in self.parts.values():
+            if isinstance(part, Counting):
+                for name, number in part.counts().items():
+                    sums[name] = sums.get(name, 0.0) + number
+        if isinstance(self.config.rule, Escalation):
+            sums |= {"unsure_pairs": self.num_unsure, "escalated_pairs": self.num_asked}
+        return sums
 
     async def score(self, items: Sequence[Item]) -> tuple[tuple[Score, ...], ...]:
         """Returns the scores of all items; those that failed as errors of their response."""
@@ -103,7 +115,7 @@ class CompositeScorer:
         answered = await self.parts[name].score([item for item, _ in asked])
         for (_, number), scores in zip(asked, answered, strict=True):
             for place, score in zip(chosen[number], scores, strict=True):
-                by_item[number][place] = score
+                by_item[number][place] = at_places(score, chosen[number])
         return by_item
 
     def _pooled(
@@ -199,6 +211,8 @@ class CompositeScorer:
             unsure += group.unsure(number)
         unsure.sort(key=lambda pair: pair.size)
         taken = self.budget.affordable(unsure, rule.asks)
+        self.num_unsure += len(unsure)
+        self.num_asked += len(taken)
         asked = [
             (group, by_item)
             for number, group in enumerate(groups)
