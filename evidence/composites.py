@@ -1,9 +1,9 @@
 """Composites of recorded reward models: `python -m evidence.composites --scores FILE --json OUT`.
 
 FILE is a Parquet table with a row for each candidate answer: `item, candidate, is_correct` and a
-column `score_*` for each reward model; each item has one right candidate. Items are split in halves,
-20 times: means, deviations, weights and the best single model come from one half, and accuracy (the
-right candidate strictly above all others of its item) from the other.
+column `score_*` for each reward model; each item has one right candidate. Items are split in
+halves, 20 times: means, deviations, weights and the best single model come from one half, and
+accuracy (the right candidate strictly above all others of its item) from the other.
 
 The fitted sum has Bradley-Terry weights that are not negative; `of the three best` are the models
 that are best on the fitting half.

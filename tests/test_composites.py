@@ -4,6 +4,7 @@ import asyncio
 import math
 import re
 from dataclasses import replace
+from pathlib import Path
 from statistics import fmean, median, pstdev, pvariance
 
 import numpy as np
@@ -31,8 +32,9 @@ from panoply.scorers.composite.opening import read_composite
 from panoply.scorers.composite.rules import hierarchy, pooled, usable
 from panoply.scorers.composite.scorer import CompositeScorer
 from panoply.scorers.where import key_variables, local_models, open_scorer, parse_where
-from panoply.wire.request import Chat, Score, Tokens, scored
+from panoply.wire.request import Chat, Details, JudgeVerdict, Score, Tokens, scored
 
+ROOT = Path(__file__).parents[1]
 USER = {"role": "user", "content": "What is 6 times 7?"}
 TABLE = {
     "a": {"long": 3.0, "short": 1.0, "odd": -2.0},
@@ -171,6 +173,24 @@ def test_parts_come_back_under_their_names_with_their_own_objectives():
     expected = {"a": 3.0, "a.sub": 7.0, "b": 0.5, "b.sub": 7.0, "c": -1.0, "c.sub": 7.0}
     assert result.details.objectives == expected
     assert (result.num_tokens, result.num_cut) == (5, 1)
+
+
+def test_verdicts_of_a_part_say_which_responses_of_the_prompt_they_are_of():
+    judge = Part(TABLE["b"])
+
+    async def judged(items):
+        rows = await Part.score(judge, items)
+        verdict = JudgeVerdict("fine", {"score": 1.0}, (1, 0))
+        details = Details(verdicts=(verdict,), usage={"calls": 1.0})
+        return tuple(tuple(replace(score, details=details) for score in row) for row in rows)
+
+    judge.score = judged
+    parts = {"a": Part(TABLE["a"]), "b": judge, "c": Part(TABLE["c"])}
+    settings = config(Gate(first="c", above=-0.5, otherwise=-9.0))
+    results = scores(settings, parts)
+    assert not results[0].details.verdicts
+    assert results[1].details.verdicts[0].shown == (2, 1)  # of all three, the first was not asked
+    assert results[1].details.usage == {"calls": 1.0}
 
 
 def test_a_part_without_a_score_is_an_error_that_names_it_and_never_a_number():
@@ -367,6 +387,18 @@ def test_keys_and_models_of_all_parts_are_known_before_anything_is_opened(tmp_pa
     assert model.where == str(tmp_path / "model")
     with pytest.raises(ValueError, match=r"is a reward model, which"):
         opened(tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "examples" / "composites").glob("*.yaml")))
+def test_every_example_is_read_and_needs_nothing_but_calibration(file):
+    settings = read_composite(file, is_fitted=False)
+    where = f"combine:{file}"
+    assert len(key_variables(parse_where(where))) == 0
+    if settings.scale == "frozen":
+        with pytest.raises(ValueError, match=r"jobs.calibrate"):
+            open_scorer(ServedModelConfig(name="m", where=where))
+    else:
+        assert open_scorer(ServedModelConfig(name="m", where=where))
 
 
 def test_fitted_numbers_replace_earlier_ones_and_leave_the_files_own_text(tmp_path):

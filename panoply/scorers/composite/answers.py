@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
-from panoply.wire.request import Item, Score, Tokens, JudgeVerdict, abbreviate, scored
+from panoply.wire.request import Item, JudgeVerdict, Score, Tokens, abbreviate, scored
 
 PartScores: TypeAlias = list[Score | None]
 """Scores of a part by response; None where it was not asked."""
