@@ -376,6 +376,28 @@ def test_a_circle_through_another_file_is_named_with_all_files(tmp_path):
         opened(path)
 
 
+def test_a_reward_model_is_loaded_in_process_where_there_is_no_server(tmp_path, small_models):
+    from panoply.hub.artefact.load import load_reward_model
+    from workflows.cluster.resolve_model import model_in_process, resolve_model
+
+    text = GOOD.replace("function:rewards.py:short", str(small_models["scalar"]))
+    config = ServedModelConfig(name="m", where=f"combine:{write(tmp_path, text)}")
+    scorer = open_scorer(resolve_model(config), open_model=model_in_process)
+    items = [ITEM, Chat((), ("no prompt",)), Chat((USER,), ())]
+    first, unread, empty = asyncio.run(scorer.score(items))
+    by_model = load_reward_model(small_models["scalar"]).score([USER], ITEM.responses)
+    expected = [2 * float(s) + len(r) for s, r in zip(by_model, ITEM.responses, strict=True)]
+    assert numbers(first) == pytest.approx(expected, rel=1e-4)
+    assert "part 'short': " in unread[0].error
+    assert empty == ()
+    missing = GOOD.replace("function:rewards.py:short", "nowhere")
+    config = ServedModelConfig(name="m", where=f"combine:{write(tmp_path, missing)}")
+    with pytest.raises(
+        ValueError, match=r"c.yaml:3: `parts.short.where`: .*'nowhere' is no folder"
+    ):
+        resolve_model(config)
+
+
 def test_keys_and_models_of_all_parts_are_known_before_anything_is_opened(tmp_path):
     (tmp_path / "model").mkdir()
     write(tmp_path, GOOD.replace("function:rewards.py:short", "model"))
