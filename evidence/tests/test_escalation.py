@@ -10,13 +10,13 @@ from evidence.escalation import Options, main, read_recorded
 
 @pytest.fixture
 def tables(tmp_path):
-    """60 items of 6 candidates; `score_telling` is right more often where its margin is large.
+    """120 items of 6 candidates; `score_telling` is right more often where its margin is large.
 
     The judge saw every pair in both orders, and prefers the first one shown in some.
     """
     rng = np.random.default_rng(0)
     scores, verdicts = [], []
-    for item in range(60):
+    for item in range(120):
         quality = np.array([1.2, 0, 0, 0, 0, 0]) + 0.3 * rng.normal(size=6)
         telling = quality + rng.normal(size=6)
         for candidate in range(6):
@@ -37,7 +37,7 @@ def tables(tmp_path):
 
 def test_verdicts_in_two_orders_are_averaged_over_those_that_there_are(tables):
     pairs = read_recorded(*tables, "judge")["telling"]
-    assert len(pairs.verdict_P) == 300
+    assert len(pairs.verdict_P) == 600
     assert set(pairs.verdict_P.tolist()) == {1.0, 0.0}
     scores = pq.read_table(tables[0]).to_pandas().set_index(["item", "candidate"]).score_telling
     assert pairs.margin_P[7] == pytest.approx(scores[1, 0] - scores[1, 3])

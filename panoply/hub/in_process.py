@@ -9,7 +9,10 @@ from typing import Any
 
 from panoply.config.serve import ServedModelConfig
 from panoply.serve.calls import ReplicaRequest, each_alone
-from panoply.wire.request import Item, Score
+from panoply.wire.request import Chat, Item, Score
+
+OBJECTIVES = frozenset({"objectives"})
+"""Details that a composite passes on."""
 
 
 class InProcessModel:
@@ -37,9 +40,11 @@ class InProcessModel:
             return await asyncio.to_thread(lambda: tuple(map(self._item, items)))
 
     def _item(self, item: Item) -> tuple[Score, ...]:
-        request = ReplicaRequest(
-            items=(item,), bucket=0, timeout=0.0, details=frozenset({"objectives"})
-        )
+        """Returns the scores of an item, of one that cannot be read those of each response."""
+        if isinstance(item, Chat) and not item.prompt:
+            why = "a reward model scores a reply to a prompt, and none was sent"
+            return (Score(error=why),) * len(item.responses)
+        request = ReplicaRequest(items=(item,), bucket=0, timeout=0.0, details=OBJECTIVES)
         try:
             conversations = self._tokenizer.read(item)
             outputs = self._model.outputs(conversations)

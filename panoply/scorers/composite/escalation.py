@@ -23,7 +23,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from panoply.config.composite import EscalationFit
-from panoply.measure.intervals import group_index, percentiles, resampled_sums, wins
+from panoply.measure.intervals import (
+    FEWEST_GROUPS,
+    group_index,
+    percentiles,
+    resampled_sums,
+    wins,
+)
 from panoply.scorers.composite.fitting import fit_weights
 from panoply.types import Array, Ints
 
@@ -94,13 +100,18 @@ def fit_escalation(
         seed: of folds and resampling.
 
     Raises:
-        ValueError: no pair has both margins.
+        ValueError: no pair has both margins, or the pairs are of too few prompts to test them.
     """
     has_margin = np.isfinite(np.asarray(z_P, np.float64))
     z, verdict = np.asarray(z_P)[has_margin], np.asarray(verdict_P, np.float64)[has_margin]
     groups = np.asarray(groups_P)[has_margin]
     slope, fused_slope, weight = _coefficients(z, verdict)
     index, num_groups = group_index(groups)
+    if num_groups < FEWEST_GROUPS:
+        raise ValueError(
+            f"an escalation is fitted on pairs of {FEWEST_GROUPS} prompts or more, got "
+            f"{num_groups}: give more pairs"
+        )
     fold_G = np.random.default_rng(seed).permutation(num_groups) % FOLDS
     fold_P = fold_G[index]
     gain_P = np.zeros(len(z))
