@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeAlias
 
 from pydantic import JsonValue
 from ray.serve.handle import DeploymentHandle
 
 from actors.ask_replica import ask_replica
 from actors.function_replica import FunctionReplica
-from actors.model_replica import RewardModelReplica
+from actors.replica import Scores
 from panoply.config.serve import ServedModelConfig
 from panoply.scorers.composite.scorer import CompositeScorer
 from panoply.secret import NO_KEYS, Keys
 from panoply.serve.calls import ReplicaRequest, bucket_of
-from panoply.wire.request import Item, RequestError, Score
+from panoply.wire.request import Detail, Details, Item, RequestError, Score, scored, sigmoid
+
+if TYPE_CHECKING:  # a composite without reward models does without torch
+    from actors.model_replica import RewardModelReplica
 
 ModelHandle: TypeAlias = "DeploymentHandle[RewardModelReplica]"
 PART_SECONDS = 600.0
 """Seconds for a part's answer; the request to the composite ends before, and cancels it."""
-OBJECTIVES = frozenset({"objectives"})
+OBJECTIVES: frozenset[Detail] = frozenset({"objectives"})
 
 
 class CompositeReplica(FunctionReplica):
@@ -42,6 +46,30 @@ class CompositeReplica(FunctionReplica):
         """
         handles = models or {}
         super().__init__(config, keys, lambda part: ModelPart(part.name, handles[part.where]))
+
+    @property
+    def temperature(self) -> float | None:
+        """Fitted temperature of the scores; None where there is none."""
+        assert isinstance(self.scorer, CompositeScorer)
+        fitted = self.scorer.config.fitted
+        return fitted.temperature if fitted else None
+
+    def check(self, request: ReplicaRequest) -> None:
+        """Checks that a request asks for scores, or for probabilities that are calibrated.
+
+        Raises:
+            RequestError: it compares and no temperature is fitted, or it weighs objectives.
+        """
+        if not request.compares or request.weights or self.temperature is None:
+            super().check(request)
+
+    async def score(self, units: Sequence[Item], request: ReplicaRequest) -> Scores:
+        """Returns the scores of each item; of a pair P(a > b) = sigma((s_a - s_b) / T)."""
+        rows = await super().score(units, request)
+        temperature = self.temperature
+        if not request.compares or temperature is None:
+            return rows
+        return [(_preference(a, b, temperature),) for a, b in rows]
 
     def about(self) -> dict[str, JsonValue]:
         """Returns the kind, and the parts under whose names scores come back."""
@@ -77,3 +105,12 @@ class ModelPart:
             failed = Score(error=answer.message, transient=answer.status in (429, 503))
             return (failed,) * len(item.responses)
         return answer.items[0]
+
+
+def _preference(a: Score, b: Score, temperature: float) -> Score:
+    """Returns the probability that the first of two responses is better, or the error of one."""
+    if a.score is None or b.score is None:
+        return replace(a if a.score is None else b, details=Details())
+    num_tokens, num_cut = a.num_tokens + b.num_tokens, a.num_cut + b.num_cut
+    margin = (a.score - b.score) / temperature
+    return scored(sigmoid(margin), num_tokens=num_tokens, num_cut=num_cut)

@@ -10,6 +10,7 @@ from statistics import fmean, median, pstdev, pvariance
 import numpy as np
 import pytest
 
+from actors.composite_replica import CompositeReplica
 from panoply.config.composite import (
     CompositeConfig,
     CompositeFit,
@@ -32,6 +33,7 @@ from panoply.scorers.composite.opening import read_composite
 from panoply.scorers.composite.rules import hierarchy, pooled, usable
 from panoply.scorers.composite.scorer import CompositeScorer
 from panoply.scorers.where import key_variables, local_models, open_scorer, parse_where
+from panoply.serve.calls import ReplicaRequest
 from panoply.wire.request import Chat, Details, JudgeVerdict, Score, Tokens, scored
 
 ROOT = Path(__file__).parents[1]
@@ -396,6 +398,26 @@ def test_a_reward_model_is_loaded_in_process_where_there_is_no_server(tmp_path, 
         ValueError, match=r"c.yaml:3: `parts.short.where`: .*'nowhere' is no folder"
     ):
         resolve_model(config)
+
+
+def compared(path, *responses):
+    replica = CompositeReplica(ServedModelConfig(name="m", where=f"combine:{path}"))
+    item = Chat((USER,), responses)
+    return asyncio.run(
+        replica.answer(ReplicaRequest(items=(item,), bucket=0, timeout=9.0, compares=True))
+    )
+
+
+def test_a_calibrated_composite_compares_two_responses_and_another_refuses_to(tmp_path):
+    refused = compared(write(tmp_path), "a", "bb")
+    assert "no temperature" in refused.message
+    fit = replace(fitted(short=(0.0, 1.0), length=(0.0, 1.0)), temperature=4.0)
+    path = write(tmp_path, text_with_fit(GOOD, fit))
+    assert compared(path, "a", "bbb").items[0][0].score == pytest.approx(sigmoid(2 / 4))
+    failing = text_with_fit(GOOD.replace("rewards.py:short", "rewards.py:picky"), fit)
+    path = write(tmp_path, failing)
+    (tmp_path / "rewards.py").write_text("def picky(response):\n    return 1.0 / len(response)\n")
+    assert compared(path, "a", "").items[0][0].error.startswith("part 'short': ")
 
 
 def test_keys_and_models_of_all_parts_are_known_before_anything_is_opened(tmp_path):

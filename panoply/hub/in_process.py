@@ -9,9 +9,9 @@ from typing import Any
 
 from panoply.config.serve import ServedModelConfig
 from panoply.serve.calls import ReplicaRequest, each_alone
-from panoply.wire.request import Chat, Item, Score
+from panoply.wire.request import Chat, Detail, Item, Score
 
-OBJECTIVES = frozenset({"objectives"})
+OBJECTIVES: frozenset[Detail] = frozenset({"objectives"})
 """Details that a composite passes on."""
 
 

@@ -23,7 +23,8 @@ from panoply.hub.door.fetch import check_holds_model, fetch
 from panoply.hub.published.layouts import is_pairwise
 from panoply.hub.published.loading import load_chat_tokenizer
 from panoply.report.progress import RunLogger
-from panoply.scorers.where import LocalModel, open_scorer, parse_where
+from panoply.scorers.composite.opening import read_composite
+from panoply.scorers.where import CombinedScorers, LocalModel, open_scorer, parse_where
 from panoply.types import Bools, Strings
 from panoply.wire.request import Chat, Score
 from workflows.cluster.embed import TextFiles
@@ -59,6 +60,10 @@ class EvaluatedScorer:
         """
         if self.manifest:
             return self.manifest.temperature
+        place = parse_where(self.where)
+        if isinstance(place, CombinedScorers):
+            fitted = read_composite(Path(place.file).expanduser()).fitted
+            return fitted.temperature or float("nan") if fitted else float("nan")
         return 1.0 if self.folder else float("nan")
 
     @property

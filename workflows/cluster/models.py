@@ -92,13 +92,17 @@ def _composite_app(
     nothing and takes no CPU.
     """
     from actors.composite_replica import CompositeReplica
+
+    models = local_models(config)
+    if not models:
+        return deployment(CompositeReplica).bind(config, keys)
     from actors.model_replica import RewardModelReplica
     from workflows.cluster.resolve_model import resolve_model
 
-    replica, models = deployment(RewardModelReplica), local_models(config)
+    replica = deployment(RewardModelReplica)
     parts = {
         model.where: replica.options(name=f"Part-{number}").bind(resolve_model(model))
         for number, model in enumerate(models)
     }
-    asking: dict[str, Any] = {"ray_actor_options": {"num_cpus": 0}} if models else {}
-    return deployment(CompositeReplica).options(**asking).bind(config, keys, parts)
+    asking = deployment(CompositeReplica).options(ray_actor_options={"num_cpus": 0})
+    return asking.bind(config, keys, parts)
