@@ -138,6 +138,20 @@ def test_a_part_without_deviation_and_pairs_without_a_test_part_are_refused(tmp_
         calibrate(tmp_path, tmp_path / "few.jsonl", PARTS + "rule: {kind: sum}\n")
 
 
+def test_a_copy_is_written_beside_the_file_alone(tmp_path, pairs):
+    with pytest.raises(ValueError, match=r"`write` must be a file in the folder of"):
+        calibrate(tmp_path, pairs, PARTS + "rule: {kind: mean}\n", write="/elsewhere.yaml")
+
+
+def test_a_gate_that_all_pass_is_calibrated(tmp_path, pairs):
+    text = PARTS.replace("rewards.py:noise", "panoply.serve.verifiers:lines")
+    result, file = calibrate(
+        tmp_path, pairs, text + "rule: {kind: gate, first: noise, above: 0, otherwise: -5}\n"
+    )
+    assert result["rows"]["composite"]["accuracy"] > 0.6
+    assert read_composite(file).fitted
+
+
 def test_the_command_prints_what_each_part_adds_and_what_to_do_next(
     tmp_path, pairs, monkeypatch, capsys
 ):

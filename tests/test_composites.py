@@ -371,6 +371,13 @@ def test_a_threshold_without_statistics_is_refused_with_the_command_that_fits_th
         opened(write(tmp_path, text))
 
 
+def test_numbers_that_are_fitted_for_other_parts_are_refused_but_not_by_calibration(tmp_path):
+    path = write(tmp_path, text_with_fit(GOOD, fitted(short=(0.0, 1.0), other=(1.0, 2.0))))
+    with pytest.raises(ValueError, match=r"c.yaml:\d+: `fitted.parts` are not those .*calibrate"):
+        opened(path)
+    assert read_composite(path, is_fitted=False).fitted
+
+
 def test_a_circle_through_another_file_is_named_with_all_files(tmp_path):
     write(tmp_path, GOOD.replace("function:rewards.py:short", "combine:d.yaml"))
     path = write(tmp_path, GOOD.replace("function:rewards.py:short", "combine:c.yaml"), "d.yaml")

@@ -13,7 +13,6 @@ from panoply.config.composite import (
     Escalation,
     EscalationFit,
     PartConfig,
-    PartFit,
 )
 from panoply.measure.calibration import fit_scale
 from panoply.measure.intervals import wins
@@ -175,7 +174,7 @@ def escalating(second=verdict_of, clock=lambda: 0.0, **settings):
         fitted=CompositeFit(
             pairs=("p",),
             num_pairs=9,
-            parts={name: PartFit(mean=0.0, deviation=1.0) for name in names},
+            parts={},
             escalation=FIT,
         ),
     )

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from panoply.config import require
 from panoply.config.calibrate import CalibrateConfig
 from panoply.config.composite import (
     CompositeConfig,
@@ -32,7 +33,7 @@ from panoply.config.composite import (
 from panoply.config.serve import ServedModelConfig
 from panoply.data.ingest import IngestLimits, ingest_pairs
 from panoply.data.read import named_inputs
-from panoply.data.schema import digest
+from panoply.data.schema import digest, text_id
 from panoply.data.summary import summary_lines
 from panoply.data.tables import PairTable, load_pairs
 from panoply.files import write_json
@@ -82,6 +83,10 @@ def run_calibrate(config: CalibrateConfig, logger: RunLogger) -> dict[str, Any]:
         FileNotFoundError, ValueError: no such file or part, unusable pairs, or none to fit on.
     """
     out, file = run_folder(config.out), Path(config.composite).expanduser()
+    target = Path(config.write).expanduser() if config.write else file
+    beside = target.absolute().parent == file.absolute().parent
+    allowed = "a file in the folder of the composite's, from which its parts' paths are looked up"
+    require(beside, "write", config.write, allowed)
     composite = read_composite(file, is_fitted=False)
     places = part_places(file, composite)
     scorers = {name: open_evaluated(where) for name, where in places.items()}
@@ -109,9 +114,8 @@ def run_calibrate(config: CalibrateConfig, logger: RunLogger) -> dict[str, Any]:
         )
     scored = _scored(path, pairs, composite, scorers, config.num_workers, logger)
     rule = composite.rule
-    base = CompositeFit(
-        pairs=config.pairs, num_pairs=len(rows), parts=fit_parts(composite, scored, rows)
-    )
+    parts = {} if isinstance(rule, Escalation) else fit_parts(composite, scored, rows)
+    base = CompositeFit(pairs=config.pairs, num_pairs=len(rows), parts=parts)
     composite = replace(composite, fitted=base)
     if isinstance(rule, Hierarchy):
         composite = with_fit(composite, threshold=fit_threshold(composite, scored, rows))
@@ -122,7 +126,6 @@ def run_calibrate(config: CalibrateConfig, logger: RunLogger) -> dict[str, Any]:
         margins, findings = _pooled_rows(composite, scored, rows)
     scale = fit_scale(margins["composite"][pairs.split.of("calibrate")])
     composite = with_fit(composite, temperature=1 / scale if scale else None)
-    target = Path(config.write).expanduser() if config.write else file
     assert composite.fitted is not None
     write_fit(file, target, composite.fitted)
     sizes = {"fitted": len(rows), "test": len(test)}
@@ -177,15 +180,16 @@ def _verdicts(rule: Escalation, where: str, scored: ScoredPairs, logger: RunLogg
     if rule.asks == "responses":
         return scored.margins(scored.values[rule.second])
     texts = [(item.prompt, response) for item in scored.items for response in item.responses]
-    is_turned_P = scored.chosen_P > scored.rejected_P
-    first_P = np.minimum(scored.chosen_P, scored.rejected_P)
-    second_P = np.maximum(scored.chosen_P, scored.rejected_P)
-    asked = [
-        Chat(texts[a][0], (texts[a][1], texts[b][1]))
-        for a, b in zip(first_P.tolist(), second_P.tolist(), strict=True)
-    ]
-    margin_P = np.array(asyncio.run(_ask_pairs(rule.second, where, asked, logger)))
-    return np.where(is_turned_P, -margin_P, margin_P)
+    ids = [text_id(prompt, response) for prompt, response in texts]
+    asked: list[Chat] = []
+    signs: list[float] = []
+    for chosen, rejected in zip(scored.chosen_P.tolist(), scored.rejected_P.tolist(), strict=True):
+        is_first = ids[chosen] < ids[rejected]
+        a, b = (chosen, rejected) if is_first else (rejected, chosen)
+        asked.append(Chat(texts[a][0], (texts[a][1], texts[b][1])))
+        signs.append(1.0 if is_first else -1.0)
+    margins = asyncio.run(_ask_pairs(rule.second, where, asked, logger))
+    return np.array(signs) * np.array(margins)
 
 
 async def _ask_pairs(
@@ -232,7 +236,8 @@ def _escalation(
     ends = f"[{fit.area_low:.4f}, {fit.area_high:.4f}]"
     calls = f"{asked_P[pairs.split.of('test')].mean():.0%} of the test pairs are asked about"
     findings = [
-        f"Asking by margin lies above random calls by an area of {fit.area:.4f} {ends}: {calls}."
+        f"Asking by margin lies above random calls by an area of {fit.area:.4f} {ends}: {calls}, "
+        f"and asking about every fitted pair adds {fit.gain_of_all:+.3f} to the accuracy."
     ]
     if not fit.is_informative:
         findings = [

@@ -277,7 +277,7 @@ class CompositeFit:
     num_pairs: int
     """Pairs that were fitted on."""
     parts: Mapping[str, PartFit]
-    """Numbers of each part."""
+    """Numbers of each part; of an escalation none."""
     temperature: float | None = None
     """Score differences divided by it are log odds; none where scores order no pair."""
     threshold: float | None = None
@@ -322,11 +322,6 @@ class CompositeConfig:
             require(len(self.parts) == 2, "parts", list(self.parts), "the rule's two")
         if isinstance(self.rule, Hierarchy | Escalation):
             require(self.scale == "frozen", "scale", self.scale, "'frozen' with such a rule")
-        if self.fitted is not None:
-            names = sorted(self.fitted.parts)
-            fits = names == sorted(self.parts)
-            allowed = f"fitted for {sorted(self.parts)}: run jobs.calibrate again"
-            require(fits, "fitted.parts", names, allowed)
 
     def check_fitted(self) -> None:
         """Checks that what is fitted suffices for the rule.
@@ -348,6 +343,8 @@ class CompositeConfig:
                 f"{fits}"
             )
         if not isinstance(rule, Escalation):
+            if fit is not None and set(fit.parts) != set(self.parts):
+                raise ValueError(f"`fitted.parts` are not those of the file: {fits} anew")
             return
         if fit is None or fit.escalation is None:
             raise ValueError(f"{what} has no fitted threshold: {fits}")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from panoply.config.composite import CompositeConfig, CompositeFit, Hierarchy, PartFit
+from panoply.config.composite import CompositeConfig, CompositeFit, Gate, Hierarchy, PartFit
 from panoply.data.schema import text_id
 from panoply.measure.intervals import wins
 from panoply.scorers.composite.fitting import fit_weights
@@ -79,6 +79,8 @@ def fit_parts(config: CompositeConfig, pairs: ScoredPairs, rows: Ints) -> dict[s
         if not len(values):
             raise ValueError(f"part {name!r} has scored none of the {len(rows):,} pairs")
         deviation = float(values.std())
+        if isinstance(config.rule, Gate) and name == config.rule.first:
+            deviation = deviation or 1.0  # a gate is in its own unit, and all may pass it
         if not deviation > 0:
             raise ValueError(
                 f"part {name!r} gives all of {len(values):,} texts the score {values[0]:g}, which "
