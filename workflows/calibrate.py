@@ -91,19 +91,7 @@ def run_calibrate(config: CalibrateConfig, logger: RunLogger) -> dict[str, Any]:
     places = part_places(file, composite)
     scorers = {name: open_evaluated(where) for name, where in places.items()}
     check_folder(out, config)
-    limits = IngestLimits(
-        max_rows_per_source=config.max_pairs_per_source or None,
-        max_quarantine_share=config.max_quarantine_share,
-    )
-    inputs = named_inputs(config.pairs, config)
-    ingested = ingest_pairs(inputs, out / "data", limits, refusal_of(list(scorers.values())))
-    for line in summary_lines(ingested):
-        logger.info(line)
-    seed = next((scorer.seed for scorer in scorers.values() if scorer.manifest), 0)
-    path = ingested.path
-    if not config.fit_on_train:
-        path = _without_train(path, seed)
-    pairs = load_pairs(path, seed=seed, num_folds=2)
+    path, pairs = _read_pairs(config, out, list(scorers.values()), logger)
     claim(out, config, {"pairs": digest(*pairs.chosen_P, *pairs.rejected_P)})
     rows = np.flatnonzero(np.isin(pairs.split.part_N, ["train", "select"]))
     test = pairs.split.of("test")
@@ -137,6 +125,23 @@ def run_calibrate(config: CalibrateConfig, logger: RunLogger) -> dict[str, Any]:
     }
     write_json(out / "calibration.json", result)
     return result
+
+
+def _read_pairs(
+    config: CalibrateConfig, out: Path, scorers: Sequence[EvaluatedScorer], logger: RunLogger
+) -> tuple[Path, PairTable]:
+    """Returns the canonical file of the pairs that are scored, and its table."""
+    limits = IngestLimits(
+        max_rows_per_source=config.max_pairs_per_source or None,
+        max_quarantine_share=config.max_quarantine_share,
+    )
+    inputs = named_inputs(config.pairs, config)
+    ingested = ingest_pairs(inputs, out / "data", limits, refusal_of(scorers))
+    for line in summary_lines(ingested):
+        logger.info(line)
+    seed = next((scorer.seed for scorer in scorers if scorer.manifest), 0)
+    path = ingested.path if config.fit_on_train else _without_train(ingested.path, seed)
+    return path, load_pairs(path, seed=seed, num_folds=2)
 
 
 def _without_train(path: Path, seed: int) -> Path:
