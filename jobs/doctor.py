@@ -20,12 +20,14 @@ def main(
 
     Of a reward model: template and its date, BOS, padding, which token is scored, alone against
     batches and token trees, bfloat16 against float32, truncation, speed, and the scores of plain
-    transformers. Of a judge: verdicts, order, cost, and instructions in a response. The exit code
-    is 1 where a check fails.
+    transformers. Of a judge: verdicts, order, cost, and instructions in a response. Of a
+    composite: whether each part answers, and what comes of them. The exit code is 1 where a check
+    fails.
 
     Args:
         model: a folder of ours, a published model's folder, or a hub name 'owner/name'; or
-            'judge:FILE.yaml', a judge, which is asked about a dozen responses to small questions.
+            'judge:FILE.yaml' or 'combine:FILE.yaml', a judge or a composite, which is asked about a
+            dozen responses to small questions.
         json: file that the findings are written to, with their numbers.
         trust_remote_code: run the model's own code where its layout is unknown.
     """

@@ -1,4 +1,4 @@
-"""The doctor: every check of a reward model or judge with its verdict, as a table and JSON."""
+"""The doctor: every check of a scorer with its verdict, as a table and JSON."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from panoply.config.serve import ServedModelConfig
 from panoply.files import write_json
 from panoply.hub.doctor import examine
 from panoply.measure.conformance import Finding
+from panoply.scorers.composite.doctor import examine_composite
+from panoply.scorers.composite.scorer import CompositeScorer
 from panoply.scorers.judge.doctor import examine_judge
-from panoply.scorers.where import JudgeFile, parse_where
+from panoply.scorers.where import CombinedScorers, JudgeFile, open_scorer, parse_where
+from workflows.cluster.resolve_model import model_in_process, resolve_model
 
 STYLES = {"ok": "green", "warning": "yellow", "fail": "bold red"}
 
@@ -29,6 +33,9 @@ def run_doctor(name: str, json: str, *, trust_remote_code: bool) -> list[Finding
     match parse_where(name):
         case JudgeFile(file=file):
             findings = examine_judge(file)
+        case CombinedScorers():
+            config = resolve_model(ServedModelConfig(name="composite", where=name))
+            findings = examine_composite(lambda: _opened(config))
         case _:
             findings = examine(name, trust_remote_code=trust_remote_code)
     if json:
@@ -36,6 +43,12 @@ def run_doctor(name: str, json: str, *, trust_remote_code: bool) -> list[Finding
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"model": name, "findings": [asdict(finding) for finding in findings]})
     return findings
+
+
+def _opened(config: ServedModelConfig) -> CompositeScorer:
+    scorer = open_scorer(config, open_model=model_in_process)
+    assert isinstance(scorer, CompositeScorer)
+    return scorer
 
 
 def findings_table(findings: Sequence[Finding]) -> Table:
