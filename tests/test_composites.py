@@ -440,7 +440,7 @@ def test_the_doctor_asks_every_part_and_says_which_does_not_answer(tmp_path):
     assert verdicts["part short"] == verdicts["composite"] == "warning"
     (short,) = (finding for finding in findings if finding.check == "part short")
     assert "no score" in short.advice
-    with pytest.raises(ValueError, match=r"nowhere.yaml|no file"):
+    with pytest.raises(FileNotFoundError, match=r"no file .*nowhere.yaml"):
         run_doctor("combine:nowhere.yaml", "", trust_remote_code=False)
 
 

@@ -25,6 +25,8 @@ def read_composite(file: Path, *, is_fitted: bool = True) -> CompositeConfig:
     Raises:
         ValueError, OSError: "FILE:LINE: " and what is wrong with it or a composite that it names.
     """
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no file {str(file)!r}, which `combine:` names")
     _check_tree(file, (), is_fitted)
     return read_settings(file, CompositeConfig)
 
