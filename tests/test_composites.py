@@ -13,7 +13,6 @@ import pytest
 from actors.composite_replica import CompositeReplica
 from panoply.config.composite import (
     CompositeConfig,
-    CompositeFit,
     Fallback,
     Gate,
     Hierarchy,
@@ -23,10 +22,10 @@ from panoply.config.composite import (
     Median,
     Minimum,
     PartConfig,
-    PartFit,
     VariancePenalty,
     WeightedSum,
 )
+from panoply.config.composite_fit import CompositeFit, PartFit
 from panoply.config.serve import ServedModelConfig
 from panoply.scorers.composite.fitted_file import text_with_fit
 from panoply.scorers.composite.opening import read_composite
@@ -259,6 +258,27 @@ def test_a_fallback_takes_the_first_part_that_scores_all_and_asks_no_further():
     results = scores(config(Fallback(), "ab"), parts_of("ab", a={"long": 1.0}, b={"odd": 1.0}))
     assert numbers(results) == [1.0, None, None]
     assert results[1].error == "part 'a': no number; part 'b': no number"
+
+
+def test_a_fallback_whose_parts_all_lack_a_score_scales_those_of_the_first_that_are_there():
+    settings = config(Fallback(), "ab", scale="prompt")
+    results = scores(settings, parts_of("ab", a={"long": 3.0, "odd": 1.0}, b={}))
+    assert numbers(results) == [1.0, None, -1.0]
+
+
+def test_a_part_that_stalls_is_given_up_after_its_time_and_the_fallback_answers():
+    stalled = Part({})
+
+    async def forever(items):
+        await asyncio.sleep(60)
+
+    stalled.score = forever
+    settings = config(Fallback(), "ab", a={"timeout": 0.05})
+    assert numbers(scores(settings, {"a": stalled, "b": Part(TABLE["b"])})) == [0.5, 2.5, -1.0]
+    settings = config(Mean(), "ab", a={"timeout": 0.05})
+    results = scores(settings, {"a": stalled, "b": Part(TABLE["b"])})
+    assert {result.error for result in results} == {"part 'a': gave no score within 0.05 s"}
+    assert all(result.transient for result in results)
 
 
 def sigmoid(x):

@@ -7,13 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from panoply.config.composite import (
-    CompositeConfig,
-    CompositeFit,
-    Escalation,
-    EscalationFit,
-    PartConfig,
-)
+from panoply.config.composite import CompositeConfig, Escalation, PartConfig
+from panoply.config.composite_fit import CompositeFit, EscalationFit
 from panoply.measure.calibration import fit_scale
 from panoply.measure.intervals import wins
 from panoply.scorers.composite.asking import CallBudget

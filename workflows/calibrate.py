@@ -23,13 +23,13 @@ from panoply.config import require
 from panoply.config.calibrate import CalibrateConfig
 from panoply.config.composite import (
     CompositeConfig,
-    CompositeFit,
     Escalation,
     Hierarchy,
     Mean,
     Median,
     PooledRule,
 )
+from panoply.config.composite_fit import CompositeFit
 from panoply.config.serve import ServedModelConfig
 from panoply.data.ingest import IngestLimits, ingest_pairs
 from panoply.data.read import named_inputs

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import Field
 
 from panoply.config import require
+from panoply.config.composite_fit import CompositeFit
 from panoply.config.serve import NAME, STRICT, check_address
 
 Scale: TypeAlias = Literal["frozen", "prompt", "raw"]
@@ -30,6 +31,9 @@ class PartConfig:
     fitted."""
     clip: tuple[float, float] | None = None
     """Least and most of the part's score after it was scaled."""
+    timeout: float | None = None
+    """Most seconds of one call of the part, after which its scores are errors; left out, its
+    own."""
 
     def __post_init__(self) -> None:
         require(bool(self.where), "where", self.where, "a scorer")
@@ -38,6 +42,8 @@ class PartConfig:
         require(is_finite, "weight", self.weight, "a finite number")
         ordered = self.clip is None or self.clip[0] < self.clip[1]
         require(ordered, "clip", self.clip, "[LEAST, MOST]")
+        is_time = self.timeout is None or 0 < self.timeout < math.inf
+        require(is_time, "timeout", self.timeout, "positive")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,75 +221,6 @@ class LengthPenalty:
     def of(self, num_characters: int) -> float:
         """Returns the price of a response of so many characters."""
         return self.per_thousand * max(0, num_characters - self.free) / 1000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PartFit:
-    """Fitted numbers of one part."""
-
-    __pydantic_config__ = STRICT
-
-    mean: float
-    """Mean of its scores."""
-    deviation: float
-    """Deviation of its scores, in which they are measured."""
-    weight: float = 1.0
-    """Weight in a sum."""
-
-    def __post_init__(self) -> None:
-        is_unit = 0 < self.deviation < math.inf
-        require(is_unit, "deviation", self.deviation, "positive: a part that varies")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EscalationFit:
-    """Fitted numbers of an escalation; see `panoply.scorers.composite.escalation`."""
-
-    __pydantic_config__ = STRICT
-
-    spread: float
-    """Deviation of the first part's scores about the mean of their prompt."""
-    slope: float
-    """Factor of the first part's margin to log odds, by itself."""
-    fused_slope: float
-    """Factor of the first part's margin beside a verdict."""
-    verdict: float
-    """Factor of the second part's margin."""
-    ask_below: float
-    """Log odds of the first part below which the second is asked."""
-    area: float
-    """Area between the gain by margin and the gain of random calls."""
-    area_low: float
-    """Lower end of its 95 % interval; above 0, the margins tell where to ask."""
-    area_high: float
-    """Upper end of its 95 % interval."""
-    gain_of_all: float
-    """Accuracy that asking about every pair adds."""
-
-    @property
-    def is_informative(self) -> bool:
-        """Says whether the margins tell where asking helps more than random calls do."""
-        return self.area_low > 0 and self.slope > 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompositeFit:
-    """Numbers that `jobs.calibrate` has fitted, and the data that they are of."""
-
-    __pydantic_config__ = STRICT
-
-    pairs: tuple[str, ...]
-    """Files of the pairs."""
-    num_pairs: int
-    """Pairs that were fitted on."""
-    parts: Mapping[str, PartFit]
-    """Numbers of each part; of an escalation none."""
-    temperature: float | None = None
-    """Score differences divided by it are log odds; none where scores order no pair."""
-    threshold: float | None = None
-    """Threshold of a hierarchy."""
-    escalation: EscalationFit | None = None
-    """Numbers of an escalation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from panoply.config.composite import Asks, Escalation, EscalationFit
+from panoply.config.composite import Asks, Escalation
+from panoply.config.composite_fit import EscalationFit
 from panoply.scorers.composite.answers import PartScores, at_places, composite_score, failure
 from panoply.scorers.composite.escalation import fused_scores, group_unit, unsure_pairs
 from panoply.types import Array

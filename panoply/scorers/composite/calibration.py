@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from panoply.config.composite import CompositeConfig, CompositeFit, Gate, Hierarchy, PartFit
+from panoply.config.composite import CompositeConfig, Gate, Hierarchy
+from panoply.config.composite_fit import CompositeFit, PartFit
 from panoply.data.schema import text_id
 from panoply.measure.intervals import wins
 from panoply.scorers.composite.fitting import fit_weights

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from panoply.config.composite import EscalationFit
+from panoply.config.composite_fit import EscalationFit
 from panoply.measure.intervals import (
     FEWEST_GROUPS,
     group_index,

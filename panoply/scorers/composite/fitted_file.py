@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from panoply.config.composite import CompositeConfig, CompositeFit
+from panoply.config.composite import CompositeConfig
+from panoply.config.composite_fit import CompositeFit
 from panoply.config.yaml_lines import read_settings
 from panoply.files import write_whole
 

@@ -112,11 +112,21 @@ class CompositeScorer:
         by_item: list[PartScores] = [[None] * len(item.responses) for item in items]
         if not asked:
             return by_item
-        answered = await self.parts[name].score([item for item, _ in asked])
+        answered = await self._call(name, [item for item, _ in asked])
         for (_, number), scores in zip(asked, answered, strict=True):
             for place, score in zip(chosen[number], scores, strict=True):
                 by_item[number][place] = at_places(score, chosen[number])
         return by_item
+
+    async def _call(self, name: str, items: Sequence[Item]) -> Sequence[ItemScores]:
+        """Returns a part's scores of items; errors where it takes more than its time."""
+        seconds = self.config.parts[name].timeout
+        try:
+            async with asyncio.timeout(seconds):
+                return await self.parts[name].score(items)
+        except TimeoutError:
+            late = Score(error=f"gave no score within {seconds} s", transient=True)
+            return [(late,) * len(item.responses) for item in items]
 
     def _pooled(
         self, item: Item, answers: Mapping[str, PartScores], rule: PooledRule
@@ -190,12 +200,18 @@ class CompositeScorer:
             for number, scores in zip(open_items, columns, strict=True):
                 answers[number][name] = scores
                 if np.isfinite(_numbers(scores)).all():
-                    values_n = self._scaled(name, scores)
-                    results[number] = _scores(values_n, answers[number])
+                    results[number] = self._of_one(name, answers[number])
         return [
-            result or _scores(self._scaled(self.names[0], by_name[self.names[0]]), by_name)
+            self._of_one(self.names[0], by_name) if result is None else result
             for result, by_name in zip(results, answers, strict=True)
         ]
+
+    def _of_one(self, name: str, answers: Mapping[str, PartScores]) -> ItemScores:
+        """Returns the scores of an item by one part, and errors where it has none."""
+        values_n = _numbers(answers[name])
+        is_scored = np.isfinite(values_n)
+        values_n[is_scored] = self._scaled(name, answers[name], is_scored)
+        return _scores(values_n, answers)
 
     async def _escalated(self, items: Sequence[Item], rule: Escalation) -> list[ItemScores]:
         """Returns the scores of the first part, with the second's evidence where it was asked."""
@@ -220,7 +236,7 @@ class CompositeScorer:
         ]
         if asked:
             parts = [responses_of(group.item, places) for group, places in asked]
-            answered = await self.parts[rule.second].score(parts)
+            answered = await self._call(rule.second, parts)
             for (group, places), scores in zip(asked, answered, strict=True):
                 group.learn(places, scores)
         return [group.scores() for group in groups]
