@@ -13,7 +13,6 @@ from rich.text import Text
 from panoply.files import write_json
 from panoply.hub.doctor import examine
 from panoply.measure.conformance import Finding
-from panoply.scorers.judge.doctor import examine_judge
 from panoply.scorers.where import JudgeFile, parse_where
 
 STYLES = {"ok": "green", "warning": "yellow", "fail": "bold red"}
@@ -28,6 +27,9 @@ def run_doctor(name: str, json: str, *, trust_remote_code: bool) -> list[Finding
     """
     match parse_where(name):
         case JudgeFile(file=file):
+            # The client of OpenAI takes a second to load.
+            from panoply.scorers.judge.doctor import examine_judge
+
             findings = examine_judge(file)
         case _:
             findings = examine(name, trust_remote_code=trust_remote_code)

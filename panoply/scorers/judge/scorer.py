@@ -160,10 +160,8 @@ class JudgeScorer:
 
         Those of a round are shown in an order, and in the reverse of it.
         """
-        num, criteria = (
-            len(item.responses),
-            self.config.rubric.criteria if self.config.rubric else (),
-        )
+        num = len(item.responses)
+        criteria = self.config.rubric.criteria if self.config.rubric else ()
         rounds = self._rounds(item, mode)
         asked: list[Awaitable[Result]] = []
         for places, vote in rounds:
