@@ -133,14 +133,14 @@ class JudgeClient:
         Raises:
             JudgeError: there is no answer.
         """
-        if self._max_cost and self.spending.cost >= self._max_cost:
-            raise JudgeError("the judge has spent its `server.max_cost`", False)
         num_estimated = len(question.text) // TOKEN_CHARACTERS
         num_used = 0
         try:
             async with asyncio.timeout(ends - time.monotonic()):
                 await asyncio.sleep(self._tokens.take(num_estimated))
                 async with self._slots:
+                    if self._max_cost and self.spending.cost >= self._max_cost:
+                        raise JudgeError("the judge has spent its `server.max_cost`", False)
                     answer = await self._answer(question, seed, ends)
             num_used = self._spend(answer, num_estimated)
             return answer
