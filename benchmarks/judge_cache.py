@@ -4,8 +4,8 @@ A server on this machine answers each question at once with a number that is dra
 that only a kept answer comes back the same. Responses are scored once, which fills the cache, and
 again by a new scorer, which reads it.
 
-`asked`, `kept`: scores a second, with the prompt's template, the key's hash, the record and the
-verdict in it. Bar: `kept` at least 1,000. `same`: share of the scores that are the same to the last
+`server`, `cache`: scores a second, with the prompt's template, the key's hash, the record and the
+verdict in it. Bar: `cache` at least 1,000. `same`: share of the scores that are the same to the last
 bit. Bar: 1.
 """
 
@@ -113,14 +113,16 @@ def main(options: Options) -> None:
         os.environ["PANOPLY_STORE"] = f"{folder}/store"
         file = Path(folder) / "judge.yaml"
         file.write_text(SETTINGS.format(url=url))
-        asked, asked_seconds = asyncio.run(timed(file, items))
-        kept, kept_seconds = asyncio.run(timed(file, items))
-    num_same = sum(a.score == b.score is not None for a, b in zip(asked, kept, strict=True))
+        new_scores, new_seconds = asyncio.run(timed(file, items))
+        kept_scores, kept_seconds = asyncio.run(timed(file, items))
+    num_same = sum(
+        a.score == b.score is not None for a, b in zip(new_scores, kept_scores, strict=True)
+    )
     figures = {
-        "asked": {"ratio": len(asked) / asked_seconds},
-        "kept": {"ratio": len(kept) / kept_seconds},
-        "same": {"ratio": num_same / len(asked)},
-        "setting": setting(openai, responses=len(asked), words=options.words),
+        "server": {"ratio": len(new_scores) / new_seconds},
+        "cache": {"ratio": len(kept_scores) / kept_seconds},
+        "same": {"ratio": num_same / len(new_scores)},
+        "setting": setting(openai, responses=len(new_scores), words=options.words),
     }
     print_figures(figures, ("ratio",))
     write_figures(options.json, figures)

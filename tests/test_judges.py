@@ -55,13 +55,13 @@ def chat(*responses, label=None):
 
 
 def scores(scorer, *items):
-    async def asked():
+    async def run():
         try:
             return await scorer.score(items)
         finally:
             await scorer.close()
 
-    rows = asyncio.run(asked())
+    rows = asyncio.run(run())
     return rows[0] if len(items) == 1 else rows
 
 
@@ -203,12 +203,12 @@ def test_structured_output_is_asked_for_until_the_server_refuses_it(tmp_path):
             return (400, {}, {"error": {"message": "response_format is unknown"}})
         return by_length(body)
 
-    async def asked(scorer):
+    async def twice(scorer):
         first = await scorer.score([chat("abc")])
         return first + await scorer.score([chat("abcd")])
 
     with judging(reply) as (url, seen):
-        rows = asyncio.run(asked(open_judge(tmp_path, url, **ALONE)))
+        rows = asyncio.run(twice(open_judge(tmp_path, url, **ALONE)))
         assert [values(row) for row in rows] == [[3.0], [4.0]]
         assert ["response_format" in call[2] for call in seen] == [True, False, False]
         fixed = open_judge(
@@ -275,11 +275,11 @@ def test_a_group_is_ranked_as_its_judge_sees_it(settings, num_calls, tmp_path):
     with judging(by_length) as (url, seen):
         row = scores(open_judge(tmp_path, url, **settings), chat(*texts))
     assert len(seen) == num_calls
-    found = values(row)
-    assert found[1] == max(found)
-    assert found[2] == min(found)
+    numbers = values(row)
+    assert numbers[1] == max(numbers)
+    assert numbers[2] == min(numbers)
     if settings["mode"].get("pairs") != "circular":  # which knows each pair of neighbors alone
-        assert sorted(texts, key=lambda text: found[texts.index(text)]) == sorted(texts, key=len)
+        assert sorted(texts, key=lambda text: numbers[texts.index(text)]) == sorted(texts, key=len)
 
 
 def test_a_list_is_shown_in_an_order_and_in_its_reverse(tmp_path):
