@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import math
 import threading
 import time
 from pathlib import Path
@@ -28,6 +29,7 @@ from tests.builders.judge_server import (
     judging,
     open_judge,
     shown,
+    written_by,
 )
 
 QUESTION = ({"role": "user", "content": "How many legs has a spider?"},)
@@ -53,13 +55,13 @@ def chat(*responses, label=None):
 
 
 def scores(scorer, *items):
-    async def asked():
+    async def run():
         try:
             return await scorer.score(items)
         finally:
             await scorer.close()
 
-    rows = asyncio.run(asked())
+    rows = asyncio.run(run())
     return rows[0] if len(items) == 1 else rows
 
 
@@ -201,15 +203,17 @@ def test_structured_output_is_asked_for_until_the_server_refuses_it(tmp_path):
             return (400, {}, {"error": {"message": "response_format is unknown"}})
         return by_length(body)
 
-    async def asked(scorer):
+    async def twice(scorer):
         first = await scorer.score([chat("abc")])
         return first + await scorer.score([chat("abcd")])
 
     with judging(reply) as (url, seen):
-        rows = asyncio.run(asked(open_judge(tmp_path, url, **ALONE)))
+        rows = asyncio.run(twice(open_judge(tmp_path, url, **ALONE)))
         assert [values(row) for row in rows] == [[3.0], [4.0]]
         assert ["response_format" in call[2] for call in seen] == [True, False, False]
-        fixed = open_judge(tmp_path, url, **ALONE, answer={"structured": "json_schema"})
+        fixed = open_judge(
+            tmp_path, url, **ALONE, answer={"kind": "json", "structured": "json_schema"}
+        )
         assert "HTTP 400" in scores(fixed, chat("abc"))[0].error
 
 
@@ -271,11 +275,11 @@ def test_a_group_is_ranked_as_its_judge_sees_it(settings, num_calls, tmp_path):
     with judging(by_length) as (url, seen):
         row = scores(open_judge(tmp_path, url, **settings), chat(*texts))
     assert len(seen) == num_calls
-    found = values(row)
-    assert found[1] == max(found)
-    assert found[2] == min(found)
+    numbers = values(row)
+    assert numbers[1] == max(numbers)
+    assert numbers[2] == min(numbers)
     if settings["mode"].get("pairs") != "circular":  # which knows each pair of neighbors alone
-        assert sorted(texts, key=lambda text: found[texts.index(text)]) == sorted(texts, key=len)
+        assert sorted(texts, key=lambda text: numbers[texts.index(text)]) == sorted(texts, key=len)
 
 
 def test_a_list_is_shown_in_an_order_and_in_its_reverse(tmp_path):
@@ -540,6 +544,14 @@ def test_replicas_share_the_limits(tmp_path):
     assert client._slots._value == 2
 
 
+def test_parameters_of_an_address_are_sent_with_each_request(tmp_path):
+    with judging(by_length) as (url, seen):
+        where = f"judge:{judge_file(tmp_path, f'{url}?api-version=2', **ALONE, cache=False)}"
+        config = ServedModelConfig(name="j", where=where)
+        scores(open_scorer(config, on_node=False), chat("abc"))
+    assert [call[0] for call in seen] == ["/v1/chat/completions?api-version=2"] * 2
+
+
 def test_the_key_is_taken_from_its_variable_and_no_other_one_is_sent(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "not-for-you")
     monkeypatch.setenv("OPENAI_ORG_ID", "not-for-you")
@@ -759,3 +771,33 @@ def test_the_doctor_says_what_moves_a_judge(tmp_path):
     with judging(always("Hello!")) as (url, _):
         findings = examine_judge(str(judge_file(tmp_path, url, **PAIR)))
     assert findings[0].verdict == "fail"
+
+
+def test_a_real_model_judges_over_the_wire(tiny_policy_folder, tmp_path):
+    """The score is the mean of the labels under the model's own probabilities."""
+    answer = written_by(tiny_policy_folder)
+    settings = {
+        **ALONE,
+        "answer": {
+            "kind": "pattern",
+            "pattern": r"(?s)\A(.)",
+            "probabilities": True,
+            "min_mass": 1e-9,
+        },
+        "sampling": {"max_tokens": 1},
+    }
+    question = {"messages": [{"role": "user", "content": "abc"}], "max_tokens": 1, "logprobs": True}
+    [step] = answer(question)["choices"][0]["logprobs"]["content"]
+    labels = [top["token"] for top in step["top_logprobs"] if top["token"].strip()][:2]
+    settings["labels"] = {label: float(i) for i, label in enumerate(labels)}
+    with judging(answer) as (url, seen):
+        scorer = open_judge(tmp_path, url, **settings)
+        row = scores(scorer, chat("Eight.", "Lots of them, I think"))
+        answers = [answer(call[2])["choices"][0]["logprobs"]["content"][0] for call in seen]
+    expected = []
+    for drawn in answers:
+        p = {top["token"]: math.exp(top["logprob"]) for top in drawn["top_logprobs"]}
+        first, second = (p.get(label, 0.0) for label in labels)
+        expected.append(second / (first + second))
+    assert sorted(values(row)) == pytest.approx(sorted(expected))
+    assert scorer.counts()["output_tokens"] == 2

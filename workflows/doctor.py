@@ -14,11 +14,7 @@ from panoply.config.serve import ServedModelConfig
 from panoply.files import write_json
 from panoply.hub.doctor import examine
 from panoply.measure.conformance import Finding
-from panoply.scorers.composite.doctor import examine_composite
-from panoply.scorers.composite.scorer import CompositeScorer
-from panoply.scorers.judge.doctor import examine_judge
 from panoply.scorers.where import CombinedScorers, JudgeFile, open_scorer, parse_where
-from workflows.cluster.resolve_model import model_in_process, resolve_model
 
 STYLES = {"ok": "green", "warning": "yellow", "fail": "bold red"}
 
@@ -32,10 +28,12 @@ def run_doctor(name: str, json: str, *, trust_remote_code: bool) -> list[Finding
     """
     match parse_where(name):
         case JudgeFile(file=file):
+            # The client of OpenAI takes a second to load.
+            from panoply.scorers.judge.doctor import examine_judge
+
             findings = examine_judge(file)
         case CombinedScorers():
-            config = resolve_model(ServedModelConfig(name="composite", where=name))
-            findings = examine_composite(lambda: _opened(config))
+            findings = _composite(name)
         case _:
             findings = examine(name, trust_remote_code=trust_remote_code)
     if json:
@@ -45,10 +43,13 @@ def run_doctor(name: str, json: str, *, trust_remote_code: bool) -> list[Finding
     return findings
 
 
-def _opened(config: ServedModelConfig) -> CompositeScorer:
-    scorer = open_scorer(config, open_model=model_in_process)
-    assert isinstance(scorer, CompositeScorer)
-    return scorer
+def _composite(where: str) -> list[Finding]:
+    """Returns the findings about a composite. MLflow loads only here, for the names of models."""
+    from panoply.scorers.composite.doctor import examine_composite
+    from workflows.cluster.resolve_model import model_in_process, resolve_model
+
+    config = resolve_model(ServedModelConfig(name="composite", where=where))
+    return examine_composite(lambda: open_scorer(config, open_model=model_in_process))
 
 
 def findings_table(findings: Sequence[Finding]) -> Table:

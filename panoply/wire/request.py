@@ -144,6 +144,8 @@ class Details:
         numbers = [*self.objectives.values(), *self.gate.values(), *self.usage.values()]
         for driver in self.drivers:
             numbers += [driver.value, driver.contribution]
+        for verdict in self.verdicts:
+            numbers += verdict.values.values()
         if not all(map(math.isfinite, numbers)):
             raise ValueError(f"details must be finite, got {self}; see `scored`")
 

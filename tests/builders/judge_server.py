@@ -100,3 +100,39 @@ def judge_file(folder, url, **settings):
 def open_judge(folder, url, **settings):
     """A judge behind an address; without a cache, unless the settings have it."""
     return JudgeScorer(str(judge_file(folder, url, **{"cache": False, **settings})))
+
+
+def written_by(folder):
+    """What a language model answers, for `judging`: greedily, with probabilities of each token.
+
+    Args:
+        folder: of the model and its tokenizer.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+
+    @torch.inference_mode()
+    def answer(body):
+        chat = tokenizer.apply_chat_template(
+            body["messages"], add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        )
+        ids, steps = chat["input_ids"], []
+        for _ in range(body["max_tokens"]):
+            p = model(ids).logits[0, -1].float().softmax(-1)
+            top = p.topk(min(20, len(p)))
+            token = top.indices[:1]
+            if token.item() == tokenizer.eos_token_id:
+                break
+            names = map(tokenizer.decode, top.indices)
+            steps.append(dict(zip(names, top.values.tolist(), strict=True)))
+            ids = torch.cat([ids, token[None]], dim=1)
+        num_read = chat["input_ids"].shape[1]
+        text = tokenizer.decode(ids[0, num_read:])
+        finish = "length" if len(steps) == body["max_tokens"] else "stop"
+        logprobs = steps if body.get("logprobs") else None
+        return completion(text, finish=finish, logprobs=logprobs, read=num_read, written=len(steps))
+
+    return answer

@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from panoply.measure.conformance import Finding
 from panoply.scorers.composite.scorer import CompositeScorer
 from panoply.scorers.judge.doctor import EXAMPLES
+from panoply.scorers.where import Scorer
 from panoply.wire.request import Chat, Score, abbreviate
 
 
-def examine_composite(open_composite: Callable[[], CompositeScorer]) -> list[Finding]:
+def examine_composite(open_composite: Callable[[], Scorer]) -> list[Finding]:
     """Asks each part, then the composite, about examples, and returns what was found.
 
     Args:
@@ -23,6 +24,7 @@ def examine_composite(open_composite: Callable[[], CompositeScorer]) -> list[Fin
 
     async def examine() -> list[Finding]:
         scorer = open_composite()
+        assert isinstance(scorer, CompositeScorer)
         items = [
             Chat(({"role": "user", "content": e.question},), (e.good, e.poor), e.label)
             for e in EXAMPLES

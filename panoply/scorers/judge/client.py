@@ -95,17 +95,19 @@ class JudgeClient:
         )
         self._structured = self._first_structured()
         requests = Pace(self.server.requests_per_second / replicas)
+        address = httpx2.URL(self.url)
         # Variables of the environment, such as OPENAI_API_KEY, are meant for OpenAI alone.
-        absent: Any = openai.Omit()
+        absent = openai.Omit()
+        self._headers = {
+            "Authorization": authorization(api_key) if api_key else absent,
+            "OpenAI-Organization": absent,
+            "OpenAI-Project": absent,
+            **UNCOMPRESSED,
+        }
         self._openai = openai.AsyncOpenAI(
             api_key=api_key or "none",
-            base_url=self.url,
-            default_headers={
-                "Authorization": authorization(api_key) if api_key else absent,
-                "OpenAI-Organization": absent,
-                "OpenAI-Project": absent,
-                **UNCOMPRESSED,
-            },
+            base_url=address.copy_with(query=None),
+            default_query=dict(address.params),
             max_retries=RETRIES,
             http_client=LimitedHttp(self.breaker, requests, concurrency),
         )
@@ -116,7 +118,7 @@ class JudgeClient:
 
     def key(self, question: Question, seed: int) -> str:
         """Returns the hash of all that decides an answer; the random mark does not."""
-        body = self._body(question, seed, self._first_structured(), mark="-")
+        body = self._body(question, seed, self._first_structured(), mark="")
         text = json.dumps([VERSION, self.url, body], sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=20).hexdigest()
 
@@ -131,20 +133,23 @@ class JudgeClient:
         Raises:
             JudgeError: there is no answer.
         """
-        if self._max_cost and self.spending.cost >= self._max_cost:
-            raise JudgeError("the judge has spent its `server.max_cost`", False)
         num_estimated = len(question.text) // TOKEN_CHARACTERS
+        num_used = 0
         try:
             async with asyncio.timeout(ends - time.monotonic()):
                 await asyncio.sleep(self._tokens.take(num_estimated))
                 async with self._slots:
+                    if self._max_cost and self.spending.cost >= self._max_cost:
+                        raise JudgeError("the judge has spent its `server.max_cost`", False)
                     answer = await self._answer(question, seed, ends)
+            num_used = self._spend(answer, num_estimated)
+            return answer
         except TimeoutError as error:
             LOG.warning("%s gave no answer within %g s", self._place, self.server.timeout)
             late = f"{BEHIND} gave no answer within {self.server.timeout:g} s"
             raise JudgeError(late, True) from error
-        self._spend(answer, num_estimated)
-        return answer
+        finally:
+            self._tokens.charge(num_used - num_estimated)
 
     def cost(self, answer: JudgeAnswer) -> float | None:
         """Returns the cost of an answer; None where there are no prices or no tokens were told."""
@@ -159,14 +164,15 @@ class JudgeClient:
         server = self.server
         return (input_tokens * server.input_price + output_tokens * server.output_price) / 1e6
 
-    def _spend(self, answer: JudgeAnswer, num_estimated: int) -> None:
+    def _spend(self, answer: JudgeAnswer, num_estimated: int) -> int:
+        """Counts an answer, and returns its tokens."""
         read = num_estimated if answer.input_tokens is None else answer.input_tokens
         written = answer.output_tokens or 0
-        self._tokens.charge(read + written - num_estimated)
         self.spending.calls += 1
         self.spending.input_tokens += read
         self.spending.output_tokens += written
         self.spending.cost += self._price(read, written)
+        return read + written
 
     async def _answer(self, question: Question, seed: int, ends: float) -> JudgeAnswer:
         """Returns an answer, asked for without structured output where the server has none.
@@ -209,12 +215,12 @@ class JudgeClient:
                 True,
             )
         begun = time.monotonic()
-        options: Any = {"timeout": max(1e-3, ends - begun)}
+        options: Any = {"timeout": max(1e-3, ends - begun), "headers": self._headers}
         try:
             response = await self._openai.post(
                 PATH,
                 cast_to=httpx2.Response,
-                body=self._body(question, seed, structured),
+                body=self._body(question, seed, structured, question.draw_mark()),
                 options=options,
             )
             answer = read_completion(response.content)
@@ -234,9 +240,7 @@ class JudgeClient:
             return "none"
         return "json_schema" if answer.structured == "auto" else answer.structured
 
-    def _body(
-        self, question: Question, seed: int, structured: str, mark: str = ""
-    ) -> dict[str, Any]:
+    def _body(self, question: Question, seed: int, structured: str, mark: str) -> dict[str, Any]:
         """Returns the body of a request; a key that the settings set to null is left out."""
         sampling = self.config.sampling
         body: dict[str, Any] = {

@@ -111,7 +111,8 @@ def check_speaks(server: ServerSettings) -> None:
         ValueError: it answers with a page, or has no such path.
     """
     address = server.address
-    url = address.url.rstrip("/") + PATH
+    base = httpx2.URL(address.url)
+    url = str(base.copy_with(path=base.path.rstrip("/") + PATH))
     key = os.environ.get(address.key_variable, "") if address.key_variable else ""
     headers = {"Authorization": authorization(key)} if key else {}
     try:

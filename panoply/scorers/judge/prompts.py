@@ -102,15 +102,15 @@ class Question:
     num_shown: int
     """Responses that are shown together."""
 
-    def messages(self, mark: str = "") -> list[dict[str, str]]:
-        """Returns the messages to send.
-
-        Args:
-            mark: stands in the lines around each text; empty: a random one. No text holds it: it
-                takes the place of a character that all texts lack, and is drawn until none has it.
-        """
-        while not mark or mark in self.text:
+    def draw_mark(self) -> str:
+        """Returns a random mark that the question does not hold."""
+        mark = secrets.token_hex(8)
+        while mark in self.text:
             mark = secrets.token_hex(8)
+        return mark
+
+    def messages(self, mark: str) -> list[dict[str, str]]:
+        """Returns the messages to send, with a mark in the lines around each text."""
         system = [{"role": "system", "content": self.system}] if self.system else []
         return [*system, {"role": "user", "content": self.text.replace(MARK, mark)}]
 

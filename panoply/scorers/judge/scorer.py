@@ -160,16 +160,14 @@ class JudgeScorer:
 
         Those of a round are shown in an order, and in the reverse of it.
         """
-        num, criteria = (
-            len(item.responses),
-            self.config.rubric.criteria if self.config.rubric else (),
-        )
+        num = len(item.responses)
+        criteria = self.config.rubric.criteria if self.config.rubric else ()
         rounds = self._rounds(item, mode)
-        asked: list[Awaitable[Result]] = []
+        questions: list[Awaitable[Result]] = []
         for places, vote in rounds:
-            asked.append(self.judge.judge(item, places, criteria, vote, ends))
-            asked.append(self.judge.judge(item, places[::-1], criteria, vote, ends))
-        results = await asyncio.gather(*asked)
+            questions.append(self.judge.judge(item, places, criteria, vote, ends))
+            questions.append(self.judge.judge(item, places[::-1], criteria, vote, ends))
+        results = await asyncio.gather(*questions)
 
         wins_nn, games_nn = np.zeros((num, num)), np.zeros((num, num))
         results_n: list[list[Result]] = [[] for _ in range(num)]
