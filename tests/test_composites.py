@@ -14,7 +14,7 @@ from actors.composite_replica import CompositeReplica
 from panoply.config.composite import (
     CompositeConfig,
     Fallback,
-    Gate,
+    GateRule,
     Hierarchy,
     LengthPenalty,
     LowerBound,
@@ -187,7 +187,7 @@ def test_verdicts_of_a_part_say_which_responses_of_the_prompt_they_are_of():
 
     judge.score = judged
     parts = {"a": Part(TABLE["a"]), "b": judge, "c": Part(TABLE["c"])}
-    settings = config(Gate(first="c", above=-0.5, otherwise=-9.0))
+    settings = config(GateRule(first="c", above=-0.5, otherwise=-9.0))
     results = scores(settings, parts)
     assert not results[0].details.verdicts
     assert results[1].details.verdicts[0].shown == (2, 1)  # of all three, the first was not asked
@@ -233,12 +233,12 @@ def test_a_number_that_overflows_is_an_error():
     assert all("not finite" in result.error for result in results[:1])
 
 
-# Gate, fallback, hierarchy
+# GateRule, fallback, hierarchy
 
 
 def test_what_does_not_pass_the_gate_gets_the_files_number_and_the_rest_is_not_asked():
     parts = parts_of()
-    settings = config(Gate(first="c", above=-0.5, otherwise=-9.0), b={"weight": 2.0})
+    settings = config(GateRule(first="c", above=-0.5, otherwise=-9.0), b={"weight": 2.0})
     assert numbers(scores(settings, parts)) == [-9.0, 1.0 + 2 * 2.5, -2.0 - 2.0]
     assert parts["a"].asked == parts["b"].asked == [("short", "odd")]
     results = scores(settings, parts_of(c={"short": 1.0}, b={"long": 1.0}))

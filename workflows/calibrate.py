@@ -184,16 +184,16 @@ def _verdicts(rule: Escalation, where: str, scored: ScoredPairs, logger: RunLogg
     """
     if rule.asks == "responses":
         return scored.margins(scored.values[rule.second])
-    texts = [(item.prompt, response) for item in scored.items for response in item.responses]
+    texts = scored.texts()
     ids = [text_id(prompt, response) for prompt, response in texts]
-    asked: list[Chat] = []
+    questions: list[Chat] = []
     signs: list[float] = []
     for chosen, rejected in zip(scored.chosen_P.tolist(), scored.rejected_P.tolist(), strict=True):
         is_first = ids[chosen] < ids[rejected]
         a, b = (chosen, rejected) if is_first else (rejected, chosen)
-        asked.append(Chat(texts[a][0], (texts[a][1], texts[b][1])))
+        questions.append(Chat(texts[a][0], (texts[a][1], texts[b][1])))
         signs.append(1.0 if is_first else -1.0)
-    margins = asyncio.run(_ask_pairs(rule.second, where, asked, logger))
+    margins = asyncio.run(_ask_pairs(rule.second, where, questions, logger))
     return np.array(signs) * np.array(margins)
 
 

@@ -132,7 +132,7 @@ class Hierarchy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Gate:
+class GateRule:
     """Rule: one part that has to be passed, then the weighted sum of the others."""
 
     __pydantic_config__ = STRICT
@@ -198,7 +198,7 @@ class Escalation:
 PooledRule: TypeAlias = WeightedSum | Mean | Median | Minimum | LowerBound | VariancePenalty
 """Rules of the scores of all parts together."""
 Rule: TypeAlias = Annotated[
-    PooledRule | Hierarchy | Gate | Fallback | Escalation, Field(discriminator="kind")
+    PooledRule | Hierarchy | GateRule | Fallback | Escalation, Field(discriminator="kind")
 ]
 
 
@@ -253,8 +253,8 @@ class CompositeConfig:
         require(pooled or not self.quorum, "quorum", self.quorum, "0 with such a rule")
         for name in ("first", "second"):
             part = getattr(self.rule, name, None)
-            known = part is None or part in self.parts
-            require(known, f"rule.{name}", part, f"one of {list(self.parts)}")
+            is_there = part is None or part in self.parts
+            require(is_there, f"rule.{name}", part, f"one of {list(self.parts)}")
         if isinstance(self.rule, Escalation):
             require(len(self.parts) == 2, "parts", list(self.parts), "the rule's two")
         if isinstance(self.rule, Hierarchy | Escalation):

@@ -28,10 +28,10 @@ def at_places(score: Score, places: Sequence[int]) -> Score:
     """
     if not score.details.verdicts:
         return score
-    verdicts = [
-        replace(verdict, shown=tuple(places[shown] for shown in verdict.shown))
-        for verdict in score.details.verdicts
-    ]
+    verdicts: list[JudgeVerdict] = []
+    for verdict in score.details.verdicts:
+        shown = tuple(places[place] for place in verdict.shown)
+        verdicts.append(replace(verdict, shown=shown))
     return replace(score, details=replace(score.details, verdicts=tuple(verdicts)))
 
 

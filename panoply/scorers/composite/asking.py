@@ -97,12 +97,13 @@ class Escalated:
             for i, j in pairs
         ]
 
-    def asked(self, pairs: Sequence[UnsurePair]) -> list[tuple[int, ...]]:
+    def calls(self, pairs: Sequence[UnsurePair]) -> list[tuple[int, ...]]:
         """Returns the responses of each call that asks about these pairs."""
         self.pairs = list(pairs)
         if self.rule.asks == "pairs" or not pairs:
             return [(pair.a, pair.b) for pair in pairs]
-        return [tuple(sorted({place for pair in pairs for place in (pair.a, pair.b)}))]
+        places = {pair.a for pair in pairs} | {pair.b for pair in pairs}
+        return [tuple(sorted(places))]
 
     def learn(self, places: Sequence[int], scores: Sequence[Score]) -> None:
         """Takes over the second part's scores of some responses, for the pairs asked about."""

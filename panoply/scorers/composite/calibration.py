@@ -11,10 +11,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 
-from panoply.config.composite import CompositeConfig, Gate, Hierarchy
+from panoply.config.composite import CompositeConfig, GateRule, Hierarchy
 from panoply.config.composite_fit import CompositeFit, PartFit
 from panoply.data.schema import text_id
 from panoply.measure.intervals import wins
@@ -22,7 +23,7 @@ from panoply.scorers.composite.fitting import fit_weights
 from panoply.scorers.composite.rules import hierarchy, scaled
 from panoply.scorers.composite.scorer import CompositeScorer, part_weight
 from panoply.types import Array, Bools, Ints
-from panoply.wire.request import Chat, Item, Score, scored
+from panoply.wire.request import Chat, Item, Message, Score, scored
 
 NUM_THRESHOLDS = 20
 """Thresholds of a hierarchy that are tried, at equal steps of the first part's ranks."""
@@ -43,6 +44,13 @@ class ScoredPairs:
     def margins(self, values_N: Array) -> Array:
         """Returns score(chosen) - score(rejected), `[P]`."""
         return values_N[self.chosen_P] - values_N[self.rejected_P]
+
+    def texts(self) -> list[tuple[tuple[Message, ...], str]]:
+        """Returns prompt and response of each text, `[N]`."""
+        texts: list[tuple[tuple[Message, ...], str]] = []
+        for item in self.items:
+            texts += [(item.prompt, response) for response in item.responses]
+        return texts
 
     def texts_of(self, rows: Ints) -> Bools:
         """Returns which texts belong to some pairs, `[N]`."""
@@ -80,7 +88,7 @@ def fit_parts(config: CompositeConfig, pairs: ScoredPairs, rows: Ints) -> dict[s
         if not len(values):
             raise ValueError(f"part {name!r} has scored none of the {len(rows):,} pairs")
         deviation = float(values.std())
-        if isinstance(config.rule, Gate) and name == config.rule.first:
+        if isinstance(config.rule, GateRule) and name == config.rule.first:
             deviation = deviation or 1.0  # a gate is in its own unit, and all may pass it
         if not deviation > 0:
             raise ValueError(
@@ -110,16 +118,16 @@ def fit_threshold(config: CompositeConfig, pairs: ScoredPairs, rows: Ints) -> fl
     rule, fitted = config.rule, config.fitted
     assert isinstance(rule, Hierarchy)
     assert fitted is not None
-    names = [rule.first, *(name for name in config.parts if name != rule.first)]
-    first_N, *aspects = (_scaled_texts(config, name, fitted.parts[name], pairs) for name in names)
-    first_weight, *weights = (part_weight(config, name) for name in names)
+    aspects = [name for name in config.parts if name != rule.first]
+    z = {name: _scaled_texts(config, name, fit, pairs) for name, fit in fitted.parts.items()}
+    first_N, first_weight = z[rule.first], part_weight(config, rule.first)
+    aspects_AN = np.array([z[name] for name in aspects])
+    weights_A = np.array([part_weight(config, name) for name in aspects])
     quantiles = np.linspace(0, 1, NUM_THRESHOLDS)
     tried = [-np.inf, *np.nanquantile(first_N[pairs.texts_of(rows)], quantiles), np.inf]
     accuracies: list[float] = []
     for threshold in tried:
-        values_N = hierarchy(
-            first_N, first_weight, np.array(aspects), np.array(weights), float(threshold)
-        )
+        values_N = hierarchy(first_N, first_weight, aspects_AN, weights_A, float(threshold))
         accuracies.append(accuracy(pairs.margins(values_N)[rows]))
     best = max(accuracies)
     return float(max(t for t, share in zip(tried, accuracies, strict=True) if share == best))
@@ -129,8 +137,8 @@ def composite_values(config: CompositeConfig, pairs: ScoredPairs) -> Array:
     """Returns the scores of all texts by a composite whose parts answer from the record, `[N]`."""
     parts = {name: _RecordedPart(pairs, name) for name in config.parts}
     scores = asyncio.run(CompositeScorer(config, parts).score(pairs.items))
-    flat = [score.score for item in scores for score in item]
-    return np.array([np.nan if value is None else value for value in flat])
+    values = [score.score for score in chain.from_iterable(scores)]
+    return np.array([np.nan if value is None else value for value in values])
 
 
 def accuracy(margins_P: Array) -> float:
@@ -168,8 +176,7 @@ class _RecordedPart:
     """A part that answers from recorded scores."""
 
     def __init__(self, pairs: ScoredPairs, name: str) -> None:
-        texts = [(item.prompt, response) for item in pairs.items for response in item.responses]
-        keys = [text_id(prompt, response) for prompt, response in texts]
+        keys = [text_id(prompt, response) for prompt, response in pairs.texts()]
         self.scores = dict(zip(keys, pairs.values[name].tolist(), strict=True))
 
     async def score(self, items: Sequence[Item]) -> tuple[tuple[Score, ...], ...]:

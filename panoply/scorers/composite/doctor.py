@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from itertools import chain
 
 from panoply.measure.conformance import Finding
 from panoply.scorers.composite.scorer import CompositeScorer
@@ -49,7 +50,7 @@ def _fit(scorer: CompositeScorer) -> Finding:
 
 def _answers(check: str, rows: Sequence[tuple[Score, ...]]) -> Finding:
     """Returns how many of the responses have a score."""
-    scores = [score for row in rows for score in row]
+    scores = list(chain.from_iterable(rows))
     reasons = list(dict.fromkeys(score.error for score in scores if score.error))
     num = sum(not score.error for score in scores)
     verdict = "ok" if not reasons else "warning" if num else "fail"

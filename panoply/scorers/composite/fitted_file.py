@@ -21,9 +21,9 @@ BLOCK = re.compile(rf"^({re.escape(HEADING)}\n)?fitted:.*(\n([ #].*)?)*", re.MUL
 
 def text_with_fit(text: str, fitted: CompositeFit) -> str:
     """Returns the text of a file with these fitted numbers in place of others."""
-    own = BLOCK.sub("", text).rstrip("\n")
+    kept = BLOCK.sub("", text).rstrip("\n")
     block = yaml.safe_dump({"fitted": _plain(asdict(fitted))}, sort_keys=False, width=100)
-    return f"{own}\n\n{HEADING}\n{block}"
+    return f"{kept}\n\n{HEADING}\n{block}"
 
 
 def write_fit(source: Path, target: Path, fitted: CompositeFit) -> None:

@@ -14,7 +14,7 @@ from panoply.config.composite import (
     CompositeConfig,
     Escalation,
     Fallback,
-    Gate,
+    GateRule,
     Hierarchy,
     PooledRule,
 )
@@ -83,7 +83,7 @@ class CompositeScorer:
                 scores = await self._escalated(items, rule)
             case Fallback():
                 scores = await self._first_whole(items)
-            case Gate() | Hierarchy():
+            case GateRule() | Hierarchy():
                 scores = await self._behind_first(items, rule)
             case _:
                 answers = await asyncio.gather(*(self._ask(name, items) for name in self.names))
@@ -104,16 +104,12 @@ class CompositeScorer:
             places: numbers of the responses of each item that it is asked about; None: all.
         """
         chosen = places or [range(len(item.responses)) for item in items]
-        asked = [
-            (responses_of(item, numbers), number)
-            for number, (item, numbers) in enumerate(zip(items, chosen, strict=True))
-            if numbers
-        ]
+        numbers = [number for number, at in enumerate(chosen) if at]
         by_item: list[PartScores] = [[None] * len(item.responses) for item in items]
-        if not asked:
+        if not numbers:
             return by_item
-        answered = await self._call(name, [item for item, _ in asked])
-        for (_, number), scores in zip(asked, answered, strict=True):
+        answered = await self._call(name, [responses_of(items[i], chosen[i]) for i in numbers])
+        for number, scores in zip(numbers, answered, strict=True):
             for place, score in zip(chosen[number], scores, strict=True):
                 by_item[number][place] = at_places(score, chosen[number])
         return by_item
@@ -144,7 +140,7 @@ class CompositeScorer:
         return _scores(values_n, answers)
 
     async def _behind_first(
-        self, items: Sequence[Item], rule: Gate | Hierarchy
+        self, items: Sequence[Item], rule: GateRule | Hierarchy
     ) -> list[ItemScores]:
         """Returns the scores of a rule that asks the other parts where the first lets it."""
         first = await self._ask(rule.first, items)
@@ -159,15 +155,15 @@ class CompositeScorer:
             results.append(_scores(values_n, {rule.first: first_scores, **by_name}))
         return results
 
-    def _passes(self, rule: Gate | Hierarchy, first: PartScores) -> Bools:
+    def _passes(self, rule: GateRule | Hierarchy, first: PartScores) -> Bools:
         """Returns which responses the other parts are asked about; none whose first score lacks."""
-        if isinstance(rule, Gate):
+        if isinstance(rule, GateRule):
             return _numbers(first) > rule.above
         return self._scaled(rule.first, first) >= self._threshold(rule)
 
     def _behind(
         self,
-        rule: Gate | Hierarchy,
+        rule: GateRule | Hierarchy,
         first: PartScores,
         passed_n: Bools,
         others: Mapping[str, PartScores],
@@ -180,7 +176,7 @@ class CompositeScorer:
             row[is_whole] = self._scaled(name, others[name], is_whole)
         weights_A = self._weights(names)
         match rule:
-            case Gate():
+            case GateRule():
                 values_n = np.where(passed_n, weights_A @ z_An, rule.otherwise)
                 return np.where(np.isnan(_numbers(first)), np.nan, values_n)
             case Hierarchy():
@@ -229,15 +225,14 @@ class CompositeScorer:
         taken = self.budget.affordable(unsure, rule.asks)
         self.num_unsure += len(unsure)
         self.num_asked += len(taken)
-        asked = [
-            (group, by_item)
-            for number, group in enumerate(groups)
-            for by_item in group.asked([pair for pair in taken if pair.item == number])
-        ]
-        if asked:
-            parts = [responses_of(group.item, places) for group, places in asked]
+        calls: list[tuple[Escalated, tuple[int, ...]]] = []
+        for number, group in enumerate(groups):
+            of_item = [pair for pair in taken if pair.item == number]
+            calls += [(group, places) for places in group.calls(of_item)]
+        if calls:
+            parts = [responses_of(group.item, places) for group, places in calls]
             answered = await self._call(rule.second, parts)
-            for (group, places), scores in zip(asked, answered, strict=True):
+            for (group, places), scores in zip(calls, answered, strict=True):
                 group.learn(places, scores)
         return [group.scores() for group in groups]
 
