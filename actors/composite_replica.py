@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeAlias
+from typing import Any, TypeAlias
 
 from pydantic import JsonValue
 from ray.serve.handle import DeploymentHandle
@@ -19,10 +19,8 @@ from panoply.secret import NO_KEYS, Keys
 from panoply.serve.calls import ReplicaRequest, bucket_of
 from panoply.wire.request import Detail, Details, Item, RequestError, Score, scored, sigmoid
 
-if TYPE_CHECKING:  # a composite without reward models does without torch
-    from actors.model_replica import RewardModelReplica
-
-ModelHandle: TypeAlias = "DeploymentHandle[RewardModelReplica]"
+ModelHandle: TypeAlias = "DeploymentHandle[Any]"
+"""Handle of replicas of a reward model."""
 PART_SECONDS = 600.0
 """Seconds for a part's answer; the request to the composite ends before, and cancels it."""
 OBJECTIVES: frozenset[Detail] = frozenset({"objectives"})

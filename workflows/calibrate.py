@@ -205,8 +205,10 @@ async def _ask_pairs(
     with logger.bar("asking about pairs", len(items)) as advance:
         for start in range(0, len(items), PAIRS_AT_ONCE):
             for a, b in await scorer.score(items[start : start + PAIRS_AT_ONCE]):
-                is_missing = a.score is None or b.score is None
-                margins.append(np.nan if is_missing else a.score - b.score)
+                if a.score is None or b.score is None:
+                    margins.append(np.nan)
+                else:
+                    margins.append(a.score - b.score)
                 advance(1)
     return margins
 

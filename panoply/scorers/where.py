@@ -163,21 +163,21 @@ def key_variables(where: Where) -> list[str]:
     Raises:
         ValueError, OSError: the settings of a judge or a composite cannot be read.
     """
+    variables: list[str] = []
     match where:
         case RemoteEndpoint():
-            variables = [where.key_variable]
+            variables.append(where.key_variable)
         case JudgeFile():
             from panoply.config.judge import JudgeConfig
             from panoply.config.yaml_lines import read_settings
 
             path = Path(where.file).expanduser()
-            variables = [read_settings(path, JudgeConfig).server.address.key_variable]
+            variables.append(read_settings(path, JudgeConfig).server.address.key_variable)
         case CombinedScorers():
-            variables = []
             for part in _parts(where).values():
                 variables += key_variables(parse_where(part))
         case _:
-            variables = []
+            pass
     return [variable for variable in variables if variable]
 
 

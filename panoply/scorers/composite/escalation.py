@@ -102,9 +102,9 @@ def fit_escalation(
     Raises:
         ValueError: no pair has both margins, or the pairs are of too few prompts to test them.
     """
-    has_margin = np.isfinite(np.asarray(z_P, np.float64))
-    z, verdict = np.asarray(z_P)[has_margin], np.asarray(verdict_P, np.float64)[has_margin]
-    groups = np.asarray(groups_P)[has_margin]
+    z, verdict = np.asarray(z_P, np.float64), np.asarray(verdict_P, np.float64)
+    has_margin = np.isfinite(z)
+    z, verdict, groups = z[has_margin], verdict[has_margin], np.asarray(groups_P)[has_margin]
     slope, fused_slope, weight = _coefficients(z, verdict)
     index, num_groups = group_index(groups)
     if num_groups < FEWEST_GROUPS:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -40,8 +41,13 @@ def write_fit(source: Path, target: Path, fitted: CompositeFit) -> None:
 
 def _plain(value: Any) -> Any:
     """Returns settings as YAML has them: lists, floats in six digits, nothing that is None."""
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items() if v is not None}  # pyright: ignore[reportUnknownVariableType]
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]  # pyright: ignore[reportUnknownVariableType]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+    match value:
+        case dict():
+            named = cast(dict[str, Any], value)
+            return {name: _plain(number) for name, number in named.items() if number is not None}
+        case tuple() | list():
+            return [_plain(item) for item in cast(Sequence[Any], value)]
+        case float():
+            return float(f"{value:.6g}")
+        case _:
+            return value
