@@ -105,6 +105,8 @@ def _parse(path: Path) -> tuple[Any, Node | None]:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
         raise ValueError(f"{path}:{line}: is no YAML: {error.problem}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path}:1: is no YAML that can be read: it nests too deeply") from error
     except yaml.YAMLError as error:  # a character that YAML has not
         raise ValueError(f"{path}:1: is no YAML: {str(error).splitlines()[0]}") from error
 
