@@ -5,8 +5,8 @@ that only a kept answer comes back the same. Responses are scored once, which fi
 again by a new scorer, which reads it.
 
 `server`, `cache`: scores a second, with the prompt's template, the key's hash, the record and the
-verdict in it. Bar: `cache` at least 1,000. `same`: share of the scores that are the same to the last
-bit. Bar: 1.
+verdict in it. Bar: `cache` at least 1,000. `same`: share of the scores that are the same to the
+last bit. Bar: 1.
 """
 
 from __future__ import annotations

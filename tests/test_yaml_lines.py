@@ -108,6 +108,7 @@ def test_a_file_becomes_nested_dataclasses(tmp_path):
         ("{frame: 2}", "{frame: heavy}", 9, "`weights.frame`: .*valid number"),
         ("name: tandem\n", "", 1, "`name` is missing"),
         ("name: tandem\n", "name: a\nname: b\n", 2, "`name` stands there twice"),
+        ("{frame: 2}", "{1: 2}", 9, "`weights` must have texts for names: put 1 into quotes"),
         ("{frame: 2}", "{frame: 2", 10, "is no YAML"),
         (GOOD[13:], "wheels: []\ndrive: {kind: chain, links: 1}\n", 2, "`wheels` must be one or"),
         (GOOD, "- name\n", 1, "must hold settings"),
@@ -119,6 +120,13 @@ def test_each_fault_is_one_line_that_names_the_file_and_its_line(old, new, line,
     with pytest.raises(ValueError, match=rf"bicycle\.yaml:{line}: {words}") as caught:
         read(GOOD.replace(old, new) if old in GOOD else new, tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_words_that_older_yaml_takes_for_truth_values_are_words(tmp_path):
+    weights = read(
+        GOOD.replace("{frame: 2}", "{Yes: 1, No: 0, on: 2, trueish: 3}"), tmp_path
+    ).weights
+    assert weights == {"Yes": 1.0, "No": 0.0, "on": 2.0, "trueish": 3.0}
 
 
 def test_bytes_that_are_no_text_are_named(tmp_path):

@@ -29,6 +29,18 @@ VALUE_ERROR = "Value error, "
 """Words that pydantic puts before the message of a ValueError."""
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads yes, no, on and off as texts, as YAML has them since 1.2: they may be labels."""
+
+
+_BOOL = "tag:yaml.org,2002:bool"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOL, re.compile(r"(?i:true|false)$"), list("tTfF"))
+
+
 def read_settings(path: Path, kind: type[T]) -> T:
     """Returns the settings of a YAML file.
 
@@ -81,7 +93,7 @@ def with_line(path: Path) -> Generator[None]:
 def _parse(path: Path) -> tuple[Any, Node | None]:
     """Returns the values of a file, and the node that knows their lines."""
     try:
-        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+        loader = _Loader(path.read_text(encoding="utf-8"))
         node = loader.get_single_node()
         if node is None:
             return None, None
@@ -93,6 +105,8 @@ def _parse(path: Path) -> tuple[Any, Node | None]:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
         raise ValueError(f"{path}:{line}: is no YAML: {error.problem}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path}:1: is no YAML that can be read: it nests too deeply") from error
     except yaml.YAMLError as error:  # a character that YAML has not
         raise ValueError(f"{path}:1: is no YAML: {str(error).splitlines()[0]}") from error
 
@@ -133,6 +147,9 @@ def _explained(fault: ErrorDetails, place: Place, hint: Any) -> str:
     if message.startswith(VALUE_ERROR):
         return message.removeprefix(VALUE_ERROR)
     name = ".".join(map(str, place))
+    if place and place[-1] == "[key]":
+        name = ".".join(map(str, place[:-2]))
+        return f"`{name}` must have texts for names: put {fault['input']!r} into quotes"
     if fault["type"] == UNKNOWN:
         names: list[str] = []
         for group in _groups(hint):
