@@ -1,38 +1,53 @@
-"""A replica of a scorer without a model: a function, another server's endpoint, a recording."""
+"""A replica of a scorer without a model: a function, an endpoint, a recording, a judge."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 from pydantic import JsonValue
+from ray.util.metrics import Counter
 
 from actors.replica import Replica, Scores
 from panoply.config.serve import ServedModelConfig
-from panoply.scorers.endpoint import EndpointScorer
 from panoply.scorers.function import FunctionScorer
-from panoply.scorers.where import PythonFunction, RemoteEndpoint, open_scorer, parse_where
+from panoply.scorers.where import (
+    BehindCircuit,
+    Counting,
+    OpenModel,
+    PythonFunction,
+    RemoteEndpoint,
+    open_scorer,
+    parse_where,
+)
 from panoply.secret import NO_KEYS, Keys
 from panoply.serve.calls import ReplicaRequest
 from panoply.wire.breaker import CircuitState
-from panoply.wire.request import Item, RequestError, Score
+from panoply.wire.request import Detail, Item, RequestError, Score
 
 
 class FunctionReplica(Replica[Item]):
-    """A replica of a function, an endpoint or a recording, which take items whole."""
+    """A replica of a scorer that takes items whole."""
 
-    def __init__(self, config: ServedModelConfig, keys: Keys = NO_KEYS) -> None:
+    def __init__(
+        self,
+        config: ServedModelConfig,
+        keys: Keys = NO_KEYS,
+        open_model: OpenModel | None = None,
+    ) -> None:
         """Opens the scorer; raises as `open_scorer` does.
 
         Args:
             config: the scorer's settings.
-            keys: API key of its endpoint, where the environment of this process lacks it.
+            keys: API keys of its servers, where the environment of this process lacks them.
+            open_model: opens a reward model that is a part of a composite.
         """
         keys.export()
         self.kind = parse_where(config.where).kind
         super().__init__(config, {"kind": self.kind} | _place(config.where))
         try:
-            self.scorer = open_scorer(config)
+            self.scorer = open_scorer(config, open_model=open_model)
         except ValueError as error:
             cause = error.__cause__
             if cause is None or not isinstance(parse_where(config.where), PythonFunction):
@@ -42,6 +57,7 @@ class FunctionReplica(Replica[Item]):
                 f"the module of {config.where!r} cannot be imported on this node "
                 f"({type(cause).__name__}): import it there in Python to see why"
             ) from None
+        self.counters = ScorerCounters(config.name)
 
     def about(self) -> dict[str, JsonValue]:
         """Returns the kind and the circuit alone: a place is for those who ask with a request."""
@@ -55,11 +71,7 @@ class FunctionReplica(Replica[Item]):
     @property
     def circuit(self) -> CircuitState:
         """State of the circuit to what scores, "closed" where nothing can be taken out."""
-        match self.scorer:
-            case FunctionScorer() | EndpointScorer():
-                return self.scorer.circuit
-            case _:
-                return "closed"
+        return self.scorer.circuit if isinstance(self.scorer, BehindCircuit) else "closed"
 
     def check_health(self) -> None:
         """Raises RuntimeError where a function cannot be called any more: Serve restarts it."""
@@ -89,10 +101,48 @@ class FunctionReplica(Replica[Item]):
         """Returns the scores of each item; after the request's time, the same error for all."""
         try:
             async with asyncio.timeout(request.timeout):
-                return await self.scorer.score(units)
+                rows = await self.scorer.score(units)
         except TimeoutError:
             late = Score(error=f"{self.config.name!r} gave no score in time", transient=True)
             return [(late,) * len(item.responses) for item in units]
+        finally:
+            if isinstance(self.scorer, Counting):
+                self.counters.set(self.scorer.counts())
+        return [_with_wanted(row, request.details) for row in rows]
+
+
+class ScorerCounters:
+    """Prometheus metrics of what a scorer counts, `panoply_scorer_NAME_total`."""
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+        self.counters: dict[str, Counter] = {}
+        self.values: dict[str, float] = {}
+
+    def set(self, counts: Mapping[str, float]) -> None:
+        """Brings the metrics to the scorer's own counts."""
+        for name, value in counts.items():
+            if name not in self.counters:
+                metric, what = f"panoply_scorer_{name}_total", f"Of a scorer: {name}."
+                self.counters[name] = Counter(metric, what, ("model",))
+            more = value - self.values.get(name, 0.0)
+            if more > 0:  # a counter takes no 0
+                self.counters[name].inc(more, {"model": self.model})
+            self.values[name] = value
+
+
+def _with_wanted(row: tuple[Score, ...], details: Collection[Detail]) -> tuple[Score, ...]:
+    """Returns scores without the words and costs of a judge where nobody asked for them."""
+    if not any(score.details.verdicts or score.details.usage for score in row):
+        return row
+    scores: list[Score] = []
+    for score in row:
+        verdicts = score.details.verdicts if "verdicts" in details else ()
+        usage = score.details.usage if "usage" in details else {}
+        scores.append(
+            replace(score, details=replace(score.details, verdicts=verdicts, usage=usage))
+        )
+    return tuple(scores)
 
 
 def _place(where: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Examine a reward model: `python -m jobs.doctor MODEL`."""
+"""Examine a reward model or a judge: `python -m jobs.doctor MODEL`."""
 
 from __future__ import annotations
 

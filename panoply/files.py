@@ -21,6 +21,11 @@ RUN_AGAIN = "delete it and run the same command again"
 """Advice for a damaged file that the same command makes again."""
 
 
+def cache_root() -> Path:
+    """Returns the folder of this machine's caches: `PANOPLY_CACHE`, else `~/.cache/panoply`."""
+    return Path(os.environ.get("PANOPLY_CACHE") or Path.home() / ".cache" / "panoply")
+
+
 class Guard(Protocol):
     """A right to write below a folder."""
 

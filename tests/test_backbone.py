@@ -5,10 +5,11 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from panoply.config import BackboneConfig, Rendering
+from panoply.files import cache_root
 from panoply.hub.backbone.backbone import Backbone, hash_weights, load_backbone
 from panoply.hub.backbone.pretrained import resolve
 from panoply.hub.backbone.renderer import PLAIN_TEMPLATE, Renderer
-from panoply.hub.backbone.smollm2 import SHA256, cache_root
+from panoply.hub.backbone.smollm2 import SHA256
 from panoply.model.decoder import Decoder
 from panoply.model.forward import encode, encode_plain
 from tests.builders.tokenizers import TURNS, WORDS, byte_tokenizer

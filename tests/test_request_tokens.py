@@ -7,9 +7,10 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from panoply.config import Rendering
+from panoply.files import cache_root
 from panoply.hub.backbone.renderer import PLAIN_TEMPLATE, Renderer
 from panoply.hub.backbone.request_tokens import RequestTokenizer
-from panoply.hub.backbone.smollm2 import SHA256, cache_root
+from panoply.hub.backbone.smollm2 import SHA256
 from tests.builders.tokenizers import HEBREW, MERGES, TURNS, WHITE, WORDS, byte_tokenizer
 
 PROMPT = [

@@ -26,6 +26,13 @@ from workflows.serve import deployed
 
 [PORT] = free_ports(1)
 URL = f"http://127.0.0.1:{PORT}"
+BOTH = """\
+parts:
+  model: {where: scalar, weight: 2.0}
+  length: {where: "function:panoply.serve.verifiers:length", weight: -0.5}
+rule: {kind: sum}
+scale: raw
+"""
 RESPONSES = ("Ten minutes.", "No.", "", "Put it into boiling water, and wait.")
 
 
@@ -35,11 +42,12 @@ def prompt(i):
 
 @pytest.fixture(scope="module")
 def served(cluster, tiny_model_folder, tmp_path_factory):
-    """A scalar model with two replicas, a gated one, a function and one that cannot load."""
+    """A scalar model with two replicas, a gated one, a function, a composite, a broken one."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_folder)
     root = tmp_path_factory.mktemp("served")
     save_small(root / "scalar", tokenizer)
     make_run(root / "gated", tokenizer)
+    (root / "both.yaml").write_text(BOTH)
     (root / "broken").mkdir()
     (root / "broken" / "panoply.json").write_text("{}")
     config = ServeConfig(
@@ -47,6 +55,7 @@ def served(cluster, tiny_model_folder, tmp_path_factory):
             f"scalar={root}/scalar",
             f"gated={root}/gated/model",
             "length=function:panoply.serve.verifiers:length",
+            f"both=combine:{root}/both.yaml",
             f"broken={root}/broken",
         ),
         port=PORT,
@@ -75,7 +84,8 @@ def wait_until(holds, seconds):
 
 
 def test_what_cannot_load_says_why_and_the_others_answer(served):
-    assert seen() == {"scalar": "ready", "gated": "ready", "length": "ready", "broken": "failed"}
+    assert {name for name, state in seen().items() if state != "ready"} == {"broken"}
+    assert seen()["broken"] == "failed"
     entries = {entry["id"]: entry for entry in httpx2.get(f"{URL}/v1/models").json()["data"]}
     assert "panoply.json" in entries["broken"]["reason"] or "Error" in entries["broken"]["reason"]
     items = [{"prompt": prompt(0), "responses": list(RESPONSES)}]
@@ -87,6 +97,21 @@ def test_what_cannot_load_says_why_and_the_others_answer(served):
     assert scores[2] == [None] * 4
     assert "could not be started" in results[2]["items"][0][0]["error"]
     assert None not in scores[3]
+
+
+def test_a_composite_asks_replicas_of_its_own_and_its_parts_come_back(served):
+    entries = {entry["id"]: entry for entry in httpx2.get(f"{URL}/v1/models").json()["data"]}
+    assert entries["both"]["kind"] == "composite"
+    assert [part["name"] for part in entries["both"]["objectives"]] == ["model", "length"]
+    item = {"prompt": prompt(1), "responses": list(RESPONSES)}
+    payload = {"models": ["both"], "items": [item], "details": ["objectives"]}
+    (result,) = httpx2.post(f"{URL}/v1/rewards", json=payload, timeout=60).json()["results"]
+    by_model = served.score(prompt(1), RESPONSES)
+    for entry, score, response in zip(result["items"][0], by_model, RESPONSES, strict=True):
+        assert entry["objectives"] == pytest.approx(
+            {"model": float(score), "length": len(response)}, rel=1e-4
+        )
+        assert entry["score"] == pytest.approx(2 * score - 0.5 * len(response), rel=1e-4)
 
 
 def counted(name, model):

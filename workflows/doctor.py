@@ -1,4 +1,4 @@
-"""The doctor: every check of one reward model, printed or as a run that trackers follow."""
+"""The doctor: every check of one scorer, printed or as a run that trackers follow."""
 
 from __future__ import annotations
 
@@ -8,21 +8,24 @@ from typing import Any
 
 from panoply.config import as_dict
 from panoply.config.doctor import DoctorConfig
+from panoply.config.serve import ServedModelConfig
 from panoply.files import write_json
 from panoply.hub.doctor import examine
+from panoply.measure.conformance import Finding
 from panoply.report.progress import RunLogger
 from panoply.report.report import write_report
+from panoply.scorers.where import CombinedScorers, JudgeFile, open_scorer, parse_where
 from workflows.cluster.run_folder import check_folder, claim, run_folder
 from workflows.cluster.run_lease import one_writer
 from workflows.cluster.tracking import git_commit, open_trackers
 
 
 def run_doctor(config: DoctorConfig, logger: RunLogger) -> list[dict[str, Any]]:
-    """Examines a model; returns the fields of each finding, and writes them where settings say.
+    """Examines a scorer; returns the fields of each finding, and writes them where settings say.
 
     Raises:
-        FileNotFoundError: there is no such model.
-        ValueError: the folder holds another run.
+        FileNotFoundError: there is no such model, or no such file of settings.
+        ValueError: the folder holds another run, or a setting of a judge or composite is wrong.
     """
     findings = track_findings(config, logger) if config.out else find(config)
     if config.json:
@@ -33,9 +36,27 @@ def run_doctor(config: DoctorConfig, logger: RunLogger) -> list[dict[str, Any]]:
 
 
 def find(config: DoctorConfig) -> list[dict[str, Any]]:
-    """Returns the fields of each finding about a model."""
-    findings = examine(config.model, trust_remote_code=config.trust_remote_code)
+    """Returns the fields of each finding about a scorer."""
+    match parse_where(config.model):
+        case JudgeFile(file=file):
+            # The client of OpenAI takes a second to load.
+            from panoply.scorers.judge.doctor import examine_judge
+
+            findings = examine_judge(file)
+        case CombinedScorers():
+            findings = _composite(config.model)
+        case _:
+            findings = examine(config.model, trust_remote_code=config.trust_remote_code)
     return [asdict(finding) for finding in findings]
+
+
+def _composite(where: str) -> list[Finding]:
+    """Returns the findings about a composite. MLflow loads only here, for the names of models."""
+    from panoply.scorers.composite.doctor import examine_composite
+    from workflows.cluster.resolve_model import model_in_process, resolve_model
+
+    config = resolve_model(ServedModelConfig(name="composite", where=where))
+    return examine_composite(lambda: open_scorer(config, open_model=model_in_process))
 
 
 @one_writer

@@ -29,6 +29,7 @@ from ray.exceptions import RayActorError
 from actors.gateway import ModelState
 from panoply.config.serve import ServeConfig, ServedModelConfig, exposure
 from panoply.report.progress import RunLogger
+from panoply.scorers.where import local_models
 from panoply.secret import NO_KEYS, Keys
 from panoply.serve.access import KeyRing
 from panoply.serve.local_server import joinable
@@ -94,8 +95,7 @@ def run_serve(config: ServeConfig, logger: RunLogger) -> None:
             KeyRing(config.key_places())
             config = replace(config, port=stack.enter_context(reserved(config.host, config.port)))
         # Ray only counts these CPUs; as many again are for the new versions of an upgrade.
-        num_cpus = sum(model.scaling.cpus * model.scaling.max_replicas for model in models)
-        connect(math.ceil(2 * num_cpus), variables)
+        connect(math.ceil(2 * sum(map(_cpus, models))), variables)
         if starts_cluster():
             address = ray.get_runtime_context().gcs_address
             stack.enter_context(joinable(config.port, address))
@@ -103,6 +103,12 @@ def run_serve(config: ServeConfig, logger: RunLogger) -> None:
         if warning := exposure(config):
             logger.info(warning)
         follow(stack.enter_context(deployed(models, config, keys)), stopped, logger)
+
+
+def _cpus(scorer: ServedModelConfig) -> float:
+    """Returns the CPUs of a scorer: of each reward model where it is a composite of several."""
+    num_models = max(1, len(local_models(scorer)))
+    return num_models * scorer.scaling.cpus * scorer.scaling.max_replicas
 
 
 def follow(server: Server, stopped: threading.Event, logger: RunLogger) -> None:

@@ -6,15 +6,18 @@
 | `function:MODULE:NAME`, `function:FILE.py:NAME` | a Python function |
 | `DIALECT+URL#MODEL`, `DIALECT+URL?key_variable=NAME#MODEL` | an endpoint of another server |
 | `replay:FILE` | recorded scores |
+| `judge:FILE.yaml` | a judge: a language model that is asked for verdicts |
+| `combine:FILE.yaml` | several scorers in one, by a rule |
 
 A new kind of scorer is its own module, and here a class, its prefix and its case.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Protocol, TypeAlias, assert_never
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar, Protocol, TypeAlias, assert_never, runtime_checkable
 
 import httpx2
 
@@ -23,6 +26,7 @@ from panoply.scorers.endpoint import EndpointScorer
 from panoply.scorers.function import load_function
 from panoply.scorers.recorded import RecordedScorer
 from panoply.secret import Address, without_secrets
+from panoply.wire.breaker import CircuitState
 from panoply.wire.chat_templates import TEMPLATES
 from panoply.wire.request import Item, Score
 
@@ -32,6 +36,25 @@ class Scorer(Protocol):
 
     async def score(self, items: Sequence[Item]) -> tuple[tuple[Score, ...], ...]:
         """Returns the scores of all items; those that failed as errors of their response."""
+        ...
+
+
+@runtime_checkable
+class BehindCircuit(Protocol):
+    """Scorer that is left alone for a while after it failed."""
+
+    @property
+    def circuit(self) -> CircuitState:
+        """State of the circuit to what scores."""
+        ...
+
+
+@runtime_checkable
+class Counting(Protocol):
+    """Scorer that counts what it does and costs."""
+
+    def counts(self) -> Mapping[str, float]:
+        """Returns numbers since the start, which only grow, by name."""
         ...
 
 
@@ -76,7 +99,29 @@ class RecordedScores:
     file: str
 
 
-Where: TypeAlias = LocalModel | PythonFunction | RemoteEndpoint | RecordedScores
+@dataclass(frozen=True, slots=True)
+class JudgeFile:
+    """A judge behind an OpenAI-compatible server."""
+
+    kind: ClassVar[str] = "judge"
+    file: str
+    """Its settings, in YAML."""
+
+
+@dataclass(frozen=True, slots=True)
+class CombinedScorers:
+    """Several scorers in one."""
+
+    kind: ClassVar[str] = "composite"
+    file: str
+    """Its settings, in YAML."""
+
+
+Where: TypeAlias = (
+    LocalModel | PythonFunction | RemoteEndpoint | RecordedScores | JudgeFile | CombinedScorers
+)
+OpenModel: TypeAlias = Callable[[ServedModelConfig], Scorer]
+"""Opens a reward model that is a part of a composite."""
 
 
 def parse_where(where: str) -> Where:
@@ -89,6 +134,10 @@ def parse_where(where: str) -> Where:
         return PythonFunction(where.removeprefix("function:"))
     if where.startswith("replay:"):
         return RecordedScores(where.removeprefix("replay:"))
+    if where.startswith("judge:"):
+        return JudgeFile(where.removeprefix("judge:"))
+    if where.startswith("combine:"):
+        return CombinedScorers(where.removeprefix("combine:"))
     if "://" not in where or where.startswith("models:/"):
         return LocalModel(where)
     scheme, _, rest = where.partition("://")
@@ -108,20 +157,77 @@ def parse_where(where: str) -> Where:
     return RemoteEndpoint(url, dialect, address.model, address.key_variable, template)
 
 
-def open_scorer(config: ServedModelConfig, *, on_node: bool = True) -> Scorer:
+def key_variables(where: Where) -> list[str]:
+    """Returns the environment variables that hold the keys of a scorer's servers.
+
+    Raises:
+        ValueError, OSError: the settings of a judge or a composite cannot be read.
+    """
+    variables: list[str] = []
+    match where:
+        case RemoteEndpoint():
+            variables.append(where.key_variable)
+        case JudgeFile():
+            from panoply.config.judge import JudgeConfig
+            from panoply.config.yaml_lines import read_settings
+
+            path = Path(where.file).expanduser()
+            variables.append(read_settings(path, JudgeConfig).server.address.key_variable)
+        case CombinedScorers():
+            for part in _parts(where).values():
+                variables += key_variables(parse_where(part))
+        case _:
+            pass
+    return [variable for variable in variables if variable]
+
+
+def local_models(config: ServedModelConfig) -> list[ServedModelConfig]:
+    """Returns the reward models that a scorer consists of, each once: itself, or parts of it.
+
+    Raises:
+        ValueError, OSError: the settings of a composite cannot be read.
+    """
+    match where := parse_where(config.where):
+        case LocalModel():
+            return [config]
+        case CombinedScorers():
+            models: dict[str, ServedModelConfig] = {}
+            for name, part in _parts(where).items():
+                of_part = replace(config, name=name, where=part)
+                models |= {model.where: model for model in local_models(of_part)}
+            return list(models.values())
+        case _:
+            return []
+
+
+def _parts(where: CombinedScorers) -> dict[str, str]:
+    """Returns the WHERE of each part of a composite."""
+    from panoply.scorers.composite.opening import part_places, read_composite
+
+    file = Path(where.file).expanduser()
+    return part_places(file, read_composite(file, is_fitted=False))
+
+
+def open_scorer(
+    config: ServedModelConfig, *, on_node: bool = True, open_model: OpenModel | None = None
+) -> Scorer:
     """Returns what scores behind a name, where that is no model of this cluster.
 
     Args:
         config: the name and its settings.
         on_node: whether this is the node on which it runs, which holds the key of an endpoint.
+        open_model: opens a reward model that is a part of a composite.
 
     Raises:
-        ValueError, FileNotFoundError: there is no such function or table, or the endpoint cannot
-            be asked so.
+        ValueError, FileNotFoundError: there is no such function, table or file of settings, one of
+            the settings is wrong, or the endpoint cannot be asked so.
     """
     match where := parse_where(config.where):
         case LocalModel():
-            raise ValueError(f"{config.name!r} is a reward model, which a model's replica loads")
+            if open_model is None:
+                why = "is a reward model, which a model's replica loads"
+                raise ValueError(f"{config.name!r} {why}")
+            return open_model(config)
         case PythonFunction():
             return load_function(where.place)
         case RecordedScores():
@@ -134,5 +240,19 @@ def open_scorer(config: ServedModelConfig, *, on_node: bool = True) -> Scorer:
                 template=where.template,
                 api_key_env=where.key_variable if on_node else "",
             )
+        case JudgeFile():
+            # The client of OpenAI takes a second to load.
+            from panoply.scorers.judge.scorer import JudgeScorer
+
+            replicas = config.scaling.max_replicas
+            return JudgeScorer(where.file, on_node=on_node, replicas=replicas)
+        case CombinedScorers():
+            from panoply.scorers.composite.opening import open_composite
+
+            def open_part(name: str, part: str) -> Scorer:
+                of_part = replace(config, name=name, where=part)
+                return open_scorer(of_part, on_node=on_node, open_model=open_model)
+
+            return open_composite(Path(where.file).expanduser(), open_part)
         case _:
             assert_never(where)

@@ -65,19 +65,29 @@ async def ask_async(
     http: httpx2.AsyncClient, method: str, url: str, seconds: float, **sent: Any
 ) -> BoundedAnswer:
     """As `ask`."""
-    body = bytearray()
     try:
         async with (
             asyncio.timeout(seconds),
             http.stream(method, url, headers=UNCOMPRESSED, timeout=seconds, **sent) as response,
         ):
-            most = _most(response)
-            async for chunk in response.aiter_raw():
-                body += chunk
-                _check_size(body, most)
-            return BoundedAnswer(response.status_code, response.headers, bytes(body))
+            body = await read_body(response)
+            return BoundedAnswer(response.status_code, response.headers, body)
     except TimeoutError as error:
         raise httpx2.ReadTimeout(f"the answer was not over after {seconds:g} s") from error
+
+
+async def read_body(response: httpx2.Response) -> bytes:
+    """Returns the body of an answer of which nothing was read yet.
+
+    Raises:
+        httpx2.RequestError: the connection broke.
+        UnreadableAnswer: it is too large, or compressed.
+    """
+    most, body = _most(response), bytearray()
+    async for chunk in response.aiter_raw():
+        body += chunk
+        _check_size(body, most)
+    return bytes(body)
 
 
 def _most(response: httpx2.Response) -> int:

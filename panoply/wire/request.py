@@ -23,7 +23,7 @@ FLOAT32_MAX = (2 - 2**-23) * 2.0**127
 """Scores are float32 from the head on, and clients hold them as such."""
 LONGEST_MESSAGE = 2000
 """Characters of a refusal: what a client sent is named by its beginning, and not sent back."""
-Detail: TypeAlias = Literal["objectives", "gate", "drivers", "provenance"]
+Detail: TypeAlias = Literal["objectives", "gate", "drivers", "provenance", "verdicts", "usage"]
 
 
 class RequestError(ValueError):
@@ -114,6 +114,19 @@ class Driver:
     """Difference that it makes to the score of an average response."""
 
 
+@dataclass(frozen=True, slots=True)
+class JudgeVerdict:
+    """Answer of a judge about one response to a prompt, or about several that it was shown."""
+
+    text: str
+    """Words of the judge."""
+    values: Mapping[str, float]
+    """Numbers read in them, finite: `score`, or those of criteria; `better`, the probability that
+    the first response shown is the better one; or the rank of each response, A the first shown."""
+    shown: tuple[int, ...]
+    """Places of the responses among those of the prompt, in the order in which they were shown."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Details:
     """Details of a score; empty where they were not asked for or the model has none.
@@ -124,11 +137,18 @@ class Details:
     objectives: Mapping[str, float] = field(default_factory=dict[str, float])
     gate: Mapping[str, float] = field(default_factory=dict[str, float])
     drivers: tuple[Driver, ...] = ()
+    verdicts: tuple[JudgeVerdict, ...] = ()
+    """Answers of a judge from which the score comes."""
+    usage: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Share of the score in what a judge cost: `calls`, `cached` answers, `input_tokens`,
+    `output_tokens` and `cost`."""
 
     def __post_init__(self) -> None:
-        numbers = [*self.objectives.values(), *self.gate.values()]
+        numbers = [*self.objectives.values(), *self.gate.values(), *self.usage.values()]
         for driver in self.drivers:
             numbers += [driver.value, driver.contribution]
+        for verdict in self.verdicts:
+            numbers += verdict.values.values()
         if not all(map(math.isfinite, numbers)):
             raise ValueError(f"details must be finite, got {self}; see `scored`")
 

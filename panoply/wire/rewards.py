@@ -33,6 +33,7 @@ from panoply.wire.request import (
     Details,
     Driver,
     Item,
+    JudgeVerdict,
     ModelAnswer,
     Payload,
     RenderedText,
@@ -131,6 +132,8 @@ class RewardsPayload(DialectPayload):
             "objectives": score.details.objectives,
             "gate": score.details.gate,
             "drivers": [asdict(driver) for driver in score.details.drivers],
+            "verdicts": [asdict(verdict) for verdict in score.details.verdicts],
+            "usage": score.details.usage,
             "num_tokens": score.num_tokens,
             "num_cut": score.num_cut,
         }
@@ -184,6 +187,8 @@ class ScoreEntry(BaseModel):
     objectives: dict[str, Number] = {}
     gate: dict[str, Number] = {}
     drivers: tuple[Driver, ...] = ()
+    verdicts: tuple[JudgeVerdict, ...] = ()
+    usage: dict[str, FiniteFloat] = {}
     num_tokens: int = 0
     num_cut: int = 0
 
@@ -193,7 +198,13 @@ class ScoreEntry(BaseModel):
             score=self.score,
             error=self.error,
             transient=self.transient,
-            details=Details(objectives=self.objectives, gate=self.gate, drivers=self.drivers),
+            details=Details(
+                objectives=self.objectives,
+                gate=self.gate,
+                drivers=self.drivers,
+                verdicts=self.verdicts,
+                usage=self.usage,
+            ),
             num_tokens=self.num_tokens,
             num_cut=self.num_cut,
         )

@@ -20,16 +20,18 @@ from pathlib import Path
 from typing import Any
 
 from ray import serve
+from ray.serve import Application
 
 from actors.ask_replica import Ask, ask_replica
 from actors.function_replica import FunctionReplica
 from panoply.config.serve import ServedModelConfig
 from panoply.data.schema import digest
-from panoply.scorers.where import LocalModel, parse_where
+from panoply.scorers.where import local_models
 from panoply.serve.calls import ReplicaRequest, bucket_of
 from panoply.wire.request import Chat, ModelAnswer, RequestError
 from workflows.cluster.gateway import DEPLOYMENT, cause, model_name
-from workflows.cluster.models import model_app
+from workflows.cluster.keys import endpoint_variables, handed_keys
+from workflows.cluster.models import model_app_with_keys
 from workflows.cluster.tenancy import holding, serve_controller, take_down
 
 RETRY_SECONDS = 1.0
@@ -129,7 +131,7 @@ def serve_arms(scorers: Sequence[ServedModelConfig], timeout: float, run: str) -
     models: list[ServedModelConfig] = []
     asks: dict[str, Ask] = {}
     for scorer in scorers:
-        if isinstance(parse_where(scorer.where), LocalModel):
+        if local_models(scorer):
             models.append(scorer)
         else:
             asks[scorer.name] = FunctionReplica(scorer).answer
@@ -155,7 +157,7 @@ def _applications(models: Sequence[ServedModelConfig], run: str) -> Generator[di
         serve.start(proxy_location="Disabled")
         try:
             targets = [
-                serve.RunTarget(model_app(asdict(model)), names[model.name], route_prefix=None)
+                serve.RunTarget(_app(model), names[model.name], route_prefix=None)
                 for model in models
             ]
             try:
@@ -170,6 +172,11 @@ def _applications(models: Sequence[ServedModelConfig], run: str) -> Generator[di
             take_down(set(names.values()).__contains__, started=started)
 
 
+def _app(model: ServedModelConfig) -> Application:
+    """Returns a model's application, with the keys of what else a composite asks."""
+    return model_app_with_keys(asdict(model), handed_keys(endpoint_variables([model])))
+
+
 def _failures(names: Mapping[str, str]) -> str:
     """Returns the reasons why applications failed, by the names of their models."""
     applications = serve.status().applications
@@ -177,6 +184,6 @@ def _failures(names: Mapping[str, str]) -> str:
     for model, name in names.items():
         app = applications.get(name)
         if app is not None and app.status in ("DEPLOY_FAILED", "UNHEALTHY"):
-            messages = [deployment.message for deployment in app.deployments.values()]
+            messages = [part.message for part in app.deployments.values() if part.message]
             failures.append(f"{model!r}: {cause(messages[0] if messages else app.message)}")
     return "; ".join(failures)

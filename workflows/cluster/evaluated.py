@@ -26,12 +26,13 @@ from panoply.hub.door.fetch import check_holds_model, fetch
 from panoply.hub.published.layouts import is_pairwise
 from panoply.hub.published.loading import load_chat_tokenizer
 from panoply.report.progress import RunLogger
-from panoply.scorers.where import LocalModel, open_scorer, parse_where
+from panoply.scorers.composite.opening import read_composite
+from panoply.scorers.where import CombinedScorers, LocalModel, open_scorer, parse_where
 from panoply.types import Bools, Strings
 from panoply.wire.request import Chat, Score
 from workflows.cluster.embed import TextFiles
 from workflows.cluster.ray_cluster import connect
-from workflows.cluster.resolve_model import resolve_model
+from workflows.cluster.resolve_model import model_in_process, resolve_model
 from workflows.cluster.score import Shards, TextScores, is_seen, score_texts
 
 PROMPTS_AT_ONCE = 64
@@ -62,6 +63,10 @@ class EvaluatedScorer:
         """
         if self.manifest:
             return self.manifest.temperature
+        place = parse_where(self.where)
+        if isinstance(place, CombinedScorers):
+            fitted = read_composite(Path(place.file).expanduser()).fitted
+            return fitted.temperature or float("nan") if fitted else float("nan")
         return 1.0 if self.folder else float("nan")
 
     @property
@@ -201,7 +206,7 @@ def score_by_driver(where: str, pairs: Path, logger: RunLogger) -> TextScores:
     Raises:
         ValueError: no text has a score.
     """
-    items, ids = _items(pairs)
+    items, ids = prompt_items(pairs)
     scores = asyncio.run(_ask(where, items, logger))
     value_N = np.array([np.nan if score.score is None else score.score for score in scores])
     failed = [score.error for score in scores if score.score is None]
@@ -227,7 +232,8 @@ def truncation_of(scored: TextScores) -> Mapping[str, int] | None:
 
 
 async def _ask(where: str, items: Sequence[Chat], logger: RunLogger) -> list[Score]:
-    scorer = open_scorer(ServedModelConfig(name="scorer", where=where))
+    config = ServedModelConfig(name="scorer", where=where)
+    scorer = open_scorer(config, open_model=model_in_process)
     scores: list[Score] = []
     with logger.bar("scoring texts", sum(len(item.responses) for item in items)) as advance:
         for start in range(0, len(items), PROMPTS_AT_ONCE):
@@ -237,7 +243,7 @@ async def _ask(where: str, items: Sequence[Chat], logger: RunLogger) -> list[Sco
     return scores
 
 
-def _items(pairs: Path) -> tuple[list[Chat], list[str]]:
+def prompt_items(pairs: Path) -> tuple[list[Chat], list[str]]:
     """Returns each prompt with all of its responses once, and the ids of the texts."""
     prompts: dict[str, list[dict[str, Any]]] = {}
     responses: dict[str, dict[str, None]] = {}

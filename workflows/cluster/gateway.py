@@ -209,12 +209,15 @@ def model_statuses(apps: Mapping[str, str]) -> dict[str, ModelStatus]:
         if app is None:
             statuses[name] = ModelStatus("failed", GONE)
             continue
-        status, replicas = app.status, next(iter(app.deployments.values()), None)
+        # A composite's models are further deployments of its application.
+        first = next(iter(app.deployments.values()), None)
+        status, replicas = app.status, app.deployments.get(DEPLOYMENT, first)
         by_state = replicas.replica_states if replicas else {}
         running = sum(count for state, count in by_state.items() if state == "RUNNING")
         deployed = f"{app.last_deployed_time_s} {status}"
         if status == "DEPLOY_FAILED" or (status == "UNHEALTHY" and not running):
-            reason = cause((replicas.message if replicas else "") or app.message)
+            messages = [part.message for part in app.deployments.values() if part.message]
+            reason = cause(messages[0] if messages else app.message)
             statuses[name] = ModelStatus("failed", reason, deployed)
         elif running:
             statuses[name] = ModelStatus("ready", "", deployed)

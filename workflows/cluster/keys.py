@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 
 from panoply.config.serve import ServedModelConfig
-from panoply.scorers.where import RemoteEndpoint, parse_where
+from panoply.scorers.where import key_variables, parse_where
 from panoply.secret import Keys
 from workflows import starts_cluster
 
@@ -21,10 +21,15 @@ DRIVER_ONLY = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 
 
 def endpoint_variables(scorers: Sequence[ServedModelConfig]) -> list[str]:
-    """Returns the variables that hold the keys of other servers."""
-    places = [parse_where(scorer.where) for scorer in scorers]
-    variables = [place.key_variable for place in places if isinstance(place, RemoteEndpoint)]
-    return [variable for variable in variables if variable]
+    """Returns the variables that hold the keys of other servers.
+
+    Raises:
+        ValueError, OSError: the settings of a judge or a composite cannot be read.
+    """
+    variables: list[str] = []
+    for scorer in scorers:
+        variables += key_variables(parse_where(scorer.where))
+    return variables
 
 
 def handed_keys(variables: Iterable[str]) -> Keys:

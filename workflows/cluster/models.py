@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ray import serve
-from ray.serve import Application
+from ray.serve import Application, Deployment
 from ray.serve.config import RequestRouterConfig
 
 from actors.function_replica import FunctionReplica
 from panoply.config.serve import ServedModelConfig
-from panoply.scorers.where import LocalModel, parse_where
+from panoply.scorers.where import CombinedScorers, LocalModel, local_models, parse_where
 from panoply.secret import NO_KEYS, Keys
 from workflows.cluster.gateway import DEPLOYMENT, MOST_CALLS, TRIES, read_args
 
@@ -71,9 +71,38 @@ def model_app_with_keys(args: Mapping[str, Any], keys: Keys) -> Application:
         logging_config={"enable_access_log": False},
         **replicas,
     )
-    if not isinstance(parse_where(config.where), LocalModel):
-        return deployment(FunctionReplica).bind(config, keys)
-    # Torch loads here alone: functions and other servers do without.
-    from actors.model_replica import RewardModelReplica
+    match parse_where(config.where):
+        case LocalModel():
+            # Torch loads here alone: functions and other servers do without.
+            from actors.model_replica import RewardModelReplica
 
-    return deployment(RewardModelReplica).bind(config)
+            return deployment(RewardModelReplica).bind(config)
+        case CombinedScorers():
+            return _composite_app(config, keys, deployment)
+        case _:
+            return deployment(FunctionReplica).bind(config, keys)
+
+
+def _composite_app(
+    config: ServedModelConfig, keys: Keys, deployment: Callable[[type[Any]], Deployment]
+) -> Application:
+    """Returns the application of a composite, with a further deployment for each reward model.
+
+    The models batch and scale by themselves, with the composite's settings; what asks them computes
+    nothing and takes no CPU.
+    """
+    from actors.composite_replica import CompositeReplica
+
+    models = local_models(config)
+    if not models:
+        return deployment(CompositeReplica).bind(config, keys)
+    from actors.model_replica import RewardModelReplica
+    from workflows.cluster.resolve_model import resolve_model
+
+    replica = deployment(RewardModelReplica)
+    parts = {
+        model.where: replica.options(name=f"Part-{number}").bind(resolve_model(model))
+        for number, model in enumerate(models)
+    }
+    asking = deployment(CompositeReplica).options(ray_actor_options={"num_cpus": 0})
+    return asking.bind(config, keys, parts)

@@ -28,8 +28,8 @@ from ray.util.placement_group import (
     remove_placement_group,
 )
 
+from panoply.files import cache_root
 from panoply.hub.backbone.pretrained import silence_libraries
-from panoply.hub.backbone.smollm2 import cache_root
 from panoply.lease import guarded, lease_above
 from panoply.report.progress import RunLogger, Terminated
 from workflows import LOOPBACK_ONLY, starts_cluster

@@ -16,7 +16,8 @@ from panoply.config.serve import ServedModelConfig
 from panoply.data.schema import digest
 from panoply.files import whole_folder
 from panoply.hub.door.fetch import is_hub_name
-from panoply.scorers.where import LocalModel, open_scorer, parse_where
+from panoply.hub.in_process import InProcessModel
+from panoply.scorers.where import CombinedScorers, LocalModel, open_scorer, parse_where
 from panoply.seal import check_seal
 from panoply.secret import without_secrets
 from workflows.cluster.ray_cluster import store_root
@@ -35,8 +36,10 @@ def resolve_model(config: ServedModelConfig) -> ServedModelConfig:
         ValueError, OSError: there is no such model, function, table or dialect.
     """
     where = parse_where(config.where)
+    if isinstance(where, CombinedScorers):
+        config = replace(config, where=f"combine:{Path(where.file).expanduser().absolute()}")
     if not isinstance(where, LocalModel):
-        open_scorer(config, on_node=False)
+        open_scorer(config, on_node=False, open_model=model_in_process)
         return config
     if where.path.startswith(REGISTRY):
         return replace(config, where=registered_folder(where.path))
@@ -50,6 +53,15 @@ def resolve_model(config: ServedModelConfig) -> ServedModelConfig:
             "runs/embedded/model"
         )
     return config
+
+
+def model_in_process(config: ServedModelConfig) -> InProcessModel:
+    """Returns a reward model as a scorer of this process, which loads it when it is asked.
+
+    Raises:
+        ValueError, OSError: as `resolve_model`.
+    """
+    return InProcessModel(resolve_model(config))
 
 
 def registered_folder(uri: str) -> str:

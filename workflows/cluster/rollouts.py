@@ -26,7 +26,7 @@ from panoply.data.read import named_inputs
 from panoply.data.tasks import Task, read_tasks, synthetic_prompts
 from panoply.hub.backbone.pretrained import load_renderer
 from panoply.laser.rollout import Rollout, read_rollouts, write_rollouts
-from panoply.scorers.where import LocalModel, parse_where
+from panoply.scorers.where import local_models
 from panoply.secret import Keys
 from panoply.wire.request import Chat
 from workflows.cluster.arms import Arms, ArmScores, serve_arms
@@ -221,7 +221,7 @@ def model_cpus(scorers: Sequence[ServedModelConfig]) -> int:
     """Returns the CPUs that the models among the scorers may take."""
     cpus = 0.0
     for scorer in scorers:
-        if isinstance(parse_where(scorer.where), LocalModel):
+        for _ in local_models(scorer):
             cpus += scorer.scaling.cpus * scorer.scaling.max_replicas
     return math.ceil(cpus)
 

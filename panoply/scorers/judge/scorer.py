@@ -1,0 +1,271 @@
+"""A judge as a scorer: questions by its mode, and scores from the verdicts.
+
+A response whose verdicts are missing has an error. A pair counts only where both orders have a
+verdict: one alone would give credit for a place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from collections.abc import Awaitable, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+
+from panoply.config.judge import JudgeConfig, Listwise, Pairwise, Pointwise
+from panoply.config.yaml_lines import read_settings, with_line
+from panoply.scorers.judge.client import JudgeClient, JudgeError
+from panoply.scorers.judge.limited import check_speaks
+from panoply.scorers.judge.prompts import JudgePrompt
+from panoply.scorers.judge.ranking import (
+    bradley_terry,
+    games_of_ranking,
+    pairs_of,
+    weighted_mean,
+    win_share,
+)
+from panoply.scorers.judge.verdicts import Judge, Judged
+from panoply.types import Array
+from panoply.wire.breaker import CircuitState
+from panoply.wire.request import Chat, Item, Score, scored
+
+Result: TypeAlias = Judged | JudgeError
+
+
+@dataclass(slots=True)
+class PairTally:
+    """Verdicts on pairs since the start, by the order in which their responses were shown."""
+
+    pairs: int = 0
+    """Pairs that were judged in both orders."""
+    inconsistent_pairs: int = 0
+    """Pairs of which the order decided: twice the first one was better, or twice the second one."""
+    decided: int = 0
+    """Verdicts on a pair in one order that are no tie."""
+    preferred_first: int = 0
+    """Those that prefer the response shown first."""
+
+    def add(self, first: float, swapped: float) -> None:
+        """Counts a pair.
+
+        Args:
+            first: probability that the first response shown is better.
+            swapped: the same in the other order.
+        """
+        self.pairs += 1
+        self.inconsistent_pairs += (first - 0.5) * (swapped - 0.5) > 0
+        self.decided += (first != 0.5) + (swapped != 0.5)
+        self.preferred_first += (first > 0.5) + (swapped > 0.5)
+
+
+class JudgeScorer:
+    """Judge of a settings file. It belongs to one event loop."""
+
+    def __init__(self, file: str, *, on_node: bool = True, replicas: int = 1) -> None:
+        """Reads and checks the settings.
+
+        Args:
+            file: settings in YAML (`panoply.config.judge.JudgeConfig`).
+            on_node: whether this is the node on which it runs, which holds the server's key. If
+                not, the server is asked once whether it is one, which is free.
+            replicas: processes that share the server's limits.
+
+        Raises:
+            ValueError: "FILE:LINE: " and what is wrong with a setting, or with what it names.
+            OSError: the file cannot be read.
+        """
+        path = Path(file).expanduser()
+        self.config = read_settings(path, JudgeConfig)
+        variable = self.config.server.address.key_variable
+        api_key = os.environ.get(variable, "") if variable else ""
+        with with_line(path):
+            prompt = JudgePrompt(self.config)
+            if on_node and variable and not api_key:
+                raise ValueError(f"`server.url` names {variable!r}, which is not set on this node")
+            if not on_node:
+                check_speaks(self.config.server)
+        self.client = JudgeClient(self.config, prompt, api_key=api_key, replicas=replicas)
+        self.judge = Judge(self.config, prompt, self.client)
+        self.pairs = PairTally()
+
+    @property
+    def circuit(self) -> CircuitState:
+        """State of the circuit to the server."""
+        return self.client.breaker.state
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self.client.close()
+
+    def counts(self) -> dict[str, float]:
+        """Returns answers, tokens, costs and verdicts on pairs since the start, by name."""
+        counts: dict[str, float] = {**asdict(self.client.spending), **asdict(self.pairs)}
+        return {**counts, "unread": self.judge.num_unread}
+
+    async def score(self, items: Sequence[Item]) -> tuple[tuple[Score, ...], ...]:
+        """Returns the scores of all items; those that failed as errors of their response."""
+        ends = time.monotonic() + self.config.server.timeout
+        return tuple(await asyncio.gather(*(self._item(item, ends) for item in items)))
+
+    async def _item(self, item: Item, ends: float) -> tuple[Score, ...]:
+        num = len(item.responses)
+        if not isinstance(item, Chat) or not item.prompt:
+            why = "a judge reads a prompt's messages and its responses, no rendered text or tokens"
+            return (Score(error=why),) * num
+        match self.config.mode:
+            case Pointwise():
+                alone = [self._alone(item, place, ends) for place in range(num)]
+                return tuple(await asyncio.gather(*alone))
+            case Pairwise() | Listwise() as mode if not 2 <= num <= mode.max_responses:
+                why = f"compares 2 to {mode.max_responses} responses to a prompt, got {num}"
+                return (Score(error=f"a {mode.kind} judge {why}"),) * num
+            case Pairwise() | Listwise() as mode:
+                return await self._group(item, mode, ends)
+
+    async def _alone(self, item: Chat, place: int, ends: float) -> Score:
+        """Returns the score of a response that is judged alone: the mean of the votes."""
+        rubric = self.config.rubric
+        criteria = rubric.criteria if rubric else ()
+        is_separate = rubric is not None and rubric.separate
+        parts = [(criterion,) for criterion in criteria] if is_separate else [criteria]
+        results: list[Result] = await asyncio.gather(
+            *(
+                self.judge.judge(item, (place,), part, vote, ends)
+                for part in parts
+                for vote in range(self.config.sampling.votes)
+            )
+        )
+        values: dict[str, list[float]] = {}
+        for judged in _judged(results):
+            for name, number in judged.verdict.values.items():
+                values.setdefault(name, []).append(number)
+        names = [criterion.name for criterion in criteria] or ["score"]
+        if not self._are_enough(len(_judged(results)), len(results)) or len(values) < len(names):
+            return _missing(results)
+        means = {name: sum(values[name]) / len(values[name]) for name in names}
+        if rubric is None:
+            return _with_details(scored(means["score"]), results)
+        weights = {criterion.name: criterion.weight for criterion in criteria}
+        score = scored(weighted_mean(means, weights), objectives=means)
+        return _with_details(score, results)
+
+    async def _group(self, item: Chat, mode: Pairwise | Listwise, ends: float) -> tuple[Score, ...]:
+        """Returns the scores of responses that are judged against each other.
+
+        Those of a round are shown in an order, and in the reverse of it.
+        """
+        num = len(item.responses)
+        criteria = self.config.rubric.criteria if self.config.rubric else ()
+        rounds = self._rounds(item, mode)
+        questions: list[Awaitable[Result]] = []
+        for places, vote in rounds:
+            questions.append(self.judge.judge(item, places, criteria, vote, ends))
+            questions.append(self.judge.judge(item, places[::-1], criteria, vote, ends))
+        results = await asyncio.gather(*questions)
+
+        wins_nn, games_nn = np.zeros((num, num)), np.zeros((num, num))
+        results_n: list[list[Result]] = [[] for _ in range(num)]
+        num_held_n, num_expected_n = [0] * num, [0] * num
+        for (places, _), first, reverse in zip(rounds, results[::2], results[1::2], strict=True):
+            for place in places:
+                results_n[place] += [first, reverse]
+                num_expected_n[place] += 1
+            if not isinstance(first, Judged) or not isinstance(reverse, Judged):
+                continue
+            for place in places:
+                num_held_n[place] += 1
+            square = np.ix_(places, places)
+            wins_nn[square] += self._wins(first, reverse)
+            games_nn[square] += 1 - np.eye(len(places))
+        rule = win_share if mode.scores == "win_share" else bradley_terry
+        scores: list[Score] = []
+        for place, value in enumerate(rule(wins_nn, games_nn)):
+            if self._are_enough(num_held_n[place], num_expected_n[place]):
+                scores.append(_with_details(scored(float(value)), results_n[place]))
+            else:
+                scores.append(_missing(results_n[place]))
+        return tuple(scores)
+
+    def _rounds(self, item: Chat, mode: Pairwise | Listwise) -> list[tuple[tuple[int, ...], int]]:
+        """Returns the places of the responses that are shown together, with the number of the vote.
+
+        A list is in an order that the seed, the vote and the texts decide.
+        """
+        num, votes = len(item.responses), range(self.config.sampling.votes)
+        if isinstance(mode, Pairwise):
+            return [(pair, vote) for pair in pairs_of(num, mode.pairs) for vote in votes]
+        rounds: list[tuple[tuple[int, ...], int]] = []
+        for vote in votes:
+            order = list(range(num))
+            key = repr((self.config.sampling.seed, vote, item.prompt, item.responses))
+            random.Random(key).shuffle(order)
+            rounds.append((tuple(order), vote))
+        return rounds
+
+    def _wins(self, first: Judged, reverse: Judged) -> Array:
+        """Returns who won against whom `[m, m]` in a round of m responses, in the first order.
+
+        Each pair of it is counted, by the order in which it was shown.
+        """
+        first_mm = self._games(first)
+        reverse_mm = self._games(reverse)[::-1, ::-1]
+        for i, j in combinations(range(len(first_mm)), 2):
+            self.pairs.add(float(first_mm[i, j]), float(reverse_mm[j, i]))
+        return (first_mm + reverse_mm) / 2
+
+    def _games(self, judged: Judged) -> Array:
+        if isinstance(self.config.mode, Listwise):
+            return games_of_ranking(judged.numbers)
+        p_first = judged.numbers[0]
+        return np.array([[0.0, p_first], [1 - p_first, 0.0]])
+
+    def _are_enough(self, num: int, num_expected: int) -> bool:
+        """Returns whether a response has as many verdicts as the settings want."""
+        return num >= max(1, self.config.sampling.min_share * num_expected)
+
+
+def _judged(results: Sequence[Result]) -> list[Judged]:
+    return [result for result in results if isinstance(result, Judged)]
+
+
+def _missing(results: Sequence[Result]) -> Score:
+    """Returns the error of a response of which too many verdicts are missing."""
+    errors = [result for result in results if isinstance(result, JudgeError)]
+    why = errors[0].message
+    if len(results) > 1:
+        why += f" ({len(errors)} of {len(results)} verdicts are missing)"
+    return Score(error=why, transient=any(error.transient for error in errors))
+
+
+def _with_details(score: Score, results: Sequence[Result]) -> Score:
+    """Returns a score with its verdicts, and its share of what they cost now."""
+    if score.error:
+        return score
+    judged = _judged(results)
+    usage: dict[str, float] = {
+        "calls": 0.0,
+        "cached": 0.0,
+        "input_tokens": 0.0,
+        "output_tokens": 0.0,
+    }
+    costs: list[float | None] = []
+    for result in judged:
+        share = 1 / len(result.verdict.shown)
+        if result.is_cached:
+            usage["cached"] += share
+            continue
+        usage["calls"] += share
+        usage["input_tokens"] += share * (result.answer.input_tokens or 0)
+        usage["output_tokens"] += share * (result.answer.output_tokens or 0)
+        costs.append(None if result.cost is None else share * result.cost)
+    known = [cost for cost in costs if cost is not None]
+    if len(known) == len(costs):
+        usage["cost"] = sum(known)
+    verdicts = tuple(result.verdict for result in judged)
+    return replace(score, details=replace(score.details, verdicts=verdicts, usage=usage))

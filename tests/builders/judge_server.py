@@ -1,0 +1,138 @@
+"""A server that speaks OpenAI's protocol, and answers as a test has it."""
+
+import json
+import math
+import re
+import threading
+import time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import yaml
+
+from panoply.scorers.judge.scorer import JudgeScorer
+
+DROP = "drop"
+"""Answer that closes the connection."""
+HTML = (200, {"content-type": "text/html"}, b"<!DOCTYPE html><title>It works</title>")
+
+
+def completion(text, *, finish="stop", logprobs=None, read=100, written=10):
+    """The body of a chat completion; `logprobs` is a probability by token for each token."""
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}}
+    choice["finish_reason"] = finish
+    if logprobs is not None:
+        choice["logprobs"] = {"content": list(map(_token, logprobs))}
+    usage = {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+    return {"id": "x", "object": "chat.completion", "choices": [choice], "usage": usage}
+
+
+def _token(probabilities):
+
+    top = [{"token": token, "logprob": math.log(p)} for token, p in probabilities.items()]
+    return {**top[0], "top_logprobs": top}
+
+
+def shown(body):
+    """The texts between marks in what a judge reads, by name; without marks the whole message."""
+    text = body["messages"][-1]["content"]
+    parts = re.findall(r"\[BEGIN ([^\]]*) (\w+)\]\n(.*?)\n\[END \1 \2\]", text, re.DOTALL)
+    return {name: content for name, _, content in parts} or {"": text}
+
+
+REFUSAL = (400, {}, {"error": {"message": "messages are missing"}})
+
+
+@contextmanager
+def judging(answer, empty=REFUSAL):
+    """A server that answers what `answer` makes of a request's body, and `empty` to an empty one.
+
+    An answer is a text, the body of a completion, (status, headers, body), or `DROP`. The address
+    and all requests are yielded: (path, headers, body, time).
+    """
+    seen = []
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            seen.append((self.path, headers, body, time.monotonic()))
+            reply = answer(body) if body else empty
+            if reply == DROP:
+                self.close_connection = True
+                return
+            if isinstance(reply, str):
+                reply = completion(reply)
+            status, extra, content = reply if isinstance(reply, tuple) else (200, {}, reply)
+            sent = content if isinstance(content, bytes) else json.dumps(content).encode()
+            self.send_response(status)
+            headers = {"content-type": "application/json", "content-length": str(len(sent))}
+            for name, value in (headers | extra).items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(sent)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1", seen
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def judge_file(folder, url, **settings):
+    """A file of settings of a judge behind an address."""
+    server = {"url": f"{url}#small", **settings.pop("server", {})}
+    path = folder / "judge.yaml"
+    path.write_text(yaml.safe_dump({"server": server, **settings}, sort_keys=False))
+    return path
+
+
+def open_judge(folder, url, **settings):
+    """A judge behind an address; without a cache, unless the settings have it."""
+    return JudgeScorer(str(judge_file(folder, url, **{"cache": False, **settings})))
+
+
+def written_by(folder):
+    """What a language model answers, for `judging`: greedily, with probabilities of each token.
+
+    Args:
+        folder: of the model and its tokenizer.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+
+    @torch.inference_mode()
+    def answer(body):
+        chat = tokenizer.apply_chat_template(
+            body["messages"], add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        )
+        ids, steps = chat["input_ids"], []
+        for _ in range(body["max_tokens"]):
+            p = model(ids).logits[0, -1].float().softmax(-1)
+            top = p.topk(min(20, len(p)))
+            token = top.indices[:1]
+            if token.item() == tokenizer.eos_token_id:
+                break
+            names = map(tokenizer.decode, top.indices)
+            steps.append(dict(zip(names, top.values.tolist(), strict=True)))
+            ids = torch.cat([ids, token[None]], dim=1)
+        num_read = chat["input_ids"].shape[1]
+        text = tokenizer.decode(ids[0, num_read:])
+        finish = "length" if len(steps) == body["max_tokens"] else "stop"
+        logprobs = steps if body.get("logprobs") else None
+        return completion(text, finish=finish, logprobs=logprobs, read=num_read, written=len(steps))
+
+    return answer
