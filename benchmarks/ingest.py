@@ -1,7 +1,7 @@
 """Reading pairs beside `datasets` and TRL: `python -m benchmarks.ingest --json FILE`.
 
-Pairs with a text prompt are written as Parquet and as JSON lines, and each side reads them in a
-process of its own, on one thread, with nothing cached:
+Pairs are written as Parquet and as JSON lines, with texts or with messages, and each side reads
+them in a process of its own, on one thread, with nothing cached:
 
 * `ingest`: what every run of ours does before a model is loaded. It checks each row, quarantines
   the bad ones, counts repeats and contradictions, gives ids, and writes one canonical Parquet file;
@@ -10,8 +10,8 @@ process of its own, on one thread, with nothing cached:
 * `load_and_prepare`: `load_dataset` and `RewardTrainer._prepare_dataset` of TRL, called as it
   stands: it adds the end of sequence, tokenizes and leaves out pairs above `max_length`.
 
-The two products differ: ours are whole conversations in the model's chat template (here 31 tokens
-more in each), TRL's a text prompt and response without template. So ours tokenizes more.
+Of messages both sides make the same: conversations in the model's chat template. Of texts ours are
+that too, while TRL's are a prompt and a response without template (31 tokens fewer in each).
 
 `speed`: rows a second of CPU time of `ingest_and_render` over `load_and_prepare`, with one
 tokenizer. Bar: at least 1. `memory`: peak of `ingest` over its peak at a tenth of the rows. Bar: at
@@ -32,7 +32,7 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -77,23 +77,32 @@ class Options(harness.Options):
     """Model whose tokenizer both sides take."""
     max_length: int = 1024
     """Tokens above which TRL leaves a pair out."""
+    form: Literal["messages", "texts"] = "messages"
+    """What the columns hold."""
 
 
-def pairs(num: int) -> Iterator[dict[str, str]]:
+def pairs(num: int, form: str) -> Iterator[dict[str, Any]]:
     """Yields pairs of random words: a prompt of 16, responses of 30."""
     random = Random(0)
     for i in range(num):
         prompt, chosen, rejected = (" ".join(random.choices(WORDS, k=k)) for k in (15, 30, 30))
-        yield {"prompt": f"{i} {prompt}", "chosen": f"{chosen}.", "rejected": f"{rejected}."}
+        pair = {"prompt": f"{i} {prompt}", "chosen": f"{chosen}.", "rejected": f"{rejected}."}
+        if form == "texts":
+            yield pair
+            continue
+        roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
+        yield {name: [{"role": roles[name], "content": text}] for name, text in pair.items()}
 
 
-def write_files(folder: Path, num: int) -> tuple[Path, Path]:
+def write_files(folder: Path, num: int, form: str) -> tuple[Path, Path]:
     """Writes the same pairs as Parquet and as JSON lines."""
     columns, lines = folder / f"pairs-{num}.parquet", folder / f"pairs-{num}.jsonl"
-    schema = pa.schema([(name, pa.string()) for name in ("prompt", "chosen", "rejected")])
-    rows = list[dict[str, str]]()
+    message = pa.struct([("role", pa.string()), ("content", pa.string())])
+    kind = pa.string() if form == "texts" else pa.list_(message)
+    schema = pa.schema([(name, kind) for name in ("prompt", "chosen", "rejected")])
+    rows = list[dict[str, Any]]()
     with pq.ParquetWriter(columns, schema) as writer, lines.open("w") as text:
-        for pair in pairs(num):
+        for pair in pairs(num, form):
             rows.append(pair)
             text.write(json.dumps(pair) + "\n")
             if len(rows) == BATCH:
@@ -210,7 +219,8 @@ def main(options: Options) -> None:
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        files = {num: write_files(folder, num) for num in {1000, *(n for _, n in sides.values())}}
+        sizes = {1000, *(num for _, num in sides.values())}
+        files = {num: write_files(folder, num, options.form) for num in sizes}
         for i, kind in enumerate(("parquet", "jsonl")):
             for side, (work, num) in sides.items():
                 figures[f"{side} ({kind})"] = in_process(work, files[num][i], files[1000][i], num)
@@ -220,7 +230,7 @@ def main(options: Options) -> None:
             figures[f"speed ({kind})"] = {"ratio": ours / theirs}
             growth = whole["peak_megabytes"] / tenth["peak_megabytes"]
             figures[f"memory ({kind})"] = {"ratio": growth}
-    figures["setting"] = setting(pa, datasets, trl, threads=1, rows=options.rows)
+    figures["setting"] = setting(pa, datasets, trl, threads=1, rows=options.rows, form=options.form)
     print_figures(figures, ("rows_per_cpu_second", "rows_per_second", "peak_megabytes"))
     print_figures(figures, ("ratio",))
     write_figures(options.json, figures)
