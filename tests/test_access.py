@@ -205,6 +205,10 @@ def test_a_server_does_not_start_with_a_key_that_nobody_has(tmp_path):
     for place in (*places, str(tmp_path), "/dev/zero"):
         with pytest.raises(ValueError, match="key"):
             KeyRing({"m": (place,)})
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "empty").write_text("opensesame")
+    with pytest.raises(ValueError, match="holds no API key"):
+        KeyRing({"m": (str(tmp_path / "b" / "empty"), str(empty))})
 
 
 def test_nothing_that_is_printed_of_a_ring_holds_a_key(tmp_path):

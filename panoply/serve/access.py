@@ -58,9 +58,7 @@ class KeyRing:
         self.reload()
         for model, places in sources.items():
             for place in places:
-                if not any(
-                    key.model == model and key.name == key_name(place) for key in self._keys
-                ):
+                if not _secrets_at(place):  # files of one name may lie in several folders
                     raise ValueError(
                         f"{place!r} holds no API key for {model!r}: set the variable on the nodes, "
                         "or write a key on a line of the file"
