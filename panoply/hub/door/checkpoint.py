@@ -238,7 +238,8 @@ def _missing(folder: Path, name: str) -> str:
             "read: convert it to safetensors where you trust it (load it with transformers, and "
             "call save_pretrained)"
         )
-    if others := sorted(file.name for file in folder.glob("*.safetensors")):
+    others = sorted(file.name for file in folder.glob("*.safetensors"))
+    if others and name == WEIGHTS:
         return (
             f"{str(folder)!r} lacks {name} and holds {few(others)}: fetch {name}, or rename what "
             "holds the whole of it"
