@@ -343,7 +343,7 @@ def test_a_folder_without_a_fault_loads_also_by_the_links_of_a_cache(whole, tmp_
 
 def test_a_run_or_a_folder_of_adapters_names_the_models_inside(whole, tmp_path):
     with pytest.raises(
-        FileNotFoundError, match=r"no model.s config\.json\. A run leaves one in OUT/model"
+        FileNotFoundError, match=r"no config\.json of a model\. A run leaves one in OUT/model"
     ):
         load_reward_model(tmp_path)
     save_small(tmp_path / "run" / "model", byte_tokenizer(TURNS))
