@@ -147,9 +147,13 @@ FAULTS = {
         lambda f: in_another_form(f, "model-Q4_K_M.gguf"),
         r"holds model-Q4_K_M\.gguf, weights for llama\.cpp",
     ),
-    "weights have another name": (
-        lambda f: pickled(f, other="best.safetensors"),
-        r"lacks model\.safetensors and holds best\.safetensors, weights of another name: rename",
+    "shards have no index": (
+        lambda f: pickled(f, other="model-00001-of-00002.safetensors"),
+        r"holds model-00001-of-00002\.safetensors, shards: fetch model\.safetensors\.index\.json",
+    ),
+    "an adapter has no configuration": (
+        lambda f: pickled(f, other="adapter_model.safetensors"),
+        r"holds adapter_model\.safetensors, an adapter: fetch its adapter_config\.json",
     ),
     "a compiled model was saved": (
         lambda f: wrapped(f, "_orig_mod."),
@@ -339,7 +343,7 @@ def test_a_folder_without_a_fault_loads_also_by_the_links_of_a_cache(whole, tmp_
 
 def test_a_run_or_a_folder_of_adapters_names_the_models_inside(whole, tmp_path):
     with pytest.raises(
-        FileNotFoundError, match=r"no model.s config\.json\. A run leaves one in OUT/model"
+        FileNotFoundError, match=r"no config\.json of a model\. A run leaves one in OUT/model"
     ):
         load_reward_model(tmp_path)
     save_small(tmp_path / "run" / "model", byte_tokenizer(TURNS))
@@ -371,7 +375,7 @@ def test_what_errors_advise_makes_the_model_load(whole, tmp_path):
         "architectures": (as_language_model, {"architectures": ["LlamaForSequenceClassification"]}),
         "num_labels": (
             lambda f: change(f, "config.json", id2label={"0": "a", "1": "b"}),
-            {"num_labels": 1},
+            {"num_labels": 1, "id2label": None},
         ),
         "vocab_size": (with_more_embeddings, {"vocab_size": 278}),
     }
@@ -381,9 +385,7 @@ def test_what_errors_advise_makes_the_model_load(whole, tmp_path):
         spoil(folder)
         with pytest.raises(ValueError, match=name):
             load_reward_model(folder)
-        fields = json.loads((folder / "config.json").read_text()) | fields
-        fields.pop("id2label", None)
-        (folder / "config.json").write_text(json.dumps(fields | {"num_labels": 1}))
+        change(folder, "config.json", **fields)
         assert load_reward_model(folder).score(PROMPT, RESPONSES).tolist() == wanted
 
 

@@ -11,10 +11,10 @@ import io
 import json
 import re
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from panoply.data.data_file import DataFile, Rows, Unfit, Unreadable, damaged
 from panoply.data.parse import NOT_RATED, TRUTHS
@@ -146,7 +146,7 @@ def _holds_records(value: object) -> bool:
     return any(isinstance(entry, dict) and not _is_message(entry) for entry in entries)
 
 
-def _is_message(record: dict[str, object]) -> bool:
+def _is_message(record: Mapping[Any, Any]) -> bool:
     return record.keys() >= {"role", "content"} or record.keys() >= {"from", "value"}
 
 

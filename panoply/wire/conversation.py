@@ -83,11 +83,13 @@ def is_empty(value: object, levels: int = 8) -> bool:
         value: of a key of a message or of a row.
         levels: how deep what it holds is looked at, for a hostile value is nested without end.
     """
-    if isinstance(value, dict | list):
-        held = cast("dict[object, object]", value).values() if isinstance(value, dict) else value
-        inner = cast("Sequence[object]", held)
-        return not inner or (levels > 0 and all(is_empty(each, levels - 1) for each in inner))
-    return is_null(value) or value == ""
+    if isinstance(value, dict):
+        held = list(cast("dict[object, object]", value).values())
+    elif isinstance(value, list):
+        held = cast("list[object]", value)
+    else:
+        return is_null(value) or value == ""
+    return not held or (levels > 0 and all(is_empty(each, levels - 1) for each in held))
 
 
 def _role(role: object, is_sharegpt: bool) -> str:

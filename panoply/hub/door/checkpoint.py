@@ -21,15 +21,17 @@ WRAPPERS = ("_orig_mod.", "module.", "base_model.model.", "_fsdp_wrapped_module.
 """Beginnings of tensors' names in models that were saved inside of what wrapped them in training:
 torch.compile, DistributedDataParallel, peft, FSDP."""
 OTHER_WEIGHTS = {
-    "zero_pp_rank_*": "shards of DeepSpeed, which its zero_to_fp32.py joins: run `python "
+    "**/zero_pp_rank_*": "shards of DeepSpeed, which its zero_to_fp32.py joins: run `python "
     "zero_to_fp32.py . . --safe_serialization` there",
-    "*.distcp": "shards of FSDP: join them with `accelerate merge-weights`",
+    "**/*.distcp": "shards of FSDP: join them with `accelerate merge-weights`",
     "model_world_size_*": "shards of verl: join them with `python -m verl.model_merger merge`",
+    "model-*-of-*.safetensors": "shards: fetch model.safetensors.index.json, which names them, too",
+    "adapter_model.safetensors": "an adapter: fetch its adapter_config.json too",
     "*.gguf": "weights for llama.cpp, which are never read: name the checkpoint that they were "
     "made of",
-    "*.safetensors": "weights of another name: rename them where they are the whole model",
 }
-"""Files of weights in another form, and what makes model.safetensors of them."""
+"""Files of weights in another form, and what makes a model of them."""
+PICKLES = ("*.bin", "*.pt", "*.pth")
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,14 +230,19 @@ def _check_unwrapped(shapes: Mapping[str, Shape], folder: Path) -> None:
 def _missing(folder: Path, name: str) -> str:
     """Returns the error for a file of weights that is not there."""
     for pattern, advice in OTHER_WEIGHTS.items() if name == WEIGHTS else ():
-        if others := sorted(file.name for file in folder.rglob(pattern)):
+        if others := sorted(file.name for file in folder.glob(pattern)):
             return f"{str(folder)!r} lacks {name} and holds {few(others)}, {advice}"
-    pickles = sorted(file.name for kind in ("*.bin", "*.pt", "*.pth") for file in folder.glob(kind))
-    if pickles:
+    if pickles := sorted(file.name for kind in PICKLES for file in folder.glob(kind)):
         return (
             f"{str(folder)!r} lacks {name} and holds {few(pickles)}, a pickle, which is never "
             "read: convert it to safetensors where you trust it (load it with transformers, and "
             "call save_pretrained)"
+        )
+    others = sorted(file.name for file in folder.glob("*.safetensors"))
+    if others and name == WEIGHTS:
+        return (
+            f"{str(folder)!r} lacks {name} and holds {few(others)}: fetch {name}, or rename what "
+            "holds the whole of it"
         )
     return f"{str(folder)!r} lacks {name}: fetch it, or convert the weights to safetensors"
 

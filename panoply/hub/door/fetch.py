@@ -77,8 +77,8 @@ def check_holds_model(folder: Path) -> None:
     if below:
         advice = f"Try {' or '.join(str(each) for each in below[:3])}"
     raise FileNotFoundError(
-        f"{str(folder)!r} is no reward model folder: it has no panoply.json and no model's "
-        f"config.json. {advice}"
+        f"{str(folder)!r} is no reward model folder: it has no panoply.json and no config.json "
+        f"of a model. {advice}"
     )
 
 

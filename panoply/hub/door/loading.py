@@ -200,13 +200,14 @@ def load_adapted(model: Any, folder: Path) -> Any:
     stored = Checkpoint.open(folder, "adapter_model.safetensors")
     advice = "name the model that it was trained on, or train it again"
     with _reading(f"the adapter in {str(folder)!r}", advice):
-        from peft import PeftModel
-        from peft.utils import get_peft_model_state_dict
+        from peft import PeftModel, utils
 
         adapted = cast(Any, PeftModel.from_pretrained(model, str(folder)))
-        expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+        tensors_of = cast(Any, utils).get_peft_model_state_dict
+        expected: set[str] = set(tensors_of(adapted, save_embedding_layers=False))
     # peft passes over what has no place in a model, and draws what an adapter lacks.
-    if misfits := sorted({n for n in {*stored.shapes} ^ {*expected} if "lora_" in n}):
+    differing = expected.symmetric_difference(stored.shapes)
+    if misfits := sorted(name for name in differing if "lora_" in name):
         raise ValueError(
             f"the adapter in {str(folder)!r} is of another model than that in its "
             f"base_model_name_or_path: {few(misfits)} are not in both; {advice}"

@@ -178,7 +178,10 @@ def labels_error(head: StoredHead, num_labels: Any) -> str:
         f"{file!r} has num_labels {num_labels} (2 where it does not say), and a reward model has 1"
     )
     if head.num_outputs == 1:
-        return f'{text}: write "num_labels": 1 there, since {head.stem}.weight gives one score'
+        return (
+            f'{text}: write "num_labels": 1 there in place of id2label, since {head.stem}.weight '
+            "gives one score"
+        )
     return (
         f"{text}: {head.stem}.weight gives {head.num_outputs} numbers, labels of a classifier or "
         "several attributes; name a model with one score"

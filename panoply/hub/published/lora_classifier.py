@@ -20,6 +20,11 @@ from panoply.model.device import best_device
 HEAD = re.compile(r"base_model\.model\.score\.(modules_to_save\.(default\.)?)?weight")
 """The head inside an adapter, as peft's `modules_to_save` writes it."""
 WEIGHTS = "adapter_model.safetensors"
+PROMPT_KINDS = (
+    *("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT"),
+    "CPT",
+)
+"""Types of adapters that are tokens before a text, and no weights."""
 
 
 def load_adapter(folder: Path, max_tokens: int = 0) -> HeadModel:
@@ -83,7 +88,7 @@ def _fetch_base(adapter: dict[str, Any], folder: Path) -> Path:
         ValueError: the adapter names none, or is of a kind that leaves no weights to merge.
     """
     file, kind = str(folder / "adapter_config.json"), adapter.get("peft_type", "LORA")
-    if "PROMPT" in str(kind) or str(kind) in ("PREFIX_TUNING", "P_TUNING", "ADAPTION_PROMPT"):
+    if kind in PROMPT_KINDS:
         raise ValueError(
             f"{file!r} is of type {kind!r}, which puts tokens before a text and cannot be merged "
             "into a model: take an adapter of LoRA"
