@@ -33,4 +33,6 @@ ARG COMMIT=unknown
 ENV PANOPLY_COMMIT=$COMMIT PYTHONPATH=/opt/panoply PYTHONUNBUFFERED=1
 # A stopped job gets this long to end its training; Ray's 3 s would kill it half-way.
 ENV RAY_JOB_STOP_WAIT_TIME_S=60
+# The proxy of Ray Serve on every node closes connections that never say what they want.
+ENV RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=actors.slow_clients:install
 USER ray

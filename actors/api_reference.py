@@ -19,6 +19,7 @@ REFUSALS: dict[int | str, str] = {
     401: "The model asks for a key.",
     404: "No model has this name.",
     413: "Too much for one request.",
+    415: "The body is compressed.",
     422: "A text cannot be scored.",
     424: "A text cannot be scored (TEI).",
     429: "The model is busy; `Retry-After` says for how long.",

@@ -11,7 +11,7 @@ from actors.replica import Replica, Scores
 from panoply.config.serve import ServedModelConfig
 from panoply.scorers.endpoint import EndpointScorer
 from panoply.scorers.function import FunctionScorer
-from panoply.scorers.where import RemoteEndpoint, open_scorer, parse_where
+from panoply.scorers.where import PythonFunction, RemoteEndpoint, open_scorer, parse_where
 from panoply.secret import NO_KEYS, Keys
 from panoply.serve.calls import ReplicaRequest
 from panoply.wire.breaker import CircuitState
@@ -31,7 +31,17 @@ class FunctionReplica(Replica[Item]):
         keys.export()
         self.kind = parse_where(config.where).kind
         super().__init__(config, {"kind": self.kind} | _place(config.where))
-        self.scorer = open_scorer(config)
+        try:
+            self.scorer = open_scorer(config)
+        except ValueError as error:
+            cause = error.__cause__
+            if cause is None or not isinstance(parse_where(config.where), PythonFunction):
+                raise
+            # Clients and Serve's log are told why a model failed: a user's module may raise a key.
+            raise ValueError(
+                f"the module of {config.where!r} cannot be imported on this node "
+                f"({type(cause).__name__}): import it there in Python to see why"
+            ) from None
 
     def about(self) -> dict[str, JsonValue]:
         """Returns the kind and the circuit alone: a place is for those who ask with a request."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import time
@@ -13,23 +12,22 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import httpx2
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse
 from fastapi.staticfiles import StaticFiles
 from ray.util.metrics import Counter, Gauge, Histogram
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import panoply.report
 from actors.api_reference import PAGE_POLICY, description, openapi, reference_page
 from actors.gateway import Gateway
+from actors.hardened import Hardened, refusal, refusal_headers
 from actors.intake import Call, Intake
 from actors.internal_error import internal_error
+from actors.relayed_metrics import RelayedMetrics
 from panoply.serve.access import Caller
 from panoply.serve.supervised import SupervisedLoop
 from panoply.wire import tei, vllm
-from panoply.wire.bounded import BoundedAnswer, ask_async
 from panoply.wire.limits import RequestLimits, work_of
 from panoply.wire.request import RequestError, ScoreRequest, num_truncated
 from panoply.wire.routes import ENDPOINTS
@@ -37,8 +35,6 @@ from panoply.wire.routes import ENDPOINTS
 PAGE = Path(__file__).parents[1] / "web"
 BASE_STYLE = Path(panoply.report.__file__).with_name("base.css")
 """Style that the page of a run has too."""
-METRICS_SECONDS = 5.0
-"""Seconds until a node has told its metrics."""
 PREFIX = "/models/{name}"
 POLICY = "default-src 'self'; img-src 'self' data:; base-uri 'none'; frame-ancestors 'none'"
 SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120]
@@ -76,8 +72,10 @@ def make_app(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        # A redirect would name the scheme and host that a proxy speaks with, not the client's.
+        redirect_slashes=False,
     )
-    metrics = GatewayMetrics()
+    metrics, relayed = GatewayMetrics(), RelayedMetrics(agents)
 
     async def score(request: Request) -> Response:
         path, name = _path(request), request.path_params.get("name")
@@ -98,7 +96,7 @@ def make_app(
             refused = error if isinstance(error, RequestError) else internal_error(path, error)
             status, refusal = call.endpoint.refuse(refused)
             body = _json(refusal)
-            headers |= _headers_of(refused)
+            headers |= refusal_headers(refused)
         metrics.answered(path, status, time.monotonic() - begun)
         return Response(body, status, headers, "application/json")
 
@@ -115,41 +113,12 @@ def make_app(
     async def node_metrics() -> PlainTextResponse:
         for loop in loops:
             metrics.loop_age.set(loop.age, {"loop": loop.name})
-        return PlainTextResponse(await _relayed(await agents()))
+        return PlainTextResponse(await relayed.text())
 
     _add_page(app)
     app.openapi = lambda: openapi(app)
-    app.add_middleware(Hardened)
+    app.add_middleware(Hardened, hosts=intake.hosts)
     return app
-
-
-class Hardened:
-    """Adds to every answer that its type is to be taken as it stands."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on."""
-
-        async def send_marked(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"x-content-type-options", b"nosniff")]
-            await send(message)
-
-        await self.app(scope, receive, send_marked)
-
-
-def _headers_of(refused: RequestError) -> dict[str, str]:
-    """Returns the headers that belong to a refusal."""
-    headers: dict[str, str] = {}
-    if refused.retry_after is not None:
-        headers["Retry-After"] = str(max(1, round(refused.retry_after)))
-    if refused.status == 401:
-        headers["WWW-Authenticate"] = 'Bearer realm="panoply"'
-    if refused.status == 408:
-        headers["Connection"] = "close"  # the rest of the body may never come
-    return headers
 
 
 def _add_health(app: FastAPI, gateway: Gateway, loops: Sequence[SupervisedLoop], run: str) -> None:
@@ -216,8 +185,7 @@ def _add_refusals(app: FastAPI) -> None:
 
     @app.exception_handler(RequestError)
     def refuse(_: Request, error: RequestError) -> JSONResponse:
-        status, refusal = vllm.refuse(error)
-        return JSONResponse(refusal, status, _headers_of(error))
+        return refusal(error)
 
     @app.exception_handler(HTTPException)
     def no_endpoint(request: Request, error: HTTPException) -> JSONResponse:
@@ -273,18 +241,6 @@ def _route(prefix: str, path: str) -> str:
 
 def _json(answer: Any) -> bytes:
     return json.dumps(answer, ensure_ascii=False, allow_nan=False, default=dict).encode()
-
-
-async def _relayed(agents: Sequence[str]) -> str:
-    """Returns our own metrics of all nodes; a node that does not answer is left out."""
-    async with httpx2.AsyncClient(trust_env=False) as client:
-        requests = (ask_async(client, "GET", url, METRICS_SECONDS) for url in agents)
-        answers = await asyncio.gather(*requests, return_exceptions=True)
-    lines: dict[str, None] = {}  # in order, each once
-    for answer in answers:
-        if isinstance(answer, BoundedAnswer):
-            lines |= dict.fromkeys(x for x in answer.text.splitlines() if "panoply_" in x)
-    return "\n".join([*lines, ""])
 
 
 PATHS = list(dict.fromkeys(chain.from_iterable(endpoint.paths for endpoint in ENDPOINTS)))

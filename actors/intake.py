@@ -90,15 +90,20 @@ class Intake:
 
         Raises:
             RequestError: 401 where no model can be asked without a key, or not this one; 403 from a
-                page of another origin; 421 for another host; 429 beyond the key's rate.
+                page of another origin; 415 for a compressed body; 429 beyond the key's rate.
         """
-        check_origin(request, self.hosts)
+        check_origin(request)
         caller = self.keys.caller(request.headers)
         if model:
             self.keys.check(caller, [model])
         elif self.is_closed and not caller.opens:
             self.keys.check(caller, sorted(self.keys.protected)[:1])
         self.rates.check(caller)
+        encoding = request.headers.get("content-encoding", "identity")
+        if encoding != "identity":  # a megabyte may become a thousand
+            raise RequestError(
+                f"a body in the encoding {encoding[:20]!r} is not read: send it as it is", 415
+            )
         return caller
 
     async def read(self, request: Request, caller: Caller, call: Call, model: str | None) -> None:
@@ -155,14 +160,13 @@ def _too_large(most: int) -> RequestError:
     )
 
 
-def check_origin(request: Request, hosts: frozenset[str]) -> None:
-    """Checks that a browser sends a request for this server's own page.
+def check_host(request: Request, hosts: frozenset[str]) -> None:
+    """Checks that a request names this server, where it listens on loopback.
 
-    A browser adds `Origin` to what a page sends elsewhere, and to nothing else that matters here.
     A name that a page's server points to loopback (DNS rebinding) stands in `Host`.
 
     Raises:
-        RequestError: 403 for another origin, or JSON under another type; 421 for another host.
+        RequestError: 421 for another host.
     """
     host = request.headers.get("host", "")
     server = (request.scope.get("server") or ("", None))[0]
@@ -172,10 +176,20 @@ def check_origin(request: Request, hosts: frozenset[str]) -> None:
             "http://localhost, or name it in `--gateway.hosts`",
             421,
         )
+
+
+def check_origin(request: Request) -> None:
+    """Checks that a browser sends a request for this server's own page.
+
+    A browser adds `Origin` to what a page sends elsewhere, and to nothing else that matters here.
+
+    Raises:
+        RequestError: 403 for another origin, or JSON under another type.
+    """
     origin = request.headers.get("origin")
     if origin is None:
         return
-    if urlsplit(origin).netloc.lower() != host.lower():
+    if origin.partition("://")[2].lower() != request.headers.get("host", "").lower():
         raise RequestError("a page of another origin may not ask this server", 403)
     if not request.headers.get("content-type", "").startswith("application/json"):
         raise RequestError("a page has to send `Content-Type: application/json`", 403)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import secrets
 import socket
 import threading
@@ -27,6 +28,8 @@ from panoply.files import GUARDS, reading, remove_partial_files
 from panoply.records import Records, open_records
 
 FOLDER = ".lease"
+RECORD = re.compile(r"([0-9]{8,})\.json")
+"""Names of records, with their number."""
 BEAT_SECONDS = 5.0
 """Time between two signs of life of a holder."""
 EXPIRY_SECONDS = 30.0
@@ -79,7 +82,8 @@ class LeaseHolder:
         return json.dumps(asdict(self)).encode()
 
     def __str__(self) -> str:
-        return f"process {self.pid} on {self.host!r} since {self.since} UTC"
+        # Whoever may write the folder writes what stands here: it is no command to a terminal.
+        return f"process {self.pid!a} on {self.host!a} since {ascii(self.since)[1:-1]} UTC"
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +258,8 @@ def _changes(records: Records, other: LeaseHolder, seconds: float) -> bool:
 
 
 def _numbers(records: Records) -> list[int]:
-    return [int(name[:8]) for name in records.names() if name[:8].isdigit()]
+    matches = map(RECORD.fullmatch, records.names())
+    return [int(match[1]) for match in matches if match]
 
 
 def _read(records: Records, number: int) -> LeaseHolder | None:

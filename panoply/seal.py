@@ -13,7 +13,7 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from panoply.files import read_json, reading, write_whole
@@ -25,6 +25,28 @@ COPY_AGAIN = (
 )
 LOADED_SUFFIXES = (".safetensors", ".bin", ".pt", ".jinja", ".py")
 """Endings of files that change what a loader makes of a folder."""
+LOADED_NAMES = frozenset(
+    {
+        "adapter_config.json",
+        "added_tokens.json",
+        "chat_template.json",
+        "config.json",
+        "generation_config.json",
+        "merges.txt",
+        "model.safetensors.index.json",
+        "panoply.json",
+        "special_tokens_map.json",
+        "spiece.model",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "vocab.json",
+        "vocab.txt",
+    }
+)
+"""Names of files that transformers and peft read wherever they are there."""
+LONGEST_NAME = 4096
+"""Characters of a path, beyond which Linux has none."""
 HASHERS = 4
 """Files that are hashed at once."""
 
@@ -75,7 +97,8 @@ def check_seal(folder: Path, *, required: bool = False) -> bool:
             holds = "is missing" if size is None else f"has {size:,} bytes, not {sealed_size:,}"
             raise ValueError(f"{str(folder / name)!r} {holds}: {COPY_AGAIN}")
     for name in _sealed_names(folder):
-        if name not in files and name.endswith(LOADED_SUFFIXES):
+        is_loaded = name.endswith(LOADED_SUFFIXES) or PurePosixPath(name).name in LOADED_NAMES
+        if is_loaded and name not in files:
             raise ValueError(
                 f"{str(folder / name)!r} was added after the folder was sealed and would change "
                 "what is loaded: move it elsewhere"
@@ -104,8 +127,16 @@ def _read_seal(path: Path) -> dict[str, tuple[int, str]]:
             "upgrade Panoply"
         )
     with reading(path, COPY_AGAIN):
-        files: dict[str, Any] = record["files"]
-        return {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
+        files: dict[str, tuple[int, str]] = {}
+        for name, entry in record["files"].items():
+            parts = PurePosixPath(name).parts
+            if not 0 < len(name) < LONGEST_NAME or "\0" in name or {"/", ".."} & set(parts):
+                raise ValueError(f"it names {name[:40]!r}, which is no file of the folder")
+            size, digest = entry["bytes"], entry["sha256"]
+            if type(size) is not int or type(digest) is not str:
+                raise ValueError(f"what it says of {name!r} is no size and hash")
+            files[name] = size, digest
+        return files
 
 
 def _sealed_names(folder: Path) -> list[str]:

@@ -1,7 +1,9 @@
 """Who asks is known before what is asked is read: keys, rates, origins, slow and hostile bodies."""
 
 import asyncio
+import gzip
 import json
+import os
 import socket
 import threading
 import time
@@ -64,11 +66,99 @@ def test_no_request_without_its_key_reaches_a_model_and_no_body_is_read_for_it(p
         {"X-API-Key": "opensesame"},
         {"X-API-Key": "opensesame", "Authorization": "Basic cHJveHk6cHJveHk="},
         {"X-API-Key": "opensesame", "Authorization": "Bearer of-a-proxy"},
+        {"aUTHORIZATION": "bEARER\topensesame "},
+        {"x-api-key": " opensesame "},
     ],
 )
 def test_a_key_is_found_wherever_a_client_or_a_proxy_puts_it(headers):
     app, _ = serving(Formula("a"), keys={"a": "opensesame"})
     assert ask(app, "/get_reward", payload=QUERY, **headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        ("/get_reward?api_key=opensesame&access_token=opensesame", {}, 401),
+        ("/get_reward", {"Authorization": "Bearer"}, 401),
+        ("/get_reward", {"Authorization": "Bearer  ", "X-API-Key": ""}, 401),
+        ("/get_reward", {"Authorization": "Basic opensesame"}, 401),
+        ("/get_reward", {"Authorization": "Bearer opensesame, Bearer x"}, 401),
+        ("/get_reward", {"X_API_Key": "opensesame"}, 401),
+        ("/get_reward", {"Cookie": "api_key=opensesame"}, 401),
+        ("//models/a/get_reward", {}, 404),
+        ("/models//get_reward", {}, 404),
+        ("/models/a//get_reward", {}, 404),
+        ("/models/%61/get_reward", {}, 401),
+        ("/models/%2561/get_reward", {}, 404),
+        ("/models/A/get_reward", {}, 404),
+        ("/Models/a/get_reward", {}, 404),
+        ("/models/a;b/get_reward", {}, 404),
+        ("/models/b%2f..%2fa/get_reward", {}, 404),
+        ("/models/%2e%2e/get_reward", {}, 404),
+        ("/models/a%0d%0aX-API-Key:%20opensesame/get_reward", {}, 404),
+        ("/get_reward%00", {}, 404),
+        ("/get_reward/", {}, 401),
+        ("/models/a/get_reward//", {}, 401),
+        ("/models/a/", {}, 401),
+    ],
+)
+def test_no_other_place_of_a_key_and_no_trick_of_a_path_opens_a_model(path, headers, status):
+    formula = Formula("a")
+    app, _ = serving(formula, Formula("b"), keys={"a": "opensesame", "b": "another"})
+    answer = ask(app, path, payload=QUERY, **headers)
+    assert answer.status_code == status
+    assert "location" not in answer.headers
+    assert formula.calls == []
+
+
+def test_a_slash_behind_a_path_is_taken_for_none_and_no_redirect_names_another_scheme_or_host():
+    formula = Formula("a")
+    app, _ = serving(formula)
+    for path in ("/get_reward/", "/models/a/get_reward/", "/models/a/predict//"):
+        payload = {"inputs": ["x#1"]} if "predict" in path else QUERY
+        answer = ask(app, path, payload=payload, Host="rewards.example.com")
+        assert answer.status_code == 200, path
+    assert len(formula.calls) == 3
+    assert ask(app, "/", method="GET").status_code == 200
+
+
+def test_a_server_below_a_path_is_found_without_its_slash_and_takes_paths_below_it():
+    formula = Formula("a")
+    app, _ = serving(formula)
+
+    async def run():
+        transport = httpx2.ASGITransport(app=app, root_path="/servers/b")
+        async with httpx2.AsyncClient(transport=transport, base_url="http://t") as client:
+            moved = await client.get("/servers/b")
+            page = await client.get("/servers/b/")
+            scored = await client.post("/servers/b/get_reward/", json=QUERY)
+            return moved, page, scored
+
+    moved, page, scored = asyncio.run(run())
+    assert (moved.status_code, moved.headers["location"]) == (307, "b/")
+    assert "text/html" in page.headers["content-type"]
+    assert scored.json()["rewards"] == [1.0]
+
+
+def test_white_space_around_a_key_is_none_of_it_and_a_blank_key_is_none(monkeypatch):
+    monkeypatch.setenv("SECRET", " opensesame\n")
+    ring = KeyRing({"m": ("SECRET",)})
+    assert ring.caller({"x-api-key": "opensesame"}).opens == {"m"}
+    monkeypatch.setenv("SECRET", " \n")
+    with pytest.raises(ValueError, match="holds no API key"):
+        KeyRing({"m": ("SECRET",)})
+
+
+def test_a_compressed_body_is_not_inflated_and_says_so():
+    formula = Formula("a")
+    app, _ = serving(formula)
+    bomb = gzip.compress(b" " * 20_000_000 + b"{}")
+    for encoding in ("gzip", "deflate", "br", "zstd", "gzip, gzip"):
+        answer = ask(app, "/get_reward", body=bomb, **{"Content-Encoding": encoding})
+        assert (answer.status_code, "as it is" in answer.text) == (415, True), encoding
+    answer = ask(app, "/get_reward", payload=QUERY, **{"Content-Encoding": "identity"})
+    assert answer.status_code == 200
+    assert len(formula.calls) == 1
 
 
 def test_each_of_several_keys_opens_a_model_and_only_its_own_models():
@@ -110,7 +200,9 @@ def test_keys_in_a_file_rotate_without_a_restart(tmp_path):
 def test_a_server_does_not_start_with_a_key_that_nobody_has(tmp_path):
     empty = tmp_path / "empty"
     empty.write_text("\n")
-    for place in ("NO_SUCH_VARIABLE", str(empty), str(tmp_path / "missing")):
+    os.mkfifo(tmp_path / "pipe")
+    places = ("NO_SUCH_VARIABLE", str(empty), str(tmp_path / "missing"), str(tmp_path / "pipe"))
+    for place in (*places, str(tmp_path), "/dev/zero"):
         with pytest.raises(ValueError, match="key"):
             KeyRing({"m": (place,)})
 
@@ -261,6 +353,12 @@ def test_the_longest_name_is_not_sent_back():
         ({"Host": "localhost.evil.example"}, 421),
         ({"Host": "localhost", "Origin": "http://evil.example"}, 403),
         ({"Host": "localhost", "Origin": "null"}, 403),
+        ({"Host": "localhost", "Origin": "http://[localhost"}, 403),
+        ({"Host": "127.0.0.1@evil.example"}, 421),
+        ({"Host": "127.0.0.1.evil.example"}, 421),
+        ({"Host": "2130706433"}, 421),
+        ({"Host": "[::1"}, 421),
+        ({"Host": "LOCALHOST.:8000"}, 200),
         ({"Host": "localhost:1", "Origin": "http://localhost:2"}, 403),
         (
             {
@@ -284,7 +382,21 @@ def test_pages_of_other_origins_and_rebound_names_are_refused_and_clients_are_no
     assert len(formula.calls) == (status == 200)
 
 
-@pytest.mark.parametrize("path", ["/", "/docs", "/openapi.json", "/v1/models", "/no", "/health"])
+GETS = ["/", "/docs", "/openapi.json", "/v1/models", "/no", "/health"]
+
+
+@pytest.mark.parametrize("path", [*GETS, "/ready", "/info", "/metrics", "/page/page.js"])
+def test_a_page_behind_a_rebound_name_reads_nothing_of_a_server_on_loopback(path):
+    app, _ = serving(Formula("a"))
+    server = "http://127.0.0.1"
+    assert ask(app, path, method="GET", server=server).status_code in (200, 404)
+    answer = ask(app, path, method="GET", server=server, Host="rebound.evil.example")
+    assert answer.status_code == 421
+    assert "is no name of this server" in answer.json()["error"]["message"]
+    assert ask(app, path, method="GET", Host="rewards.example.com").status_code in (200, 404)
+
+
+@pytest.mark.parametrize("path", GETS)
 def test_every_answer_says_that_its_type_holds_and_no_page_runs_a_script_of_others(path):
     app, _ = serving(Formula("a"))
     answer = ask(app, path, method="GET")

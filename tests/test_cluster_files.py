@@ -6,10 +6,12 @@ import re
 import shlex
 from importlib.metadata import version
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import yaml
 from jsonschema import Draft202012Validator, ValidationError
+from ray._common.utils import import_attr
 from ray.autoscaler._private.kuberay.autoscaling_config import (
     _derive_autoscaling_config_from_ray_cr as autoscaling_of_kuberay,
 )
@@ -18,6 +20,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from tests.builders.pods import KUBERAY as KUBERAY_FILES
 from tests.builders.pods import pods_of, read_manifests
 from tests.builders.ray_head import ROOT
+from workflows import ALONE
 
 AWS = yaml.safe_load((ROOT / "cluster.yaml").read_text())
 RAYJOB = yaml.safe_load((ROOT / "deploy/kuberay/rayjob.yaml").read_text())
@@ -68,8 +71,19 @@ def with_field(tree, path, value):
     return changed
 
 
-def test_the_aws_file_passes_rays_own_schema():
-    validate_config(prepare_config(copy.deepcopy(AWS)))
+def holds(whole, part):
+    """Whether a tree has all fields of another one with the same values."""
+    if not isinstance(part, dict):
+        return whole == part
+    return all(name in whole and holds(whole[name], value) for name, value in part.items())
+
+
+def test_the_aws_file_passes_rays_own_schema_and_ray_keeps_all_of_it():
+    read = prepare_config(copy.deepcopy(AWS))
+    validate_config(read)
+    assert holds(read, AWS)
+    assert not holds(read, with_field(AWS, ("docker", "image"), "another"))
+    assert set(read) > set(AWS)  # what Ray fills in is no setting of ours under another name
 
 
 @pytest.mark.parametrize(
@@ -117,6 +131,7 @@ NAMES_OF_SECRETS = (
     "--from-literal=password=$(openssl rand -hex 32)",
     "secretKeyRef: {name: panoply-redis, key: password}",
     "secret: {secretName: panoply-redis, defaultMode: 288}",
+    "secret: {secretName: panoply-keys, defaultMode: 288}",
     "name: password, mountPath: /secret",
     "cat /secret/password",
     "redisPassword:",
@@ -236,6 +251,17 @@ def test_the_image_copies_what_exists_and_ends_as_a_user_without_rights():
     assert [line for line in lines if line.startswith("USER")] == ["USER ray"]
 
 
+def test_the_image_closes_slow_connections_by_what_it_has_on_its_path():
+    text = (ROOT / "Dockerfile").read_text()
+    env = dict(re.findall(r"([A-Z][A-Z0-9_]+)=(\S+)", text))
+    [callback] = re.findall(r"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=(\S+)", text)
+    assert callback == ALONE["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"]
+    assert callable(import_attr(callback))
+    assert re.search(r"^WORKDIR (\S+)$", text, re.MULTILINE)[1] == env["PYTHONPATH"]
+    assert f"COPY {callback.split('.')[0]} " in text
+    assert text.index("COPY actors") < text.index(callback)
+
+
 @pytest.mark.parametrize("name", [*PODS, "redis"])
 def test_no_pod_asks_for_more_rights_than_kubernetes_calls_restricted(name):
     pod = PODS[name]["spec"] if name in PODS else REDIS["StatefulSet"]["spec"]["template"]["spec"]
@@ -283,6 +309,26 @@ def test_pods_cannot_ask_the_node_for_its_credentials():
         if "ipBlock" in peer
     ]
     assert outside == [{"cidr": "0.0.0.0/0", "except": ["169.254.169.254/32"]}]
+
+
+def test_every_model_on_kubernetes_asks_for_a_key_that_a_mounted_secret_holds():
+    service = yaml.safe_load(RAYSERVICE["spec"]["serveConfigV2"])
+    [gateway] = [app["args"] for app in service["applications"] if app["route_prefix"] == "/"]
+    assert set(gateway["keys"]) == set(gateway["models"])
+    places = {place for places in gateway["keys"].values() for place in places}
+    for pod in pods_of(RAYSERVICE).values():  # a gateway's replica may run on any of them
+        secrets = {v["name"]: v["secret"] for v in pod["spec"]["volumes"] if "secret" in v}
+        [container] = pod["spec"]["containers"]
+        folders = [m for m in container["volumeMounts"] if m["name"] in secrets]
+        assert all(mount["readOnly"] for mount in folders)
+        assert {mount["mountPath"] for mount in folders} == {str(Path(p).parent) for p in places}
+        for mount in folders:
+            assert secrets[mount["name"]]["defaultMode"] & 0o007 == 0  # no others read it
+    header = (KUBERAY_FILES / "rayservice.yaml").read_text()
+    for place in places:  # the command at its head makes what it mounts
+        assert (
+            f"secret generic panoply-keys \\\n#       --from-literal={Path(place).name}=" in header
+        )
 
 
 def test_the_state_of_rays_controller_lies_behind_a_password_that_no_file_holds():
@@ -359,3 +405,10 @@ def test_docs_name_only_files_that_are_there(name):
         r"`((?:deploy|tests|docs)/[\w./-]+|cluster\.yaml)`", (ROOT / name).read_text()
     ):
         assert (ROOT / path).exists(), path
+
+
+def test_every_test_that_the_threat_model_names_is_there():
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", (ROOT / "docs/threat-model.md").read_text())
+    assert len(named) > 40
+    for file, test in named:
+        assert f"\ndef {test}(" in (ROOT / "tests" / file).read_text(), test

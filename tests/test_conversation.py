@@ -26,6 +26,16 @@ READ = [
     ({"from": "human", "value": "x"}, {"role": "user", "content": "x"}),
     ({"from": "gpt", "value": "x", "role": None}, {"role": "assistant", "content": "x"}),
     ({"from": "observation", "value": "x"}, {"role": "tool", "content": "x"}),
+    ({"from": "human", "content": "x"}, {"role": "user", "content": "x"}),
+    ({"role": "user", "value": "x"}, {"role": "user", "content": "x"}),
+    (
+        {"role": "user", "content": "x", "function_call": {"name": None, "arguments": None}},
+        {"role": "user", "content": "x"},
+    ),
+    (
+        {"role": "user", "content": "x", "tool_calls": [{"id": None}]},
+        {"role": "user", "content": "x"},
+    ),
     ({"role": "user", "content": "x", "weight": 1, "id": "a7"}, {"role": "user", "content": "x"}),
     (
         {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
@@ -71,6 +81,14 @@ def test_a_message_is_read_alike_from_files_and_requests(message: Any, turn: Any
     assert messages(REQUEST.validate_python([message, *after]))[0] == turn
 
 
+def test_the_nan_of_pandas_is_no_key_and_no_text() -> None:
+    nan = float("nan")
+    turn = {"role": "user", "content": "x"}
+    assert read_message({**turn, "name": nan, "tool_calls": nan}) == turn
+    with pytest.raises(ValueError, match="without text"):
+        read_message({"role": "user", "content": nan})
+
+
 @pytest.mark.parametrize(("message", "reason"), REFUSED)
 def test_a_message_that_is_no_text_is_refused_everywhere_with_the_reason(
     tmp_path: Path, message: Any, reason: str
@@ -103,7 +121,9 @@ def test_a_message_that_is_no_text_is_refused_everywhere_with_the_reason(
     ],
 )
 def test_a_prompt_behind_which_no_response_stands_is_refused(prompt: Any) -> None:
-    with pytest.raises(ValueError, match=r"must end with a user or tool turn|a prompt is messages"):
+    with pytest.raises(
+        ValueError, match=r"must end with a user or tool turn|a prompt is a list of messages"
+    ):
         read_prompt(prompt)
 
 
@@ -112,6 +132,7 @@ def test_a_prompt_behind_which_no_response_stands_is_refused(prompt: Any) -> Non
     [
         ("a string", "list of texts, got str: put a single one into a list"),
         (None, "list of texts, got NoneType"),
+        ({"a"}, "list of texts, got set: make it a list"),
         ([None], r"response 0 is missing \(None\)"),
         (["a", 3], "response 1 is int"),
         (["a", ["b"]], "response 1 is list"),

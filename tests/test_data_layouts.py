@@ -5,12 +5,15 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
+from panoply.data.ingest import ingest_pairs
 from panoply.data.layouts import HELPSTEER, ULTRAFEEDBACK, pair_layout, prompt_layout, rating_layout
 from panoply.data.parse import as_messages, number, parse_dialogue
 from panoply.data.quarantine import BadRow
 from panoply.data.ratings import RatingMap
+from panoply.data.read import Input
 from panoply.data.rows import RawPair, RawRating
 from panoply.data.validate import clean_pair
 
@@ -113,6 +116,109 @@ def test_a_pair_that_cannot_be_taken_apart_says_why(row: dict[str, Any], reason:
 )  # fmt: skip
 def test_the_prompt_may_stand_in_other_columns(row: dict[str, Any], prompt: Any) -> None:
     assert adapt_pair({**row, "chosen": "a", "rejected": "b"}) == RawPair(prompt, "a", "b")
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Why?", "system": NAN, "history": NAN, "tools": NAN, "images": NAN},
+        {"prompt": "Why?", "images": [{"bytes": None, "path": None}], "system_prompt": None},
+        {"instruction": "Why?", "input": NAN},
+        {"instruction": NAN, "input": "Why?"},
+    ],
+)
+def test_what_is_missing_is_missing_as_nan_and_in_records_of_nulls_too(row: dict[str, Any]) -> None:
+    assert adapt_pair({**row, "chosen": "a", "rejected": "b"}) == RawPair([user("Why?")], "a", "b")
+
+
+def test_a_missing_group_or_subset_is_none_and_no_name() -> None:
+    row = {"prompt": "Why?", "chosen": "a", "rejected": "b"}
+    unnamed, wanted = (
+        clean_pair(adapt_pair({**row, **columns}), "s")
+        for columns in ({"group": NAN, "subset": NAN}, {})
+    )
+    assert unnamed == wanted
+
+
+def test_alpacas_instruction_and_input_are_texts() -> None:
+    row = {"instruction": "Sum up.", "input": ["a", "b"], "chosen": "a", "rejected": "b"}
+    with pytest.raises(BadRow, match="'instruction' and 'input' are not both texts"):
+        adapt_pair(row)
+
+
+@pytest.mark.parametrize("name", ["system", "system_prompt", "system_message"])
+def test_a_column_of_system_turns_stands_before_the_prompt(name: str) -> None:
+    row = {name: "Be brief.", "prompt": "Why?", "chosen": "a", "rejected": "b"}
+    system = {"role": "system", "content": "Be brief."}
+    assert adapt_pair(row).prompt == [system, user("Why?")]
+    assert name in pair_layout(row).reads
+    other = [{"role": "system", "content": "Be long."}, user("Why?")]
+    with pytest.raises(BadRow, match=f"column '{name}' contradicts the system turn"):
+        adapt_pair({**row, "prompt": other})
+
+
+@pytest.mark.parametrize("name", ["functions", "documents", "image_path", "image_urls"])
+def test_a_column_that_no_template_is_given_is_a_reason_where_it_holds_something(name: str) -> None:
+    row = {"prompt": "Why?", "chosen": "a", "rejected": "b"}
+    assert adapt_pair({**row, name: []}).prompt == [user("Why?")]
+    with pytest.raises(BadRow, match=f"column '{name}' holds something"):
+        adapt_pair({**row, name: ["a.png"]})
+
+
+def test_messages_that_are_the_chosen_dialogue_give_its_prompt() -> None:
+    chosen, rejected = [user("Why?"), assistant("So.")], [user("Why?"), assistant("No.")]
+    row = {"messages": chosen, "chosen": chosen, "rejected": rejected}
+    assert adapt_pair(row) == RawPair([user("Why?")], "So.", "No.")
+
+
+def test_a_prompt_in_an_unknown_column_is_asked_for_by_a_flag() -> None:
+    with pytest.raises(BadRow, match="--columns prompt=COLUMN"):
+        adapt_pair({"trajectory": "Why?", "chosen": "a", "rejected": "b"})
+
+
+def test_responses_that_show_the_same_text_are_identical() -> None:
+    row = {"prompt": "Why?", "chosen": "caf\u00e9", "rejected": "cafe\u0301 "}
+    with pytest.raises(BadRow, match="identical responses"):
+        clean_pair(adapt_pair(row), "s")
+
+
+def flat_messages() -> list[dict[str, Any]]:
+    """Two questions with three ranked replies, the first of which is answered and replied to."""
+    root = {"message_id": "q", "parent_id": None, "text": "Why?", "role": "prompter", "rank": None}
+    rows = [root, {**root, "message_id": "p", "parent_id": NAN, "text": "How?"}]
+    for rank, name in enumerate("abc"):
+        reply = {"parent_id": "q", "text": name, "role": "assistant", "rank": float(rank)}
+        rows += [
+            {**reply, "message_id": name},
+            {**reply, "message_id": f"p{name}", "parent_id": "p"},
+        ]
+    more = {"message_id": "m", "parent_id": "a", "text": "More", "role": "prompter", "rank": None}
+    for rank in (1, 0):
+        reply = {"parent_id": "m", "text": f"m{rank}", "role": "assistant", "rank": rank}
+        rows.append({**reply, "message_id": f"m{rank}"})
+    return [*reversed(rows), more]
+
+
+def test_messages_that_name_the_ones_they_answer_are_trees_of_ranked_replies(
+    tmp_path: Path,
+) -> None:
+    orphan = {**flat_messages()[0], "message_id": "z", "parent_id": "gone"}
+    file = tmp_path / "oasst.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in [*flat_messages(), orphan]))
+    result = ingest_pairs([Input(file)], tmp_path)
+    pairs = pq.read_table(result.path).to_pylist()
+    told = {(row["prompt"][-1]["content"], row["chosen"], row["rejected"]) for row in pairs}
+    ranked = {("a", "b"), ("a", "c"), ("b", "c")}
+    wanted = {(question, *pair) for question in ("Why?", "How?") for pair in ranked}
+    assert told == wanted | {("More", "m0", "m1")}
+    (deep,) = [row for row in pairs if len(row["prompt"]) > 1]
+    assert deep["prompt"] == [user("Why?"), assistant("a"), user("More")]
+    assert len({row["split_key"] for row in pairs}) == 2
+    assert result.num_quarantined == {"message answers one that is not in the file": 1}
+    assert result.notes == ()
 
 
 def test_helpsteer_rows_bring_their_published_scales() -> None:

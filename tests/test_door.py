@@ -57,6 +57,31 @@ def pickled(folder, name="model.safetensors", other="pytorch_model.bin"):
     (folder / name).rename(folder / other)
 
 
+def in_another_form(folder, name):
+    (folder / "model.safetensors").unlink()
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).touch()
+
+
+def wrapped(folder, name):
+    held = load_file(folder / "model.safetensors")
+    save_file({f"{name}{key}": value for key, value in held.items()}, folder / "model.safetensors")
+
+
+def as_language_model(folder):
+    change(folder, "config.json", architectures=["LlamaForCausalLM"])
+
+
+def as_adapter(folder, **fields):
+    (folder / "adapter_config.json").write_text(json.dumps(fields))
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+
+
+def with_more_embeddings(folder):
+    held = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
+    put(folder, model__embed_tokens__weight=torch.cat([held, held[:8]]))
+
+
 def without_tokenizer(folder):
     for file in folder.glob("tokenizer*"):
         file.unlink()
@@ -106,6 +131,38 @@ FAULTS = {
         r"index\.json.* is no whole JSON",
     ),
     "there is only a pickle": (pickled, r"holds pytorch_model\.bin, a pickle, which is never read"),
+    "there are shards of DeepSpeed": (
+        lambda f: in_another_form(f, "global_step5/zero_pp_rank_0_mp_rank_00_model_states.pt"),
+        r"holds zero_pp_rank_0_\S+, shards of DeepSpeed.*`python zero_to_fp32\.py",
+    ),
+    "there are shards of FSDP": (
+        lambda f: in_another_form(f, "pytorch_model_fsdp_0/__0_0.distcp"),
+        r"holds __0_0\.distcp, shards of FSDP: .*accelerate merge-weights",
+    ),
+    "there are shards of verl": (
+        lambda f: in_another_form(f, "model_world_size_8_rank_0.pt"),
+        r"shards of verl: .*verl\.model_merger",
+    ),
+    "there is a file for llama.cpp": (
+        lambda f: in_another_form(f, "model-Q4_K_M.gguf"),
+        r"holds model-Q4_K_M\.gguf, weights for llama\.cpp",
+    ),
+    "weights have another name": (
+        lambda f: pickled(f, other="best.safetensors"),
+        r"lacks model\.safetensors and holds best\.safetensors, weights of another name: rename",
+    ),
+    "a compiled model was saved": (
+        lambda f: wrapped(f, "_orig_mod."),
+        r"names that begin with '_orig_mod\.'.*save the model inside of the wrapper",
+    ),
+    "a model below an adapter was saved": (
+        lambda f: wrapped(f, "base_model.model."),
+        r"names that begin with 'base_model\.model\.'.*merge an adapter first",
+    ),
+    "there are more embeddings than the configuration says": (
+        with_more_embeddings,
+        r"'embed_tokens\.weight' .*\[278, 32\].* \[270, 32\]: write \"vocab_size\": 278 there",
+    ),
     "a configuration is torn": (
         lambda f: cut(f, "config.json"),
         r"config\.json.* is no whole JSON",
@@ -198,6 +255,22 @@ FAULTS = {
         lambda f: put(f, classifier__weight=torch.ones(1, SIZE)),
         r"has a head that is not known: classifier\.weight, score\.weight",
     ),
+    "a head is beside a language model": (
+        as_language_model,
+        r"score\.weight beside the model is a reward head: write \"architectures\": "
+        r"\[\"LlamaForSequenceClassification\"\] and \"num_labels\": 1 there",
+    ),
+    "a head has several labels": (
+        lambda f: (
+            put(f, score__weight=torch.ones(5, SIZE)),
+            change(f, "config.json", id2label={str(i): f"L{i}" for i in range(5)}),
+        ),
+        r"has num_labels 5 .*score\.weight gives 5 numbers, labels of a classifier",
+    ),
+    "a value head is a pickle": (
+        lambda f: ((f / "value_head.bin").touch(), as_language_model(f)),
+        r"value head in value_head\.bin, a pickle, which is never read: .*value_head\.safetensors",
+    ),
     "a value head is of another layout": (
         lambda f: put(f, v_head__out__weight=torch.ones(1, SIZE)),
         r"has a value head that is not known: v_head\.out\.weight",
@@ -216,6 +289,18 @@ FAULTS = {
             (f / "adapter_model.bin").touch(),
         ),
         r"lacks adapter_model\.safetensors and holds adapter_model\.bin, a pickle",
+    ),
+    "an adapter names no base": (
+        lambda f: as_adapter(f, base_model_name_or_path=None),
+        r"adapter_config\.json' names no model in base_model_name_or_path",
+    ),
+    "an adapter's base is elsewhere": (
+        lambda f: as_adapter(f, base_model_name_or_path="/home/somebody/llama"),
+        r"base model of the adapter in .*'/home/somebody/llama'.* into base_model_name_or_path",
+    ),
+    "an adapter is a prompt": (
+        lambda f: as_adapter(f, peft_type="PROMPT_TUNING"),
+        r"is of type 'PROMPT_TUNING', which puts tokens before a text and cannot be merged",
     ),
 }
 
@@ -253,9 +338,14 @@ def test_a_folder_without_a_fault_loads_also_by_the_links_of_a_cache(whole, tmp_
 
 
 def test_a_run_or_a_folder_of_adapters_names_the_models_inside(whole, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no config\.json\. A run leaves one in OUT/model"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no model.s config\.json\. A run leaves one in OUT/model"
+    ):
         load_reward_model(tmp_path)
     save_small(tmp_path / "run" / "model", byte_tokenizer(TURNS))
+    with pytest.raises(FileNotFoundError, match=r"Try .*/run/model$"):
+        load_reward_model(tmp_path / "run")
+    (tmp_path / "run" / "config.json").write_text('{"out": "run"}')  # of the run
     with pytest.raises(FileNotFoundError, match=r"Try .*/run/model$"):
         load_reward_model(tmp_path / "run")
     for name in ("a", "b"):
@@ -263,6 +353,38 @@ def test_a_run_or_a_folder_of_adapters_names_the_models_inside(whole, tmp_path):
         (tmp_path / "two" / name / "adapter_config.json").write_text("{}")
     with pytest.raises(FileNotFoundError, match=r"Try .*/two/a or .*/two/b"):
         load_reward_model(tmp_path / "two")
+    shutil.copytree(whole, tmp_path / "trained" / "checkpoint-500")
+    with pytest.raises(FileNotFoundError, match=r"Try .*/trained/checkpoint-500$"):
+        load_reward_model(tmp_path / "trained")
+    (tmp_path / "above").mkdir()
+    (tmp_path / "trained").rename(tmp_path / "above" / "trained")
+    with pytest.raises(FileNotFoundError, match=r"Try .*/above/trained/checkpoint-500$"):
+        load_reward_model(tmp_path / "above")
+    file = tmp_path / "above" / "trained" / "checkpoint-500" / "model.safetensors"
+    with pytest.raises(FileNotFoundError, match=r"is a file: name its folder, '.*checkpoint-500'"):
+        load_reward_model(file)
+
+
+def test_what_errors_advise_makes_the_model_load(whole, tmp_path):
+    wanted = load_reward_model(whole).score(PROMPT, RESPONSES).tolist()
+    advised = {
+        "architectures": (as_language_model, {"architectures": ["LlamaForSequenceClassification"]}),
+        "num_labels": (
+            lambda f: change(f, "config.json", id2label={"0": "a", "1": "b"}),
+            {"num_labels": 1},
+        ),
+        "vocab_size": (with_more_embeddings, {"vocab_size": 278}),
+    }
+    for name, (spoil, fields) in advised.items():
+        folder = tmp_path / name
+        shutil.copytree(whole, folder)
+        spoil(folder)
+        with pytest.raises(ValueError, match=name):
+            load_reward_model(folder)
+        fields = json.loads((folder / "config.json").read_text()) | fields
+        fields.pop("id2label", None)
+        (folder / "config.json").write_text(json.dumps(fields | {"num_labels": 1}))
+        assert load_reward_model(folder).score(PROMPT, RESPONSES).tolist() == wanted
 
 
 def test_no_code_of_a_folder_runs_and_nobody_is_asked(tmp_path, monkeypatch):

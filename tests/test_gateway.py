@@ -361,6 +361,22 @@ def test_a_prompt_that_cannot_be_read_costs_a_request_only_its_own_scores():
     assert sent == {("x#3",): tuple(CHAT), ("x#4",): ()}
 
 
+def test_responses_that_are_answered_with_a_reason_alone_count_for_the_limits():
+    formula = Formula("a")
+    app, _ = serving(formula)
+    unread, good = [{"role": "z" * 40, "content": "q"}], {"prompt": CHAT, "responses": ["x#1"]}
+    pairs = [{"prompt": unread, "a": "", "b": ""}] * 2048 + [{"prompt": CHAT, "a": "", "b": ""}]
+    for path, payload in (
+        ("/v1/rewards", {"items": [{"prompt": unread, "responses": [""] * 90_000}, good]}),
+        ("/v1/rewards", {"items": [{"prompt": unread, "responses": []}] * 4096 + [good]}),
+        ("/v1/compare", {"pairs": pairs}),
+    ):
+        answer = post(app, path, payload)
+        assert (answer.status_code, "at most 4096" in answer.text) == (413, True), path
+        assert len(answer.content) < 500
+    assert formula.calls == []
+
+
 def test_weights_go_to_the_models_that_have_the_objectives():
     a, b = Formula("a", objectives=("brevity",)), Formula("b")
     app, gateway = serving(a, b)

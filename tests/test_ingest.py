@@ -322,6 +322,7 @@ def test_weights_and_margins_beyond_reason_are_refused(
     [
         *("annotator_id", "timestamp", "createdAt", "seed", "num_tokens", "id", "idx", "rank"),
         *("response_length", "n_votes", "__index_level_0__", "worker", "created_utc"),
+        *("Unnamed: 0", "level_0", "upvotes", "avg_logprob", "probability", "latency_ms"),
     ],
 )
 def test_numbers_whose_names_are_of_rows_and_raters_are_no_ratings_and_told(
@@ -340,6 +341,45 @@ def test_numbers_whose_names_are_of_rows_and_raters_are_no_ratings_and_told(
 )
 def test_names_of_ratings_are_ratings(name: str) -> None:
     assert is_rating(name)
+
+
+def test_ratings_that_are_constant_or_like_ids_and_columns_of_text_are_told(tmp_path: Path) -> None:
+    rows = [{**row, "thread": 10**6 + i, "note": "4"} for i, row in enumerate(some_ratings())]
+    result = ingest_ratings([Input(write_jsonl(tmp_path / "s.jsonl", rows))], tmp_path)
+    lines = summary_lines(result)
+    assert "rating 's-quality': all 12 are 1" in lines
+    at = lines.index("rating 's-thread': 12 on 1,000,000 to 1,000,011, as observed")
+    assert "as ids, times and counts are" in lines[at + 1]
+    assert "--rating-columns" in lines[at + 1]
+    assert lines[-1].endswith("s.jsonl: columns that are not read as ratings: note")
+    assert sum("as ids" in line for line in lines) == 1
+
+
+def test_ratings_that_are_text_are_asked_for_by_a_flag_which_reads_them(tmp_path: Path) -> None:
+    rows = [{"prompt": f"q{i}", "output": "r", "quality": str(i % 5)} for i in range(10)]
+    file = write_jsonl(tmp_path / "s.jsonl", rows)
+    with pytest.raises(ValueError, match=r"--rating-columns tone,quality,prompt=post,response="):
+        ingest_ratings([Input(file)], tmp_path)
+    named = Input(file, columns={"response": "output"}, attributes=("quality",))
+    assert ingest_ratings([named], tmp_path).num_rows == {"s": 10}
+
+
+def test_flags_in_csv_are_ratings_of_0_and_1(tmp_path: Path) -> None:
+    lines = [f"q{i},r,{i % 3 > 0}" for i in range(12)]
+    (tmp_path / "s.csv").write_text("\n".join(["prompt,response,is_safe", *lines]))
+    result = ingest_ratings([Input(tmp_path / "s.csv")], tmp_path)
+    (column,) = result.objectives
+    assert pq.read_table(result.path)[column].to_pylist() == [float(i % 3 > 0) for i in range(12)]
+
+
+def test_sources_that_differ_in_how_letters_are_stored_are_one(tmp_path: Path) -> None:
+    names = ("caf\u00e9", "cafe\u0301", "caf\u00e9 ")
+    rows = [{**row, "source": names[i % 3]} for i, row in enumerate(some_pairs())]
+    result = ingest_pairs([Input(write_jsonl(tmp_path / "s.jsonl", rows))], tmp_path)
+    assert result.num_rows == {"caf\u00e9": 12}
+    rated = [{**row, "source": names[i % 3]} for i, row in enumerate(some_ratings())]
+    result = ingest_ratings([Input(write_jsonl(tmp_path / "s.jsonl", rated))], tmp_path)
+    assert list(result.objectives) == ["caf\u00e9-quality", "caf\u00e9-tone"]
 
 
 def test_repeated_and_contradicting_pairs_stay_and_are_counted_and_told(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from panoply.laser.rollout import read_rollouts
 from panoply.laser.rounds import initial_state
 from panoply.report.progress import RunLogger
 from tests.builders.laser_runs import laser_config
+from tests.builders.models import save_tiny_policy
 from tests.builders.tokenizers import NO_SYSTEM, byte_tokenizer
 from workflows.cluster.gold_pairs import judged_gold_pairs, read_gold_pairs
 from workflows.laser import run_laser, split_prompts
@@ -52,6 +53,20 @@ def taught(cluster, tiny_policy_folder, tmp_path_factory):
         ),
     )
     return root / "run", config, run_laser(config, RunLogger())
+
+
+def test_a_prompt_that_the_policys_template_refuses_is_named_before_anything_starts(tmp_path):
+    policy = save_tiny_policy(tmp_path / "policy", byte_tokenizer(NO_SYSTEM))
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "q2"}]
+    rows = [{"prompt": "q0"}, {"prompt": "q1"}, {"prompt": turns}]
+    file = tmp_path / "p.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prompts = PromptsConfig(file=str(file), num_held_out=1)
+    config = laser_config(policy, tmp_path / "run", prompts=prompts)
+    with pytest.raises(ValueError, match=r"p\.jsonl, row 3: the chat template refuses .*system"):
+        split_prompts(config)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows[:2]))
+    assert sum(map(len, split_prompts(config))) == 2
 
 
 def context_of(out):

@@ -104,6 +104,9 @@ def test_the_worst_request_of_an_endpoint_is_answered_in_bounded_time_and_memory
         (RenderedText("q" * 400_000, ("x",) * 64), "a prompt counted with each"),
         (RenderedText("q" * 400_000, ("x" * 200_000,)), "a conversation of 600000"),
         (Tokens(((1,) * 600_000,)), "a conversation of 600000"),
+        (Chat((TURN | {"content": ""},) * 20_000, ("x",)), "a conversation of 720001"),
+        (Chat((TURN,), ("\ufdfa" * 30_000,)), "a conversation of 540037"),
+        (RenderedText("\ufdfb" * 20_000, ("x",) * 200), "a prompt counted with each"),
     ],
 )
 def test_what_costs_more_is_refused_before_any_of_it_is_done(item, reason):

@@ -144,6 +144,24 @@ def test_a_holder_elsewhere_without_a_sign_of_life_is_refused_after_the_take_ove
         first.check()
 
 
+def test_what_stands_in_a_record_is_no_command_and_breaks_no_order(tmp_path):
+    records = open_records(str(tmp_path / ".lease"))
+    hostile = replace(other_machine(), host="\x1b[2J", since="\x1b]8;;x\x07\u202e", released=True)
+    assert str(hostile).isprintable()
+    records.create("99999999.json", hostile.to_json())
+    records.create("00000009.json.bak", b"")
+    numbers = []
+    for _ in range(3):
+        lease = acquire(str(tmp_path), LeaseHolder.this_process())
+        records.replace(f"{lease.number:08d}.json", hostile.to_json())
+        numbers.append(lease.number)
+    assert numbers == [100_000_000, 100_000_001, 100_000_002]
+    for content in (b"", b'{"machine": "m', b"\x00" * 50, b"[]", b'{"unknown": 1}'):
+        records.replace("100000002.json", content)
+        with pytest.raises(ValueError, match=r"100000002\.json' is damaged .*: delete it when no"):
+            acquire(str(tmp_path), LeaseHolder.this_process())
+
+
 def test_a_holder_elsewhere_that_gives_signs_of_life_keeps_its_lease(tmp_path):
     with holding(tmp_path / "run", holder=other_machine(), beat_seconds=0.02) as lease:
         with pytest.raises(LeaseHeld, match="on 'node7'"):

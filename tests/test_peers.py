@@ -1,6 +1,7 @@
 """What comes from another server is bounded: bytes, time, waits; one that fails is left alone."""
 
 import asyncio
+import contextlib
 import gzip
 import json
 import resource
@@ -15,6 +16,7 @@ from panoply.scorers.endpoint import EndpointScorer
 from panoply.scorers.function import FunctionScorer
 from panoply.serve.calls import ReplicaRequest
 from panoply.wire import bounded, breaker, retry
+from panoply.wire.bounded import BoundedAnswer
 from panoply.wire.breaker import FAILURES, OUTAGE_SECONDS, CircuitBreaker
 from panoply.wire.request import Chat
 from panoply.wire.retry import RetryingRequest, RewardServerError
@@ -103,6 +105,71 @@ def test_an_answer_that_drips_ends_at_the_timeout(post):
         return time.monotonic() - begun
 
     assert asyncio.run(run()) < 5
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize(
+    ("head", "piece"),
+    [
+        (b"", b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" * 9),
+        (OK, b"X-A: " + b"b" * 999 + b"\r\n"),
+        (b"HTTP/1.1 200 ", b"x" * 999),
+        (OK + b"Transfer-Encoding: chunked\r\n\r\n1;", b"a" * 999),
+        (OK + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n", b"X-A: b\r\n" * 99),
+        (OK + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n" * 99),
+        (OK + b"\r\n", b" " * 999),
+    ],
+    ids=["interim", "headers", "status", "extension", "trailers", "chunks", "body"],
+)
+def test_an_answer_that_never_begins_or_never_ends_is_given_up_in_time(head, piece):
+    async def flood(reader, writer):
+        floods.append(asyncio.current_task())
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(head)
+        with contextlib.suppress(ConnectionError):
+            while not over.is_set():
+                writer.write(piece)
+                await writer.drain()
+                await asyncio.sleep(0.001)
+        writer.close()
+
+    async def run():
+        server = await asyncio.start_server(flood, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/slime"
+        begun = time.monotonic()
+        async with httpx2.AsyncClient() as http:
+            request = RetryingRequest(url, lambda _: {}, lambda answer: answer, 0.3)
+            with pytest.raises(TimeoutError):
+                await request.post_async(http)
+        seconds = time.monotonic() - begun
+        server.close()
+        over.set()
+        await asyncio.gather(*floods)
+        return seconds
+
+    floods, over = [], asyncio.Event()
+    assert asyncio.run(run()) < 5
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize(
+    "wait",
+    ["Fri, 31 Dec 1999 23:59:59 GMT", "-5", "1e9", "9" * 400, "nan", "0.0", "0, 0", "", "soon"],
+)
+def test_a_server_s_wait_is_bounded_however_it_is_written(wait, status):
+    request = RetryingRequest("http://h", lambda _: {}, lambda answer: answer, 1000.0)
+    answer = BoundedAnswer(status, httpx2.Headers({"Retry-After": wait}), b"")
+    assert retry.SHORTEST_WAIT <= request._answer(answer).seconds <= retry.LONGEST_WAIT * 1.25
+
+
+@pytest.mark.parametrize("place", ["file:///etc/passwd", "http://127.0.0.1:1/", "//evil", "/x"])
+def test_a_redirect_is_not_followed(place):
+    with serving((307, {"Location": place}, {})) as (url, seen):
+        with pytest.raises(RewardServerError, match="HTTP 307"):
+            post(f"{url}/slime", 5.0)
+        assert len(seen) == 1
 
 
 def test_a_circuit_opens_after_an_outage_probes_once_and_closes_by_a_success():

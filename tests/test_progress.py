@@ -10,11 +10,36 @@ import time
 import pytest
 from rich.console import Console
 
-from panoply.report.progress import RunLogger
+from panoply.report.progress import RunLogger, visible
 
 OUTSIDE = "[/INST] [bold]x[/] :smile: \x1b[2J\ud800 é"
 AS_TEXT = "[/INST] [bold]x[/] :smile: \\x1b[2J\\ud800 é"
 """What models, data and other servers may say, and how it is printed."""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "\x1b[31m",
+        "\x1b]8;;http://evil\x07",
+        "\x9b31m",
+        "\x00",
+        "\x08",
+        "\r",
+        "\x7f",
+        "\u2028",
+        "\u202e",
+        "\u2066",
+        "\u2069",
+    ],
+)
+def test_no_command_to_a_terminal_and_no_mark_that_turns_a_line_around_is_printed(command):
+    printed = visible(f"model {command}x")
+    assert printed.isprintable()
+    assert printed.endswith("x")
+    assert (
+        visible("\u05e9\u05dc\u05d5\u05dd\u200f!\n\tok") == "\u05e9\u05dc\u05d5\u05dd\u200f!\n\tok"
+    )
 
 
 @pytest.mark.parametrize("terminal", [False, True])

@@ -13,7 +13,15 @@ from panoply.hub.doctor import examine
 from panoply.hub.door.templates import AS_PARTS
 from panoply.hub.policy.first_head import describe_first_head
 from panoply.hub.policy.trainable import load_trainable
-from tests.builders.models import PROMPT, RESPONSES, SIZE, publish, save_small, save_tiny_policy
+from tests.builders.models import (
+    PROMPT,
+    RESPONSES,
+    SIZE,
+    publish,
+    save_small,
+    save_tiny_policy,
+    small_classifier,
+)
 from tests.builders.tokenizers import TURNS, byte_tokenizer
 
 CHATS = [[*PROMPT, {"role": "assistant", "content": response}] for response in RESPONSES]
@@ -132,6 +140,23 @@ def test_an_adapter_on_an_adapter_or_another_model_is_refused(tokenizer, tmp_pat
         load_reward_model(tmp_path / "adapter")
 
 
+@pytest.mark.parametrize("layers", [1, 3])
+def test_an_adapter_of_more_layers_or_fewer_than_its_base_is_refused(layers, tokenizer, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    base = publish(tmp_path / "base", tokenizer)
+    other = small_classifier(num_hidden_layers=layers)
+    settings = LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"], r=4)
+    get_peft_model(other, settings).save_pretrained(tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_config.json"
+    fields = json.loads(file.read_text())
+    file.write_text(json.dumps(fields | {"base_model_name_or_path": str(base)}))
+    with pytest.raises(
+        ValueError, match=r"of another model .*layers\.[12]\.self_attn\.q_proj\.lora_"
+    ):
+        load_reward_model(tmp_path / "adapter")
+
+
 PARTS = TURNS.replace(
     "{{ m['content'] }}", "{% for p in m['content'] %}{{ p['text'] }}{% endfor %}"
 )
@@ -160,12 +185,15 @@ def test_a_template_that_reads_parts_is_given_the_text_as_one(of_processor, toke
 
 def test_the_doctor_warns_of_turns_left_out_and_of_value_heads(tokenizer, tmp_path):
     no_system = TURNS.replace("in messages %}", "in messages if m['role'] != 'system' %}", 1)
-    assert no_system != TURNS
-    folder = save_tiny_policy(tmp_path / "m", byte_tokenizer(no_system))
+    silent = no_system.replace("m['content']", "m['content'].split('</think>')[-1]", 1)
+    assert len({TURNS, no_system, silent}) == 3
+    folder = save_tiny_policy(tmp_path / "m", byte_tokenizer(silent))
     save_file(linear_head(), folder / "value_head.safetensors")
     findings = {finding.check: finding for finding in examine(folder)}
     assert findings["turns"].verdict == "warning"
-    assert findings["turns"].values == {"system": "left out", "earlier": "written"}
+    lost = {"system": "left out", "earlier": "written", "reasoning": "left out"}
+    assert findings["turns"].values == lost
+    assert "what a reply thinks moves no score" in findings["turns"].advice
     assert findings["layout"].verdict == "warning"
     assert "critic" in findings["layout"].advice
 

@@ -1,5 +1,6 @@
 """Readers: what is opened is named, and what cannot be opened is told before anything is read."""
 
+import bz2
 import csv
 import gzip
 import io
@@ -8,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pyarrow as pa
@@ -17,8 +19,9 @@ import pytest
 
 from panoply.config.evaluate import EvaluateConfig
 from panoply.config.files import FilesConfig, bounds_of_scales, names_of_columns
+from panoply.data import text_formats
 from panoply.data.hub import HubName
-from panoply.data.ingest import ingest_pairs
+from panoply.data.ingest import IngestLimits, ingest_pairs
 from panoply.data.locate import source_name
 from panoply.data.read import Input, named_inputs, open_input, open_inputs
 from panoply.files import whole_file
@@ -163,6 +166,26 @@ def test_local_files_need_neither_pandas_nor_datasets_nor_torch(tmp_path: Path) 
 
 # Formats, places and names
 
+
+@pytest.mark.parametrize("name", ["bomb.jsonl.gz", "bomb.json.gz", "bomb.ndjson.bz2"])
+def test_a_small_file_with_one_huge_record_is_refused_before_it_is_held(
+    name, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(text_formats, "LONGEST_LINE", 10_000)
+    monkeypatch.setattr(text_formats, "LONGEST_DOCUMENT", 50_000)
+    compress = bz2.compress if name.endswith("bz2") else gzip.compress
+    row = b'{"prompt": "q", "chosen": "a", "rejected": "b"}\n'
+    many = (b"[" if ".json." in name else b"") + row
+    (tmp_path / name).write_bytes(compress(many + b'{"prompt": "' + b"a" * 200_000 + b'"}'))
+    with pytest.raises(ValueError, match=r"more than [15]0,000 bytes"):
+        list(open_input(Input(str(tmp_path / name))))
+    whole = b"[" + b",".join([row] * 300) + b"]"  # one value on many lines, and on one
+    for content in (whole, whole.replace(b"\n", b"")):
+        (tmp_path / "fine.json").write_bytes(content)
+        [opened] = open_input(Input(str(tmp_path / "fine.json")))
+        assert len(list(opened.rows(["prompt"]))) == 300
+
+
 EVERY_WAY = ["csv", "tsv", "arrow", "feather", "ndjson", "jsonl.zst", "csv.gz", "json.bz2"]
 
 
@@ -216,14 +239,99 @@ def test_a_csv_line_with_too_many_cells_or_no_text_is_quarantined_alone(tmp_path
     [
         (b"a,a\n1,2\n", "names a column twice"),
         (json.dumps([{"a": 1}]).encode("utf-16"), "UTF-16"),
-        (b'{\n"prompt": "q",\n"chosen": "a"}', "no list of records|not a list of records"),
+        (b'{"train": [{"a": 1}],\n"test": [{"a": 1}]}', "several lists .train, test.: one file"),
+        (b'{"prompt": ["q"], "chosen": ["a"], "rejected": ["b"]}', "columns and no records"),
+        (b'{"prompt": {"0": "q"}, "chosen": {"0": "a"}}', "columns and no records"),
+        (b'[{"a": 1},\n{"a": 2},\n]', "a comma stands behind its last record"),
+        (b'[{"a": 1},\n{"a":', "damaged or cut short"),
+        (b"a,b\n1,2\n".decode().encode("utf-16"), "UTF-16"),
+        (b'a,b\n1,2\n"say \\"hi\\"",2\n', r"no CSV at line 3 .*write a quote inside a cell twice"),
+        (gzip.compress(b'{"a": 1}\n'), r"compressed by gzip: let its name end in \.gz"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
         (b"[" * 100_000, "nested too deeply"),
     ],
 )
 def test_a_file_that_cannot_be_records_says_why(tmp_path: Path, content: bytes, told: str) -> None:
-    path = tmp_path / ("s.csv" if content.startswith(b"a,") else "s.json")
+    is_csv = content.startswith((b"a,", "a,".encode("utf-16")))
+    path = tmp_path / ("s.csv" if is_csv else "s.json")
     path.write_bytes(content)
     with pytest.raises(ValueError, match=told):
+        open_input(Input(path))
+
+
+def records(*names: str) -> list[dict[str, str]]:
+    return [{"prompt": f"q{name}", "chosen": "good", "rejected": "bad"} for name in names]
+
+
+ONE, TWO = records("1", "2")
+READ_ANYWAY = {
+    "commas behind the lines": ("jsonl", f"{json.dumps(ONE)},\n{json.dumps(TWO)}\n"),
+    "records on one line": ("jsonl", json.dumps(ONE) + json.dumps(TWO)),
+    "records over several lines": ("jsonl", "\n".join(json.dumps(r, indent=1) for r in (ONE, TWO))),
+    "the same in a .json": ("json", "\n".join(json.dumps(r, indent=1) for r in (ONE, TWO))),
+    "all records on one line": ("json", json.dumps({"version": 1, "data": [ONE, TWO]})),
+    "an ending in capitals": ("JSONL", f"{json.dumps(ONE)}\n{json.dumps(TWO)}\n"),
+    "semicolons": ("csv", "prompt;chosen;rejected\nq1;good;bad\nq2;good;bad\n"),
+    "semicolons and a mark": ("csv", "\ufeffprompt;chosen;rejected\r\nq1;good;bad\r\nq2;good;bad"),
+    "spaces behind commas": (
+        "csv",
+        'prompt, chosen, rejected\n"q1", "good", "bad"\nq2, good, bad\n',
+    ),
+    "tabs": ("csv", "prompt\tchosen\trejected\nq1\tgood\tbad\nq2\tgood\tbad\n"),
+}
+
+
+@pytest.mark.parametrize("way", READ_ANYWAY)
+def test_records_are_read_as_programs_write_them(way: str, tmp_path: Path) -> None:
+    ending, content = READ_ANYWAY[way]
+    path = tmp_path / f"s.{ending}"
+    path.write_text(content)
+    (opened,) = open_input(Input(path))
+    assert list(opened.rows(None)) == [ONE, TWO]
+    (opened,) = open_input(Input(tmp_path))
+    assert list(opened.rows(None)) == [ONE, TWO]
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {**ONE, "prompt": [{"role": "user", "content": "q"}]},
+        {"messages": [{"role": "user", "content": "q"}], "rejected_response": "bad"},
+    ],
+)
+def test_one_record_alone_is_a_row(row: dict[str, Any], indent: int | None, tmp_path: Path) -> None:
+    (tmp_path / "s.json").write_text(json.dumps(row, indent=indent))
+    (opened,) = open_input(Input(tmp_path / "s.json"))
+    assert list(opened.rows(None)) == [row]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"prompt": "q", "prompt": "p", "chosen": "a", "rejected": "b"}', "a key stands twice"),
+        (b'{"prompt": "caf\xe9", "chosen": "a", "rejected": "b"}', "line is no UTF-8"),
+        (b'{"prompt": "q", "chos', "line is no record"),
+    ],
+)
+def test_a_line_that_is_no_record_says_why(line: bytes, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "s.jsonl").write_bytes(json.dumps(ONE).encode() + b"\n" + line + b"\n")
+    result = ingest_pairs(
+        [Input(tmp_path / "s.jsonl")], tmp_path, IngestLimits(max_quarantine_share=0.5)
+    )
+    assert [why.startswith(reason) for why in result.num_quarantined] == [True]
+
+
+def test_texts_that_parquet_holds_as_bytes_are_texts_and_columns_of_one_name_are_refused(
+    tmp_path: Path,
+) -> None:
+    values = [pa.array([text.encode()], pa.binary()) for text in ("q1", "good", "bad")]
+    path = tmp_path / "s.parquet"
+    pq.write_table(pa.Table.from_arrays(values, list(ONE)), path)
+    (opened,) = open_input(Input(path))
+    assert list(opened.rows(None)) == [ONE]
+    pq.write_table(pa.Table.from_arrays(values, ["prompt", "chosen", "chosen"]), path)
+    with pytest.raises(ValueError, match="has two columns 'chosen'"):
         open_input(Input(path))
 
 
@@ -238,9 +346,29 @@ def test_what_datasets_saved_is_read_split_by_split(tmp_path: Path) -> None:
         (folder / "state.json").write_text(json.dumps(state))
         (folder / "dataset_info.json").write_text("{}")
     (tmp_path / "mine" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
-    assert ingest_pairs([Input(tmp_path / "mine")], tmp_path / "out").num_rows == {"mine": 12}
-    train = Input(tmp_path / "mine" / "train")
-    assert ingest_pairs([train], tmp_path / "out").num_rows == {"mine": 6}
+    whole = ingest_pairs([Input(tmp_path / "mine")], tmp_path / "out")
+    assert whole.num_rows == {"mine": 12}
+    (note,) = whole.notes
+    assert note.endswith("mine: all its splits are read (test, train); to read one, name it")
+    train = ingest_pairs([Input(tmp_path / "mine" / "train")], tmp_path / "out")
+    assert (train.num_rows, train.notes) == ({"mine": 6}, ())
+    (tmp_path / "mine" / "train" / "data-00001-of-00002.arrow").unlink()
+    with pytest.raises(FileNotFoundError, match=r"lacks data-00001-of-00002\.arrow"):
+        open_input(Input(tmp_path / "mine"))
+    (tmp_path / "mine" / "dataset_dict.json").write_text("{")
+    with pytest.raises(ValueError, match=r"dataset_dict\.json' is no whole JSON"):
+        open_input(Input(tmp_path / "mine"))
+
+
+def test_a_folder_that_lacks_shards_is_told(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for shard in (0, 2):
+        write_as(tmp_path / "mine" / f"train-0000{shard}-of-00003.jsonl", some_rows(2))
+    result = ingest_pairs([Input(tmp_path / "mine")], tmp_path / "out")
+    (note,) = result.notes
+    assert "2 of 3 shards of" in note
+    file = Input(tmp_path / "mine" / "train-00000-of-00003.jsonl")
+    assert ingest_pairs([file], tmp_path / "out").notes == ()
 
 
 def test_a_pattern_a_nested_folder_and_uris_are_read(tmp_path: Path) -> None:

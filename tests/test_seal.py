@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from panoply.hub.artefact.export import export_scalar
 from panoply.hub.artefact.gated import load_gated_model, save_gated_model
 from panoply.hub.artefact.load import load_reward_model
 from panoply.hub.artefact.manifest import Manifest, ScalarManifest, read_manifest
-from panoply.seal import SEAL, check_seal, log_unsealed, seal
+from panoply.seal import LOADED_NAMES, SEAL, check_seal, log_unsealed, seal
 
 GOLDEN = Path(__file__).parent / "golden"
 KINDS = ["gated", "scalar", "ensemble", "classifier"]
@@ -94,6 +95,51 @@ def test_a_file_that_is_missing_or_would_change_what_is_loaded_is_named(saved, t
     (folder / "heads.safetensors").unlink()
     with pytest.raises(ValueError, match=r"heads\.safetensors.* is missing"):
         load_reward_model(folder)
+
+
+@pytest.mark.parametrize("name", sorted(LOADED_NAMES))
+def test_a_file_that_a_loader_reads_wherever_it_is_there_cannot_be_added(name, tmp_path):
+    (tmp_path / "weights").write_text("w")
+    for place in (name, f"inner/{name}"):
+        seal(tmp_path)
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        (tmp_path / place).write_text("{}")
+        with pytest.raises(ValueError, match=f"{re.escape(place)}' was added"):
+            check_seal(tmp_path)
+        (tmp_path / place).unlink()
+        assert check_seal(tmp_path)
+
+
+def test_links_lead_to_the_sealed_content_and_no_name_of_a_seal_leads_outside(tmp_path):
+    folder = tmp_path / "m"
+    folder.mkdir()
+    (folder / "a.json").write_text("a")
+    seal(folder)
+    (folder / "a.json").rename(tmp_path / "blob")
+    (folder / "a.json").symlink_to(tmp_path / "blob")  # as the cache of the hub has them
+    (folder / "loop").symlink_to(folder)
+    assert check_seal(folder)
+    (tmp_path / "blob").write_text("b")
+    with pytest.raises(ValueError, match="is not the file that was saved"):
+        check_seal(folder)
+    record = json.loads((folder / SEAL).read_text())
+    for name in ("../blob", "/etc/hostname", "/dev/zero", "inner/../../blob", "a\0b", "n" * 5000):
+        record["files"] = {name: {"bytes": 1, "sha256": ""}}
+        (folder / SEAL).write_text(json.dumps(record))
+        with pytest.raises(ValueError, match=f"{SEAL}' is damaged"):
+            check_seal(folder)
+
+
+@pytest.mark.parametrize(
+    "entry", [{"bytes": "1", "sha256": ""}, {"bytes": 1, "sha256": None}, {"bytes": True}, [], 1]
+)
+def test_a_seal_with_a_value_of_another_type_is_damaged(entry, tmp_path):
+    (tmp_path / "a.json").write_text("a")
+    seal(tmp_path)
+    record = json.loads((tmp_path / SEAL).read_text()) | {"files": {"a.json": entry}}
+    (tmp_path / SEAL).write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=f"{SEAL}' is damaged"):
+        check_seal(tmp_path)
 
 
 def test_texts_for_people_may_be_edited_and_added(saved, tmp_path):

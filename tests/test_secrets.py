@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+import traceback
 from dataclasses import asdict
 
 import httpx2
@@ -16,11 +17,12 @@ from actors.function_replica import FunctionReplica
 from actors.gateway import ModelStatus
 from actors.server_sampler import check_server
 from panoply.config import as_dict
-from panoply.config.laser import ArmsConfig, LaserConfig
+from panoply.config.laser import ArmsConfig, LaserConfig, PromptsConfig
 from panoply.config.policy import PolicyServerConfig
-from panoply.config.preference import Lora, TrainedBackboneConfig
+from panoply.config.preference import Lora, PreferenceConfig, TrainedBackboneConfig
 from panoply.config.serve import ServeConfig, ServedModelConfig
 from panoply.config.upgrade import UpgradeConfig
+from panoply.data.locate import find_files
 from panoply.scorers.endpoint import EndpointScorer
 from panoply.scorers.where import parse_where
 from panoply.secret import Address, Keys, authorization, without_secrets
@@ -42,8 +44,21 @@ SECRET_ADDRESSES = (
     f"https://host/score?a=b&access_token={CANARY}",
     f"https://host?X-Amz-Signature={CANARY}",
     f"https://host?key_variable={CANARY}",
+    f"https://host#m?api_key={CANARY}",
+    f"https://host?a=b;token={CANARY}",
+    f"https://host/path;jsessionid={CANARY}",
+    f"https://host?a=b%26api_key%3D{CANARY}",
+    f"https://host?next=https%3A%2F%2Fu:{CANARY}%2540other",
+    f"https://svc%3A{CANARY}%40host",
+    f"https://host?bearer={CANARY}",
 )
 """Every way to write a password or a key into an address."""
+NO_ADDRESSES = (
+    f"http://[{CANARY}]@host",
+    f"http://svc:{CANARY}[@host",
+    f"http://svc:{CANARY}\N{ACCOUNT OF}@host",
+)
+"""What no parser takes for an address, and would repeat in its message."""
 CHAT_BODY = {
     "items": [{"prompt": [{"role": "user", "content": "q"}], "responses": ["a", "b"]}],
     "details": ["provenance", "objectives"],
@@ -72,6 +87,45 @@ def test_an_address_with_a_secret_is_refused_at_every_door_with_the_way_out(addr
             call()
         assert CANARY not in str(refusal.value), door
         assert refusal.value.__cause__ is None, door
+
+
+@pytest.mark.parametrize("address", NO_ADDRESSES)
+def test_what_is_no_address_is_refused_without_its_host(address):
+    for door, call in doors(address).items():
+        with pytest.raises(ValueError, match="an address that is none") as refusal:
+            call()
+        assert CANARY not in str(refusal.value), door
+        assert refusal.value.__suppress_context__, door
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        f"s3://AKIA:{CANARY}@bucket/pairs.jsonl",
+        f"s3://AKIA:{CANARY}/x@bucket/pairs.jsonl",
+        f"s3://bucket/pairs.jsonl?secret_key={CANARY}",
+        f"https://{CANARY}@host/pairs.jsonl",
+        f"https://host/pairs.jsonl?X-Amz-Signature={CANARY}",
+        f"https://svc%3A{CANARY}%40host/pairs.jsonl",
+    ],
+)
+def test_a_file_s_address_with_a_secret_is_refused_by_settings_and_readers(file):
+    for call in (
+        lambda: PreferenceConfig(pairs=(file,)),
+        lambda: PromptsConfig(file=file),
+        lambda: ServedModelConfig(name="a", where=f"replay:{file}"),
+        lambda: find_files(file),
+    ):
+        with pytest.raises(ValueError, match="names a file with a user name, a pass") as refusal:
+            call()
+        assert CANARY not in str(refusal.value)
+    for fine in ("hf://datasets/owner/name@main/x.jsonl", "s3://bucket/x.jsonl", "a@b:c.jsonl"):
+        PreferenceConfig(pairs=(fine,))
+
+
+def test_parameters_behind_the_model_s_name_are_refused_and_not_dropped():
+    with pytest.raises(ValueError, match=r"behind '#': .*\?key_variable=NAME#MODEL"):
+        Address.parse("http://host#m?key_variable=RM_KEY", "url")
 
 
 def test_what_holds_no_secret_is_taken_as_it_is():
@@ -213,6 +267,25 @@ def test_what_a_function_raises_reaches_no_client_and_no_log(name, tmp_path, mon
     assert CANARY not in text + caplog.text
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"raise ValueError('{CANARY}')",
+        f"1 / 0 + {CANARY!r}",
+        "import os; os.environ[os.environ['RM_KEY']]",
+    ],
+)
+def test_what_a_module_raises_while_it_is_imported_is_no_reason_that_clients_are_told(
+    line, tmp_path, monkeypatch
+):
+    (tmp_path / "leaky.py").write_text(line)
+    monkeypatch.setenv("RM_KEY", CANARY)
+    with pytest.raises(ValueError, match="cannot be imported on this node") as refusal:
+        replica(f"function:{tmp_path}/leaky.py:fine", monkeypatch)
+    told = "".join(traceback.format_exception(refusal.value))
+    assert CANARY not in told
+
+
 def test_a_wrong_key_and_the_right_one_are_in_no_answer(tmp_path, monkeypatch):
     (tmp_path / "leaky.py").write_text("def fine(response):\n    return 1.0\n")
     scorer = replica(f"function:{tmp_path}/leaky.py:fine", monkeypatch)
@@ -224,7 +297,19 @@ def test_a_wrong_key_and_the_right_one_are_in_no_answer(tmp_path, monkeypatch):
 def test_reasons_of_failures_that_clients_see_hold_no_address_with_a_secret():
     message = f"Traceback\nOSError: no answer of http://svc:{CANARY}@host/x?token={CANARY} in 3 s\n"
     assert cause(message) == "OSError: no answer of http://host/x in 3 s"
-    assert without_secrets("mail me? a@b.c") == "mail me? a@b.c"
+    for text, expected in (
+        (f'{{"api_key": "{CANARY}"}}', '{"api_key": "***"}'),
+        (f"Authorization: Bearer {CANARY} was refused", "Authorization: Bearer *** was refused"),
+        (f"AWS_SECRET_ACCESS_KEY={CANARY}", "AWS_SECRET_ACCESS_KEY=***"),
+        (
+            f"could not connect: host=db password={CANARY}",
+            "could not connect: host=db password=***",
+        ),
+        (f"http://host/x#token={CANARY}", "http://host/x#token=***"),
+    ):
+        assert without_secrets(text) == expected
+    for text in ("mail me? a@b.c", "KeyError: 'scalar'", "pad_token=None, num_key_value_heads=8"):
+        assert without_secrets(text) == text
 
 
 def test_a_registry_that_is_down_is_named_without_its_password(monkeypatch):

@@ -7,6 +7,7 @@ import httpx2
 import pytest
 
 from actors.gateway import Gateway, Model, ModelStatus
+from actors.relayed_metrics import RelayedMetrics
 from panoply.serve.calls import fingerprint_of
 from panoply.serve.supervised import SupervisedLoop
 from panoply.wire.request import Chat, ModelAnswer, ScoreRequest
@@ -203,3 +204,22 @@ def test_a_model_that_failed_is_asked_as_soon_as_it_recovers():
     failed, healed = asyncio.run(run())
     assert "lost its GPU" in failed.error
     assert healed.score == 1.0
+
+
+def test_many_who_ask_for_metrics_at_once_cost_the_nodes_one_request():
+    now, asked = [0.0], []
+
+    async def agents():
+        asked.append(now[0])
+        await asyncio.sleep(0)
+        return []
+
+    relayed = RelayedMetrics(agents, lambda: now[0])
+
+    async def crowds():
+        for seconds in (0.0, 0.5, 1.0, 2.5):
+            now[0] = seconds
+            await asyncio.gather(*(relayed.text() for _ in range(50)))
+
+    asyncio.run(crowds())
+    assert asked == [0.0, 1.0, 2.5]

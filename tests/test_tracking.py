@@ -17,11 +17,15 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
+from panoply.config import as_dict
 from panoply.config.average import AverageConfig
 from panoply.config.doctor import DoctorConfig
+from panoply.config.laser import ArmsConfig, LaserConfig
+from panoply.config.policy import PolicyServerConfig
 from panoply.config.tracked import TrackedRun
 from panoply.hub.artefact.load import load_reward_model
 from panoply.report.progress import RunLogger
+from panoply.report.report import write_report
 from tests.builders.mlflow_server import Door, free_port, mlflow_server
 from tests.builders.preference_runs import small_config, write_pairs
 from tests.builders.ray_head import ROOT
@@ -540,6 +544,39 @@ def test_a_password_in_the_address_is_not_printed(tmp_path, monkeypatch):
     with pytest.raises(TrackerError) as raised:
         open_trackers(TrackedRun(experiment="race"), tmp_path / "run")
     assert not re.search("pass|word", str(raised.value))
+
+
+def test_a_secret_of_the_environment_or_the_command_is_in_no_record_store_or_page(
+    tmp_path, monkeypatch
+):
+    canary = "C4nary-hunter2"
+    for name in ("RM_KEY", "VLLM_KEY", "MLFLOW_TRACKING_PASSWORD", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, canary)
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [
+            "laser",
+            "--arms",
+            f"a=http://u:{canary}@h",
+            f"b=http://h?key={canary}",
+            f"token={canary}",
+        ],
+    )
+    server = PolicyServerConfig(url="http://h?key_variable=VLLM_KEY#base")
+    arms = ArmsConfig(models=("a=tei+http://h?key_variable=RM_KEY",))
+    config = as_dict(LaserConfig(arms=arms, server=server, out=str(tmp_path / "run")))
+    out, ear = finished_run(tmp_path / "run"), Ear()
+    (out / "config.json").write_text(json.dumps(config))
+    with run(out, ear, config):
+        pass
+    write_report(out)
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert {"mlflow.db", "run.json", "report.html", "config.json"} <= {file.name for file in files}
+    for file in files:
+        assert canary.encode() not in file.read_bytes(), file
+    assert canary not in "\n".join(ear.lines)
+    assert b"RM_KEY" in (tmp_path / "mlflow.db").read_bytes()
 
 
 def test_a_folder_without_a_finished_run_is_told(tmp_path):

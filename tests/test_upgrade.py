@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import threading
 import time
 from collections import Counter
@@ -112,9 +113,12 @@ def under_load(address, change):
 
 def gateways():
     """The processes of the server's gateway."""
-    title = "ServeReplica:live-gateway"
-    processes = psutil.Process(os.getpid()).children(recursive=True)
-    return {p.pid for p in processes if title in " ".join(p.cmdline())}
+    pids = set()
+    for process in psutil.Process(os.getpid()).children(recursive=True):
+        with suppress(psutil.Error):  # it ends while we look
+            if "ServeReplica:live-gateway" in " ".join(process.cmdline()):
+                pids.add(process.pid)
+    return pids
 
 
 def test_versions_change_and_come_back_under_load_without_a_failed_request(server):
@@ -178,7 +182,7 @@ def test_a_local_server_is_joined_by_its_port_through_a_file_of_its_user(tmp_pat
     with pytest.raises(FileNotFoundError, match=r"listens at port 8000; there are servers at \[\]"):
         join(8000)
     with joinable(8000, "127.0.0.1:6379"):
-        [file] = tmp_path.glob("servers/*")
+        [file] = tmp_path.glob("servers-*/*")
         assert file.stat().st_mode & 0o777 == 0o600
         assert file.parent.stat().st_mode & 0o777 == 0o700
         monkeypatch.delenv("RAY_AUTH_TOKEN")
@@ -187,4 +191,15 @@ def test_a_local_server_is_joined_by_its_port_through_a_file_of_its_user(tmp_pat
         join(8000)
         assert os.environ["RAY_ADDRESS"] == "127.0.0.1:6379"
         assert os.environ["RAY_AUTH_TOKEN"] == "of this run"
+        user = os.getuid()
+        monkeypatch.setenv("RAY_ADDRESS", "")
+        monkeypatch.setattr(os, "getuid", lambda: user + 1)  # who shares the cache
+        with pytest.raises(FileNotFoundError, match=r"there are servers at \[\]"):
+            join(8000)
+        shutil.copytree(file.parent, tmp_path / f"servers-{user + 1}")  # and is led astray
+        with pytest.raises(FileNotFoundError, match=r"no server that you started"):
+            join(8000)
+        with joinable(8000, "127.0.0.1:6380"):  # has a server of their own
+            assert file.exists()
+        monkeypatch.setattr(os, "getuid", lambda: user)
     assert not file.exists()

@@ -7,6 +7,7 @@ import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from panoply.config import Rendering
+from panoply.hub.backbone import verbatim_template
 from panoply.hub.backbone.renderer import PLAIN_TEMPLATE, Renderer
 from panoply.hub.backbone.verbatim_template import VerbatimTemplate, copies_contents
 from tests.builders.tokenizers import chat_tokenizer
@@ -108,6 +109,23 @@ def test_a_name_of_a_turn_is_written_by_the_template_itself():
     writer = VerbatimTemplate(template, _renderer(template))
     plain, named = {"role": "user", "content": "a"}, {"role": "user", "content": "a", "name": "b"}
     assert (writer.write([plain], False), writer.write([named], False)) == ("user:a", "user:ba")
+
+
+def test_what_is_kept_of_ever_other_sequences_of_roles_is_bounded(monkeypatch):
+    monkeypatch.setattr(verbatim_template, "MAX_KEPT", 40)
+    calls = []
+
+    def render(turns, opens):
+        calls.append(opens)
+        return "".join(f"<{turn['role']}>{turn['content']}" for turn in turns)
+
+    template = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+    written = VerbatimTemplate(template, render)
+    for num in (*range(1, 20), 50, 50):
+        turns = [{"role": "user", "content": f"{i}"} for i in range(num)]
+        assert written.write(turns, False) == "".join(f"<user>{i}" for i in range(num))
+        assert sum(map(len, written._parts.values())) <= max(40, 3 * num + 1)
+    assert len(calls) == 20  # what is longer than all of it is kept while it comes again
 
 
 def test_pairs_of_a_batch_get_the_trees_that_they_get_alone():

@@ -152,6 +152,12 @@ def test_our_own_server_says_of_a_remote_arm_s_texts_what_was_cut():
     assert [score.num_cut for score in scores] == [3, 0]
 
 
+def our_answer(score):
+    """An answer of our own server to an item of two responses."""
+    scores = [{"score": score}, {"score": 1.0}]
+    return {"id": "i", "created": 1, "results": [{"model": "m", "items": [scores]}]}
+
+
 def read(dialect, answer, item=ONE):
     return DIALECTS[dialect].posts(item, "", "chatml")[0].read(answer)
 
@@ -201,6 +207,10 @@ def test_slime_s_number_may_stand_in_an_object(answer):
         ("slime", True),
         ("slime", {"reward": 1.0}),
         ("panoply", {"results": []}),
+        *(("panoply", our_answer(score)) for score in ("1.0", True, "NaN", [1.0], {}, 1e39)),
+        ("vllm", {"data": [{"index": 0, "probs": [True]}, {"index": 1, "probs": ["1.0"]}]}),
+        ("sglang", [{"embedding": [True]}, {"embedding": ["1.0"]}]),
+        ("tei", [[{"score": "1.0"}], [{"score": True}]]),
     ],
 )
 def test_an_answer_of_another_kind_is_no_score_at_all(dialect, answer):
@@ -219,6 +229,7 @@ def test_vllm_s_entries_are_put_in_order_by_their_index():
 
 def test_logs_of_another_length_are_no_objectives():
     logs = {"helpfulness": [1, 2.5], "steps": [1], "why": ["a", None], "mean": 3.0}
+    logs["was_cut"] = [True, False]
     scores = read("openrlhf", {"rewards": [0, 1.0], "extra_logs": logs})
     assert [score.score for score in scores] == [0, 1]
     assert [score.details.objectives for score in scores] == [

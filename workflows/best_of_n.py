@@ -114,7 +114,7 @@ def unseen_prompts(config: BestOfNConfig) -> list[Task]:
     Raises:
         ValueError: none is left, or there is no such run.
     """
-    tasks = read_prompts(config.prompts, config.seed)
+    tasks = read_prompts(config)
     if config.laser:
         file = Path(config.laser).expanduser() / "data.json"
         if not file.is_file():

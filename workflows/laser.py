@@ -219,7 +219,7 @@ def split_prompts(config: LaserConfig) -> tuple[list[Task], list[Task], list[Tas
     Raises:
         ValueError: nothing is left to train on.
     """
-    tasks, num = read_prompts(config.prompts, config.seed), config.num_calibration_prompts
+    tasks, num = read_prompts(config), config.num_calibration_prompts
     rest, held_out = split_held_out(tasks, config.prompts.num_held_out, config.seed)
     if num >= len(rest):
         raise ValueError(

@@ -29,7 +29,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import ArrayLike
 
-from panoply.data.formats import Unreadable
+from panoply.data.data_file import Unreadable
 from panoply.data.layouts import pair_layout
 from panoply.data.quarantine import BadRow
 from panoply.data.read import Input, Opened, open_input

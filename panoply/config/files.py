@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from panoply.config import require
+from panoply.secret import check_file_uri
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,11 +49,14 @@ def check_files(config: FilesConfig, files: Sequence[str], flag: str) -> None:
 
 
 def check_source(source: Sequence[str], files: Sequence[str], name: str, flag: str) -> None:
-    """Checks that there is a source for all files, or one for each.
+    """Checks that there is a source for all files, or one for each, and that no name has a secret.
 
     Raises:
-        ValueError: there is not.
+        ValueError: there is not, or one does.
     """
+    # A recipe has a marker, which is no text, in the place of files that its user will name.
+    for file in files if isinstance(files, (tuple, list)) else ():
+        check_file_uri(str(file), flag)
     if not source:
         return
     fits = all(source) and len(source) in (1, len(files))

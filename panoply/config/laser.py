@@ -18,6 +18,7 @@ from panoply.config.preference import TrainedBackboneConfig
 from panoply.config.resume import DATA, EXTENDS, NO_EFFECT, PLACE
 from panoply.config.serve import ScalingConfig, ServeConfig, ServedModelConfig
 from panoply.config.tracked import TrackedRun
+from panoply.secret import check_file_uri
 
 VERIFIER = "verifier"
 """Name that no arm may have."""
@@ -187,6 +188,7 @@ class LaserConfig(TrackedRun):
         for name in ("seed", "num_workers", "gpus", "num_calibration_prompts"):
             require(getattr(self, name) >= 0, name, getattr(self, name), ">= 0")
         names_of_columns(self.gold_columns)
+        check_file_uri(self.gold_pairs, "gold_pairs")
         inside = 0 < self.context_depth <= 1
         require(inside, "context_depth", self.context_depth, "a share of the layers in (0, 1]")
         check_policy_backbone(self.backbone)

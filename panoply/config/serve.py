@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from panoply.config import require
 from panoply.config.resume import PLACE
-from panoply.secret import Address
+from panoply.secret import Address, check_file_uri
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
 SERVER = re.compile(r"[A-Za-z0-9]\w{0,63}", re.ASCII)
@@ -167,7 +167,9 @@ def check_address(where: str) -> None:
     Raises:
         ValueError: it does; the message does not repeat it.
     """
-    if "://" in where and not where.startswith(("function:", "replay:", "models:/")):
+    if where.startswith("replay:"):
+        check_file_uri(where, "models")
+    elif "://" in where and not where.startswith(("function:", "models:/")):
         Address.parse(where, "models")
 
 

@@ -8,13 +8,14 @@ from functools import partial
 from typing import cast
 
 from panoply.data.parse import as_dialogue, as_messages
-from panoply.data.prompts import NOT_RENDERED, join_prompts, same_turns, with_context
+from panoply.data.prompts import NOT_RENDERED, SYSTEM, join_prompts, same_turns, with_context
 from panoply.data.quarantine import BadRow
 from panoply.data.rows import RawPair, Row
 from panoply.data.schema import Message
+from panoply.wire.conversation import is_empty
 
 ROW_COLUMNS = frozenset(
-    (*("source", "subset", "domain", "group", "weight"), *("system", "history", *NOT_RENDERED))
+    (*("source", "subset", "domain", "group", "weight"), "history", *SYSTEM, *NOT_RENDERED)
 )
 """Columns that every layout of pairs reads beside prompt and responses."""
 
@@ -41,11 +42,20 @@ def _from_question(row: Row) -> list[Message]:
 
 def _from_instruction(row: Row) -> list[Message]:
     """Joins Alpaca's instruction and, where there is one, its input."""
-    parts = [str(row[name]) for name in ("instruction", "input") if row.get(name)]
-    return as_messages("\n\n".join(parts))
+    instruction, added = row.get("instruction"), row.get("input")
+    if is_empty(added):
+        return as_messages(instruction)
+    if is_empty(instruction):
+        return as_messages(added)
+    if not (isinstance(instruction, str) and isinstance(added, str)):
+        raise BadRow("'instruction' and 'input' are not both texts")
+    return as_messages(f"{instruction}\n\n{added}")
 
 
-NAMES = ("context", "context_messages", "input", "query", "problem", "conversations", "messages")
+NAMES = (
+    *("context", "context_messages", "input", "query", "problem"),
+    *("conversations", "conversation", "messages"),
+)
 PROMPTS: tuple[PromptColumn, ...] = (
     PromptColumn("prompt", partial(_from_column, name="prompt")),
     PromptColumn("question", _from_question),
@@ -73,7 +83,10 @@ def take_reply(prompt: Sequence[Message] | None, value: object) -> tuple[list[Me
     if messages is None and prompt is not None:
         return list(prompt), value
     if messages is None and isinstance(value, str):
-        raise BadRow("not a Human/Assistant dialogue")
+        raise BadRow(
+            "not a Human/Assistant dialogue, and no column is known to hold the prompt: name it "
+            "with --columns prompt=COLUMN"
+        )
     if not messages or messages[-1]["role"] != "assistant":
         raise BadRow("dialogue does not end in an assistant turn")
     *before, last = messages

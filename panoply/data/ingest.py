@@ -20,7 +20,8 @@ from typing import Any, Generic, TypeAlias
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from panoply.data.formats import BATCH_ROWS, Unreadable
+from panoply.data.data_file import Unreadable
+from panoply.data.formats import BATCH_ROWS
 from panoply.data.layouts import pair_layout, rating_layout
 from panoply.data.objectives import (
     Observed,
@@ -29,13 +30,14 @@ from panoply.data.objectives import (
     merge_scales,
     objective_name,
 )
+from panoply.data.parse import source_of
 from panoply.data.quarantine import BadRow, Quarantine
 from panoply.data.ratings import RatingMap
 from panoply.data.read import Input, Opened, open_inputs
 from panoply.data.repeats import Repeats
 from panoply.data.rows import Raw, RawPair, RawRating, Row
 from panoply.data.schema import PAIRS, RATING_ROW, Prompt, ratings_schema, uniform
-from panoply.data.sources import columns_unread, numbers_left_out, sources_of
+from panoply.data.sources import columns_unrated, columns_unread, files_read, sources_of
 from panoply.data.validate import Canonical, clean_pair, clean_rating, with_row_ids
 from panoply.files import whole_file
 
@@ -125,8 +127,9 @@ def ingest_pairs(
             are bad.
     """
     jobs: list[_Job[RawPair]] = []
-    notes: list[str] = []
-    for opened in open_inputs(inputs):
+    files = open_inputs(inputs)
+    notes = files_read(files)
+    for opened in files:
         with _naming(opened):
             layout = pair_layout(opened.columns)
             source, _ = sources_of(opened, layout, notes)
@@ -156,12 +159,13 @@ def ingest_ratings(
     jobs: list[_Job[RawRating]] = []
     declared: dict[str, RatingMap] = {}
     objectives: dict[str, None] = {}  # an ordered set
-    notes: list[str] = []
-    for opened in open_inputs(inputs):
+    files = open_inputs(inputs)
+    notes = files_read(files)
+    for opened in files:
         with _naming(opened):
             layout = rating_layout(opened.columns, opened.origin.attributes)
             source, sources = sources_of(opened, layout, notes)
-            notes += numbers_left_out(opened, layout)
+            notes += columns_unrated(opened, layout)
             names: dict[str, dict[str, str]] = {}
             attributes: dict[str, str] = {}
             for name in sources:
@@ -207,9 +211,9 @@ def _clean_rating(
 
 
 def _row_source(raw: RawPair | RawRating) -> str:
-    if not isinstance(raw.source, str) or not raw.source:
-        raise BadRow("missing source")
-    return raw.source
+    if name := source_of(raw.source):
+        return name
+    raise BadRow("missing source")
 
 
 def _good_rows(
@@ -238,7 +242,7 @@ def _clean_all(
     """Yields the good rows that a row of a file holds; bad ones go to quarantine."""
     label = job.opened.label
     if isinstance(row, Unreadable):
-        quarantine.reject(label, number, "line is no record", row.text)
+        quarantine.reject(label, number, row.reason, row.text)
         return
     try:
         raws = job.adapt(row)

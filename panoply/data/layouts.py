@@ -21,13 +21,14 @@ from panoply.data.dialogue import (
     take_reply,
 )
 from panoply.data.objectives import is_rating
-from panoply.data.parse import as_messages, number
-from panoply.data.prompts import with_context
+from panoply.data.parse import as_dialogue, as_messages, number
+from panoply.data.prompts import same_turns, with_context
 from panoply.data.quarantine import BadRow
 from panoply.data.ranked import list_layout, tree_layout
 from panoply.data.ratings import RatingMap
 from panoply.data.rows import FileLayout, RawPair, RawPrompt, RawRating, Row
 from panoply.data.schema import Message
+from panoply.wire.conversation import is_null
 
 HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 HELPSTEER_SCALES = {name: RatingMap(0, 4, bin_centers=True) for name in HELPSTEER}
@@ -98,10 +99,18 @@ def _reads(prompt: PromptColumn | None, *columns: str) -> frozenset[str]:
 
 def _pairs(row: Row, prompt: PromptColumn | None) -> list[RawPair]:
     """Returns the pair of a row, or of lists of texts all of one with one (RM-Bench)."""
-    turns = prompt.read(row) if prompt else None
+    turns = _without_chosen(prompt.read(row), row.get("chosen")) if prompt else None
     pairs = product(_alternatives(row.get("chosen")), _alternatives(row.get("rejected")))
     margin = _margin(row)
     return [pair_of(row, turns, chosen, rejected, margin) for chosen, rejected in pairs]
+
+
+def _without_chosen(turns: list[Message], chosen: object) -> list[Message]:
+    """Returns a prompt's turns without the chosen reply, where they are that whole dialogue."""
+    if not turns or turns[-1]["role"] != "assistant":
+        return turns
+    dialogue = as_dialogue(chosen)
+    return turns[:-1] if dialogue and same_turns(dialogue, turns) else turns
 
 
 def _alternatives(value: object) -> list[object]:
@@ -258,25 +267,33 @@ def prompt_layout(columns: Collection[str]) -> FileLayout[RawPrompt]:
     label = next((n for n in ("label", "answer", "ground_truth", "solution") if n in names), None)
     source = next((n for n in ("source", "data_source") if n in names), None)
     name = "verl" if "reward_model" in names else f"{prompt.name}, {label or 'no label'}"
-    adapt = partial(_prompt, prompt=prompt, label=label, source=source)
+    adapt = partial(_prompt, prompt=prompt, label_column=label, source=source)
     read = [column for column in ("reward_model", label, source) if column]
     return FileLayout(name, adapt, _reads(prompt, *read))
 
 
 def _prompt(
-    row: Row, prompt: PromptColumn, label: str | None, source: str | None
+    row: Row, prompt: PromptColumn, label_column: str | None, source: str | None
 ) -> list[RawPrompt]:
     graded = row.get("reward_model")
-    truth = row.get(label) if label else None
+    truth = row.get(label_column) if label_column else None
     if isinstance(graded, Mapping):
         truth = graded.get("ground_truth")
     origin = row.get(source) if source else None
-    return [RawPrompt(with_context(row, prompt.read(row)), truth, origin)]
+    label = None if is_null(truth) else truth
+    return [RawPrompt(with_context(row, prompt.read(row)), label, origin)]
 
 
 def _unknown(kind: str, columns: Collection[str], layouts: Sequence[str]) -> ValueError:
+    advice = {
+        "pairs": "which column is which, as in --columns prompt=post,chosen=better,rejected=worse",
+        "ratings": "which columns are ratings, and which column is which, as in --rating-columns "
+        "tone,quality,prompt=post,response=output",
+        "prompts": "which column is the prompt, as in --prompts.columns prompt=post (--columns of "
+        "jobs.inspect)",
+    }
     return ValueError(
         f"unknown layout for {kind}: columns {sorted(columns)}; known layouts: "
-        f"{'; '.join(layouts)}. Where names differ, say which column is which, as in "
-        "--columns prompt=post,chosen=better,rejected=worse"
+        f"{'; '.join(layouts)}. Where names differ, say {advice[kind]}; docs/data.md has a row of "
+        "each layout"
     )

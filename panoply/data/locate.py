@@ -17,7 +17,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from panoply.data.formats import SUFFIXES, DataFile
+from panoply.data.data_file import SUFFIXES, DataFile
+from panoply.secret import check_file_uri
 
 GENERIC_NAMES = ("train", "test", "validation", "val", "dev", "data", "default", "dataset")
 """Names of files and folders that say nothing of the data set: their folder's name counts."""
@@ -53,9 +54,10 @@ def find_files(where: str | Path) -> list[DataFile]:
     """Returns the files behind a path, folder, pattern or URI; none where nothing is there.
 
     Raises:
-        ValueError: a folder without data, or a URI that cannot be opened.
+        ValueError: a folder without data, or a URI that cannot be opened or holds a secret.
     """
     name = str(where)
+    check_file_uri(name, "data")
     if "://" not in name:
         path = str(Path(name).expanduser())
         filesystem: pafs.FileSystem = pafs.LocalFileSystem()
@@ -116,6 +118,7 @@ def _in_folder(filesystem: pafs.FileSystem, folder: str) -> list[str]:
     """Returns the files of a folder: what `datasets` says, else those in it, else those below it.
 
     Raises:
+        FileNotFoundError: one that `datasets` saved is not there.
         ValueError: there is none.
     """
     direct = _listed(filesystem, folder, recursive=False)
@@ -125,8 +128,13 @@ def _in_folder(filesystem: pafs.FileSystem, folder: str) -> list[str]:
         parts = [_in_folder(filesystem, f"{folder.rstrip('/')}/{split}") for split in splits]
         return [path for part in parts for path in part]
     if "state.json" in names:
-        stored = _read_json(filesystem, names["state.json"]).get("_data_files", [])
-        return [names[entry["filename"]] for entry in stored if entry["filename"] in names]
+        state = _read_json(filesystem, names["state.json"])
+        stored: list[str] = [entry["filename"] for entry in state.get("_data_files", ())]
+        if missing := [name for name in stored if name not in names]:
+            raise FileNotFoundError(
+                f"folder {folder!r} lacks {missing[0]}, which its state.json names: copy it too"
+            )
+        return [names[name] for name in stored]
     for paths in (direct, _listed(filesystem, folder, recursive=True)):
         chosen = [
             path for path in paths if _is_data(path) and DataFile("", filesystem, path).suffix
@@ -138,4 +146,7 @@ def _in_folder(filesystem: pafs.FileSystem, folder: str) -> list[str]:
 
 def _read_json(filesystem: pafs.FileSystem, path: str) -> Any:
     with filesystem.open_input_stream(path) as file:
-        return json.loads(file.read())
+        try:
+            return json.loads(file.read())
+        except ValueError as error:
+            raise ValueError(f"{path!r} is no whole JSON ({error}): copy it again") from error

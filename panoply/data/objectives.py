@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 from panoply.data.ratings import RatingMap
 
 MAPS_KEY = b"panoply.maps"
+LARGEST_RATING = 1000
+"""Size beyond which hardly a scale of ratings in whole numbers goes."""
 
 
 def _words(text: str) -> frozenset[str]:
@@ -27,19 +29,21 @@ NO_RATING = _words(
     id ids index idx uid uuid guid hash key no nr num number n row_number position order rank
     annotator rater worker user author annotators raters votes count counts
     time date timestamp created updated datetime year month day unixtime duration latency
-    seed fold split part shard version turn turns step epoch batch round iteration
-    length len size tokens words characters chars lines temperature top_p top_k cost price
+    seed fold split part shard version turn turns step epoch batch round iteration level_0
+    length len size tokens words characters chars lines temperature top_p top_k cost price age
+    upvotes downvotes likes views prob probability likelihood perplexity ppl entropy nll loss
     """
 )
 """Names of columns that are never an objective, even where they hold numbers."""
 NO_RATING_ENDS = _words(
     """
-    id ids index idx uid uuid hash timestamp time date seed length len tokens words chars
-    characters count counts rank latency duration cost version fold
+    id ids index idx uid uuid hash timestamp time date utc seconds ms seed length len tokens words
+    chars characters count counts votes rank latency duration cost version fold
+    prob probs probability logprob logprobs logp logps logit logits perplexity ppl
     """
 )
 """Last words of such names."""
-NO_RATING_BEGINNINGS = _words("num n nb number id count index created updated len length")
+NO_RATING_BEGINNINGS = _words("num n nb number id count index created updated len length unnamed")
 """First words of such names."""
 
 
@@ -52,6 +56,8 @@ class Observed:
     """Lowest rating, raw; NaN if there is none."""
     high: float = math.nan
     """Highest rating, raw; NaN if there is none."""
+    is_whole: bool = True
+    """Whether all ratings are whole numbers."""
 
     def extend(self, column: Any) -> Observed:
         """Adds an Arrow column of ratings, null where not rated."""
@@ -62,7 +68,13 @@ class Observed:
         low, high = float(ratings.min()), float(ratings.max())
         if self.num_ratings:
             low, high = min(low, self.low), max(high, self.high)
-        return Observed(self.num_ratings + ratings.size, low, high)
+        is_whole = self.is_whole and bool((ratings == ratings.round()).all())
+        return Observed(self.num_ratings + ratings.size, low, high, is_whole)
+
+    @property
+    def is_like_ids(self) -> bool:
+        """Says whether the numbers are like ids, times or counts: whole, and large."""
+        return self.is_whole and max(-self.low, self.high) > LARGEST_RATING
 
 
 @dataclass(frozen=True)

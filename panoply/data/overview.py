@@ -11,9 +11,10 @@ from typing import Any, Literal, TypeAlias
 
 import pyarrow.parquet as pq
 
-from panoply.data.formats import Unreadable
+from panoply.data.data_file import Unreadable
 from panoply.data.ingest import IngestLimits, ingest_pairs, ingest_ratings
 from panoply.data.layouts import pair_layout, prompt_layout, rating_layout
+from panoply.data.parse import source_of
 from panoply.data.quarantine import BadRow
 from panoply.data.read import Input, Opened, open_inputs
 from panoply.data.rows import FileLayout
@@ -192,14 +193,14 @@ def _read_prompts(layouts: Layouts, overview: Overview, num_shown: int, seed: in
         for number, row in enumerate(opened.rows(None), start=1):
             try:
                 if isinstance(row, Unreadable):
-                    raise BadRow("line is no record")
+                    raise BadRow(row.reason)
                 (raw,) = layout.adapt(row)
                 prompt = clean_prompt(raw.prompt)
             except BadRow as error:
                 place = f"{opened.label}:{number}"
                 overview.quarantined.setdefault(str(error), []).append(place)
                 continue
-            source = opened.origin.name or str(raw.source or opened.name)
+            source = opened.origin.name or source_of(raw.source) or str(opened.name)
             _count_row(overview, source, "", split_key(prompt), seed)
             if len(overview.rows) < num_shown:
                 labels = {} if raw.label is None else {"label": raw.label}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from typing import cast
+from unicodedata import normalize
 
 from panoply.data.quarantine import BadRow
 from panoply.data.schema import Message
@@ -16,6 +17,8 @@ from panoply.wire.conversation import read_message
 
 NOT_RATED = ("", "N/A", "NA", "null", "None")
 """Strings that data sets write where there is no rating."""
+TRUTHS = {"true": 1.0, "false": 0.0}
+"""Flags as pandas and Excel write them into CSV, without case."""
 
 HUMAN = "\n\nHuman:"
 """Beginning of an HH-RLHF dialogue."""
@@ -26,13 +29,15 @@ HELPSTEER_TURN = re.compile(r"<extra_id_1>(\w+)\n")
 
 
 def number(value: object) -> float | None:
-    """Returns a label as a number, None for "not rated" (null, NaN, "N/A").
+    """Returns a label as a number, a flag as 0 or 1, None for "not rated" (null, NaN, "N/A").
 
     Raises:
         BadRow: if it is infinite in float32 or no number.
     """
     if value is None or (isinstance(value, str) and value.strip() in NOT_RATED):
         return None
+    if isinstance(value, str) and value.strip().lower() in TRUTHS:
+        return TRUTHS[value.strip().lower()]
     try:
         parsed = float(cast("float | str", value))
     except (TypeError, ValueError, OverflowError) as error:
@@ -40,6 +45,11 @@ def number(value: object) -> float | None:
     if abs(parsed) > 3.4e38:
         raise BadRow("label is not finite")
     return None if math.isnan(parsed) else parsed
+
+
+def source_of(value: object) -> str:
+    """Returns the name of a row's data set, its letters composed; empty where there is none."""
+    return normalize("NFC", value.strip()) if isinstance(value, str) else ""
 
 
 def parse_dialogue(text: str) -> list[Message]:

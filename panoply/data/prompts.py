@@ -18,14 +18,19 @@ from panoply.data.quarantine import BadRow
 from panoply.data.schema import Message
 from panoply.wire.conversation import is_empty
 
-NOT_RENDERED = ("tools", "functions", "images", "image", "videos", "video", "audios", "audio")
+SYSTEM = ("system", "system_prompt", "system_message")
+"""Columns that may hold the text of a system turn."""
+NOT_RENDERED = (
+    *("tools", "functions", "documents", "images", "image", "image_path", "image_paths"),
+    *("image_url", "image_urls", "videos", "video", "audios", "audio"),
+)
 """Columns of a conversation that no reward model's template is given here."""
 NOTHING = ("", "[]", "{}", "null", "None", "nan")
 """Texts that stand for an empty column in CSV files."""
 
 
 def with_context(row: Mapping[str, object], prompt: Sequence[Message]) -> list[Message]:
-    """Returns a prompt behind the turns in the row's columns `history` and `system`.
+    """Returns a prompt behind the turns in the row's columns `history` and SYSTEM.
 
     Raises:
         BadRow: a column holds what is not rendered, cannot be read, or contradicts the prompt.
@@ -36,14 +41,20 @@ def with_context(row: Mapping[str, object], prompt: Sequence[Message]) -> list[M
     if not prompt:
         return []
     turns = join_prompts(_history(row.get("history")), prompt)
-    if _is_nothing(system := row.get("system")):
-        return turns
-    if not isinstance(system, str):
-        raise BadRow("column 'system' is no text")
+    for name in SYSTEM:
+        if name in row and not _is_nothing(row[name]):
+            turns = _with_system(turns, name, row[name])
+    return turns
+
+
+def _with_system(turns: list[Message], name: str, text: object) -> list[Message]:
+    if not isinstance(text, str):
+        raise BadRow(f"column {name!r} is no text")
+    system: Message = {"role": "system", "content": text}
     if turns[0]["role"] != "system":
-        return [{"role": "system", "content": system}, *turns]
-    if not same_turns(turns[:1], [{"role": "system", "content": system}]):
-        raise BadRow("column 'system' contradicts the system turn of the messages")
+        return [system, *turns]
+    if not same_turns(turns[:1], [system]):
+        raise BadRow(f"column {name!r} contradicts the system turn of the prompt")
     return turns
 
 

@@ -14,6 +14,7 @@ from itertools import combinations
 from typing import cast
 
 from panoply.data.dialogue import ROW_COLUMNS, PromptColumn, pair_of, prompt_column
+from panoply.data.message_trees import TREE_COLUMNS
 from panoply.data.parse import number
 from panoply.data.quarantine import BadRow
 from panoply.data.rows import FileLayout, RawPair, Row
@@ -139,8 +140,8 @@ def ranked_pairs(
 
 def tree_layout(columns: Collection[str]) -> FileLayout[RawPair] | None:
     """Recognizes OASST's trees of messages and their ranked replies; None where there are none."""
-    if {"message_tree_id", "prompt"} <= set(columns):
-        reads = frozenset(("prompt", "message_tree_id"))
+    if set(TREE_COLUMNS) <= set(columns):
+        reads = frozenset((*TREE_COLUMNS, "lang"))
         return FileLayout("OASST trees", _tree, reads)
     return None
 

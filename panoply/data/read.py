@@ -20,18 +20,17 @@ from panoply.config.files import (
     names_of_columns,
     names_of_ratings,
 )
-from panoply.data.formats import (
-    BATCH_ROWS,
-    SUFFIXES,
-    ReadRows,
-    Rows,
-    Unreadable,
-    arrow_columns,
-    read_format,
-    rows_of_batches,
-)
+from panoply.data.data_file import SUFFIXES, ReadRows, Rows, Unreadable
+from panoply.data.formats import BATCH_ROWS, arrow_columns, read_format, rows_of_batches
 from panoply.data.hub import HubName, open_hub
 from panoply.data.locate import SourceName, find_files, source_name
+from panoply.data.message_trees import (
+    MESSAGE_COLUMNS,
+    TREE_COLUMNS,
+    holds_messages,
+    trees_of,
+)
+from panoply.data.parse import source_of
 from panoply.data.ratings import RatingMap
 
 MAX_SOURCES = 64
@@ -81,9 +80,8 @@ class Opened:
         if "source" not in self.columns:
             return ()
         for row in self.rows(["source"]):
-            value = None if isinstance(row, Unreadable) else row.get("source")
-            if isinstance(value, str) and value:
-                names.add(value)
+            if name := "" if isinstance(row, Unreadable) else source_of(row.get("source")):
+                names.add(name)
                 num_rows += 1
             if len(names) > MAX_SOURCES:
                 return ()
@@ -127,7 +125,7 @@ def open_inputs(inputs: Sequence[Input]) -> list[Opened]:
     for origin in inputs:
         named += _open_input(origin)
     _check_columns([opened for opened, _ in named])
-    return [_renamed(opened) for opened in _named_apart(named)]
+    return [_with_trees(_renamed(opened)) for opened in _named_apart(named)]
 
 
 def open_input(origin: Input) -> list[Opened]:
@@ -143,7 +141,7 @@ def _open_input(origin: Input) -> list[tuple[Opened, SourceName]]:
     if not isinstance(origin.data, (str, Path)):
         label = f"table {origin.name}" if origin.name else "table"
         rows = partial(rows_of_batches, partial(_table_batches, origin.data))
-        opened = Opened(label, origin.name, arrow_columns(origin.data.schema), rows, origin)
+        opened = Opened(label, origin.name, arrow_columns(origin.data.schema, label), rows, origin)
         return [(opened, SourceName(origin.name or ""))]
     named: list[tuple[Opened, SourceName]] = []
     for file in find_files(origin.data):
@@ -174,7 +172,7 @@ def _open_hub(origin: Input) -> tuple[Opened, SourceName]:
     owner, _, repo = hub.repo.partition("/")
     name = SourceName(repo.lower(), (owner,))
     rows = partial(rows_of_batches, batches)
-    opened = Opened(text, origin.name or name.name, arrow_columns(schema), rows, origin)
+    opened = Opened(text, origin.name or name.name, arrow_columns(schema, text), rows, origin)
     return opened, name
 
 
@@ -235,6 +233,16 @@ def _renamed_rows(
         kept: dict[str, object] = {name: value for name, value in row.items() if name not in gone}
         kept |= {new: row[old] for new, old in present.items() if old in row}
         yield kept
+
+
+def _with_trees(opened: Opened) -> Opened:
+    """Returns a file of single messages as a file of their trees."""
+    if not holds_messages(opened.columns):
+        return opened
+    others = [name for name in opened.columns if name not in MESSAGE_COLUMNS]
+    columns = dict.fromkeys((*TREE_COLUMNS, *others), False)
+    read = opened.rows
+    return replace(opened, columns=columns, rows=lambda _: trees_of(read(None)))
 
 
 def _check_columns(files: Sequence[Opened]) -> None:

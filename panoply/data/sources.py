@@ -1,7 +1,13 @@
-"""Names of the data sets in a file, and the columns that were not taken as they might have been."""
+"""Names of the data sets in a file, and what of files and columns a user should hear of."""
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+from panoply.data.locate import PATTERN
 from panoply.data.read import Opened
 from panoply.data.rows import FileLayout, RawPair, RawRating
 
@@ -41,10 +47,65 @@ def columns_unread(opened: Opened, layout: FileLayout[RawPair]) -> list[str]:
     return [f"{opened.label}: read as {layout.name}; columns not read: {', '.join(unread)}"]
 
 
-def numbers_left_out(opened: Opened, layout: FileLayout[RawRating]) -> list[str]:
-    """Returns a sentence on the columns of numbers that were not taken as ratings, if any."""
+def columns_unrated(opened: Opened, layout: FileLayout[RawRating]) -> list[str]:
+    """Returns sentences on the columns that were not taken as ratings: of numbers, and others."""
     numeric = {name for name, is_number in opened.columns.items() if is_number}
-    others = sorted(numeric - set(layout.attributes))
-    if not others:
-        return []
-    return [f"{opened.label}: columns of numbers that are not read as ratings: {', '.join(others)}"]
+    numbers = sorted(numeric - set(layout.attributes))
+    others = sorted(set(opened.columns) - numeric - layout.reads)
+    lines: list[str] = []
+    for what, names in (("of numbers ", numbers), ("", others)):
+        if names:
+            lines.append(
+                f"{opened.label}: columns {what}that are not read as ratings: {', '.join(names)}"
+            )
+    return lines
+
+
+SPLIT = re.compile(r"(train|test|validation|valid|val|dev|eval)(?![a-z])")
+"""Beginning of the name of a file or folder that holds one split of a data set."""
+SHARD = re.compile(r"(.+)-\d+-of-(\d+)")
+"""Name of one of the files that a data set is cut into."""
+
+
+def files_read(files: Sequence[Opened]) -> list[str]:
+    """Returns a sentence on each folder of which several splits are read, or too few shards."""
+    by_origin: dict[str, list[PurePosixPath]] = {}
+    for opened in files:
+        by_origin.setdefault(str(opened.origin.data), []).append(PurePosixPath(opened.label))
+    lines: list[str] = []
+    for data, paths in by_origin.items():
+        splits = {name for path in paths if (name := _split_of(path))}
+        if len({_kind_of(name) for name in splits}) > 1:
+            named = ", ".join(sorted(splits))
+            lines.append(f"{data}: all its splits are read ({named}); to read one, name it")
+        if str(paths[0]) != data and not PATTERN.search(data):
+            lines += _missing_shards(data, paths)
+    return lines
+
+
+def _split_of(path: PurePosixPath) -> str:
+    """Returns the name of the split that a file holds, by its own name or its folder's."""
+    for part in reversed(path.parts[-2:]):
+        name = part.split(".")[0]
+        if SPLIT.match(name):
+            shard = SHARD.fullmatch(name)
+            return shard[1] if shard else name
+    return ""
+
+
+def _kind_of(split: str) -> str:
+    match = SPLIT.match(split)
+    return match[1] if match else ""
+
+
+def _missing_shards(data: str, paths: Sequence[PurePosixPath]) -> list[str]:
+    shards = Counter(
+        (str(path.parent / match[1]), int(match[2]))
+        for path in paths
+        if (match := SHARD.fullmatch(path.name.split(".")[0]))
+    )
+    return [
+        f"{data}: {num} of {total} shards of {name!r} are there; fetch the others"
+        for (name, total), num in shards.items()
+        if num < total
+    ]

@@ -27,12 +27,19 @@ def summary_lines(ingested: Ingested) -> list[str]:
     if repeats.num_repeated:
         lines.append(f"{kind}: {repeats.num_repeated:,} repeat the texts of an earlier row")
     for name, observed in ingested.objectives.items():
+        if observed.num_ratings and observed.low == observed.high:
+            lines.append(f"rating {name!r}: all {observed.num_ratings:,} are {observed.low:,.7g}")
         if scale := ingested.maps.get(name):
             origin = "as published or named" if name in ingested.declared else "as observed"
             lines.append(
-                f"rating {name!r}: {observed.num_ratings:,} on {scale.low:g} to {scale.high:g}, "
-                f"{origin}"
+                f"rating {name!r}: {observed.num_ratings:,} on {scale.low:,.7g} to "
+                f"{scale.high:,.7g}, {origin}"
             )
+            if observed.is_like_ids:
+                lines.append(
+                    f"rating {name!r}: large whole numbers, as ids, times and counts are; if it is "
+                    "no rating, name those that are with --rating-columns"
+                )
     return [*lines, *ingested.notes]
 
 

@@ -8,8 +8,10 @@ from typing import cast
 
 from pydantic import JsonValue
 
-from panoply.data.formats import Unreadable
+from panoply.data.data_file import Unreadable
+from panoply.data.ingest import Refusal
 from panoply.data.layouts import prompt_layout
+from panoply.data.parse import source_of
 from panoply.data.quarantine import BadRow
 from panoply.data.read import Input, open_input
 from panoply.data.rows import FileLayout, RawPrompt, Row
@@ -35,12 +37,16 @@ def synthetic_prompts(num: int, seed: int) -> list[Task]:
     return [Task(p.prompt_id, p.prompt, p.label, p.domain) for p in prompts]
 
 
-def read_tasks(data: Input | str) -> list[Task]:
+def read_tasks(data: Input | str, refusal: Refusal | None = None) -> list[Task]:
     """Returns the distinct prompts of an input, or of a path, in a layout of `prompt_layout`.
 
+    Args:
+        data: the input, or its path.
+        refusal: of the policy's template.
+
     Raises:
-        ValueError, FileNotFoundError: see `open_input`; or a row has no prompt that can be read,
-            and the message names file and row.
+        ValueError, FileNotFoundError: see `open_input`; or a row has no prompt that can be read
+            and written, and the message names file and row.
     """
     origin = data if isinstance(data, Input) else Input(data)
     tasks: dict[str, Task] = {}
@@ -50,6 +56,8 @@ def read_tasks(data: Input | str) -> list[Task]:
         for number, row in enumerate(opened.rows(None), 1):
             try:
                 task = _task(row, layout, name, opened.name or "")
+                if refusal and (reason := refusal(task.prompt)):
+                    raise BadRow(reason)
             except BadRow as error:
                 raise ValueError(
                     f"{opened.label}, row {number}: {error}; mend the row or take it out"
@@ -61,11 +69,11 @@ def read_tasks(data: Input | str) -> list[Task]:
 def _task(row: Row | Unreadable, layout: FileLayout[RawPrompt], name: str, file_name: str) -> Task:
     """Returns a row's prompt, of the source `name`, else of its own, else of its file's name."""
     if isinstance(row, Unreadable):
-        raise BadRow("line is no record")
+        raise BadRow(row.reason)
     (raw,) = layout.adapt(row)
     prompt = clean_prompt(raw.prompt)
     label = cast(JsonValue, raw.label)
-    return Task(prompt_id(prompt), prompt, label, name or str(raw.source or file_name))
+    return Task(prompt_id(prompt), prompt, label, name or source_of(raw.source) or file_name)
 
 
 def split_held_out(

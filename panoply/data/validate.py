@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
+from unicodedata import normalize
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +30,7 @@ from panoply.data.schema import (
 )
 from panoply.data.seen_keys import SeenKeys
 from panoply.wire.chat_templates import ENDS
-from panoply.wire.conversation import check_prompt_end, read_message
+from panoply.wire.conversation import check_prompt_end, is_null, read_message
 
 MAX_FACTOR = 1000.0
 """Largest margin or weight: beyond it a single pair outweighs all others together."""
@@ -80,7 +81,14 @@ def _check_text(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise BadRow("half a character (a lone surrogate)") from error
+        raise BadRow(
+            "half a character (a lone surrogate), or bytes that are no UTF-8: save it as UTF-8"
+        ) from error
+
+
+def _composed(text: str) -> str:
+    """Returns what a text shows: without white space at its ends, its letters composed."""
+    return normalize("NFC", text.strip())
 
 
 def _without_ends(chosen: str, rejected: str) -> tuple[str, str]:
@@ -114,8 +122,8 @@ def _clean_factor(value: object, name: str) -> float | None:
 
 
 def _shared(raw: RawPair | RawRating, source: str, prompt: Sequence[Message]) -> Canonical:
-    group = None if raw.group is None else str(raw.group)
-    subset = "" if raw.subset is None else str(raw.subset)
+    group = None if is_null(raw.group) else str(raw.group)
+    subset = "" if is_null(raw.subset) else str(raw.subset)
     for text in (group or "", subset, source):
         _check_text(text)
     return {
@@ -136,7 +144,7 @@ def clean_pair(raw: RawPair, source: str) -> Canonical:
     """
     prompt = clean_prompt(raw.prompt)
     chosen, rejected = _without_ends(_clean_response(raw.chosen), _clean_response(raw.rejected))
-    if chosen.strip() == rejected.strip():
+    if _composed(chosen) == _composed(rejected):
         raise BadRow("identical responses")
     shared = _shared(raw, source, prompt)
     return {

@@ -22,8 +22,9 @@ from rich.text import Text
 Advance = Callable[[int], None]
 StepSink: TypeAlias = Callable[[str, Sequence[Mapping[str, Any]]], None]
 """Takes the name of a model in training, and the numbers of some of its steps."""
-UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-"""Control characters, which a terminal obeys, and surrogates, which no file takes."""
+UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, which a terminal obeys, marks of direction, by which a line reads as another,
+and surrogates, which no file takes."""
 QUIET_SECONDS = 60.0
 """Time between lines where no bar can be drawn (a log file)."""
 HEARTBEAT_SECONDS = 50.0

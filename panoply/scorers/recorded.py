@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
-from panoply.data.formats import Unreadable
+from panoply.data.data_file import Unreadable
 from panoply.data.read import Input, open_input
 from panoply.data.schema import text_id
 from panoply.wire.request import Chat, Item, Score, scored

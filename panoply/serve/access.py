@@ -164,19 +164,26 @@ def _secrets_at(place: str) -> list[str]:
         ValueError: it is a file that cannot be read.
     """
     if not place.startswith("/"):
-        return [os.environ[place]] if os.environ.get(place) else []
-    try:
-        lines = Path(place).read_text().splitlines()
-    except (OSError, ValueError) as error:
-        raise ValueError(f"the keys in {place!r} cannot be read: {type(error).__name__}") from None
+        lines = [os.environ.get(place, "")]
+    else:
+        if Path(place).exists() and not Path(place).is_file():  # a pipe is empty the second time
+            raise ValueError(f"the keys in {place!r} cannot be read: it is no regular file")
+        try:
+            lines = Path(place).read_text().splitlines()
+        except (OSError, ValueError) as error:
+            why = f"the keys in {place!r} cannot be read: {type(error).__name__}"
+            raise ValueError(why) from None
+    # White space around a key is its file's or the shell's: no header can carry it.
     return [line.strip() for line in lines if line.strip()]
 
 
 def _sent_keys(headers: Mapping[str, str]) -> list[str]:
     """Returns what may be a key in the headers; a proxy may have added an `Authorization`."""
-    scheme, _, credentials = headers.get("authorization", "").strip().partition(" ")
-    # A bare value is taken for a key too: some clients send it so.
-    bearer = credentials.strip() if scheme.lower() == "bearer" else "" if credentials else scheme
+    words = headers.get("authorization", "").split(None, 1)
+    if len(words) == 2 and words[0].lower() == "bearer":
+        bearer = words[1].strip()
+    else:  # a bare value is taken for a key too: some clients send it so
+        bearer = words[0] if len(words) == 1 else ""
     return [sent for sent in (bearer, headers.get("x-api-key", "").strip()) if sent]
 
 

@@ -17,7 +17,8 @@ TOKEN = "RAY_AUTH_TOKEN"
 
 def _folder() -> Path:
     root = os.environ.get("PANOPLY_CACHE") or Path.home() / ".cache" / "panoply"
-    return Path(root) / "servers"
+    # Users may share a cache, and not what opens their servers.
+    return Path(root) / f"servers-{os.getuid()}"
 
 
 @contextmanager
@@ -51,8 +52,10 @@ def join(port: int) -> None:
     if os.environ.get("RAY_ADDRESS", "") not in ("", "local"):
         return
     entry: dict[str, str] = {}
-    with suppress(OSError, ValueError):
-        entry = json.loads((_folder() / f"{port}.json").read_text())
+    with suppress(OSError, ValueError), (_folder() / f"{port}.json").open() as file:
+        # One that somebody else put there would lead into a cluster of theirs.
+        if os.fstat(file.fileno()).st_uid == os.getuid():
+            entry = json.load(file)
     if not entry:
         ports = sorted(file.stem for file in _folder().glob("*.json"))
         raise FileNotFoundError(

@@ -65,6 +65,7 @@ class ComparePayload(DialectPayload):
             models=(self.model,) if self.model else (),
             timeout=self.timeout,
             compares=True,
+            num_unread=2 * (len(self.pairs) - len(readable)),
         )
 
     def render(self, answer: ScoreAnswer, request: ScoreRequest) -> Payload:
@@ -116,7 +117,9 @@ def payload_of(request: ScoreRequest) -> dict[str, Payload]:
 
 
 class _Entry(ScoreEntry):
-    score: Annotated[float, Field(ge=0, le=1)] | None = Field(validation_alias="probability")
+    score: Annotated[float, Field(ge=0, le=1, strict=True)] | None = Field(
+        validation_alias="probability"
+    )
 
 
 class _Answer(BaseModel):

@@ -6,7 +6,8 @@ template could not be given (a tool's call, an image, reasoning beside the conte
 
 1. `developer` is read as `system` and `function` as `tool`, as OpenAI renamed them; ShareGPT's
    `from` and `value` with `human`, `gpt` and `observation` are read too.
-2. A key whose value is null or empty is no key, for rows of data sets have all keys.
+2. A key whose value is null, NaN or empty is no key, and so is a record of such keys: rows of data
+   sets have all keys, and Arrow fills records up with nulls.
 3. Text parts are joined by line breaks, as vLLM joins them.
 4. A prompt ends with a user's or a tool's turn, and responses stand apart. A response is one text:
    of a trajectory (assistant, tool, assistant) the last turn is scored, behind the others.
@@ -14,6 +15,7 @@ template could not be given (a tool's call, an image, reasoning beside the conte
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias, cast
 
@@ -54,8 +56,8 @@ def read_message(message: object) -> Turn:
         return {"role": cast(str, role), "content": content}
     present = {key: value for key, value in keys.items() if not is_empty(value)}
     is_sharegpt = "from" in present and "role" not in present
-    speaker, text = ("from", "value") if is_sharegpt else ("role", "content")
-    role = _role(present.pop(speaker, None), is_sharegpt)
+    role = _role(present.pop("from" if is_sharegpt else "role", None), is_sharegpt)
+    text = "value" if "value" in present and "content" not in present else "content"
     present.pop(text, None)
     name = present.pop("name", None)
     for key, value in present.items():
@@ -69,9 +71,23 @@ def read_message(message: object) -> Turn:
     return {**turn, "name": name}
 
 
-def is_empty(value: object) -> bool:
-    """Returns whether the value of a key is as good as no key: null, or nothing in it."""
-    return value is None or (isinstance(value, str | list | dict) and not value)
+def is_null(value: object) -> bool:
+    """Returns whether a value is missing: null, or the NaN that pandas writes in its place."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def is_empty(value: object, levels: int = 8) -> bool:
+    """Returns whether the value of a key is as good as no key: missing, or nothing in it.
+
+    Args:
+        value: of a key of a message or of a row.
+        levels: how deep what it holds is looked at, for a hostile value is nested without end.
+    """
+    if isinstance(value, dict | list):
+        held = cast("dict[object, object]", value).values() if isinstance(value, dict) else value
+        inner = cast("Sequence[object]", held)
+        return not inner or (levels > 0 and all(is_empty(each, levels - 1) for each in inner))
+    return is_null(value) or value == ""
 
 
 def _role(role: object, is_sharegpt: bool) -> str:
@@ -97,7 +113,10 @@ def _unread(key: object, value: object) -> str:
         )
     if key in LABELS or isinstance(value, bool | int | float):
         return ""
-    return f"message has the key {key!r:.40}, which is not read: leave it out"
+    return (
+        f"message has the key {key!r:.40}, which is not read: write its text into the content, or "
+        "leave it out"
+    )
 
 
 def join_parts(content: object) -> str:
@@ -137,7 +156,10 @@ def read_prompt(prompt: object) -> list[Turn]:
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}]
     if not isinstance(prompt, list | tuple):
-        raise ValueError(f"a prompt is messages or a user's text, got {type(prompt).__name__}")
+        kind = type(prompt).__name__
+        raise ValueError(
+            f"a prompt is a list of messages or a user's text, got {kind}: make it a list"
+        )
     turns = [read_message(message) for message in cast("Sequence[object]", prompt)]
     check_prompt_end(turns)
     return turns
@@ -160,10 +182,8 @@ def check_responses(responses: object) -> None:
         ValueError: they are one text, or one of them is missing or no text.
     """
     if isinstance(responses, str | bytes) or not isinstance(responses, Sequence):
-        raise ValueError(
-            f"responses are a list of texts, got {type(responses).__name__}: put a single one into "
-            "a list"
-        )
+        advice = "put a single one into a list" if isinstance(responses, str) else "make it a list"
+        raise ValueError(f"responses are a list of texts, got {type(responses).__name__}: {advice}")
     for i, response in enumerate(cast("Sequence[object]", responses)):
         if not isinstance(response, str):
             kind = "is missing (None)" if response is None else f"is {type(response).__name__}"

@@ -19,6 +19,12 @@ from panoply.wire.request import Chat, Item, RenderedText, RequestError, ScoreRe
 
 CRUDE_VALUES = 10_000
 """Marks of JSON's structure below which a body is small, wherever they stand in it."""
+TURN_CHARACTERS = 32
+"""Characters that a turn of a prompt counts beside its own: those that a template writes around
+it."""
+WRITTEN_OUT = {"\ufdfa": 17, "\ufdfb": 7}
+"""Characters that Unicode's compatibility forms, which some tokenizers apply, write out, and by how
+many more: phrases of 18 and of 8. No other becomes more than 6."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +82,7 @@ class RequestLimits:
         Raises:
             RequestError: 413, with what to do.
         """
-        num_texts = max(request.num_responses, len(request.items))
+        num_texts = max(request.num_responses, len(request.items)) + request.num_unread
         if num_texts > self.max_responses:
             raise _too_much(num_texts, "texts", self.max_responses)
         if len(request.models) > self.max_models:
@@ -116,15 +122,16 @@ class ItemSize:
     @classmethod
     def of(cls, item: Item) -> ItemSize:
         """Returns the size of an item."""
-        sizes = list(map(len, item.responses))
+        if isinstance(item, Tokens):
+            sizes = list(map(len, item.responses))
+            return cls(sum(sizes), sum(sizes), max(sizes, default=0))
+        sizes = list(map(text_size, item.responses))
         total, longest = sum(sizes), max(sizes, default=0)
-        match item:
-            case Chat():
-                prompt = sum(sum(map(len, message.values())) for message in item.prompt)
-            case RenderedText():
-                prompt = len(item.prompt)
-            case Tokens():
-                return cls(total, total, longest)
+        if isinstance(item, Chat):
+            written = sum(sum(map(text_size, message.values())) for message in item.prompt)
+            prompt = written + TURN_CHARACTERS * len(item.prompt)
+        else:
+            prompt = text_size(item.prompt)
         labels = label_size(item) * len(sizes)
         return cls(prompt + total + labels, prompt * len(sizes) + total, prompt + longest)
 
@@ -132,6 +139,11 @@ class ItemSize:
 def work_of(request: ScoreRequest) -> int:
     """Returns the characters that all models of a request read, a prompt's once."""
     return sum(ItemSize.of(item).characters for item in request.items) * len(request.models)
+
+
+def text_size(text: str) -> int:
+    """Returns the characters of a text, as a tokenizer may write them out."""
+    return len(text) + sum(more * text.count(character) for character, more in WRITTEN_OUT.items())
 
 
 def label_size(item: Chat | RenderedText) -> int:

@@ -118,7 +118,7 @@ def _openrlhf(item: Item, model: str, template: str) -> list[Post]:
                 # A log of another length than the rewards is none of single responses.
                 if isinstance(log, list) and len(log) == len(parsed.rewards):
                     value = log[i]
-                    if isinstance(value, int | float):
+                    if isinstance(value, int | float) and not isinstance(value, bool):
                         objectives[name] = value
             scores.append(_score(reward, objectives))
         return _all(scores, len(texts))

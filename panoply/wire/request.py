@@ -93,6 +93,9 @@ class ScoreRequest:
     compares: bool = False
     """Each item has two responses, and is answered with one `Score`: the probability that the first
     is better."""
+    num_unread: int = 0
+    """Number of responses that are in no item, since their prompt cannot be read: each is answered
+    with the reason."""
 
     @property
     def num_responses(self) -> int:

@@ -94,8 +94,10 @@ class RewardsPayload(DialectPayload):
 
     def request(self) -> ScoreRequest:
         """Returns the neutral request, without the items whose prompt cannot be read."""
+        unread = [max(1, len(item.responses)) for item in self.items if item.reason]
         return ScoreRequest(
             items=tuple(item.item() for item in self.items if not item.reason),
+            num_unread=sum(unread),
             models=tuple(self.models),
             weights=self.weights,
             details=frozenset(self.details),
@@ -169,14 +171,18 @@ def _item_payload(item: Item) -> dict[str, Payload]:
     return payload
 
 
+Number: TypeAlias = Annotated[FiniteFloat, Field(strict=True)]
+"""A number: neither a text that spells one nor true or false."""
+
+
 class ScoreEntry(BaseModel):
     """Score or error in an answer of our own endpoints; unknown keys are not read."""
 
-    score: FiniteFloat | None
+    score: Number | None
     error: str = ""
     transient: bool = False
-    objectives: dict[str, FiniteFloat] = {}
-    gate: dict[str, FiniteFloat] = {}
+    objectives: dict[str, Number] = {}
+    gate: dict[str, Number] = {}
     drivers: tuple[Driver, ...] = ()
     num_tokens: int = 0
     num_cut: int = 0

@@ -24,6 +24,7 @@ from panoply.config.laser import (
 from panoply.config.serve import ServedModelConfig
 from panoply.data.read import named_inputs
 from panoply.data.tasks import Task, read_tasks, synthetic_prompts
+from panoply.hub.backbone.pretrained import load_renderer
 from panoply.laser.rollout import Rollout, read_rollouts, write_rollouts
 from panoply.scorers.where import LocalModel, parse_where
 from panoply.secret import Keys
@@ -225,12 +226,17 @@ def model_cpus(scorers: Sequence[ServedModelConfig]) -> int:
     return math.ceil(cpus)
 
 
-def read_prompts(config: PromptsConfig, seed: int) -> list[Task]:
-    """Returns the prompts of a file, or synthetic ones."""
-    if not config.file:
-        return synthetic_prompts(config.num_made, seed)
-    (origin,) = named_inputs([config.file], config)
-    return read_tasks(origin)
+def read_prompts(config: LaserConfig | BestOfNConfig) -> list[Task]:
+    """Returns the prompts of a file, or synthetic ones.
+
+    Raises:
+        ValueError, FileNotFoundError: see `read_tasks`; the template is the policy's.
+    """
+    prompts, backbone = config.prompts, config.backbone
+    if not prompts.file:
+        return synthetic_prompts(prompts.num_made, config.seed)
+    (origin,) = named_inputs([prompts.file], prompts)
+    return read_tasks(origin, load_renderer(backbone.model, backbone.rendering).refusal)
 
 
 def ranked_prompts(rollouts: Sequence[Rollout]) -> tuple[RankedPrompt, ...]:

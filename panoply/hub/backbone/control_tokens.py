@@ -30,6 +30,8 @@ class ControlTokens:
 
     def __init__(self, tokenizer: Any, markers: Iterable[str]) -> None:
         self._tokenizer = tokenizer
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        self._normalizer: Any = getattr(backend, "normalizer", None)
         written = "\n".join(markers)
         names = {
             token.content
@@ -41,12 +43,29 @@ class ControlTokens:
         self._places = {name: chr(FIRST + i) for i, name in enumerate(self.names)}
         self._spelled = re.compile("|".join(map(re.escape, self.names)) or r"(?!)")
         last = chr(FIRST + max(0, len(self.names) - 1))
+        self._normal = self._normalized_names()
+        """Those that the tokenizer finds in normalized text, where look-alikes have become them."""
         self._hidden = re.compile(f"{STAND_IN}([{chr(FIRST)}-{last}])")
         self._plain: dict[str, list[int]] = {}
 
     def hide(self, content: str) -> str:
         """Returns content with a stand-in for each control token that it spells."""
-        return self._spelled.sub(lambda match: STAND_IN + self._places[match[0]], content)
+        hidden = self._spelled.sub(lambda match: STAND_IN + self._places[match[0]], content)
+        if self._normal:
+            plain = self._normalizer.normalize_str(hidden)
+            for spelled, name in self._normal.items():
+                if spelled in plain:
+                    hidden = plain = plain.replace(spelled, STAND_IN + self._places[name])
+        return hidden
+
+    def _normalized_names(self) -> dict[str, str]:
+        """Returns the control tokens that are looked for in normalized text."""
+        if self._normalizer is None:
+            return {}
+        tokens = self._tokenizer.added_tokens_decoder.values()
+        names = {token.content for token in tokens if token.normalized} & set(self.names)
+        normal = {self._normalizer.normalize_str(name): name for name in sorted(names)}
+        return {spelled: name for spelled, name in normal.items() if spelled}
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns the tokens of texts, without BOS; stand-ins give those of plain text."""

@@ -23,6 +23,8 @@ Render: TypeAlias = Callable[[Sequence[Mapping[str, str]], bool], str]
 SPACE = "\u2003"
 SLOT = re.compile(f"({SPACE}?)\ue0f0(\\d+)\ue0f1{SPACE}?")
 """Stand-in of a content; its white space shows whether the template strips."""
+MAX_KEPT = 100_000
+"""Maximum texts that are kept, of all sequences of roles: a client may send ever another one."""
 METHODS = frozenset((*dir(dict), *dir(list), *dir(str)))
 """Attributes that are no key of a message."""
 TYPE_TESTS = ("defined", "string", "none", "iterable", "mapping", "sequence")
@@ -179,6 +181,8 @@ class VerbatimTemplate:
         self._render = render
         self._copies = copies_contents(template)
         self._parts: dict[tuple[bool, tuple[str, ...]], list[str]] = {}
+        self._num_kept = 0
+        """Number of texts in them."""
 
     def write(self, turns: Sequence[Mapping[str, str]], opens: bool) -> str:
         """Returns the text of turns.
@@ -195,7 +199,12 @@ class VerbatimTemplate:
                 {"role": r, "content": f"{SPACE}\ue0f0{i}\ue0f1{SPACE}"}
                 for i, r in enumerate(roles)
             ]
-            parts = self._parts[opens, roles] = SLOT.split(self._render(slots, opens))
+            parts = SLOT.split(self._render(slots, opens))
+            self._num_kept += len(parts)
+            if self._num_kept > MAX_KEPT:
+                self._parts.clear()
+                self._num_kept = len(parts)
+            self._parts[opens, roles] = parts
         written = [parts[0]]
         for space, i, behind in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
             content = turns[int(i)]["content"]

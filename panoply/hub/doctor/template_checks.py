@@ -35,26 +35,40 @@ def template(model: RewardModel[Any]) -> Finding:
 
 
 def turns(model: RewardModel[Any]) -> Finding:
-    """Checks that system turns and earlier turns are written, or refused, and not left out."""
+    """Checks that system turns, earlier turns and a reply's reasoning are written, or refused."""
     system = _states(model, [[{"role": "system", "content": text}, USER] for text in SECRETS])
     earlier = _states(model, [[{"role": "user", "content": text}, REPLY, USER] for text in SECRETS])
-    values = {"system": system, "earlier": earlier}
-    text = f"system turns are {system}, earlier turns are {earlier}"
-    lost = [name for name, state in values.items() if state == "left out"]
-    if not lost:
-        return Finding("turns", text, "ok", "", values)
-    advice = (
-        f"a prompt with {' and '.join(lost)} turns has the score of one without: write what they "
-        "say into the last user turn, or mend the template if training saw them"
-    )
-    return Finding("turns", text, "warning", advice, values)
+    thoughts = [f"<think>{text}</think>So." for text in SECRETS]
+    replies = [[USER, {"role": "assistant", "content": thought}] for thought in thoughts]
+    reasoning = _states(model, replies, opens=False)
+    values = {"system": system, "earlier": earlier, "reasoning": reasoning}
+    text = f"system turns are {system}, earlier turns {earlier}, <think> of a reply is {reasoning}"
+    lost = [name for name in ("system", "earlier") if values[name] == "left out"]
+    advice: list[str] = []
+    if lost:
+        advice.append(
+            f"a prompt with {' and '.join(lost)} turns has the score of one without: write what "
+            "they say into the last user turn, or mend the template if training saw them"
+        )
+    if reasoning == "left out":
+        advice.append("what a reply thinks moves no score: mend the template if training saw it")
+    verdict = "warning" if advice else "ok"
+    return Finding("turns", text, verdict, "; ".join(advice), values)
 
 
-def _states(model: RewardModel[Any], prompts: list[list[dict[str, str]]]) -> str:
-    """Returns whether prompts that differ in one turn are written, refused or written alike."""
+def _states(
+    model: RewardModel[Any], conversations: list[list[dict[str, str]]], *, opens: bool = True
+) -> str:
+    """Returns whether two conversations that differ in one turn are written, refused or alike.
+
+    Args:
+        model: with the template.
+        conversations: both of them.
+        opens: whether the assistant's header follows them.
+    """
     renderer = model.backbone.renderer
     try:
-        first, second = (renderer.text(prompt, True) for prompt in prompts)
+        first, second = (renderer.text(turns, opens) for turns in conversations)
     except Exception:  # whatever a template raises means that it refuses
         return "refused"
     return "left out" if first == second else "written"

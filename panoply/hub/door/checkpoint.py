@@ -17,6 +17,19 @@ Shape: TypeAlias = tuple[int, ...]
 WEIGHTS = "model.safetensors"
 POINTER_SIZE = 1024
 """Bytes below which the pointers of git's large-file extension stay."""
+WRAPPERS = ("_orig_mod.", "module.", "base_model.model.", "_fsdp_wrapped_module.")
+"""Beginnings of tensors' names in models that were saved inside of what wrapped them in training:
+torch.compile, DistributedDataParallel, peft, FSDP."""
+OTHER_WEIGHTS = {
+    "zero_pp_rank_*": "shards of DeepSpeed, which its zero_to_fp32.py joins: run `python "
+    "zero_to_fp32.py . . --safe_serialization` there",
+    "*.distcp": "shards of FSDP: join them with `accelerate merge-weights`",
+    "model_world_size_*": "shards of verl: join them with `python -m verl.model_merger merge`",
+    "*.gguf": "weights for llama.cpp, which are never read: name the checkpoint that they were "
+    "made of",
+    "*.safetensors": "weights of another name: rename them where they are the whole model",
+}
+"""Files of weights in another form, and what makes model.safetensors of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +62,8 @@ class Checkpoint:
             for key, shape in read_shapes(file).items():
                 file_of[key] = file
                 shapes[key] = shape
+        if name == WEIGHTS:
+            _check_unwrapped(shapes, folder)
         return cls(folder, file_of, shapes)
 
     def read(self, name: str) -> torch.Tensor:
@@ -195,8 +210,26 @@ def _shards(index: Path) -> list[Path]:
     return [index.parent / name for name in sorted(names)]
 
 
+def _check_unwrapped(shapes: Mapping[str, Shape], folder: Path) -> None:
+    """Checks that tensors are named as a model names them.
+
+    Raises:
+        ValueError: all their names begin with that of a wrapper.
+    """
+    for wrapper in WRAPPERS:
+        if shapes and all(name.startswith(wrapper) for name in shapes):
+            raise ValueError(
+                f"all tensors in {str(folder)!r} have names that begin with {wrapper!r}, as a "
+                "wrapped model's have: save the model inside of the wrapper (merge an adapter "
+                "first), or take that beginning off the names"
+            )
+
+
 def _missing(folder: Path, name: str) -> str:
     """Returns the error for a file of weights that is not there."""
+    for pattern, advice in OTHER_WEIGHTS.items() if name == WEIGHTS else ():
+        if others := sorted(file.name for file in folder.rglob(pattern)):
+            return f"{str(folder)!r} lacks {name} and holds {few(others)}, {advice}"
     pickles = sorted(file.name for kind in ("*.bin", "*.pt", "*.pth") for file in folder.glob(kind))
     if pickles:
         return (

@@ -33,7 +33,11 @@ def fetch(name: str | Path, *, code: bool = False, revision: str = "") -> Path:
                 "leave it out"
             )
         return folder
-    if folder.exists() or not is_hub_name(str(name)):
+    if folder.is_file():
+        raise FileNotFoundError(
+            f"model {str(name)!r} is a file: name its folder, {str(folder.parent)!r}"
+        )
+    if not is_hub_name(str(name)):
         raise FileNotFoundError(
             f"model {str(name)!r} is neither a folder nor a hub name 'owner/name'"
         )
@@ -60,13 +64,27 @@ def check_holds_model(folder: Path) -> None:
     Raises:
         FileNotFoundError: it holds none.
     """
-    if any((folder / mark).is_file() for mark in MARKS):
+    if any((folder / mark).is_file() for mark in MARKS[:2]):
         return
-    below = sorted({file.parent for mark in MARKS[:2] for file in folder.glob(f"*/{mark}")})
+    from panoply.hub.door.checkpoint import read_fields  # loads torch
+
+    config = folder / MARKS[2]
+    # A run has a config.json of its own, which names no model.
+    if config.is_file() and {"model_type", "architectures"} & read_fields(config).keys():
+        return
+    below = _models_below(folder)
     advice = "A run leaves one in OUT/model"
     if below:
         advice = f"Try {' or '.join(str(each) for each in below[:3])}"
     raise FileNotFoundError(
-        f"{str(folder)!r} is no reward model folder: it has no panoply.json and no config.json. "
-        f"{advice}"
+        f"{str(folder)!r} is no reward model folder: it has no panoply.json and no model's "
+        f"config.json. {advice}"
     )
+
+
+def _models_below(folder: Path) -> list[Path]:
+    """Returns the folders inside of a folder that hold a model, the nearest ones."""
+    for depth in ("*", "*/*"):
+        if files := [file for mark in MARKS for file in folder.glob(f"{depth}/{mark}")]:
+            return sorted({file.parent for file in files})
+    return []

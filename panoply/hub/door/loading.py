@@ -59,6 +59,8 @@ def _reading(what: str, advice: str) -> Generator[None]:
         raise
     except Exception as error:  # libraries raise anything on a folder from outside
         reason = " ".join(str(error).split())[:300].rstrip(". ") or type(error).__name__
+        if isinstance(error, KeyError):
+            reason = f"it knows no {reason}"
         raise ValueError(f"{what} cannot be read ({reason}): {advice}") from error
 
 
@@ -195,12 +197,20 @@ def load_adapted(model: Any, folder: Path) -> Any:
             f"{str(folder)!r} has no adapter_config.json: name the folder of an adapter"
         )
     read_fields(folder / "adapter_config.json")
-    Checkpoint.open(folder, "adapter_model.safetensors")
+    stored = Checkpoint.open(folder, "adapter_model.safetensors")
     advice = "name the model that it was trained on, or train it again"
     with _reading(f"the adapter in {str(folder)!r}", advice):
         from peft import PeftModel
+        from peft.utils import get_peft_model_state_dict
 
         adapted = cast(Any, PeftModel.from_pretrained(model, str(folder)))
+        expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    # peft passes over what has no place in a model, and draws what an adapter lacks.
+    if misfits := sorted({n for n in {*stored.shapes} ^ {*expected} if "lora_" in n}):
+        raise ValueError(
+            f"the adapter in {str(folder)!r} is of another model than that in its "
+            f"base_model_name_or_path: {few(misfits)} are not in both; {advice}"
+        )
     check_finite({n: tensor for n, tensor in adapted.named_parameters() if "lora" in n}, folder)
     return adapted
 
@@ -230,13 +240,18 @@ def check_sizes(
         _reading(f"the configuration in {str(folder)!r}", "fetch config.json again"),
         torch.device("meta"),
     ):
-        expected = {n: tuple(t.shape) for n, t in loader.from_config(config).named_parameters()}
+        model = loader.from_config(config)
+        expected = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
     for name, shape in expected.items():
-        stored = shapes.get(name, shape)
+        # A backbone alone has its tensors without the name that it has inside of a model.
+        stored = shapes.get(name, shapes.get(f"{model.base_model_prefix}.{name}", shape))
         if stored != shape and not is_packed:
+            advice = "fetch both again"
+            if "embed" in name and stored[1:] == shape[1:]:
+                advice = f'write "vocab_size": {stored[0]} there, or fetch both again'
             raise ValueError(
                 f"tensor {name!r} in {str(folder)!r} has shape {list(stored)}, and its config.json "
-                f"asks for {list(shape)}: fetch both again"
+                f"asks for {list(shape)}: {advice}"
             )
     size = sum(torch.Size(shape).numel() for shape in expected.values())
     held = sum(torch.Size(shape).numel() for shape in shapes.values())

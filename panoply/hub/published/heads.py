@@ -22,6 +22,7 @@ from panoply.hub.door.checkpoint import Checkpoint, Shape, few
 LINEAR_NAMES = ("score", "value_head")
 VALUE_HEAD = "v_head.summary"
 VALUE_HEAD_FILE = "value_head.safetensors"
+VALUE_HEAD_PICKLE = "value_head.bin"
 LAYER = re.compile(r"(\d+)\.(weight|bias)")
 OUTPUT_LAYER = "lm_head.weight"
 
@@ -111,6 +112,12 @@ def value_head_of(checkpoint: Checkpoint) -> StoredHead | None:
     folder = checkpoint.folder
     if (folder / VALUE_HEAD_FILE).is_file():
         checkpoint = Checkpoint.open(folder, VALUE_HEAD_FILE)
+    elif (folder / VALUE_HEAD_PICKLE).is_file():
+        raise ValueError(
+            f"{str(folder)!r} has its value head in {VALUE_HEAD_PICKLE}, a pickle, which is never "
+            "read: where you trust it, write what torch.load(FILE, weights_only=True) gives to "
+            f"{VALUE_HEAD_FILE} with safetensors.torch.save_file"
+        )
     head = head_under(checkpoint, VALUE_HEAD)
     beside = sorted(name for name in checkpoint.shapes if "v_head." in name)
     is_whole = head is not None and len(beside) == len(head.names) and head.num_outputs == 1
@@ -166,12 +173,13 @@ def unknown_head(folder: Path, architecture: str, names: Collection[str], deeper
 
 def labels_error(head: StoredHead, num_labels: Any) -> str:
     """Returns the error for a configuration that says another number of scores than one."""
-    file, shape = (
-        head.checkpoint.folder / "config.json",
-        head.checkpoint.shapes[f"{head.stem}.weight"],
+    file = str(head.checkpoint.folder / "config.json")
+    text = (
+        f"{file!r} has num_labels {num_labels} (2 where it does not say), and a reward model has 1"
     )
+    if head.num_outputs == 1:
+        return f'{text}: write "num_labels": 1 there, since {head.stem}.weight gives one score'
     return (
-        f"{str(file)!r} has num_labels {num_labels} (2 where it does not say), and a reward model "
-        f'has 1: mend the file ("num_labels": 1) if {head.stem}.weight {list(shape)} is one score, '
-        "or name another model if it is a classifier"
+        f"{text}: {head.stem}.weight gives {head.num_outputs} numbers, labels of a classifier or "
+        "several attributes; name a model with one score"
     )

@@ -110,6 +110,7 @@ def load_published(checkpoint: Checkpoint, options: LoadOptions | None = None) -
             return load_remote(checkpoint, fields, options.max_tokens)
         raise ValueError(_unknown(checkpoint, fields))
     if layout and layout.is_pairwise and not value_head:
+        _check_no_score(checkpoint, architecture)
         return load_pairwise(checkpoint, fields, options.max_tokens)
     try:
         config = load_config(folder)
@@ -130,6 +131,23 @@ def load_published(checkpoint: Checkpoint, options: LoadOptions | None = None) -
     model = load_whole(AutoModel, folder, fields, unused=unused, config=config)
     backbone = make_backbone(folder.name, model, tokenizer, options.max_tokens)
     return HeadModel(backbone, head, is_value_head=value_head is not None)
+
+
+def _check_no_score(checkpoint: Checkpoint, architecture: str) -> None:
+    """Checks that a language model has no linear head beside it, which it would be loaded without.
+
+    Raises:
+        ValueError: it has one.
+    """
+    for stem in LINEAR_NAMES:
+        head = head_under(checkpoint, stem)
+        if head and head.is_linear and head.num_outputs == 1:
+            classifier = architecture.replace("ForCausalLM", "ForSequenceClassification")
+            raise ValueError(
+                f"config.json in {str(checkpoint.folder)!r} names the architecture "
+                f"{architecture!r}, and {stem}.weight beside the model is a reward head: write "
+                f'"architectures": ["{classifier}"] and "num_labels": 1 there'
+            )
 
 
 def read_head(checkpoint: Checkpoint, layout: Layout, names: set[str], config: Any) -> nn.Module:
@@ -240,6 +258,11 @@ def _unknown(checkpoint: Checkpoint, fields: Fields) -> str:
     if _brings_classifier(fields):
         code = (
             " It brings code of its own as a sequence classifier: trust_remote_code=True runs that"
+        )
+    if not fields.get("architectures") and "score.weight" in beside:
+        code += (
+            " Its config.json names no architecture: write one there, as in "
+            '"architectures": ["LlamaForSequenceClassification"]'
         )
     return (
         f"{str(checkpoint.folder)!r} is in no layout that loads here: architecture "

@@ -41,7 +41,7 @@ def load_adapter(folder: Path, max_tokens: int = 0) -> HeadModel:
 
     adapter = read_fields(folder / "adapter_config.json")
     stored = Checkpoint.open(folder, WEIGHTS)
-    base = fetch(str(adapter.get("base_model_name_or_path") or "none"))
+    base = _fetch_base(adapter, folder)
     if (base / "adapter_config.json").is_file():
         raise ValueError(
             f"the base model {str(base)!r} of the adapter in {str(folder)!r} is an adapter itself: "
@@ -73,6 +73,34 @@ def load_adapter(folder: Path, max_tokens: int = 0) -> HeadModel:
         size = int(merged.config.get_text_config().hidden_size)
         return HeadModel(backbone, value_head.filled(size), is_value_head=True)
     return HeadModel(backbone, cast(nn.Module, merged.score))
+
+
+def _fetch_base(adapter: dict[str, Any], folder: Path) -> Path:
+    """Returns the folder of the model that an adapter belongs to.
+
+    Raises:
+        FileNotFoundError: it cannot be had.
+        ValueError: the adapter names none, or is of a kind that leaves no weights to merge.
+    """
+    file, kind = str(folder / "adapter_config.json"), adapter.get("peft_type", "LORA")
+    if "PROMPT" in str(kind) or str(kind) in ("PREFIX_TUNING", "P_TUNING", "ADAPTION_PROMPT"):
+        raise ValueError(
+            f"{file!r} is of type {kind!r}, which puts tokens before a text and cannot be merged "
+            "into a model: take an adapter of LoRA"
+        )
+    name = adapter.get("base_model_name_or_path")
+    if not name:
+        raise ValueError(
+            f"{file!r} names no model in base_model_name_or_path: write the folder or hub name of "
+            "the model that it was trained on there"
+        )
+    try:
+        return fetch(str(name))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"the base model of the adapter in {str(folder)!r} cannot be had: {error}; write the "
+            "folder that holds it into base_model_name_or_path of its adapter_config.json"
+        ) from error
 
 
 def _check_head(adapter: dict[str, Any], stored: Checkpoint, below: Checkpoint) -> None:
