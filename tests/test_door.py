@@ -133,7 +133,7 @@ FAULTS = {
     "there is only a pickle": (pickled, r"holds pytorch_model\.bin, a pickle, which is never read"),
     "there are shards of DeepSpeed": (
         lambda f: in_another_form(f, "global_step5/zero_pp_rank_0_mp_rank_00_model_states.pt"),
-        r"holds zero_pp_rank_0_\S+, shards of DeepSpeed.*`python zero_to_fp32\.py",
+        r"holds zero_pp_rank_0_\S+, shards of DeepSpeed.*python zero_to_fp32\.py",
     ),
     "there are shards of FSDP": (
         lambda f: in_another_form(f, "pytorch_model_fsdp_0/__0_0.distcp"),
