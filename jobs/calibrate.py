@@ -19,7 +19,8 @@ def main() -> None:
     console = Terminal()
     print_sections([calibrated(result)], console)
     console.print(f"fitted numbers: {result['written']}", soft_wrap=True)
-    console.print(f"next: python -m jobs.serve models --models combine:{result['written']}")
+    command = f"python -m jobs.serve models --models both=combine:{result['written']}"
+    console.print(f"next: {command}", soft_wrap=True)
 
 
 def run(config: CalibrateConfig, logger: RunLogger) -> dict[str, Any]:

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from panoply.report.section import Column, Metrics, Row, Section, Table, count, signed_interval
+from panoply.report.section import (
+    Column,
+    Metrics,
+    Row,
+    Section,
+    Table,
+    count,
+    signed,
+    signed_interval,
+)
 
 
 def calibrated(result: Metrics) -> Section:
@@ -24,7 +33,7 @@ def calibrated(result: Metrics) -> Section:
         )
     columns = [
         Column("accuracy"),
-        Column("composite minus it"),
+        Column("composite minus it", signed),
         Column("95 %", signed_interval),
     ]
     title = (
