@@ -13,6 +13,8 @@ from typing import Any
 from starlette.middleware import Middleware
 from uvicorn.protocols.http import auto
 
+from actors.proxy_answers import ProxyAnswers
+
 HEAD_SECONDS = 10.0
 """Seconds until the head of a request has come."""
 
@@ -56,6 +58,6 @@ def impatient(protocol: type[Any], seconds: float) -> type[Any]:
 
 
 def install() -> list[Middleware]:
-    """Makes servers that start later in this process impatient; adds no middleware."""
+    """Makes servers that start later in this process impatient; returns what else they do."""
     auto.AutoHTTPProtocol = impatient(auto.AutoHTTPProtocol, HEAD_SECONDS)
-    return []
+    return [Middleware(ProxyAnswers)]
