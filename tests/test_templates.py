@@ -394,10 +394,10 @@ def test_an_unknown_template_is_told_with_those_there_are():
 
 
 def test_a_long_text_of_markers_is_read_in_time_that_grows_with_it():
-    start = time.monotonic()
+    start = time.process_time()
     as_chat(RenderedText(PROMPT, ("a" + "<|im_end|>\n" * 100_000,)), "chatml")
     for text in (PROMPT * 5_000, "<|im_end|>" * 25_000, "</s> " * 50_000, "[INST]" * 25_000):
         for template in TEMPLATES:
             with suppress(RequestError):
                 as_chat(RenderedText("", (text,)), template)
-    assert time.monotonic() - start < 10
+    assert time.process_time() - start < 10

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from panoply.wire.dialect import decode
-from panoply.wire.limits import RequestLimits
+from panoply.wire.limits import TURN_CHARACTERS, RequestLimits
 from panoply.wire.request import (
     Chat,
     Details,
@@ -244,8 +244,9 @@ def test_long_texts_and_large_bodies_are_refused_with_the_limit():
 
 def test_a_prompt_counts_once_for_all_of_its_responses():
     item = {"prompt": [{"role": "user", "content": "x" * 10}], "responses": ["#1", "#2", "#3"]}
-    assert post("/v1/rewards", {"items": [item]}, RequestLimits(max_characters=20))[0] == 200
-    assert post("/v1/rewards", {"items": [item]}, RequestLimits(max_characters=19))[0] == 413
+    for room, status in ((20, 200), (19, 413)):
+        limits = RequestLimits(max_characters=room + TURN_CHARACTERS)
+        assert post("/v1/rewards", {"items": [item]}, limits)[0] == status
 
 
 def test_a_long_wrong_value_is_told_in_short():
