@@ -448,20 +448,22 @@ def test_a_calibrated_composite_compares_two_responses_and_another_refuses_to(tm
 
 
 def test_the_doctor_asks_every_part_and_says_which_does_not_answer(tmp_path):
+    from panoply.config.doctor import DoctorConfig
+    from panoply.report.progress import RunLogger
     from workflows.doctor import run_doctor
 
     path = write(tmp_path, GOOD.replace("rewards.py:short", "rewards.py:picky"))
     (tmp_path / "rewards.py").write_text(
         "def picky(response):\n    return 1.0 if len(response) < 20 else None\n"
     )
-    findings = run_doctor(f"combine:{path}", "", trust_remote_code=False)
-    verdicts = {finding.check: finding.verdict for finding in findings}
+    findings = run_doctor(DoctorConfig(model=f"combine:{path}"), RunLogger())
+    verdicts = {finding["check"]: finding["verdict"] for finding in findings}
     assert verdicts["part length"] == "ok"
     assert verdicts["part short"] == verdicts["composite"] == "warning"
-    (short,) = (finding for finding in findings if finding.check == "part short")
-    assert "no score" in short.advice
+    (short,) = (finding for finding in findings if finding["check"] == "part short")
+    assert "no score" in short["advice"]
     with pytest.raises(FileNotFoundError, match=r"no file .*nowhere.yaml"):
-        run_doctor("combine:nowhere.yaml", "", trust_remote_code=False)
+        run_doctor(DoctorConfig(model="combine:nowhere.yaml"), RunLogger())
 
 
 def test_keys_and_models_of_all_parts_are_known_before_anything_is_opened(tmp_path):

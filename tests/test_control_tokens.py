@@ -114,7 +114,7 @@ def test_a_look_alike_that_the_tokenizer_normalizes_opens_no_turn(normalizer, ma
         ([{"role": "User", "content": "Why?"}], ["a"], "unknown role 'User'"),
         ([*USER, {"role": "assistant", "content": "So."}], ["a"], "must end with a user or tool"),
         ([{"role": "user", "content": None}], ["a"], "without text"),
-        ([{**USER[0], "tool_calls": [{}]}], ["a"], r"tool's call"),
+        ([{**USER[0], "tool_calls": [{"function": {"name": "f"}}]}], ["a"], r"tool's call"),
     ],
 )
 def test_what_is_no_conversation_has_no_score(prompt, responses, reason):
