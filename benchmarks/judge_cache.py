@@ -48,7 +48,7 @@ class Options(harness.Options):
     """Words of a response."""
 
 
-class Judge(BaseHTTPRequestHandler):
+class RandomJudge(BaseHTTPRequestHandler):
     """Judge that answers at random."""
 
     protocol_version = "HTTP/1.1"
@@ -73,7 +73,7 @@ class Judge(BaseHTTPRequestHandler):
 @contextmanager
 def judging() -> Generator[str]:
     """Yields the address of the server."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Judge)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), RandomJudge)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:

@@ -144,16 +144,16 @@ def parse_where(where: str) -> Where:
     dialect, plus, inner = scheme.partition("+")
     address = Address.parse(f"{inner}://{rest}" if plus else where, "models")
     dialect = dialect if plus else "panoply"
-    asked = httpx2.URL(address.url)
-    if "template" not in asked.params:
+    parsed = httpx2.URL(address.url)
+    if "template" not in parsed.params:
         return RemoteEndpoint(address.url, dialect, address.model, address.key_variable)
-    template = asked.params["template"]
+    template = parsed.params["template"]
     if template not in TEMPLATES:
         raise ValueError(
             f"`template` of {without_secrets(where)!r} must be one of {list(TEMPLATES)}, got "
             f"{template!r}"
         )
-    url = str(asked.copy_remove_param("template"))
+    url = str(parsed.copy_remove_param("template"))
     return RemoteEndpoint(url, dialect, address.model, address.key_variable, template)
 
 

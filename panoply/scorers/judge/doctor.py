@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from panoply.config.judge import Pointwise
@@ -103,7 +104,7 @@ def _margins(rows: Sequence[tuple[Score, ...]]) -> list[float]:
 
 
 def _verdicts(rows: Sequence[tuple[Score, ...]]) -> Finding:
-    scores = [score for row in rows for score in row]
+    scores = list(chain.from_iterable(rows))
     errors = [score.error for score in scores if score.error]
     num = len(scores) - len(errors)
     verdict = "ok" if not errors else "warning" if num else "fail"

@@ -88,7 +88,8 @@ class LimitedHttp(httpx2.AsyncClient):
             if time.monotonic() - begun >= HUNG_SECONDS:
                 self._breaker.failed(time.monotonic() - begun)
             raise
-        if response.status_code in RETRIED and "retry-after" not in response.headers:
+        is_busy = bool({"retry-after", "retry-after-ms"} & {*response.headers})
+        if response.status_code in RETRIED and not is_busy:
             self._breaker.failed(time.monotonic() - begun)
         elif response.status_code != 200:
             self._breaker.succeeded()  # it answers, though not with a verdict

@@ -223,10 +223,6 @@ def _refuse(constant: str) -> NoReturn:
 def _ranks(letters: Any, num_shown: int) -> tuple[float, ...]:
     """Returns the rank of each response that was shown, 0 for the best."""
     expected = list(LETTERS[:num_shown])
-    try:
-        is_complete = sorted(letters) == expected
-    except TypeError:
-        is_complete = False
-    if not is_complete:
+    if not isinstance(letters, list) or sorted(map(str, letters)) != expected:
         raise NoVerdict("ranks not each response once")
     return tuple(float(letters.index(letter)) for letter in expected)

@@ -240,8 +240,8 @@ def _control_tokens() -> re.Pattern[str]:
         written = (*form.openings.values(), *chain.from_iterable(form.closings.values()))
         for text in (*written, *form.ends, *form.marks):
             names |= set(re.findall(r"<[^<>\s]+>|\[/?[A-Z_]+\]", text))
-    known = map(re.escape, sorted(names))
-    return re.compile("|".join((*known, r"<[|\uff5c][^<>\s]{1,60}[|\uff5c]>")))
+    spelled = map(re.escape, sorted(names))
+    return re.compile("|".join((*spelled, r"<[|\uff5c][^<>\s]{1,60}[|\uff5c]>")))
 
 
 _CONTROL = _control_tokens()

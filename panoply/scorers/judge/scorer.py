@@ -134,13 +134,11 @@ class JudgeScorer:
         criteria = rubric.criteria if rubric else ()
         is_separate = rubric is not None and rubric.separate
         parts = [(criterion,) for criterion in criteria] if is_separate else [criteria]
-        results: list[Result] = await asyncio.gather(
-            *(
-                self.judge.judge(item, (place,), part, vote, ends)
-                for part in parts
-                for vote in range(self.config.sampling.votes)
-            )
-        )
+        questions: list[Awaitable[Result]] = []
+        for part in parts:
+            for vote in range(self.config.sampling.votes):
+                questions.append(self.judge.judge(item, (place,), part, vote, ends))
+        results = await asyncio.gather(*questions)
         values: dict[str, list[float]] = {}
         for judged in _judged(results):
             for name, number in judged.verdict.values.items():
@@ -198,10 +196,11 @@ class JudgeScorer:
         A list is in an order that the seed, the vote and the texts decide.
         """
         num, votes = len(item.responses), range(self.config.sampling.votes)
-        if isinstance(mode, Pairwise):
-            return [(pair, vote) for pair in pairs_of(num, mode.pairs) for vote in votes]
         rounds: list[tuple[tuple[int, ...], int]] = []
         for vote in votes:
+            if isinstance(mode, Pairwise):
+                rounds += [(pair, vote) for pair in pairs_of(num, mode.pairs)]
+                continue
             order = list(range(num))
             key = repr((self.config.sampling.seed, vote, item.prompt, item.responses))
             random.Random(key).shuffle(order)
@@ -264,8 +263,7 @@ def _with_details(score: Score, results: Sequence[Result]) -> Score:
         usage["input_tokens"] += share * (result.answer.input_tokens or 0)
         usage["output_tokens"] += share * (result.answer.output_tokens or 0)
         costs.append(None if result.cost is None else share * result.cost)
-    known = [cost for cost in costs if cost is not None]
-    if len(known) == len(costs):
-        usage["cost"] = sum(known)
+    if None not in costs:
+        usage["cost"] = sum(filter(None, costs))
     verdicts = tuple(result.verdict for result in judged)
     return replace(score, details=replace(score.details, verdicts=verdicts, usage=usage))

@@ -23,7 +23,7 @@ LOG = logging.getLogger("ray.serve")
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """JudgeVerdict, and what it cost now."""
+    """Verdict, and what it cost now."""
 
     verdict: JudgeVerdict
     numbers: tuple[float, ...]
