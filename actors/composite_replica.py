@@ -75,7 +75,7 @@ class CompositeReplica(FunctionReplica):
         parts: list[JsonValue] = [
             {"name": name, "low": None, "high": None} for name in self.scorer.names
         ]
-        return super().about() | {"objectives": parts}
+        return {**super().about(), "objectives": parts}
 
 
 class ModelPart:

@@ -123,7 +123,7 @@ def test_margins_that_tell_nothing_are_said_to_and_the_file_is_refused_from_then
     text += "rule: {kind: escalation, first: noise, second: judge, asks: responses}\n"
     result, file = calibrate(tmp_path, pairs, text)
     assert any("do not tell where 'judge' helps" in finding for finding in result["findings"])
-    with pytest.raises(ValueError, match=r"c\.yaml:4: `rule.first`: .*Name 'judge' alone"):
+    with pytest.raises(ValueError, match=r"c\.yaml:4: `rule.first`: .*Name one of the two alone"):
         read_composite(file)
 
 

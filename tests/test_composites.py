@@ -117,9 +117,9 @@ def test_caution_is_never_above_the_mean_and_without_penalty_is_the_mean():
 
 def test_under_noise_caution_turns_best_of_many_round_and_costs_where_there_are_few():
     rng = np.random.default_rng(1)
-    gold = rng.normal(size=(150, 1000))
-    noise = np.where(rng.random((5, 150, 1000)) < 0.1, 3.0, 0.5)
-    members = gold + noise * rng.normal(size=noise.shape)
+    gold = rng.normal(size=(100, 1000))
+    noise = np.where(rng.random(gold.shape) < 0.1, 3.0, 0.5)  # of a response, by any member
+    members = gold + noise * rng.normal(size=(5, *gold.shape))
 
     def gold_of_best(rule, num):
         picked = [

@@ -261,7 +261,7 @@ def test_margins_that_tell_nothing_are_refused_and_the_second_part_named_instead
     fitted = scorer.config.fitted
     assert fitted is not None
     blind = replace(fitted, escalation=replace(FIT, area_low=-0.01))
-    with pytest.raises(ValueError, match=r"`rule.first`: .*do not tell.*Name 'judge' alone"):
+    with pytest.raises(ValueError, match=r"`rule.first`: .*do not tell.*Name one of the two alone"):
         CompositeScorer(replace(scorer.config, fitted=blind), scorer.parts)
     unfitted = replace(scorer.config, fitted=replace(fitted, escalation=None))
     with pytest.raises(ValueError, match="has no fitted threshold"):

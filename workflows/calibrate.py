@@ -246,11 +246,13 @@ def _escalation(
         f"Asking by margin lies above random calls by an area of {fit.area:.4f} {ends}: {calls}, "
         f"and asking about every fitted pair adds {fit.gain_of_all:+.3f} to the accuracy."
     ]
+    alone = {rule.first: accuracy(log_odds_P[rows]), rule.second: accuracy(verdict_P[rows])}
+    better = max(alone, key=alone.__getitem__)
     if not fit.is_informative:
         findings = [
             f"The margins of {rule.first!r} do not tell where {rule.second!r} helps: the area "
             f"above random calls is {fit.area:.4f} {ends}. The composite is refused: name "
-            f"{rule.second!r} alone."
+            f"{better!r} alone, which is right on {alone[better]:.3f} of the fitted pairs."
         ]
     return with_fit(composite, escalation=fit), margins, findings
 

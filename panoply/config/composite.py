@@ -291,5 +291,5 @@ class CompositeConfig:
                 f"`rule.first`: the margins of {rule.first!r} do not tell where {rule.second!r} "
                 f"helps: on the fitted pairs asking by margin lies above random calls by an area "
                 f"of {numbers.area:.4f} [{numbers.area_low:.4f}, {numbers.area_high:.4f}]. Name "
-                f"{rule.second!r} alone"
+                "one of the two alone: jobs.calibrate says which"
             )

@@ -111,7 +111,7 @@ def usable(scores_Kn: Array, quorum: int) -> tuple[Bools, Bools]:
     """
     is_scored_Kn = np.isfinite(scores_Kn)
     responses_n = is_scored_Kn.sum(0) >= quorum
-    parts_K = is_scored_Kn[:, responses_n].all(1)
+    parts_K = np.asarray(is_scored_Kn[:, responses_n].all(1), np.bool_)
     if parts_K.sum() < quorum:
         responses_n = np.zeros_like(responses_n)
     return parts_K, responses_n
