@@ -79,7 +79,7 @@ def test_empty_lists_are_answered_with_empty_lists():
         ({"items": [ITEM | {"prompt": []}]}, "must end with a user or tool turn"),
         ({"items": [ITEM | {"responses": "So"}]}, "`items.0.responses`: Input should be a valid l"),
         ({"models": ["a", "a"]}, "names one twice"),
-        ({"details": ["all"]}, "`details.0`: Input should be 'objectives', 'gate', 'drivers' or"),
+        ({"details": ["all"]}, "`details.0`: Input should be 'objectives', 'gate', 'drivers', "),
         ({"timeout": 0}, "`timeout`: Input should be greater than 0"),
         ({"weights": {"safety": "2"}}, "`weights.safety`: Input should be a valid number"),
         ({"activation": "softmax"}, "`activation`: Input should be 'none' or 'sigmoid'"),
