@@ -90,7 +90,7 @@ def points(config: TuneConfig, defaults: Point) -> list[Point]:
     from workflows.tune_more import sampler, space
 
     study = optuna.create_study(sampler=sampler("random", config))
-    drawn = [study.ask(space(config)).params for _ in range(config.num_trials - 1)]
+    drawn = [study.ask({**space(config)}).params for _ in range(config.num_trials - 1)]
     return [defaults, *(cast(Point, params) for params in drawn)]
 
 
