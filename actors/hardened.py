@@ -1,4 +1,4 @@
-"""What holds for every request and answer, whatever its path: host, slashes, type of the answer."""
+"""Checks of every request and marks on every answer, whatever its path: host, slashes, type."""
 
 from __future__ import annotations
 

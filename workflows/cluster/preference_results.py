@@ -1,4 +1,4 @@
-"""What models that were trained on pairs come to: calibration, metrics, and scorers beside them.
+"""Results of models that were trained on pairs: calibration, metrics, and scorers beside them.
 
 Legend: `P` pairs, `K` heads.
 """
