@@ -28,7 +28,7 @@ class Token:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeAnswer:
-    """What a judge wrote, and what it cost."""
+    """Holds what a judge wrote, and what it cost."""
 
     text: str
     finish: str
