@@ -56,7 +56,7 @@ class ProxyAnswers:
             await send(message)
 
         await self.app(scope, receive, checked)
-        if not has_begun:  # Ray Serve gives up in silence, and uvicorn would say 500 for it
+        if not has_begun:  # Ray Serve gives up in silence, and its HTTP server says 500
             await refuse(send, "the gateway that held this request is gone: ask again")
 
 
