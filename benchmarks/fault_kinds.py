@@ -111,10 +111,10 @@ def _command(process: psutil.Process) -> str:
 
 
 def _program(command: str) -> str:
-    """Returns what a command runs: a title of Ray's (`ray::IDLE`), a script, or a program."""
+    """Returns what a command runs: an actor of Ray's (`ray::NAME`), a script, or a program."""
     words = command.split()
     if not words or words[0].startswith("ray::"):
-        return words[0] if words else "ended"
+        return words[0].partition(".")[0] if words else "ended"  # without the method that runs
     scripts = [word for word in words[1:3] if word.endswith(".py")]
     return Path(scripts[0] if scripts else words[0]).name
 
