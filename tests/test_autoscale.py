@@ -98,7 +98,7 @@ def test_a_run_brings_two_gpu_nodes_up_and_they_go_when_it_is_over(
         run = subprocess.Popen(command, cwd=ROOT, env=env, stdout=told, stderr=told)
     try:
         eventually(lambda: num_workers() == 2, 120, "two nodes are up")
-        assert run.wait(600) == 0, (tmp_path / "log").read_text()
+        assert run.wait(300) == 0, (tmp_path / "log").read_text()
     finally:
         run.kill()
     eventually(lambda: num_workers() == 0, 120, "no node is left")
