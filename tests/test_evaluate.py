@@ -27,6 +27,10 @@ def length_of_some(prompt, response):
 
 def broken(response):
     raise KeyError(response)
+
+
+def likes_the_first(prompts, responses):
+    return [float(prompt not in prompts[:i]) for i, prompt in enumerate(prompts)]
 """
 
 
@@ -68,6 +72,23 @@ def test_a_function_is_evaluated_without_a_cluster_and_has_no_probability(rows, 
     assert (some["n"], some["missing"]) == (12, 12)  # what has no score is missing, never 0
     assert metrics["num_seen"] == 0
     assert "truncated" in metrics
+
+
+def test_a_scorer_that_likes_the_place_of_a_response_learns_nothing_of_its_label(tmp_path):
+    rows = [{"prompt": f"q {i}", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(200)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "length.py").write_text(LENGTH)
+    config = EvaluateConfig(
+        model=in_words(tmp_path, "likes_the_first"),
+        beside=(in_words(tmp_path, "length"),),
+        pairs=(str(tmp_path / "pairs.jsonl"),),
+        out=str(tmp_path / "out"),
+        report_to=("none",),
+    )
+    scored = run_evaluate(config, RunLogger())["pairs"]
+    assert scored["score"]["tie_rate"] == 0
+    assert scored["score"]["accuracy"] == pytest.approx(0.5, abs=0.1)
+    assert scored[config.beside[0]]["accuracy"] == 1.0  # each score went back to its own response
 
 
 def test_a_scorer_that_fails_on_every_text_is_refused_without_quoting_one(pairs, tmp_path):

@@ -33,7 +33,7 @@ from panoply.config.composite_fit import CompositeFit
 from panoply.config.serve import ServedModelConfig
 from panoply.data.ingest import IngestLimits, ingest_pairs
 from panoply.data.read import named_inputs
-from panoply.data.schema import digest, text_id
+from panoply.data.schema import digest
 from panoply.data.summary import summary_lines
 from panoply.data.tables import PairTable, load_pairs
 from panoply.files import write_json
@@ -180,19 +180,18 @@ def _scored(
 def _verdicts(rule: Escalation, where: str, scored: ScoredPairs, logger: RunLogger) -> Array:
     """Returns the second part's margins `[P]`, NaN where it gave none.
 
-    A part that compares sees the two responses in an order that does not depend on the label.
+    A part that compares sees the two responses in the order of the texts, which does not depend on
+    the label.
     """
     if rule.asks == "responses":
         return scored.margins(scored.values[rule.second])
     texts = scored.texts()
-    ids = [text_id(prompt, response) for prompt, response in texts]
     questions: list[Chat] = []
     signs: list[float] = []
     for chosen, rejected in zip(scored.chosen_P.tolist(), scored.rejected_P.tolist(), strict=True):
-        is_first = ids[chosen] < ids[rejected]
-        a, b = (chosen, rejected) if is_first else (rejected, chosen)
+        a, b = sorted((chosen, rejected))
         questions.append(Chat(texts[a][0], (texts[a][1], texts[b][1])))
-        signs.append(1.0 if is_first else -1.0)
+        signs.append(1.0 if a == chosen else -1.0)
     margins = asyncio.run(_ask_pairs(rule.second, where, questions, logger))
     return np.array(signs) * np.array(margins)
 

@@ -58,6 +58,20 @@ class Counting(Protocol):
         ...
 
 
+@runtime_checkable
+class Comparing(Protocol):
+    """Scorer that may know of two responses which is the better one."""
+
+    @property
+    def compares(self) -> bool:
+        """Whether it does."""
+        ...
+
+    async def compare(self, items: Sequence[Item]) -> Sequence[Score]:
+        """Returns of each item of two responses the probability that the first is better."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class LocalModel:
     """A reward model that this cluster loads."""

@@ -14,12 +14,14 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
+from statistics import fmean
 from typing import TypeAlias
 
 import numpy as np
 
 from panoply.config.judge import JudgeConfig, Listwise, Pairwise, Pointwise
 from panoply.config.yaml_lines import read_settings, with_line
+from panoply.scorers.deadline import seconds_left
 from panoply.scorers.judge.client import JudgeClient, JudgeError
 from panoply.scorers.judge.limited import check_speaks
 from panoply.scorers.judge.prompts import JudgePrompt
@@ -36,6 +38,10 @@ from panoply.wire.breaker import CircuitState
 from panoply.wire.request import Chat, Item, Score, scored
 
 Result: TypeAlias = Judged | JudgeError
+UNREADABLE = Score(
+    error="a judge reads a prompt's messages and its responses, no rendered text or tokens"
+)
+"""Score of what a judge cannot read."""
 
 
 @dataclass(slots=True)
@@ -62,6 +68,28 @@ class PairTally:
         self.inconsistent_pairs += (first - 0.5) * (swapped - 0.5) > 0
         self.decided += (first != 0.5) + (swapped != 0.5)
         self.preferred_first += (first > 0.5) + (swapped > 0.5)
+
+
+@dataclass(frozen=True, slots=True)
+class Games:
+    """Verdicts on responses that are judged against each other."""
+
+    wins_nn: Array
+    """Games that one won against another, in rounds whose two orders both have a verdict."""
+    games_nn: Array
+    """Games of two in such rounds."""
+    results_n: list[list[Result]]
+    """Results of each response, of a round both orders one after the other."""
+    num_held_n: list[int]
+    """Rounds of each response that count."""
+    num_expected_n: list[int]
+    """Rounds of each response."""
+
+    @classmethod
+    def of(cls, num: int) -> Games:
+        """Returns no games between some responses."""
+        empty = [list[Result]() for _ in range(num)]
+        return cls(np.zeros((num, num)), np.zeros((num, num)), empty, [0] * num, [0] * num)
 
 
 class JudgeScorer:
@@ -110,14 +138,30 @@ class JudgeScorer:
 
     async def score(self, items: Sequence[Item]) -> tuple[tuple[Score, ...], ...]:
         """Returns the scores of all items; those that failed as errors of their response."""
-        ends = time.monotonic() + self.config.server.timeout
+        ends = self._ends()
         return tuple(await asyncio.gather(*(self._item(item, ends) for item in items)))
+
+    @property
+    def compares(self) -> bool:
+        """Whether it judges responses against each other, and says which is better."""
+        return not isinstance(self.config.mode, Pointwise)
+
+    async def compare(self, items: Sequence[Item]) -> list[Score]:
+        """Returns of each item of two responses the probability that the first is better.
+
+        It is the mean of both orders, which stand beside it, over all votes.
+        """
+        ends = self._ends()
+        return await asyncio.gather(*(self._comparison(item, ends) for item in items))
+
+    def _ends(self) -> float:
+        """Returns the time of `time.monotonic` after which no verdict is waited for."""
+        return time.monotonic() + min(self.config.server.timeout, seconds_left())
 
     async def _item(self, item: Item, ends: float) -> tuple[Score, ...]:
         num = len(item.responses)
         if not isinstance(item, Chat) or not item.prompt:
-            why = "a judge reads a prompt's messages and its responses, no rendered text or tokens"
-            return (Score(error=why),) * num
+            return (UNREADABLE,) * num
         match self.config.mode:
             case Pointwise():
                 alone = [self._alone(item, place, ends) for place in range(num)]
@@ -154,11 +198,57 @@ class JudgeScorer:
         return _with_details(score, results)
 
     async def _group(self, item: Chat, mode: Pairwise | Listwise, ends: float) -> tuple[Score, ...]:
-        """Returns the scores of responses that are judged against each other.
+        """Returns the scores of responses that are judged against each other."""
+        games = await self._games_of(item, mode, ends)
+        rule = win_share if mode.scores == "win_share" else bradley_terry
+        scores: list[Score] = []
+        for place, value in enumerate(rule(games.wins_nn, games.games_nn)):
+            results = games.results_n[place]
+            if self._are_enough(games.num_held_n[place], games.num_expected_n[place]):
+                scores.append(_with_details(scored(float(value)), results))
+            else:
+                scores.append(_missing(results))
+        return tuple(scores)
+
+    async def _comparison(self, item: Item, ends: float) -> Score:
+        """Returns the probability that the first of two responses is better, or why there is none."""
+        mode = self.config.mode
+        assert not isinstance(mode, Pointwise)
+        if not isinstance(item, Chat) or not item.prompt:
+            return UNREADABLE
+        games = await self._games_of(item, mode, ends)
+        results = games.results_n[0]
+        if not self._are_enough(games.num_held_n[0], games.num_expected_n[0]):
+            return _missing(results)
+        value = win_share(games.wins_nn, games.games_nn)[0]
+        score = _with_details(scored(float(value)), results, is_pair=True)
+        return replace(score, details=replace(score.details, orders=self._by_order(results)))
+
+    def _by_order(self, results: Sequence[Result]) -> tuple[float, float]:
+        """Returns the probability that the first of two responses is better, by the order shown.
+
+        Args:
+            results: of each round the verdict on one order and on its reverse; one round at least
+                has both.
+        """
+        shown_first: list[float] = []
+        shown_second: list[float] = []
+        for result, reverse in zip(results[::2], results[1::2], strict=True):
+            if not (isinstance(result, Judged) and isinstance(reverse, Judged)):
+                continue
+            for judged in (result, reverse):
+                p_shown_first = float(self._games(judged)[0, 1])
+                if judged.verdict.shown[0] == 0:
+                    shown_first.append(p_shown_first)
+                else:
+                    shown_second.append(1 - p_shown_first)
+        return fmean(shown_first), fmean(shown_second)
+
+    async def _games_of(self, item: Chat, mode: Pairwise | Listwise, ends: float) -> Games:
+        """Returns what came of judging responses against each other.
 
         Those of a round are shown in an order, and in the reverse of it.
         """
-        num = len(item.responses)
         criteria = self.config.rubric.criteria if self.config.rubric else ()
         rounds = self._rounds(item, mode)
         questions: list[Awaitable[Result]] = []
@@ -167,28 +257,19 @@ class JudgeScorer:
             questions.append(self.judge.judge(item, places[::-1], criteria, vote, ends))
         results = await asyncio.gather(*questions)
 
-        wins_nn, games_nn = np.zeros((num, num)), np.zeros((num, num))
-        results_n: list[list[Result]] = [[] for _ in range(num)]
-        num_held_n, num_expected_n = [0] * num, [0] * num
+        games = Games.of(len(item.responses))
         for (places, _), first, reverse in zip(rounds, results[::2], results[1::2], strict=True):
             for place in places:
-                results_n[place] += [first, reverse]
-                num_expected_n[place] += 1
+                games.results_n[place] += [first, reverse]
+                games.num_expected_n[place] += 1
             if not isinstance(first, Judged) or not isinstance(reverse, Judged):
                 continue
             for place in places:
-                num_held_n[place] += 1
+                games.num_held_n[place] += 1
             square = np.ix_(places, places)
-            wins_nn[square] += self._wins(first, reverse)
-            games_nn[square] += 1 - np.eye(len(places))
-        rule = win_share if mode.scores == "win_share" else bradley_terry
-        scores: list[Score] = []
-        for place, value in enumerate(rule(wins_nn, games_nn)):
-            if self._are_enough(num_held_n[place], num_expected_n[place]):
-                scores.append(_with_details(scored(float(value)), results_n[place]))
-            else:
-                scores.append(_missing(results_n[place]))
-        return tuple(scores)
+            games.wins_nn[square] += self._wins(first, reverse)
+            games.games_nn[square] += 1 - np.eye(len(places))
+        return games
 
     def _rounds(self, item: Chat, mode: Pairwise | Listwise) -> list[tuple[tuple[int, ...], int]]:
         """Returns the places of the responses that are shown together, with the number of the vote.
@@ -242,8 +323,14 @@ def _missing(results: Sequence[Result]) -> Score:
     return Score(error=why, transient=any(error.transient for error in errors))
 
 
-def _with_details(score: Score, results: Sequence[Result]) -> Score:
-    """Returns a score with its verdicts, and its share of what they cost now."""
+def _with_details(score: Score, results: Sequence[Result], *, is_pair: bool = False) -> Score:
+    """Returns a score with its verdicts, and its share of what they cost now.
+
+    Args:
+        score: of a response.
+        results: from which it comes.
+        is_pair: whether it is of both responses that were shown, and has the whole cost.
+    """
     if score.error:
         return score
     judged = _judged(results)
@@ -255,7 +342,7 @@ def _with_details(score: Score, results: Sequence[Result]) -> Score:
     }
     costs: list[float | None] = []
     for result in judged:
-        share = 1 / len(result.verdict.shown)
+        share = 1.0 if is_pair else 1 / len(result.verdict.shown)
         if result.is_cached:
             usage["cached"] += share
             continue
