@@ -99,4 +99,3 @@ class ModelPart:
             failed = Score(error=answer.message, transient=answer.status in (429, 503))
             return (failed,) * len(item.responses)
         return answer.items[0]
-

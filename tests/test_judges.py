@@ -24,6 +24,7 @@ from panoply.wire.rewards import RewardsPayload, read_answer
 from tests.builders.judge_server import (
     DROP,
     HTML,
+    by_length,
     completion,
     judge_file,
     judging,
@@ -67,18 +68,6 @@ def scores(scorer, *items):
 
 def values(row):
     return [score.score for score in row]
-
-
-def by_length(body):
-    """A judge that likes what is longer, in every form of question."""
-    texts = {name: len(text) for name, text in shown(body).items() if "response" in name}
-    if set(texts) == {"response"}:
-        return json.dumps({"score": min(10, texts["response"])})
-    if "responses A" not in texts and "ranking" not in json.dumps(body.get("response_format")):
-        a, b = texts["response A"], texts["response B"]
-        return json.dumps({"better": "tie" if a == b else "AB"[b > a]})
-    ranked = sorted(texts, key=lambda name: -texts[name])
-    return json.dumps({"ranking": [name[-1] for name in ranked]})
 
 
 def always(text):

@@ -11,15 +11,15 @@ model's limits cut a text. A model with scores answers by its temperature T
 
     P(a > b) = sigma( (s_a - s_b) / T )
 
-and a pairwise model the mean over both orders. So does a judge that compares, which is asked in both
-orders anew, and tells what it said in each:
+and a pairwise model the mean over both orders. A judge that compares does so too, and tells what it
+said in each order:
 
     {"probability": 0.5, "orders": [1.0, 0.0], "inconsistent": true}
 
 `orders` is P(a > b) where a is shown first, and where b is; `inconsistent` says that the order
-decided. With `"details": ["verdicts", "usage"]` its words and costs stand beside. What has no
-temperature is refused: functions, other servers, judges that rate each response alone. A prompt that cannot be read costs its own pair the result. Unknown keys are
-refused too.
+decided. With `"details": ["verdicts", "usage"]` its words and costs stand beside. What has neither
+temperature nor both orders is refused: functions, other servers, judges that rate each response
+alone. A prompt that cannot be read costs its own pair the result. Unknown keys are refused too.
 """
 
 from __future__ import annotations

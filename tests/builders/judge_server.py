@@ -40,6 +40,18 @@ def shown(body):
     return {name: content for name, _, content in parts} or {"": text}
 
 
+def by_length(body):
+    """A judge that likes what is longer, in every form of question."""
+    texts = {name: len(text) for name, text in shown(body).items() if "response" in name}
+    if set(texts) == {"response"}:
+        return json.dumps({"score": min(10, texts["response"])})
+    if "responses A" not in texts and "ranking" not in json.dumps(body.get("response_format")):
+        a, b = texts["response A"], texts["response B"]
+        return json.dumps({"better": "tie" if a == b else "AB"[b > a]})
+    ranked = sorted(texts, key=lambda name: -texts[name])
+    return json.dumps({"ranking": [name[-1] for name in ranked]})
+
+
 REFUSAL = (400, {}, {"error": {"message": "messages are missing"}})
 
 

@@ -246,8 +246,8 @@ async def _ask(where: str, items: Sequence[Chat], logger: RunLogger) -> list[Sco
 def prompt_items(pairs: Path) -> tuple[list[Chat], list[str]]:
     """Returns each prompt with all of its responses once, and the ids of the texts.
 
-    The responses stand in the order of their ids, which are hashes: a scorer that sees them together
-    and likes the first place shall not meet the better ones there.
+    Responses stand in the order of their ids, which are hashes: a scorer that likes the first of
+    those that it sees together must not find the better one there.
     """
     prompts: dict[str, list[dict[str, Any]]] = {}
     responses: dict[str, dict[str, None]] = {}

@@ -194,7 +194,7 @@ class CompositeScorer:
         for number, first_scores in enumerate(first):
             by_name = {name: columns[number] for name, columns in zip(others, answers, strict=True)}
             values_n = self._behind(rule, first_scores, passed[number], by_name)
-            results.append(_scores(values_n, {rule.first: first_scores, **by_name}))
+            results.append(scores_of(values_n, {rule.first: first_scores, **by_name}))
         return results
 
     def _passes(self, rule: GateRule | Hierarchy, first: PartScores) -> Bools:

@@ -1,7 +1,6 @@
 """A judge as a scorer: questions by its mode, and scores from the verdicts.
 
-A response whose verdicts are missing has an error. A pair counts only where both orders have a
-verdict: one alone would give credit for a place.
+A response whose verdicts are missing has an error.
 """
 
 from __future__ import annotations
@@ -11,85 +10,25 @@ import os
 import random
 import time
 from collections.abc import Awaitable, Sequence
-from dataclasses import asdict, dataclass, replace
-from itertools import combinations
+from dataclasses import asdict, replace
 from pathlib import Path
-from statistics import fmean
-from typing import TypeAlias
-
-import numpy as np
 
 from panoply.config.judge import JudgeConfig, Listwise, Pairwise, Pointwise
 from panoply.config.yaml_lines import read_settings, with_line
 from panoply.scorers.deadline import seconds_left
 from panoply.scorers.judge.client import JudgeClient, JudgeError
+from panoply.scorers.judge.games import Games, PairTally, Result
 from panoply.scorers.judge.limited import check_speaks
 from panoply.scorers.judge.prompts import JudgePrompt
-from panoply.scorers.judge.ranking import (
-    bradley_terry,
-    games_of_ranking,
-    pairs_of,
-    weighted_mean,
-    win_share,
-)
+from panoply.scorers.judge.ranking import bradley_terry, pairs_of, weighted_mean, win_share
 from panoply.scorers.judge.verdicts import Judge, Judged
-from panoply.types import Array
 from panoply.wire.breaker import CircuitState
 from panoply.wire.request import Chat, Item, Score, scored
 
-Result: TypeAlias = Judged | JudgeError
 UNREADABLE = Score(
     error="a judge reads a prompt's messages and its responses, no rendered text or tokens"
 )
 """Score of what a judge cannot read."""
-
-
-@dataclass(slots=True)
-class PairTally:
-    """Verdicts on pairs since the start, by the order in which their responses were shown."""
-
-    pairs: int = 0
-    """Pairs that were judged in both orders."""
-    inconsistent_pairs: int = 0
-    """Pairs of which the order decided: twice the first one was better, or twice the second one."""
-    decided: int = 0
-    """Verdicts on a pair in one order that are no tie."""
-    preferred_first: int = 0
-    """Those that prefer the response shown first."""
-
-    def add(self, first: float, swapped: float) -> None:
-        """Counts a pair.
-
-        Args:
-            first: probability that the first response shown is better.
-            swapped: the same in the other order.
-        """
-        self.pairs += 1
-        self.inconsistent_pairs += (first - 0.5) * (swapped - 0.5) > 0
-        self.decided += (first != 0.5) + (swapped != 0.5)
-        self.preferred_first += (first > 0.5) + (swapped > 0.5)
-
-
-@dataclass(frozen=True, slots=True)
-class Games:
-    """Verdicts on responses that are judged against each other."""
-
-    wins_nn: Array
-    """Games that one won against another, in rounds whose two orders both have a verdict."""
-    games_nn: Array
-    """Games of two in such rounds."""
-    results_n: list[list[Result]]
-    """Results of each response, of a round both orders one after the other."""
-    num_held_n: list[int]
-    """Rounds of each response that count."""
-    num_expected_n: list[int]
-    """Rounds of each response."""
-
-    @classmethod
-    def of(cls, num: int) -> Games:
-        """Returns no games between some responses."""
-        empty = [list[Result]() for _ in range(num)]
-        return cls(np.zeros((num, num)), np.zeros((num, num)), empty, [0] * num, [0] * num)
 
 
 class JudgeScorer:
@@ -211,7 +150,7 @@ class JudgeScorer:
         return tuple(scores)
 
     async def _comparison(self, item: Item, ends: float) -> Score:
-        """Returns the probability that the first of two responses is better, or why there is none."""
+        """Returns the probability that the first of two responses is better, or an error."""
         mode = self.config.mode
         assert not isinstance(mode, Pointwise)
         if not isinstance(item, Chat) or not item.prompt:
@@ -222,27 +161,7 @@ class JudgeScorer:
             return _missing(results)
         value = win_share(games.wins_nn, games.games_nn)[0]
         score = _with_details(scored(float(value)), results, is_pair=True)
-        return replace(score, details=replace(score.details, orders=self._by_order(results)))
-
-    def _by_order(self, results: Sequence[Result]) -> tuple[float, float]:
-        """Returns the probability that the first of two responses is better, by the order shown.
-
-        Args:
-            results: of each round the verdict on one order and on its reverse; one round at least
-                has both.
-        """
-        shown_first: list[float] = []
-        shown_second: list[float] = []
-        for result, reverse in zip(results[::2], results[1::2], strict=True):
-            if not (isinstance(result, Judged) and isinstance(reverse, Judged)):
-                continue
-            for judged in (result, reverse):
-                p_shown_first = float(self._games(judged)[0, 1])
-                if judged.verdict.shown[0] == 0:
-                    shown_first.append(p_shown_first)
-                else:
-                    shown_second.append(1 - p_shown_first)
-        return fmean(shown_first), fmean(shown_second)
+        return replace(score, details=replace(score.details, orders=games.by_order()))
 
     async def _games_of(self, item: Chat, mode: Pairwise | Listwise, ends: float) -> Games:
         """Returns what came of judging responses against each other.
@@ -257,18 +176,9 @@ class JudgeScorer:
             questions.append(self.judge.judge(item, places[::-1], criteria, vote, ends))
         results = await asyncio.gather(*questions)
 
-        games = Games.of(len(item.responses))
+        games = Games(len(item.responses), mode, self.pairs)
         for (places, _), first, reverse in zip(rounds, results[::2], results[1::2], strict=True):
-            for place in places:
-                games.results_n[place] += [first, reverse]
-                games.num_expected_n[place] += 1
-            if not isinstance(first, Judged) or not isinstance(reverse, Judged):
-                continue
-            for place in places:
-                games.num_held_n[place] += 1
-            square = np.ix_(places, places)
-            games.wins_nn[square] += self._wins(first, reverse)
-            games.games_nn[square] += 1 - np.eye(len(places))
+            games.add(places, first, reverse)
         return games
 
     def _rounds(self, item: Chat, mode: Pairwise | Listwise) -> list[tuple[tuple[int, ...], int]]:
@@ -287,23 +197,6 @@ class JudgeScorer:
             random.Random(key).shuffle(order)
             rounds.append((tuple(order), vote))
         return rounds
-
-    def _wins(self, first: Judged, reverse: Judged) -> Array:
-        """Returns who won against whom `[m, m]` in a round of m responses, in the first order.
-
-        Each pair of it is counted, by the order in which it was shown.
-        """
-        first_mm = self._games(first)
-        reverse_mm = self._games(reverse)[::-1, ::-1]
-        for i, j in combinations(range(len(first_mm)), 2):
-            self.pairs.add(float(first_mm[i, j]), float(reverse_mm[j, i]))
-        return (first_mm + reverse_mm) / 2
-
-    def _games(self, judged: Judged) -> Array:
-        if isinstance(self.config.mode, Listwise):
-            return games_of_ranking(judged.numbers)
-        p_first = judged.numbers[0]
-        return np.array([[0.0, p_first], [1 - p_first, 0.0]])
 
     def _are_enough(self, num: int, num_expected: int) -> bool:
         """Returns whether a response has as many verdicts as the settings want."""
