@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, median, pstdev, pvariance
 from time import monotonic
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -363,20 +364,15 @@ def test_what_a_composite_waits_for_is_cancelled_with_its_request():
 
 
 def test_replicas_of_a_model_are_told_the_time_that_is_left_of_the_request():
-    told = []
+    seconds = []
 
-    class Handle:
-        """Ray's handle of replicas that never answer."""
+    async def never(request):
+        seconds.append(request.timeout)
+        await asyncio.sleep(60)
 
-        class answer:  # noqa: N801  as Ray has it
-            @staticmethod
-            async def remote(request):
-                told.append(request.timeout)
-                await asyncio.sleep(60)
-
-    part = ModelPart("a", Handle())
-    results = scored_within(0.3, config(Mean(), "ab"), a=part, b=Part(TABLE["b"]))
-    assert told == pytest.approx([0.27], abs=0.02)
+    handle = SimpleNamespace(answer=SimpleNamespace(remote=never))  # as Ray's of a deployment
+    results = scored_within(0.3, config(Mean(), "ab"), a=ModelPart("a", handle), b=Part(TABLE["b"]))
+    assert seconds == pytest.approx([0.27], abs=0.02)
     assert results[0].error.startswith("part 'a': 'a' gave no answer within 0.2")
     assert results[0].transient
 
