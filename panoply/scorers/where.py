@@ -182,11 +182,10 @@ def key_variables(where: Where) -> list[str]:
         case RemoteEndpoint():
             variables.append(where.key_variable)
         case JudgeFile():
-            from panoply.config.judge import JudgeConfig
-            from panoply.config.yaml_lines import read_settings
+            from panoply.scorers.judge.settings import read_judge
 
-            path = Path(where.file).expanduser()
-            variables.append(read_settings(path, JudgeConfig).server.address.key_variable)
+            _, settings = read_judge(where.file)
+            variables.append(settings.server.address.key_variable)
         case CombinedScorers():
             for part in _parts(where).values():
                 variables += key_variables(parse_where(part))

@@ -11,16 +11,16 @@ import random
 import time
 from collections.abc import Awaitable, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 
-from panoply.config.judge import JudgeConfig, Listwise, Pairwise, Pointwise
-from panoply.config.yaml_lines import read_settings, with_line
+from panoply.config.judge import Listwise, Pairwise, Pointwise
+from panoply.config.yaml_lines import with_line
 from panoply.scorers.deadline import seconds_left
 from panoply.scorers.judge.client import JudgeClient, JudgeError
 from panoply.scorers.judge.games import Games, PairTally, Result
 from panoply.scorers.judge.limited import check_speaks
 from panoply.scorers.judge.prompts import JudgePrompt
 from panoply.scorers.judge.ranking import bradley_terry, pairs_of, weighted_mean, win_share
+from panoply.scorers.judge.settings import read_judge
 from panoply.scorers.judge.verdicts import Judge, Judged
 from panoply.wire.breaker import CircuitState
 from panoply.wire.request import Chat, Item, Score, scored
@@ -47,8 +47,7 @@ class JudgeScorer:
             ValueError: "FILE:LINE: " and what is wrong with a setting, or with what it names.
             OSError: the file cannot be read.
         """
-        path = Path(file).expanduser()
-        self.config = read_settings(path, JudgeConfig)
+        path, self.config = read_judge(file)
         variable = self.config.server.address.key_variable
         api_key = os.environ.get(variable, "") if variable else ""
         with with_line(path):
