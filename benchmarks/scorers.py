@@ -47,7 +47,23 @@ parts:
 rule: {{kind: sum}}
 scale: raw
 """
-WORDS = "the river carried a boat past our village while two old friends spoke of rain".split()
+WORDS = [
+    "the",
+    "river",
+    "carried",
+    "a",
+    "boat",
+    "past",
+    "our",
+    "village",
+    "while",
+    "two",
+    "old",
+    "friends",
+    "spoke",
+    "of",
+    "rain",
+]
 CLOSE = 1e-4
 """Largest difference between a composite's score and the sum of its parts', of scores near 1."""
 
@@ -120,7 +136,7 @@ def wheres(work: Path) -> dict[str, str]:
 
 @contextmanager
 def served(options: Options, work: Path) -> Generator[str]:
-    """Starts the server on its core, yields its address once all scorers are ready, and stops it."""
+    """Starts the server on its core, yields its address once it is ready, and stops it."""
     models = [f"{name}={where}" for name, where in wheres(work).items()]
     command = [
         *("taskset", "-c", str(options.server_core), sys.executable, "-m", "jobs.serve", "models"),
