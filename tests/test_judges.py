@@ -21,8 +21,8 @@ from panoply.scorers.where import JudgeFile, key_variables, open_scorer, parse_w
 from panoply.serve.calls import ReplicaRequest
 from panoply.wire.request import Chat, Details, RenderedText, ScoreAnswer, Tokens
 from panoply.wire.rewards import RewardsPayload, read_answer
+from tests.builders.http_server import DROP
 from tests.builders.judge_server import (
-    DROP,
     HTML,
     by_length,
     completion,
