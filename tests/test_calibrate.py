@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -60,8 +61,7 @@ def calibrate(folder, pairs, text, **settings):
     config = CalibrateConfig(
         composite=str(file),
         pairs=(str(pairs),),
-        out=str(folder / "out"),
-        **{"fit_on_train": True, "report_to": ("none",)} | settings,
+        **{"fit_on_train": True, "report_to": ("none",), "out": str(folder / "out")} | settings,
     )
     return run_calibrate(config, RunLogger())["calibrated"], file
 
@@ -137,7 +137,12 @@ def test_a_part_without_deviation_and_pairs_without_a_test_part_are_refused(tmp_
         calibrate(tmp_path, pairs, text)
     (tmp_path / "few.jsonl").write_text(pairs.read_text().splitlines()[0] + "\n")
     with pytest.raises(ValueError, match=r"give more `--pairs`"):
-        calibrate(tmp_path, tmp_path / "few.jsonl", PARTS + "rule: {kind: sum}\n")
+        calibrate(
+            tmp_path,
+            tmp_path / "few.jsonl",
+            PARTS + "rule: {kind: sum}\n",
+            out=str(tmp_path / "few"),
+        )
 
 
 def test_a_copy_is_written_beside_the_file_alone(tmp_path, pairs):
@@ -173,8 +178,10 @@ def test_the_command_prints_what_each_part_adds_and_what_to_do_next(
     assert "best single part: good" in page
 
 
-@pytest.mark.slow
-def test_a_calibration_is_a_tracked_run_with_the_numbers_of_its_parts(tmp_path, pairs, monkeypatch):
+def test_a_calibration_is_a_tracked_run_with_the_numbers_of_its_parts(
+    tmp_path, pairs, monkeypatch, empty_database
+):
+    shutil.copy(empty_database, tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
     result, _ = calibrate(

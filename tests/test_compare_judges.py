@@ -118,7 +118,7 @@ def test_an_order_without_a_verdict_is_an_error_and_never_a_number(tmp_path):
 
 def test_words_and_the_whole_cost_of_a_comparison_are_told_where_they_are_asked_for(tmp_path):
     with judging(by_length) as (url, _):
-        payload = wanted(("a", "bb"), details=("verdicts", "usage"))
+        payload = wanted(("a", "bb"), details=("usage", "verdicts"))
         results, _ = answered(tmp_path, url, payload, server={"input_price": 1e6})
     verdicts = results[0]["verdicts"]
     assert sorted(verdict["shown"] for verdict in verdicts) == [[0, 1], [1, 0]]
