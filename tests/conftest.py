@@ -54,7 +54,7 @@ def small_models(tmp_path_factory, tiny_tokenizer):
 
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory):
-    """An empty `mlflow.db` to copy: MLflow takes seconds to make a database, and none to find one."""
+    """An empty `mlflow.db` to copy: MLflow takes seconds to make one, and none to find one."""
     from mlflow import MlflowClient
 
     folder = tmp_path_factory.mktemp("database")
