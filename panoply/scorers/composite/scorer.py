@@ -142,8 +142,8 @@ class CompositeScorer:
         by_item: list[PartScores] = [[None] * len(item.responses) for item in items]
         if not numbers:
             return by_item
-        wanted = [responses_of(items[number], chosen[number]) for number in numbers]
-        answered = await self._call(name, wanted, share)
+        parts = [responses_of(items[number], chosen[number]) for number in numbers]
+        answered = await self._call(name, parts, share)
         for number, scores in zip(numbers, answered, strict=True):
             for place, score in zip(chosen[number], scores, strict=True):
                 by_item[number][place] = at_places(score, chosen[number])
