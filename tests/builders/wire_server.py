@@ -5,12 +5,16 @@ from tests.builders.wire_scores import post_bytes
 
 
 def serving(*script):
-    """A server that first answers as scripted, (status, headers, body) or `DROP`, then scores."""
+    """A server that first answers as scripted, then scores.
+
+    Args:
+        script: answers, each (status, headers, body), `DROP`, or None for a score.
+    """
     left = list(script)
 
     def answer(path, body):
-        if left:
-            return left.pop(0)
+        if step := left.pop(0) if left else None:
+            return step
         status, content = post_bytes(path, body)
         return status, {}, content
 
