@@ -12,7 +12,7 @@ from panoply.scorers import deadline
 from panoply.serve.calls import ReplicaRequest
 from panoply.wire.compare import ComparePayload, payload_of, read_answer
 from panoply.wire.request import RequestError, ScoreAnswer, Tokens
-from tests.builders.judge_server import by_length, judge_file, judging, shown
+from tests.builders.judge_server import by_length, judge_file, judging, shown, stalling
 
 QUESTION = {"role": "user", "content": "How many legs has a spider?"}
 PAIR = {
@@ -130,13 +130,7 @@ def test_words_and_the_whole_cost_of_a_comparison_are_told_where_they_are_asked_
 def test_a_pair_that_a_judge_stalls_on_takes_no_verdict_from_the_others(tmp_path, monkeypatch):
     monkeypatch.setattr(deadline, "RESERVE_SHARE", 0.5)  # slow machines need more than a twentieth
     release = threading.Event()
-
-    def reply(body):
-        if "slow" in json.dumps(body):
-            release.wait(20)
-        return by_length(body)
-
-    with judging(reply) as (url, _):
+    with judging(stalling(release)) as (url, _):
         payload = wanted(("slow", "x"), ("a", "bb"), timeout=2.0)
         results, _ = answered(tmp_path, url, payload)
         release.set()

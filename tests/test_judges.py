@@ -30,6 +30,7 @@ from tests.builders.judge_server import (
     judging,
     open_judge,
     shown,
+    stalling,
     written_by,
 )
 
@@ -162,13 +163,7 @@ def test_what_is_no_verdict_is_an_error_and_never_a_number(
 
 def test_a_judge_that_stalls_costs_its_own_response_the_score(tmp_path):
     release = threading.Event()
-
-    def reply(body):
-        if "slow" in json.dumps(body):
-            release.wait(20)
-        return by_length(body)
-
-    with judging(reply) as (url, _):
+    with judging(stalling(release)) as (url, _):
         begun = time.monotonic()
         scorer = open_judge(tmp_path, url, **ALONE, server={"timeout": 0.5})
         row = scores(scorer, chat("slow", "abc"))

@@ -48,6 +48,17 @@ def by_length(body):
     return json.dumps({"ranking": [name[-1] for name in ranked]})
 
 
+def stalling(release):
+    """A judge that likes what is longer, and answers what is slow after an event alone."""
+
+    def reply(body):
+        if "slow" in json.dumps(body):
+            release.wait(20)
+        return by_length(body)
+
+    return reply
+
+
 REFUSAL = (400, {}, {"error": {"message": "messages are missing"}})
 
 
