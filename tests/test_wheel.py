@@ -62,18 +62,10 @@ prompt: "{{ response }} {{ answer_format }}"
 """
 COMPOSITE = """
 parts:
-  length: {where: "function:rewards.py:length"}
-  twice: {where: "function:rewards.py:twice"}
+  length: {where: "function:panoply.serve.verifiers:length"}
+  lines: {where: "function:panoply.serve.verifiers:lines"}
 rule: {kind: sum}
 scale: raw
-"""
-REWARDS = """
-def length(response):
-    return len(response)
-
-
-def twice(response):
-    return 2 * len(response)
 """
 OPENS = """
 import asyncio
@@ -100,7 +92,7 @@ for kind in ("judge", "combine"):
 HAS_JUDGE = """
 opened("judge")
 ((score,),) = asyncio.run(opened("combine").score([Chat((), ("abc",))]))
-assert score.score == 9.0, score
+assert score.score == 4.0, score
 """
 PROLOG = f"""
 import sys
@@ -199,5 +191,4 @@ def test_judges_and_composites_need_the_extra_judge_and_say_so(python, extras, s
         link_distribution(name, tmp_path)
     (tmp_path / "judge.yaml").write_text(JUDGE)
     (tmp_path / "combine.yaml").write_text(COMPOSITE)
-    (tmp_path / "rewards.py").write_text(REWARDS)
     run(python, OPENS.replace("EXTRAS", repr(str(tmp_path))) + script)
