@@ -26,6 +26,7 @@ HEADLINES = (
     "means/*/all/accuracy_length_balanced",
     "rmbench/*/average",
     "select_loss/*",
+    "calibrated/rows/*/accuracy",
     "pairs/*/macro/accuracy_length_balanced",
     "comparisons/*/value",
     "differences/*/value",

@@ -142,9 +142,13 @@ class Details:
     usage: Mapping[str, float] = field(default_factory=dict[str, float])
     """Share of the score in what a judge cost: `calls`, `cached` answers, `input_tokens`,
     `output_tokens` and `cost`."""
+    orders: tuple[float, ...] = ()
+    """Of a pair that a judge compared, the probability that the first response is better: where the
+    judge is shown it first, and where it is shown it second."""
 
     def __post_init__(self) -> None:
         numbers = [*self.objectives.values(), *self.gate.values(), *self.usage.values()]
+        numbers += self.orders
         for driver in self.drivers:
             numbers += [driver.value, driver.contribution]
         for verdict in self.verdicts:
