@@ -17,7 +17,16 @@ from panoply.files import write_whole
 from panoply.report.figures import picture
 from panoply.report.page import Page, render
 from panoply.report.progress import Terminal
-from panoply.report.results import alarms, armorm, laser, models, pairs, preference, signals
+from panoply.report.results import (
+    alarms,
+    armorm,
+    laser,
+    models,
+    pairs,
+    preference,
+    rescore,
+    signals,
+)
 from panoply.report.section import (
     Block,
     Column,
@@ -108,6 +117,8 @@ def sections_of(
         sections.append(models.averaged(parts))
     if findings := metrics.get("findings"):
         sections.append(models.checks(findings))
+    if rescored := metrics.get("rescored"):
+        sections += rescore.rescored(rescored)
     boards = [board for board in get_args(Board) if board in metrics]
     sections += [section_of(board, metrics[board]) for board in boards]
     return [*sections, *_policy_sections(metrics, history)]
