@@ -78,6 +78,11 @@ def _clean_response(response: object) -> str:
 
 
 def check_text(text: str) -> None:
+    """Checks that a text is whole.
+
+    Raises:
+        BadRow: it holds half a character.
+    """
     try:
         text.encode()
     except UnicodeEncodeError as error:
