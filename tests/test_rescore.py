@@ -1,6 +1,7 @@
 """Rollouts scored again: every trainer's files, kept scores, and the arithmetic of groups."""
 
 import json
+import shutil
 from itertools import combinations
 from statistics import fmean, stdev
 
@@ -8,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from mlflow import MlflowClient
 from scipy.stats import kendalltau
 
 from panoply.config.rescore import RescoreConfig
@@ -340,96 +342,125 @@ def parts(response):
     good, short = float("good" in response), 1 / len(response)
     return {{"score": good + short, "good": good, "short": short}}
 """
+COMPOSITE = """
+rule: {{kind: mean}}
+scale: prompt
+parts:
+  a: {{where: "{place}length"}}
+  b: {{where: "{place}parts"}}
+"""
 
 
-@pytest.fixture
-def rollouts(tmp_path):
-    """Twenty-four groups of four responses, with rewards, and one bad row."""
-    rows = []
-    for prompt in range(24):
-        for i in range(4):
-            text = f"{'good ' * ((prompt + i) % 3)}{prompt} {i}"
-            row = {"input": f"user\nquestion {prompt}\nassistant\n", "output": text, "step": 1}
-            rows.append({**row, "score": float((prompt + i) % 3 == 2)})
-    (tmp_path / "scorers.py").write_text(SCORERS.format(log=str(tmp_path / "asked")))
-    return lines(tmp_path / "r.jsonl", [*rows, {"input": None, "output": "x"}])
+class Rescored:
+    """A folder with rollouts and scorers, and a finished run on them.
+
+    The rollouts are 24 groups of four responses with rewards, and one bad row. One scorer is a
+    model, one has parts and no score of the fourth response, one writes down what it is asked.
+    """
+
+    def __init__(self, folder, model):
+        rows = []
+        for prompt in range(24):
+            for i in range(4):
+                text = f"{'good ' * ((prompt + i) % 3)}{prompt} {i}"
+                row = {"input": f"user\nquestion {prompt}\nassistant\n", "output": text}
+                rows.append({**row, "step": 1, "score": float((prompt + i) % 3 == 2)})
+        self.folder, self.asked, self.logger = folder, folder / "asked", RunLogger()
+        self.rollouts = lines(folder / "r.jsonl", [*rows, {"input": None, "output": "x"}])
+        self.scorers = folder / "scorers.py"
+        self.scorers.write_text(SCORERS.format(log=str(self.asked)))
+        place = f"function:{self.scorers}:"
+        (folder / "both.yaml").write_text(COMPOSITE.format(place=place))
+        self.arms = {"length": f"{place}length", "rubric": f"{place}parts", "model": str(model)}
+        self.report = self.run("out", self.arms)
+
+    def run(self, out, arms):
+        """The report of a run."""
+        config = RescoreConfig(
+            rollouts=(self.rollouts,),
+            arms=tuple(f"{name}={where}" for name, where in arms.items()),
+            out=str(self.folder / out),
+            report_to=("mlflow",) if out == "out" else ("none",),
+        )
+        return run_rescore(config, self.logger)["rescored"]
+
+    def copied(self, out):
+        """The folder of another run that begins where the finished one is."""
+        copy = self.folder / out
+        shutil.copytree(self.folder / "out", copy)
+        self.asked.unlink()
+        return copy
 
 
-def config_of(rollouts, tmp_path, out="out", **arms):
-    named = tuple(f"{name}={where}" for name, where in arms.items())
-    return RescoreConfig(
-        rollouts=(rollouts,),
-        arms=named,
-        out=str(tmp_path / out),
-        num_workers=2,
-        report_to=("mlflow",) if out == "out" else ("none",),
-    )
+@pytest.fixture(scope="module")
+def rescored(cluster, tmp_path_factory, small_models):
+    return Rescored(tmp_path_factory.mktemp("rescored"), small_models["scalar"])
 
 
-def test_a_run_asks_only_what_is_missing_and_its_scores_replay_to_the_last_digit(
-    cluster, rollouts, tmp_path, small_models
-):
-    place = f"function:{tmp_path / 'scorers.py'}:"
-    both = tmp_path / "both.yaml"
-    both.write_text(f"rule: mean\nscale: prompt\nparts:\n  a: {place}length\n  b: {place}parts\n")
-    arms = {
-        "length": f"{place}length",
-        "rubric": f"{place}parts",
-        "model": str(small_models["scalar"]),
-    }
-    config = config_of(rollouts, tmp_path, **arms)
-    logger, asked = RunLogger(), tmp_path / "asked"
-    metrics = run_rescore(config, logger)
-    report = metrics["rescored"]
+def test_rollouts_are_scored_by_every_kind_of_scorer_and_a_failed_score_is_missing(rescored):
+    report, out = rescored.report, rescored.folder / "out"
     assert report["num_groups"] == 24
     assert report["scorers"]["rubric"]["missing"] == 24  # one of four, never 0
     assert report["scorers"]["rubric"]["reason"] == "no score"
     assert report["scorers"]["model"]["missing"] == 0
     assert report["gdpo"]["rubric"]["parts"] == 2
     assert report["choices"]["recorded"]["reward"] == 1.0
-    assert len(set(asked.read_text().splitlines())) == 96
-    assert json.loads((tmp_path / "out" / "data" / "quarantine.jsonl").read_text())["row"] == 97
-    assert (tmp_path / "out" / "report.html").is_file()
+    quarantined = (out / "data" / "quarantine.jsonl").read_text()
+    assert json.loads(quarantined)["row"] == 97
+    assert "Who ranks whom" in (out / "report.html").read_text()
+    client = MlflowClient(f"sqlite:///{rescored.folder / 'mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("rescore").experiment_id])
+    assert run.data.metrics["rescored/scorers/rubric/missing"] == 24
 
-    # A run that was killed has left segments: half of its items.
-    whole = pq.read_table(tmp_path / "out" / "scores.parquet")
-    ids = whole["item_id"].to_pylist()
-    half = set(sorted(set(ids))[::2])
-    (tmp_path / "out" / "scores").mkdir(exist_ok=True)
-    pq.write_table(
-        whole.filter(pa.array([name in half for name in ids])),
-        tmp_path / "out" / "scores" / "00000001.parquet",
-    )
-    (tmp_path / "out" / "scores.parquet").unlink()
-    asked.unlink()
-    assert run_rescore(config, logger)["rescored"] == report
-    assert len(asked.read_text().splitlines()) == 96 - 4 * len(half)
-
-    # A scorer that is added is asked, and no other.
-    asked.unlink()
-    more = config_of(rollouts, tmp_path, **arms, both=f"combine:{both}")
-    added = run_rescore(more, logger)["rescored"]
-    assert added["scorers"]["length"] == report["scorers"]["length"]
-    assert added["gdpo"]["both"]["parts"] == 2
-    assert len(asked.read_text().splitlines()) == 96
-
-    scores = f"replay:{tmp_path / 'out' / 'scores.parquet'}"
-    replayed = config_of(rollouts, tmp_path, "replayed", **dict.fromkeys((*arms, "both"), scores))
-    assert json.dumps(run_rescore(replayed, logger)["rescored"]) == json.dumps(added)
-    with pytest.raises(ValueError, match=r"has the scores of both, length, model, rubric: name"):
-        open_scorer(ServedModelConfig(name="other", where=scores))
-
-    rows = pq.read_table(tmp_path / "out" / "advantages.parquet").to_pylist()
+    rows = pq.read_table(out / "advantages.parquet").to_pylist()
     rubric = [row for row in rows if row["scorer"] == "rubric" and row["group"] == 0]
-    assert sum(row["chosen"] for row in rubric) == pytest.approx(1)
+    assert sum(row["chosen"] for row in rubric if row["chosen"]) == pytest.approx(1)
     assert [row["score"] is None for row in rubric] == [False, False, False, True]
     assert all(row["gdpo"] is None for row in rows if row["scorer"] == "length")
-    texts = pq.read_table(tmp_path / "out" / "rollouts.parquet")
-    assert set(texts["item_id"].to_pylist()) == set(ids)
+    texts = pq.read_table(out / "rollouts.parquet").to_pylist()
+    assert {row["item_id"] for row in texts} == {row["item_id"] for row in rows}
+    assert list(texts[0]["prompt"]) == [{"role": "user", "content": "question 0"}]
 
-    (tmp_path / "scorers.py").write_text("def length(response):\n    return 0\n")
-    with pytest.raises(ValueError, match=r"another 'length' \(its files have changed\)"):
-        run_rescore(config_of(rollouts, tmp_path, length=arms["length"]), logger)
+
+def test_a_run_that_was_killed_asks_only_what_it_lacks_and_ends_alike(rescored):
+    out = rescored.copied("killed")
+    whole = pq.read_table(out / "scores.parquet")
+    ids = whole["item_id"].to_pylist()
+    kept = set(sorted(set(ids))[:21])
+    (out / "scores").mkdir(exist_ok=True)
+    segment = whole.filter(pa.array([name in kept for name in ids]))
+    pq.write_table(segment, out / "scores" / "00000001.parquet")
+    for name in ("scores.parquet", "metrics.json"):
+        (out / name).unlink()
+    assert rescored.run("killed", rescored.arms) == rescored.report
+    assert len(rescored.asked.read_text().splitlines()) == 4 * 3
+
+
+def test_a_scorer_that_is_added_is_asked_alone(rescored):
+    rescored.copied("more")
+    both = f"combine:{rescored.folder / 'both.yaml'}"
+    report = rescored.run("more", {"rubric": rescored.arms["rubric"], "both": both})
+    assert report["scorers"]["rubric"] == rescored.report["scorers"]["rubric"]
+    assert report["gdpo"]["both"]["parts"] == 2
+    assert len(rescored.asked.read_text().splitlines()) == 96  # by the composite's part
+    text = rescored.scorers.read_text()
+    try:
+        rescored.scorers.write_text(text + "# better\n")
+        for name in ("rubric", "both"):  # a part's file is the composite's too
+            with pytest.raises(ValueError, match=rf"another '{name}' \(its files have changed\)"):
+                rescored.run("more", {name: {"both": both, **rescored.arms}[name]})
+        with pytest.raises(ValueError, match=r"another 'length' \(it was 'function:"):
+            rescored.run("more", {"length": both})
+    finally:
+        rescored.scorers.write_text(text)
+
+
+def test_recorded_scores_replay_the_report_to_the_last_digit(rescored):
+    scores = f"replay:{rescored.folder / 'out' / 'scores.parquet'}"
+    replayed = rescored.run("replayed", dict.fromkeys(rescored.arms, scores))
+    assert json.dumps(replayed) == json.dumps(rescored.report)
+    with pytest.raises(ValueError, match=r"has the scores of length, model, rubric: name the"):
+        open_scorer(ServedModelConfig(name="other", where=scores))
 
 
 def test_an_item_is_known_by_all_that_a_scorer_reads(tmp_path):
