@@ -33,6 +33,7 @@ from panoply.measure.groups import (
 )
 from panoply.report.progress import RunLogger
 from panoply.report.report import sections_of
+from panoply.report.results.rescore import verdict
 from panoply.report.section import Table
 from panoply.scorers.where import open_scorer
 from panoply.wire.request import Details, Score
@@ -295,6 +296,7 @@ def test_a_report_tells_groups_without_spread_and_judges_choices_by_the_recorded
         if isinstance(block, Table)
     ]
     assert any("without spread" in text for text in texts)
+    assert verdict({"rescored": report}).startswith("Of 1 scorers rm chooses")
 
 
 # Kept scores
@@ -388,7 +390,7 @@ class Rescored:
         """The folder of another run that begins where the finished one is."""
         copy = self.folder / out
         shutil.copytree(self.folder / "out", copy)
-        self.asked.unlink()
+        self.asked.unlink(missing_ok=True)
         return copy
 
 

@@ -35,7 +35,7 @@ from panoply.measure.group_report import GroupResults, ScoredGroups, group_repor
 from panoply.report.progress import RunLogger
 from panoply.report.report import write_report
 from panoply.scorers.content import content_hash
-from panoply.scorers.where import LocalModel, parse_where
+from panoply.scorers.where import LocalModel, local_models, parse_where
 from panoply.secret import Keys
 from panoply.types import Array
 from panoply.wire.request import Chat
@@ -94,7 +94,13 @@ def run_rescore(config: RescoreConfig, logger: RunLogger) -> dict[str, Any]:
         write_rows(out, groups, ids, table, results)
         report = group_report(table, results)
         for scorer in scorers:
-            report["scorers"][scorer.name] |= costs(scorer.name, items, scores)
+            entry = report["scorers"][scorer.name]
+            entry |= costs(scorer.name, items, scores)
+            if entry["missing"]:
+                logger.info(
+                    f"{scorer.name}: {entry['missing']:,} responses have no score "
+                    f"({entry['reason']})"
+                )
         metrics = {"rescored": report, "git_commit": git_commit()}
         write_json(out / "metrics.json", metrics)
         write_report(out)
@@ -160,7 +166,7 @@ def score_missing(
         if not left:
             break
         connect(num_workers, variables)
-        pool = ActorPoolSpec.of_cluster(num_workers)
+        pool = ActorPoolSpec.of_cluster(num_workers, None if local_models(scorer) else 0.0)
         keys = handed_keys(endpoint_variables([scorer]))
         shards = into_shards(left)
         answers = pool.map(RescoringActor, (scorer, keys), shards)

@@ -189,9 +189,10 @@ def rollout_layout(columns: Mapping[str, bool]) -> Adapt:
 
 
 def _prompt_column(columns: Mapping[str, bool]) -> PromptColumn | None:
-    if "input" in columns and "prompt" not in columns:
+    column = prompt_column(columns)
+    if column is not None and column.name == "input":
         return PromptColumn("input", _unmarked)
-    return prompt_column(columns)
+    return column
 
 
 def _reward_columns(columns: Mapping[str, bool]) -> tuple[str, tuple[str, ...]]:

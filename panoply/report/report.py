@@ -275,7 +275,7 @@ def _head(title: str, metrics: Metrics, config: Metrics, origin: Metrics) -> Pag
         title=title,
         kind="policy" if is_policy else "reward model",
         commit=metrics.get("git_commit", ""),
-        verdict=pairs.verdict(metrics) or laser.verdict(metrics),
+        verdict=(pairs.verdict(metrics) or laser.verdict(metrics) or rescore.verdict(metrics)),
         warning=warning,
         remarks=remarks,
         key_figures=[

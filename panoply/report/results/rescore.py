@@ -13,6 +13,7 @@ from panoply.report.section import (
     Section,
     Table,
     count,
+    falling,
     number,
     short,
     signed,
@@ -23,6 +24,22 @@ NOTE = (
     "Scores of different scorers have no common unit: everything here compares responses to the "
     "same prompt. A missing score enters nothing."
 )
+
+
+def verdict(metrics: Metrics) -> str:
+    """Returns which scorer's choices had the highest reward; '' where none was recorded."""
+    result: Metrics = metrics.get("rescored", {})
+    truth = result.get("truth")
+    if not truth:
+        return ""
+    above = {name: result["choices"][name]["above_random"] for name in result["scorers"]}
+    names = [name for name in above if name != truth]
+    best = min(names, key=lambda name: falling(above[name]["value"]))
+    margin = f"{signed(above[best]['value'])} {signed_interval(above[best]['ci95'])}"
+    return (
+        f"Of {len(names)} scorers {best} chooses the responses of the highest recorded reward: "
+        f"{margin} above a random choice."
+    )
 
 
 def rescored(result: Metrics) -> list[Section]:
