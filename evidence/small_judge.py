@@ -156,10 +156,10 @@ def figures_of(scores_P2: np.ndarray, counts: Mapping[str, float], is_pair: bool
     margin_P = sign_P * (scores_P2[:, 0] - scores_P2[:, 1])
     won_P = np.where(np.isnan(margin_P), np.nan, (np.sign(margin_P) + 1) / 2)
     present = scores_P2[np.isfinite(scores_P2)]
-    asked = scores_P2.size  # each response alone, or each pair in both orders
+    num_questions = scores_P2.size  # each response alone, or each pair in both orders
     figures: dict[str, Any] = {
-        "asked": asked,
-        "parsed": 1 - counts["unread"] / asked,
+        "questions": num_questions,
+        "parsed": 1 - counts["unread"] / num_questions,
         "pairs_with_scores": int(np.isfinite(margin_P).sum()),
         "ties": float((margin_P == 0).sum() / max(1, np.isfinite(margin_P).sum())),
         "accuracy": float(np.nanmean(won_P)) if np.isfinite(won_P).any() else None,
@@ -186,7 +186,7 @@ def main(options: Options) -> None:
     figures: dict[str, Any] = {
         "setting": setting(torch, transformers, pairs=len(items), file=options.pairs.name)
     }
-    print("| judge | asked | with a verdict | order decides | first wins | ties | accuracy |")
+    print("| judge | questions | with a verdict | order decides | first wins | ties | accuracy |")
     print("| --- " * 7 + "|")
     with judging(replies_of(folder)) as (url, _), tempfile.TemporaryDirectory() as scratch:
         for name, settings in JUDGES.items():
@@ -200,7 +200,7 @@ def main(options: Options) -> None:
                 f"{figure[key]:.2f}" if figure.get(key) is not None else "-"
                 for key in ("parsed", "order_decides", "first_wins", "ties", "accuracy")
             ]
-            print(f"| {name} | {figure['asked']:.0f} | {' | '.join(cells)} |", flush=True)
+            print(f"| {name} | {figure['questions']:.0f} | {' | '.join(cells)} |", flush=True)
     write_figures(options.json, figures)
 
 

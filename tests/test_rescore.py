@@ -169,9 +169,9 @@ CALL = {"type": "function_call", "name": "f", "arguments": "{}"}
 def test_a_row_that_is_no_rollout_is_quarantined_with_its_reason(good, bad, reason, tmp_path):
     (group,) = read(lines(tmp_path / "r.jsonl", [good, bad]), tmp_path)
     assert group.chat.responses == ("So.",)
-    (told,) = (tmp_path / "quarantine.jsonl").read_text().splitlines()
-    assert reason in json.loads(told)["reason"]
-    assert json.loads(told)["row"] == 2
+    (line,) = (tmp_path / "quarantine.jsonl").read_text().splitlines()
+    assert reason in json.loads(line)["reason"]
+    assert json.loads(line)["row"] == 2
     with pytest.raises(ValueError, match="1 of 2 rows are bad"):
         read(lines(tmp_path / "r.jsonl", [good, bad]), tmp_path, max_share=0.4)
 
@@ -296,7 +296,7 @@ def test_a_report_tells_groups_without_spread_and_judges_choices_by_the_recorded
         if isinstance(block, Table)
     ]
     assert any("without spread" in text for text in texts)
-    assert verdict({"rescored": report}).startswith("Of 1 scorers rm chooses")
+    assert verdict({"rescored": report}).startswith("Of the scorers rm chooses")
 
 
 # Kept scores

@@ -125,10 +125,10 @@ def pin_scorers(file: Path, scorers: Sequence[ServedModelConfig]) -> None:
     Raises:
         ValueError: a name stood for another scorer, or its files have changed.
     """
-    known = read_json(file) if file.is_file() else {}
+    pinned = read_json(file) if file.is_file() else {}
     for scorer in scorers:
         content = {"where": scorer.where, "content": content_hash(scorer.where)}
-        before = known.setdefault(scorer.name, content)
+        before = pinned.setdefault(scorer.name, content)
         if before != content:
             is_moved = before["where"] != scorer.where
             what = f"it was {before['where']!r}" if is_moved else "its files have changed"
@@ -136,7 +136,7 @@ def pin_scorers(file: Path, scorers: Sequence[ServedModelConfig]) -> None:
                 f"{str(file.parent)!r} has scores by another {scorer.name!r} ({what}): take "
                 "another name or another `--out`"
             )
-    write_json(file, known)
+    write_json(file, pinned)
 
 
 def score_missing(
@@ -251,11 +251,11 @@ def costs(name: str, items: Mapping[str, Chat], scores: ScoreFolder) -> dict[str
     rows: list[Mapping[str, Any]] = []
     for item in items:
         rows += scores.scores(name, item)
-    known = [row["cost"] for row in rows if row["cost"] is not None]
+    paid = [row["cost"] for row in rows if row["cost"] is not None]
     reasons = Counter(str(row["error"]).partition(": ")[0] for row in rows if row["error"])
     return {
         "cut": sum(bool(row["cut"]) for row in rows),
-        "cost": sum(known) if known else None,
+        "cost": sum(paid) if paid else None,
         "reason": reasons.most_common(1)[0][0] if reasons else "",
     }
 

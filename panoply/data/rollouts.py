@@ -293,11 +293,11 @@ def _gym(row: Row) -> list[Sample]:
     params, response = row.get(GYM), row.get("response")
     if not isinstance(params, Mapping) or not isinstance(response, Mapping):
         raise BadRow(f"{GYM!r} or 'response' is no record")
-    asked = cast(Mapping[str, object], params)
-    if asked.get("tools"):
+    request = cast(Mapping[str, object], params)
+    if request.get("tools"):
         raise BadRow("the prompt offers tools, and no template is given them here")
-    turns = _gym_turns(asked.get("input"))
-    if instructions := asked.get("instructions"):
+    turns = _gym_turns(request.get("input"))
+    if instructions := request.get("instructions"):
         turns = [{"role": "system", "content": str(instructions)}, *turns]
     output = cast(Mapping[str, object], response).get("output")
     records = cast("list[Any]", output) if isinstance(output, list) else []

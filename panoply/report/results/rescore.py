@@ -37,8 +37,8 @@ def verdict(metrics: Metrics) -> str:
     best = min(names, key=lambda name: falling(above[name]["value"]))
     margin = f"{signed(above[best]['value'])} {signed_interval(above[best]['ci95'])}"
     return (
-        f"Of {len(names)} scorers {best} chooses the responses of the highest recorded reward: "
-        f"{margin} above a random choice."
+        f"Of the scorers {best} chooses the responses of the highest recorded reward: {margin} "
+        "above a random choice."
     )
 
 
