@@ -93,8 +93,12 @@ class SampleGroup:
     @property
     def parts(self) -> dict[str, list[float]]:
         """Parts of the rewards by name, NaN where a response has none."""
-        names = dict.fromkeys(name for sample in self.samples for name in sample.parts)
-        return {name: [_or_nan(s.parts.get(name)) for s in self.samples] for name in names}
+        by_name: dict[str, list[float]] = {}
+        for place, sample in enumerate(self.samples):
+            for name, value in sample.parts.items():
+                missing = [float("nan")] * len(self.samples)
+                by_name.setdefault(name, missing)[place] = _or_nan(value)
+        return by_name
 
 
 Adapt: TypeAlias = Callable[[Row], list[Sample]]

@@ -62,8 +62,8 @@ class GroupResults:
 def results_of(groups: ScoredGroups) -> GroupResults:
     """Returns choices and advantages of every scorer."""
     return GroupResults(
-        [np.array([choice(row) for row in scores]) for scores in groups.scores],
-        [np.array([grpo_advantages(row) for row in scores]) for scores in groups.scores],
+        [np.array(list(map(choice, scores))) for scores in groups.scores],
+        [np.array(list(map(grpo_advantages, scores))) for scores in groups.scores],
         {name: gdpo_advantages(parts, groups.batches) for name, parts in groups.parts.items()},
     )
 
@@ -129,7 +129,9 @@ def _choices(groups: ScoredGroups, results: GroupResults) -> Numbers:
         np.full(scores.shape[1], NAN) if number is None else scores[number]
         for scores in groups.scores
     ]
-    by_rule = {name: [c[k] for c in results.choices] for k, name in enumerate(groups.names)}
+    by_rule: dict[str, list[Array]] = {}
+    for k, name in enumerate(groups.names):
+        by_rule[name] = [choices[k] for choices in results.choices]
     by_rule["length"] = [choice(lengths) for lengths in groups.lengths]
     by_rule["random"] = [np.full(len(value), 1 / len(value)) for value in values]
     rows: Numbers = {}
