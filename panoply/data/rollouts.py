@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import JsonValue
+
 from panoply.data.data_file import Unreadable
 from panoply.data.quarantine import BadRow, Quarantine
 from panoply.data.read import Input, open_inputs
@@ -59,8 +61,11 @@ def item_id(chat: Chat) -> str:
 
     A scorer that compares a prompt's responses may give one of them another score among others.
     """
-    label = json.dumps(chat.label, sort_keys=True, default=str)
-    return digest("item", prompt_id(chat.prompt), label, *chat.responses)
+    return digest("item", prompt_id(chat.prompt), _as_json(chat.label), *chat.responses)
+
+
+def _as_json(label: JsonValue) -> str:
+    return json.dumps(label, sort_keys=True, default=str)
 
 
 def read_rollouts_of(
@@ -80,7 +85,7 @@ def read_rollouts_of(
     """
     opened_files = open_inputs([Input(file, columns=columns) for file in files])
     layouts = [rollout_layout(opened.columns) for opened in opened_files]
-    groups: dict[tuple[str, str], list[Sample]] = {}
+    groups: dict[tuple[str, ...], list[Sample]] = {}
     quarantine.parent.mkdir(parents=True, exist_ok=True)
     with Quarantine(quarantine) as bad:
         for opened, adapt in zip(opened_files, layouts, strict=True):
@@ -93,7 +98,7 @@ def read_rollouts_of(
                     continue
                 bad.num_good += 1
                 for sample in samples:
-                    key = (sample.step, prompt_id(sample.prompt))
+                    key = (sample.step, prompt_id(sample.prompt), _as_json(sample.label))
                     groups.setdefault(key, []).append(sample)
         bad.check_share(max_share)
     if not groups:
