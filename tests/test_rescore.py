@@ -286,7 +286,7 @@ def test_a_report_tells_groups_without_spread_and_judges_choices_by_the_recorded
     assert report["choices"]["rm"]["reward"] == pytest.approx(1 / 3)
     assert report["choices"]["recorded"]["reward"] == pytest.approx(2 / 3)
     assert report["choices"]["random"]["above_random"]["value"] == pytest.approx(0)
-    assert report["choices"]["length"]["length"] == 3.0
+    assert report["choices"]["longest"]["length"] == 3.0
     assert report["alike"]["rm"]["recorded"] == {"value": pytest.approx(2 / 3), "pairs": 3}
     assert report["same_choice"]["rm"]["recorded"] == pytest.approx((1 + 0 + 1 / 3) / 3)
     texts = [
@@ -479,7 +479,7 @@ def test_an_item_is_known_by_all_that_a_scorer_reads(tmp_path):
     ("arms", "message"),
     [
         ((), "`arms`.*at least one NAME=WHERE"),
-        (("recorded=x/y",), "`arms`.*no row of the report has"),
+        (("longest=x/y",), "`arms`.*no row of the report has"),
         (("a=x/y", "a=x/z"), "models of different names"),
     ],
 )

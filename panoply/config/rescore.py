@@ -13,8 +13,8 @@ from panoply.secret import check_file_uri
 
 RECORDED = "recorded"
 """Name of the reward that the rollouts had, beside the scorers."""
-CONTROLS = ("length", "random")
-"""Names of rows of the report that are no scorers."""
+CONTROLS = ("longest", "random")
+"""Rules of choice that the report has beside the scorers: the longest response, and any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

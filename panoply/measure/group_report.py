@@ -132,7 +132,7 @@ def _choices(groups: ScoredGroups, results: GroupResults) -> Numbers:
     by_rule: dict[str, list[Array]] = {}
     for k, name in enumerate(groups.names):
         by_rule[name] = [choices[k] for choices in results.choices]
-    by_rule["length"] = [choice(lengths) for lengths in groups.lengths]
+    by_rule["longest"] = [choice(lengths) for lengths in groups.lengths]
     by_rule["random"] = [np.full(len(value), 1 / len(value)) for value in values]
     rows: Numbers = {}
     for name, choices in by_rule.items():
