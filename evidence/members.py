@@ -33,7 +33,6 @@ from benchmarks import harness
 from benchmarks.harness import run, setting, write_figures
 from panoply.config.composite import LowerBound, Mean, Median, Minimum, PooledRule, VariancePenalty
 from panoply.data.schema import text_id
-from panoply.preference.in_memory import fit
 from panoply.scorers.composite.rules import pooled, scaled
 from panoply.synthetic.planted import ATTRIBUTES, PlantedWorld, make_world
 from panoply.types import Array
@@ -134,6 +133,9 @@ def pair_features(world: PlantedWorld, rng: np.random.Generator) -> tuple[Array,
 
 def trained(seed: int, num_prompts: int, sizes: Sequence[int]) -> Curve:
     """Returns the curves of heads of one recipe, means over the domains of a world."""
+    # Torch loads only where a head is fitted.
+    from panoply.preference.in_memory import fit
+
     rng = np.random.default_rng([seed, 1])
     world = make_world(seed, num_prompts=num_prompts)
     chosen_PF, rejected_PF = pair_features(world, rng)
