@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from panoply.data.parquet import row_batches
 from panoply.files import create_once, reading, whole_file
 from panoply.wire.request import Details, Score
 
@@ -33,6 +34,7 @@ SCORES = pa.schema(
 )
 """A score. `candidate` is the place of the response in its item, `cut` the tokens that limits cut
 away, `cost` what a judge took for it (null: not known), `parts` the numbers that it consists of."""
+BATCH_ROWS = 1 << 14
 SCORES_FILE, SEGMENTS = "scores.parquet", "scores"
 ItemKey: TypeAlias = tuple[str, str]
 """Name of a scorer, and id of an item."""
@@ -77,12 +79,11 @@ def read_scores(file: Path) -> Iterator[dict[str, Any]]:
     Raises:
         ValueError: the file is damaged, or lacks a column.
     """
-    with reading(file):
-        parquet = pq.ParquetFile(file, page_checksum_verification=True)
-    if missing := sorted(set(SCORES.names) - set(parquet.schema_arrow.names)):
-        raise ValueError(f"{str(file)!r} has no column {missing[0]!r}, which a file of scores has")
-    for batch in parquet.iter_batches(columns=SCORES.names):
-        yield from batch.to_pylist()
+    with reading(file), pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+        if missing := sorted(set(SCORES.names) - set(parquet.schema_arrow.names)):
+            raise ValueError(f"no column {missing[0]!r}, which a file of scores has")
+        for batch in row_batches(parquet, BATCH_ROWS, SCORES.names):
+            yield from batch.to_pylist()
 
 
 class ScoreFolder:
