@@ -157,21 +157,27 @@ def figures_of(scores_P2: np.ndarray, counts: Mapping[str, float], is_pair: bool
     won_P = np.where(np.isnan(margin_P), np.nan, (np.sign(margin_P) + 1) / 2)
     present = scores_P2[np.isfinite(scores_P2)]
     num_questions = scores_P2.size  # each response alone, or each pair in both orders
+    num_scored = int(np.isfinite(margin_P).sum())
     figures: dict[str, Any] = {
         "questions": num_questions,
         "parsed": 1 - counts["unread"] / num_questions,
-        "pairs_with_scores": int(np.isfinite(margin_P).sum()),
-        "ties": float((margin_P == 0).sum() / max(1, np.isfinite(margin_P).sum())),
-        "accuracy": float(np.nanmean(won_P)) if np.isfinite(won_P).any() else None,
+        "pairs_with_scores": num_scored,
+        "ties": share(int((margin_P == 0).sum()), num_scored),
+        "accuracy": share(float(np.nansum(won_P)), num_scored),
         "ci95": mean_interval(won_P),
     }
     if is_pair:
-        figures["order_decides"] = counts["inconsistent_pairs"] / max(1, counts["pairs"])
-        figures["first_wins"] = counts["preferred_first"] / max(1, counts["decided"])
-    elif len(present):
-        figures["most_frequent"] = float(np.unique(present, return_counts=True)[1].max())
-        figures["most_frequent"] /= len(present)
+        figures["order_decides"] = share(counts["inconsistent_pairs"], counts["pairs"])
+        figures["first_wins"] = share(counts["preferred_first"], counts["decided"])
+    else:
+        _, times = np.unique(present, return_counts=True)
+        figures["most_frequent"] = share(int(times.max(initial=0)), len(present))
     return figures
+
+
+def share(part: float, whole: float) -> float | None:
+    """Returns part / whole; None of nothing."""
+    return part / whole if whole else None
 
 
 def main(options: Options) -> None:
