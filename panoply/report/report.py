@@ -25,6 +25,7 @@ from panoply.report.results import (
     models,
     pairs,
     preference,
+    rescore,
     signals,
 )
 from panoply.report.section import (
@@ -119,6 +120,8 @@ def sections_of(
         sections.append(models.checks(findings))
     if fitted := metrics.get("calibrated"):
         sections.append(calibrate.calibrated(fitted))
+    if rescored := metrics.get("rescored"):
+        sections += rescore.rescored(rescored)
     boards = [board for board in get_args(Board) if board in metrics]
     sections += [section_of(board, metrics[board]) for board in boards]
     return [*sections, *_policy_sections(metrics, history)]
@@ -275,7 +278,7 @@ def _head(title: str, metrics: Metrics, config: Metrics, origin: Metrics) -> Pag
         title=title,
         kind="policy" if is_policy else "reward model",
         commit=metrics.get("git_commit", ""),
-        verdict=pairs.verdict(metrics) or laser.verdict(metrics),
+        verdict=(pairs.verdict(metrics) or laser.verdict(metrics) or rescore.verdict(metrics)),
         warning=warning,
         remarks=remarks,
         key_figures=[

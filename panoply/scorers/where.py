@@ -244,7 +244,7 @@ def open_scorer(
         case PythonFunction():
             return load_function(where.place)
         case RecordedScores():
-            return RecordedScorer(where.file)
+            return RecordedScorer(where.file, config.name)
         case RemoteEndpoint():
             return EndpointScorer(
                 where.url,
