@@ -114,14 +114,7 @@ def sections_of(
         sections.append(armorm.leave_one_out(sources))
     if measured := metrics.get("planted"):
         sections.append(armorm.planted(measured))
-    if parts := metrics.get("averaged"):
-        sections.append(models.averaged(parts))
-    if findings := metrics.get("findings"):
-        sections.append(models.checks(findings))
-    if fitted := metrics.get("calibrated"):
-        sections.append(calibrate.calibrated(fitted))
-    if rescored := metrics.get("rescored"):
-        sections += rescore.rescored(rescored)
+    sections += _scorer_sections(metrics)
     boards = [board for board in get_args(Board) if board in metrics]
     sections += [section_of(board, metrics[board]) for board in boards]
     return [*sections, *_policy_sections(metrics, history)]
@@ -136,6 +129,20 @@ def _gate_sections(metrics: Metrics) -> list[Section]:
         sections.append(armorm.gate_weights(weights))
     if debias := metrics.get("debias"):
         sections.append(armorm.length(debias))
+    return sections
+
+
+def _scorer_sections(metrics: Metrics) -> list[Section]:
+    """Returns the sections of a run that trains nothing, about scorers that there are."""
+    sections: list[Section] = []
+    if parts := metrics.get("averaged"):
+        sections.append(models.averaged(parts))
+    if findings := metrics.get("findings"):
+        sections.append(models.checks(findings))
+    if fitted := metrics.get("calibrated"):
+        sections.append(calibrate.calibrated(fitted))
+    if rescored := metrics.get("rescored"):
+        sections += rescore.rescored(rescored)
     return sections
 
 
