@@ -11,6 +11,7 @@ scorers, asks only about what is missing. The report is a function of the rollou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -163,7 +164,8 @@ def score_missing(
         if not left:
             break
         connect(num_workers, variables)
-        pool = ActorPoolSpec.of_cluster(num_workers, None if local_models(scorer) else 0.0)
+        num_actors = min(num_workers, math.ceil(len(left) / ITEMS_AT_ONCE))
+        pool = ActorPoolSpec.of_cluster(num_actors, None if local_models(scorer) else 0.0)
         keys = handed_keys(endpoint_variables([scorer]))
         shards = into_shards(left)
         answers = pool.map(RescoringActor, (scorer, keys), shards)
