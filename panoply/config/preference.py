@@ -7,12 +7,14 @@ it in files (`panoply.config.as_dict`).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, TypeAlias, get_args
 
 from panoply.config import DType, Rendering, require
 from panoply.config.armorm import SyntheticConfig
 from panoply.config.files import LabeledFilesConfig, check_files
+from panoply.config.members import MemberKind, MemberRule
 from panoply.config.resume import DATA, NO_EFFECT, PLACE
 from panoply.config.tracked import TrackedRun
 
@@ -271,7 +273,17 @@ class PairTrainingConfig(LabeledFilesConfig, TrackedRun):
     """Share of each source in a step."""
     schedule: ScheduleConfig = ScheduleConfig()
     num_heads: int = 1
-    """Heads of an ensemble on the backbone; each starts elsewhere."""
+    """Members of an ensemble, each with a head of its own; each starts elsewhere."""
+    members: MemberKind = "heads"
+    """What a member has for itself: a head on the one backbone that all train, or adapters too, on
+    the frozen backbone that all share. A model of adapters, also of one member, is saved as the
+    backbone and its adapters, and shares a loaded backbone with others (`serve --share-backbone`).
+    """
+    rule: MemberRule = "mean"
+    """Score of an ensemble: the mean of its members, the mean less their deviation (lcb) or their
+    variance (uwo), or the least of them (wco)."""
+    caution: float = 1.0
+    """Deviations (lcb) or variances (uwo) that are taken off the mean."""
     bagging: bool = False
     """Weight every pair for each head of an ensemble by a draw of its own (Poisson with mean 1). On
     frozen features nothing else makes the heads differ for long."""
@@ -294,6 +306,7 @@ class PairTrainingConfig(LabeledFilesConfig, TrackedRun):
         require(self.num_heads >= 1, "num_heads", self.num_heads, ">= 1")
         require(0 <= self.flipped < 1, "flipped", self.flipped, "in [0, 1)")
         require(self.wait_minutes > 0, "wait_minutes", self.wait_minutes, "positive")
+        self._check_members()
         trained, policy = self.backbone.trained, self.loss.policy
         if isinstance(trained, HeadOnly) and not isinstance(policy, NoPolicyLoss):
             raise ValueError(
@@ -305,6 +318,38 @@ class PairTrainingConfig(LabeledFilesConfig, TrackedRun):
             raise ValueError(
                 "`loss.policy.reference` 'adapters_off' needs `backbone.trained` 'lora', got "
                 f"{trained.kind!r}: take 'precomputed' or 'copy'"
+            )
+
+    def _check_members(self) -> None:
+        """Checks the settings of an ensemble.
+
+        Raises:
+            ValueError: a rule has nothing to pool, or adapters are not what is trained.
+        """
+        for name, kind in (("members", MemberKind), ("rule", MemberRule)):
+            allowed, value = get_args(kind), getattr(self, name)
+            require(value in allowed, name, value, f"one of {allowed}")
+        require(0 <= self.caution < math.inf, "caution", self.caution, ">= 0")
+        if self.rule != "mean" and self.num_heads == 1:
+            raise ValueError(
+                f"`rule` {self.rule!r} is of several members, and `num_heads` is 1: take 2 or more"
+            )
+        if self.rule != "mean" and not self.loss.reward:
+            raise ValueError(
+                f"`rule` {self.rule!r} is of heads, which `loss.reward` 0 leaves untrained: take "
+                "'mean'"
+            )
+        if self.members == "heads":
+            return
+        if not isinstance(self.backbone.trained, Lora):
+            raise ValueError(
+                "`members` 'adapters' needs `backbone.trained` 'lora', got "
+                f"{self.backbone.trained.kind!r}: take that, or 'heads'"
+            )
+        if isinstance(self.weighting, More) or not self.loss.reward:
+            raise ValueError(
+                "`members` 'adapters' takes `weighting` 'mixed' or 'balanced' and a positive "
+                f"`loss.reward`, got {self.weighting.kind!r} and {self.loss.reward:g}"
             )
 
 

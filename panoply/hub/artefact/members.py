@@ -1,0 +1,143 @@
+"""Scalar reward models of LoRA adapters on one frozen backbone: one adapter and head a member.
+
+    s_k = w_k . z_k,   z_k the state at the last token under adapter k
+
+    model.safetensors, config.json, tokenizer    the backbone, as it was before training
+    members/K/                                   the adapter of member K, in peft's layout
+    heads.safetensors, panoply.json, seen.npy    as of any scalar model (`panoply.hub.artefact.scalar`)
+
+The score is one of the rules there. The folder is no sequence classifier: no single head on the
+backbone gives its scores.
+
+Legend: `R` responses, `K` members, `D` hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from panoply.files import whole_folder
+from panoply.hub.artefact.classifier import check_vacant
+from panoply.hub.artefact.manifest import (
+    MANIFEST,
+    ScalarManifest,
+    check_sealed,
+    hash_keys,
+    read_manifest,
+)
+from panoply.hub.artefact.model_card import write_card
+from panoply.hub.artefact.scalar import ScalarModel
+from panoply.hub.backbone.adapters import SharedBackbone
+from panoply.hub.backbone.backbone import PAD_RULE, Backbone
+from panoply.hub.backbone.pretrained import choose_dtype
+from panoply.hub.backbone.renderer import Renderer
+from panoply.hub.door.checkpoint import read_tensors
+from panoply.hub.door.loading import load_model, load_tokenizer
+from panoply.hub.policy.lora import save_adapter
+from panoply.hub.policy.trainable import TrainableModel
+from panoply.model.device import best_device
+from panoply.model.tree import TokenTree
+from panoply.seal import seal
+
+FOLDER = "members"
+HEAD = "head.weight"
+"""Name of the head among the trained parameters of a member."""
+
+
+class AdapterMembers(ScalarModel):
+    """A scalar reward model whose members are adapters on a backbone that others may share."""
+
+    def __init__(
+        self,
+        shared: SharedBackbone,
+        adapters: Sequence[str],
+        renderer: Renderer,
+        heads_KD: Tensor,
+        manifest: ScalarManifest,
+    ) -> None:
+        self.shared, self.adapters = shared, tuple(adapters)
+        backbone = shared.view(manifest.backbone, renderer, list(adapters))
+        super().__init__(backbone, heads_KD, manifest)
+
+    def raw_members(self, trees: Sequence[TokenTree]) -> Tensor:
+        """Returns the score s_k of each response by each member, `[R, K]`."""
+        columns: list[Tensor] = []
+        for adapter, head_D in zip(self.adapters, self.heads_KD, strict=True):
+            with self.shared.using(adapter):
+                columns.append(self.backbone.features(trees).last_RLD[:, -1] @ head_D)
+        return torch.stack(columns, 1)
+
+    def release(self) -> None:
+        """Takes the adapters off the backbone; the model scores no more."""
+        for adapter in self.adapters:
+            self.shared.remove(adapter)
+
+
+def save_adapter_members(
+    trainable: TrainableModel,
+    members: Sequence[Mapping[str, Tensor]],
+    manifest: ScalarManifest,
+    folder: Path,
+    seen: Sequence[str],
+) -> None:
+    """Writes a model of adapters as a folder, which appears when all of it is written.
+
+    Args:
+        trainable: the network with adapters, which it loses here.
+        members: trained parameters of each member, the head among them.
+        manifest: of the model.
+        folder: new, or that of an earlier save.
+        seen: split keys that training used.
+
+    Raises:
+        ValueError: `folder` holds something that is no reward model.
+    """
+    if not (folder / MANIFEST).is_file():
+        check_vacant(folder)
+    with whole_folder(folder) as built:
+        for number, params in enumerate(members):
+            adapter = {name: value for name, value in params.items() if name != HEAD}
+            save_adapter(trainable, adapter, manifest.backbone, built / FOLDER / str(number))
+        trainable.lora.unload().save_pretrained(built)
+        trainable.renderer.tokenizer.save_pretrained(built)
+        heads_KD = torch.cat([params[HEAD].detach().float().cpu() for params in members])
+        save_file({"heads": heads_KD.contiguous()}, built / "heads.safetensors")
+        np.save(built / "seen.npy", hash_keys(seen), allow_pickle=False)
+        (built / MANIFEST).write_text(replace(manifest, pad_rule=PAD_RULE).to_json())
+        write_card(built)
+        seal(built)
+
+
+def load_adapter_members(folder: Path, shared: SharedBackbone | None = None) -> AdapterMembers:
+    """Loads a model that `save_adapter_members` wrote.
+
+    Args:
+        folder: of the model.
+        shared: the backbone of the folder, where it is loaded already; None loads it.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is not the one that was saved, or an adapter does not fit.
+    """
+    from transformers import AutoModel
+
+    manifest = read_manifest(folder)
+    assert isinstance(manifest, ScalarManifest)
+    check_sealed(folder, manifest)
+    renderer = Renderer(load_tokenizer(folder), manifest.rendering)
+    renderer.check_template(manifest.template_hash, folder)
+    if shared is None:
+        device = best_device()
+        dtype = choose_dtype("float32", device)
+        model = load_model(AutoModel, folder, dtype=dtype).to(device)
+        shared = SharedBackbone(Backbone(manifest.backbone, model, renderer, [manifest.depth]))
+    heads_KD = read_tensors(folder / "heads.safetensors")["heads"]
+    adapters = [shared.add(folder / FOLDER / str(number)) for number in range(len(heads_KD))]
+    return AdapterMembers(shared, adapters, renderer, heads_KD, manifest)

@@ -1,0 +1,175 @@
+"""One loaded backbone under several LoRA adapters, of which one computes at a time."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from copy import copy
+from pathlib import Path
+from typing import Any, cast
+
+from panoply.data.schema import digest
+from panoply.hub.backbone.backbone import Backbone, hash_tensors
+from panoply.hub.backbone.renderer import Renderer
+from panoply.hub.door.checkpoint import Checkpoint, few, read_fields
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+FACTOR = "lora_"
+"""Part of the name of every tensor of an adapter that changes the backbone."""
+WRAPPED = "base_model.model."
+"""Beginning of the names of an adapter's tensors, as peft writes them."""
+
+
+class SharedBackbone:
+    """One loaded backbone under several LoRA adapters, of which one computes at a time.
+
+    An adapter may be added or removed while others are in use: a forward and a change take turns.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.backbone = backbone
+        self._turn = threading.RLock()
+        self._hashes: dict[str, str] = {}
+        """Hash of the tensors of each adapter, by the name under which it computes."""
+        self._num_added = 0
+        self._active = ""
+
+    @property
+    def num_adapters(self) -> int:
+        """Number of adapters on the backbone."""
+        return len(self._hashes)
+
+    def add(self, folder: Path) -> str:
+        """Puts the adapter of a folder onto the backbone; returns the name under which it computes.
+
+        Raises:
+            FileNotFoundError: the folder has no adapter, or only as a pickle.
+            ValueError: it is of another model, or of a kind that does not share a backbone.
+        """
+        from peft import PeftConfig
+        from peft.functional import (
+            get_peft_model_state_dict,
+            inject_adapter_in_model,
+            set_peft_model_state_dict,
+        )
+
+        check_shareable(folder)
+        stored = Checkpoint.open(folder, WEIGHTS)
+        model: Any = self.backbone.decoder.model
+        tensors = {
+            _inner_name(key, model.base_model_prefix): stored.read(key)
+            for key in stored.shapes
+            if FACTOR in key
+        }
+        config = cast(Any, PeftConfig.from_pretrained(str(folder)))
+        config.modules_to_save, config.inference_mode = None, True
+        with self._turn:
+            self._num_added += 1
+            name = f"adapter{self._num_added}"
+            try:
+                inject_adapter_in_model(config, model, name)
+                set_peft_model_state_dict(model, tensors, adapter_name=name)
+                expected = {
+                    key: tuple(tensor.shape)
+                    for key, tensor in get_peft_model_state_dict(model, adapter_name=name).items()
+                }
+                self._check_fit(folder, {k: tuple(t.shape) for k, t in tensors.items()}, expected)
+            except (ValueError, RuntimeError) as error:
+                self._delete(name)
+                raise ValueError(
+                    f"the adapter in {str(folder)!r} does not fit its base model: {error}"
+                ) from error
+            model.eval().requires_grad_(False)
+            self._hashes[name] = hash_tensors(tensors)
+            self._active = ""  # peft made the new one active
+        return name
+
+    def remove(self, name: str) -> None:
+        """Takes an adapter off the backbone."""
+        with self._turn:
+            del self._hashes[name]
+            self._delete(name)
+
+    @contextmanager
+    def using(self, name: str) -> Generator[None]:
+        """Computes with an adapter while the context is open; others wait."""
+        from peft.functional import set_adapter
+
+        with self._turn:
+            if name not in self._hashes:
+                raise RuntimeError(f"the adapter {name!r} was removed")
+            if self._active != name:
+                set_adapter(self.backbone.decoder.model, name, inference_mode=True)
+                self._active = name
+            yield
+
+    def view(self, title: str, renderer: Renderer, adapters: list[str]) -> Backbone:
+        """Returns the backbone as a model with some of the adapters sees it, on the same weights.
+
+        Args:
+            title: name of the model's backbone.
+            renderer: of the model's conversations.
+            adapters: names under which its adapters compute.
+        """
+        seen = copy(self.backbone)
+        seen.name, seen.renderer = title, renderer
+        hashes = [self._hashes[name] for name in adapters]
+        seen.weights_hash = digest(self.backbone.weights_hash, *hashes)
+        return seen
+
+    def _delete(self, name: str) -> None:
+        from peft.functional import delete_adapter
+
+        model: Any = self.backbone.decoder.model
+        delete_adapter(model, name, prefix=FACTOR)
+        getattr(model, "peft_config", {}).pop(name, None)
+        self._active = ""
+
+    @staticmethod
+    def _check_fit(folder: Path, stored: dict[str, Any], expected: dict[str, Any]) -> None:
+        """Checks that an adapter has a place for each tensor, and each place has one.
+
+        Raises:
+            ValueError: it has not.
+        """
+        if misfits := sorted(set(stored.items()) ^ set(expected.items())):
+            names = list(dict.fromkeys(name for name, _ in misfits))
+            raise ValueError(f"{few(names)} are not in both, or have other shapes")
+
+
+def check_shareable(folder: Path) -> None:
+    """Checks by an adapter's settings that all of it but a head lies beside the backbone's weights.
+
+    Raises:
+        FileNotFoundError: the folder has no adapter.
+        ValueError: it is no LoRA, or brings weights in place of the backbone's own.
+    """
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(f"{str(folder)!r} has no {CONFIG}: name the folder of an adapter")
+    fields = read_fields(folder / CONFIG)
+    kind = fields.get("peft_type", "LORA")
+    saved = set(fields.get("modules_to_save") or ()) - {"score", "classifier"}
+    own = sorted(
+        name
+        for name in Checkpoint.open(folder, WEIGHTS).shapes
+        if FACTOR not in name and "score" not in name and "v_head" not in name
+    )
+    bias = fields.get("bias", "none")
+    if kind != "LORA" or saved or own or bias != "none" or fields.get("trainable_token_indices"):
+        what = few([*sorted(saved), *own]) if saved or own else f"{kind}, bias {bias!r}"
+        raise ValueError(
+            f"the adapter in {str(folder)!r} cannot share a backbone, whose own weights it "
+            f"replaces or shifts ({what}): serve it without `--share-backbone`"
+        )
+
+
+def _inner_name(key: str, prefix: str) -> str:
+    """Returns the name of an adapter's tensor on the bare decoder.
+
+    Args:
+        key: name in the file, on the model with its head.
+        prefix: name of the decoder in the model with its head.
+    """
+    return key.removeprefix(WRAPPED).removeprefix(f"{prefix}.")
