@@ -299,9 +299,7 @@ def _steps_saved(folder: Path, num_steps: int) -> int:
     return max(numbers, default=0)
 
 
-def ensembles(
-    config: PreferenceConfig, trained: Mapping[str, TrainedRun]
-) -> dict[str, TrainedRun]:
+def ensembles(config: PreferenceConfig, trained: Mapping[str, TrainedRun]) -> dict[str, TrainedRun]:
     """Returns the models that runs are of: members with adapters of their own are one model."""
     if config.members == "adapters":
         return {MAIN: TrainedRun.joined(list(trained.values()))}

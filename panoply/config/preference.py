@@ -273,17 +273,7 @@ class PairTrainingConfig(LabeledFilesConfig, TrackedRun):
     """Share of each source in a step."""
     schedule: ScheduleConfig = ScheduleConfig()
     num_heads: int = 1
-    """Members of an ensemble, each with a head of its own; each starts elsewhere."""
-    members: MemberKind = "heads"
-    """What a member has for itself: a head on the one backbone that all train, or adapters too, on
-    the frozen backbone that all share. A model of adapters, also of one member, is saved as the
-    backbone and its adapters, and shares a loaded backbone with others (`serve --share-backbone`).
-    """
-    rule: MemberRule = "mean"
-    """Score of an ensemble: the mean of its members, the mean less their deviation (lcb) or their
-    variance (uwo), or the least of them (wco)."""
-    caution: float = 1.0
-    """Deviations (lcb) or variances (uwo) that are taken off the mean."""
+    """Heads of an ensemble on the backbone; each starts elsewhere."""
     bagging: bool = False
     """Weight every pair for each head of an ensemble by a draw of its own (Poisson with mean 1). On
     frozen features nothing else makes the heads differ for long."""
@@ -306,7 +296,6 @@ class PairTrainingConfig(LabeledFilesConfig, TrackedRun):
         require(self.num_heads >= 1, "num_heads", self.num_heads, ">= 1")
         require(0 <= self.flipped < 1, "flipped", self.flipped, "in [0, 1)")
         require(self.wait_minutes > 0, "wait_minutes", self.wait_minutes, "positive")
-        self._check_members()
         trained, policy = self.backbone.trained, self.loss.policy
         if isinstance(trained, HeadOnly) and not isinstance(policy, NoPolicyLoss):
             raise ValueError(
@@ -318,6 +307,48 @@ class PairTrainingConfig(LabeledFilesConfig, TrackedRun):
             raise ValueError(
                 "`loss.policy.reference` 'adapters_off' needs `backbone.trained` 'lora', got "
                 f"{trained.kind!r}: take 'precomputed' or 'copy'"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreferenceConfig(PairTrainingConfig):
+    """Preference training: a scalar reward model from pairs, by Bradley-Terry, HaF-RM or MORE."""
+
+    out: str = field(default="runs/preference", metadata=NO_EFFECT)
+    """Folder of the results. The same folder with the same configuration resumes."""
+    num_workers: int = field(default=2, metadata=NO_EFFECT)
+    """Most Ray Train workers; 0 trains inside the driver."""
+    gpus: float | None = field(default=None, metadata=NO_EFFECT)
+    """GPUs of each worker; None: one, where the cluster has one for each."""
+    parallel: Parallel = "ddp"
+    """Distribution of the parameters: a replica on every worker, or shards (FSDP2)."""
+    experiment: str = field(default="preference", metadata=NO_EFFECT)
+    """MLflow experiment, or project of another tracker."""
+    members: MemberKind = "heads"
+    """What a member has for itself: a head on the one backbone that all train, or adapters too, on
+    the frozen backbone that all share. A model of adapters, also of one member, is saved as the
+    backbone and its adapters, and shares a loaded backbone with others (`serve --share-backbone`).
+    """
+    rule: MemberRule = "mean"
+    """Score of an ensemble: the mean of its members, the mean less their deviation (lcb) or their
+    variance (uwo), or the least of them (wco)."""
+    caution: float = 1.0
+    """Deviations (lcb) or variances (uwo) that are taken off the mean."""
+    model_name: str = field(default="preference", metadata=NO_EFFECT)
+    """Name that the model gets in MLflow's registry; each run adds a version."""
+
+    def __post_init__(self) -> None:
+        # No super(): a dataclass with slots is another class than the one that it names.
+        PairTrainingConfig.__post_init__(self)
+        require(self.num_workers >= 0, "num_workers", self.num_workers, ">= 0")
+        allowed = get_args(Parallel)
+        require(self.parallel in allowed, "parallel", self.parallel, f"one of {allowed}")
+        self._check_members()
+        trained = self.backbone.trained
+        if self.parallel == "fsdp" and isinstance(trained, HeadOnly | LastLayers):
+            raise ValueError(
+                f"`parallel` 'fsdp' shards what is trained, and `backbone.trained` "
+                f"{trained.kind!r} fits everywhere: take 'ddp', or train 'full' or 'lora'"
             )
 
     def _check_members(self) -> None:
@@ -350,35 +381,4 @@ class PairTrainingConfig(LabeledFilesConfig, TrackedRun):
             raise ValueError(
                 "`members` 'adapters' takes `weighting` 'mixed' or 'balanced' and a positive "
                 f"`loss.reward`, got {self.weighting.kind!r} and {self.loss.reward:g}"
-            )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PreferenceConfig(PairTrainingConfig):
-    """Preference training: a scalar reward model from pairs, by Bradley-Terry, HaF-RM or MORE."""
-
-    out: str = field(default="runs/preference", metadata=NO_EFFECT)
-    """Folder of the results. The same folder with the same configuration resumes."""
-    num_workers: int = field(default=2, metadata=NO_EFFECT)
-    """Most Ray Train workers; 0 trains inside the driver."""
-    gpus: float | None = field(default=None, metadata=NO_EFFECT)
-    """GPUs of each worker; None: one, where the cluster has one for each."""
-    parallel: Parallel = "ddp"
-    """Distribution of the parameters: a replica on every worker, or shards (FSDP2)."""
-    experiment: str = field(default="preference", metadata=NO_EFFECT)
-    """MLflow experiment, or project of another tracker."""
-    model_name: str = field(default="preference", metadata=NO_EFFECT)
-    """Name that the model gets in MLflow's registry; each run adds a version."""
-
-    def __post_init__(self) -> None:
-        # No super(): a dataclass with slots is another class than the one that it names.
-        PairTrainingConfig.__post_init__(self)
-        require(self.num_workers >= 0, "num_workers", self.num_workers, ">= 0")
-        allowed = get_args(Parallel)
-        require(self.parallel in allowed, "parallel", self.parallel, f"one of {allowed}")
-        trained = self.backbone.trained
-        if self.parallel == "fsdp" and isinstance(trained, HeadOnly | LastLayers):
-            raise ValueError(
-                f"`parallel` 'fsdp' shards what is trained, and `backbone.trained` "
-                f"{trained.kind!r} fits everywhere: take 'ddp', or train 'full' or 'lora'"
             )
