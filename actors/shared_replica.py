@@ -1,4 +1,4 @@
-"""A replica of a backbone that several models of adapters share: one copy of the weights, one queue.
+"""A replica of a backbone that models of adapters share: one copy of the weights, one queue.
 
 A batch holds conversations of any of the models, and has a forward for each that is in it.
 """

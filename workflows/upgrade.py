@@ -105,6 +105,7 @@ def run_upgrade(config: UpgradeConfig, logger: RunLogger) -> None:
         ValueError, OSError: there is no such server or model, or a new version cannot be loaded, or
             gives no score where the old one does. The old versions answer as before.
     """
+    config.check_change()
     new = [resolve_model(model) for model in config.served_models()]
     added = [resolve_model(model) for model in config.added_models()]
     with running_server(config.name) as server:

@@ -31,16 +31,22 @@ class UpgradeConfig:
     """Run the Python code that the new models bring."""
 
     def __post_init__(self) -> None:
-        is_change = bool(self.models or self.add or self.remove)
-        require(
-            is_change, "models", self.models, "one NAME=WHERE or more, or `--add` or `--remove`"
-        )
         names = [model.partition("=")[0] for model in (*self.models, *self.add)]
         both = sorted(set(names) & set(self.remove))
         require(not both, "remove", both, "names that are not upgraded or added too")
         require(0 < self.port < 65536, "port", self.port, "a port, 1 to 65535")
         require(self.minutes > 0, "minutes", self.minutes, "positive")
         check_server(self.name)
+
+    def check_change(self) -> None:
+        """Checks that something is to change.
+
+        Raises:
+            ValueError: nothing is.
+        """
+        is_change = bool(self.models or self.add or self.remove)
+        allowed = "one NAME=WHERE or more, or left out beside `--add` or `--remove`"
+        require(is_change, "models", self.models, allowed)
 
     def served_models(self) -> tuple[ServedModelConfig, ...]:
         """Returns the names and places of the new versions.

@@ -2,8 +2,8 @@
 
 Format 1 is of folders without a seal, format 2 of sealed ones (`panoply.seal`), format 3 of
 ensembles of adapters or with another rule than the mean; all are read, and the least that says all
-is written. A field that this version does not know is passed over, since what changes a score raises the format;
-an unknown field of `rendering` or `gate` is refused.
+is written. A field that this version does not know is passed over, since what changes a score
+raises the format; an unknown field of `rendering` or `gate` is refused.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@
     members/K/                                   the adapter of member K, in peft's layout
     heads.safetensors, panoply.json, seen.npy    as of any scalar model
 
-The score is one of the rules of `panoply.hub.artefact.scalar`. The folder is no sequence classifier: no single head on the
-backbone gives its scores.
+The score is one of the rules of `panoply.hub.artefact.scalar`. The folder is no sequence
+classifier: no single head on the backbone gives its scores.
 
 Legend: `R` responses, `K` members, `D` hidden size.
 """
