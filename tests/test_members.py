@@ -160,6 +160,7 @@ class Served:
         self.ask, self.describe = replica.answer, replica.about
 
     async def about(self):
+        """Says what it is."""
         return self.describe()
 
 

@@ -1,9 +1,8 @@
-"""Models of adapters on one loaded backbone: the scores they have alone, and changes while they
-serve.
-"""
+"""Models of adapters on one loaded backbone: scores as alone, and changes while they serve."""
 
 import asyncio
 import io
+import json
 import shutil
 import threading
 import time
@@ -101,10 +100,8 @@ def test_an_adapter_that_replaces_weights_of_its_backbone_shares_none(folders, c
     folder = tmp_path / "m"
     shutil.copytree(folders / "first", folder)
     file = folder / "adapter_config.json"
-    import json
-
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-    with pytest.raises(ValueError, match="cannot share a backbone.*serve it without"):
+    with pytest.raises(ValueError, match=r"cannot share a backbone.*serve it without"):
         backbone_key(str(folder))
 
 
@@ -115,7 +112,7 @@ def test_an_adapter_of_another_model_leaves_the_others_as_they_were(folders, tmp
     file = tmp_path / "m" / "adapter_model.safetensors"
     held = {name.replace("layers.1", "layers.7"): value for name, value in load_file(file).items()}
     save_file(held, file, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="does not fit its base model.*layers"):
+    with pytest.raises(ValueError, match=r"does not fit its base model.*layers"):
         load_on_backbone(str(tmp_path / "m"), model.shared)
     assert model.shared.num_adapters == 1
     assert model.score(PROMPT, RESPONSES).tolist() == expected
@@ -303,10 +300,15 @@ def asked(address, name):
     return [entry["score"] for entry in answer.json()["results"][0]["items"][0]]
 
 
-def test_models_are_upgraded_added_and_removed_under_load_in_one_process(cluster, folders):
+def test_models_are_upgraded_added_and_removed_under_load_in_one_process(
+    cluster, folders, tmp_path
+):
     def near(name):
         return pytest.approx(scores_alone(folders / name), rel=1e-4, abs=3e-5)
 
+    damaged = tmp_path / "damaged"
+    shutil.copytree(folders / "a", damaged)
+    (damaged / "heads.safetensors").write_bytes(b"")
     config = ServeConfig(
         models=(f"a={folders / 'a'}", f"b={folders / 'b'}"),
         name="shared",
@@ -328,8 +330,8 @@ def test_models_are_upgraded_added_and_removed_under_load_in_one_process(cluster
             assert asked(address, "length")[0] > 0
             run_rollback(RollbackConfig(models=("b",), name="shared"), log())
             assert asked(address, "b") == near("b")
-            with pytest.raises(ValueError, match="could not be loaded"):
-                change(models=(f"b={folders / 'base'}",), add=(f"d={folders / 'gone'}",))
+            with pytest.raises(ValueError, match=r"'b' does not answer: .*could not be loaded"):
+                change(models=(f"b={damaged}",))
             change(remove=("c", "length"))
             assert asked(address, "c") == asked(address, "length") == 404
             assert asked(address, "b") == near("b")

@@ -84,7 +84,10 @@ class ScalarModel(ScoringModel[ScalarOutput]):
         self.rule = pooled_rule(manifest.rule, manifest.caution)
         self.temperature = manifest.temperature
         heads = {"heads": heads_KD, "scales": heads_KD.new_tensor(manifest.scales)}
-        self.provenance = provenance_of("scalar", backbone, heads, manifest.pad_rule)
+        kind = "scalar" if manifest.rule == "mean" else "ensemble"  # what one head gives, or not
+        if manifest.members == "adapters":
+            kind = "adapters"
+        self.provenance = provenance_of(kind, backbone, heads, manifest.pad_rule)
 
     @torch.inference_mode()
     def score_trees(self, trees: Sequence[TokenTree]) -> Tensor:
