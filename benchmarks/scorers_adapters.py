@@ -50,6 +50,7 @@ from panoply.wire.request import Chat, RequestError
 
 CONCURRENCY = 16
 """Requests in progress at a time."""
+WORDS = ("the", "egg", "boils", "in", "hot", "water", "for", "ten", "minutes", "and", "cools")
 RENDERING = Rendering(max_prompt_tokens=1024, max_response_tokens=512)
 
 
@@ -204,11 +205,10 @@ def hold(folders: Sequence[Path], options: Options, pipe: Connection) -> None:
 def loads(options: Options) -> list[ReplicaRequest]:
     """Returns the requests of a load."""
     rng = random.Random(0)
-    words = "the egg boils in a pot of hot water for ten minutes and cools before it is cut".split()
     requests: list[ReplicaRequest] = []
     for number in range(options.requests):
-        prompt = ({"role": "user", "content": f"{number}. {' '.join(rng.choices(words, k=40))}?"},)
-        texts = [" ".join(rng.choices(words, k=options.words)) for _ in range(options.responses)]
+        prompt = ({"role": "user", "content": f"{number}. {' '.join(rng.choices(WORDS, k=40))}?"},)
+        texts = [" ".join(rng.choices(WORDS, k=options.words)) for _ in range(options.responses)]
         chat = Chat(prompt, tuple(texts))
         requests.append(ReplicaRequest(items=(chat,), bucket=bucket_of(chat), timeout=600.0))
     return requests
