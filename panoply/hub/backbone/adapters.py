@@ -78,9 +78,11 @@ class SharedBackbone:
                 self._check_fit(folder, {k: tuple(t.shape) for k, t in tensors.items()}, expected)
             except (ValueError, RuntimeError) as error:
                 self._delete(name)
+                why = " ".join(str(error).split())
                 raise ValueError(
-                    f"the adapter in {str(folder)!r} does not fit its base model: {error}"
+                    f"the adapter in {str(folder)!r} does not fit its base model: {why}"
                 ) from error
+            del model.peft_config  # peft warns where it finds that of an earlier adapter
             model.eval().requires_grad_(False)
             self._hashes[name] = hash_tensors(tensors)
             self._active = ""  # peft made the new one active
@@ -124,7 +126,8 @@ class SharedBackbone:
 
         model: Any = self.backbone.decoder.model
         delete_adapter(model, name, prefix=FACTOR)
-        getattr(model, "peft_config", {}).pop(name, None)
+        if hasattr(model, "peft_config"):
+            del model.peft_config
         self._active = ""
 
     @staticmethod
