@@ -12,8 +12,7 @@ import math
 import time
 from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import asdict, replace
 
 from ray import serve
 
@@ -26,73 +25,22 @@ from panoply.serve.calls import ReplicaRequest, bucket_of
 from panoply.wire.request import Chat, ModelAnswer, RequestError
 from workflows.cluster.gateway import (
     POLL_SECONDS,
-    backbone_name,
     gateway_app_with_keys,
     gateway_name,
     handle_at,
-    model_name,
     model_states,
-    place_on,
     version_of,
 )
 from workflows.cluster.keys import endpoint_variables, handed_keys
-from workflows.cluster.models import model_app_with_keys, shared_app
+from workflows.cluster.models import model_app_with_keys
 from workflows.cluster.ray_cluster import connect, is_on_loopback
 from workflows.cluster.resolve_model import resolve_model
-from workflows.cluster.shared import key_of
+from workflows.cluster.shared import Change, deploy_members, without
 from workflows.cluster.tenancy import described, holding, serve_details
-from workflows.cluster.versions import Routes, ServerDescription, members_of
+from workflows.cluster.versions import Routes, RunningServer, members_of
 
 CHECK_SECONDS = 60.0
 """Time limit for the scores by which versions are checked."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunningServer:
-    """A server that runs, and where its requests go."""
-
-    name: str
-    description: ServerDescription
-    routes: Routes
-    members: Mapping[str, Mapping[str, Any]]
-    """Settings of the models on each shared backbone, by member, by application."""
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """New versions and models, and what is to run of a server for them."""
-
-    places: Mapping[str, str]
-    """Place of each new version, by the model's name."""
-    alone: Mapping[str, ServedModelConfig]
-    """New applications of models that share no backbone."""
-    members: Mapping[str, Mapping[str, Any]]
-    """Models that are to be on each shared backbone, where they change."""
-
-    @classmethod
-    def of(cls, server: RunningServer, models: Sequence[ServedModelConfig]) -> Change:
-        """Plans new versions: an adapter on a backbone that is loaded is put onto it.
-
-        Raises:
-            ValueError, OSError: a model's files cannot be read.
-        """
-        places: dict[str, str] = {}
-        alone: dict[str, ServedModelConfig] = {}
-        members = {app: dict(on_it) for app, on_it in server.members.items()}
-        for model in models:
-            number = server.routes.latest.get(model.name, 0) + 1
-            key = key_of(model) if members else ""
-            app = backbone_name(server.name, key)
-            if app in members:
-                places[model.name] = place = place_on(app, model.name, number)
-                members[app][place.partition("/")[2]] = asdict(model)
-            else:
-                places[model.name] = app = model_name(server.name, model.name, number)
-                alone[app] = model
-            other = server.routes.others.get(model.name, "")
-            members = _without(members, [other])
-        changed = {app: on_it for app, on_it in members.items() if on_it != server.members[app]}
-        return cls(places, alone, changed)
 
 
 def run_upgrade(config: UpgradeConfig, logger: RunLogger) -> None:
@@ -119,7 +67,7 @@ def run_upgrade(config: UpgradeConfig, logger: RunLogger) -> None:
                 serve.delete(other)
         try:
             _deploy(change.alone)
-            _deploy_members(server, change.members)
+            deploy_members(server, change.members)
             _await_loaded({app: app for app in change.alone}, config.minutes, logger)
             for name, place in change.places.items():
                 _check_scores(name, server.routes.current.get(name, ""), place)
@@ -128,7 +76,7 @@ def run_upgrade(config: UpgradeConfig, logger: RunLogger) -> None:
             if not set(change.places.values()) & set(_routes(server).current.values()):
                 for app in change.alone:
                     serve.delete(app)
-                _deploy_members(server, {app: server.members[app] for app in change.members})
+                deploy_members(server, {app: server.members[app] for app in change.members})
             raise
         _take_down(server, config.remove)
     for name, place in change.places.items():
@@ -246,17 +194,6 @@ def _settled(
     )
 
 
-def _deploy_members(server: RunningServer, members: Mapping[str, Mapping[str, Any]]) -> None:
-    """Sets the models on shared backbones, and waits until all replicas know of them."""
-    apps = {
-        app: shared_app({**server.description.backbones[app], "models": dict(on_it)})
-        for app, on_it in members.items()
-    }
-    targets = [serve.RunTarget(target, app, route_prefix=None) for app, target in apps.items()]
-    if targets:
-        serve.run_many(targets, wait_for_applications_running=True)
-
-
 def _take_down(server: RunningServer, names: Sequence[str]) -> None:
     """Removes models of which the gateway does not know any more."""
     places = [server.routes.current[name] for name in names]
@@ -265,18 +202,8 @@ def _take_down(server: RunningServer, names: Sequence[str]) -> None:
         if "/" not in place:
             serve.delete(place)
     before = members_of(server.name, serve_details())
-    after = _without(before, places)
-    _deploy_members(server, {app: after[app] for app in after if after[app] != before[app]})
-
-
-def _without(
-    members: Mapping[str, Mapping[str, Any]], places: Sequence[str]
-) -> dict[str, dict[str, Any]]:
-    """Returns the models on shared backbones but for those at some places."""
-    return {
-        app: {member: model for member, model in on_it.items() if f"{app}/{member}" not in places}
-        for app, on_it in members.items()
-    }
+    after = without(before, places)
+    deploy_members(server, {app: after[app] for app in after if after[app] != before[app]})
 
 
 def _deploy(versions: Mapping[str, ServedModelConfig]) -> None:

@@ -127,6 +127,17 @@ class Routes:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class RunningServer:
+    """A server that runs, and where its requests go."""
+
+    name: str
+    description: ServerDescription
+    routes: Routes
+    members: Mapping[str, Mapping[str, Any]]
+    """Settings of the models on each shared backbone, by member, by application."""
+
+
 def _model_at(server: str, place: str) -> str:
     """Returns the name of the model at a place of a server; empty where there is none."""
     app, slash, member = place.partition("/")
