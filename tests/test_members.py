@@ -17,6 +17,7 @@ from panoply.hub.artefact.average import read_alike
 from panoply.hub.artefact.load import load_reward_model
 from panoply.hub.artefact.manifest import read_manifest
 from panoply.hub.artefact.scalar import load_scalar_model
+from panoply.hub.backbone.pretrained import resolve
 from panoply.hub.doctor import examine
 from panoply.report.progress import RunLogger
 from panoply.wire.request import Chat, ScoreRequest
@@ -221,6 +222,12 @@ def test_heads_without_a_reward_loss_have_no_rule():
         PreferenceConfig(
             pairs=("a.jsonl",), num_heads=2, rule="lcb", loss=LossConfig(reward=0.0, policy=DPO())
         )
+
+
+def test_adapters_are_no_backbone_to_train_on(tiny_model_folder, tmp_path):
+    save_adapters(tmp_path / "m", tiny_model_folder)
+    with pytest.raises(ValueError, match="is a reward model of adapters, which are not merged"):
+        resolve(str(tmp_path / "m"))
 
 
 def test_adapters_are_not_averaged(tiny_model_folder, tmp_path):

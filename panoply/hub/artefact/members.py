@@ -36,7 +36,7 @@ from panoply.hub.artefact.model_card import write_card
 from panoply.hub.artefact.scalar import ScalarModel
 from panoply.hub.backbone.adapters import SharedBackbone
 from panoply.hub.backbone.backbone import PAD_RULE, Backbone
-from panoply.hub.backbone.pretrained import choose_dtype
+from panoply.hub.backbone.pretrained import MEMBERS, choose_dtype
 from panoply.hub.backbone.renderer import Renderer
 from panoply.hub.door.checkpoint import read_tensors
 from panoply.hub.door.loading import load_model, load_tokenizer
@@ -46,7 +46,6 @@ from panoply.model.device import best_device
 from panoply.model.tree import TokenTree
 from panoply.seal import seal
 
-FOLDER = "members"
 HEAD = "head.weight"
 """Name of the head among the trained parameters of a member."""
 
@@ -104,7 +103,7 @@ def save_adapter_members(
     with whole_folder(folder) as built:
         for number, params in enumerate(members):
             adapter = {name: value for name, value in params.items() if name != HEAD}
-            save_adapter(trainable, adapter, manifest.backbone, built / FOLDER / str(number))
+            save_adapter(trainable, adapter, manifest.backbone, built / MEMBERS / str(number))
         trainable.lora.unload().save_pretrained(built)
         trainable.renderer.tokenizer.save_pretrained(built)
         heads_KD = torch.cat([params[HEAD].detach().float().cpu() for params in members])
@@ -139,5 +138,5 @@ def load_adapter_members(folder: Path, shared: SharedBackbone | None = None) -> 
         model = load_model(AutoModel, folder, dtype=dtype).to(device)
         shared = SharedBackbone(Backbone(manifest.backbone, model, renderer, [manifest.depth]))
     heads_KD = read_tensors(folder / "heads.safetensors")["heads"]
-    adapters = [shared.add(folder / FOLDER / str(number)) for number in range(len(heads_KD))]
+    adapters = [shared.add(folder / MEMBERS / str(number)) for number in range(len(heads_KD))]
     return AdapterMembers(shared, adapters, renderer, heads_KD, manifest)
