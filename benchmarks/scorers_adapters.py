@@ -152,13 +152,13 @@ async def shared_replica(adapters: Sequence[Path], options: Options) -> SharedBa
 
 def memory(adapters: Sequence[Path], merged: Sequence[Path], options: Options) -> dict[str, Any]:
     """Returns the memory of one process with all adapters over that of a process for each."""
-    one = held([adapters], options)
-    each = held([[folder] for folder in merged], options)
+    shared = held([adapters], options)
+    separate = held([[folder] for folder in merged], options)
     mib = 2**20
     return {
-        "ratio": one / each,
-        "shared_mib": one / mib,
-        "separate_mib": each / mib,
+        "ratio": shared / separate,
+        "shared_mib": shared / mib,
+        "separate_mib": separate / mib,
     }
 
 
@@ -224,13 +224,13 @@ async def throughput(adapters: Sequence[Path], merged: Path, options: Options) -
     async def whole(_: int, request: ReplicaRequest) -> Any:
         return await alone.answer(request)
 
-    async def one(_: int, request: ReplicaRequest) -> Any:
+    async def adapter(_: int, request: ReplicaRequest) -> Any:
         return await shared.answer(request, member=first)
 
     async def spread(number: int, request: ReplicaRequest) -> Any:
         return await shared.answer(request, member=names[number % len(names)])
 
-    kinds = {"whole": whole, "one": one, "spread": spread}
+    kinds = {"whole": whole, "adapter": adapter, "spread": spread}
     seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
     scores: dict[str, list[float]] = {}
     for repeat in range(options.repeats + 1):
@@ -241,15 +241,15 @@ async def throughput(adapters: Sequence[Path], merged: Path, options: Options) -
                 print(f"{kind}, time {repeat}: {spent:.2f} s", flush=True)
     pairs = {
         "throughput": ("whole", "spread"),
-        "one_adapter": ("whole", "one"),
-        "mixing": ("one", "spread"),
+        "one_adapter": ("whole", "adapter"),
+        "mixing": ("adapter", "spread"),
     }
     figures: dict[str, Any] = {}
     for name, (above, below) in pairs.items():
         ratios = [a / b for a, b in zip(seconds[above], seconds[below], strict=True)]
         figures[name] = over_repeats(ratios)
-    expected, got = np.array(scores["whole"]), np.array(scores["one"])
-    figures["drift"] = {"ratio": float(np.abs(got - expected).max() / expected.std())}
+    expected, on_shared = np.array(scores["whole"]), np.array(scores["adapter"])
+    figures["drift"] = {"ratio": float(np.abs(on_shared - expected).max() / expected.std())}
     figures["seconds"] = seconds
     return figures
 

@@ -325,7 +325,7 @@ class PreferenceConfig(PairTrainingConfig):
     experiment: str = field(default="preference", metadata=NO_EFFECT)
     """MLflow experiment, or project of another tracker."""
     members: MemberKind = "heads"
-    """What a member has for itself: a head on the one backbone that all train, or adapters too, on
+    """Part that is a member's alone: a head on the one backbone that all train, or adapters too, on
     the frozen backbone that all share. A model of adapters, also of one member, is saved as the
     backbone and its adapters, and shares a loaded backbone with others (`serve --share-backbone`).
     """

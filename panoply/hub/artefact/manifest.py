@@ -140,7 +140,7 @@ class ScalarManifest(BaseManifest):
     pad_rule: str = "the pad token was added for padding alone and is in no render"
     kind: Literal["scalar"] = "scalar"
     members: MemberKind = "heads"
-    """What each member has for itself; see `panoply.config.preference`."""
+    """Part that is a member's alone; see `panoply.config.preference`."""
     rule: MemberRule = "mean"
     """Rule that makes one score of the members'."""
     caution: float = 1.0

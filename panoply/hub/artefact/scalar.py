@@ -140,13 +140,13 @@ class ScalarModel(ScoringModel[ScalarOutput]):
         """Returns an ensemble's spread, and as objectives its lower bound and its members."""
         if len(self.heads_KD) == 1:
             return {}
-        found: ScoreDetails = {}
+        shown: ScoreDetails = {}
         if "objectives" in details:
             members = {member_name(k): score for k, score in enumerate(output.members)}
-            found["objectives"] = {LOWER_BOUND: output.lower_bound, **members}
+            shown["objectives"] = {LOWER_BOUND: output.lower_bound, **members}
         if "spread" in details:
-            found["spread"] = output.spread
-        return found
+            shown["spread"] = output.spread
+        return shown
 
     def raw_members(self, trees: Sequence[TokenTree]) -> Tensor:
         """Returns the score s_k of each response by each member, `[R, K]`."""

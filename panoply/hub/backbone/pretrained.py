@@ -17,7 +17,6 @@ from panoply.hub.door.fetch import fetch, is_hub_name
 from panoply.hub.door.loading import load_config, load_tokenizer
 from panoply.model.device import chosen_dtype
 
-
 MEMBERS = "members"
 """Folder of the adapters of a reward model that consists of them."""
 
