@@ -162,8 +162,8 @@ def make_tasks(
 ) -> dict[str, TrainTask]:
     """Returns the models to train, that of the configuration first; plain mixing beside MORE.
 
-    Members with adapters of their own are a model each: they differ by the seed of the adapters,
-    the head and the order of the pairs.
+    Members with adapters or layers of their own are a model each: they differ by the seed of what
+    is drawn and of the order of the pairs.
     """
     task = TrainTask(
         config=config,
@@ -176,7 +176,7 @@ def make_tasks(
         untrained=measured_rows(preferences),
         keeps_scores=config.rule != "mean",
     )
-    if config.members == "adapters":
+    if config.members != "heads":
         members: dict[str, TrainTask] = {}
         for k in range(config.num_heads):
             name = f"member-{k + 1}" if k else MAIN
@@ -300,8 +300,8 @@ def _steps_saved(folder: Path, num_steps: int) -> int:
 
 
 def ensembles(config: PreferenceConfig, trained: Mapping[str, TrainedRun]) -> dict[str, TrainedRun]:
-    """Returns the models that runs are of: members with adapters of their own are one model."""
-    if config.members == "adapters":
+    """Returns the models that runs are of: members that are trained apart are one model."""
+    if config.members != "heads":
         return {MAIN: TrainedRun.joined(list(trained.values()))}
     return dict(trained)
 
@@ -346,7 +346,7 @@ def save_artefact(
     seen = list(split.key_N[split.part_N != "test"])
     if folder.exists():
         pass
-    elif config.members == "adapters":
+    elif config.members != "heads":
         names = [Path(task.folder) / "trained.pt" for task in tasks.values()]
         params = [load_tensors(name, TRAIN_AGAIN) for name in names]
         save_adapter_members(trainable, params, manifest, folder, seen)
@@ -362,7 +362,7 @@ def save_artefact(
         )
     # In bfloat16 what lies below the trained part was rounded: the bound finds wrong parameters.
     bound = 1e-3 if trainable.dtype == torch.float32 else 0.5
-    load = load_adapter_members if config.members == "adapters" else load_scalar_model
+    load = load_scalar_model if config.members == "heads" else load_adapter_members
     saved, test = load(folder), split.of("test")
     margin_P = model.margin_by(saved.rule)
     round_trip = check_round_trip(folder, saved, preferences.path, test, margin_P, bound)

@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias, assert_never
 
 from panoply.config.composite import LowerBound, Mean, Minimum, PooledRule, VariancePenalty
 
-MemberKind: TypeAlias = Literal["heads", "adapters"]
+MemberKind: TypeAlias = Literal["heads", "adapters", "layers"]
 MemberRule: TypeAlias = Literal["mean", "lcb", "uwo", "wco"]
 
 

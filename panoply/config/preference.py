@@ -325,10 +325,10 @@ class PreferenceConfig(PairTrainingConfig):
     experiment: str = field(default="preference", metadata=NO_EFFECT)
     """MLflow experiment, or project of another tracker."""
     members: MemberKind = "heads"
-    """Part that is a member's alone: a head on the one backbone that all train, or adapters too, on
-    the frozen backbone that all share. A model of adapters, also of one member, is saved as the
-    backbone and its adapters, and shares a loaded backbone with others (`serve --share-backbone`).
-    """
+    """Part that is a member's alone: a head on the one backbone that all train, or adapters or last
+    layers too, on the frozen backbone that all share. A model of these, also of one member, is
+    saved as the backbone and what each member adds, and shares a loaded backbone with others
+    (`serve --share-backbone`)."""
     rule: MemberRule = "mean"
     """Score of an ensemble: the mean of its members, the mean less their deviation (lcb) or their
     variance (uwo), or the least of them (wco)."""
@@ -372,13 +372,14 @@ class PreferenceConfig(PairTrainingConfig):
             )
         if self.members == "heads":
             return
-        if not isinstance(self.backbone.trained, Lora):
+        trained = Lora if self.members == "adapters" else LastLayers
+        if not isinstance(self.backbone.trained, trained):
             raise ValueError(
-                "`members` 'adapters' needs `backbone.trained` 'lora', got "
+                f"`members` {self.members!r} needs `backbone.trained` {trained.kind!r}, got "
                 f"{self.backbone.trained.kind!r}: take that, or 'heads'"
             )
         if isinstance(self.weighting, More) or not self.loss.reward:
             raise ValueError(
-                "`members` 'adapters' takes `weighting` 'mixed' or 'balanced' and a positive "
-                f"`loss.reward`, got {self.weighting.kind!r} and {self.loss.reward:g}"
+                f"`members` {self.members!r} takes `weighting` 'mixed' or 'balanced' and a "
+                f"positive `loss.reward`, got {self.weighting.kind!r} and {self.loss.reward:g}"
             )

@@ -94,10 +94,10 @@ def _scalar_manifest(folder: Path) -> ScalarManifest:
         raise ValueError(
             f"{str(folder)!r} is a gated reward model, which has no mean; name scalar models"
         )
-    if manifest.members == "adapters":
+    if manifest.members != "heads":
         raise ValueError(
-            f"{str(folder)!r} consists of adapters on a frozen backbone, and the product of mean "
-            "factors is no mean; name models that were trained with `members` 'heads'"
+            f"{str(folder)!r} consists of {manifest.members} beside a frozen backbone, which are "
+            "not averaged; name models that were trained with `members` 'heads'"
         )
     return manifest
 

@@ -88,10 +88,10 @@ def _load(folder: Path, options: LoadOptions) -> RewardModel[Any]:
         match read_manifest(folder):
             case Manifest():
                 return load_gated_model(folder)
-            case ScalarManifest(members="adapters"):
-                return load_adapter_members(folder)
-            case ScalarManifest():
+            case ScalarManifest(members="heads"):
                 return load_scalar_model(folder)
+            case ScalarManifest():
+                return load_adapter_members(folder)
     check_seal(folder)
     if (folder / "adapter_config.json").is_file():
         return load_adapter(folder, options.max_tokens)

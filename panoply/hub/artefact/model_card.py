@@ -58,8 +58,8 @@ prompt = [{"role": "user", "content": "How do I boil an egg?"}]
 model.score(prompt, ["Ten minutes.", "No idea."])
 ```
 
-The folder holds the backbone as it was before training, and a LoRA adapter with a head for each
-member: it is no sequence classifier."""
+The folder holds the backbone as it was before training, and what each member adds to it: it is no
+sequence classifier."""
 RULES = {
     "lcb": "the mean of {} less {:g} of their deviations (LCB)",
     "uwo": "the mean of {} less {:g} of their variance (UWO)",
@@ -130,13 +130,17 @@ def scalar_card(card: ScalarManifest, metrics: Metrics) -> str:
         metrics: what its run measured; may be empty.
     """
     num, sources = len(card.scales), ", ".join(map(plain, card.sources)) or "unknown sources"
-    has_adapters = card.members == "adapters"
+    has_adapters = card.members != "heads"
     heads = "One linear Bradley-Terry head"
     if num > 1:
         several = f"{num} linear Bradley-Terry heads, standardized on training responses"
         rule = RULES.get(card.rule, "the mean of {}").format(several, card.caution)
         heads = f"{rule[0].upper()}{rule[1:]},"
-    adapters = ", each under a LoRA adapter of its own" if has_adapters else ""
+    adapters = {
+        "heads": "",
+        "adapters": ", each under a LoRA adapter of its own",
+        "layers": ", each on last layers of its own",
+    }[card.members]
     opening = [
         _metadata(card, "panoply" if has_adapters else "transformers"),
         f"# A scalar reward model on {_backbone(card)}",

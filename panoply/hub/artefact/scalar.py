@@ -85,8 +85,8 @@ class ScalarModel(ScoringModel[ScalarOutput]):
         self.temperature = manifest.temperature
         heads = {"heads": heads_KD, "scales": heads_KD.new_tensor(manifest.scales)}
         kind = "scalar" if manifest.rule == "mean" else "ensemble"  # what one head gives, or not
-        if manifest.members == "adapters":
-            kind = "adapters"
+        if manifest.members != "heads":
+            kind = manifest.members
         self.provenance = provenance_of(kind, backbone, heads, manifest.pad_rule)
 
     @torch.inference_mode()

@@ -43,7 +43,7 @@ def backbone_key(where: str) -> str:
     if not (folder / MANIFEST).is_file():
         return ""
     manifest = read_manifest(folder)
-    if not isinstance(manifest, ScalarManifest) or manifest.members != "adapters":
+    if not isinstance(manifest, ScalarManifest) or manifest.members == "heads":
         return ""
     files = read_json(folder / SEAL)["files"]
     hashes = [
