@@ -64,7 +64,7 @@ def by_peft(folder, member):
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("kind", ["heads", "adapters"])
+@pytest.mark.parametrize("kind", ["heads", "adapters", "layers"])
 def test_the_score_is_the_rule_of_the_standardized_members(
     rule, kind, tokenizer, tiny_model_folder, tmp_path
 ):
@@ -72,7 +72,7 @@ def test_the_score_is_the_rule_of_the_standardized_members(
     if kind == "heads":
         save_small(tmp_path / "m", tokenizer, num_heads=3, **changes)
     else:
-        save_adapters(tmp_path / "m", tiny_model_folder, num=3, **changes)
+        save_adapters(tmp_path / "m", tiny_model_folder, num=3, kind=kind, **changes)
     model = load_reward_model(tmp_path / "m")
     z_RK = model.members_of_trees(trees(model)).double().numpy()
     assert z_RK.std(1).min() > 0.01
@@ -93,6 +93,26 @@ def test_members_with_adapters_score_as_peft_has_them(tiny_model_folder, tmp_pat
     assert z_RK == pytest.approx((raw_KR.T - centers) / scales, rel=1e-4, abs=1e-4)
     alone = [float(model.score(PROMPT, [response])[0]) for response in RESPONSES]
     assert alone == pytest.approx(model.score(PROMPT, RESPONSES).tolist(), rel=1e-4, abs=1e-5)
+
+
+def test_members_with_layers_score_as_transformers_with_those_layers(tiny_model_folder, tmp_path):
+    members = save_adapters(tmp_path / "m", tiny_model_folder, num=2, kind="layers")
+    model = load_reward_model(tmp_path / "m")
+    scales, centers = np.array(model.manifest.scales), np.array(model.manifest.centers)
+    z_RK = model.members_of_trees(trees(model)).numpy()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_folder)
+    rows = [tokenizer.apply_chat_template(chat, return_dict=False) for chat in chats()]
+    for k, params in enumerate(members):
+        plain = AutoModelForSequenceClassification.from_pretrained(tiny_model_folder, num_labels=1)
+        state = plain.state_dict() | {"score.weight": params["head.weight"]}
+        for name, value in params.items():
+            if name != "head.weight":  # the last of three layers is the first that is trained
+                state[name.replace("layers.0.", "layers.2.")] = value
+        plain.load_state_dict(state)
+        with torch.no_grad():
+            raw = [float(plain(input_ids=torch.tensor([row])).logits[0, 0]) for row in rows]
+        expected = (np.array(raw) - centers[k]) / scales[k]
+        assert z_RK[:, k] == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
 def test_transformers_gives_the_mean_of_heads_whatever_the_rule(tokenizer, tmp_path):
@@ -232,5 +252,7 @@ def test_adapters_are_no_backbone_to_train_on(tiny_model_folder, tmp_path):
 
 def test_adapters_are_not_averaged(tiny_model_folder, tmp_path):
     save_adapters(tmp_path / "m", tiny_model_folder)
-    with pytest.raises(ValueError, match="product of mean factors is no mean"):
+    with pytest.raises(
+        ValueError, match="adapters beside a frozen backbone, which are not averaged"
+    ):
         read_alike([tmp_path / "m"])

@@ -52,6 +52,7 @@ def folders(tiny_model_folder, tmp_path_factory):
     save_adapters(root / "a", tiny_model_folder, seed=1)
     save_adapters(root / "b", tiny_model_folder, seed=2)
     save_adapters(root / "several", tiny_model_folder, num=2, seed=3, rule="lcb")
+    save_adapters(root / "layers", tiny_model_folder, seed=4, kind="layers")
     base = publish(root / "base", tokenizer)
     adapt(base, root / "first", seed=4)
     adapt(base, root / "second", seed=5, target_modules=["q_proj", "up_proj"], use_rslora=True)
@@ -63,7 +64,9 @@ def scores_alone(folder):
     return load_reward_model(folder).score(PROMPT, RESPONSES).tolist()
 
 
-@pytest.mark.parametrize("names", [("a", "b", "several"), ("first", "second")])
+@pytest.mark.parametrize(
+    "names", [("a", "b", "several"), ("first", "second"), ("layers", "a"), ("a", "layers")]
+)
 def test_models_on_one_backbone_score_as_alone_and_hold_it_once(folders, names):
     models = {names[0]: load_on_backbone(str(folders / names[0]), None)}
     shared = models[names[0]].shared

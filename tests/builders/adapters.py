@@ -3,15 +3,16 @@
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from panoply.config.preference import Lora, TrainedBackboneConfig
+from panoply.config.preference import LastLayers, Lora, TrainedBackboneConfig
 from panoply.hub.artefact.members import save_adapter_members
 from panoply.hub.policy.trainable import load_trainable
 from tests.builders.models import small_card
 
 
-def save_adapters(folder, base, *, num=1, seed=0, **changes):
-    """Saves a model of random adapters on a backbone; returns the parameters of its members."""
-    backbone = TrainedBackboneConfig(model=str(base), dtype="float32", trained=Lora(rank=4))
+def save_adapters(folder, base, *, num=1, seed=0, kind="adapters", **changes):
+    """Saves a model of random adapters or layers; returns the parameters of its members."""
+    trained = Lora(rank=4) if kind == "adapters" else LastLayers(num_last=1)
+    backbone = TrainedBackboneConfig(model=str(base), dtype="float32", trained=trained)
     trainable = load_trainable(backbone, seed=seed)
     torch.manual_seed(seed)
     members = [
@@ -23,7 +24,7 @@ def save_adapters(folder, base, *, num=1, seed=0, **changes):
         for _ in range(num)
     ]
     fields = {
-        "members": "adapters",
+        "members": kind,
         "template_hash": trainable.renderer.template_hash,
         "bos": tuple(trainable.renderer.bos),
         "rendering": trainable.renderer.rendering,

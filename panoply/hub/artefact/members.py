@@ -1,9 +1,10 @@
-"""Scalar reward models of LoRA adapters on one frozen backbone: one adapter and head a member.
+"""Scalar reward models on one frozen backbone whose members have adapters or layers of their own.
 
-    s_k = w_k . z_k,   z_k the state at the last token under adapter k
+    s_k = w_k . z_k,   z_k the state at the last token under the adapter, or the layers, of member k
 
     model.safetensors, config.json, tokenizer    the backbone, as it was before training
-    members/K/                                   the adapter of member K, in peft's layout
+    members/K/                                   the adapter of member K in peft's layout, or its
+                                                 last layers
     heads.safetensors, panoply.json, seen.npy    as of any scalar model
 
 The score is one of the rules of `panoply.hub.artefact.scalar`. The folder is no sequence
@@ -17,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -34,7 +36,7 @@ from panoply.hub.artefact.manifest import (
 )
 from panoply.hub.artefact.model_card import write_card
 from panoply.hub.artefact.scalar import ScalarModel
-from panoply.hub.backbone.adapters import SharedBackbone
+from panoply.hub.backbone.adapters import LAYERS, SharedBackbone
 from panoply.hub.backbone.backbone import PAD_RULE, Backbone
 from panoply.hub.backbone.pretrained import MEMBERS, choose_dtype
 from panoply.hub.backbone.renderer import Renderer
@@ -51,7 +53,7 @@ HEAD = "head.weight"
 
 
 class AdapterMembers(ScalarModel):
-    """A scalar reward model whose members are adapters on a backbone that others may share."""
+    """A scalar reward model whose members lie on a backbone that others may share."""
 
     def __init__(
         self,
@@ -86,10 +88,10 @@ def save_adapter_members(
     folder: Path,
     seen: Sequence[str],
 ) -> None:
-    """Writes a model of adapters as a folder, which appears when all of it is written.
+    """Writes a model of members as a folder, which appears when all of it is written.
 
     Args:
-        trainable: the network with adapters, which it loses here.
+        trainable: the network as it was before training; it loses its adapters here.
         members: trained parameters of each member, the head among them.
         manifest: of the model.
         folder: new, or that of an earlier save.
@@ -102,9 +104,14 @@ def save_adapter_members(
         check_vacant(folder)
     with whole_folder(folder) as built:
         for number, params in enumerate(members):
-            adapter = {name: value for name, value in params.items() if name != HEAD}
-            save_adapter(trainable, adapter, manifest.backbone, built / MEMBERS / str(number))
-        trainable.lora.unload().save_pretrained(built)
+            part = {name: value for name, value in params.items() if name != HEAD}
+            of_member = built / MEMBERS / str(number)
+            if manifest.members == "adapters":
+                save_adapter(trainable, part, manifest.backbone, of_member)
+            else:
+                save_layers(trainable, part, of_member)
+        plain = trainable.lora.unload() if trainable.lora else cast(Any, trainable.model)
+        plain.save_pretrained(built)
         trainable.renderer.tokenizer.save_pretrained(built)
         heads_KD = torch.cat([params[HEAD].detach().float().cpu() for params in members])
         save_file({"heads": heads_KD.contiguous()}, built / "heads.safetensors")
@@ -112,6 +119,15 @@ def save_adapter_members(
         (built / MANIFEST).write_text(replace(manifest, pad_rule=PAD_RULE).to_json())
         write_card(built)
         seal(built)
+
+
+def save_layers(trainable: TrainableModel, params: Mapping[str, Tensor], folder: Path) -> None:
+    """Writes the trained layers of a member under their names in the whole backbone."""
+    whole = {id(parameter): name for name, parameter in trainable.model.named_parameters()}
+    trained = dict(trainable.net.named_parameters())
+    folder.mkdir(parents=True)
+    tensors = {whole[id(trained[name])]: value.contiguous() for name, value in params.items()}
+    save_file(tensors, folder / LAYERS, metadata={"format": "pt"})
 
 
 def load_adapter_members(folder: Path, shared: SharedBackbone | None = None) -> AdapterMembers:

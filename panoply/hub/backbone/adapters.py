@@ -1,29 +1,36 @@
-"""One loaded backbone under several LoRA adapters, of which one computes at a time."""
+"""One loaded backbone under several adapters, of which one computes at a time.
+
+An adapter is a LoRA in peft's layout, or layers that take the place of the backbone's.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
 from typing import Any, cast
 
+from torch import Tensor
+
 from panoply.data.schema import digest
 from panoply.hub.backbone.backbone import Backbone, hash_tensors
 from panoply.hub.backbone.renderer import Renderer
-from panoply.hub.door.checkpoint import Checkpoint, few, read_fields
+from panoply.hub.door.checkpoint import Checkpoint, few, read_fields, read_tensors
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 FACTOR = "lora_"
 """Part of the name of every tensor of an adapter that changes the backbone."""
+LAYERS = "layers.safetensors"
+"""File of the layers that take the place of the backbone's."""
 WRAPPED = "base_model.model."
 """Beginning of the names of an adapter's tensors, as peft writes them."""
 
 
 class SharedBackbone:
-    """One loaded backbone under several LoRA adapters, of which one computes at a time.
+    """One loaded backbone under several adapters, of which one computes at a time.
 
     An adapter may be added or removed while others are in use: a forward and a change take turns.
     """
@@ -33,6 +40,10 @@ class SharedBackbone:
         self._turn = threading.RLock()
         self._hashes: dict[str, str] = {}
         """Hash of the tensors of each adapter, by the name under which it computes."""
+        self._layers: dict[str, dict[str, Tensor]] = {}
+        """Weights that take the place of the backbone's, by adapter and by their names there."""
+        self._replaced: dict[str, Tensor] = {}
+        """The backbone's weights whose place some adapter takes, by their names."""
         self._num_added = 0
         self._active = ""
 
@@ -48,6 +59,8 @@ class SharedBackbone:
             FileNotFoundError: the folder has no adapter, or only as a pickle.
             ValueError: it is of another model, or of a kind that does not share a backbone.
         """
+        if (folder / LAYERS).is_file():
+            return self._add_layers(folder)
         from peft import PeftConfig
         from peft.functional import (
             get_peft_model_state_dict,
@@ -92,7 +105,12 @@ class SharedBackbone:
         """Takes an adapter off the backbone."""
         with self._turn:
             del self._hashes[name]
-            self._delete(name)
+            if name in self._layers:
+                self._put(self._replaced)
+                del self._layers[name]
+                self._active = ""
+            else:
+                self._delete(name)
 
     @contextmanager
     def using(self, name: str) -> Generator[None]:
@@ -103,7 +121,9 @@ class SharedBackbone:
             if name not in self._hashes:
                 raise RuntimeError(f"the adapter {name!r} was removed")
             if self._active != name:
+                # A LoRA that a layer does not have leaves the layer as it is.
                 set_adapter(self.backbone.decoder.model, name, inference_mode=True)
+                self._put(self._replaced | self._layers.get(name, {}))
                 self._active = name
             yield
 
@@ -120,6 +140,35 @@ class SharedBackbone:
         hashes = [self._hashes[name] for name in adapters]
         seen.weights_hash = digest(self.backbone.weights_hash, *hashes)
         return seen
+
+    def _add_layers(self, folder: Path) -> str:
+        """Adds layers that take the place of the backbone's; see `add`."""
+        tensors = read_tensors(folder / LAYERS)
+        with self._turn:
+            weights = dict(self.backbone.decoder.model.named_parameters())
+            for key, tensor in tensors.items():
+                if key not in weights or weights[key].shape != tensor.shape:
+                    raise ValueError(
+                        f"the layers in {str(folder)!r} do not fit its base model: {key!r} is not "
+                        "there, or has another shape"
+                    )
+            self._put(self._replaced)
+            for key in tensors.keys() - self._replaced.keys():
+                self._replaced[key] = weights[key].data
+            self._num_added += 1
+            name = f"adapter{self._num_added}"
+            self._layers[name] = {
+                key: tensor.to(weights[key].device, weights[key].dtype)
+                for key, tensor in tensors.items()
+            }
+            self._hashes[name] = hash_tensors(tensors)
+            self._active = ""
+        return name
+
+    def _put(self, tensors: Mapping[str, Tensor]) -> None:
+        """Lets parameters of the backbone be some tensors; nothing is copied."""
+        for key, tensor in tensors.items():
+            self.backbone.decoder.model.get_parameter(key).data = tensor
 
     def _delete(self, name: str) -> None:
         from peft.functional import delete_adapter
