@@ -303,15 +303,9 @@ def asked(address, name):
     return [entry["score"] for entry in answer.json()["results"][0]["items"][0]]
 
 
-def test_models_are_upgraded_added_and_removed_under_load_in_one_process(
-    cluster, folders, tmp_path
-):
-    def near(name):
-        return pytest.approx(scores_alone(folders / name), rel=1e-4, abs=3e-5)
-
-    damaged = tmp_path / "damaged"
-    shutil.copytree(folders / "a", damaged)
-    (damaged / "heads.safetensors").write_bytes(b"")
+@pytest.fixture(scope="module")
+def server(cluster, folders):
+    """The address of a server of two models on one backbone."""
     config = ServeConfig(
         models=(f"a={folders / 'a'}", f"b={folders / 'b'}"),
         name="shared",
@@ -322,36 +316,51 @@ def test_models_are_upgraded_added_and_removed_under_load_in_one_process(
     address = f"http://127.0.0.1:{PORT}/servers/shared/"
     with deployed(config.served_models(), config):
         eventually(lambda: states(address) == ["a", "b"], 120, "the models are ready")
-        counts, stopped = Counter(), threading.Event()
-        client = threading.Thread(target=ask_until, args=(stopped, address, counts))
-        client.start()
-        try:
-            change(models=(f"b={folders / 'several'}",))
-            assert asked(address, "b") == near("several")
-            change(add=(f"c={folders / 'b'}", f"length={LENGTH}"))
-            assert asked(address, "c") == near("b")
-            assert asked(address, "length")[0] > 0
-            run_rollback(RollbackConfig(models=("b",), name="shared"), log())
-            assert asked(address, "b") == near("b")
-            with pytest.raises(ValueError, match=r"'b' does not answer: .*could not be loaded"):
-                change(models=(f"b={damaged}",))
-            change(remove=("c", "length"))
-            assert asked(address, "c") == asked(address, "length") == 404
-            assert asked(address, "b") == near("b")
-            time.sleep(1)
-        finally:
-            stopped.set()
-            client.join()
-        expected = tuple(round(value, 3) for value in scores_alone(folders / "a"))
-        assert list(counts) == [(200, expected)]
-        assert sum(counts.values()) > 20
-        assert len(replicas()) == 1
-        entries = httpx2.get(f"{address}v1/models").json()["data"]
-        assert {entry["shared_backbone"] for entry in entries} == {backbone_key(str(folders / "a"))}
-        with pytest.raises(ValueError, match=r"new names, and the server has \['a'\]"):
-            change(add=(f"a={folders / 'a'}",))
-        with pytest.raises(ValueError, match="which answers where a client names no model"):
-            change(remove=("a",))
-        with pytest.raises(ValueError, match="`models` must be one NAME=WHERE or more"):
-            change()
+        yield address
     assert not [name for name in serve.status().applications if name.startswith("shared-")]
+
+
+def test_models_are_upgraded_added_and_removed_under_load_in_one_process(server, folders, tmp_path):
+    def near(name):
+        return pytest.approx(scores_alone(folders / name), rel=1e-4, abs=3e-5)
+
+    damaged = tmp_path / "damaged"
+    shutil.copytree(folders / "a", damaged)
+    (damaged / "heads.safetensors").write_bytes(b"")
+    counts, stopped = Counter(), threading.Event()
+    client = threading.Thread(target=ask_until, args=(stopped, server, counts))
+    client.start()
+    try:
+        change(models=(f"b={folders / 'several'}",))
+        assert asked(server, "b") == near("several")
+        change(add=(f"c={folders / 'b'}", f"length={LENGTH}"))
+        assert asked(server, "c") == near("b")
+        assert asked(server, "length")[0] > 0
+        run_rollback(RollbackConfig(models=("b",), name="shared"), log())
+        assert asked(server, "b") == near("b")
+        with pytest.raises(ValueError, match=r"'b' does not answer: .*could not be loaded"):
+            change(models=(f"b={damaged}",))
+        change(remove=("c", "length"))
+        assert asked(server, "c") == asked(server, "length") == 404
+        assert asked(server, "b") == near("b")
+        time.sleep(1)
+    finally:
+        stopped.set()
+        client.join()
+    expected = tuple(round(value, 3) for value in scores_alone(folders / "a"))
+    assert list(counts) == [(200, expected)]
+    assert sum(counts.values()) > 20
+    assert len(replicas()) == 1
+
+
+def test_models_say_which_backbone_they_share_and_changes_that_cannot_be_are_refused(
+    server, folders
+):
+    entries = httpx2.get(f"{server}v1/models").json()["data"]
+    assert {entry["shared_backbone"] for entry in entries} == {backbone_key(str(folders / "a"))}
+    with pytest.raises(ValueError, match=r"new names, and the server has \['a'\]"):
+        change(add=(f"a={folders / 'a'}",))
+    with pytest.raises(ValueError, match="which answers where a client names no model"):
+        change(remove=("a",))
+    with pytest.raises(ValueError, match="`models` must be one NAME=WHERE or more"):
+        change()
