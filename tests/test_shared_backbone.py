@@ -56,6 +56,8 @@ def folders(tiny_model_folder, tmp_path_factory):
     base = publish(root / "base", tokenizer)
     adapt(base, root / "first", seed=4)
     adapt(base, root / "second", seed=5, target_modules=["q_proj", "up_proj"], use_rslora=True)
+    adapt(base, root / "third", seed=6, target_modules=["embed_tokens", "o_proj"], r=4)
+    adapt(base, root / "fourth", seed=7, use_dora=True)
     save_small(root / "merged", tokenizer)
     return root
 
@@ -65,7 +67,13 @@ def scores_alone(folder):
 
 
 @pytest.mark.parametrize(
-    "names", [("a", "b", "several"), ("first", "second"), ("layers", "a"), ("a", "layers")]
+    "names",
+    [
+        ("a", "b", "several"),
+        ("first", "second", "third", "fourth"),
+        ("layers", "a"),
+        ("a", "layers"),
+    ],
 )
 def test_models_on_one_backbone_score_as_alone_and_hold_it_once(folders, names):
     models = {names[0]: load_on_backbone(str(folders / names[0]), None)}

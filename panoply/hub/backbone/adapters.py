@@ -9,6 +9,7 @@ import threading
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from copy import copy
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -44,6 +45,8 @@ class SharedBackbone:
         """Weights that take the place of the backbone's, by adapter and by their names there."""
         self._replaced: dict[str, Tensor] = {}
         """The backbone's weights whose place some adapter takes, by their names."""
+        self._by_peft: list[Any] = []
+        """Layers whose adapters peft computes."""
         self._num_added = 0
         self._active = ""
 
@@ -99,6 +102,7 @@ class SharedBackbone:
             model.eval().requires_grad_(False)
             self._hashes[name] = hash_tensors(tensors)
             self._active = ""  # peft made the new one active
+            self._take_over()
         return name
 
     def remove(self, name: str) -> None:
@@ -115,14 +119,12 @@ class SharedBackbone:
     @contextmanager
     def using(self, name: str) -> Generator[None]:
         """Computes with an adapter while the context is open; others wait."""
-        from peft.functional import set_adapter
-
         with self._turn:
             if name not in self._hashes:
                 raise RuntimeError(f"the adapter {name!r} was removed")
             if self._active != name:
-                # A LoRA that a layer does not have leaves the layer as it is.
-                set_adapter(self.backbone.decoder.model, name, inference_mode=True)
+                for layer in self._by_peft:
+                    layer.set_adapter(name, inference_mode=True)
                 self._put(self._replaced | self._layers.get(name, {}))
                 self._active = name
             yield
@@ -140,6 +142,35 @@ class SharedBackbone:
         hashes = [self._hashes[name] for name in adapters]
         seen.weights_hash = digest(self.backbone.weights_hash, *hashes)
         return seen
+
+    def _take_over(self) -> None:
+        """Computes the linear layers with adapters here, and leaves the others to peft.
+
+        peft walks over all modules to change the adapter, and passes three times over a layer's
+        result to add to it.
+        """
+        from peft.tuners.lora import Linear, LoraLayer
+
+        self._by_peft = []
+        for layer in self.backbone.decoder.model.modules():
+            if type(layer) is Linear:
+                cast(Any, layer).forward = partial(self._linear, layer)
+            elif isinstance(layer, LoraLayer):
+                self._by_peft.append(layer)
+
+    def _linear(self, layer: Any, x_D: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Returns W x + s B A x of a layer under the active adapter, or W x where it has none."""
+        name = self._active
+        if name in layer.lora_variant or layer.lora_bias.get(name):
+            layer.set_adapter(name, inference_mode=True)
+            return type(layer).forward(layer, x_D, *args, **kwargs)
+        result = layer.base_layer(x_D, *args, **kwargs)
+        if name in layer.lora_A:
+            low = layer.lora_A[name](x_D)
+            factor = layer.lora_B[name].weight.T
+            rows = result.view(-1, result.shape[-1])
+            rows.addmm_(low.view(-1, low.shape[-1]), factor, alpha=layer.scaling[name])
+        return result
 
     def _add_layers(self, folder: Path) -> str:
         """Adds layers that take the place of the backbone's; see `add`."""
