@@ -56,7 +56,7 @@ def folders(tiny_model_folder, tmp_path_factory):
     base = publish(root / "base", tokenizer)
     adapt(base, root / "first", seed=4)
     adapt(base, root / "second", seed=5, target_modules=["q_proj", "up_proj"], use_rslora=True)
-    adapt(base, root / "third", seed=6, target_modules=["embed_tokens", "o_proj"], r=4)
+    adapt(base, root / "third", seed=6, target_modules=["o_proj", "down_proj"], r=4)
     adapt(base, root / "fourth", seed=7, use_dora=True)
     save_small(root / "merged", tokenizer)
     return root
