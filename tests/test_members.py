@@ -185,10 +185,7 @@ class Served:
         return self.describe()
 
 
-def test_a_run_trains_members_apart_and_leaves_one_model_by_its_rule(
-    tiny_model_folder, tmp_path, monkeypatch
-):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+def test_a_run_trains_members_apart_and_leaves_one_model_by_its_rule(tiny_model_folder, tmp_path):
     config = small_config(
         tiny_model_folder,
         write_pairs(tmp_path, (40,)),
@@ -200,6 +197,7 @@ def test_a_run_trains_members_apart_and_leaves_one_model_by_its_rule(
         members="adapters",
         rule="uwo",
         caution=2.0,
+        report_to=("none",),
     )
     metrics = run_preference(config, RunLogger())
     assert metrics["artefact"]["round_trip_drift"] < 1e-3  # margins by the rule, from texts

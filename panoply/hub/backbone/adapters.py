@@ -6,7 +6,7 @@ An adapter is a LoRA in peft's layout, or layers that take the place of the back
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from functools import partial
@@ -65,11 +65,7 @@ class SharedBackbone:
         if (folder / LAYERS).is_file():
             return self._add_layers(folder)
         from peft import PeftConfig
-        from peft.functional import (
-            get_peft_model_state_dict,
-            inject_adapter_in_model,
-            set_peft_model_state_dict,
-        )
+        from peft.functional import inject_adapter_in_model, set_peft_model_state_dict
 
         check_shareable(folder)
         stored = Checkpoint.open(folder, WEIGHTS)
@@ -86,12 +82,8 @@ class SharedBackbone:
             name = f"adapter{self._num_added}"
             try:
                 inject_adapter_in_model(config, model, name)
-                set_peft_model_state_dict(model, tensors, adapter_name=name)
-                expected = {
-                    key: tuple(tensor.shape)
-                    for key, tensor in get_peft_model_state_dict(model, adapter_name=name).items()
-                }
-                self._check_fit(folder, {k: tuple(t.shape) for k, t in tensors.items()}, expected)
+                loaded = set_peft_model_state_dict(model, tensors, adapter_name=name)
+                _check_fit(name, loaded.unexpected_keys, loaded.missing_keys)
             except (ValueError, RuntimeError) as error:
                 self._delete(name)
                 why = " ".join(str(error).split())
@@ -202,24 +194,14 @@ class SharedBackbone:
             self.backbone.decoder.model.get_parameter(key).data = tensor
 
     def _delete(self, name: str) -> None:
-        from peft.functional import delete_adapter
+        from peft.functional import delete_adapter, set_adapter
 
         model: Any = self.backbone.decoder.model
+        set_adapter(model, [], inference_mode=True)  # peft warns of one that is deleted in use
         delete_adapter(model, name, prefix=FACTOR)
         if hasattr(model, "peft_config"):
             del model.peft_config
         self._active = ""
-
-    @staticmethod
-    def _check_fit(folder: Path, stored: dict[str, Any], expected: dict[str, Any]) -> None:
-        """Checks that an adapter has a place for each tensor, and each place has one.
-
-        Raises:
-            ValueError: it has not.
-        """
-        if misfits := sorted(set(stored.items()) ^ set(expected.items())):
-            names = list(dict.fromkeys(name for name, _ in misfits))
-            raise ValueError(f"{few(names)} are not in both, or have other shapes")
 
 
 def check_shareable(folder: Path) -> None:
@@ -256,3 +238,19 @@ def _inner_name(key: str, prefix: str) -> str:
         prefix: name of the decoder in the model with its head.
     """
     return key.removeprefix(WRAPPED).removeprefix(f"{prefix}.")
+
+
+def _check_fit(name: str, unexpected: Sequence[str], missing: Sequence[str]) -> None:
+    """Checks that an adapter has a place for each tensor, and each of its places has one.
+
+    Args:
+        name: of the adapter.
+        unexpected: tensors that have no place.
+        missing: places, of the whole model, that got none.
+
+    Raises:
+        ValueError: it has not.
+    """
+    empty = [place for place in missing if name in place.split(".")]
+    if unexpected or empty:
+        raise ValueError(f"{few(sorted([*unexpected, *empty]))} are not in both")
