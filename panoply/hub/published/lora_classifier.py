@@ -23,7 +23,6 @@ from panoply.hub.published.heads import VALUE_HEAD_FILE, value_head_of
 from panoply.hub.published.loading import (
     limits_of,
     load_chat_tokenizer,
-    load_whole,
     make_backbone,
     on_best_device,
 )
@@ -134,7 +133,8 @@ def load_shared_adapter(folder: Path, shared: SharedBackbone | None = None) -> S
     brings_tokenizer = (folder / "tokenizer_config.json").is_file()
     tokenizer = load_chat_tokenizer(folder if brings_tokenizer else base)
     if shared is None:
-        model = load_whole(AutoModel, base, read_fields(base / "config.json"), unused=None)
+        dtype = choose_dtype(stored_dtype(read_fields(base / "config.json")), best_device())
+        model = load_model(AutoModel, base, dtype=dtype, unused=None)
         shared = SharedBackbone(make_backbone(base.name, model, tokenizer))
     decoder = shared.backbone.decoder
     renderer = Renderer(tokenizer, limits_of(folder.name, decoder.config, 0, "header_first"))
