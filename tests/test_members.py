@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from actors.model_replica import RewardModelReplica
+from panoply.config.members import pooled_rule
 from panoply.config.preference import Full, Lora, LossConfig, Mixed, More, PreferenceConfig
 from panoply.config.preference import TrainedBackboneConfig as Backbone
 from panoply.config.serve import ServedModelConfig
@@ -37,9 +38,21 @@ RULES = {
 }
 
 
+CAUTION = 0.7
+
+
 @pytest.fixture(scope="module")
-def tokenizer(tiny_model_folder):
-    return AutoTokenizer.from_pretrained(tiny_model_folder)
+def folders(tiny_model_folder, tmp_path_factory):
+    """A cautious ensemble of three members of each kind, the mean of heads, and a single adapter."""
+    root = tmp_path_factory.mktemp("members")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_folder)
+    cautious = {"rule": "lcb", "caution": CAUTION}
+    save_small(root / "heads", tokenizer, num_heads=3, **cautious)
+    save_small(root / "mean", tokenizer, num_heads=2)
+    save_adapters(root / "adapters", tiny_model_folder, num=3, **cautious)
+    save_adapters(root / "layers", tiny_model_folder, num=3, kind="layers", **cautious)
+    save_adapters(root / "single", tiny_model_folder)
+    return root
 
 
 def trees(model):
@@ -63,31 +76,26 @@ def by_peft(folder, member):
     return [float(model(input_ids=torch.tensor([row])).logits[0, 0]) for row in rows]
 
 
-@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("kind", ["heads", "adapters", "layers"])
-def test_the_score_is_the_rule_of_the_standardized_members(
-    rule, kind, tokenizer, tiny_model_folder, tmp_path
-):
-    changes = {"rule": rule, "caution": 0.7}
-    if kind == "heads":
-        save_small(tmp_path / "m", tokenizer, num_heads=3, **changes)
-    else:
-        save_adapters(tmp_path / "m", tiny_model_folder, num=3, kind=kind, **changes)
-    model = load_reward_model(tmp_path / "m")
+def test_the_score_is_the_rule_of_the_standardized_members(kind, folders):
+    model = load_reward_model(folders / kind)
     z_RK = model.members_of_trees(trees(model)).double().numpy()
     assert z_RK.std(1).min() > 0.01
-    expected = RULES[rule](z_RK, 0.7)
-    if rule == "mean":  # which leaves its constant out
-        constant = np.mean(np.array(model.manifest.centers) / np.array(model.manifest.scales))
-        expected = expected + constant
+    expected = RULES["lcb"](z_RK, CAUTION)
     assert model.score(PROMPT, RESPONSES) == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    for name, rule in RULES.items():
+        model.rule = pooled_rule(name, CAUTION)
+        expected = rule(z_RK, CAUTION)
+        if name == "mean":  # which leaves its constant out
+            constant = np.mean(np.array(model.manifest.centers) / np.array(model.manifest.scales))
+            expected = expected + constant
+        assert model.score(PROMPT, RESPONSES) == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
-def test_members_with_adapters_score_as_peft_has_them(tiny_model_folder, tmp_path):
-    save_adapters(tmp_path / "m", tiny_model_folder, num=2)
-    model = load_reward_model(tmp_path / "m")
+def test_members_with_adapters_score_as_peft_has_them(folders):
+    model = load_reward_model(folders / "adapters")
     scales, centers = np.array(model.manifest.scales), np.array(model.manifest.centers)
-    raw_KR = np.array([by_peft(tmp_path / "m", member) for member in range(2)])
+    raw_KR = np.array([by_peft(folders / "adapters", member) for member in range(3)])
     z_RK = model.members_of_trees(trees(model)).numpy()
     assert np.abs(raw_KR[0] - raw_KR[1]).min() > 0.01
     assert z_RK == pytest.approx((raw_KR.T - centers) / scales, rel=1e-4, abs=1e-4)
@@ -115,32 +123,26 @@ def test_members_with_layers_score_as_transformers_with_those_layers(tiny_model_
         assert z_RK[:, k] == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
-def test_transformers_gives_the_mean_of_heads_whatever_the_rule(tokenizer, tmp_path):
-    save_small(tmp_path / "m", tokenizer, num_heads=3, rule="wco")
-    model = load_scalar_model(tmp_path / "m")
+def test_transformers_gives_the_mean_of_heads_whatever_the_rule(folders):
+    model = load_scalar_model(folders / "heads")
     _, mean_R = model.bound_trees(trees(model), beta=0.0)
-    logits = scores_by_transformers(tmp_path / "m", [chats()])
+    logits = scores_by_transformers(folders / "heads", [chats()])
     assert logits == pytest.approx(mean_R.tolist(), rel=1e-4, abs=1e-5)
     assert logits != pytest.approx(model.score(PROMPT, RESPONSES).tolist(), rel=1e-2)
-    assert "least of 3 linear" in (tmp_path / "m" / "README.md").read_text()
+    card = (folders / "heads" / "README.md").read_text()
+    assert "The mean of 3 linear Bradley-Terry heads" in card
+    assert "less 0.7 of their deviations (LCB)" in card
 
 
-def test_only_what_an_older_version_would_misread_has_the_newer_format(
-    tokenizer, tiny_model_folder, tmp_path
-):
-    save_small(tmp_path / "mean", tokenizer, num_heads=2)
-    save_small(tmp_path / "lcb", tokenizer, num_heads=2, rule="lcb")
-    save_adapters(tmp_path / "adapters", tiny_model_folder)
+def test_only_what_an_older_version_would_misread_has_the_newer_format(folders):
     formats = {
-        name: json.loads((tmp_path / name / "panoply.json").read_text())["format"]
-        for name in ("mean", "lcb", "adapters")
+        name: json.loads((folders / name / "panoply.json").read_text())["format"]
+        for name in ("mean", "heads", "adapters", "layers", "single")
     }
-    assert formats == {"mean": 2, "lcb": 3, "adapters": 3}
+    assert formats == {"mean": 2, "heads": 3, "adapters": 3, "layers": 3, "single": 3}
 
 
-def test_an_answer_has_the_spread_and_the_members_of_an_ensemble(tiny_model_folder, tmp_path):
-    save_adapters(tmp_path / "m", tiny_model_folder, num=2, rule="lcb")
-    save_adapters(tmp_path / "one", tiny_model_folder)
+def test_an_answer_has_the_spread_and_the_members_of_an_ensemble(folders):
     request = ScoreRequest(
         items=(Chat(tuple(PROMPT), tuple(RESPONSES)),),
         models=("m", "one"),
@@ -148,7 +150,7 @@ def test_an_answer_has_the_spread_and_the_members_of_an_ensemble(tiny_model_fold
     )
 
     async def run():
-        app, _ = serving(Served("m", tmp_path / "m"), Served("one", tmp_path / "one"))
+        app, _ = serving(Served("m", folders / "adapters"), Served("one", folders / "single"))
         body = {
             "models": ["m", "one"],
             "items": [{"prompt": PROMPT, "responses": RESPONSES}],
@@ -159,7 +161,7 @@ def test_an_answer_has_the_spread_and_the_members_of_an_ensemble(tiny_model_fold
             return (await client.post("/v1/rewards", json=body)).json()
 
     several, one = read_answer(asyncio.run(run()), request).models
-    model = load_reward_model(tmp_path / "m")
+    model = load_reward_model(folders / "adapters")
     z_RK = model.members_of_trees(trees(model)).numpy()
     for score, z_K in zip(several.items[0], z_RK, strict=True):
         members = {f"member_{k + 1}": pytest.approx(z, rel=1e-4) for k, z in enumerate(z_K)}
@@ -167,7 +169,7 @@ def test_an_answer_has_the_spread_and_the_members_of_an_ensemble(tiny_model_fold
         assert found.pop("lower_bound") < float(np.mean(z_K)) + 1  # a score without its constant
         assert found == members
         assert score.details.spread == pytest.approx(z_K.std(), rel=1e-3)
-        assert score.score == pytest.approx(z_K.mean() - z_K.std(), rel=1e-3, abs=1e-4)
+        assert score.score == pytest.approx(z_K.mean() - CAUTION * z_K.std(), rel=1e-3, abs=1e-4)
     assert all(score.details.spread is None for score in one.items[0])
     assert not any(score.details.objectives for score in one.items[0])
 
@@ -242,15 +244,13 @@ def test_heads_without_a_reward_loss_have_no_rule():
         )
 
 
-def test_adapters_are_no_backbone_to_train_on(tiny_model_folder, tmp_path):
-    save_adapters(tmp_path / "m", tiny_model_folder)
+def test_adapters_are_no_backbone_to_train_on(folders):
     with pytest.raises(ValueError, match="is a reward model of adapters, which are not merged"):
-        resolve(str(tmp_path / "m"))
+        resolve(str(folders / "single"))
 
 
-def test_adapters_are_not_averaged(tiny_model_folder, tmp_path):
-    save_adapters(tmp_path / "m", tiny_model_folder)
+def test_adapters_are_not_averaged(folders):
     with pytest.raises(
         ValueError, match="adapters beside a frozen backbone, which are not averaged"
     ):
-        read_alike([tmp_path / "m"])
+        read_alike([folders / "single"])
