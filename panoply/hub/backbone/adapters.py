@@ -168,9 +168,13 @@ class SharedBackbone:
         """Adds layers that take the place of the backbone's; see `add`."""
         tensors = read_tensors(folder / LAYERS)
         with self._turn:
-            weights = dict(self.backbone.decoder.model.named_parameters())
+            weights: dict[str, Tensor] = {}
             for key, tensor in tensors.items():
-                if key not in weights or weights[key].shape != tensor.shape:
+                try:  # by its plain name a weight is found below a LoRA too
+                    weights[key] = self.backbone.decoder.model.get_parameter(key)
+                except AttributeError:
+                    weights[key] = tensor.new_empty(0)
+                if weights[key].shape != tensor.shape:
                     raise ValueError(
                         f"the layers in {str(folder)!r} do not fit its base model: {key!r} is not "
                         "there, or has another shape"
