@@ -210,7 +210,8 @@ def test_a_run_trains_members_apart_and_leaves_one_model_by_its_rule(tiny_model_
     model = load_reward_model(folder)
     z_RK = model.members_of_trees(trees(model)).numpy()
     assert z_RK.std(1).min() > 1e-3
-    assert {finding.verdict for finding in examine(str(folder))} <= {"ok", "warning", "skipped"}
+    failed = [finding for finding in examine(str(folder)) if finding.verdict == "fail"]
+    assert not failed
     run_preference(config, RunLogger())  # the same command again leaves the model
     assert load_reward_model(folder).score(PROMPT, RESPONSES).tolist() == pytest.approx(
         model.score(PROMPT, RESPONSES).tolist()

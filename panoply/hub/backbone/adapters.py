@@ -30,6 +30,16 @@ WRAPPED = "base_model.model."
 """Beginning of the names of an adapter's tensors, as peft writes them."""
 
 
+class ActiveAdapter:
+    """The name of the adapter that computes, which a copy of the backbone follows too."""
+
+    def __init__(self) -> None:
+        self.name = ""
+
+    def __deepcopy__(self, memo: Any) -> ActiveAdapter:
+        return self
+
+
 class SharedBackbone:
     """One loaded backbone under several adapters, of which one computes at a time.
 
@@ -48,7 +58,7 @@ class SharedBackbone:
         self._by_peft: list[Any] = []
         """Layers whose adapters peft computes."""
         self._num_added = 0
-        self._active = ""
+        self._active = ActiveAdapter()
 
     @property
     def num_adapters(self) -> int:
@@ -93,7 +103,7 @@ class SharedBackbone:
             del model.peft_config  # peft warns where it finds that of an earlier adapter
             model.eval().requires_grad_(False)
             self._hashes[name] = hash_tensors(tensors)
-            self._active = ""  # peft made the new one active
+            self._active.name = ""  # peft made the new one active
             self._take_over()
         return name
 
@@ -104,7 +114,7 @@ class SharedBackbone:
             if name in self._layers:
                 self._put(self._replaced)
                 del self._layers[name]
-                self._active = ""
+                self._active.name = ""
             else:
                 self._delete(name)
 
@@ -114,11 +124,11 @@ class SharedBackbone:
         with self._turn:
             if name not in self._hashes:
                 raise RuntimeError(f"the adapter {name!r} was removed")
-            if self._active != name:
+            if self._active.name != name:
                 for layer in self._by_peft:
                     layer.set_adapter(name, inference_mode=True)
                 self._put(self._replaced | self._layers.get(name, {}))
-                self._active = name
+                self._active.name = name
             yield
 
     def view(self, title: str, renderer: Renderer, adapters: list[str]) -> Backbone:
@@ -146,23 +156,9 @@ class SharedBackbone:
         self._by_peft = []
         for layer in self.backbone.decoder.model.modules():
             if type(layer) is Linear:
-                cast(Any, layer).forward = partial(self._linear, layer)
+                cast(Any, layer).forward = partial(_linear, self._active, layer)
             elif isinstance(layer, LoraLayer):
                 self._by_peft.append(layer)
-
-    def _linear(self, layer: Any, x_D: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Returns W x + s B A x of a layer under the active adapter, or W x where it has none."""
-        name = self._active
-        if name in layer.lora_variant or layer.lora_bias.get(name):
-            layer.set_adapter(name, inference_mode=True)
-            return type(layer).forward(layer, x_D, *args, **kwargs)
-        result = layer.base_layer(x_D, *args, **kwargs)
-        if name in layer.lora_A:
-            low = layer.lora_A[name](x_D)
-            factor = layer.lora_B[name].weight.T
-            rows = result.view(-1, result.shape[-1])
-            rows.addmm_(low.view(-1, low.shape[-1]), factor, alpha=layer.scaling[name])
-        return result
 
     def _add_layers(self, folder: Path) -> str:
         """Adds layers that take the place of the backbone's; see `add`."""
@@ -189,7 +185,7 @@ class SharedBackbone:
                 for key, tensor in tensors.items()
             }
             self._hashes[name] = hash_tensors(tensors)
-            self._active = ""
+            self._active.name = ""
         return name
 
     def _put(self, tensors: Mapping[str, Tensor]) -> None:
@@ -205,7 +201,22 @@ class SharedBackbone:
         delete_adapter(model, name, prefix=FACTOR)
         if hasattr(model, "peft_config"):
             del model.peft_config
-        self._active = ""
+        self._active.name = ""
+
+
+def _linear(active: ActiveAdapter, layer: Any, x_D: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Returns W x + s B A x of a layer under the active adapter, or W x where it has none."""
+    name = active.name
+    if name in layer.lora_variant or layer.lora_bias.get(name):
+        layer.set_adapter(name, inference_mode=True)
+        return type(layer).forward(layer, x_D, *args, **kwargs)
+    result = layer.base_layer(x_D, *args, **kwargs)
+    if name in layer.lora_A:
+        low = layer.lora_A[name](x_D)
+        factor = layer.lora_B[name].weight.T
+        rows = result.view(-1, result.shape[-1])
+        rows.addmm_(low.view(-1, low.shape[-1]), factor, alpha=layer.scaling[name])
+    return result
 
 
 def check_shareable(folder: Path) -> None:
