@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
@@ -11,13 +10,16 @@ from ray.util.metrics import Counter
 
 from actors.replica import Replica, Scores
 from panoply.config.serve import ServedModelConfig
+from panoply.scorers.deadline import within
 from panoply.scorers.function import FunctionScorer
 from panoply.scorers.where import (
     BehindCircuit,
+    Comparing,
     Counting,
     OpenModel,
     PythonFunction,
     RemoteEndpoint,
+    Scorer,
     open_scorer,
     parse_where,
 )
@@ -79,13 +81,14 @@ class FunctionReplica(Replica[Item]):
             self.scorer.check_health()
 
     def check(self, request: ReplicaRequest) -> None:
-        """Checks that a request asks for plain scores.
+        """Checks that a request asks for what the scorer has.
 
         Raises:
-            RequestError: it compares, or it weighs objectives.
+            RequestError: it compares and the scorer does not, or it weighs objectives.
         """
         name = self.config.name
-        if request.compares:
+        compares = isinstance(self.scorer, Comparing) and self.scorer.compares
+        if request.compares and not compares:
             raise RequestError(
                 f"{name!r} is a {self.kind}, whose scores have no temperature that makes "
                 "probabilities of them: ask for its scores (`/v1/rewards`)"
@@ -97,14 +100,23 @@ class FunctionReplica(Replica[Item]):
         """Returns the item, whole."""
         return [item]
 
+    def scorer_of(self, request: ReplicaRequest) -> Scorer:
+        """Returns what scores a request."""
+        return self.scorer
+
     async def score(self, units: Sequence[Item], request: ReplicaRequest) -> Scores:
         """Returns the scores of each item; after the request's time, the same error for all."""
+        scorer = self.scorer_of(request)
         try:
-            async with asyncio.timeout(request.timeout):
-                rows = await self.scorer.score(units)
+            async with within(request.timeout):
+                if request.compares:
+                    assert isinstance(scorer, Comparing)
+                    rows = [(score,) for score in await scorer.compare(units)]
+                else:
+                    rows = await scorer.score(units)
         except TimeoutError:
             late = Score(error=f"{self.config.name!r} gave no score in time", transient=True)
-            return [(late,) * len(item.responses) for item in units]
+            return [(late,) * (1 if request.compares else len(item.responses)) for item in units]
         finally:
             if isinstance(self.scorer, Counting):
                 self.counters.set(self.scorer.counts())

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import quote
 
 from fastapi import FastAPI, Request, Response
@@ -32,6 +32,7 @@ from panoply.wire.limits import RequestLimits, work_of
 from panoply.wire.request import RequestError, ScoreRequest, num_truncated
 from panoply.wire.routes import ENDPOINTS
 
+ScoreRoute: TypeAlias = Callable[[Request], Awaitable[Response]]
 PAGE = Path(__file__).parents[1] / "web"
 BASE_STYLE = Path(panoply.report.__file__).with_name("base.css")
 """Style that the page of a run has too."""
@@ -77,6 +78,31 @@ def make_app(
     )
     metrics, relayed = GatewayMetrics(), RelayedMetrics(agents)
 
+    score = _scoring(gateway, intake, metrics)
+    for path in PATHS:
+        for prefix in ("", PREFIX):
+            described = description(prefix, path)
+            app.add_api_route(_route(prefix, path), score, methods=["POST"], **described)
+
+    _add_models(app, gateway, intake.limits)
+    _add_refusals(app)
+    _add_health(app, gateway, loops, run)
+
+    @app.get("/metrics", summary="Prometheus metrics of all nodes.")
+    async def node_metrics() -> PlainTextResponse:
+        for loop in loops:
+            metrics.loop_age.set(loop.age, {"loop": loop.name})
+        return PlainTextResponse(await relayed.text())
+
+    _add_page(app)
+    app.openapi = lambda: openapi(app)
+    app.add_middleware(Hardened, hosts=intake.hosts)
+    return app
+
+
+def _scoring(gateway: Gateway, intake: Intake, metrics: GatewayMetrics) -> ScoreRoute:
+    """Returns what answers a request of any dialect: with scores, or with why there are none."""
+
     async def score(request: Request) -> Response:
         path, name = _path(request), request.path_params.get("name")
         begun, call, headers = time.monotonic(), Call(path), dict[str, str]()
@@ -100,25 +126,7 @@ def make_app(
         metrics.answered(path, status, time.monotonic() - begun)
         return Response(body, status, headers, "application/json")
 
-    for path in PATHS:
-        for prefix in ("", PREFIX):
-            described = description(prefix, path)
-            app.add_api_route(_route(prefix, path), score, methods=["POST"], **described)
-
-    _add_models(app, gateway, intake.limits)
-    _add_refusals(app)
-    _add_health(app, gateway, loops, run)
-
-    @app.get("/metrics", summary="Prometheus metrics of all nodes.")
-    async def node_metrics() -> PlainTextResponse:
-        for loop in loops:
-            metrics.loop_age.set(loop.age, {"loop": loop.name})
-        return PlainTextResponse(await relayed.text())
-
-    _add_page(app)
-    app.openapi = lambda: openapi(app)
-    app.add_middleware(Hardened, hosts=intake.hosts)
-    return app
+    return score
 
 
 def _add_health(app: FastAPI, gateway: Gateway, loops: Sequence[SupervisedLoop], run: str) -> None:

@@ -58,6 +58,20 @@ class Counting(Protocol):
         ...
 
 
+@runtime_checkable
+class Comparing(Protocol):
+    """Scorer that may know of two responses which is the better one."""
+
+    @property
+    def compares(self) -> bool:
+        """Whether it does."""
+        ...
+
+    async def compare(self, items: Sequence[Item]) -> Sequence[Score]:
+        """Returns of each item of two responses the probability that the first is better."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class LocalModel:
     """A reward model that this cluster loads."""
@@ -168,11 +182,10 @@ def key_variables(where: Where) -> list[str]:
         case RemoteEndpoint():
             variables.append(where.key_variable)
         case JudgeFile():
-            from panoply.config.judge import JudgeConfig
-            from panoply.config.yaml_lines import read_settings
+            from panoply.scorers.judge.settings import read_judge
 
-            path = Path(where.file).expanduser()
-            variables.append(read_settings(path, JudgeConfig).server.address.key_variable)
+            _, settings = read_judge(where.file)
+            variables.append(settings.server.address.key_variable)
         case CombinedScorers():
             for part in _parts(where).values():
                 variables += key_variables(parse_where(part))
@@ -231,7 +244,7 @@ def open_scorer(
         case PythonFunction():
             return load_function(where.place)
         case RecordedScores():
-            return RecordedScorer(where.file)
+            return RecordedScorer(where.file, config.name)
         case RemoteEndpoint():
             return EndpointScorer(
                 where.url,

@@ -147,9 +147,13 @@ class Details:
     spread: float | None = None
     """Deviation between the members of an ensemble, in units of their deviations on training
     responses; None of what is no ensemble."""
+    orders: tuple[float, ...] = ()
+    """Of a pair that a judge compared, the probability that the first response is better: where the
+    judge is shown it first, and where it is shown it second."""
 
     def __post_init__(self) -> None:
         numbers = [*self.objectives.values(), *self.gate.values(), *self.usage.values()]
+        numbers += self.orders
         numbers += [] if self.spread is None else [self.spread]
         for driver in self.drivers:
             numbers += [driver.value, driver.contribution]

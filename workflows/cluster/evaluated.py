@@ -244,7 +244,11 @@ async def _ask(where: str, items: Sequence[Chat], logger: RunLogger) -> list[Sco
 
 
 def prompt_items(pairs: Path) -> tuple[list[Chat], list[str]]:
-    """Returns each prompt with all of its responses once, and the ids of the texts."""
+    """Returns each prompt with all of its responses once, and the ids of the texts.
+
+    Responses stand in the order of their ids, which are hashes: a scorer that likes the first of
+    those that it sees together must not find the better one there.
+    """
     prompts: dict[str, list[dict[str, Any]]] = {}
     responses: dict[str, dict[str, None]] = {}
     columns = ["prompt_id", "prompt", "chosen", "rejected"]
@@ -256,8 +260,10 @@ def prompt_items(pairs: Path) -> tuple[list[Chat], list[str]]:
     items, ids = list[Chat](), list[str]()
     for key, prompt in prompts.items():
         turns: Any = [{k: v for k, v in turn.items() if v is not None} for turn in prompt]
-        items.append(Chat(tuple(turns), tuple(responses[key])))
-        ids += [text_id(turns, response) for response in responses[key]]
+        by_id = {text_id(turns, response): response for response in responses[key]}
+        order = sorted(by_id)
+        items.append(Chat(tuple(turns), tuple(by_id[name] for name in order)))
+        ids += order
     return items, ids
 
 

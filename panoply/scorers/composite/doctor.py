@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from itertools import chain
+from typing import TypeVar
 
 from panoply.measure.conformance import Finding
 from panoply.scorers.composite.scorer import CompositeScorer
 from panoply.scorers.judge.doctor import EXAMPLES
 from panoply.scorers.where import Scorer
 from panoply.wire.request import Chat, Score, abbreviate
+
+T = TypeVar("T")
 
 
 def examine_composite(open_composite: Callable[[], Scorer]) -> list[Finding]:
@@ -26,10 +29,12 @@ def examine_composite(open_composite: Callable[[], Scorer]) -> list[Finding]:
     async def examine() -> list[Finding]:
         scorer = open_composite()
         assert isinstance(scorer, CompositeScorer)
-        items = [
-            Chat(({"role": "user", "content": e.question},), (e.good, e.poor), e.label)
-            for e in EXAMPLES
-        ]
+        items: list[Chat] = []
+        for number, example in enumerate(EXAMPLES):
+            turn = {"role": "user", "content": example.question}
+            # By turns the good one is first: a part may like a place.
+            responses = _by_turns(number, (example.good, example.poor))
+            items.append(Chat((turn,), responses, example.label))
         findings = [_fit(scorer)]
         for name, part in scorer.parts.items():
             findings.append(_answers(f"part {name}", await part.score(items)))
@@ -37,6 +42,11 @@ def examine_composite(open_composite: Callable[[], Scorer]) -> list[Finding]:
         return [*findings, _answers("composite", rows), _sense(rows)]
 
     return asyncio.run(examine())
+
+
+def _by_turns(number: int, pair: tuple[T, T]) -> tuple[T, T]:
+    """Returns a pair, every other one the other way round."""
+    return pair if number % 2 == 0 else (pair[1], pair[0])
 
 
 def _fit(scorer: CompositeScorer) -> Finding:
@@ -65,7 +75,8 @@ def _answers(check: str, rows: Sequence[tuple[Score, ...]]) -> Finding:
 
 def _sense(rows: Sequence[tuple[Score, ...]]) -> Finding:
     """Returns how often the good response is above the poor one; few examples prove little."""
-    pairs = [(good.score, poor.score) for good, poor in rows]
+    by_turns = [_by_turns(number, (a, b)) for number, (a, b) in enumerate(rows)]
+    pairs = [(good.score, poor.score) for good, poor in by_turns]
     scored = [(good, poor) for good, poor in pairs if good is not None and poor is not None]
     num = sum(good > poor for good, poor in scored)
     is_sane = 2 * num > len(scored)
