@@ -55,12 +55,12 @@ class SharedBackboneReplica:
         Raises:
             ValueError, OSError: none of the first models can be loaded.
         """
-        wanted = settings["models"]
+        by_member = settings["models"]
         is_first = not self.models
-        for member in wanted.keys() - self.models.keys():
-            config = TypeAdapter(ServedModelConfig).validate_python(wanted[member])
+        for member in by_member.keys() - self.models.keys():
+            config = TypeAdapter(ServedModelConfig).validate_python(by_member[member])
             self.models[member] = asyncio.create_task(self._load(config))
-        for member in self.models.keys() - wanted.keys():
+        for member in self.models.keys() - by_member.keys():
             release = asyncio.create_task(self._release(self.models.pop(member)))
             self.releases.add(release)
             release.add_done_callback(self.releases.discard)

@@ -231,14 +231,20 @@ def check_shareable(folder: Path) -> None:
     fields = read_fields(folder / CONFIG)
     kind = fields.get("peft_type", "LORA")
     saved = set(fields.get("modules_to_save") or ()) - {"score", "classifier"}
-    own = sorted(
+    replacing = sorted(
         name
         for name in Checkpoint.open(folder, WEIGHTS).shapes
         if FACTOR not in name and "score" not in name and "v_head" not in name
     )
     bias = fields.get("bias", "none")
-    if kind != "LORA" or saved or own or bias != "none" or fields.get("trainable_token_indices"):
-        what = few([*sorted(saved), *own]) if saved or own else f"{kind}, bias {bias!r}"
+    if (
+        kind != "LORA"
+        or saved
+        or replacing
+        or bias != "none"
+        or fields.get("trainable_token_indices")
+    ):
+        what = few([*sorted(saved), *replacing]) if saved or replacing else f"{kind}, bias {bias!r}"
         raise ValueError(
             f"the adapter in {str(folder)!r} cannot share a backbone, whose own weights it "
             f"replaces or shifts ({what}): serve it without `--share-backbone`"
