@@ -127,8 +127,7 @@ def train_and_measure(
     # 3. and 4. Temperatures on *calibrate*; metrics on *test*, and the artefact.
     logger.stage(3, 3, "calibrate, measure and save the model")
     models = ensembles(config, trained)
-    rule = pooled_rule(config.rule, config.caution)
-    scales, margins = calibrate(models, rule, preferences)
+    scales, margins = calibrate(models, preferences)
     margins |= (others := baselines(tasks[MAIN], preferences))
     scales |= {name: fitted_scale(margin_P, preferences) for name, margin_P in others.items()}
     metrics = measure(margins, scales, preferences)
@@ -301,9 +300,11 @@ def _steps_saved(folder: Path, num_steps: int) -> int:
 
 def ensembles(config: PreferenceConfig, trained: Mapping[str, TrainedRun]) -> dict[str, TrainedRun]:
     """Returns the models that runs are of: members that are trained apart are one model."""
+    rule = pooled_rule(config.rule, config.caution)
+    models = dict(trained)
     if config.members != "heads":
-        return {MAIN: TrainedRun.joined(list(trained.values()))}
-    return dict(trained)
+        models = {MAIN: TrainedRun.joined(list(trained.values()))}
+    return {name: replace(model, rule=rule) for name, model in models.items()}
 
 
 def save_artefact(
@@ -364,8 +365,7 @@ def save_artefact(
     bound = 1e-3 if trainable.dtype == torch.float32 else 0.5
     load = load_scalar_model if config.members == "heads" else load_adapter_members
     saved, test = load(folder), split.of("test")
-    margin_P = model.margin_by(saved.rule)
-    round_trip = check_round_trip(folder, saved, preferences.path, test, margin_P, bound)
+    round_trip = check_round_trip(folder, saved, preferences.path, test, model.margin_P, bound)
     return {
         "drift": drift,
         "temperature": manifest.temperature,

@@ -16,7 +16,7 @@ import numpy as np
 from actors.reward_trainer import TrainTask
 from actors.training_loop import DONE
 from actors.untrained import SCORERS, UNTRAINED, read_untrained
-from panoply.config.composite import PooledRule
+from panoply.config.composite import Mean, PooledRule
 from panoply.files import read_json, reading
 from panoply.measure.calibration import fit_scale, reliability
 from panoply.measure.pair_report import report_pairs
@@ -45,6 +45,8 @@ class TrainedRun:
     """Mean and deviation of each head's scores; 0 and 1 where there is one head."""
     chosen_PK: Array | None = None
     """Scores of the preferred responses, where a rule needs them."""
+    rule: PooledRule = Mean()
+    """Rule that makes one score of the standardized heads'."""
 
     @classmethod
     def read(cls, folder: Path) -> TrainedRun:
@@ -73,18 +75,14 @@ class TrainedRun:
 
     @property
     def margin_P(self) -> Array:
-        """Mean of the standardized heads' margins."""
-        return (self.margin_PK / np.array(self.scales)).mean(1)
-
-    def margin_by(self, rule: PooledRule) -> Array:
-        """Returns the margin `[P]` of the score that a rule makes of the standardized heads."""
+        """Margin of the score by the rule; by the mean, that of the standardized heads' margins."""
         if self.chosen_PK is None:
-            return self.margin_P
+            return (self.margin_PK / np.array(self.scales)).mean(1)
         scales_K = np.array(self.scales)
         chosen_PK = (self.chosen_PK - np.array(self.centers)) / scales_K
         rejected_PK = chosen_PK - self.margin_PK / scales_K
         ones_K = np.ones(len(scales_K))
-        return pooled(rule, chosen_PK.T, ones_K) - pooled(rule, rejected_PK.T, ones_K)
+        return pooled(self.rule, chosen_PK.T, ones_K) - pooled(self.rule, rejected_PK.T, ones_K)
 
 
 def measured_rows(preferences: Preferences) -> Ints:
@@ -114,7 +112,7 @@ def fitted_scale(margin_P: Array, preferences: Preferences) -> float:
 
 
 def calibrate(
-    trained: Mapping[str, TrainedRun], rule: PooledRule, preferences: Preferences
+    trained: Mapping[str, TrainedRun], preferences: Preferences
 ) -> tuple[dict[str, float], dict[str, Array]]:
     """Returns each model's scale 1 / T to log odds, fitted on *calibrate*, and its margins.
 
@@ -123,10 +121,9 @@ def calibrate(
     scales: dict[str, float] = {}
     margins: dict[str, Array] = {}
     for name, model in trained.items():
-        margin_P = model.margin_by(rule)
-        scales[name] = fitted_scale(margin_P, preferences)
+        scales[name] = fitted_scale(model.margin_P, preferences)
         scales[name + RAW] = 1.0
-        margins[name] = margins[name + RAW] = margin_P
+        margins[name] = margins[name + RAW] = model.margin_P
     return scales, margins
 
 
