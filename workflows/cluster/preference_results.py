@@ -6,7 +6,7 @@ Legend: `P` pairs, `K` heads.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ class TrainedRun:
     """Mean and deviation of each head's scores; 0 and 1 where there is one head."""
     chosen_PK: Array | None = None
     """Scores of the preferred responses, where a rule needs them."""
-    rule: PooledRule = Mean()
+    rule: PooledRule = field(default_factory=Mean)
     """Rule that makes one score of the standardized heads'."""
 
     @classmethod
