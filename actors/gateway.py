@@ -107,6 +107,8 @@ class Gateway:
 
         They are asked together, and one that hangs or fails is asked again the next time.
         """
+        # A model may have been removed since they were asked for.
+        statuses = {name: status for name, status in statuses.items() if name in self.models}
         for name, status in statuses.items():
             self.models[name].changed_to(status)
         stale = [

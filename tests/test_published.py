@@ -13,6 +13,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 from panoply.hub.artefact.load import load_reward_model
 from panoply.hub.backbone.renderer import DATE, FIXED_CLOCK
 from panoply.hub.published.head_model import HeadModel
+from tests.builders.adapters import adapt
 from tests.builders.models import (
     PROMPT,
     RESPONSES,
@@ -316,19 +317,6 @@ def test_a_hub_name_loads_from_the_cache_and_is_refused_without(tokenizer, tmp_p
         load_reward_model("owner/other")
     with pytest.raises(FileNotFoundError, match="neither a folder nor a hub name"):
         load_reward_model(tmp_path / "none")
-
-
-def adapt(base, out, **changes):
-    """Saves a random LoRA adapter of a classifier; returns the merged model's scores."""
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(11)
-    classifier = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
-    fields = {"task_type": "SEQ_CLS", "target_modules": ["q_proj", "v_proj"]}
-    model = get_peft_model(classifier, LoraConfig(init_lora_weights=False, **fields | changes))
-    model.base_model.model.score.weight.data.normal_()
-    model.save_pretrained(out)
-    return model
 
 
 def test_an_adapter_with_its_head_loads_merged(tokenizer, tmp_path):

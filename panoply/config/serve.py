@@ -108,6 +108,22 @@ class ServedModelConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SharedBackboneConfig:
+    """A loaded backbone, and the models whose adapters lie on it."""
+
+    __pydantic_config__ = STRICT
+
+    name: str
+    """Name of its application."""
+    key: str
+    """Name of the backbone: a hash of its weights, or of the place that they come from."""
+    models: Mapping[str, ServedModelConfig]
+    """Models by member: a model's name, and behind an @ its version where that is not the first."""
+    scaling: ScalingConfig = ScalingConfig()
+    batch: BatchConfig = BatchConfig()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayConfig:
     """HTTP gateway before all models."""
 
@@ -150,6 +166,8 @@ class GatewayArgs(GatewayConfig):
     keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     """Places of the API keys, by the model that asks for one: environment variables, or absolute
     paths of files with a key on each line. Nothing else protects a model."""
+    places: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Places of the models that share a backbone, APPLICATION/MEMBER, by the model."""
 
     def __post_init__(self) -> None:
         # Not `super()`: a dataclass with slots is another class than the one it was written as.
@@ -228,6 +246,10 @@ class ServeConfig:
     """Template family of the rendered text that clients send, where it is not the models' own."""
     trust_remote_code: tuple[str, ...] = ()
     """Names of the models whose own Python code may run."""
+    share_backbone: bool = False
+    """Load a backbone once for all models that are LoRA adapters on it: models that
+    `jobs.preference --members adapters` trained on the same backbone, or adapters of peft with the
+    same base model. The others load as they do without it."""
     write: str = ""
     """File to write for `serve deploy`; nothing is served then."""
 

@@ -23,7 +23,9 @@ FLOAT32_MAX = (2 - 2**-23) * 2.0**127
 """Scores are float32 from the head on, and clients hold them as such."""
 LONGEST_MESSAGE = 2000
 """Characters of a refusal: what a client sent is named by its beginning, and not sent back."""
-Detail: TypeAlias = Literal["objectives", "gate", "drivers", "provenance", "verdicts", "usage"]
+Detail: TypeAlias = Literal[
+    "objectives", "gate", "drivers", "provenance", "verdicts", "usage", "spread"
+]
 
 
 class RequestError(ValueError):
@@ -142,6 +144,9 @@ class Details:
     usage: Mapping[str, float] = field(default_factory=dict[str, float])
     """Share of the score in what a judge cost: `calls`, `cached` answers, `input_tokens`,
     `output_tokens` and `cost`."""
+    spread: float | None = None
+    """Deviation between the members of an ensemble, in units of their deviations on training
+    responses; None of what is no ensemble."""
     orders: tuple[float, ...] = ()
     """Of a pair that a judge compared, the probability that the first response is better: where the
     judge is shown it first, and where it is shown it second."""
@@ -149,6 +154,7 @@ class Details:
     def __post_init__(self) -> None:
         numbers = [*self.objectives.values(), *self.gate.values(), *self.usage.values()]
         numbers += self.orders
+        numbers += [] if self.spread is None else [self.spread]
         for driver in self.drivers:
             numbers += [driver.value, driver.contribution]
         for verdict in self.verdicts:
@@ -184,6 +190,7 @@ def scored(
     objectives: Mapping[str, float] | None = None,
     gate: Mapping[str, float] | None = None,
     drivers: Iterable[Driver] = (),
+    spread: float | None = None,
     num_tokens: int = 0,
     num_cut: int = 0,
 ) -> Score:
@@ -197,6 +204,7 @@ def scored(
         objectives=_finite(objectives or {}),
         gate=_finite(gate or {}),
         drivers=tuple(d for d in drivers if math.isfinite(d.value + d.contribution)),
+        spread=spread if spread is not None and math.isfinite(spread) else None,
     )
     return Score(score=value, details=details, num_tokens=num_tokens, num_cut=num_cut)
 

@@ -137,6 +137,8 @@ class RewardsPayload(DialectPayload):
             "num_tokens": score.num_tokens,
             "num_cut": score.num_cut,
         }
+        if score.details.spread is not None:  # 0 is a spread too
+            entry["spread"] = score.details.spread
         return entry | cut_mark(score) | {name: value for name, value in extras.items() if value}
 
 
@@ -189,6 +191,7 @@ class ScoreEntry(BaseModel):
     drivers: tuple[Driver, ...] = ()
     verdicts: tuple[JudgeVerdict, ...] = ()
     usage: dict[str, FiniteFloat] = {}
+    spread: FiniteFloat | None = None
     num_tokens: int = 0
     num_cut: int = 0
 
@@ -204,6 +207,7 @@ class ScoreEntry(BaseModel):
                 drivers=self.drivers,
                 verdicts=self.verdicts,
                 usage=self.usage,
+                spread=self.spread,
             ),
             num_tokens=self.num_tokens,
             num_cut=self.num_cut,

@@ -1,8 +1,10 @@
-"""Serve application of one model: its replicas and their scaling."""
+"""Serve applications of models, alone or on a shared backbone: their replicas and scaling."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 from ray import serve
@@ -10,7 +12,8 @@ from ray.serve import Application, Deployment
 from ray.serve.config import RequestRouterConfig
 
 from actors.function_replica import FunctionReplica
-from panoply.config.serve import ServedModelConfig
+from panoply.config.serve import ScalingConfig, ServedModelConfig, SharedBackboneConfig
+from panoply.data.schema import digest
 from panoply.scorers.where import CombinedScorers, LocalModel, local_models, parse_where
 from panoply.secret import NO_KEYS, Keys
 from workflows.cluster.gateway import DEPLOYMENT, MOST_CALLS, TRIES, read_args
@@ -43,7 +46,44 @@ def model_app_with_keys(args: Mapping[str, Any], keys: Keys) -> Application:
             f"in its `keys` instead: {{{args.get('name')}: {args['key_variable']}}}"
         )
     config = read_args(ServedModelConfig, args)
-    scaling = config.scaling
+    deployment = _deployment(config.scaling)
+    match parse_where(config.where):
+        case LocalModel():
+            # Torch loads here alone: functions and other servers do without.
+            from actors.model_replica import RewardModelReplica
+
+            return deployment(RewardModelReplica).bind(config)
+        case CombinedScorers():
+            return _composite_app(config, keys, deployment)
+        case _:
+            return deployment(FunctionReplica).bind(config, keys)
+
+
+def shared_app(args: Mapping[str, Any]) -> Application:
+    """Returns the application of a backbone and the models whose adapters lie on it.
+
+    Deployed again with other models, the same replicas load and drop them, and lose no request.
+
+    Args:
+        args: the fields of a `SharedBackboneConfig`.
+
+    Raises:
+        ValueError: a setting is unknown or wrong.
+    """
+    from actors.shared_replica import SharedBackboneReplica
+
+    config = read_args(SharedBackboneConfig, args)
+    settings = {"models": {member: asdict(model) for member, model in config.models.items()}}
+    deployed = _deployment(config.scaling)(SharedBackboneReplica).options(user_config=settings)
+    # Ray Serve replaces replicas of another version, and makes one up where none is set: by this,
+    # other models leave the replicas.
+    alone = replace(config, models={})
+    deployed._version = digest(json.dumps(asdict(alone), sort_keys=True))  # pyright: ignore[reportPrivateUsage]
+    return deployed.bind(alone)
+
+
+def _deployment(scaling: ScalingConfig) -> Callable[[type[Any]], Deployment]:
+    """Returns what makes a deployment of a class of replicas."""
     fixed = scaling.min_replicas == scaling.max_replicas
     replicas: dict[str, Any] = {"num_replicas": scaling.max_replicas}
     if not fixed:
@@ -59,7 +99,7 @@ def model_app_with_keys(args: Mapping[str, Any], keys: Keys) -> Application:
                 "look_back_period_s": 5.0,
             }
         }
-    deployment = serve.deployment(
+    return serve.deployment(
         name=DEPLOYMENT,
         max_ongoing_requests=MOST_CALLS,
         max_queued_requests=4 * MOST_CALLS,
@@ -71,16 +111,6 @@ def model_app_with_keys(args: Mapping[str, Any], keys: Keys) -> Application:
         logging_config={"enable_access_log": False},
         **replicas,
     )
-    match parse_where(config.where):
-        case LocalModel():
-            # Torch loads here alone: functions and other servers do without.
-            from actors.model_replica import RewardModelReplica
-
-            return deployment(RewardModelReplica).bind(config)
-        case CombinedScorers():
-            return _composite_app(config, keys, deployment)
-        case _:
-            return deployment(FunctionReplica).bind(config, keys)
 
 
 def _composite_app(

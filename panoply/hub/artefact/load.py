@@ -9,6 +9,7 @@ import torch
 
 from panoply.hub.artefact.gated import GatedModel, load_gated_model
 from panoply.hub.artefact.manifest import Manifest, ScalarManifest, read_manifest
+from panoply.hub.artefact.members import load_adapter_members
 from panoply.hub.artefact.scalar import load_scalar_model
 from panoply.hub.door.checkpoint import Checkpoint
 from panoply.hub.door.fetch import check_holds_model, fetch
@@ -87,8 +88,10 @@ def _load(folder: Path, options: LoadOptions) -> RewardModel[Any]:
         match read_manifest(folder):
             case Manifest():
                 return load_gated_model(folder)
-            case ScalarManifest():
+            case ScalarManifest(members="heads"):
                 return load_scalar_model(folder)
+            case ScalarManifest():
+                return load_adapter_members(folder)
     check_seal(folder)
     if (folder / "adapter_config.json").is_file():
         return load_adapter(folder, options.max_tokens)
