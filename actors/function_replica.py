@@ -18,6 +18,7 @@ from panoply.scorers.where import (
     OpenModel,
     PythonFunction,
     RemoteEndpoint,
+    Scorer,
     open_scorer,
     parse_where,
 )
@@ -47,7 +48,7 @@ class FunctionReplica(Replica[Item]):
         self.kind = parse_where(config.where).kind
         super().__init__(config, {"kind": self.kind} | _place(config.where))
         try:
-            self.scorer = open_scorer(config, open_model=open_model)
+            self.scorer = self.open(config, open_model)
         except ValueError as error:
             cause = error.__cause__
             if cause is None or not isinstance(parse_where(config.where), PythonFunction):
@@ -58,6 +59,10 @@ class FunctionReplica(Replica[Item]):
                 f"({type(cause).__name__}): import it there in Python to see why"
             ) from None
         self.counters = ScorerCounters(config.name)
+
+    def open(self, config: ServedModelConfig, open_model: OpenModel | None) -> Scorer:
+        """Returns the scorer; raises as `open_scorer` does."""
+        return open_scorer(config, open_model=open_model)
 
     def about(self) -> dict[str, JsonValue]:
         """Returns the kind and the circuit alone: a place is for those who ask with a request."""
@@ -101,7 +106,7 @@ class FunctionReplica(Replica[Item]):
         """Returns the scores of each item; after the request's time, the same error for all."""
         try:
             async with asyncio.timeout(request.timeout):
-                rows = await self.scorer.score(units)
+                rows = await self.rows(units, request)
         except TimeoutError:
             late = Score(error=f"{self.config.name!r} gave no score in time", transient=True)
             return [(late,) * len(item.responses) for item in units]
@@ -109,6 +114,12 @@ class FunctionReplica(Replica[Item]):
             if isinstance(self.scorer, Counting):
                 self.counters.set(self.scorer.counts())
         return [_with_wanted(row, request.details) for row in rows]
+
+    async def rows(
+        self, units: Sequence[Item], request: ReplicaRequest
+    ) -> Sequence[tuple[Score, ...]]:
+        """Returns the scores of each item, whenever they come."""
+        return await self.scorer.score(units)
 
 
 class ScorerCounters:

@@ -83,7 +83,7 @@ def run_serve(config: ServeConfig, logger: RunLogger) -> None:
             started; or somebody else took the gateway down.
         RuntimeError: no model could be started.
     """
-    models = [resolve_model(model) for model in config.served_models()]
+    models = [resolve_model(model, is_served=True) for model in config.served_models()]
     if config.write:
         Path(config.write).write_text(yaml.safe_dump(serve_file(models, config), sort_keys=False))
         logger.info(f"wrote {config.write}; next: serve deploy {config.write}")

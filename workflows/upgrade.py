@@ -59,7 +59,7 @@ def run_upgrade(config: UpgradeConfig, logger: RunLogger) -> None:
         ValueError, OSError: there is no such server or model, or a new version cannot be loaded, or
             gives no score where the old one does. The old versions answer as before.
     """
-    new = [resolve_model(model) for model in config.served_models()]
+    new = [resolve_model(model, is_served=True) for model in config.served_models()]
     with running_server(config.name) as server:
         models = {model.name: model for model in server.description.models}
         _check_names([model.name for model in new], models)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from actors.prompt_embeddings import with_constant
+from panoply.bandit.contexts import with_constant
 from evidence.contextual import (
     FIVE,
     Items,

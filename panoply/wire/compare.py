@@ -32,7 +32,7 @@ from panoply.wire.request import (
     Score,
     ScoreAnswer,
     ScoreRequest,
-    cut_mark,
+    beside_score,
 )
 from panoply.wire.rewards import ScoreEntry, Timeout, error_entry
 
@@ -91,7 +91,7 @@ def _entry(score: Score) -> Payload:
     if score.error:
         return error_entry("probability", score)
     cut = {"num_cut": score.num_cut} if score.num_cut else {}
-    return {"probability": score.score, **cut_mark(score), **cut}
+    return {"probability": score.score, **beside_score(score), **cut}
 
 
 def payload_of(request: ScoreRequest) -> dict[str, Payload]:

@@ -184,7 +184,12 @@ def _model(app: str) -> Model:
     """Returns the model that an application serves."""
     # Not `get_deployment_handle`: `serve deploy` may start the gateway before the models.
     handle: DeploymentHandle[Any] = DeploymentHandle(DEPLOYMENT, app)
-    return Model(ask=handle.answer.remote, about=handle.about.remote, version=version_of(app))
+    return Model(
+        ask=handle.answer.remote,
+        about=handle.about.remote,
+        learn=handle.feedback.remote,
+        version=version_of(app),
+    )
 
 
 def model_states(apps: Mapping[str, str]) -> dict[str, tuple[ModelState, str]]:

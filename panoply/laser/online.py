@@ -1,0 +1,407 @@
+"""A bandit outside of rounds: decisions when they are asked for, outcomes when they come.
+
+Its log, its bandit and its signals are those of a selector in rounds (`panoply.laser.rounds`). What
+differs: a record of the log holds the decisions that were made at the same time, or the outcomes
+that came together, and records of both kinds are numbered as they were written. An outcome may come
+at any time after its decision, again, and in any order; it counts once. Outcomes are placed one by
+one, so that it makes no difference which of them came together.
+
+The whole state follows from the log (`OnlineBandit.open`): what is answered is in the log.
+
+Shapes: B decisions, H size of a context.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from panoply.bandit.state import State
+from panoply.bandit.update import update
+from panoply.config.bandit import SelectorConfig
+from panoply.laser.log import (
+    Kind,
+    Log,
+    Record,
+    column,
+    prior_hash,
+    replay,
+    state_version,
+    to_choice,
+)
+from panoply.laser.rounds import (
+    OUTCOME_COLUMNS,
+    RoundRequest,
+    Suspension,
+    aggregate_outcomes,
+    compute_rewards,
+    decide,
+    initial_state,
+    suspended_by,
+    suspended_in,
+)
+from panoply.laser.signals import MEASURES, PromptOutcome, SignalState, signals
+from panoply.lease import LeaseLost
+from panoply.types import Array
+from panoply.wire.feedback import Outcome, OutcomeAnswer
+from panoply.wire.request import ArmChoice
+
+KEPT_SEGMENTS = 4096
+"""Segments of decisions that are kept in memory; outcomes of older ones read their segment."""
+
+
+@dataclass(frozen=True, slots=True)
+class AskedPrompt:
+    """A prompt that needs an arm."""
+
+    key: str
+    """Hash of the prompt; empty where there is none, and nothing is held."""
+    caller: str
+    """Name of the key that asks: it alone can tell what came of the decision."""
+    context_H: Array
+    """Context of the decision, of about unit length; empty for bandits that look at none."""
+
+
+@dataclass(frozen=True, slots=True)
+class OnlineStatus:
+    """Progress of a bandit."""
+
+    num_records: int
+    """Records of the log."""
+    num_outcomes: int
+    """Decisions of which an outcome was counted."""
+    suspended: tuple[Suspension, ...]
+    """Arms that cannot be chosen now."""
+    state: str
+    """Version of the state."""
+    replayed_alike: bool
+    """Whether the log, when it was last read, led to the bits that the latest decisions were made
+    with."""
+
+
+class OnlineBandit:
+    """A bandit over arms; one thread at a time may call it.
+
+    Args:
+        config: bandit, signal, and suspension of arms.
+        arms: names of the arms.
+        num_features: numbers in a context; 0 where the bandit looks at none.
+        uri: folder of the log, on storage that outlives the machine.
+        context: description of the contexts, which has to stay as it is.
+        reward_range: least and most `reward` of an outcome.
+        hold_seconds: seconds in which the same prompt of a caller keeps its decision.
+        clock: seconds since 1970.
+
+    Raises:
+        ValueError: costs or a fixed arm that do not fit the arms.
+        LogDiffers: the folder holds the log of another bandit.
+    """
+
+    def __init__(
+        self,
+        config: SelectorConfig,
+        arms: tuple[str, ...],
+        num_features: int,
+        uri: str,
+        *,
+        context: Mapping[str, object],
+        reward_range: tuple[float, float],
+        hold_seconds: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self.config, self.arms = config, arms
+        self.reward_range, self.hold_seconds, self.clock = reward_range, hold_seconds, clock
+        self.state = self.start = initial_state(config, len(arms), num_features)
+        self.log = Log(uri, arms, in_rounds=False)
+        self.log.check_or_write_config(
+            config, num_features, prior_hash(None), {"context": dict(context)}
+        )
+        self.is_open = False
+        self.lost: LeaseLost | None = None
+        """Error of the write that found another writer: nothing is written after it."""
+
+    def open(self) -> None:
+        """Takes the log over, and the state that follows from it.
+
+        Done with the first decision or outcome: a server that is being started ends none before it.
+
+        Raises:
+            LeaseLost: another writer took over from this one.
+            ValueError: the log is damaged.
+        """
+        if self.lost is not None:
+            raise self.lost
+        if self.is_open:
+            return
+        if self.log.lease is None:
+            self.log.take_over()
+        else:
+            self._check_lease()
+        self._resume(self.log.read())
+        self.is_open = True
+
+    def decide(self, prompts: Sequence[AskedPrompt]) -> list[ArmChoice]:
+        """Returns the arm of each prompt; decisions that are new are in the log.
+
+        Prompts of one caller with the same key have one decision.
+
+        Raises:
+            LeaseLost, OSError: nothing could be written.
+            ValueError: contexts of another size than the state's.
+        """
+        self.open()
+        now = self.clock()
+        self._forget_before(now - self.hold_seconds)
+        ids: list[str] = []
+        new: dict[str, AskedPrompt] = {}
+        at_once: dict[tuple[str, str], str] = {}
+        for prompt in prompts:
+            place = (prompt.caller, prompt.key)
+            name = self.held.get(place) or at_once.get(place)
+            if name is None or not prompt.key:
+                name = f"{self.number:x}-{round(1000 * now):x}-{secrets.token_hex(10)}"
+                new[name] = prompt
+                at_once[place] = name
+            ids.append(name)
+        if new:
+            self._decide_new(new)
+        return [self._choice(name) for name in ids]
+
+    def learn(self, caller: str, outcomes: Sequence[Outcome]) -> list[OutcomeAnswer]:
+        """Returns what becomes of outcomes; those that are counted are in the log.
+
+        Args:
+            caller: name of the key that sent them, with which the decisions were asked for.
+            outcomes: in any order, and as often as it may be.
+
+        Raises:
+            LeaseLost, OSError: nothing could be written, and nothing was learned.
+        """
+        self.open()
+        answers: list[OutcomeAnswer] = []
+        rows: list[pa.Table] = []
+        rewards: list[pa.Table] = []
+        counted: dict[str, str] = {}
+        signal_state = self.signal_state
+        for outcome in outcomes:
+            name = outcome.decision
+            row = self._row(name)
+            if row is None or row["sources"][0].as_py() != [caller]:
+                answers.append(OutcomeAnswer(decision=name, status="unknown"))
+                continue
+            try:
+                measured = self._measured(row, outcome)
+            except ValueError as error:
+                answers.append(OutcomeAnswer(decision=name, status="refused", error=str(error)))
+                continue
+            columns = aggregate_outcomes(row, [measured])
+            content = _digest([columns[key][0].as_py() for key in OUTCOME_COLUMNS])
+            before = counted.get(name) or self.counted.get(name)
+            if before is not None:
+                status = "repeated" if before == content else "differs"
+                answers.append(OutcomeAnswer(decision=name, status=status))
+                continue
+            reward, signal_state = compute_rewards(row, columns, signal_state, self.config.signal)
+            counted[name] = content
+            rows.append(row)
+            rewards.append(reward)
+            value = reward["reward"][0].as_py()
+            answers.append(OutcomeAnswer(decision=name, status="counted", reward=value))
+        if rows:
+            table = pa.concat_tables(rewards).combine_chunks()
+            self._write("rewards", table)
+            self._apply(pa.concat_tables(rows), table)
+            self.signal_state = signal_state
+            self.counted |= counted
+        return answers
+
+    def status(self) -> OnlineStatus:
+        """Returns the progress."""
+        self.open()
+        suspended = suspended_in(self.number, self.arms, self.suspended, {}, self.config)
+        version = state_version(self.state)
+        return OnlineStatus(self.number, len(self.counted), suspended, version, self.replayed_alike)
+
+    def _decide_new(self, prompts: Mapping[str, AskedPrompt]) -> None:
+        """Decides on prompts by the ids of their decisions, and writes that."""
+        request = RoundRequest(
+            ids=tuple(prompts),
+            prompt_ids=tuple((prompt.key,) for prompt in prompts.values()),
+            sources=tuple((prompt.caller,) for prompt in prompts.values()),
+            contexts_BH=np.stack([np.asarray(p.context_H, np.float64) for p in prompts.values()]),
+        )
+        suspended = suspended_in(self.number, self.arms, self.suspended, {}, self.config)
+        table = decide(self.config, self.state, self.number, request, self.arms, suspended)
+        number = self.number
+        self._write("decisions", table)
+        self.suspended = suspended
+        self._keep(number, table)
+        for name, prompt in prompts.items():
+            self._hold(name, (prompt.caller, prompt.key))
+
+    def _write(self, kind: Kind, table: pa.Table) -> None:
+        """Writes the next record.
+
+        Raises:
+            LeaseLost: another writer took over; so it stays.
+            OSError, ValueError: nothing was written, or somebody else wrote this record; the log is
+                read again before the next one.
+        """
+        self._check_lease()
+        try:
+            self.log.write(kind, self.number, table)
+        except (OSError, ValueError):
+            self.is_open = False
+            raise
+        self.number += 1
+
+    def _check_lease(self) -> None:
+        """Checks that this is the one writer.
+
+        Raises:
+            LeaseLost: another one took over; so it stays.
+        """
+        assert self.log.lease is not None
+        try:
+            self.log.lease.check()
+        except LeaseLost as error:
+            self.lost = error
+            raise
+
+    def _apply(self, decisions: pa.Table, rewards: pa.Table) -> None:
+        """Learns rewards that are in the log."""
+        self.state = update(self.state, to_choice(decisions, self.arms), column(rewards, "reward"))
+        self.suspended = _with_failed(self.suspended, rewards, self.config)
+        for row in decisions.select(("decision_id", "sources", "prompt_ids")).to_pylist():
+            place = (row["sources"][0], row["prompt_ids"][0])
+            if self.held.get(place) == row["decision_id"]:
+                del self.held[place]
+
+    def _measured(self, decision: pa.Table, outcome: Outcome) -> PromptOutcome:
+        """Returns an outcome as a selector has it.
+
+        Raises:
+            ValueError: a number is none that is taken.
+        """
+        measures = dict(outcome.measures)
+        reward = measures.pop("reward", None)
+        for name in measures:
+            if name not in MEASURES:
+                allowed = ", ".join(("reward", *MEASURES))
+                raise ValueError(f"`{name[:64]}` is no measurement: there is {allowed}")
+        if reward is not None:
+            low, high = self.reward_range
+            if not low <= reward <= high:
+                raise ValueError(f"`reward` must be within [{low:g}, {high:g}], got {reward!r}")
+            if "verifier" in measures:
+                raise ValueError("`reward` is the measurement `verifier`: name one of both")
+            measures["verifier"] = (reward - low) / (high - low)
+        if not measures and not outcome.failure:
+            raise ValueError("an outcome must have a number, `reward` or a measurement")
+        (key,) = decision["prompt_ids"][0].as_py()
+        return PromptOutcome(prompt_id=key, failure=outcome.failure, **measures)
+
+    def _resume(self, record: Record) -> None:
+        """Takes the state that the bandit had when it wrote the end of its log."""
+        decisions, rewards = record.decisions, record.rewards
+        numbers = [decisions["round"].to_numpy(), record.reward_segments_N]
+        self.number = 1 + max((int(part[-1]) for part in numbers if len(part)), default=-1)
+        self.segments: dict[int, pa.Table] = {}
+        self.held: dict[tuple[str, str], str] = {}
+        self.suspended: tuple[Suspension, ...] = ()
+
+        # The state that the latest decisions were made with, and the one after all rewards.
+        last_round = int(numbers[0][-1]) if len(numbers[0]) else -1
+        num_before = int((record.reward_segments_N < last_round).sum())
+        self.state: State = self.start
+        self.replayed_alike = True
+        if decisions.num_rows:
+            before = Record(self.arms, decisions, rewards.slice(0, num_before))
+            after = Record(self.arms, decisions, rewards.slice(num_before))
+            self.state = replay(before, self.start)
+            self.replayed_alike = state_version(self.state) == decisions["state"][-1].as_py()
+            self.state = replay(after, self.state)
+            self.suspended = tuple(Suspension(**row) for row in decisions["suspended"][-1].as_py())
+        for number in np.unique(record.reward_segments_N[num_before:]):
+            rows = np.flatnonzero(record.reward_segments_N == number)
+            table = rewards.slice(int(rows[0]), len(rows))
+            self.suspended = _with_failed(self.suspended, table, self.config)
+
+        # Signals remember what came before, so outcomes are passed through them one by one.
+        self.signal_state = SignalState()
+        measured = {name: column(rewards, name) for name in MEASURES}
+        for place in range(rewards.num_rows):
+            one = {name: values[place : place + 1] for name, values in measured.items()}
+            _, self.signal_state = signals(one, self.signal_state, self.config.signal)
+        ids = rewards["decision_id"].to_pylist()
+        contents = rewards.select(OUTCOME_COLUMNS).to_pylist()
+        self.counted: dict[str, str] = {
+            name: _digest([*content.values()]) for name, content in zip(ids, contents, strict=True)
+        }
+        open_rows = decisions.select(("decision_id", "sources", "prompt_ids")).to_pylist()
+        for row in open_rows:
+            if row["decision_id"] not in self.counted:
+                self._hold(row["decision_id"], (row["sources"][0], row["prompt_ids"][0]))
+        self._forget_before(self.clock() - self.hold_seconds)
+
+    def _hold(self, name: str, place: tuple[str, str]) -> None:
+        """Keeps a decision for its prompt."""
+        if place[1] and self.hold_seconds:
+            self.held.pop(place, None)  # so that the latest stand last
+            self.held[place] = name
+
+    def _forget_before(self, seconds: float) -> None:
+        """Gives up decisions that were held long enough; the oldest stand first."""
+        while self.held:
+            place, name = next(iter(self.held.items()))
+            if int(name.split("-")[1], 16) >= 1000 * seconds:
+                break
+            del self.held[place]
+
+    def _keep(self, number: int, decisions: pa.Table) -> None:
+        """Keeps a segment of decisions in memory, in place of the oldest where there are many."""
+        self.segments[number] = decisions
+        if len(self.segments) > KEPT_SEGMENTS:
+            del self.segments[next(iter(self.segments))]
+
+    def _row(self, name: str) -> pa.Table | None:
+        """Returns a decision by its id; None where there is none."""
+        number, dash, _ = name.partition("-")
+        try:
+            segment = int(number, 16) if dash else -1
+        except ValueError:
+            return None
+        if not 0 <= segment < self.number:
+            return None
+        if segment not in self.segments:
+            table = self.log.read_segment("decisions", segment)
+            if table is None:
+                return None
+            self._keep(segment, table)
+        decisions = self.segments[segment]
+        ids = decisions["decision_id"].to_pylist()
+        return decisions.slice(ids.index(name), 1) if name in ids else None
+
+    def _choice(self, name: str) -> ArmChoice:
+        row = self._row(name)
+        assert row is not None
+        return ArmChoice(row["arm"][0].as_py(), row["propensity"][0].as_py(), name)
+
+
+def _with_failed(
+    suspended: Sequence[Suspension], rewards: pa.Table, config: SelectorConfig
+) -> tuple[Suspension, ...]:
+    """Returns suspensions with those of arms that failed."""
+    failed = suspended_by(rewards, config)
+    names = {suspension.arm for suspension in failed}
+    return (*(suspension for suspension in suspended if suspension.arm not in names), *failed)
+
+
+def _digest(values: Sequence[object]) -> str:
+    """Returns a hash of an outcome, by which a repeated one is told from another."""
+    return hashlib.blake2b(repr(values).encode(), digest_size=8).hexdigest()
