@@ -50,6 +50,7 @@ class Clock:
         self.now = 1e9
 
     def __call__(self):
+        """Returns the time."""
         return self.now
 
 
@@ -387,7 +388,7 @@ def test_each_item_is_scored_by_its_arm_and_items_of_one_prompt_by_one(tmp_path)
 
 def test_an_arm_that_is_down_is_an_error_told_to_the_bandit_and_left_alone(tmp_path):
     text = FILE.replace("rewards.py:rhyme", "rewards.py:down").replace("thompson", "thompson")
-    replica, actor = replica_of(write(tmp_path, text))
+    replica, _actor = replica_of(write(tmp_path, text))
 
     async def ask(i):
         answer = await replica.answer(call(chat(f"question {i}")))
@@ -487,7 +488,7 @@ PROMPT = [{"role": "user", "content": "How many ones are there?"}]
 def test_every_dialect_carries_the_decision_in_its_body_or_in_a_header(tmp_path):
     import httpx2
 
-    app, actor = app_of(write(tmp_path, FILE + "hold_seconds: 0\n"))
+    app, _actor = app_of(write(tmp_path, FILE + "hold_seconds: 0\n"))
     payloads = {
         "/v1/rewards": {"items": [{"prompt": PROMPT, "responses": ["1", "ee"]}]},
         "/get_reward": {"query": ["ask 1", "ask 2"], "prompts": ["ask ", "ask "]},
@@ -546,7 +547,7 @@ def test_a_client_asks_tells_and_is_answered_one_by_one(tmp_path):
 def test_wrong_feedback_is_refused_whole(tmp_path, payload, status, message):
     from starlette.testclient import TestClient
 
-    app, actor = app_of(write(tmp_path), max_responses=10)
+    app, _actor = app_of(write(tmp_path), max_responses=10)
     answer = TestClient(app, base_url="http://localhost").post("/v1/feedback", json=payload)
     assert answer.status_code == status
     assert message in answer.json()["error"]
@@ -555,7 +556,7 @@ def test_wrong_feedback_is_refused_whole(tmp_path, payload, status, message):
 def test_feedback_asks_for_the_model_s_key_and_another_key_teaches_nothing(tmp_path):
     from starlette.testclient import TestClient
 
-    app, actor = app_of(write(tmp_path), keys={"router": ("one", "two")})
+    app, _actor = app_of(write(tmp_path), keys={"router": ("one", "two")})
     client = TestClient(app, base_url="http://localhost")
     headers = {key: {"X-API-Key": key} for key in ("one", "two", "wrong")}
     items = [{"prompt": PROMPT, "responses": ["1"]}]
@@ -630,9 +631,9 @@ def test_a_bandit_runs_in_a_server_alone_and_elsewhere_is_refused_with_the_way(t
     )
     part = ServedModelConfig(name="both", where=f"combine:{composite}")
     for refused in (partial(resolve_model, config), partial(open_scorer, part)):
-        with pytest.raises(ValueError, match="is a bandit, which writes.*jobs.serve"):
+        with pytest.raises(ValueError, match=r"is a bandit, which writes.*jobs\.serve"):
             refused()
-    with pytest.raises(FileNotFoundError, match="no file .*nowhere.yaml"):
+    with pytest.raises(FileNotFoundError, match=r"no file .*nowhere\.yaml"):
         resolve_model(ServedModelConfig(name="m", where="bandit:nowhere.yaml"), is_served=True)
 
 

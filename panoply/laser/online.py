@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -140,8 +141,9 @@ class OnlineBandit:
             return
         if self.log.lease is None:
             self.log.take_over()
-        else:
-            self._check_lease()
+        else:  # a write failed: whoever took over meanwhile keeps the log
+            with self._ending():
+                self.log.lease.check()
         self._resume(self.log.read())
         self.is_open = True
 
@@ -252,25 +254,19 @@ class OnlineBandit:
             OSError, ValueError: nothing was written, or somebody else wrote this record; the log is
                 read again before the next one.
         """
-        self._check_lease()
-        try:
+        with self._ending():
             self.log.write(kind, self.number, table)
-        except (OSError, ValueError):
-            self.is_open = False
-            raise
         self.number += 1
 
-    def _check_lease(self) -> None:
-        """Checks that this is the one writer.
-
-        Raises:
-            LeaseLost: another one took over; so it stays.
-        """
-        assert self.log.lease is not None
+    @contextmanager
+    def _ending(self) -> Generator[None]:
+        """Ends what is known of the log where the block fails, and all writes if it is lost."""
         try:
-            self.log.lease.check()
-        except LeaseLost as error:
-            self.lost = error
+            yield
+        except (OSError, ValueError) as error:
+            self.is_open = False
+            if isinstance(error, LeaseLost):
+                self.lost = error
             raise
 
     def _apply(self, decisions: pa.Table, rewards: pa.Table) -> None:
