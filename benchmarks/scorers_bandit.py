@@ -1,6 +1,6 @@
 """A served bandit beside its arm served alone: `python -m benchmarks.scorers_bandit --json FILE`.
 
-Both are served by `jobs.serve` on this machine, the arm a function that takes no time, and are asked
+Both are served by `jobs.serve` on this machine, the arm a function that takes no time. They are asked
 in turn over HTTP by one client, one prompt with two responses at a time. The log is on the local
 disk; each decision is written and synced before it is answered.
 
@@ -151,7 +151,8 @@ def main(options: Options) -> None:
     with tempfile.TemporaryDirectory() as folder, server(Path(folder)) as (url, process):
         asker = Asker(url)
         for _ in range(options.requests // 4):
-            asker.ask("arm"), asker.ask("router")
+            asker.ask("arm")
+            asker.ask("router")
         for _ in range(options.repeats):
             pairs = [(asker.ask("arm")[0], *asker.ask("router")) for _ in range(options.requests)]
             arm, bandit, decisions = (list(column) for column in zip(*pairs, strict=True))
