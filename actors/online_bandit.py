@@ -27,6 +27,8 @@ from panoply.wire.request import ArmChoice, RequestError
 
 T = TypeVar("T")
 Choices: TypeAlias = "Future[list[ArmChoice]]"
+OUTCOMES_AT_ONCE = 64
+"""Outcomes of a record, some tenths of a second of work: then it is the turn of decisions."""
 RETRY_SECONDS = 0.2
 """Pause before a bandit that died is asked again."""
 
@@ -73,14 +75,22 @@ class OnlineBanditActor:
         self, caller: str, outcomes: Sequence[Outcome]
     ) -> list[OutcomeAnswer] | RequestError:
         """Returns what becomes of outcomes, those that are counted in the log; or why nothing."""
-        loop = asyncio.get_running_loop()
-        learning = loop.run_in_executor(self.writer, self.bandit.learn, caller, outcomes)
-        return await self._answer(learning)
+        answers: list[OutcomeAnswer] = []
+        for first in range(0, len(outcomes), OUTCOMES_AT_ONCE):
+            some = outcomes[first : first + OUTCOMES_AT_ONCE]
+            learned = await self._answer(self._in_turn(self.bandit.learn, caller, some))
+            if isinstance(learned, RequestError):
+                return learned
+            answers += learned
+        return answers
 
     async def status(self) -> OnlineStatus | RequestError:
         """Returns the progress of the bandit."""
-        loop = asyncio.get_running_loop()
-        return await self._answer(loop.run_in_executor(self.writer, self.bandit.status))
+        return await self._answer(self._in_turn(self.bandit.status))
+
+    async def _in_turn(self, call: Callable[..., T], *args: object) -> T:
+        """Returns what a call gives, when it is its turn."""
+        return await asyncio.get_running_loop().run_in_executor(self.writer, call, *args)
 
     def _decide_waiting(self) -> None:
         """Decides on all prompts that wait, in one record."""

@@ -1,6 +1,6 @@
 """A served bandit beside its arm served alone: `python -m benchmarks.scorers_bandit --json FILE`.
 
-Both are served by `jobs.serve` on this machine, the arm a function that takes no time. They are asked
+Both are served by `jobs.serve` on this machine, the arm a function that takes no time, and asked
 in turn over HTTP by one client, one prompt with two responses at a time. The log is on the local
 disk; each decision is written and synced before it is answered.
 

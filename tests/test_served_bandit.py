@@ -115,7 +115,7 @@ def test_outcomes_count_once_however_late_often_and_in_whatever_order_they_come(
     twice = [told(second, reward=0.5), told(second, reward=0.5), told(second, reward=0.6)]
     assert statuses(live.learn("key", twice)) == ["counted", "repeated", "differs"]
     assert record_of(tmp_path).rewards_N.tolist() == [1.0, 0.25, 0.5]
-    assert live.state.pulls_K.sum() == 3
+    assert live.state.bandit.pulls_K.sum() == 3
 
 
 @pytest.mark.parametrize(
@@ -204,10 +204,10 @@ def test_a_bandit_that_dies_after_every_call_goes_on_with_the_same_bits(tmp_path
         before, live = live, bandit(tmp_path, config, clock=clock)
         assert live.status() == before.status()
         assert live.status().replayed_alike
-        assert live.counted == before.counted
-        assert list(live.held.items()) == list(before.held.items())
-        assert repr(live.signal_state) == repr(before.signal_state)
-    assert live.state.visits_K.sum() > 10
+        assert live.state.counted == before.state.counted
+        assert list(live.held.names.items()) == list(before.held.names.items())
+        assert repr(live.state.signals) == repr(before.state.signals)
+    assert live.state.bandit.visits_K.sum() > 10
 
 
 def test_a_log_replays_to_the_same_decisions_and_the_same_state(tmp_path):
@@ -222,7 +222,7 @@ def test_a_log_replays_to_the_same_decisions_and_the_same_state(tmp_path):
     # Segment by segment: each decision comes out again of the state that led to it.
     log, state = Log(str(tmp_path), ARMS, in_rounds=False), start
     by_id = {row["decision_id"]: i for i, row in enumerate(record.decisions.to_pylist())}
-    for number in range(live.number):
+    for number in range(live.state.number):
         table = log.read_segment("decisions", number)
         if table is None:
             rewards = log.read_segment("rewards", number)
@@ -434,7 +434,7 @@ log: log
     expected = {"count": 0.5, "long": 0.5, "odd": 0.0}
     for row in rewards.to_pylist():
         assert row["reward"] == expected[row["arm"]]
-    assert live.state.mean_K[2] == 0 < live.state.mean_K[0]
+    assert live.state.bandit.mean_K[2] == 0 < live.state.bandit.mean_K[0]
 
 
 def test_requests_at_the_same_time_share_a_record(tmp_path):
@@ -446,7 +446,7 @@ def test_requests_at_the_same_time_share_a_record(tmp_path):
 
     answers = asyncio.run(ask())
     assert len({choices_of(answer)[0].decision for answer in answers}) == 50
-    assert actor.bandit.number < 25
+    assert actor.bandit.state.number < 25
 
 
 def test_a_replica_whose_log_was_taken_over_answers_with_the_reason_and_no_score(tmp_path):

@@ -13,7 +13,6 @@ Shapes: B decisions, H size of a context.
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,31 +21,19 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from panoply.bandit.state import State
-from panoply.bandit.update import update
 from panoply.config.bandit import SelectorConfig
-from panoply.laser.log import (
-    Kind,
-    Log,
-    Record,
-    column,
-    prior_hash,
-    replay,
-    state_version,
-    to_choice,
-)
+from panoply.laser.log import Kind, Log, prior_hash, state_version
+from panoply.laser.online_state import HeldDecisions, OnlineState, outcome_hash
 from panoply.laser.rounds import (
-    OUTCOME_COLUMNS,
     RoundRequest,
     Suspension,
     aggregate_outcomes,
     compute_rewards,
     decide,
     initial_state,
-    suspended_by,
     suspended_in,
 )
-from panoply.laser.signals import MEASURES, PromptOutcome, SignalState, signals
+from panoply.laser.signals import MEASURES, PromptOutcome
 from panoply.lease import LeaseLost
 from panoply.types import Array
 from panoply.wire.feedback import Outcome, OutcomeAnswer
@@ -116,8 +103,12 @@ class OnlineBandit:
         clock: Callable[[], float],
     ) -> None:
         self.config, self.arms = config, arms
-        self.reward_range, self.hold_seconds, self.clock = reward_range, hold_seconds, clock
-        self.state = self.start = initial_state(config, len(arms), num_features)
+        self.reward_range, self.clock = reward_range, clock
+        self.state = OnlineState(initial_state(config, len(arms), num_features))
+        self.start = self.state.bandit
+        self.held = HeldDecisions(hold_seconds)
+        self.segments: dict[int, pa.Table] = {}
+        """Latest segments of decisions."""
         self.log = Log(uri, arms, in_rounds=False)
         self.log.check_or_write_config(
             config, num_features, prior_hash(None), {"context": dict(context)}
@@ -144,7 +135,10 @@ class OnlineBandit:
         else:  # a write failed: whoever took over meanwhile keeps the log
             with self._ending():
                 self.log.lease.check()
-        self._resume(self.log.read())
+        record = self.log.read()
+        self.state = OnlineState.of(record, self.start, self.config)
+        self.held.of(record, self.state.counted)
+        self.segments.clear()
         self.is_open = True
 
     def decide(self, prompts: Sequence[AskedPrompt]) -> list[ArmChoice]:
@@ -158,15 +152,15 @@ class OnlineBandit:
         """
         self.open()
         now = self.clock()
-        self._forget_before(now - self.hold_seconds)
+        self.held.expire(now)
         ids: list[str] = []
         new: dict[str, AskedPrompt] = {}
         at_once: dict[tuple[str, str], str] = {}
         for prompt in prompts:
             place = (prompt.caller, prompt.key)
-            name = self.held.get(place) or at_once.get(place)
+            name = self.held.names.get(place) or at_once.get(place)
             if name is None or not prompt.key:
-                name = f"{self.number:x}-{round(1000 * now):x}-{secrets.token_hex(10)}"
+                name = f"{self.state.number:x}-{round(1000 * now):x}-{secrets.token_hex(10)}"
                 new[name] = prompt
                 at_once[place] = name
             ids.append(name)
@@ -189,7 +183,7 @@ class OnlineBandit:
         rows: list[pa.Table] = []
         rewards: list[pa.Table] = []
         counted: dict[str, str] = {}
-        signal_state = self.signal_state
+        signal_state = self.state.signals
         for outcome in outcomes:
             name = outcome.decision
             row = self._row(name)
@@ -202,8 +196,8 @@ class OnlineBandit:
                 answers.append(OutcomeAnswer(decision=name, status="refused", error=str(error)))
                 continue
             columns = aggregate_outcomes(row, [measured])
-            content = _digest([columns[key][0].as_py() for key in OUTCOME_COLUMNS])
-            before = counted.get(name) or self.counted.get(name)
+            content = outcome_hash({key: values[0].as_py() for key, values in columns.items()})
+            before = counted.get(name) or self.state.counted.get(name)
             if before is not None:
                 status = "repeated" if before == content else "differs"
                 answers.append(OutcomeAnswer(decision=name, status=status))
@@ -215,19 +209,25 @@ class OnlineBandit:
             value = reward["reward"][0].as_py()
             answers.append(OutcomeAnswer(decision=name, status="counted", reward=value))
         if rows:
-            table = pa.concat_tables(rewards).combine_chunks()
+            table, decisions = pa.concat_tables(rewards).combine_chunks(), pa.concat_tables(rows)
             self._write("rewards", table)
-            self._apply(pa.concat_tables(rows), table)
-            self.signal_state = signal_state
-            self.counted |= counted
+            self.state.learn(decisions, table, self.arms, self.config)
+            self.state.signals = signal_state
+            self.state.counted |= counted
+            self.held.release(decisions)
         return answers
 
     def status(self) -> OnlineStatus:
         """Returns the progress."""
         self.open()
-        suspended = suspended_in(self.number, self.arms, self.suspended, {}, self.config)
-        version = state_version(self.state)
-        return OnlineStatus(self.number, len(self.counted), suspended, version, self.replayed_alike)
+        state = self.state
+        return OnlineStatus(
+            state.number,
+            len(state.counted),
+            suspended_in(state.number, self.arms, state.suspended, {}, self.config),
+            state_version(state.bandit),
+            state.replayed_alike,
+        )
 
     def _decide_new(self, prompts: Mapping[str, AskedPrompt]) -> None:
         """Decides on prompts by the ids of their decisions, and writes that."""
@@ -237,14 +237,14 @@ class OnlineBandit:
             sources=tuple((prompt.caller,) for prompt in prompts.values()),
             contexts_BH=np.stack([np.asarray(p.context_H, np.float64) for p in prompts.values()]),
         )
-        suspended = suspended_in(self.number, self.arms, self.suspended, {}, self.config)
-        table = decide(self.config, self.state, self.number, request, self.arms, suspended)
-        number = self.number
+        number = self.state.number
+        suspended = suspended_in(number, self.arms, self.state.suspended, {}, self.config)
+        table = decide(self.config, self.state.bandit, number, request, self.arms, suspended)
         self._write("decisions", table)
-        self.suspended = suspended
+        self.state.suspended = suspended
         self._keep(number, table)
         for name, prompt in prompts.items():
-            self._hold(name, (prompt.caller, prompt.key))
+            self.held.hold((prompt.caller, prompt.key), name)
 
     def _write(self, kind: Kind, table: pa.Table) -> None:
         """Writes the next record.
@@ -255,8 +255,8 @@ class OnlineBandit:
                 read again before the next one.
         """
         with self._ending():
-            self.log.write(kind, self.number, table)
-        self.number += 1
+            self.log.write(kind, self.state.number, table)
+        self.state.number += 1
 
     @contextmanager
     def _ending(self) -> Generator[None]:
@@ -268,15 +268,6 @@ class OnlineBandit:
             if isinstance(error, LeaseLost):
                 self.lost = error
             raise
-
-    def _apply(self, decisions: pa.Table, rewards: pa.Table) -> None:
-        """Learns rewards that are in the log."""
-        self.state = update(self.state, to_choice(decisions, self.arms), column(rewards, "reward"))
-        self.suspended = _with_failed(self.suspended, rewards, self.config)
-        for row in decisions.select(("decision_id", "sources", "prompt_ids")).to_pylist():
-            place = (row["sources"][0], row["prompt_ids"][0])
-            if self.held.get(place) == row["decision_id"]:
-                del self.held[place]
 
     def _measured(self, decision: pa.Table, outcome: Outcome) -> PromptOutcome:
         """Returns an outcome as a selector has it.
@@ -302,63 +293,6 @@ class OnlineBandit:
         (key,) = decision["prompt_ids"][0].as_py()
         return PromptOutcome(prompt_id=key, failure=outcome.failure, **measures)
 
-    def _resume(self, record: Record) -> None:
-        """Takes the state that the bandit had when it wrote the end of its log."""
-        decisions, rewards = record.decisions, record.rewards
-        numbers = [decisions["round"].to_numpy(), record.reward_segments_N]
-        self.number = 1 + max((int(part[-1]) for part in numbers if len(part)), default=-1)
-        self.segments: dict[int, pa.Table] = {}
-        self.held: dict[tuple[str, str], str] = {}
-        self.suspended: tuple[Suspension, ...] = ()
-
-        # The state that the latest decisions were made with, and the one after all rewards.
-        last_round = int(numbers[0][-1]) if len(numbers[0]) else -1
-        num_before = int((record.reward_segments_N < last_round).sum())
-        self.state: State = self.start
-        self.replayed_alike = True
-        if decisions.num_rows:
-            before = Record(self.arms, decisions, rewards.slice(0, num_before))
-            after = Record(self.arms, decisions, rewards.slice(num_before))
-            self.state = replay(before, self.start)
-            self.replayed_alike = state_version(self.state) == decisions["state"][-1].as_py()
-            self.state = replay(after, self.state)
-            self.suspended = tuple(Suspension(**row) for row in decisions["suspended"][-1].as_py())
-        for number in np.unique(record.reward_segments_N[num_before:]):
-            rows = np.flatnonzero(record.reward_segments_N == number)
-            table = rewards.slice(int(rows[0]), len(rows))
-            self.suspended = _with_failed(self.suspended, table, self.config)
-
-        # Signals remember what came before, so outcomes are passed through them one by one.
-        self.signal_state = SignalState()
-        measured = {name: column(rewards, name) for name in MEASURES}
-        for place in range(rewards.num_rows):
-            one = {name: values[place : place + 1] for name, values in measured.items()}
-            _, self.signal_state = signals(one, self.signal_state, self.config.signal)
-        ids = rewards["decision_id"].to_pylist()
-        contents = rewards.select(OUTCOME_COLUMNS).to_pylist()
-        self.counted: dict[str, str] = {
-            name: _digest([*content.values()]) for name, content in zip(ids, contents, strict=True)
-        }
-        open_rows = decisions.select(("decision_id", "sources", "prompt_ids")).to_pylist()
-        for row in open_rows:
-            if row["decision_id"] not in self.counted:
-                self._hold(row["decision_id"], (row["sources"][0], row["prompt_ids"][0]))
-        self._forget_before(self.clock() - self.hold_seconds)
-
-    def _hold(self, name: str, place: tuple[str, str]) -> None:
-        """Keeps a decision for its prompt."""
-        if place[1] and self.hold_seconds:
-            self.held.pop(place, None)  # so that the latest stand last
-            self.held[place] = name
-
-    def _forget_before(self, seconds: float) -> None:
-        """Gives up decisions that were held long enough; the oldest stand first."""
-        while self.held:
-            place, name = next(iter(self.held.items()))
-            if int(name.split("-")[1], 16) >= 1000 * seconds:
-                break
-            del self.held[place]
-
     def _keep(self, number: int, decisions: pa.Table) -> None:
         """Keeps a segment of decisions in memory, in place of the oldest where there are many."""
         self.segments[number] = decisions
@@ -372,7 +306,7 @@ class OnlineBandit:
             segment = int(number, 16) if dash else -1
         except ValueError:
             return None
-        if not 0 <= segment < self.number:
+        if not 0 <= segment < self.state.number:
             return None
         if segment not in self.segments:
             table = self.log.read_segment("decisions", segment)
@@ -387,17 +321,3 @@ class OnlineBandit:
         row = self._row(name)
         assert row is not None
         return ArmChoice(row["arm"][0].as_py(), row["propensity"][0].as_py(), name)
-
-
-def _with_failed(
-    suspended: Sequence[Suspension], rewards: pa.Table, config: SelectorConfig
-) -> tuple[Suspension, ...]:
-    """Returns suspensions with those of arms that failed."""
-    failed = suspended_by(rewards, config)
-    names = {suspension.arm for suspension in failed}
-    return (*(suspension for suspension in suspended if suspension.arm not in names), *failed)
-
-
-def _digest(values: Sequence[object]) -> str:
-    """Returns a hash of an outcome, by which a repeated one is told from another."""
-    return hashlib.blake2b(repr(values).encode(), digest_size=8).hexdigest()
