@@ -8,13 +8,14 @@ from collections.abc import Callable
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
+from actors.api_reference import described
 from actors.gateway import Gateway
 from actors.hardened import refusal_headers
 from actors.intake import Intake
 from actors.internal_error import internal_error
 from panoply.serve.calls import FeedbackRequest
 from panoply.wire.dialect import decode
-from panoply.wire.feedback import Outcome, feedback_answer, parse_feedback
+from panoply.wire.feedback import FeedbackPayload, Outcome, feedback_answer, parse_feedback
 from panoply.wire.limits import RequestLimits
 from panoply.wire.openrlhf import refuse
 from panoply.wire.request import RequestError
@@ -82,6 +83,6 @@ def add_feedback(
         answered(FEEDBACK, status, time.monotonic() - begun)
         return JSONResponse(payload, status, headers)
 
-    summary = "What came of a bandit's decisions."
-    for path in (FEEDBACK, prefix + FEEDBACK):
-        app.add_api_route(path, feedback, methods=["POST"], summary=summary)
+    for before in ("", prefix):
+        about = described(before, [FeedbackPayload], ["panoply"])
+        app.add_api_route(before + FEEDBACK, feedback, methods=["POST"], **about)
