@@ -82,8 +82,8 @@ def _bandit(where: str, file: Path) -> list[Finding]:
         arm = replace(config, name=name, where=place)
         return open_scorer(arm, open_model=model_in_process)
 
-    arms = open_arms(file, settings, open_arm)
-    return examine_bandit(file, settings, arms, open_contexts(settings.context))
+    contexts = open_contexts(settings.context)
+    return examine_bandit(file, settings, lambda: open_arms(file, settings, open_arm), contexts)
 
 
 @one_writer

@@ -231,7 +231,8 @@ class Log:
         Raises:
             ValueError: a segment is missing between others.
         """
-        begun, ended = self.numbers("decisions"), self.numbers("rewards")
+        names = self.records.names()  # once: somebody may be writing
+        begun, ended = _numbers(names, "decisions"), _numbers(names, "rewards")
         self._check_whole(begun, ended)
         decisions, rewards = DECISIONS.empty_table(), REWARDS.empty_table()
         segments_N = np.empty(0, np.int64)
@@ -250,11 +251,6 @@ class Log:
             pa.concat_tables([rewards, *new_rewards]).combine_chunks(),
             np.concatenate([segments_N, np.repeat(np.array(ended, np.int64), sizes)]),
         )
-
-    def numbers(self, kind: Kind) -> list[int]:
-        """Returns the numbers of the segments of a kind, ascending."""
-        names = [re.fullmatch(rf"{kind}-(\d+)\.parquet", name) for name in self.records.names()]
-        return sorted(int(match[1]) for match in names if match)
 
     def _tables(self, kind: Kind, numbers: Sequence[int]) -> list[pa.Table]:
         """Returns segments, read at the same time."""
@@ -279,6 +275,12 @@ class Log:
                 f"{self.path!r} has decisions of {len(begun)} rounds and rewards of {len(ended)}: "
                 "segments are missing"
             )
+
+
+def _numbers(names: Sequence[str], kind: Kind) -> list[int]:
+    """Returns the numbers of the segments of a kind, ascending."""
+    matches = [re.fullmatch(rf"{kind}-(\d+)\.parquet", name) for name in names]
+    return sorted(int(match[1]) for match in matches if match)
 
 
 def _keys(table: pa.Table) -> list[tuple[int, str]]:

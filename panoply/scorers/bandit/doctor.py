@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from panoply.config.served_bandit import NoContext, ServedBanditConfig
-from panoply.laser.log import Log, column, replay, state_version
+from panoply.laser.log import Log, state_version
+from panoply.laser.online_state import OnlineState
 from panoply.laser.rounds import initial_state
 from panoply.laser.selector_file import SELECTOR_FILE, recorded_selector
 from panoply.measure.conformance import Finding
@@ -19,24 +20,28 @@ from panoply.scorers.bandit.opening import log_uri
 from panoply.scorers.bandit.scorer import Contexts
 from panoply.scorers.composite.doctor import example_items, responses_scored
 from panoply.scorers.where import Scorer
+from panoply.types import Array
 
 
 def examine_bandit(
-    file: Path, config: ServedBanditConfig, arms: Mapping[str, Scorer], contexts: Contexts
+    file: Path,
+    config: ServedBanditConfig,
+    open_all: Callable[[], Mapping[str, Scorer]],
+    contexts: Contexts,
 ) -> list[Finding]:
     """Asks each arm about examples, reads the log, and returns what was found; nothing is written.
 
     Args:
         file: of settings.
         config: the settings.
-        arms: opened scorers by name.
+        open_all: opens the arms, by name, in the event loop that asks.
         contexts: features of prompts.
     """
 
     async def examine() -> list[Finding]:
         items = example_items()
         findings: list[Finding] = []
-        for name, arm in arms.items():
+        for name, arm in open_all().items():
             findings.append(responses_scored(f"arm {name}", await arm.score(items)))
         begun = time.monotonic()
         contexts_NH = await contexts.of(items)
@@ -46,7 +51,7 @@ def examine_bandit(
     return [*asyncio.run(examine()), _log(file, config)]
 
 
-def _contexts(config: ServedBanditConfig, contexts_NH: np.ndarray, seconds: float) -> Finding:
+def _contexts(config: ServedBanditConfig, contexts_NH: Array, seconds: float) -> Finding:
     """Returns what the bandit sees of a prompt, and what that takes."""
     num_prompts, size = contexts_NH.shape
     if isinstance(config.context, NoContext):
@@ -73,15 +78,14 @@ def _log(file: Path, config: ServedBanditConfig) -> Finding:
         advice = "take another `log`, or the settings that it was written with"
         return Finding("log", f"{uri!r} is of another bandit or other arms", "fail", advice)
     record = Log(uri, arms, in_rounds=False).read()
-    state = replay(record, initial_state(selector, len(arms), num_features))
-    rewards_N = column(record.rewards, "reward")
-    means = {arm: state.mean_K[k] for k, arm in enumerate(arms)}
+    state = OnlineState.of(record, initial_state(selector, len(arms), num_features), selector)
+    means = dict(zip(arms, state.bandit.mean_K.tolist(), strict=True))
     shown = ", ".join(f"{arm} {mean:.3f}" for arm, mean in means.items())
     return Finding(
         "log",
-        f"{record.decisions.num_rows} decisions, {len(rewards_N)} outcomes, "
-        f"{int(np.isfinite(rewards_N).sum())} rewards; mean reward less cost: {shown}",
-        "ok",
-        "",
-        {"decisions": record.decisions.num_rows, "state": state_version(state), **means},
+        f"{record.decisions.num_rows} decisions, {len(state.counted)} outcomes, "
+        f"{int(np.isfinite(record.rewards_N).sum())} rewards; mean reward less cost: {shown}",
+        "ok" if state.replayed_alike else "warning",
+        "" if state.replayed_alike else "on this machine it gives another state in the last bits",
+        {"decisions": record.decisions.num_rows, "state": state_version(state.bandit), **means},
     )
