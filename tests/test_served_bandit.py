@@ -357,9 +357,8 @@ def test_the_right_arm_wins_by_the_kind_of_the_prompt(tmp_path):
             kinds = rng.choice(["count", "rhyme"], 4).tolist()
             answer = await replica.answer(call(*map(item, kinds)))
             choices = choices_of(answer)
-            outcomes = tuple(
-                told(c, reward=float(c.arm == kind)) for c, kind in zip(choices, kinds, strict=True)
-            )
+            right = {c: float(c.arm == k) for c, k in zip(choices, kinds, strict=True)}
+            outcomes = tuple(told(choice, reward=reward) for choice, reward in right.items())
             feedback = FeedbackRequest(outcomes=outcomes, caller="key", timeout=9.0)
             answers = await replica.feedback(feedback)
             assert {one.status for one in answers} == {"counted"}
