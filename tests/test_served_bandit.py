@@ -28,11 +28,12 @@ from panoply.laser.rounds import initial_state
 from panoply.lease import LeaseLost
 from panoply.report.progress import RunLogger
 from panoply.scorers.bandit.opening import read_bandit
+from panoply.scorers.bandit.scorer import BanditScorer, WordContexts
 from panoply.scorers.where import key_variables, local_models, open_scorer, parse_where
 from panoply.serve.calls import FeedbackRequest, ReplicaRequest
 from panoply.wire.client import Client
 from panoply.wire.feedback import Outcome
-from panoply.wire.request import Chat, RequestError, ScoreRequest, Tokens
+from panoply.wire.request import Chat, RequestError, Score, ScoreRequest, Tokens
 from tests.builders.app_server import serving
 from tests.builders.gateway import intake, no_agents, nothing_beside
 from workflows.cluster.resolve_model import resolve_model
@@ -297,9 +298,6 @@ def count(response):
 def rhyme(response):
     return float(response.count("ee"))
 
-def down(response):
-    raise TimeoutError
-
 def flat(response):
     return -float(len(response))
 """
@@ -390,19 +388,35 @@ def test_each_item_is_scored_by_its_arm_and_items_of_one_prompt_by_one(tmp_path)
     )
 
 
-def test_an_arm_that_is_down_is_an_error_told_to_the_bandit_and_left_alone(tmp_path):
-    text = FILE.replace("rewards.py:rhyme", "rewards.py:down").replace("thompson", "thompson")
-    replica, _actor = replica_of(write(tmp_path, text))
+class Arm:
+    """An arm that gives every response the same score, or none."""
 
-    async def ask(i):
-        answer = await replica.answer(call(chat(f"question {i}")))
-        return answer.items[0]
+    def __init__(self, **score):
+        self.answer = Score(**score)
 
-    rows = [asyncio.run(ask(i)) for i in range(12)]
-    failed = [row for row in rows if row[0].error]
-    assert len(failed) <= 1  # after it has failed once, the other one scores
-    if failed:
-        assert failed[0][0].details.choice.arm == "rhyme"
+    async def score(self, items):
+        """Answers."""
+        return tuple((self.answer,) * len(item.responses) for item in items)
+
+
+@pytest.mark.parametrize("transient", [True, False])
+def test_an_arm_that_is_down_is_left_alone_and_one_that_refuses_a_text_is_not(tmp_path, transient):
+    path = write(tmp_path)
+    _, actor = replica_of(path)
+    arms = {"count": Arm(score=1.0), "rhyme": Arm(error="none", transient=transient)}
+    remote = RemoteBandit(actor.decide, actor.learn)
+    scorer = BanditScorer(read_bandit(path), arms, WordContexts(63), remote)
+
+    async def ask():
+        rows = [(await scorer.score_for("key", [chat(f"ask {i}")]))[0][0] for i in range(20)]
+        return rows, await actor.status()
+
+    rows, status = asyncio.run(ask())
+    chosen = [row.details.choice.arm for row in rows]
+    assert [bool(row.error) for row in rows] == [arm == "rhyme" for arm in chosen]
+    assert chosen.count("rhyme") == 1 if transient else chosen.count("rhyme") > 3
+    assert [one.arm for one in status.suspended] == ["rhyme"] * transient
+    assert actor.bandit.state.bandit.rejected_K.tolist() == [0, transient]
 
 
 def test_agreement_with_the_other_arms_teaches_on_the_stated_share(tmp_path):
