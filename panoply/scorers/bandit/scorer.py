@@ -172,7 +172,7 @@ class BanditScorer:
                 scores += rows[place]
             # What a text is to blame for says nothing of the arm.
             if scores and all(score.error and score.transient for score in scores):
-                failures.append(Outcome(decision=choice.decision, failure="no score in time"))
+                failures.append(Outcome(decision=choice.decision, failure="no score"))
             elif self._is_checked(choice) and len(scores) > 1:
                 self._begin_check(caller, choice, [items[place] for place in at], scores)
         self.nums["failed_decisions"] += len(failures)
