@@ -36,7 +36,7 @@ from panoply.wire.feedback import Outcome
 from panoply.wire.request import Chat, RequestError, Score, ScoreRequest, Tokens
 from tests.builders.app_server import serving
 from tests.builders.gateway import intake, no_agents, nothing_beside
-from workflows.cluster.resolve_model import resolve_model
+from workflows.cluster.resolve_model import check_logs, resolve_model
 from workflows.doctor import run_doctor
 
 ROOT = Path(__file__).parents[1]
@@ -655,6 +655,15 @@ def test_a_bandit_runs_in_a_server_alone_and_elsewhere_is_refused_with_the_way(t
             refused()
     with pytest.raises(FileNotFoundError, match=r"no file .*nowhere\.yaml"):
         resolve_model(ServedModelConfig(name="m", where="bandit:nowhere.yaml"), is_served=True)
+
+
+def test_two_bandits_of_a_server_do_not_write_one_log(tmp_path):
+    where = f"bandit:{write(tmp_path)}"
+    (tmp_path / "other.yaml").write_text(FILE.replace("log: log", f"log: {tmp_path}/sub/../log"))
+    other = ServedModelConfig(name="b", where=f"bandit:{tmp_path}/other.yaml")
+    check_logs([other])
+    with pytest.raises(ValueError, match="'a' and 'b' would write one log"):
+        check_logs([ServedModelConfig(name="a", where=where), other])
 
 
 def test_keys_and_models_of_all_arms_are_known_before_anything_is_opened(tmp_path):

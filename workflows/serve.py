@@ -47,7 +47,7 @@ from workflows.cluster.gateway import (
 from workflows.cluster.keys import endpoint_variables, handed_keys
 from workflows.cluster.models import model_app_with_keys
 from workflows.cluster.ray_cluster import connect
-from workflows.cluster.resolve_model import resolve_model
+from workflows.cluster.resolve_model import check_logs, resolve_model
 from workflows.cluster.tenancy import (
     check_alive,
     holding,
@@ -84,6 +84,7 @@ def run_serve(config: ServeConfig, logger: RunLogger) -> None:
         RuntimeError: no model could be started.
     """
     models = [resolve_model(model, is_served=True) for model in config.served_models()]
+    check_logs(models)
     if config.write:
         Path(config.write).write_text(yaml.safe_dump(serve_file(models, config), sort_keys=False))
         logger.info(f"wrote {config.write}; next: serve deploy {config.write}")

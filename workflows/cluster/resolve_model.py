@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -19,7 +20,7 @@ from panoply.data.schema import digest
 from panoply.files import whole_folder
 from panoply.hub.door.fetch import is_hub_name
 from panoply.hub.in_process import InProcessModel
-from panoply.scorers.bandit.opening import open_arms, read_bandit
+from panoply.scorers.bandit.opening import log_uri, open_arms, read_bandit
 from panoply.scorers.where import (
     BanditFile,
     CombinedScorers,
@@ -91,6 +92,29 @@ def _check_bandit(config: ServedModelConfig, file: Path) -> None:
             num_features(settings.context)
         except OSError as error:
             raise ValueError(f"`context.model`: {error}") from error
+
+
+def check_logs(models: Sequence[ServedModelConfig]) -> None:
+    """Checks that no two bandits of a server write one log.
+
+    Args:
+        models: resolved.
+
+    Raises:
+        ValueError: two do.
+    """
+    names: dict[str, str] = {}
+    for model in models:
+        where = parse_where(model.where)
+        if isinstance(where, BanditFile):
+            file = Path(where.file)
+            log = log_uri(file, read_bandit(file))
+            if log in names:
+                raise ValueError(
+                    f"{names[log]!r} and {model.name!r} would write one log, {log!r}: serve one of "
+                    "them, or give them a file and a `log` each"
+                )
+            names[log] = model.name
 
 
 def model_in_process(config: ServedModelConfig) -> InProcessModel:

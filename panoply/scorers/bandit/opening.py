@@ -44,7 +44,7 @@ def log_uri(file: Path, config: ServedBanditConfig) -> str:
     """Returns the folder of the log, a path looked up from the folder of the file."""
     if "://" in config.log:
         return config.log
-    return str((file.parent / Path(config.log).expanduser()).absolute())
+    return str((file.parent / Path(config.log).expanduser()).resolve())
 
 
 def open_arms(
