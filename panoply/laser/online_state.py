@@ -69,8 +69,8 @@ class OnlineState:
         # Signals remember what came before, so outcomes are passed through them one by one.
         measured = {name: column(rewards, name) for name in MEASURES}
         for place in range(rewards.num_rows):
-            one = {name: values[place : place + 1] for name, values in measured.items()}
-            _, state.signals = signals(one, state.signals, config.signal)
+            outcome = {name: values[place : place + 1] for name, values in measured.items()}
+            _, state.signals = signals(outcome, state.signals, config.signal)
         contents = rewards.select(OUTCOME_COLUMNS).to_pylist()
         for name, content in zip(rewards["decision_id"].to_pylist(), contents, strict=True):
             state.counted[name] = outcome_hash(content)

@@ -66,7 +66,7 @@ class OutcomePayload(BaseModel):
     """Id of a decision, and numbers."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="allow")
-    __pydantic_extra__: dict[str, FiniteFloat]
+    __pydantic_extra__: dict[str, FiniteFloat]  # pyright: ignore[reportIncompatibleVariableOverride]
 
     decision: Annotated[str, Field(max_length=DECISION_CHARACTERS)]
 

@@ -99,11 +99,12 @@ class BanditScorer:
         self.config, self.arms, self.contexts, self.bandit = config, arms, contexts, bandit
         self.checks: set[asyncio.Task[None]] = set()
         """Agreements that are being looked for."""
-        self.nums = dict.fromkeys(("decisions", "failed_decisions", "checks", "skipped_checks"), 0)
+        names = ("decisions", "failed_decisions", "checks", "skipped_checks")
+        self.nums: dict[str, float] = {name: 0.0 for name in names}
 
     def counts(self) -> dict[str, float]:
         """Returns the sums of what the arms count, and of decisions and agreements."""
-        sums: dict[str, float] = dict(self.nums)
+        sums = dict(self.nums)
         for arm in self.arms.values():
             if isinstance(arm, Counting):
                 for name, number in arm.counts().items():
