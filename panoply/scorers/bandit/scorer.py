@@ -99,8 +99,8 @@ class BanditScorer:
         self.config, self.arms, self.contexts, self.bandit = config, arms, contexts, bandit
         self.checks: set[asyncio.Task[None]] = set()
         """Agreements that are being looked for."""
-        names = ("decisions", "failed_decisions", "checks", "skipped_checks")
-        self.nums: dict[str, float] = {name: 0.0 for name in names}
+        names: tuple[str, ...] = ("decisions", "failed_decisions", "checks", "skipped_checks")
+        self.nums: dict[str, float] = dict.fromkeys(names, 0.0)
 
     def counts(self) -> dict[str, float]:
         """Returns the sums of what the arms count, and of decisions and agreements."""
