@@ -72,6 +72,11 @@ class Model:
         return str(self.description.get("circuit", "closed"))
 
     @property
+    def is_bandit(self) -> bool:
+        """Says whether it makes decisions, and learns from what comes of them."""
+        return self.description.get("kind") == "bandit"
+
+    @property
     def can_answer(self) -> bool:
         """Says whether a request to the model may succeed; a request starts an idle model."""
         return self.state in ("ready", "idle") and self.circuit != "open"
@@ -206,7 +211,7 @@ class Gateway:
             raise RequestError(f"{name!r} could not be started: {model.reason}", 503)
         if not model.description:
             raise RequestError(f"{name!r} is starting: tell it again", 503)
-        if model.description["kind"] != "bandit" or model.learn is None:
+        if not model.is_bandit or model.learn is None:
             raise RequestError(
                 f"{name!r} is no bandit, and learns from nothing: `/v1/feedback` is for a model of "
                 "the kind 'bandit' (`GET /v1/models`)"

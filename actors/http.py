@@ -103,7 +103,7 @@ def make_app(
             headers[VERSIONS] = ", ".join(f"{quote(m.model)}={m.version}" for m in answer.models)
             if cut := num_truncated(answer):
                 headers[TRUNCATED] = str(cut)
-            headers |= _decisions(answer)
+            headers |= _decisions(gateway, answer)
             metrics.scored(score_request, caller, time.monotonic() - begun)
         except Exception as error:
             refused = error if isinstance(error, RequestError) else internal_error(path, error)
@@ -243,16 +243,16 @@ class GatewayMetrics:
         self.seconds.observe(seconds, {"path": path})
 
 
-def _decisions(answer: ScoreAnswer) -> dict[str, str]:
+def _decisions(gateway: Gateway, answer: ScoreAnswer) -> dict[str, str]:
     """Returns the header with the ids of bandits' decisions, in the order of the items.
 
     It is left out where there are too many for a header, which proxies cut or refuse.
     """
     entries: list[str] = []
     for model in answer.models:
-        ids = decision_ids(model)
-        if any(ids):
-            entries += [f"{quote(model.model)}={name or '-'}" for name in ids]
+        if gateway.models[model.model].is_bandit:
+            name = quote(model.model)
+            entries += [f"{name}={decision or '-'}" for decision in decision_ids(model)]
     return {DECISIONS: ", ".join(entries)} if 0 < len(entries) <= MOST_DECISIONS else {}
 
 
