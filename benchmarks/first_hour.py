@@ -37,7 +37,8 @@ TYPOS = {
     "evaluate": "evaluate owner/name --pairs no.parquet",
     "cross_eval": "cross_eval owner/name --pairs no.parquet",
 }
-DEMO = ("armorm embedded --out {0}/embedded", "laser demo --out {0}/laser-demo")
+DEMO = ("armorm embedded --out runs/embedded", "laser demo --out runs/laser-demo")
+"""The commands of `make demo`; the second one serves the model of the first."""
 NOT_OURS = re.compile(
     r"\(raylet\)|\(pid=|\b(INFO|WARNING)\b.*\b(mlflow|ray|alembic)\b|FutureWarning"
 )
@@ -81,21 +82,27 @@ def run_demo(folder: str) -> dict[str, dict[str, Any]]:
     """Returns what the log and the folder of the demo look like."""
     quiet, noise, lines = 0.0, 0, 0
     for command in DEMO:
-        job, *flags = command.format(folder).split()
+        job, *flags = command.split()
         words = [sys.executable, "-u", "-m", f"jobs.{job}", *flags]
         errors = Path(folder) / f"{job}.err"
         with errors.open("w") as file:
             process = subprocess.Popen(
-                words, cwd=ROOT, stdout=subprocess.PIPE, stderr=file, text=True
+                words,
+                cwd=folder,
+                env=os.environ | {"PYTHONPATH": str(ROOT)},
+                stdout=subprocess.PIPE,
+                stderr=file,
+                text=True,
             )
             last = time.monotonic()
             for line in process.stdout or ():
                 now = time.monotonic()
                 quiet, last, lines = max(quiet, now - last), now, lines + 1
                 noise += bool(NOT_OURS.search(line))
+        told = errors.read_text()
         if process.wait():
-            raise RuntimeError(f"{command!r} ended with {process.returncode}")
-        noise += len(errors.read_text().splitlines())
+            raise RuntimeError(f"{command!r} ended with {process.returncode}: {told[-2000:]}")
+        noise += len(told.splitlines())
     left = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
     return {
         "demo: longest silence in a log, s": {"value": quiet, "ideal": 60},
