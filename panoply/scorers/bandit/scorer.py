@@ -6,7 +6,7 @@ Shapes: N prompts, H size of a context, K arms, n responses to a prompt.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Protocol
@@ -144,9 +144,10 @@ class BanditScorer:
         by_arm: dict[str, list[int]] = {}
         for place, choice in choices.items():
             by_arm.setdefault(choice.arm, []).append(place)
-        answers = await asyncio.gather(
-            *(self.arms[arm].score([items[i] for i in at]) for arm, at in by_arm.items())
-        )
+        calls: list[Awaitable[tuple[tuple[Score, ...], ...]]] = []
+        for arm, at in by_arm.items():
+            calls.append(self.arms[arm].score([items[place] for place in at]))
+        answers = await asyncio.gather(*calls)
         for at, scores in zip(by_arm.values(), answers, strict=True):
             for place, row in zip(at, scores, strict=True):
                 rows[place] = row
