@@ -49,7 +49,7 @@ class FunctionReplica(Replica[Item]):
         self.kind = parse_where(config.where).kind
         super().__init__(config, {"kind": self.kind} | _place(config.where))
         try:
-            self.scorer = open_scorer(config, open_model=open_model)
+            self.scorer = self.open(config, open_model)
         except ValueError as error:
             cause = error.__cause__
             if cause is None or not isinstance(parse_where(config.where), PythonFunction):
@@ -60,6 +60,10 @@ class FunctionReplica(Replica[Item]):
                 f"({type(cause).__name__}): import it there in Python to see why"
             ) from None
         self.counters = ScorerCounters(config.name)
+
+    def open(self, config: ServedModelConfig, open_model: OpenModel | None) -> Scorer:
+        """Returns the scorer; raises as `open_scorer` does."""
+        return open_scorer(config, open_model=open_model)
 
     def about(self) -> dict[str, JsonValue]:
         """Returns the kind and the circuit alone: a place is for those who ask with a request."""
@@ -106,14 +110,9 @@ class FunctionReplica(Replica[Item]):
 
     async def score(self, units: Sequence[Item], request: ReplicaRequest) -> Scores:
         """Returns the scores of each item; after the request's time, the same error for all."""
-        scorer = self.scorer_of(request)
         try:
             async with within(request.timeout):
-                if request.compares:
-                    assert isinstance(scorer, Comparing)
-                    rows = [(score,) for score in await scorer.compare(units)]
-                else:
-                    rows = await scorer.score(units)
+                rows = await self.rows(units, request)
         except TimeoutError:
             late = Score(error=f"{self.config.name!r} gave no score in time", transient=True)
             return [(late,) * (1 if request.compares else len(item.responses)) for item in units]
@@ -121,6 +120,16 @@ class FunctionReplica(Replica[Item]):
             if isinstance(self.scorer, Counting):
                 self.counters.set(self.scorer.counts())
         return [_with_wanted(row, request.details) for row in rows]
+
+    async def rows(
+        self, units: Sequence[Item], request: ReplicaRequest
+    ) -> Sequence[tuple[Score, ...]]:
+        """Returns the scores of each item, or of a pair its probability, whenever they come."""
+        scorer = self.scorer_of(request)
+        if not request.compares:
+            return await scorer.score(units)
+        assert isinstance(scorer, Comparing)
+        return [(score,) for score in await scorer.compare(units)]
 
 
 class ScorerCounters:

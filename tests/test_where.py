@@ -9,6 +9,7 @@ from panoply.config.serve import ServedModelConfig
 from panoply.scorers.endpoint import EndpointScorer
 from panoply.scorers.function import FunctionScorer
 from panoply.scorers.where import (
+    BanditFile,
     CombinedScorers,
     LocalModel,
     PythonFunction,
@@ -32,6 +33,7 @@ from tests.builders.wire_server import serving
         ("function:dir/file.py:name", PythonFunction("dir/file.py:name")),
         ("replay:scores.parquet", RecordedScores("scores.parquet")),
         ("combine:dir/c.yaml", CombinedScorers("dir/c.yaml")),
+        ("bandit:dir/b.yaml", BanditFile("dir/b.yaml")),
         ("vllm+http://host:8000#m", RemoteEndpoint("http://host:8000", "vllm", "m")),
         ("tei+https://host/rerank", RemoteEndpoint("https://host/rerank", "tei", "")),
         ("http://host:8000", RemoteEndpoint("http://host:8000", "panoply", "")),
@@ -51,7 +53,8 @@ def test_each_form_of_where_names_its_kind_of_scorer(where, expected):
 
 def test_every_kind_has_a_name_of_its_own():
     kinds = [kind.kind for kind in get_args(Where)]
-    assert sorted(kinds) == ["composite", "function", "judge", "model", "remote", "replay"]
+    assert sorted(kinds) == sorted(set(kinds))
+    assert {"bandit", "composite", "judge", "model"} < set(kinds)
 
 
 def test_a_scorer_is_opened_by_its_where_and_a_wrong_one_is_named():

@@ -49,7 +49,7 @@ from workflows.cluster.gateway import (
 from workflows.cluster.keys import endpoint_variables, handed_keys
 from workflows.cluster.models import model_app_with_keys, shared_app
 from workflows.cluster.ray_cluster import connect
-from workflows.cluster.resolve_model import resolve_model
+from workflows.cluster.resolve_model import check_logs, resolve_model
 from workflows.cluster.shared import backbone_args, describe, places_of
 from workflows.cluster.tenancy import (
     check_alive,
@@ -88,7 +88,8 @@ def run_serve(config: ServeConfig, logger: RunLogger) -> None:
             started; or somebody else took the gateway down.
         RuntimeError: no model could be started.
     """
-    models = [resolve_model(model) for model in config.served_models()]
+    models = [resolve_model(model, is_served=True) for model in config.served_models()]
+    check_logs(models)
     if config.write:
         Path(config.write).write_text(yaml.safe_dump(serve_file(models, config), sort_keys=False))
         logger.info(f"wrote {config.write}; next: serve deploy {config.write}")

@@ -54,8 +54,8 @@ def run_upgrade(config: UpgradeConfig, logger: RunLogger) -> None:
             gives no score where the old one does. The old versions answer as before.
     """
     config.check_change()
-    new = [resolve_model(model) for model in config.served_models()]
-    added = [resolve_model(model) for model in config.added_models()]
+    new = [resolve_model(model, is_served=True) for model in config.served_models()]
+    added = [resolve_model(model, is_served=True) for model in config.added_models()]
     with running_server(config.name) as server:
         _check_names([model.name for model in new], server.routes.current)
         _check_added(server, [model.name for model in added])

@@ -15,12 +15,13 @@ class DoctorConfig(TrackedRun):
     Of a reward model: template and its date, BOS, padding, which token is scored, alone against
     batches and token trees, bfloat16 against float32, truncation, speed, and the scores of plain
     transformers. Of a judge: verdicts, order, cost, and instructions in a response. Of a composite:
-    whether each part answers, and what comes of them. The exit code is 1 where a check fails.
+    whether each part answers, and what comes of them. Of a bandit: whether each arm answers, what
+    it sees of a prompt, and what its log holds. The exit code is 1 where a check fails.
     """
 
     model: str
-    """Folder of ours, a published model's folder, or a hub name 'owner/name'; or 'judge:FILE.yaml'
-    or 'combine:FILE.yaml', a judge or a composite, which is asked about a dozen responses."""
+    """Folder of ours, a published model's folder, or a hub name 'owner/name'; or 'judge:FILE.yaml',
+    'combine:FILE.yaml' or 'bandit:FILE.yaml', which is asked about a dozen responses."""
     json: str = field(default="", metadata=NO_EFFECT)
     """File that the findings are written to, with their numbers."""
     trust_remote_code: bool = False

@@ -8,6 +8,7 @@
 | `replay:FILE` | recorded scores |
 | `judge:FILE.yaml` | a judge: a language model that is asked for verdicts |
 | `combine:FILE.yaml` | several scorers in one, by a rule |
+| `bandit:FILE.yaml` | several scorers, of which a bandit chooses one for each prompt |
 
 A new kind of scorer is its own module, and here a class, its prefix and its case.
 """
@@ -131,8 +132,23 @@ class CombinedScorers:
     """Its settings, in YAML."""
 
 
+@dataclass(frozen=True, slots=True)
+class BanditFile:
+    """Several scorers, of which a bandit chooses one for each prompt."""
+
+    kind: ClassVar[str] = "bandit"
+    file: str
+    """Its settings, in YAML."""
+
+
 Where: TypeAlias = (
-    LocalModel | PythonFunction | RemoteEndpoint | RecordedScores | JudgeFile | CombinedScorers
+    LocalModel
+    | PythonFunction
+    | RemoteEndpoint
+    | RecordedScores
+    | JudgeFile
+    | CombinedScorers
+    | BanditFile
 )
 OpenModel: TypeAlias = Callable[[ServedModelConfig], Scorer]
 """Opens a reward model that is a part of a composite."""
@@ -152,6 +168,8 @@ def parse_where(where: str) -> Where:
         return JudgeFile(where.removeprefix("judge:"))
     if where.startswith("combine:"):
         return CombinedScorers(where.removeprefix("combine:"))
+    if where.startswith("bandit:"):
+        return BanditFile(where.removeprefix("bandit:"))
     if "://" not in where or where.startswith("models:/"):
         return LocalModel(where)
     scheme, _, rest = where.partition("://")
@@ -175,7 +193,7 @@ def key_variables(where: Where) -> list[str]:
     """Returns the environment variables that hold the keys of a scorer's servers.
 
     Raises:
-        ValueError, OSError: the settings of a judge or a composite cannot be read.
+        ValueError, OSError: the settings of a judge, composite or bandit cannot be read.
     """
     variables: list[str] = []
     match where:
@@ -186,7 +204,7 @@ def key_variables(where: Where) -> list[str]:
 
             _, settings = read_judge(where.file)
             variables.append(settings.server.address.key_variable)
-        case CombinedScorers():
+        case CombinedScorers() | BanditFile():
             for part in _parts(where).values():
                 variables += key_variables(parse_where(part))
         case _:
@@ -198,12 +216,12 @@ def local_models(config: ServedModelConfig) -> list[ServedModelConfig]:
     """Returns the reward models that a scorer consists of, each once: itself, or parts of it.
 
     Raises:
-        ValueError, OSError: the settings of a composite cannot be read.
+        ValueError, OSError: the settings of a composite or a bandit cannot be read.
     """
     match where := parse_where(config.where):
         case LocalModel():
             return [config]
-        case CombinedScorers():
+        case CombinedScorers() | BanditFile():
             models: dict[str, ServedModelConfig] = {}
             for name, part in _parts(where).items():
                 of_part = replace(config, name=name, where=part)
@@ -213,11 +231,14 @@ def local_models(config: ServedModelConfig) -> list[ServedModelConfig]:
             return []
 
 
-def _parts(where: CombinedScorers) -> dict[str, str]:
-    """Returns the WHERE of each part of a composite."""
+def _parts(where: CombinedScorers | BanditFile) -> dict[str, str]:
+    """Returns the WHERE of each part of a composite, or of each arm of a bandit."""
+    from panoply.scorers.bandit.opening import arm_places, read_bandit
     from panoply.scorers.composite.opening import part_places, read_composite
 
     file = Path(where.file).expanduser()
+    if isinstance(where, BanditFile):
+        return arm_places(file, read_bandit(file))
     return part_places(file, read_composite(file, is_fitted=False))
 
 
@@ -267,5 +288,11 @@ def open_scorer(
                 return open_scorer(of_part, on_node=on_node, open_model=open_model)
 
             return open_composite(Path(where.file).expanduser(), open_part)
+        case BanditFile():
+            raise ValueError(
+                f"{config.name!r} is a bandit, which writes each decision into its log and learns "
+                "from what comes of it, and so runs in a server alone: serve it with jobs.serve "
+                "and name it as http://HOST:PORT#NAME, or name one of its arms"
+            )
         case _:
             assert_never(where)

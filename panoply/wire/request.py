@@ -98,6 +98,8 @@ class ScoreRequest:
     num_unread: int = 0
     """Number of responses that are in no item, since their prompt cannot be read: each is answered
     with the reason."""
+    caller: str = ""
+    """Name of the key that was sent."""
 
     @property
     def num_responses(self) -> int:
@@ -129,6 +131,18 @@ class JudgeVerdict:
     """Places of the responses among those of the prompt, in the order in which they were shown."""
 
 
+@dataclass(frozen=True, slots=True)
+class ArmChoice:
+    """Decision of a bandit on a prompt."""
+
+    arm: str
+    """Name of the scorer that it chose."""
+    propensity: float
+    """Probability with which this arm was drawn."""
+    decision: str
+    """Id under which the bandit takes what comes of it (`/v1/feedback`)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Details:
     """Details of a score; empty where they were not asked for or the model has none.
@@ -150,6 +164,8 @@ class Details:
     orders: tuple[float, ...] = ()
     """Of a pair that a judge compared, the probability that the first response is better: where the
     judge is shown it first, and where it is shown it second."""
+    choice: ArmChoice | None = None
+    """Arm that scored, where a bandit chose it."""
 
     def __post_init__(self) -> None:
         numbers = [*self.objectives.values(), *self.gate.values(), *self.usage.values()]
@@ -298,15 +314,30 @@ def num_truncated(answer: ScoreAnswer) -> int:
     return len(cut)
 
 
-def cut_mark(score: Score) -> dict[str, Payload]:
-    """Returns the keys beside a score whose text was cut; none beside that of a whole one."""
-    return {"truncated": True} if score.num_cut else {}
+def beside_score(score: Score) -> dict[str, Payload]:
+    """Returns the keys beside a score: that its text was cut, and the id of a bandit's decision."""
+    keys: dict[str, Payload] = {"truncated": True} if score.num_cut else {}
+    choice = score.details.choice
+    return keys | {"decision": choice.decision} if choice else keys
 
 
-def truncated(scores: Sequence[Score]) -> dict[str, Payload]:
-    """Returns a list of the texts that were cut, for answers without a place beside each score."""
+def beside_scores(scores: Sequence[Score]) -> dict[str, Payload]:
+    """Returns the same as lists over all texts, for answers without a place beside each score."""
     marks = [score.num_cut > 0 for score in scores]
-    return {"truncated": marks} if any(marks) else {}
+    keys: dict[str, Payload] = {"truncated": marks} if any(marks) else {}
+    choices = [score.details.choice for score in scores]
+    if any(choices):
+        keys["decisions"] = [choice.decision if choice else None for choice in choices]
+    return keys
+
+
+def decision_ids(model: ModelAnswer) -> list[str | None]:
+    """Returns the id of a bandit's decision on each item; None where there is none."""
+    ids: list[str | None] = []
+    for item in model.items:
+        choices = [score.details.choice for score in item if score.details.choice]
+        ids.append(choices[0].decision if choices else None)
+    return ids
 
 
 def check_limit(key: str, most: int | None, scores: Sequence[Score]) -> None:

@@ -210,6 +210,7 @@ def _model(place: str) -> Model:
     return Model(
         ask=partial(handle.answer.remote, **member),
         about=partial(handle.about.remote, **member),
+        learn=partial(handle.feedback.remote, **member),
         version=version_of(place),
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from ray import serve
@@ -13,12 +14,22 @@ from ray.serve.config import RequestRouterConfig
 
 from actors.function_replica import FunctionReplica
 from panoply.config.serve import ScalingConfig, ServedModelConfig, SharedBackboneConfig
+from panoply.config.served_bandit import StateContext
 from panoply.data.schema import digest
-from panoply.scorers.where import CombinedScorers, LocalModel, local_models, parse_where
+from panoply.scorers.bandit.opening import read_bandit
+from panoply.scorers.where import (
+    BanditFile,
+    CombinedScorers,
+    LocalModel,
+    local_models,
+    parse_where,
+)
 from panoply.secret import NO_KEYS, Keys
 from workflows.cluster.gateway import DEPLOYMENT, MOST_CALLS, TRIES, read_args
 
 ROUTER = "actors.affinity.PromptAffinity"
+BANDIT = "Bandit"
+"""Name of the deployment that decides for all replicas of a bandit."""
 
 
 def model_app(args: Mapping[str, Any]) -> Application:
@@ -55,6 +66,8 @@ def model_app_with_keys(args: Mapping[str, Any], keys: Keys) -> Application:
             return deployment(RewardModelReplica).bind(config)
         case CombinedScorers():
             return _composite_app(config, keys, deployment)
+        case BanditFile(file=file):
+            return _bandit_app(config, keys, deployment, Path(file))
         case _:
             return deployment(FunctionReplica).bind(config, keys)
 
@@ -123,16 +136,60 @@ def _composite_app(
     """
     from actors.composite_replica import CompositeReplica
 
+    parts = _part_apps(config, deployment)
+    if not parts:
+        return deployment(CompositeReplica).bind(config, keys)
+    asking = deployment(CompositeReplica).options(ray_actor_options={"num_cpus": 0})
+    return asking.bind(config, keys, parts)
+
+
+def _bandit_app(
+    config: ServedModelConfig,
+    keys: Keys,
+    deployment: Callable[[type[Any]], Deployment],
+    file: Path,
+) -> Application:
+    """Returns the application of a bandit: replicas that ask, the one that decides, and models.
+
+    The one that decides and writes the log is a deployment of one replica, which Serve starts again
+    where it dies.
+    """
+    from actors.bandit_contexts import num_features
+    from actors.bandit_replica import BanditReplica
+    from actors.online_bandit import OnlineBanditActor
+
+    settings = read_bandit(file)
+    parts = _part_apps(config, deployment)
+    deciding = serve.deployment(
+        name=BANDIT,
+        num_replicas=1,
+        max_ongoing_requests=MOST_CALLS,
+        max_constructor_retry_count=TRIES,
+        health_check_period_s=2.0,
+        ray_actor_options={"num_cpus": 0},
+        logging_config={"enable_access_log": False},
+    )
+    bandit = deciding(OnlineBanditActor).bind(
+        config.name, str(file), num_features(settings.context)
+    )
+    asking = deployment(BanditReplica)
+    if parts and not isinstance(settings.context, StateContext):
+        asking = asking.options(ray_actor_options={"num_cpus": 0})
+    return asking.bind(config, keys, parts, bandit=bandit)
+
+
+def _part_apps(
+    config: ServedModelConfig, deployment: Callable[[type[Any]], Deployment]
+) -> dict[str, Application]:
+    """Returns a deployment for each reward model of a composite or a bandit, by its WHERE."""
     models = local_models(config)
     if not models:
-        return deployment(CompositeReplica).bind(config, keys)
+        return {}
     from actors.model_replica import RewardModelReplica
     from workflows.cluster.resolve_model import resolve_model
 
     replica = deployment(RewardModelReplica)
-    parts = {
+    return {
         model.where: replica.options(name=f"Part-{number}").bind(resolve_model(model))
         for number, model in enumerate(models)
     }
-    asking = deployment(CompositeReplica).options(ray_actor_options={"num_cpus": 0})
-    return asking.bind(config, keys, parts)

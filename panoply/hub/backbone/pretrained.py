@@ -81,6 +81,11 @@ def count_layers(name: str) -> int:
     return int(load_config(Path(resolve(name))).num_hidden_layers)
 
 
+def state_size(name: str) -> int:
+    """Returns the numbers of a model's state without loading its weights."""
+    return int(load_config(Path(resolve(name))).get_text_config().hidden_size)
+
+
 def check_vocabulary(renderer: Renderer, model: nn.Module) -> None:
     """Checks that a model has an embedding for every token that its tokenizer may give.
 

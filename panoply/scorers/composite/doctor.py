@@ -29,19 +29,25 @@ def examine_composite(open_composite: Callable[[], Scorer]) -> list[Finding]:
     async def examine() -> list[Finding]:
         scorer = open_composite()
         assert isinstance(scorer, CompositeScorer)
-        items: list[Chat] = []
-        for number, example in enumerate(EXAMPLES):
-            turn = {"role": "user", "content": example.question}
-            # By turns the good one is first: a part may like a place.
-            responses = _by_turns(number, (example.good, example.poor))
-            items.append(Chat((turn,), responses, example.label))
+        items = example_items()
         findings = [_fit(scorer)]
         for name, part in scorer.parts.items():
-            findings.append(_answers(f"part {name}", await part.score(items)))
+            findings.append(responses_scored(f"part {name}", await part.score(items)))
         rows = await scorer.score(items)
-        return [*findings, _answers("composite", rows), _sense(rows)]
+        return [*findings, responses_scored("composite", rows), _sense(rows)]
 
     return asyncio.run(examine())
+
+
+def example_items() -> list[Chat]:
+    """Returns questions with a good and a poor response each."""
+    items: list[Chat] = []
+    for number, example in enumerate(EXAMPLES):
+        turn = {"role": "user", "content": example.question}
+        # By turns the good one is first: a scorer may like a place.
+        responses = _by_turns(number, (example.good, example.poor))
+        items.append(Chat((turn,), responses, example.label))
+    return items
 
 
 def _by_turns(number: int, pair: tuple[T, T]) -> tuple[T, T]:
@@ -58,7 +64,7 @@ def _fit(scorer: CompositeScorer) -> Finding:
     return Finding("fitted numbers", f"of {fitted.num_pairs:,} pairs of {files}", "ok")
 
 
-def _answers(check: str, rows: Sequence[tuple[Score, ...]]) -> Finding:
+def responses_scored(check: str, rows: Sequence[tuple[Score, ...]]) -> Finding:
     """Returns how many of the responses have a score."""
     scores = list(chain.from_iterable(rows))
     reasons = list(dict.fromkeys(score.error for score in scores if score.error))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from panoply.config.composite import CompositeConfig
@@ -42,14 +42,32 @@ def open_composite(file: Path, open_part: Callable[[str, str], Scorer]) -> Compo
         ValueError, OSError: as `read_composite`; or a part cannot be opened.
     """
     config = read_composite(file)
-    parts: dict[str, Scorer] = {}
-    for name, where in part_places(file, config).items():
+    parts = open_named(file, "parts", part_places(file, config), open_part)
+    return CompositeScorer(config, parts)
+
+
+def open_named(
+    file: Path, group: str, places: Mapping[str, str], open_scorer: Callable[[str, str], Scorer]
+) -> dict[str, Scorer]:
+    """Returns the scorers that a file names, opened.
+
+    Args:
+        file: of settings.
+        group: setting that holds them.
+        places: their WHERE by name.
+        open_scorer: opens one, by its name and WHERE.
+
+    Raises:
+        ValueError: "FILE:LINE: " and why one cannot be opened.
+    """
+    scorers: dict[str, Scorer] = {}
+    for name, where in places.items():
         with with_line(file):
             try:
-                parts[name] = open_part(name, where)
+                scorers[name] = open_scorer(name, where)
             except (ValueError, OSError) as error:
-                raise ValueError(f"`parts.{name}.where`: {error}") from error
-    return CompositeScorer(config, parts)
+                raise ValueError(f"`{group}.{name}.where`: {error}") from error
+    return scorers
 
 
 def part_places(file: Path, config: CompositeConfig) -> dict[str, str]:
