@@ -43,6 +43,7 @@ class ScoreDetails(TypedDict, total=False):
     objectives: Mapping[str, float]
     gate: Mapping[str, float]
     drivers: Sequence[Driver]
+    steps: tuple[float | None, ...]
 
 
 class RewardModel(ABC, Generic[Output]):

@@ -23,7 +23,9 @@ FLOAT32_MAX = (2 - 2**-23) * 2.0**127
 """Scores are float32 from the head on, and clients hold them as such."""
 LONGEST_MESSAGE = 2000
 """Characters of a refusal: what a client sent is named by its beginning, and not sent back."""
-Detail: TypeAlias = Literal["objectives", "gate", "drivers", "provenance", "verdicts", "usage"]
+Detail: TypeAlias = Literal[
+    "objectives", "gate", "drivers", "provenance", "verdicts", "usage", "steps"
+]
 
 
 class RequestError(ValueError):
@@ -142,9 +144,13 @@ class Details:
     usage: Mapping[str, float] = field(default_factory=dict[str, float])
     """Share of the score in what a judge cost: `calls`, `cached` answers, `input_tokens`,
     `output_tokens` and `cost`."""
+    steps: tuple[float | None, ...] = ()
+    """Scores of a response's steps by a process reward model, in their order; None of a step that
+    has none, since limits cut it."""
 
     def __post_init__(self) -> None:
         numbers = [*self.objectives.values(), *self.gate.values(), *self.usage.values()]
+        numbers += [step for step in self.steps if step is not None]
         for driver in self.drivers:
             numbers += [driver.value, driver.contribution]
         for verdict in self.verdicts:
@@ -180,6 +186,7 @@ def scored(
     objectives: Mapping[str, float] | None = None,
     gate: Mapping[str, float] | None = None,
     drivers: Iterable[Driver] = (),
+    steps: Iterable[float | None] = (),
     num_tokens: int = 0,
     num_cut: int = 0,
 ) -> Score:
@@ -193,6 +200,7 @@ def scored(
         objectives=_finite(objectives or {}),
         gate=_finite(gate or {}),
         drivers=tuple(d for d in drivers if math.isfinite(d.value + d.contribution)),
+        steps=tuple(steps),
     )
     return Score(score=value, details=details, num_tokens=num_tokens, num_cut=num_cut)
 

@@ -134,6 +134,7 @@ class RewardsPayload(DialectPayload):
             "drivers": [asdict(driver) for driver in score.details.drivers],
             "verdicts": [asdict(verdict) for verdict in score.details.verdicts],
             "usage": score.details.usage,
+            "steps": score.details.steps,
             "num_tokens": score.num_tokens,
             "num_cut": score.num_cut,
         }
@@ -189,6 +190,7 @@ class ScoreEntry(BaseModel):
     drivers: tuple[Driver, ...] = ()
     verdicts: tuple[JudgeVerdict, ...] = ()
     usage: dict[str, FiniteFloat] = {}
+    steps: tuple[Number | None, ...] = ()
     num_tokens: int = 0
     num_cut: int = 0
 
@@ -204,6 +206,7 @@ class ScoreEntry(BaseModel):
                 drivers=self.drivers,
                 verdicts=self.verdicts,
                 usage=self.usage,
+                steps=self.steps,
             ),
             num_tokens=self.num_tokens,
             num_cut=self.num_cut,
