@@ -31,7 +31,7 @@ def steps(model: RewardModel[Any]) -> Finding:
     if len(scores) != len(PARTS) or None in scores:
         advice = "the template drops or doubles separators: use the template of its training"
         return Finding("steps", text, "fail", advice, values)
-    if len(joined) != 1 and rule.split not in separator:
+    if len(joined) != len(rule.split_text(spelled)):
         advice = (
             "a response that spells the separator makes steps: convert the tokenizer to a fast one"
         )
