@@ -25,7 +25,15 @@ from panoply.scorers.where import LocalModel, RecordedScores, open_scorer, parse
 from panoply.serve.calls import ReplicaRequest
 from panoply.wire.request import Chat, Details, RenderedText, Score, Tokens, scored
 from panoply.wire.rewards import ScoreEntry
-from tests.builders.models import PROMPT, STEP_END, publish_process, save_small, small_classifier
+from tests.builders.models import (
+    PROMPT,
+    SIZE,
+    STEP_END,
+    publish,
+    publish_process,
+    save_small,
+    small_classifier,
+)
 from tests.builders.tokenizers import chat_tokenizer
 from workflows.cluster.evaluated import open_evaluated
 from workflows.cluster.resolve_model import model_in_process, resolve_model
@@ -190,21 +198,18 @@ def test_what_is_no_process_model_or_has_no_separator_is_refused(folder, tmp_pat
     with pytest.raises(ValueError, match=r"'<step>' is no added token.*separator=TOKEN"):
         load_reward_model(f"{folder}?separator=<step>")
     save_small(tmp_path / "scalar", chat_tokenizer())
-    with pytest.raises(ValueError, match="`steps=product` .* is no process reward model"):
+    with pytest.raises(ValueError, match=r"`steps=product` .* is no process reward model"):
         load_reward_model(f"{tmp_path / 'scalar'}?steps=product")
+    three = {"id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
+    publish_process(tmp_path / "three", **three)
     with pytest.raises(ValueError, match=r"num_labels 3, and a process reward model has 2"):
-        three = {"id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
-        load_reward_model(publish_process(tmp_path / "three", **three))
+        load_reward_model(tmp_path / "three")
+    classifier = small_classifier(num_labels=2)
+    fields = {"architectures": ["LlamaForTokenClassification"]}
+    one_class = {"score.weight": torch.zeros(1, SIZE)}
+    publish(tmp_path / "one", chat_tokenizer(), classifier, fields=fields, tensors=one_class)
     with pytest.raises(ValueError, match=r"shape \[1, 32\].*2 classes"):
-        fields = {"architectures": ["LlamaForTokenClassification"]}
-        folder = tmp_path / "single"
-        small_classifier().save_pretrained(folder)
-        chat_tokenizer().save_pretrained(folder)
-        config = json.loads((folder / "config.json").read_text()) | fields
-        config |= {"id2label": None, "label2id": None, "num_labels": 2}
-        kept = {name: value for name, value in config.items() if value is not None}
-        (folder / "config.json").write_text(json.dumps(kept))
-        load_reward_model(folder)
+        load_reward_model(tmp_path / "one")
 
 
 @pytest.mark.parametrize(

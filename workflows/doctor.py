@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 from panoply.config import as_dict
 from panoply.config.doctor import DoctorConfig
@@ -14,7 +14,18 @@ from panoply.hub.doctor import examine
 from panoply.measure.conformance import Finding
 from panoply.report.progress import RunLogger
 from panoply.report.report import write_report
-from panoply.scorers.where import CombinedScorers, JudgeFile, open_scorer, parse_where
+from panoply.scorers.doctor import examine_scorer, examine_table
+from panoply.scorers.recorded import RecordedScorer
+from panoply.scorers.where import (
+    CombinedScorers,
+    JudgeFile,
+    LocalModel,
+    PythonFunction,
+    RecordedScores,
+    RemoteEndpoint,
+    open_scorer,
+    parse_where,
+)
 from workflows.cluster.run_folder import check_folder, claim, run_folder
 from workflows.cluster.run_lease import one_writer
 from workflows.cluster.tracking import git_commit, open_trackers
@@ -45,9 +56,25 @@ def find(config: DoctorConfig) -> list[dict[str, Any]]:
             findings = examine_judge(file)
         case CombinedScorers():
             findings = _composite(config.model)
-        case _:
-            findings = examine(config.model, trust_remote_code=config.trust_remote_code)
+        case PythonFunction() | RemoteEndpoint():
+            settings = ServedModelConfig(name="scorer", where=config.model)
+            findings = examine_scorer(lambda: open_scorer(settings))
+        case RecordedScores(file=file, steps=steps):
+            findings = examine_table(RecordedScorer(file, steps))
+        case LocalModel() as model:
+            findings = examine(_folder(model), trust_remote_code=config.trust_remote_code)
+        case other:
+            assert_never(other)
     return [asdict(finding) for finding in findings]
+
+
+def _folder(model: LocalModel) -> str:
+    """Returns a reward model's WHERE, with the folder of one of MLflow's registry."""
+    if not model.path.startswith("models:/"):
+        return model.at(model.path)
+    from workflows.cluster.resolve_model import registered_folder  # loads MLflow
+
+    return model.at(registered_folder(model.path))
 
 
 def _composite(where: str) -> list[Finding]:
