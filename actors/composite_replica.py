@@ -70,7 +70,7 @@ class CompositeReplica(FunctionReplica):
         return [(_preference(a, b, temperature),) for a, b in rows]
 
     def about(self) -> dict[str, JsonValue]:
-        """Returns the kind, and the parts under whose names scores come back."""
+        """Returns kind, limits, and the parts under whose names scores come back, with theirs."""
         assert isinstance(self.scorer, CompositeScorer)
         parts: list[JsonValue] = [
             {"name": name, "low": None, "high": None} for name in self.scorer.names

@@ -15,6 +15,7 @@ from panoply.scorers.function import FunctionScorer
 from panoply.scorers.where import (
     BehindCircuit,
     Counting,
+    Described,
     OpenModel,
     PythonFunction,
     RemoteEndpoint,
@@ -60,12 +61,14 @@ class FunctionReplica(Replica[Item]):
         self.counters = ScorerCounters(config.name)
 
     def about(self) -> dict[str, JsonValue]:
-        """Returns the kind and the circuit alone: a place is for those who ask with a request."""
+        """Returns kind, circuit, limits and cost: a place is for those who ask with a request."""
+        described = self.scorer.about() if isinstance(self.scorer, Described) else {}
         return {
             "kind": self.kind,
             "objectives": [],
             "provenance": {"kind": self.kind},
             "circuit": self.circuit,
+            **described,
         }
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from panoply.config.resume import NO_EFFECT
+from panoply.config.serve import check_address
 from panoply.config.tracked import TrackedRun
 
 
@@ -33,3 +34,6 @@ class DoctorConfig(TrackedRun):
     run."""
     experiment: str = field(default="doctor", metadata=NO_EFFECT)
     """MLflow experiment, or project of another tracker."""
+
+    def __post_init__(self) -> None:
+        check_address(self.model)

@@ -91,7 +91,8 @@ class ServedModelConfig:
     `models:/NAME@ALIAS`; `function:MODULE:NAME` or `function:FILE.py:NAME`; `DIALECT+URL#MODEL`,
     as `vllm+http://HOST:8000?key_variable=NAME#skywork`, where NAME is the environment variable of
     its API key, if it asks for one (and `template=chatml` the family of templates in which messages
-    are written for OpenRLHF, SGLang and TEI); `replay:FILE`; or `judge:FILE.yaml`."""
+    are written for OpenRLHF, SGLang and TEI); `replay:FILE`; `judge:FILE.yaml`; or
+    `combine:FILE.yaml`."""
     rendered_by: str = ""
     """Template family of the rendered text that clients send (OpenRLHF's queries, vLLM's `input`)
     where it is not the model's own: its turns are parsed and rendered again."""
@@ -205,7 +206,8 @@ class ServeConfig:
 
     models: tuple[str, ...] = field(metadata=PLACE)
     """`NAME=WHERE` of each model; WHERE is a folder, a hub name, `models:/NAME@ALIAS`,
-    `function:MODULE:NAME`, `DIALECT+URL#MODEL`, `replay:FILE` or `judge:FILE.yaml`. Without NAME=
+    `function:MODULE:NAME`, `DIALECT+URL#MODEL`, `replay:FILE`, `judge:FILE.yaml` or
+    `combine:FILE.yaml`. Without NAME=
     the last part of WHERE is the name."""
     host: str = "127.0.0.1"
     """Address to listen at; 0.0.0.0 opens the server to the network."""

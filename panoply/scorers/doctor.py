@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from panoply.scorers.recorded import RecordedScorer
 from panoply.scorers.where import Scorer
 from panoply.serve.calls import each_alone
 from panoply.wire.request import Chat, Score, abbreviate
+
+ROUNDING = 1e-3
+"""Difference of two scores that batches of another size may make."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +146,7 @@ def _same(
 ) -> Finding:
     """Returns how many scores differ between two ways to ask for them."""
     pairs = list(zip(chain.from_iterable(rows), chain.from_iterable(others), strict=True))
-    num = sum(a.score != b.score for a, b in pairs)
+    num = sum(not _is_close(a.score, b.score) for a, b in pairs)
     return Finding(
         check,
         f"{num} of {len(pairs)} scores differ",
@@ -150,3 +154,10 @@ def _same(
         advice if num else "",
         {"differ": num},
     )
+
+
+def _is_close(a: float | None, b: float | None) -> bool:
+    """Returns whether two scores are the same but for rounding, or both are missing."""
+    if a is None or b is None:
+        return a is b
+    return math.isclose(a, b, rel_tol=ROUNDING, abs_tol=ROUNDING)

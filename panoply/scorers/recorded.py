@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from pydantic import JsonValue
+
 from panoply.config import require
 from panoply.config.steps import StepRule
 from panoply.data.data_file import Unreadable
@@ -64,6 +66,10 @@ class RecordedScorer:
             return scored(score, steps=steps)
         why = "a step of this response has no recorded score, and so it has none"
         return Score(error=why, details=Details(steps=steps))
+
+    def about(self) -> dict[str, JsonValue]:
+        """Returns how many responses the table has."""
+        return {"limits": {"recorded_responses": len(self.scores)}}
 
     async def score(self, items: Sequence[Item]) -> tuple[tuple[Score, ...], ...]:
         """Returns the recorded scores; an error where there is none."""

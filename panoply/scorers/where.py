@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import ClassVar, Protocol, TypeAlias, assert_never, runtime_checkable
 
 import httpx2
+from pydantic import JsonValue
 
 from panoply.config.serve import ServedModelConfig
 from panoply.config.steps import StepRule, split_off_rule
@@ -57,6 +58,15 @@ class Counting(Protocol):
 
     def counts(self) -> Mapping[str, float]:
         """Returns numbers since the start, which only grow, by name."""
+        ...
+
+
+@runtime_checkable
+class Described(Protocol):
+    """Scorer that says what it is bounded by and what it costs."""
+
+    def about(self) -> dict[str, JsonValue]:
+        """Returns `limits` and `cost`, numbers by name, as far as it has them."""
         ...
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
+from pydantic import JsonValue
 
 from panoply.config.judge import JudgeConfig, Listwise, Pairwise, Pointwise
 from panoply.config.yaml_lines import read_settings, with_line
@@ -102,6 +103,28 @@ class JudgeScorer:
     async def close(self) -> None:
         """Closes the connections."""
         await self.client.close()
+
+    def about(self) -> dict[str, JsonValue]:
+        """Returns the limits of its server that are set, and its prices of a million tokens."""
+        server = self.config.server
+        limits: dict[str, JsonValue] = {
+            "requests_at_once": server.concurrency,
+            "seconds": server.timeout,
+        }
+        bounds = {
+            "requests_a_second": server.requests_per_second,
+            "tokens_a_second": server.tokens_per_second,
+            "cost_in_all": server.max_cost,
+        }
+        limits |= {name: bound for name, bound in bounds.items() if bound}
+        if not isinstance(self.config.mode, Pointwise):
+            limits["responses_to_a_prompt"] = self.config.mode.max_responses
+        prices = {
+            "for_a_million_tokens_read": server.input_price,
+            "for_a_million_tokens_written": server.output_price,
+        }
+        cost: dict[str, JsonValue] = {name: price for name, price in prices.items() if price}
+        return {"limits": limits, "cost": cost}
 
     def counts(self) -> dict[str, float]:
         """Returns answers, tokens, costs and verdicts on pairs since the start, by name."""
