@@ -103,6 +103,11 @@ class RewardModelReplica(Replica[Conversations]):
                 f"{name!r} is a pairwise model, which compares two responses and scores none "
                 "by itself: ask `/v1/compare`"
             )
+        if request.compares and self.provenance["kind"] == "process":
+            raise RequestError(
+                f"{name!r} scores steps, whose scores have no temperature that makes "
+                "probabilities of them: ask for its scores (`/v1/rewards`)"
+            )
         num_responses = sum(len(item.responses) for item in request.items)
         try:
             self.queue.check_room(num_responses, num_coming=self.num_reading)

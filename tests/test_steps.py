@@ -152,7 +152,13 @@ def test_a_replica_tells_the_steps_before_a_cut_beside_the_error(folder, monkeyp
     for score in scores:
         assert score.score == pytest.approx(math.prod(score.details.steps), rel=1e-6)
     assert [score.details.steps for score in answer_of(replica, chat)] == [()] * 4
-    assert replica.about()["kind"] == "process"
+    about = replica.about()
+    assert about["kind"] == "process"
+    assert about["limits"]["conversation_tokens"] == 2048
+    assert about["cost"]["parameters"] > 10_000
+    pair = Chat(tuple(PROMPT), tuple(RESPONSES[:2]))
+    compared = ReplicaRequest(items=(pair,), bucket=0, timeout=60.0, compares=True)
+    assert "scores steps" in asyncio.run(replica.answer(compared)).message
 
     renderer = replica.model.backbone.renderer
     limits = replace(renderer.rendering, max_response_tokens=60)
