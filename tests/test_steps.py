@@ -154,7 +154,8 @@ def test_a_replica_tells_the_steps_before_a_cut_beside_the_error(folder, monkeyp
     assert [score.details.steps for score in answer_of(replica, chat)] == [()] * 4
     about = replica.about()
     assert about["kind"] == "process"
-    assert about["limits"]["conversation_tokens"] == 2048
+    limits = replica.model.backbone.renderer.rendering
+    assert about["limits"]["conversation_tokens"] == limits.max_tokens > 1000
     assert about["cost"]["parameters"] > 10_000
     pair = Chat(tuple(PROMPT), tuple(RESPONSES[:2]))
     compared = ReplicaRequest(items=(pair,), bucket=0, timeout=60.0, compares=True)
