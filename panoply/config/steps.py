@@ -43,7 +43,7 @@ class StepRule:
     """Score of a response: the `min`, `product`, `mean`, `geometric_mean` or `last` of its steps'
     scores."""
     split: str = BLANK_LINES
-    """Where a step ends: `blank_lines`, `lines`, or a text that stands between steps."""
+    """End of a step: `blank_lines`, `lines`, or a text that stands between steps."""
     separator: str = ""
     """Token that the model was trained to read behind each step; empty: that of its layout."""
 

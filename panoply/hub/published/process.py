@@ -88,24 +88,23 @@ class ProcessModel(ScoringModel[Steps]):
             ValueError: token ids bring more separators than a response may have steps.
         """
         ends_R: list[list[int]] = []
+        stop_R: list[int] = []
         nested: list[TokenTree] = []
         for tree in trees:
-            ends = [self._ends(branch) for branch in tree.branches]
-            ends_R += ends
-            steps = [
-                Branch(branch.tokens[:end], branch.start, end)
-                for branch, places in zip(tree.branches, ends, strict=True)
-                for end in places
-            ]
+            steps: list[Branch] = []
+            for branch in tree.branches:
+                ends = self._ends(branch)
+                ends_R.append(ends)
+                stop_R.append(branch.stop)
+                steps += [Branch(branch.tokens[:end], branch.start, end) for end in ends]
             if steps:
                 nested.append(replace(tree, branches=tuple(steps)))
-        score_S = iter(self._scores(nested).tolist())
-        branches = [branch for tree in trees for branch in tree.branches]
+        scores = iter(self._scores(nested).tolist())
         outputs: list[Steps] = []
-        for branch, places in zip(branches, ends_R, strict=True):
-            scores: Steps = tuple(next(score_S) for _ in places)
-            is_whole = bool(places) and places[-1] == branch.stop
-            outputs.append(scores if is_whole else (*scores, None))
+        for ends, stop in zip(ends_R, stop_R, strict=True):
+            output: Steps = tuple(next(scores) for _ in ends)
+            is_whole = bool(ends) and ends[-1] == stop
+            outputs.append(output if is_whole else (*output, None))
         return outputs
 
     def _ends(self, branch: Branch) -> list[int]:
