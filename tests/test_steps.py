@@ -131,21 +131,22 @@ def test_a_missing_step_is_missing_and_never_0():
 
 
 def test_wherever_limits_cut_the_step_has_no_score_and_the_response_none(folder):
-    whole = load_reward_model(folder)
-    steps = steps_of(whole, RESPONSES[0])
-    [conversation] = whole.backbone.renderer.conversations(PROMPT, RESPONSES[:1])
-    size, kept = len(conversation.tokens), set()
-    for most in range(max(32, size - 45), size):
-        model = load_reward_model(folder, max_tokens=most)
+    model = load_reward_model(folder)
+    renderer = model.backbone.renderer
+    steps = steps_of(model, RESPONSES[0])
+    [whole] = renderer.conversations(PROMPT, RESPONSES[:1])
+    kept = set()
+    for most in range(8, whole.stop - whole.start):
+        renderer.rendering = replace(renderer.rendering, max_response_tokens=most)
         cut = steps_of(model, RESPONSES[0])
         assert cut[-1] is None
         assert cut[:-1] == pytest.approx(steps[: len(cut) - 1], rel=1e-4)
         assert math.isnan(model.score(PROMPT, RESPONSES[:1])[0])
         kept.add(len(cut) - 1)
-    assert kept == {1, 2}  # the cut went through two steps, and through the separator between
+    assert kept == {0, 1, 2}  # the cut went through each step, and between any two
 
 
-def test_a_replica_tells_the_steps_before_a_cut_beside_the_error(folder, monkeypatch):
+def test_a_replica_tells_the_steps_before_a_cut_beside_the_error(folder):
     replica = RewardModelReplica(ServedModelConfig(name="m", where=f"{folder}?steps=product"))
     chat = Chat(tuple(PROMPT), tuple(RESPONSES))
     scores = answer_of(replica, chat, "steps")
@@ -162,8 +163,7 @@ def test_a_replica_tells_the_steps_before_a_cut_beside_the_error(folder, monkeyp
     assert "scores steps" in asyncio.run(replica.answer(compared)).message
 
     renderer = replica.model.backbone.renderer
-    limits = replace(renderer.rendering, max_response_tokens=60)
-    monkeypatch.setattr(renderer, "rendering", limits)
+    renderer.rendering = replace(renderer.rendering, max_response_tokens=60)
     cut, short = answer_of(replica, replace(chat, responses=(RESPONSES[0], RESPONSES[1])), "steps")
     assert cut.score is None
     assert "step 3 has no score" in cut.error
