@@ -208,7 +208,7 @@ def test_what_is_no_process_model_or_has_no_separator_is_refused(folder, tmp_pat
     with pytest.raises(ValueError, match=r"`steps=product` .* is no process reward model"):
         load_reward_model(f"{tmp_path / 'scalar'}?steps=product")
     three = {"id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
-    publish_process(tmp_path / "three", **three)
+    publish_process(tmp_path / "three", two_layers=False, **three)
     with pytest.raises(ValueError, match=r"num_labels 3, and a process reward model has 2"):
         load_reward_model(tmp_path / "three")
     classifier = small_classifier(num_labels=2)

@@ -186,8 +186,7 @@ def read_head(checkpoint: Checkpoint, layout: Layout, names: set[str], config: A
     if not head or not (head.is_linear or (layout.two_layers and head.names == TWO_LAYERS)):
         deeper = [each.title for each in LAYOUTS if each.two_layers]
         raise ValueError(unknown_head(folder, architecture, names, ", ".join(deeper)))
-    is_counted = layout.counts_labels and (head.is_linear or layout.num_outputs > 1)
-    if is_counted and config.num_labels != layout.num_outputs:
+    if head.is_linear and layout.counts_labels and config.num_labels != layout.num_outputs:
         raise ValueError(labels_error(head, config.num_labels, layout.num_outputs))
     return head.filled(int(config.get_text_config().hidden_size), layout.num_outputs)
 
