@@ -140,7 +140,7 @@ class ProcessModel(ScoringModel[Steps]):
             why = f"the limits of the model cut {conversation.response_tokens_cut:,} tokens"
         return Score(
             error=f"step {len(output)} has no score, and so the response has none: {why}",
-            details=Details(**self.details_of(output, request.details)),  # the steps before it
+            details=Details(steps=output if "steps" in request.details else ()),
             num_tokens=len(conversation.tokens),
             num_cut=conversation.num_cut,
         )
