@@ -249,7 +249,8 @@ def publish_process(folder, *, two_layers=True, **changes):
         }
         fields = {"architectures": ["Qwen2ForProcessRewardModel"]}
     fields |= {"pad_token_id": tokenizer.pad_token_id, **changes}
-    model = small_classifier("qwen2" if two_layers else "llama", num_labels=2)
+    shape = {"num_labels": 2, "max_position_embeddings": 2048}
+    model = small_classifier("qwen2" if two_layers else "llama", **shape)
     return publish(folder, tokenizer, model, fields=fields, tensors=tensors)
 
 
