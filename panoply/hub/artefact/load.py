@@ -72,9 +72,9 @@ def load_reward_model(
         place = None if device is None else torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"`device` must be one that torch knows, got {device!r}") from error
-    place, rule = split_off_rule(str(name))
+    path, rule = split_off_rule(str(name))
     options = LoadOptions(code=trust_remote_code, max_tokens=max_tokens, steps=rule)
-    folder = fetch(place, code=trust_remote_code, revision=revision)
+    folder = fetch(path, code=trust_remote_code, revision=revision)
     with placed(Placement(place, DTYPES[dtype])):
         return _load(folder, options)
 
