@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,15 +51,14 @@ class Server:
         """Returns its processes whose command holds all words."""
         return [one for one in self.tree() if all(word in _command(one) for word in words)]
 
-    def memory_mib(self) -> float:
-        """Returns the memory that its processes have for themselves."""
-        total = 0
+    def memory_mib(self) -> dict[str, float]:
+        """Returns the memory that its processes have for themselves, by what they run."""
+        memory: dict[str, float] = {}
         for one in self.tree():
-            try:
-                total += one.memory_full_info().uss
-            except psutil.Error:
-                continue
-        return total / 2**20
+            name = _program(_command(one))
+            with suppress(psutil.Error):  # it has just ended
+                memory[name] = memory.get(name, 0.0) + one.memory_full_info().uss / 2**20
+        return memory
 
     def _start(self) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
@@ -109,6 +108,15 @@ def _command(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except psutil.Error:
         return ""
+
+
+def _program(command: str) -> str:
+    """Returns what a command runs: an actor of Ray's (`ray::NAME`), a script, or a program."""
+    words = command.split()
+    if not words or words[0].startswith("ray::"):
+        return words[0].partition(".")[0] if words else "ended"  # without the method that runs
+    scripts = [word for word in words[1:3] if word.endswith(".py")]
+    return Path(scripts[0] if scripts else words[0]).name
 
 
 def _signal(number: int, *words: str) -> Fault:

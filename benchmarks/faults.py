@@ -96,7 +96,10 @@ class Measured:
     capacity: float
     quiet: tuple[float, float]
     """Begin and end of the phase without faults."""
-    memory: list[tuple[float, float]] = field(default_factory=list[tuple[float, float]])
+    memory: list[tuple[float, dict[str, float]]] = field(
+        default_factory=list[tuple[float, dict[str, float]]]
+    )
+    """Time, and MiB of the server's processes by what they run."""
     windows: list[Window] = field(default_factory=list[Window])
 
 
@@ -324,17 +327,20 @@ def inject(fault: str, ground: Ground, every: float) -> Window:
 
 def summarize(options: Options, measured: Measured, load: Load) -> dict[str, Any]:
     """Returns figures beside their bars, and what became of requests in each fault's window."""
-    quiet = [one for one in load.sent if _within(one, *measured.quiet)]
-    calm = [
+    # A request of the phase without faults that is under way when the first one comes is in its
+    # window.
+    outside = [
         one
         for one in load.sent
-        if one.begun > measured.quiet[1]
-        and not any(_within(one, window.begun, window.recovered) for window in measured.windows)
+        if not any(_within(one, window.begun, window.recovered) for window in measured.windows)
     ]
+    quiet = [one for one in outside if _within(one, *measured.quiet)]
+    calm = [one for one in outside if one.begun > measured.quiet[1]]
     outcomes = tally(load.sent)
     broken = [one for one in quiet + calm if one.outcome in ("untyped", "unreachable")]
     before = p99(quiet)
     settled = [mib for at, mib in measured.memory if at <= measured.quiet[1]][-1]
+    last = measured.memory[-1][1]
     figures: dict[str, Any] = {
         "wrong": {"value": outcomes["wrong"], "bar": 0},
         "untyped or broken outside of windows": {"value": len(broken), "bar": 0},
@@ -349,7 +355,7 @@ def summarize(options: Options, measured: Measured, load: Load) -> dict[str, Any
             "bar": 0,
         },
         "memory at the end over before faults": {
-            "value": measured.memory[-1][1] / settled,
+            "value": sum(last.values()) / sum(settled.values()),
             "bar": 1.05,
         },
         "p99 outside of windows over without faults": {"value": p99(calm) / before, "bar": 2.0},
@@ -359,6 +365,11 @@ def summarize(options: Options, measured: Measured, load: Load) -> dict[str, Any
         "figures": figures,
         "outcomes": dict(outcomes),
         "p99_seconds": {"without faults": before, "outside of windows": p99(calm)},
+        "memory_mib": {
+            "before faults": settled,
+            "at the end": last,
+            "over time": [round(sum(mib.values())) for _, mib in measured.memory],
+        },
         "details": _details(load.sent),
         "faults": {
             f"{number}. {window.fault}": _of_window(window, load.sent)

@@ -125,6 +125,7 @@ def ingest_and_render(file: Path, work: Path, tokenizer: str) -> None:
     from transformers import AutoTokenizer
 
     from panoply.config import Rendering
+    from panoply.data.parquet import row_batches
     from panoply.data.tokens import write_tokens
     from panoply.hub.backbone.pretrained import resolve
     from panoply.hub.backbone.renderer import Renderer
@@ -134,7 +135,7 @@ def ingest_and_render(file: Path, work: Path, tokenizer: str) -> None:
 
     def trees() -> Iterator[Any]:
         with pq.ParquetFile(work / "pairs.parquet") as opened:
-            for batch in opened.iter_batches(256, columns=["prompt", "chosen", "rejected"]):
+            for batch in row_batches(opened, 256, ["prompt", "chosen", "rejected"]):
                 rows = batch.to_pylist()
                 pairs = [(row["prompt"], (row["chosen"], row["rejected"])) for row in rows]
                 for rendered in renderer.render_all(pairs):

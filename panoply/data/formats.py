@@ -16,6 +16,7 @@ import pyarrow.ipc as paipc
 import pyarrow.parquet as pq
 
 from panoply.data.data_file import COMPRESSIONS, SUFFIXES, DataFile, ReadRows, Rows, Unfit, damaged
+from panoply.data.parquet import row_batches
 from panoply.data.text_formats import csv_columns, csv_rows, json_columns, json_rows
 
 BATCH_ROWS = 1024
@@ -111,7 +112,7 @@ def _open_parquet(file: DataFile) -> tuple[Mapping[str, bool], ReadRows]:
 def _parquet_batches(file: DataFile, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
     try:
         with file.open_file() as opened, pq.ParquetFile(opened) as parquet:
-            yield from parquet.iter_batches(BATCH_ROWS, columns=columns)
+            yield from row_batches(parquet, BATCH_ROWS, columns)
     except (pa.ArrowInvalid, OSError) as error:
         raise damaged(file, error) from error
 

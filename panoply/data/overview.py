@@ -12,8 +12,10 @@ from typing import Any, Literal, TypeAlias
 import pyarrow.parquet as pq
 
 from panoply.data.data_file import Unreadable
+from panoply.data.formats import BATCH_ROWS
 from panoply.data.ingest import IngestLimits, ingest_pairs, ingest_ratings
 from panoply.data.layouts import pair_layout, prompt_layout, rating_layout
+from panoply.data.parquet import row_batches
 from panoply.data.parse import source_of
 from panoply.data.quarantine import BadRow
 from panoply.data.read import Input, Opened, open_inputs
@@ -141,7 +143,7 @@ def _layout(opened: Opened, kind: FileKind) -> FileLayout[Any]:
 
 def _count(path: Path, overview: Overview, seed: int) -> None:
     with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(columns=["source", "subset", "split_key"]):
+        for batch in row_batches(file, BATCH_ROWS, ["source", "subset", "split_key"]):
             for row in batch.to_pylist():
                 _count_row(overview, row["source"], row["subset"], row["split_key"], seed)
 
@@ -159,7 +161,7 @@ def _show(path: Path, overview: Overview, num_shown: int, seed: int) -> None:
         num_rows = file.metadata.num_rows
         places = {i * num_rows // num_shown for i in range(num_shown)} if num_shown else set[int]()
         position = 0
-        for batch in file.iter_batches():
+        for batch in row_batches(file, BATCH_ROWS):
             inside = [i for i in places if position <= i < position + batch.num_rows]
             overview.rows += (
                 _shown(batch.slice(i - position, 1).to_pylist()[0], seed) for i in sorted(inside)

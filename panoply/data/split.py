@@ -13,12 +13,13 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from panoply.data.parquet import row_batches
 from panoply.data.schema import PARTS, Part, part_of, split_key
 
 
 def _columns(path: Path, names: list[str]) -> Iterator[dict[str, Any]]:
     with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(1024, columns=names):
+        for batch in row_batches(file, 1024, names):
             yield from batch.to_pylist()
 
 

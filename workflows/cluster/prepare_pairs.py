@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from actors.reward_trainer import PairRows
 from panoply.config.preference import Mixed, PairTrainingConfig
 from panoply.data.ingest import IngestLimits, ingest_pairs
+from panoply.data.parquet import row_batches
 from panoply.data.read import Input, named_inputs
 from panoply.data.schema import digest, uniform
 from panoply.data.split import check_parts
@@ -149,7 +150,7 @@ def _rendered(
 ) -> Iterator[TokenTree]:
     """Yields the trees of a file of pairs; counts in `cut` what the token limits cut."""
     with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(256, columns=["prompt", "chosen", "rejected"]):
+        for batch in row_batches(file, 256, ["prompt", "chosen", "rejected"]):
             rows = batch.to_pylist()
             pairs = [(row["prompt"], (row["chosen"], row["rejected"])) for row in rows]
             for rendered in renderer.render_all(pairs):
