@@ -237,15 +237,15 @@ def publish_process(folder, *, two_layers=True, **changes):
     tokenizer = chat_tokenizer()
     tokenizer.add_special_tokens({"pad_token": "<|pad|>", "additional_special_tokens": [STEP_END]})
     torch.manual_seed(5)
-    tensors = {"score.weight": torch.randn(2, SIZE), "score.bias": torch.randn(2)}
+    tensors = {"score.weight": torch.randn(2, SIZE) / 4, "score.bias": torch.zeros(2)}
     fields = {"architectures": ["LlamaForTokenClassification"]}
     if two_layers:
         tensors = {
             "score.weight": None,
             "score.0.weight": torch.randn(SIZE, SIZE) / 4,
             "score.0.bias": torch.randn(SIZE),
-            "score.2.weight": torch.randn(2, SIZE),
-            "score.2.bias": torch.randn(2),
+            "score.2.weight": torch.randn(2, SIZE) / 4,
+            "score.2.bias": torch.zeros(2),
         }
         fields = {"architectures": ["Qwen2ForProcessRewardModel"]}
     fields |= {"pad_token_id": tokenizer.pad_token_id, **changes}
