@@ -48,7 +48,7 @@ def run_doctor(config: DoctorConfig, logger: RunLogger) -> list[dict[str, Any]]:
 
 def find(config: DoctorConfig) -> list[dict[str, Any]]:
     """Returns the fields of each finding about a scorer."""
-    match parse_where(config.model):
+    match where := parse_where(config.model):
         case JudgeFile(file=file):
             # The client of OpenAI takes a second to load.
             from panoply.scorers.judge.doctor import examine_judge
@@ -63,8 +63,8 @@ def find(config: DoctorConfig) -> list[dict[str, Any]]:
             findings = examine_table(RecordedScorer(file, steps))
         case LocalModel() as model:
             findings = examine(_folder(model), trust_remote_code=config.trust_remote_code)
-        case other:
-            assert_never(other)
+        case _:
+            assert_never(where)
     return [asdict(finding) for finding in findings]
 
 
