@@ -16,6 +16,7 @@ from panoply.scorers.where import (
     BehindCircuit,
     Comparing,
     Counting,
+    Described,
     OpenModel,
     PythonFunction,
     RemoteEndpoint,
@@ -66,12 +67,14 @@ class FunctionReplica(Replica[Item]):
         return open_scorer(config, open_model=open_model)
 
     def about(self) -> dict[str, JsonValue]:
-        """Returns the kind and the circuit alone: a place is for those who ask with a request."""
+        """Returns kind, circuit, limits and cost: a place is for those who ask with a request."""
+        described = self.scorer.about() if isinstance(self.scorer, Described) else {}
         return {
             "kind": self.kind,
             "objectives": [],
             "provenance": {"kind": self.kind},
             "circuit": self.circuit,
+            **described,
         }
 
     @property
@@ -153,16 +156,19 @@ class ScorerCounters:
 
 
 def _with_wanted(row: tuple[Score, ...], details: Collection[Detail]) -> tuple[Score, ...]:
-    """Returns scores without the words and costs of a judge where nobody asked for them."""
-    if not any(score.details.verdicts or score.details.usage for score in row):
-        return row
+    """Returns scores without words and costs of a judge, and steps, that nobody asked for."""
     scores: list[Score] = []
     for score in row:
-        verdicts = score.details.verdicts if "verdicts" in details else ()
-        usage = score.details.usage if "usage" in details else {}
-        scores.append(
-            replace(score, details=replace(score.details, verdicts=verdicts, usage=usage))
-        )
+        had = score.details
+        if had.verdicts or had.usage or had.steps:
+            wanted = replace(
+                had,
+                verdicts=had.verdicts if "verdicts" in details else (),
+                usage=had.usage if "usage" in details else {},
+                steps=had.steps if "steps" in details else (),
+            )
+            score = replace(score, details=wanted)
+        scores.append(score)
     return tuple(scores)
 
 

@@ -86,13 +86,27 @@ class RewardModelReplica(Replica[Conversations]):
         """Consecutive failed forwards."""
 
     def about(self) -> dict[str, JsonValue]:
-        """Returns kind, objectives with their scales, and provenance."""
+        """Returns kind, objectives with their scales, provenance, limits in tokens, and size."""
         objectives: list[JsonValue] = []
         for name, scale in self.model.objectives.items():
             low, high = scale or (None, None)
             objectives.append({"name": name, "low": low, "high": high})
         provenance = dict(self.provenance)
-        return {"kind": provenance["kind"], "objectives": objectives, "provenance": {**provenance}}
+        rendering = self.model.backbone.renderer.rendering
+        limits: dict[str, JsonValue] = {
+            "prompt_tokens": rendering.max_prompt_tokens,
+            "response_tokens": rendering.max_response_tokens,
+        }
+        if rendering.max_tokens:
+            limits["conversation_tokens"] = rendering.max_tokens
+        parameters = self.model.backbone.decoder.model.parameters()
+        return {
+            "kind": provenance["kind"],
+            "objectives": objectives,
+            "provenance": {**provenance},
+            "limits": limits,
+            "cost": {"parameters": sum(tensor.numel() for tensor in parameters)},
+        }
 
     def check_health(self) -> None:
         """Raises RuntimeError where no forward succeeds or one does not end: Serve restarts it."""
@@ -113,6 +127,11 @@ class RewardModelReplica(Replica[Conversations]):
             raise RequestError(
                 f"{name!r} is a pairwise model, which compares two responses and scores none "
                 "by itself: ask `/v1/compare`"
+            )
+        if request.compares and self.provenance["kind"] == "process":
+            raise RequestError(
+                f"{name!r} scores steps, whose scores have no temperature that makes "
+                "probabilities of them: ask for its scores (`/v1/rewards`)"
             )
         num_responses = sum(len(item.responses) for item in request.items)
         try:

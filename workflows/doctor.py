@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 from panoply.config import as_dict
 from panoply.config.doctor import DoctorConfig
@@ -14,10 +14,16 @@ from panoply.hub.doctor import examine
 from panoply.measure.conformance import Finding
 from panoply.report.progress import RunLogger
 from panoply.report.report import write_report
+from panoply.scorers.doctor import examine_scorer, examine_table
+from panoply.scorers.recorded import RecordedScorer
 from panoply.scorers.where import (
     BanditFile,
     CombinedScorers,
     JudgeFile,
+    LocalModel,
+    PythonFunction,
+    RecordedScores,
+    RemoteEndpoint,
     Scorer,
     open_scorer,
     parse_where,
@@ -44,7 +50,7 @@ def run_doctor(config: DoctorConfig, logger: RunLogger) -> list[dict[str, Any]]:
 
 def find(config: DoctorConfig) -> list[dict[str, Any]]:
     """Returns the fields of each finding about a scorer."""
-    match parse_where(config.model):
+    match where := parse_where(config.model):
         case JudgeFile(file=file):
             # The client of OpenAI takes a second to load.
             from panoply.scorers.judge.doctor import examine_judge
@@ -54,9 +60,25 @@ def find(config: DoctorConfig) -> list[dict[str, Any]]:
             findings = _composite(config.model)
         case BanditFile(file=file):
             findings = _bandit(config.model, Path(file).expanduser())
+        case PythonFunction() | RemoteEndpoint():
+            settings = ServedModelConfig(name="scorer", where=config.model)
+            findings = examine_scorer(lambda: open_scorer(settings))
+        case RecordedScores(file=file, steps=steps):
+            findings = examine_table(RecordedScorer(file, rule=steps))
+        case LocalModel() as model:
+            findings = examine(_folder(model), trust_remote_code=config.trust_remote_code)
         case _:
-            findings = examine(config.model, trust_remote_code=config.trust_remote_code)
+            assert_never(where)
     return [asdict(finding) for finding in findings]
+
+
+def _folder(model: LocalModel) -> str:
+    """Returns a reward model's WHERE, with the folder of one of MLflow's registry."""
+    if not model.path.startswith("models:/"):
+        return model.at(model.path)
+    from workflows.cluster.resolve_model import registered_folder  # loads MLflow
+
+    return model.at(registered_folder(model.path))
 
 
 def _composite(where: str) -> list[Finding]:

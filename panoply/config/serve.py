@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from panoply.config import require
 from panoply.config.resume import PLACE
+from panoply.config.steps import split_off_rule
 from panoply.secret import Address, check_file_uri
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
@@ -333,5 +334,6 @@ def _name_and_where(model: str) -> tuple[str, str]:
         check_address(where)
         return name, where
     check_address(model)
-    parts = [part for part in re.split(r"[/:@]", model) if part not in ("", "model", "latest")]
+    place, _ = split_off_rule(model)
+    parts = [part for part in re.split(r"[/:@]", place) if part not in ("", "model", "latest")]
     return parts[-1] if parts else "", model

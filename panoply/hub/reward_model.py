@@ -44,6 +44,7 @@ class ScoreDetails(TypedDict, total=False):
     gate: Mapping[str, float]
     drivers: Sequence[Driver]
     spread: float
+    steps: tuple[float | None, ...]
 
 
 class RewardModel(ABC, Generic[Output]):

@@ -3,6 +3,7 @@
 | WHERE | scorer |
 | --- | --- |
 | a folder, `owner/name`, `models:/NAME@ALIAS` | a reward model: ours, or of a published layout |
+| `FOLDER?steps=RULE`, `replay:FILE?steps=RULE` | the same with scores of steps, put together |
 | `function:MODULE:NAME`, `function:FILE.py:NAME` | a Python function |
 | `DIALECT+URL#MODEL`, `DIALECT+URL?key_variable=NAME#MODEL` | an endpoint of another server |
 | `replay:FILE` | recorded scores |
@@ -21,8 +22,10 @@ from pathlib import Path
 from typing import ClassVar, Protocol, TypeAlias, assert_never, runtime_checkable
 
 import httpx2
+from pydantic import JsonValue
 
 from panoply.config.serve import ServedModelConfig
+from panoply.config.steps import StepRule, split_off_rule
 from panoply.scorers.endpoint import EndpointScorer
 from panoply.scorers.function import load_function
 from panoply.scorers.recorded import RecordedScorer
@@ -73,6 +76,15 @@ class Comparing(Protocol):
         ...
 
 
+@runtime_checkable
+class Described(Protocol):
+    """Scorer that says what it is bounded by and what it costs."""
+
+    def about(self) -> dict[str, JsonValue]:
+        """Returns `limits` and `cost`, numbers by name, as far as it has them."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class LocalModel:
     """A reward model that this cluster loads."""
@@ -80,6 +92,12 @@ class LocalModel:
     kind: ClassVar[str] = "model"
     path: str
     """Folder, hub name, or `models:/` and its name in MLflow's registry."""
+    steps: StepRule | None = None
+    """Rule of the steps of a process reward model; None: its defaults, or it has no steps."""
+
+    def at(self, path: str) -> str:
+        """Returns the WHERE of the same model at another place."""
+        return path + (self.steps.query if self.steps else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +130,8 @@ class RecordedScores:
 
     kind: ClassVar[str] = "replay"
     file: str
+    steps: StepRule | None = None
+    """Rule that makes a score of the column `steps`; None: the column `score` is read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,12 +178,13 @@ def parse_where(where: str) -> Where:
     """Returns the scorer that a WHERE names; nothing is looked up.
 
     Raises:
-        ValueError: an address holds a password or a key, or names an unknown template family.
+        ValueError: an address holds a password or a key, or names an unknown template family, or
+            the rule of steps is wrong.
     """
     if where.startswith("function:"):
         return PythonFunction(where.removeprefix("function:"))
     if where.startswith("replay:"):
-        return RecordedScores(where.removeprefix("replay:"))
+        return RecordedScores(*split_off_rule(where.removeprefix("replay:")))
     if where.startswith("judge:"):
         return JudgeFile(where.removeprefix("judge:"))
     if where.startswith("combine:"):
@@ -171,7 +192,7 @@ def parse_where(where: str) -> Where:
     if where.startswith("bandit:"):
         return BanditFile(where.removeprefix("bandit:"))
     if "://" not in where or where.startswith("models:/"):
-        return LocalModel(where)
+        return LocalModel(*split_off_rule(where))
     scheme, _, rest = where.partition("://")
     dialect, plus, inner = scheme.partition("+")
     address = Address.parse(f"{inner}://{rest}" if plus else where, "models")
@@ -265,7 +286,7 @@ def open_scorer(
         case PythonFunction():
             return load_function(where.place)
         case RecordedScores():
-            return RecordedScorer(where.file, config.name)
+            return RecordedScorer(where.file, config.name, where.steps)
         case RemoteEndpoint():
             return EndpointScorer(
                 where.url,

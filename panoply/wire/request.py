@@ -24,7 +24,7 @@ FLOAT32_MAX = (2 - 2**-23) * 2.0**127
 LONGEST_MESSAGE = 2000
 """Characters of a refusal: what a client sent is named by its beginning, and not sent back."""
 Detail: TypeAlias = Literal[
-    "objectives", "gate", "drivers", "provenance", "verdicts", "usage", "spread"
+    "objectives", "gate", "drivers", "provenance", "verdicts", "usage", "spread", "steps"
 ]
 
 
@@ -166,11 +166,15 @@ class Details:
     judge is shown it first, and where it is shown it second."""
     choice: ArmChoice | None = None
     """Arm that scored, where a bandit chose it."""
+    steps: tuple[float | None, ...] = ()
+    """Scores of a response's steps by a process reward model, in their order; None of a step that
+    has none, since limits cut it."""
 
     def __post_init__(self) -> None:
         numbers = [*self.objectives.values(), *self.gate.values(), *self.usage.values()]
         numbers += self.orders
         numbers += [] if self.spread is None else [self.spread]
+        numbers += [step for step in self.steps if step is not None]
         for driver in self.drivers:
             numbers += [driver.value, driver.contribution]
         for verdict in self.verdicts:
@@ -207,6 +211,7 @@ def scored(
     gate: Mapping[str, float] | None = None,
     drivers: Iterable[Driver] = (),
     spread: float | None = None,
+    steps: Iterable[float | None] = (),
     num_tokens: int = 0,
     num_cut: int = 0,
 ) -> Score:
@@ -221,6 +226,7 @@ def scored(
         gate=_finite(gate or {}),
         drivers=tuple(d for d in drivers if math.isfinite(d.value + d.contribution)),
         spread=spread if spread is not None and math.isfinite(spread) else None,
+        steps=tuple(steps),
     )
     return Score(score=value, details=details, num_tokens=num_tokens, num_cut=num_cut)
 

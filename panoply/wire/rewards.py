@@ -136,6 +136,7 @@ class RewardsPayload(DialectPayload):
             "drivers": [asdict(driver) for driver in score.details.drivers],
             "verdicts": [asdict(verdict) for verdict in score.details.verdicts],
             "usage": score.details.usage,
+            "steps": score.details.steps,
             "num_tokens": score.num_tokens,
             "num_cut": score.num_cut,
         }
@@ -199,6 +200,7 @@ class ScoreEntry(BaseModel):
     arm: str = ""
     propensity: Number = 0
     decision: str = ""
+    steps: tuple[Number | None, ...] = ()
     num_tokens: int = 0
     num_cut: int = 0
 
@@ -217,6 +219,7 @@ class ScoreEntry(BaseModel):
                 usage=self.usage,
                 spread=self.spread,
                 choice=choice,
+                steps=self.steps,
             ),
             num_tokens=self.num_tokens,
             num_cut=self.num_cut,

@@ -61,10 +61,10 @@ def resolve_model(config: ServedModelConfig, *, is_served: bool = False) -> Serv
         open_scorer(config, on_node=False, open_model=model_in_process)
         return config
     if where.path.startswith(REGISTRY):
-        return replace(config, where=registered_folder(where.path))
+        return replace(config, where=where.at(registered_folder(where.path)))
     folder = Path(where.path).expanduser()
     if folder.is_dir():
-        return replace(config, where=str(folder.absolute()))
+        return replace(config, where=where.at(str(folder.absolute())))
     if not is_hub_name(where.path):
         raise FileNotFoundError(
             f"model {config.name!r}: {where.path!r} is no folder in {str(Path.cwd())!r}, and no "

@@ -163,6 +163,7 @@ def scalar_card(card: ScalarManifest, metrics: Metrics) -> str:
         f"chat template {card.template_hash}; beginning-of-sequence once",
         f"in training, prompts were {_limits(card)}",
         f"split seed {card.seed}; trained in {card.dtype}, saved and scored in float32",
+        _cost(card),
         "the score is read at the last token of the rendered conversation, before padding",
         *([] if has_adapters else by_transformers),
         f"score differences divided by {card.temperature:.4g} are log odds",
@@ -269,6 +270,7 @@ def _scoring(card: Manifest, scalar: ScalarDescription | None) -> list[str]:
         f"in training, prompts were {cut}; this folder cuts nothing, so cut longer texts yourself"
         if scalar
         else f"prompts are {cut}",
+        _cost(card),
         f"split seed {card.seed}; backbone weights {card.weights_hash}",
     ]
     if scalar:
@@ -284,6 +286,13 @@ def _scoring(card: Manifest, scalar: ScalarDescription | None) -> list[str]:
             f"score differences divided by {card.temperature:.4g} are log odds",
         ]
     return lines
+
+
+def _cost(card: Manifest | ScalarManifest) -> str:
+    return (
+        f"cost: one forward of {card.depth} layers over prompt and response; Panoply computes a "
+        "prompt once for all of its responses"
+    )
 
 
 def _limits(card: Manifest | ScalarManifest) -> str:

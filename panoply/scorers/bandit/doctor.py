@@ -18,7 +18,7 @@ from panoply.measure.conformance import Finding
 from panoply.records import open_records
 from panoply.scorers.bandit.opening import log_uri
 from panoply.scorers.bandit.scorer import Contexts
-from panoply.scorers.composite.doctor import example_items, responses_scored
+from panoply.scorers.doctor import answers, example_items
 from panoply.scorers.where import Scorer
 from panoply.types import Array
 
@@ -42,7 +42,7 @@ def examine_bandit(
         items = example_items()
         findings: list[Finding] = []
         for name, arm in open_all().items():
-            findings.append(responses_scored(f"arm {name}", await arm.score(items)))
+            findings.append(answers(f"arm {name}", await arm.score(items)))
         begun = time.monotonic()
         contexts_NH = await contexts.of(items)
         seconds = (time.monotonic() - begun) / len(items)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from panoply.config.composite import CompositeConfig
+from panoply.config.steps import split_off_rule
 from panoply.config.yaml_lines import read_settings, with_line
 from panoply.scorers.composite.scorer import CompositeScorer
 from panoply.scorers.where import Scorer
@@ -83,8 +84,11 @@ def beside(file: Path, where: str) -> str:
     if colon and kind == "function":
         path, _, name = rest.rpartition(":")
         return f"function:{file.parent / path}:{name}" if path.endswith(".py") else where
-    folder = file.parent / where
-    return str(folder) if not colon and folder.is_dir() else where
+    model, rule = split_off_rule(where)
+    folder = file.parent / model
+    if ":" in model or not folder.is_dir():
+        return where
+    return f"{folder}{rule.query if rule else ''}"
 
 
 def _check_tree(file: Path, above: Sequence[Path], is_fitted: bool) -> None:
