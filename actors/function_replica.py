@@ -161,13 +161,13 @@ def _with_wanted(row: tuple[Score, ...], details: Collection[Detail]) -> tuple[S
     for score in row:
         had = score.details
         if had.verdicts or had.usage or had.steps:
-            wanted = replace(
+            kept = replace(
                 had,
                 verdicts=had.verdicts if "verdicts" in details else (),
                 usage=had.usage if "usage" in details else {},
                 steps=had.steps if "steps" in details else (),
             )
-            score = replace(score, details=wanted)
+            score = replace(score, details=kept)
         scores.append(score)
     return tuple(scores)
 

@@ -194,8 +194,10 @@ def _table_figure(table: Table) -> Figure:
     if table.measure:
         height = 1.6 + 0.26 * len(table.rows)
         figure = Figure(figsize=(4.6 + 0.08 * longest, height), layout="constrained")
-        _draw_rows(figure.subplots(), table)
-        figure.legend(loc="outside lower center", ncols=4)
+        axes = figure.subplots()
+        _draw_rows(axes, table)
+        if axes.get_legend_handles_labels()[0]:  # none where no row has a number
+            figure.legend(loc="outside lower center", ncols=4)
     else:
         width = 1.6 + 0.08 * longest + 0.62 * len(table.columns)
         height = 2.4 + 0.3 * len(table.rows)

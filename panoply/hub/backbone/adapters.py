@@ -19,6 +19,7 @@ from panoply.data.schema import digest
 from panoply.hub.backbone.backbone import Backbone, hash_tensors
 from panoply.hub.backbone.renderer import Renderer
 from panoply.hub.door.checkpoint import Checkpoint, few, read_fields, read_tensors
+from panoply.hub.door.loading import load_adapter_config
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -74,7 +75,6 @@ class SharedBackbone:
         """
         if (folder / LAYERS).is_file():
             return self._add_layers(folder)
-        from peft import PeftConfig
         from peft.functional import inject_adapter_in_model, set_peft_model_state_dict
 
         check_shareable(folder)
@@ -85,7 +85,7 @@ class SharedBackbone:
             for key in stored.shapes
             if FACTOR in key
         }
-        config = cast(Any, PeftConfig.from_pretrained(str(folder)))
+        config = load_adapter_config(folder)
         config.modules_to_save, config.inference_mode = None, True
         with self._turn:
             self._num_added += 1
