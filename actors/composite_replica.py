@@ -66,7 +66,7 @@ class CompositeReplica(FunctionReplica):
         return self.scorer.weighted(request.weights) if request.weights else self.scorer
 
     def about(self) -> dict[str, JsonValue]:
-        """Returns the kind, and the parts under whose names scores come back."""
+        """Returns kind, limits, and the parts under whose names scores come back, with theirs."""
         assert isinstance(self.scorer, CompositeScorer)
         parts: list[JsonValue] = [
             {"name": name, "low": None, "high": None} for name in self.scorer.names

@@ -16,6 +16,7 @@ from panoply.scorers.where import (
     BehindCircuit,
     Comparing,
     Counting,
+    Described,
     OpenModel,
     PythonFunction,
     RemoteEndpoint,
@@ -49,7 +50,7 @@ class FunctionReplica(Replica[Item]):
         self.kind = parse_where(config.where).kind
         super().__init__(config, {"kind": self.kind} | _place(config.where))
         try:
-            self.scorer = open_scorer(config, open_model=open_model)
+            self.scorer = self.open(config, open_model)
         except ValueError as error:
             cause = error.__cause__
             if cause is None or not isinstance(parse_where(config.where), PythonFunction):
@@ -61,13 +62,19 @@ class FunctionReplica(Replica[Item]):
             ) from None
         self.counters = ScorerCounters(config.name)
 
+    def open(self, config: ServedModelConfig, open_model: OpenModel | None) -> Scorer:
+        """Returns the scorer; raises as `open_scorer` does."""
+        return open_scorer(config, open_model=open_model)
+
     def about(self) -> dict[str, JsonValue]:
-        """Returns the kind and the circuit alone: a place is for those who ask with a request."""
+        """Returns kind, circuit, limits and cost: a place is for those who ask with a request."""
+        described = self.scorer.about() if isinstance(self.scorer, Described) else {}
         return {
             "kind": self.kind,
             "objectives": [],
             "provenance": {"kind": self.kind},
             "circuit": self.circuit,
+            **described,
         }
 
     @property
@@ -106,14 +113,9 @@ class FunctionReplica(Replica[Item]):
 
     async def score(self, units: Sequence[Item], request: ReplicaRequest) -> Scores:
         """Returns the scores of each item; after the request's time, the same error for all."""
-        scorer = self.scorer_of(request)
         try:
             async with within(request.timeout):
-                if request.compares:
-                    assert isinstance(scorer, Comparing)
-                    rows = [(score,) for score in await scorer.compare(units)]
-                else:
-                    rows = await scorer.score(units)
+                rows = await self.rows(units, request)
         except TimeoutError:
             late = Score(error=f"{self.config.name!r} gave no score in time", transient=True)
             return [(late,) * (1 if request.compares else len(item.responses)) for item in units]
@@ -121,6 +123,16 @@ class FunctionReplica(Replica[Item]):
             if isinstance(self.scorer, Counting):
                 self.counters.set(self.scorer.counts())
         return [_with_wanted(row, request.details) for row in rows]
+
+    async def rows(
+        self, units: Sequence[Item], request: ReplicaRequest
+    ) -> Sequence[tuple[Score, ...]]:
+        """Returns the scores of each item, or of a pair its probability, whenever they come."""
+        scorer = self.scorer_of(request)
+        if not request.compares:
+            return await scorer.score(units)
+        assert isinstance(scorer, Comparing)
+        return [(score,) for score in await scorer.compare(units)]
 
 
 class ScorerCounters:
@@ -144,16 +156,19 @@ class ScorerCounters:
 
 
 def _with_wanted(row: tuple[Score, ...], details: Collection[Detail]) -> tuple[Score, ...]:
-    """Returns scores without the words and costs of a judge where nobody asked for them."""
-    if not any(score.details.verdicts or score.details.usage for score in row):
-        return row
+    """Returns scores without words and costs of a judge, and steps, that nobody asked for."""
     scores: list[Score] = []
     for score in row:
-        verdicts = score.details.verdicts if "verdicts" in details else ()
-        usage = score.details.usage if "usage" in details else {}
-        scores.append(
-            replace(score, details=replace(score.details, verdicts=verdicts, usage=usage))
-        )
+        had = score.details
+        if had.verdicts or had.usage or had.steps:
+            wanted = replace(
+                had,
+                verdicts=had.verdicts if "verdicts" in details else (),
+                usage=had.usage if "usage" in details else {},
+                steps=had.steps if "steps" in details else (),
+            )
+            score = replace(score, details=wanted)
+        scores.append(score)
     return tuple(scores)
 
 

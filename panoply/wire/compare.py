@@ -39,7 +39,7 @@ from panoply.wire.request import (
     Score,
     ScoreAnswer,
     ScoreRequest,
-    cut_mark,
+    beside_score,
 )
 from panoply.wire.rewards import ScoreEntry, Timeout, error_entry
 
@@ -113,7 +113,7 @@ def _entry(score: Score) -> Payload:
         "usage": details.usage,
     }
     named = {name: value for name, value in extras.items() if value}
-    return {"probability": score.score, **cut_mark(score), **named}
+    return {"probability": score.score, **beside_score(score), **named}
 
 
 def payload_of(request: ScoreRequest) -> dict[str, Payload]:

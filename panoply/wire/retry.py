@@ -78,6 +78,8 @@ class RetryingRequest(Generic[T]):
         """Begin of the latest attempt."""
         self.ends = self.begun + timeout
         self.num_failed = 0
+        self.reason = ""
+        """Reason why the latest attempt failed."""
 
     def post(self, http: httpx2.Client) -> T:
         """Returns the server's answer.
@@ -148,9 +150,14 @@ class RetryingRequest(Generic[T]):
             # A server that says 0 again and again is asked ever less often, too.
             wait = min(max(retry_after, SHORTEST_WAIT * self.num_failed), LONGEST_WAIT)
             pause = wait * random.uniform(1, 1 + JITTER)
-        if time.monotonic() + pause >= self.ends:
-            raise TimeoutError(
-                f"{self.url} gave no answer within {round(self.timeout, 2):g} s; attempt "
-                f"{self.num_failed} ended with {why}, and the next would be {pause:.1f} s later"
-            )
-        return _Pause(pause)
+        before, self.reason = self.reason, why
+        now = time.monotonic()
+        if now + pause < self.ends:
+            return _Pause(pause)
+        number, rest = self.num_failed, f"and the next would be {pause:.1f} s later"
+        if before and now >= self.ends:  # an attempt that the time itself ended says nothing
+            number, why, rest = number - 1, before, "and the next had no time to end"
+        raise TimeoutError(
+            f"{self.url} gave no answer within {round(self.timeout, 2):g} s; attempt {number} "
+            f"ended with {why}, {rest}"
+        )

@@ -11,6 +11,7 @@ from typing import Any
 
 from panoply.config.resume import named_inputs
 from panoply.config.serve import NAME
+from panoply.config.steps import split_off_rule
 from panoply.data.layouts import pair_layout, rating_layout
 from panoply.data.read import Input, open_input
 from workflows.cluster.run_folder import check_folder, run_folder
@@ -46,7 +47,9 @@ def check_model(field: str, where: str) -> None:
 
     Raises:
         FileNotFoundError: there is no such folder, or it holds no model.
+        ValueError: the rule of steps behind it is wrong.
     """
+    where, _ = split_off_rule(where)
     path = Path(where).expanduser()
     if path.is_dir():
         if (path / "model" / "config.json").is_file():

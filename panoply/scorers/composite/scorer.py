@@ -9,6 +9,7 @@ from time import monotonic
 from typing import assert_never
 
 import numpy as np
+from pydantic import JsonValue
 
 from panoply.config.composite import (
     CompositeConfig,
@@ -31,7 +32,7 @@ from panoply.scorers.composite.answers import (
 from panoply.scorers.composite.asking import CallBudget, Escalated, UnsurePair
 from panoply.scorers.composite.rules import hierarchy, pooled, scaled, usable
 from panoply.scorers.deadline import seconds_left, within
-from panoply.scorers.where import Counting, Scorer
+from panoply.scorers.where import Counting, Described, Scorer, parse_where
 from panoply.types import Array, Bools
 from panoply.wire.request import Item, Score
 
@@ -66,6 +67,19 @@ class CompositeScorer:
         self.budget = CallBudget(limit, clock)
         self.num_unsure = self.num_asked = 0
         """Pairs of an escalation below its threshold, and those that the budget had calls for."""
+
+    def about(self) -> dict[str, JsonValue]:
+        """Returns the limits of an escalation, and the kind of each part with what it says."""
+        limits: dict[str, JsonValue] = {}
+        if isinstance(rule := self.config.rule, Escalation):
+            limits = {"pairs_of_a_prompt": rule.most_pairs}
+            if rule.calls_per_minute:
+                limits["calls_a_minute"] = rule.calls_per_minute
+        parts: dict[str, JsonValue] = {}
+        for name, part in self.parts.items():
+            described = part.about() if isinstance(part, Described) else {}
+            parts[name] = {"kind": parse_where(self.config.parts[name].where).kind, **described}
+        return {"limits": limits, "parts": parts}
 
     def counts(self) -> dict[str, float]:
         """Returns the sums of what the parts count, and the pairs that were asked about."""

@@ -12,6 +12,8 @@ import time
 from collections.abc import Awaitable, Sequence
 from dataclasses import asdict, replace
 
+from pydantic import JsonValue
+
 from panoply.config.judge import Listwise, Pairwise, Pointwise
 from panoply.config.yaml_lines import with_line
 from panoply.scorers.deadline import seconds_left
@@ -68,6 +70,28 @@ class JudgeScorer:
     async def close(self) -> None:
         """Closes the connections."""
         await self.client.close()
+
+    def about(self) -> dict[str, JsonValue]:
+        """Returns the limits of its server that are set, and its prices of a million tokens."""
+        server = self.config.server
+        limits: dict[str, JsonValue] = {
+            "requests_at_once": server.concurrency,
+            "seconds": server.timeout,
+        }
+        bounds = {
+            "requests_a_second": server.requests_per_second,
+            "tokens_a_second": server.tokens_per_second,
+            "cost_in_all": server.max_cost,
+        }
+        limits |= {name: bound for name, bound in bounds.items() if bound}
+        if not isinstance(self.config.mode, Pointwise):
+            limits["responses_to_a_prompt"] = self.config.mode.max_responses
+        prices = {
+            "for_a_million_tokens_read": server.input_price,
+            "for_a_million_tokens_written": server.output_price,
+        }
+        cost: dict[str, JsonValue] = {name: price for name, price in prices.items() if price}
+        return {"limits": limits, "cost": cost}
 
     def counts(self) -> dict[str, float]:
         """Returns answers, tokens, costs and verdicts on pairs since the start, by name."""
