@@ -115,7 +115,8 @@ def replies_of(folder: str) -> Reply:
             if token == tokenizer.eos_token_id:
                 break
             names = [tokenizer.decode(index) for index in top.indices.tolist()]
-            steps.append(dict(zip(names, top.values.tolist(), strict=True)))
+            probabilities = zip(names, top.values.tolist(), strict=True)
+            steps.append({name: p for name, p in probabilities if p > 0})
             written.append(token)
             ids = top.indices[:1, None]
         return completion(

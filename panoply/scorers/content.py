@@ -8,6 +8,7 @@ from pathlib import Path
 
 from panoply.scorers.composite.opening import part_places, read_composite
 from panoply.scorers.where import (
+    BanditFile,
     CombinedScorers,
     JudgeFile,
     LocalModel,
@@ -45,7 +46,7 @@ def _files(where: str) -> Iterator[Path]:
         case PythonFunction():
             file = Path(place.place.rpartition(":")[0]).expanduser()
             yield from [file] if file.is_file() else []
-        case JudgeFile() | RecordedScores():
+        case JudgeFile() | RecordedScores() | BanditFile():
             file = Path(place.file).expanduser()
             yield from [file] if file.is_file() else []
         case CombinedScorers():
