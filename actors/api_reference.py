@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from panoply.wire.feedback import FeedbackPayload
 from panoply.wire.routes import ENDPOINTS
 
 PAGE_POLICY = "default-src 'none'; style-src 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -28,7 +31,7 @@ REFUSALS: dict[int | str, str] = {
 }
 
 REFS, SCHEMAS = models_json_schema(
-    [(endpoint.payload, "validation") for endpoint in ENDPOINTS],
+    [(payload, "validation") for payload in (*(e.payload for e in ENDPOINTS), FeedbackPayload)],
     ref_template="#/components/schemas/{model}",
 )
 """Schemas of the dialects' payloads: FastAPI does not see them, since keys choose among them."""
@@ -37,16 +40,29 @@ REFS, SCHEMAS = models_json_schema(
 def description(prefix: str, path: str) -> dict[str, Any]:
     """Returns a path's description for OpenAPI: the payloads of the dialects that share it."""
     at = [endpoint for endpoint in ENDPOINTS if path in endpoint.paths]
-    bodies = [REFS[endpoint.payload, "validation"] for endpoint in at]
+    return described(prefix, [e.payload for e in at], [e.dialect for e in at])
+
+
+def described(
+    prefix: str, payloads: Sequence[type[BaseModel]], tags: Sequence[str]
+) -> dict[str, Any]:
+    """Returns a description for OpenAPI.
+
+    Args:
+        prefix: of a path that names a model; empty for one that names none.
+        payloads: what may be sent there.
+        tags: groups of the description.
+    """
+    bodies = [REFS[payload, "validation"] for payload in payloads]
     schema = bodies[0] if len(bodies) == 1 else {"anyOf": bodies}
     body = {"required": True, "content": {"application/json": {"schema": schema}}}
     extra: dict[str, Any] = {"requestBody": body}
     if prefix:
         name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
         extra["parameters"] = [name]
-    summaries = [(endpoint.payload.__doc__ or "").splitlines()[0] for endpoint in at]
+    summaries = [(payload.__doc__ or "").splitlines()[0] for payload in payloads]
     return {
-        "tags": [endpoint.dialect for endpoint in at],
+        "tags": list(tags),
         "summary": " / ".join(summaries),
         "openapi_extra": extra,
         "responses": {status: {"description": words} for status, words in REFUSALS.items()},

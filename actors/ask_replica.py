@@ -18,27 +18,32 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 
 from actors.internal_error import internal_error
-from panoply.serve.calls import ReplicaRequest
+from panoply.serve.calls import FeedbackRequest, ReplicaRequest
 from panoply.wire.request import ModelAnswer, RequestError
 
 Ask: TypeAlias = Callable[[ReplicaRequest], Awaitable[ModelAnswer | RequestError]]
+R = TypeVar("R", ReplicaRequest, FeedbackRequest)
+A = TypeVar("A")
 BUSY_SECONDS = 1.0
 """Pause before a full queue is worth asking again."""
 
 
-async def ask_replica(name: str, ask: Ask, request: ReplicaRequest) -> ModelAnswer | RequestError:
+async def ask_replica(
+    name: str, ask: Callable[[R], Awaitable[A | RequestError]], request: R
+) -> A | RequestError:
     """Returns a model's answer, or why there is none, within the request's timeout.
 
     Args:
         name: of the model, for the message.
         ask: sends a request to one of its replicas.
-        request: sent, and sent once more where the replica dies: scoring twice does no harm.
+        request: sent, and sent once more where the replica dies: scoring twice does no harm, and
+            an outcome counts once.
     """
     ends = time.monotonic() + request.timeout
     try:

@@ -6,7 +6,6 @@ it is answered, and a call that is repeated gets the same answer.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,7 +16,16 @@ import ray
 from panoply.bandit.state import State
 from panoply.bandit.update import update
 from panoply.config.bandit import SelectorConfig
-from panoply.laser.log import Log, LogDiffers, Record, column, replay, state_version, to_choice
+from panoply.laser.log import (
+    Log,
+    LogDiffers,
+    Record,
+    column,
+    prior_hash,
+    replay,
+    state_version,
+    to_choice,
+)
 from panoply.laser.rounds import (
     DECISION_KEYS,
     OUTCOME_COLUMNS,
@@ -83,9 +91,7 @@ class BanditActor:
         self.config, self.arms = config, arms
         self.state = initial_state(config, len(arms), num_features, prior_KD)
         self.log = Log(uri, arms)
-        prior = b"" if prior_KD is None else np.asarray(prior_KD, np.float64).tobytes()
-        prior_hash = hashlib.blake2b(prior, digest_size=8).hexdigest()
-        self.log.check_or_write_config(config, num_features, prior_hash)
+        self.log.check_or_write_config(config, num_features, prior_hash(prior_KD))
         self.log.take_over()
         self.round = 0
         self.signal_state = SignalState()

@@ -12,17 +12,17 @@ from ray.serve.handle import DeploymentHandle
 
 from actors.ask_replica import ask_replica
 from actors.function_replica import FunctionReplica
-from actors.replica import Scores
+from panoply.config.composite import WeightedSum
 from panoply.config.serve import ServedModelConfig
 from panoply.scorers.composite.scorer import CompositeScorer
+from panoply.scorers.deadline import seconds_left
+from panoply.scorers.where import Scorer
 from panoply.secret import NO_KEYS, Keys
 from panoply.serve.calls import ReplicaRequest, bucket_of
-from panoply.wire.request import Detail, Details, Item, RequestError, Score, scored, sigmoid
+from panoply.wire.request import Detail, Item, RequestError, Score
 
 ModelHandle: TypeAlias = "DeploymentHandle[Any]"
 """Handle of replicas of a reward model."""
-PART_SECONDS = 600.0
-"""Seconds for a part's answer; the request to the composite ends before, and cancels it."""
 OBJECTIVES: frozenset[Detail] = frozenset({"objectives"})
 
 
@@ -45,32 +45,28 @@ class CompositeReplica(FunctionReplica):
         handles = models or {}
         super().__init__(config, keys, lambda part: ModelPart(part.name, handles[part.where]))
 
-    @property
-    def temperature(self) -> float | None:
-        """Fitted temperature of the scores; None where there is none."""
-        assert isinstance(self.scorer, CompositeScorer)
-        fitted = self.scorer.config.fitted
-        return fitted.temperature if fitted else None
-
     def check(self, request: ReplicaRequest) -> None:
-        """Checks that a request asks for scores, or for probabilities that are calibrated.
+        """Checks that a request compares by a fitted temperature, and weighs parts of a sum.
 
         Raises:
-            RequestError: it compares and no temperature is fitted, or it weighs objectives.
+            RequestError: no temperature is fitted, or the rule has no weights.
         """
-        if not request.compares or request.weights or self.temperature is None:
-            super().check(request)
+        super().check(replace(request, weights={}))
+        assert isinstance(self.scorer, CompositeScorer)
+        rule = self.scorer.config.rule
+        if request.weights and not isinstance(rule, WeightedSum):
+            raise RequestError(
+                f"{self.config.name!r} is a composite by the rule {rule.kind!r}, which takes no "
+                "`weights`: only those by the rule 'sum' do"
+            )
 
-    async def score(self, units: Sequence[Item], request: ReplicaRequest) -> Scores:
-        """Returns the scores of each item; of a pair P(a > b) = sigma((s_a - s_b) / T)."""
-        rows = await super().score(units, request)
-        temperature = self.temperature
-        if not request.compares or temperature is None:
-            return rows
-        return [(_preference(a, b, temperature),) for a, b in rows]
+    def scorer_of(self, request: ReplicaRequest) -> Scorer:
+        """Returns the composite, by the weights of a request where it has some."""
+        assert isinstance(self.scorer, CompositeScorer)
+        return self.scorer.weighted(request.weights) if request.weights else self.scorer
 
     def about(self) -> dict[str, JsonValue]:
-        """Returns the kind, and the parts under whose names scores come back."""
+        """Returns kind, limits, and the parts under whose names scores come back, with theirs."""
         assert isinstance(self.scorer, CompositeScorer)
         parts: list[JsonValue] = [
             {"name": name, "low": None, "high": None} for name in self.scorer.names
@@ -96,19 +92,10 @@ class ModelPart:
 
     async def _item(self, item: Item) -> tuple[Score, ...]:
         request = ReplicaRequest(
-            items=(item,), bucket=bucket_of(item), timeout=PART_SECONDS, details=OBJECTIVES
+            items=(item,), bucket=bucket_of(item), timeout=seconds_left(), details=OBJECTIVES
         )
         answer = await ask_replica(self.name, self.handle.answer.remote, request)
         if isinstance(answer, RequestError):
             failed = Score(error=answer.message, transient=answer.status in (429, 503))
             return (failed,) * len(item.responses)
         return answer.items[0]
-
-
-def _preference(a: Score, b: Score, temperature: float) -> Score:
-    """Returns the probability that the first of two responses is better, or the error of one."""
-    if a.score is None or b.score is None:
-        return replace(a if a.score is None else b, details=Details())
-    num_tokens, num_cut = a.num_tokens + b.num_tokens, a.num_cut + b.num_cut
-    margin = (a.score - b.score) / temperature
-    return scored(sigmoid(margin), num_tokens=num_tokens, num_cut=num_cut)

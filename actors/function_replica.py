@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
@@ -11,13 +10,17 @@ from ray.util.metrics import Counter
 
 from actors.replica import Replica, Scores
 from panoply.config.serve import ServedModelConfig
+from panoply.scorers.deadline import within
 from panoply.scorers.function import FunctionScorer
 from panoply.scorers.where import (
     BehindCircuit,
+    Comparing,
     Counting,
+    Described,
     OpenModel,
     PythonFunction,
     RemoteEndpoint,
+    Scorer,
     open_scorer,
     parse_where,
 )
@@ -47,7 +50,7 @@ class FunctionReplica(Replica[Item]):
         self.kind = parse_where(config.where).kind
         super().__init__(config, {"kind": self.kind} | _place(config.where))
         try:
-            self.scorer = open_scorer(config, open_model=open_model)
+            self.scorer = self.open(config, open_model)
         except ValueError as error:
             cause = error.__cause__
             if cause is None or not isinstance(parse_where(config.where), PythonFunction):
@@ -59,13 +62,19 @@ class FunctionReplica(Replica[Item]):
             ) from None
         self.counters = ScorerCounters(config.name)
 
+    def open(self, config: ServedModelConfig, open_model: OpenModel | None) -> Scorer:
+        """Returns the scorer; raises as `open_scorer` does."""
+        return open_scorer(config, open_model=open_model)
+
     def about(self) -> dict[str, JsonValue]:
-        """Returns the kind and the circuit alone: a place is for those who ask with a request."""
+        """Returns kind, circuit, limits and cost: a place is for those who ask with a request."""
+        described = self.scorer.about() if isinstance(self.scorer, Described) else {}
         return {
             "kind": self.kind,
             "objectives": [],
             "provenance": {"kind": self.kind},
             "circuit": self.circuit,
+            **described,
         }
 
     @property
@@ -79,13 +88,14 @@ class FunctionReplica(Replica[Item]):
             self.scorer.check_health()
 
     def check(self, request: ReplicaRequest) -> None:
-        """Checks that a request asks for plain scores.
+        """Checks that a request asks for what the scorer has.
 
         Raises:
-            RequestError: it compares, or it weighs objectives.
+            RequestError: it compares and the scorer does not, or it weighs objectives.
         """
         name = self.config.name
-        if request.compares:
+        compares = isinstance(self.scorer, Comparing) and self.scorer.compares
+        if request.compares and not compares:
             raise RequestError(
                 f"{name!r} is a {self.kind}, whose scores have no temperature that makes "
                 "probabilities of them: ask for its scores (`/v1/rewards`)"
@@ -97,18 +107,32 @@ class FunctionReplica(Replica[Item]):
         """Returns the item, whole."""
         return [item]
 
+    def scorer_of(self, request: ReplicaRequest) -> Scorer:
+        """Returns what scores a request."""
+        return self.scorer
+
     async def score(self, units: Sequence[Item], request: ReplicaRequest) -> Scores:
         """Returns the scores of each item; after the request's time, the same error for all."""
         try:
-            async with asyncio.timeout(request.timeout):
-                rows = await self.scorer.score(units)
+            async with within(request.timeout):
+                rows = await self.rows(units, request)
         except TimeoutError:
             late = Score(error=f"{self.config.name!r} gave no score in time", transient=True)
-            return [(late,) * len(item.responses) for item in units]
+            return [(late,) * (1 if request.compares else len(item.responses)) for item in units]
         finally:
             if isinstance(self.scorer, Counting):
                 self.counters.set(self.scorer.counts())
         return [_with_wanted(row, request.details) for row in rows]
+
+    async def rows(
+        self, units: Sequence[Item], request: ReplicaRequest
+    ) -> Sequence[tuple[Score, ...]]:
+        """Returns the scores of each item, or of a pair its probability, whenever they come."""
+        scorer = self.scorer_of(request)
+        if not request.compares:
+            return await scorer.score(units)
+        assert isinstance(scorer, Comparing)
+        return [(score,) for score in await scorer.compare(units)]
 
 
 class ScorerCounters:
@@ -132,16 +156,19 @@ class ScorerCounters:
 
 
 def _with_wanted(row: tuple[Score, ...], details: Collection[Detail]) -> tuple[Score, ...]:
-    """Returns scores without the words and costs of a judge where nobody asked for them."""
-    if not any(score.details.verdicts or score.details.usage for score in row):
-        return row
+    """Returns scores without words and costs of a judge, and steps, that nobody asked for."""
     scores: list[Score] = []
     for score in row:
-        verdicts = score.details.verdicts if "verdicts" in details else ()
-        usage = score.details.usage if "usage" in details else {}
-        scores.append(
-            replace(score, details=replace(score.details, verdicts=verdicts, usage=usage))
-        )
+        had = score.details
+        if had.verdicts or had.usage or had.steps:
+            kept = replace(
+                had,
+                verdicts=had.verdicts if "verdicts" in details else (),
+                usage=had.usage if "usage" in details else {},
+                steps=had.steps if "steps" in details else (),
+            )
+            score = replace(score, details=kept)
+        scores.append(score)
     return tuple(scores)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
@@ -13,12 +13,22 @@ from pydantic import JsonValue
 
 from actors.ask_replica import Ask, ask_replica
 from actors.internal_error import internal_error
-from panoply.serve.calls import ReplicaRequest, Shard, fingerprint_of, shard_by_prompt
+from panoply.serve.calls import (
+    FeedbackRequest,
+    ReplicaRequest,
+    Shard,
+    fingerprint_of,
+    shard_by_prompt,
+)
+from panoply.wire.feedback import OutcomeAnswer
 from panoply.wire.request import ModelAnswer, RequestError, Score, ScoreAnswer, ScoreRequest
 
 ABOUT_SECONDS = 2.0
 """Seconds in which a model says what it is."""
 ModelState: TypeAlias = Literal["ready", "starting", "idle", "failed"]
+
+
+Learn: TypeAlias = Callable[[FeedbackRequest], Awaitable[Sequence[OutcomeAnswer] | RequestError]]
 
 
 class ModelStatus(NamedTuple):
@@ -38,6 +48,8 @@ class Model:
     ask: Ask
     about: Callable[[], Awaitable[Mapping[str, JsonValue]]]
     """Returns the model's description of itself: `kind`, `objectives`, `provenance`."""
+    learn: Learn | None = None
+    """Sends outcomes of decisions to one of its replicas; those of a bandit alone take them."""
     state: ModelState = "starting"
     version: int = 1
     """Number of the version that answers; an upgrade counts on."""
@@ -58,6 +70,11 @@ class Model:
     def circuit(self) -> str:
         """State of its circuit to a server or function, "closed" where it has none."""
         return str(self.description.get("circuit", "closed"))
+
+    @property
+    def is_bandit(self) -> bool:
+        """Says whether it makes decisions, and learns from what comes of them."""
+        return self.description.get("kind") == "bandit"
 
     @property
     def can_answer(self) -> bool:
@@ -107,6 +124,8 @@ class Gateway:
 
         They are asked together, and one that hangs or fails is asked again the next time.
         """
+        # A model may have been removed since they were asked for.
+        statuses = {name: status for name, status in statuses.items() if name in self.models}
         for name, status in statuses.items():
             self.models[name].changed_to(status)
         stale = [
@@ -182,6 +201,27 @@ class Gateway:
             *(self._answer(name, part, timeout) for name, part in by_model.items())
         )
         return ScoreAnswer(models=tuple(answers), id=uuid.uuid4().hex, created=int(time.time()))
+
+    async def feedback(self, name: str, request: FeedbackRequest) -> Sequence[OutcomeAnswer]:
+        """Returns what became of outcomes of a bandit's decisions.
+
+        Raises:
+            RequestError: 400 for a model that is no bandit; 503 where nothing could be counted.
+        """
+        model = self.models[name]
+        if model.state == "failed":
+            raise RequestError(f"{name!r} could not be started: {model.reason}", 503)
+        if not model.description:
+            raise RequestError(f"{name!r} is starting: tell it again", 503)
+        if not model.is_bandit or model.learn is None:
+            raise RequestError(
+                f"{name!r} is no bandit, and learns from nothing: `/v1/feedback` is for a model of "
+                "the kind 'bandit' (`GET /v1/models`)"
+            )
+        answers = await ask_replica(name, model.learn, request)
+        if isinstance(answers, RequestError):
+            raise answers
+        return answers
 
     def _with_own_weights(self, request: ScoreRequest) -> dict[str, ScoreRequest]:
         """Returns the request as each model gets it: weights go to those that have the objectives.

@@ -7,9 +7,10 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import quote
 
 from fastapi import FastAPI, Request, Response
@@ -20,6 +21,7 @@ from starlette.exceptions import HTTPException
 
 import panoply.report
 from actors.api_reference import PAGE_POLICY, description, openapi, reference_page
+from actors.feedback import add_feedback
 from actors.gateway import Gateway
 from actors.hardened import Hardened, refusal, refusal_headers
 from actors.intake import Call, Intake
@@ -29,9 +31,16 @@ from panoply.serve.access import Caller
 from panoply.serve.supervised import SupervisedLoop
 from panoply.wire import tei, vllm
 from panoply.wire.limits import RequestLimits, work_of
-from panoply.wire.request import RequestError, ScoreRequest, num_truncated
+from panoply.wire.request import (
+    RequestError,
+    ScoreAnswer,
+    ScoreRequest,
+    decision_ids,
+    num_truncated,
+)
 from panoply.wire.routes import ENDPOINTS
 
+ScoreRoute: TypeAlias = Callable[[Request], Awaitable[Response]]
 PAGE = Path(__file__).parents[1] / "web"
 BASE_STYLE = Path(panoply.report.__file__).with_name("base.css")
 """Style that the page of a run has too."""
@@ -42,6 +51,10 @@ TRUNCATED = "X-Truncated-Texts"
 """Header with the number of texts that the models' limits cut; left out where none was."""
 VERSIONS = "X-Model-Versions"
 """Header with the version of each model that scored, as `NAME=NUMBER`."""
+DECISIONS = "X-Panoply-Decisions"
+"""Header with the id of a bandit's decision on each item, as `NAME=ID`, or `NAME=-` for none."""
+MOST_DECISIONS = 64
+"""Ids that the header holds; `/v1/rewards` has any number in its body."""
 ABOUT = """Scores by several reward models, in the words of the client's own protocol.
 
 Every path of a protocol also stands behind `/models/NAME`, which names the model."""
@@ -77,34 +90,13 @@ def make_app(
     )
     metrics, relayed = GatewayMetrics(), RelayedMetrics(agents)
 
-    async def score(request: Request) -> Response:
-        path, name = _path(request), request.path_params.get("name")
-        begun, call, headers = time.monotonic(), Call(path), dict[str, str]()
-        try:
-            caller = intake.caller(request, name)
-            await intake.read(request, caller, call, name)
-            score_request = gateway.named(call.request, name)
-            intake.keys.check(caller, score_request.models)
-            intake.rates.charge(caller, work_of(score_request))
-            answer = await gateway.score(score_request, spent=time.monotonic() - begun)
-            status, body = 200, _json(call.typed.render(answer, score_request))
-            headers[VERSIONS] = ", ".join(f"{quote(m.model)}={m.version}" for m in answer.models)
-            if cut := num_truncated(answer):
-                headers[TRUNCATED] = str(cut)
-            metrics.scored(score_request, caller, time.monotonic() - begun)
-        except Exception as error:
-            refused = error if isinstance(error, RequestError) else internal_error(path, error)
-            status, refusal = call.endpoint.refuse(refused)
-            body = _json(refusal)
-            headers |= refusal_headers(refused)
-        metrics.answered(path, status, time.monotonic() - begun)
-        return Response(body, status, headers, "application/json")
-
+    score = _scoring(gateway, intake, metrics)
     for path in PATHS:
         for prefix in ("", PREFIX):
             described = description(prefix, path)
             app.add_api_route(_route(prefix, path), score, methods=["POST"], **described)
 
+    add_feedback(app, gateway, intake, metrics.answered, PREFIX)
     _add_models(app, gateway, intake.limits)
     _add_refusals(app)
     _add_health(app, gateway, loops, run)
@@ -119,6 +111,36 @@ def make_app(
     app.openapi = lambda: openapi(app)
     app.add_middleware(Hardened, hosts=intake.hosts)
     return app
+
+
+def _scoring(gateway: Gateway, intake: Intake, metrics: GatewayMetrics) -> ScoreRoute:
+    """Returns what answers a request of any dialect: with scores, or with why there are none."""
+
+    async def score(request: Request) -> Response:
+        path, name = _path(request), request.path_params.get("name")
+        begun, call, headers = time.monotonic(), Call(path), dict[str, str]()
+        try:
+            caller = intake.caller(request, name)
+            await intake.read(request, caller, call, name)
+            score_request = replace(gateway.named(call.request, name), caller=caller.name)
+            intake.keys.check(caller, score_request.models)
+            intake.rates.charge(caller, work_of(score_request))
+            answer = await gateway.score(score_request, spent=time.monotonic() - begun)
+            status, body = 200, _json(call.typed.render(answer, score_request))
+            headers[VERSIONS] = ", ".join(f"{quote(m.model)}={m.version}" for m in answer.models)
+            if cut := num_truncated(answer):
+                headers[TRUNCATED] = str(cut)
+            headers |= _decisions(gateway, answer)
+            metrics.scored(score_request, caller, time.monotonic() - begun)
+        except Exception as error:
+            refused = error if isinstance(error, RequestError) else internal_error(path, error)
+            status, refusal = call.endpoint.refuse(refused)
+            body = _json(refusal)
+            headers |= refusal_headers(refused)
+        metrics.answered(path, status, time.monotonic() - begun)
+        return Response(body, status, headers, "application/json")
+
+    return score
 
 
 def _add_health(app: FastAPI, gateway: Gateway, loops: Sequence[SupervisedLoop], run: str) -> None:
@@ -227,6 +249,19 @@ class GatewayMetrics:
         """Counts a request, whatever its status."""
         self.count.inc(1, {"path": path, "status": str(status)})
         self.seconds.observe(seconds, {"path": path})
+
+
+def _decisions(gateway: Gateway, answer: ScoreAnswer) -> dict[str, str]:
+    """Returns the header with the ids of bandits' decisions, in the order of the items.
+
+    It is left out where there are too many for a header, which proxies cut or refuse.
+    """
+    entries: list[str] = []
+    for model in answer.models:
+        if gateway.models[model.model].is_bandit:
+            name = quote(model.model)
+            entries += [f"{name}={decision or '-'}" for decision in decision_ids(model)]
+    return {DECISIONS: ", ".join(entries)} if 0 < len(entries) <= MOST_DECISIONS else {}
 
 
 def _path(request: Request) -> str:

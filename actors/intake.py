@@ -12,6 +12,7 @@ import ipaddress
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Protocol
 from urllib.parse import urlsplit
 
 from starlette.requests import ClientDisconnect, Request
@@ -33,6 +34,18 @@ BODY_SECONDS = 30.0
 """Maximum seconds until a body is read."""
 MAX_PARSERS = 2
 """Threads that parse."""
+
+
+class Readable(Protocol):
+    """A call whose body is still to be read."""
+
+    def read(self, body: bytes, limits: RequestLimits) -> None:
+        """Parses a body.
+
+        Raises:
+            RequestError: it is wrong, or asks too much.
+        """
+        ...
 
 
 class Call:
@@ -106,7 +119,9 @@ class Intake:
             )
         return caller
 
-    async def read(self, request: Request, caller: Caller, call: Call, model: str | None) -> None:
+    async def read(
+        self, request: Request, caller: Caller, call: Readable, model: str | None
+    ) -> None:
         """Reads a body into a call.
 
         Raises:

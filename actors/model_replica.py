@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from pydantic import JsonValue
@@ -14,6 +14,7 @@ from actors.replica import READ_CHARACTERS, Portion, Replica
 from panoply.config.serve import ServedModelConfig
 from panoply.hub.artefact.load import load_reward_model
 from panoply.hub.backbone.pretrained import silence_libraries
+from panoply.hub.reward_model import RewardModel
 from panoply.model.gather import Tokenized, merge_prefixes
 from panoply.serve.batching import Batcher, BatchStats, Overloaded, OversizedRequest
 from panoply.serve.calls import ReplicaRequest
@@ -33,6 +34,28 @@ Conversations: TypeAlias = Sequence[Tokenized]
 """One conversation to score, or the two of a pair to compare."""
 
 
+class Queue(Protocol):
+    """The queue before a model, of its own or shared with others (`Batcher`)."""
+
+    @property
+    def num_queued(self) -> int:
+        """Responses in the queue."""
+        ...
+
+    @property
+    def forward_seconds(self) -> float:
+        """Seconds since the forward that runs has begun; 0 while none does."""
+        ...
+
+    def check_room(self, num_responses: int, num_tokens: int = 0, num_coming: int = 0) -> None:
+        """Checks that so much more may wait; raises Overloaded."""
+        ...
+
+    async def score(self, conversations: Conversations, timeout: float) -> list[Any]:
+        """Returns the output of each conversation; raises Overloaded or OversizedRequest."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Computed:
     """Tokens that a forward computed."""
@@ -50,24 +73,40 @@ class RewardModelReplica(Replica[Conversations]):
         """Loads the model; raises as `load_reward_model` does."""
         silence_libraries()
         torch.set_num_threads(max(1, int(config.scaling.cpus)))
-        self.model = load_reward_model(config.where, trust_remote_code=config.trust_remote_code)
+        self.model: RewardModel[Any] = load_reward_model(
+            config.where, trust_remote_code=config.trust_remote_code
+        )
         super().__init__(config, self.model.provenance)
         self.tokenizer = self.model.request_tokenizer()
         self.metrics = ReplicaMetrics(config.name)
-        self.queue = Batcher[Any](self._forward, config.batch, self._observe)
+        self.queue: Queue = Batcher[Any](self._forward, config.batch, self._observe)
         self.computed = Computed(0, 0)
         """Tokens of the last forward."""
         self.num_failures = 0
         """Consecutive failed forwards."""
 
     def about(self) -> dict[str, JsonValue]:
-        """Returns kind, objectives with their scales, and provenance."""
+        """Returns kind, objectives with their scales, provenance, limits in tokens, and size."""
         objectives: list[JsonValue] = []
         for name, scale in self.model.objectives.items():
             low, high = scale or (None, None)
             objectives.append({"name": name, "low": low, "high": high})
         provenance = dict(self.provenance)
-        return {"kind": provenance["kind"], "objectives": objectives, "provenance": {**provenance}}
+        rendering = self.model.backbone.renderer.rendering
+        limits: dict[str, JsonValue] = {
+            "prompt_tokens": rendering.max_prompt_tokens,
+            "response_tokens": rendering.max_response_tokens,
+        }
+        if rendering.max_tokens:
+            limits["conversation_tokens"] = rendering.max_tokens
+        parameters = self.model.backbone.decoder.model.parameters()
+        return {
+            "kind": provenance["kind"],
+            "objectives": objectives,
+            "provenance": {**provenance},
+            "limits": limits,
+            "cost": {"parameters": sum(tensor.numel() for tensor in parameters)},
+        }
 
     def check_health(self) -> None:
         """Raises RuntimeError where no forward succeeds or one does not end: Serve restarts it."""
@@ -88,6 +127,11 @@ class RewardModelReplica(Replica[Conversations]):
             raise RequestError(
                 f"{name!r} is a pairwise model, which compares two responses and scores none "
                 "by itself: ask `/v1/compare`"
+            )
+        if request.compares and self.provenance["kind"] == "process":
+            raise RequestError(
+                f"{name!r} scores steps, whose scores have no temperature that makes "
+                "probabilities of them: ask for its scores (`/v1/rewards`)"
             )
         num_responses = sum(len(item.responses) for item in request.items)
         try:

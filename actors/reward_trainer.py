@@ -75,6 +75,10 @@ class TrainTask:
     """Threads of each worker; 0 leaves torch's number."""
     untrained: Ints = field(default_factory=lambda: np.arange(0))
     """Rows that the model scores before training too, for comparison."""
+    is_member: bool = False
+    """Whether its single head is a member of an ensemble, whose other members are other tasks."""
+    keeps_scores: bool = False
+    """Whether scores are among the results, as a rule of the ensemble needs them."""
 
 
 def train_reward_models(config: Mapping[str, Sequence[TrainTask]]) -> None:
@@ -320,6 +324,15 @@ class RewardTrainer(Trainer):
         blocks = [self.margins(block, as_saved=as_saved) for block in self._blocks(rows)]
         return self.group.gather_rows(rows, np.concatenate(blocks), len(self.tokens.table))
 
+    def all_scores(self, rows: list[int]) -> tuple[Array, Array]:
+        """Returns scores of both responses `[pairs, K]` as a saved model gives them; see above."""
+        blocks = [self.evaluate_pairs(block, as_saved=True) for block in self._blocks(rows)]
+        chosen_PK = torch.cat([outputs.chosen_PK for outputs in blocks]).double().numpy()
+        rejected_PK = torch.cat([outputs.rejected_PK for outputs in blocks]).double().numpy()
+        num_pairs = len(self.tokens.table)
+        chosen_PK = self.group.gather_rows(rows, chosen_PK, num_pairs)
+        return chosen_PK, self.group.gather_rows(rows, rejected_PK, num_pairs)
+
     def margins(self, rows: Sequence[int], *, as_saved: bool = False) -> Array:
         """Returns margins `[P, K]`; of the implicit reward where no reward loss trains a head.
 
@@ -337,9 +350,9 @@ class RewardTrainer(Trainer):
     def moments(self) -> tuple[list[float], list[float]]:
         """Returns the mean and deviation of each head's scores on a sample of training responses.
 
-        0 and 1 for a single head, whose scores stay as they are.
+        0 and 1 for a model of a single head, whose scores stay as they are.
         """
-        if self.config.num_heads == 1:
+        if self.config.num_heads == 1 and not self.task.is_member:
             return [0.0], [1.0]
         outputs = self.evaluate_pairs(
             self.group.shard(self.task.pairs.train[:BLOCK]), as_saved=True
@@ -378,12 +391,20 @@ class RewardTrainer(Trainer):
         if self.best_params is not None:
             self.state.load_params(self.best_params)
         rows = self.group.shard(self.task.pairs.scored)
-        margin_PK = self.all_margins(rows, as_saved=True)
+        chosen_PK: Array | None = None
+        if not self.task.keeps_scores:
+            margin_PK = self.all_margins(rows, as_saved=True)
+        else:
+            chosen_PK, rejected_PK = self.all_scores(rows)
+            margin_PK = chosen_PK - rejected_PK
         centers, scales = self.moments()
         params = self.state.params()
         if self.group.rank == 0:
             with whole_file(self.folder / "margins.npy") as partial:
                 np.save(partial, margin_PK, allow_pickle=False)
+            if chosen_PK is not None:
+                with whole_file(self.folder / "chosen.npy") as partial:
+                    np.save(partial, chosen_PK, allow_pickle=False)
             save_tensors(params, self.folder / "trained.pt")
         return {
             "history": self.history,

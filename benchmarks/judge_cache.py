@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import openai
 
@@ -106,9 +107,14 @@ async def timed(file: Path, items: Sequence[Chat]) -> tuple[list[Score], dict[st
     return scores, {"ratio": len(scores) / cpu, "per_wall_second": len(scores) / wall}
 
 
-def main(options: Options) -> None:
-    """Scores all responses twice, and prints and writes the figures."""
-    items = chats(options.responses, options.words)
+def measured(num_responses: int, num_words: int) -> dict[str, dict[str, float]]:
+    """Returns the figures of scoring all responses twice.
+
+    Args:
+        num_responses: eight to a prompt.
+        num_words: of a response.
+    """
+    items = chats(num_responses, num_words)
     with tempfile.TemporaryDirectory() as folder, judging() as url:
         os.environ["PANOPLY_STORE"] = f"{folder}/store"
         file = Path(folder) / "judge.yaml"
@@ -118,12 +124,17 @@ def main(options: Options) -> None:
     num_same = sum(
         a.score == b.score is not None for a, b in zip(new_scores, kept_scores, strict=True)
     )
-    figures = {
+    return {
         "server": by_server,
         "cache": by_cache,
         "same": {"ratio": num_same / len(new_scores)},
-        "setting": setting(openai, responses=len(new_scores), words=options.words),
     }
+
+
+def main(options: Options) -> None:
+    """Measures, and prints and writes the figures."""
+    figures: dict[str, Any] = measured(options.responses, options.words)
+    figures["setting"] = setting(openai, responses=options.responses, words=options.words)
     print_figures(figures, ("ratio", "per_wall_second"))
     write_figures(options.json, figures)
 

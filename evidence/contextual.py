@@ -33,7 +33,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
-from actors.prompt_embeddings import prompt_states, unit_contexts
+from actors.prompt_embeddings import prompt_states
 from benchmarks import harness
 from benchmarks.harness import run, write_figures
 from evidence.planted_arms import figure, show, walk
@@ -42,6 +42,7 @@ from evidence.preference_models import Bench
 from evidence.preference_results import mean_interval
 from evidence.replay import TUNED_NOISE, Recorded, arm_rewards, ensembles, right
 from panoply.bandit.bandits import MOSS, Bandit, LinUCB, Sequential, Thompson, Uniform
+from panoply.bandit.contexts import unit_contexts
 from panoply.bandit.router import fit_router
 from panoply.bandit.update import projection
 from panoply.config.laser import LaserConfig

@@ -12,14 +12,15 @@ from panoply.report.progress import RunLogger, Terminal
 def main() -> None:
     """Parses the settings, fits, and prints what each part adds."""
     config = parse_settings("calibrate", CalibrateConfig)
-    result = run_workflow(run, config)
-    from panoply.report.results.calibrate import calibrated
-    from panoply.report.terminal import print_sections
+    metrics = run_workflow(run, config)
+    from panoply.report.report import print_summary
 
     console = Terminal()
-    print_sections([calibrated(result)], console)
-    console.print(f"fitted numbers: {result['written']}", soft_wrap=True)
-    command = f"python -m jobs.serve models --models both=combine:{result['written']}"
+    print_summary(metrics, console)
+    console.print(f"results: {config.out}, and as a page in {config.out}/report.html")
+    written = metrics["calibrated"]["written"]
+    console.print(f"fitted numbers: {written}", soft_wrap=True)
+    command = f"python -m jobs.serve models --models both=combine:{written}"
     console.print(f"next: {command}", soft_wrap=True)
 
 

@@ -181,7 +181,7 @@ SERVE: dict[str, tuple[str, ServeConfig | UpgradeConfig | RollbackConfig]] = {
     ),
     "upgrade": (
         "New versions of models of a server that runs, without a failed request.",
-        UpgradeConfig(models=tyro.MISSING),
+        UpgradeConfig(),
     ),
     "rollback": ("The versions before the latest upgrade.", RollbackConfig()),
 }

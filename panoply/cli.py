@@ -7,6 +7,7 @@ a command needs them.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -58,7 +59,10 @@ def score(
         turns = text_or_turns
         if isinstance(text_or_turns, str):
             turns = [{"role": "user", "content": text_or_turns}]
-        scores = loaded.score(turns, item["responses"]).tolist()
+        scores = [
+            score if math.isfinite(score) else None  # a step that was cut leaves no score
+            for score in loaded.score(turns, item["responses"]).tolist()
+        ]
         print(json.dumps({"scores": scores}), flush=True)
 
 

@@ -53,6 +53,16 @@ def small_models(tmp_path_factory, tiny_tokenizer):
 
 
 @pytest.fixture(scope="session")
+def empty_database(tmp_path_factory):
+    """An empty `mlflow.db` to copy: MLflow takes seconds to make one, and none to find one."""
+    from mlflow import MlflowClient
+
+    folder = tmp_path_factory.mktemp("database")
+    MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    return folder / "mlflow.db"
+
+
+@pytest.fixture(scope="session")
 def cluster():
     """One local Ray cluster for all tests that ask for it."""
     from workflows.cluster.ray_cluster import connect

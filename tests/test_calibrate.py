@@ -2,13 +2,16 @@
 
 import asyncio
 import json
+import shutil
 import sys
 
 import numpy as np
 import pytest
+from mlflow import MlflowClient
 
 from panoply.config.calibrate import CalibrateConfig
 from panoply.config.serve import ServedModelConfig
+from panoply.report.headline import MOST_HEADLINES
 from panoply.report.progress import RunLogger
 from panoply.report.results.calibrate import calibrated
 from panoply.scorers.composite.opening import read_composite
@@ -58,10 +61,9 @@ def calibrate(folder, pairs, text, **settings):
     config = CalibrateConfig(
         composite=str(file),
         pairs=(str(pairs),),
-        out=str(folder / "out"),
-        **{"fit_on_train": True} | settings,
+        **{"fit_on_train": True, "report_to": ("none",), "out": str(folder / "out")} | settings,
     )
-    return run_calibrate(config, RunLogger()), file
+    return run_calibrate(config, RunLogger())["calibrated"], file
 
 
 def test_a_sum_is_fitted_into_its_file_and_then_scores_as_it_was_reported(tmp_path, pairs):
@@ -135,7 +137,12 @@ def test_a_part_without_deviation_and_pairs_without_a_test_part_are_refused(tmp_
         calibrate(tmp_path, pairs, text)
     (tmp_path / "few.jsonl").write_text(pairs.read_text().splitlines()[0] + "\n")
     with pytest.raises(ValueError, match=r"give more `--pairs`"):
-        calibrate(tmp_path, tmp_path / "few.jsonl", PARTS + "rule: {kind: sum}\n")
+        calibrate(
+            tmp_path,
+            tmp_path / "few.jsonl",
+            PARTS + "rule: {kind: sum}\n",
+            out=str(tmp_path / "few"),
+        )
 
 
 def test_a_copy_is_written_beside_the_file_alone(tmp_path, pairs):
@@ -161,8 +168,44 @@ def test_the_command_prints_what_each_part_adds_and_what_to_do_next(
     file = tmp_path / "c.yaml"
     file.write_text(PARTS + "rule: {kind: mean}\n")
     words = [str(file), "--pairs", str(pairs), "--out", str(tmp_path / "out"), "--fit-on-train"]
-    monkeypatch.setattr(sys, "argv", ["calibrate", *words])
+    monkeypatch.setattr(sys, "argv", ["calibrate", *words, "--report-to", "none"])
     job.main()
     printed = capsys.readouterr().out
     assert "best single part: good" in printed
     assert f"combine:{file}" in printed.replace("\n", "")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Composite and parts" in page
+    assert "best single part: good" in page
+
+
+def test_a_calibration_is_a_tracked_run_with_the_numbers_of_its_parts(
+    tmp_path, pairs, monkeypatch, empty_database
+):
+    shutil.copy(empty_database, tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    result, _ = calibrate(
+        tmp_path, pairs, PARTS + "rule: {kind: mean}\n", report_to=("mlflow",), experiment="fits"
+    )
+    failing = PARTS.replace("rewards.py:noise", "panoply.serve.verifiers:exact")
+    (tmp_path / "failing").mkdir()
+    with pytest.raises(ValueError, match="exact"):
+        calibrate(
+            tmp_path / "failing",
+            pairs,
+            failing + "rule: {kind: sum}\n",
+            report_to=("mlflow",),
+            experiment="fits",
+        )
+    client = MlflowClient()
+    experiment = client.get_experiment_by_name("fits")
+    runs = client.search_runs([experiment.experiment_id])
+    by_status = {run.info.status: run for run in runs}
+    assert set(by_status) == {"FINISHED", "FAILED"}
+    finished = by_status["FINISHED"].data
+    assert finished.params["composite"] == str(tmp_path / "c.yaml")
+    accuracy = finished.metrics["calibrated/rows/composite/accuracy"]
+    assert accuracy == result["rows"]["composite"]["accuracy"]
+    assert len(finished.metrics) <= MOST_HEADLINES
+    files = {file.path for file in client.list_artifacts(by_status["FINISHED"].info.run_id)}
+    assert {"metrics.json", "report.html"} <= files

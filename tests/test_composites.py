@@ -6,11 +6,13 @@ import re
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, median, pstdev, pvariance
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from actors.composite_replica import CompositeReplica
+from actors.composite_replica import CompositeReplica, ModelPart
+from actors.gateway import Gateway, Model
 from panoply.config.composite import (
     CompositeConfig,
     Fallback,
@@ -27,13 +29,23 @@ from panoply.config.composite import (
 )
 from panoply.config.composite_fit import CompositeFit, PartFit
 from panoply.config.serve import ServedModelConfig
+from panoply.scorers import deadline
 from panoply.scorers.composite.fitted_file import text_with_fit
 from panoply.scorers.composite.opening import read_composite
 from panoply.scorers.composite.rules import hierarchy, pooled, usable
 from panoply.scorers.composite.scorer import CompositeScorer
 from panoply.scorers.where import key_variables, local_models, open_scorer, parse_where
 from panoply.serve.calls import ReplicaRequest
-from panoply.wire.request import Chat, Details, JudgeVerdict, Score, Tokens, scored
+from panoply.wire.request import (
+    Chat,
+    Details,
+    JudgeVerdict,
+    RequestError,
+    Score,
+    ScoreRequest,
+    Tokens,
+    scored,
+)
 
 ROOT = Path(__file__).parents[1]
 USER = {"role": "user", "content": "What is 6 times 7?"}
@@ -281,6 +293,92 @@ def test_a_part_that_stalls_is_given_up_after_its_time_and_the_fallback_answers(
     assert all(result.transient for result in results)
 
 
+class Stalled:
+    """A part that never answers, and says how it ended."""
+
+    ended = ""
+
+    async def score(self, items):
+        """Waits until it is cancelled."""
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            self.ended = "cancelled"
+            raise
+
+
+@pytest.fixture
+def scored_in_time(monkeypatch):
+    """Scores of a request that has 0.6 s, as its replica bounds them; half of it is kept back."""
+    monkeypatch.setattr(deadline, "RESERVE_SHARE", 0.5)  # slow machines need more than a twentieth
+
+    async def run(settings, parts):
+        async with deadline.within(0.6):
+            (results,) = await CompositeScorer(settings, parts).score([ITEM])
+            return results
+
+    return lambda settings, **parts: asyncio.run(run(settings, parts))
+
+
+def waited(result):
+    """Seconds that each part was waited for, by the error of a response."""
+    return [float(part.split()[-2]) for part in result.error.split("; ")]
+
+
+@pytest.mark.parametrize("timeout", [{}, {"timeout": 60.0}])
+def test_a_part_is_not_waited_for_longer_than_the_request(timeout, scored_in_time):
+    stalled, b, c = Stalled(), Part(TABLE["b"]), Part(TABLE["c"])
+    results = scored_in_time(config(Mean(), "ab", a=timeout), a=stalled, b=b)
+    assert waited(results[0]) == pytest.approx([0.3], abs=0.05)
+    assert {result.error for result in results} == {results[0].error}
+    assert all(result.transient for result in results)
+    assert stalled.ended == "cancelled"
+    by_quorum = replace(config(Mean(), a=timeout), quorum=2)
+    results = scored_in_time(by_quorum, a=stalled, b=b, c=c)
+    assert numbers(results) == pytest.approx([-0.25, 3.25, -0.5])
+
+
+def test_each_part_of_a_fallback_has_an_equal_share_of_the_time_that_is_left(scored_in_time):
+    settings, parts = config(Fallback()), {"a": Stalled(), "b": Stalled()}
+    assert numbers(scored_in_time(settings, **parts, c=Part(TABLE["c"]))) == [-1.0, 4.0, 0.0]
+    results = scored_in_time(settings, **parts, c=Stalled())
+    assert waited(results[0]) == pytest.approx([0.1] * 3, abs=0.05)
+
+
+def test_a_composite_in_a_composite_answers_before_the_outer_one_gives_it_up(scored_in_time):
+    inner = CompositeScorer(config(Fallback(), "ab"), {"a": Stalled(), "b": Part(TABLE["b"])})
+    results = scored_in_time(config(Mean(), "ab"), a=inner, b=Part(TABLE["b"]))
+    assert numbers(results) == [0.5, 2.5, -1.0]
+
+
+def test_what_a_composite_waits_for_is_cancelled_with_its_request():
+    async def run():
+        parts = {"a": Stalled(), "b": Stalled()}
+        task = asyncio.create_task(CompositeScorer(config(Mean(), "ab"), parts).score([ITEM]))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return [part.ended for part in parts.values()]
+
+    assert asyncio.run(run()) == ["cancelled", "cancelled"]
+
+
+def test_replicas_of_a_model_are_told_the_time_that_is_left_of_the_request(scored_in_time):
+    seconds = []
+
+    async def never(request):
+        seconds.append(request.timeout)
+        await asyncio.sleep(60)
+
+    handle = SimpleNamespace(answer=SimpleNamespace(remote=never))  # as Ray's of a deployment
+    part = ModelPart("a", handle)
+    results = scored_in_time(config(Mean(), "ab"), a=part, b=Part(TABLE["b"]))
+    assert seconds == pytest.approx([0.15], abs=0.05)
+    assert results[0].error.startswith("part 'a': 'a' gave no answer within 0.1")
+    assert results[0].transient
+
+
 def sigmoid(x):
     return 1 / (1 + math.exp(-x))
 
@@ -445,6 +543,34 @@ def test_a_calibrated_composite_compares_two_responses_and_another_refuses_to(tm
     path = write(tmp_path, failing)
     (tmp_path / "rewards.py").write_text("def picky(response):\n    return 1.0 / len(response)\n")
     assert compared(path, "a", "").items[0][0].error.startswith("part 'short': ")
+
+
+def weighed(path, **weights):
+    """Scores of two responses through the gateway, by weights of the request."""
+    replica = CompositeReplica(ServedModelConfig(name="m", where=f"combine:{path}"))
+
+    async def about():
+        return replica.about()
+
+    gateway = Gateway({"m": Model(replica.answer, about, description=replica.about())}, "m", 9.0)
+    request = ScoreRequest(items=(Chat((USER,), ("a", "bbb")),), models=("m",), weights=weights)
+    (model,) = asyncio.run(gateway.score(request)).models
+    return numbers(model.items[0])
+
+
+def test_weights_of_a_request_take_the_place_of_the_file_s_in_a_sum(tmp_path):
+    path = write(tmp_path)
+    assert weighed(path) == [-2.0 + 1.0, -6.0 + 3.0]
+    assert weighed(path, short=1.0, length=10.0) == [-1.0 + 10.0, -3.0 + 30.0]
+    assert weighed(path, length=0.5) == [0.5, 1.5]  # what is not named weighs 0
+    with pytest.raises(RequestError, match="no model asked has objective 'breadth'"):
+        weighed(path, breadth=1.0)
+
+
+def test_weights_of_a_request_are_refused_by_a_rule_without_any(tmp_path):
+    path = write(tmp_path, GOOD.replace("kind: sum", "kind: mean"))
+    with pytest.raises(RequestError, match=r"by the rule 'mean', which takes no `weights`: only"):
+        weighed(path, short=1.0)
 
 
 def test_the_doctor_asks_every_part_and_says_which_does_not_answer(tmp_path):

@@ -27,6 +27,14 @@ def length_of_some(prompt, response):
 
 def broken(response):
     raise KeyError(response)
+
+
+def says_yes(response):
+    return float("yes" in response)
+
+
+def likes_the_first(prompts, responses):
+    return [float(prompt not in prompts[:i]) for i, prompt in enumerate(prompts)]
 """
 
 
@@ -56,6 +64,7 @@ def test_a_function_is_evaluated_without_a_cluster_and_has_no_probability(rows, 
         beside=(in_words(tmp_path, "length_of_some"),),
         pairs=pairs,
         out=str(tmp_path / "out"),
+        report_to=("none",),
     )
     lines = io.StringIO()
     metrics = run_evaluate(config, RunLogger(Console(file=lines, width=200)))
@@ -70,9 +79,33 @@ def test_a_function_is_evaluated_without_a_cluster_and_has_no_probability(rows, 
     assert "truncated" in metrics
 
 
+def test_a_scorer_that_likes_the_place_of_a_response_learns_nothing_of_its_label(tmp_path):
+    lengths = ("yes", "no, not so"), ("yes, just so", "no")
+    rows = [
+        {"prompt": f"q {i}", "chosen": lengths[i % 2][0], "rejected": lengths[i % 2][1]}
+        for i in range(200)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "length.py").write_text(LENGTH)
+    config = EvaluateConfig(
+        model=in_words(tmp_path, "likes_the_first"),
+        beside=(in_words(tmp_path, "says_yes"),),
+        pairs=(str(tmp_path / "pairs.jsonl"),),
+        out=str(tmp_path / "out"),
+        report_to=("none",),
+    )
+    scored = run_evaluate(config, RunLogger())["pairs"]
+    assert scored["score"]["ties"] == 0
+    assert scored["score"]["accuracy"] == pytest.approx(0.5, abs=0.1)
+    assert scored[config.beside[0]]["accuracy"] == 1.0  # each score went back to its own response
+
+
 def test_a_scorer_that_fails_on_every_text_is_refused_without_quoting_one(pairs, tmp_path):
     config = EvaluateConfig(
-        model=in_words(tmp_path, "broken"), pairs=pairs, out=str(tmp_path / "out")
+        model=in_words(tmp_path, "broken"),
+        pairs=pairs,
+        out=str(tmp_path / "out"),
+        report_to=("none",),
     )
     with pytest.raises(ValueError, match=r"broken' gave no score to any of 48 texts") as raised:
         run_evaluate(config, RunLogger())

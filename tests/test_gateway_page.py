@@ -11,7 +11,16 @@ from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from scipy.stats import kendalltau
 
-from panoply.wire.request import Driver, ModelAnswer, RequestError, ScoreAnswer, scored
+from panoply.wire.request import (
+    Details,
+    Driver,
+    JudgeVerdict,
+    ModelAnswer,
+    RequestError,
+    Score,
+    ScoreAnswer,
+    scored,
+)
 from tests.builders.app_server import serving
 from tests.builders.contrast import LOWEST_CONTRAST
 from tests.builders.wire_scores import post_bytes, say
@@ -80,7 +89,7 @@ def answer_to(request):
     return ScoreAnswer(models=models, id="7", created=1_700_000_000)
 
 
-def gateway(key=""):
+def gateway(key="", listing=MODELS, answered=answer_to):
     """An app as the gateway is one, and the payloads that it was sent."""
     app = FastAPI()
     app.state.seen, app.state.refusal = [], None
@@ -92,7 +101,7 @@ def gateway(key=""):
     def models(request: Request):
         if locked(request):
             return JSONResponse({"error": "an API key is needed"}, 401)
-        return {"object": "list", "data": MODELS}
+        return {"object": "list", "data": listing}
 
     @app.post("/v1/rewards")
     async def rewards(request: Request):
@@ -103,7 +112,7 @@ def gateway(key=""):
             return JSONResponse(answer, refusal.status, headers)
         body = await request.body()
         app.state.seen.append(json.loads(body))
-        status, payload = post_bytes("/v1/rewards", body, answer_to=answer_to)
+        status, payload = post_bytes("/v1/rewards", body, answer_to=answered)
         return JSONResponse(payload, status)
 
     app.get("/")(lambda: FileResponse(PAGE / "index.html"))
@@ -496,3 +505,102 @@ def test_it_works_under_a_route_prefix(visit):
         scores_of(page, "a #1", "b #2")
         assert all(f"{url}/rewards/" in address for address in page.asked if address != "data:,")
         page.close()
+
+
+KINDS = [
+    listed("pairs", "judge", limits={"seconds": 120.0}, cost={"for_a_million_tokens_read": 2.5}),
+    listed(
+        "both",
+        "composite",
+        parts={"model": {"kind": "model"}, "length": {"kind": "function"}},
+        objectives=[{"name": name, "low": None, "high": None} for name in ("model", "length")],
+    ),
+    listed("math", "process", limits={"response_tokens": 192}, cost={"parameters": 1_500_000}),
+]
+
+
+def verdict(*shown, text="Both are short.", **values):
+    return JudgeVerdict(text, values, shown)
+
+
+def answer_of_each_kind(request):
+    """A judge of two pairs, of which the order decides one; a composite; a model of steps."""
+    firm = [verdict(0, 1, better=0.9), verdict(1, 0, text=HOSTILE, better=0.25)]
+    torn = [verdict(0, 2, better=0.75), verdict(2, 0, text="word " * 60, better=1.0)]
+    judged = [
+        Details(verdicts=(*firm, *torn), usage={"calls": 1.5, "cost": 0.004}),
+        Details(verdicts=tuple(firm), usage={"calls": 1.0, "cost": 0.002}),
+        Details(verdicts=tuple(torn), usage={"calls": 1.5, "cost": 0.004}),
+    ]
+    rows = {
+        "pairs": [Score(score=1 - i / 2, details=each) for i, each in enumerate(judged)],
+        "both": [scored(i, objectives={"model": i + 0.5, "length": 3.0}) for i in range(3)],
+        "math": [
+            scored(0.25, steps=(0.5, 0.25)),
+            Score(error="step 2 has no score", details=Details(steps=(0.75, None))),
+            scored(1.0, steps=(1.0,)),
+        ],
+    }
+    provenance = {"steps": "min of steps that end at 'blank_lines'"}
+    answers = [
+        ModelAnswer(model=model, items=(tuple(rows[model]),), provenance=provenance)
+        for model in request.models
+    ]
+    return ScoreAnswer(models=tuple(answers), id="7", created=1_700_000_000)
+
+
+def test_what_stands_behind_a_score_is_shown_for_each_kind_of_scorer(visit):
+    with serving(gateway(listing=KINDS, answered=answer_of_each_kind)) as url:
+        page = visit(url)
+        scores_of(page, "One.\n\nTwo.", "One.\n\nTwo.", "One.", models=("pairs", "both", "math"))
+        terms = page.locator("#models li").all_inner_texts()
+        assert "limits: 120 seconds; cost: 2.5 for a million tokens read" in terms[0]
+        assert "of model (model), length (function)" in terms[1]
+        assert "limits: 192 response tokens; cost: 1,500,000 parameters" in terms[2]
+
+        shown = cells(page, "Verdicts of pairs")[1:]
+        assert [row[0].split() for row in shown] == [["A", "B"], ["B", "A"], ["A", "C"], ["C", "A"]]
+        outcomes = [" ".join(row[1].split()) for row in shown]
+        assert outcomes[:2] == ["A wins, 0.90", "A wins, 0.75"]
+        assert outcomes[2:] == ["A wins, 0.75 the order decides", "C wins, 1.00 the order decides"]
+        assert shown[1][2] == HOSTILE
+        assert page.get_by_text("they agree on 1 of 2").count() == 1
+        page.locator("details", has_text="word word").locator("summary").click()
+        assert "word " * 59 in page.locator(".words").nth(3).inner_text()
+
+        parts = cells(page, "Objectives of both")
+        assert parts[0] == ["part", "score of the part"]
+        assert {row[0].split("\n")[0] for row in parts[1:]} == {"model", "length"}
+
+        steps = cells(page, "Steps of math")[1:]
+        assert [row[0].split() for row in steps] == [
+            *(["A", "1", "One."], ["A", "2", "Two."], ["B", "1", "One."], ["B", "2", "Two."]),
+            ["C", "1", "One."],
+        ]
+        assert [row[2] for row in steps] == ["0.500", "0.250", "0.750", "cut", "1.000"]
+        assert page.get_by_text("The score is the min of steps").count() == 1
+        costs = {
+            row[0]: row[1:] for row in cells(page, "Raw scores; the best of each model is marked")
+        }
+        assert costs["judge's answers"] == ["4", "-", "-"]
+        assert costs["cost"] == ["0.01", "-", "-"]
+        assert page.said == []
+        page.set_viewport_size({"width": 320, "height": 740})
+        assert page.evaluate("document.documentElement.scrollWidth") <= 320
+
+
+def test_the_choice_of_a_bandit_is_shown_with_its_propensity_and_id(visit):
+    with serving(gateway(listing=[listed("chooser", "bandit", default=True)])) as url:
+        page = visit(url)
+        entry = {"score": 0.5, "arm": "skywork", "propensity": 0.625, "decision": "d-17"}
+        answer = {
+            "id": "7",
+            "created": 0,
+            "results": [{"model": "chooser", "items": [[entry] * 2]}],
+        }
+        page.route("**/v1/rewards", lambda route: route.fulfill(json=answer))
+        scores_of(page, "a", "b", models=("chooser",))
+        assert cells(page, "Arms of chooser")[1:] == [
+            ["A", "skywork", "0.625", "d-17"],
+            ["B", "skywork", "0.625", "d-17"],
+        ]

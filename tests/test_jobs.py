@@ -35,6 +35,7 @@ def test_help_lists_the_recipes_and_loads_neither_torch_nor_ray():
         "doctor",
         "evaluate",
         "export",
+        "rescore",
         "serve",
         "track",
     ):

@@ -21,14 +21,16 @@ from panoply.scorers.where import JudgeFile, key_variables, open_scorer, parse_w
 from panoply.serve.calls import ReplicaRequest
 from panoply.wire.request import Chat, Details, RenderedText, ScoreAnswer, Tokens
 from panoply.wire.rewards import RewardsPayload, read_answer
+from tests.builders.http_server import DROP
 from tests.builders.judge_server import (
-    DROP,
     HTML,
+    by_length,
     completion,
     judge_file,
     judging,
     open_judge,
     shown,
+    stalling,
     written_by,
 )
 
@@ -67,18 +69,6 @@ def scores(scorer, *items):
 
 def values(row):
     return [score.score for score in row]
-
-
-def by_length(body):
-    """A judge that likes what is longer, in every form of question."""
-    texts = {name: len(text) for name, text in shown(body).items() if "response" in name}
-    if set(texts) == {"response"}:
-        return json.dumps({"score": min(10, texts["response"])})
-    if "responses A" not in texts and "ranking" not in json.dumps(body.get("response_format")):
-        a, b = texts["response A"], texts["response B"]
-        return json.dumps({"better": "tie" if a == b else "AB"[b > a]})
-    ranked = sorted(texts, key=lambda name: -texts[name])
-    return json.dumps({"ranking": [name[-1] for name in ranked]})
 
 
 def always(text):
@@ -173,13 +163,7 @@ def test_what_is_no_verdict_is_an_error_and_never_a_number(
 
 def test_a_judge_that_stalls_costs_its_own_response_the_score(tmp_path):
     release = threading.Event()
-
-    def reply(body):
-        if "slow" in json.dumps(body):
-            release.wait(20)
-        return by_length(body)
-
-    with judging(reply) as (url, _):
+    with judging(stalling(release)) as (url, _):
         begun = time.monotonic()
         scorer = open_judge(tmp_path, url, **ALONE, server={"timeout": 0.5})
         row = scores(scorer, chat("slow", "abc"))

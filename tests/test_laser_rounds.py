@@ -26,11 +26,11 @@ from panoply.laser.log import (
     Log,
     LogDiffers,
     column,
-    recorded_selector,
     replay,
     state_version,
 )
 from panoply.laser.rounds import RoundPrompt, initial_state
+from panoply.laser.selector_file import recorded_selector
 from panoply.laser.signals import PromptOutcome
 from tests.builders.selector_runs import (
     ARMS,

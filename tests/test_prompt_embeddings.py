@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from actors.prompt_embeddings import unit_contexts
 from panoply.bandit.bandits import LinUCB
+from panoply.bandit.contexts import unit_contexts
 from panoply.bandit.update import init, select_arms, uniforms, update
 
 

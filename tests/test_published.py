@@ -13,6 +13,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 from panoply.hub.artefact.load import load_reward_model
 from panoply.hub.backbone.renderer import DATE, FIXED_CLOCK
 from panoply.hub.published.head_model import HeadModel
+from tests.builders.adapters import adapt
 from tests.builders.models import (
     PROMPT,
     RESPONSES,
@@ -241,8 +242,8 @@ def test_the_most_tokens_of_a_published_model_can_be_set_up_to_its_positions(tok
         ({}, two_layers(), r"not known: score\.0\.bias, .*score\.0 and score\.2 of INFORM"),
         ({}, {"model.norm.weight": None}, r"lacks weights that would be random.*norm\.weight"),
         ({"num_hidden_layers": 1}, {}, r"would go unused: .*layers\.1.*number of layers"),
-        ({"architectures": ["Qwen2ForProcessRewardModel"]}, {}, r"no layout.*ProcessReward"),
-        ({"architectures": ["LlamaForTokenClassification"]}, {}, r"no layout.*TokenClass"),
+        ({"architectures": ["Qwen2ForProcessRewardModel"]}, {}, r"num_labels 1.*process.* has 2"),
+        ({"architectures": ["LlamaForTokenClassification"]}, {}, r"num_labels 1.*process.* has 2"),
         ({"architectures": ["MyForSequenceClassification"]}, {}, r"no layout.*'MyFor"),
         ({"model_type": "mine"}, {}, r"no layout.*model type 'mine'"),
     ],
@@ -316,19 +317,6 @@ def test_a_hub_name_loads_from_the_cache_and_is_refused_without(tokenizer, tmp_p
         load_reward_model("owner/other")
     with pytest.raises(FileNotFoundError, match="neither a folder nor a hub name"):
         load_reward_model(tmp_path / "none")
-
-
-def adapt(base, out, **changes):
-    """Saves a random LoRA adapter of a classifier; returns the merged model's scores."""
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(11)
-    classifier = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
-    fields = {"task_type": "SEQ_CLS", "target_modules": ["q_proj", "v_proj"]}
-    model = get_peft_model(classifier, LoraConfig(init_lora_weights=False, **fields | changes))
-    model.base_model.model.score.weight.data.normal_()
-    model.save_pretrained(out)
-    return model
 
 
 def test_an_adapter_with_its_head_loads_merged(tokenizer, tmp_path):

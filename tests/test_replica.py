@@ -286,7 +286,7 @@ def test_what_cannot_be_read_is_an_error_of_its_item_alone(folders):
 
 def test_a_score_that_is_not_finite_is_an_error_and_no_number(folders):
     replica, model = replica_of(folders["scalar"])
-    model.weight_D.fill_(float("nan"))
+    model.heads_KD.fill_(float("nan"))
     (reply,) = answers(replica, [request(Chat(tuple(PROMPTS[0]), ("No.",)))])
     assert reply.items[0][0].score is None
     assert "not finite: nan" in reply.items[0][0].error
@@ -294,12 +294,12 @@ def test_a_score_that_is_not_finite_is_an_error_and_no_number(folders):
 
 def test_a_model_whose_forwards_all_fail_is_taken_for_broken_and_one_bad_text_is_not(folders):
     replica, model = replica_of(folders["scalar"])
-    weight, items = model.weight_D, [request(Chat(tuple(p), RESPONSES)) for p in PROMPTS]
-    model.weight_D = weight[:3]  # no product of these shapes
+    heads, items = model.heads_KD, [request(Chat(tuple(p), RESPONSES)) for p in PROMPTS]
+    model.heads_KD = heads[:, :3]  # no product of these shapes
     for reply in answers(replica, items):
         assert {score.error.split(":")[1] for score in reply.items[0]} == {" RuntimeError"}
     assert replica.num_failures >= MAX_FAILURES
-    model.weight_D = weight
+    model.heads_KD = heads
     healed = values(answers(replica, items)[0])[0]
     assert healed == pytest.approx(model.score(PROMPTS[0], RESPONSES))
     assert replica.num_failures == 0
@@ -367,7 +367,7 @@ def test_a_pair_that_cannot_be_compared_fails_alone(folders, pairwise):
     assert values(reply) == [[None], [pytest.approx(model.compare(PROMPTS[0], "a", "b"))]]
     assert "user and assistant turns in turn" in reply.items[0][0].error
     replica, model = replica_of(folders["scalar"])
-    model.weight_D.fill_(float("nan"))
+    model.heads_KD.fill_(float("nan"))
     (reply,) = answers(replica, [request(Chat(tuple(PROMPTS[0]), ("a", "b")), compares=True)])
     assert "not finite: nan" in reply.items[0][0].error
 

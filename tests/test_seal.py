@@ -222,8 +222,8 @@ def test_a_temperature_that_divides_nothing_is_refused(temperature, tmp_path):
 
 
 def test_a_manifest_of_a_newer_format_asks_for_an_upgrade(tmp_path):
-    folder = with_manifest(tmp_path / "m", "scalar", lambda values: values.update(format=3))
-    with pytest.raises(ValueError, match="format is 3, and this version reads 1 to 2: upgrade"):
+    folder = with_manifest(tmp_path / "m", "scalar", lambda values: values.update(format=4))
+    with pytest.raises(ValueError, match="format is 4, and this version reads 1 to 3: upgrade"):
         read_manifest(folder)
 
 

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 
 import httpx2
@@ -16,6 +16,11 @@ from transformers import AutoTokenizer
 
 from panoply.config.serve import ScalingConfig, ServeConfig
 from panoply.hub.artefact.load import load_reward_model
+from panoply.laser.log import Log, replay, state_version
+from panoply.laser.online import OnlineBandit
+from panoply.laser.rounds import initial_state
+from panoply.laser.selector_file import recorded_selector
+from panoply.scorers.bandit.opening import read_bandit
 from panoply.wire.client import Client
 from panoply.wire.request import Chat, ScoreRequest
 from tests.builders.models import make_run, save_small
@@ -33,6 +38,15 @@ parts:
 rule: {kind: sum}
 scale: raw
 """
+ROUTER = """\
+arms:
+  model: {where: scalar}
+  length: {where: "function:panoply.serve.verifiers:length"}
+bandit: {kind: thompson}
+context: {kind: words}
+hold_seconds: 30
+log: log
+"""
 RESPONSES = ("Ten minutes.", "No.", "", "Put it into boiling water, and wait.")
 
 
@@ -41,13 +55,20 @@ def prompt(i):
 
 
 @pytest.fixture(scope="module")
-def served(cluster, tiny_model_folder, tmp_path_factory):
-    """A scalar model with two replicas, a gated one, a function, a composite, a broken one."""
+def served_folder(tmp_path_factory):
+    """The folder of the models and files that are served."""
+    return tmp_path_factory.mktemp("served")
+
+
+@pytest.fixture(scope="module")
+def served(cluster, tiny_model_folder, served_folder):
+    """A scalar model with two replicas, a gated one, a function, a composite, a bandit, a wreck."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_folder)
-    root = tmp_path_factory.mktemp("served")
+    root = served_folder
     save_small(root / "scalar", tokenizer)
     make_run(root / "gated", tokenizer)
     (root / "both.yaml").write_text(BOTH)
+    (root / "router.yaml").write_text(ROUTER)
     (root / "broken").mkdir()
     (root / "broken" / "panoply.json").write_text("{}")
     config = ServeConfig(
@@ -56,13 +77,14 @@ def served(cluster, tiny_model_folder, tmp_path_factory):
             f"gated={root}/gated/model",
             "length=function:panoply.serve.verifiers:length",
             f"both=combine:{root}/both.yaml",
+            f"router=bandit:{root}/router.yaml",
             f"broken={root}/broken",
         ),
         port=PORT,
         scaling=ScalingConfig(cpus=0.1),
     )
     two = ScalingConfig(min_replicas=2, max_replicas=2, cpus=0.1)
-    models = [resolve_model(model) for model in config.served_models()]
+    models = [resolve_model(model, is_served=True) for model in config.served_models()]
     models = [replace(m, scaling=two) if m.name == "scalar" else m for m in models]
     with deployed(models, config):
         wait_until(lambda: all(s != "starting" for s in seen().values()), seconds=300)
@@ -206,6 +228,75 @@ def test_a_gateway_that_is_killed_under_load_costs_no_answer(served, record_prop
     num, pause = under_load(served, lambda: kill("panoply-gateway", "Gateway"), seconds=40)
     record_property("seconds_to_recover", pause)
     assert num > 50
+
+
+def ask_router(served, i):
+    """The answer of the bandit's arm about the first response to a prompt, checked for all."""
+    items = [{"prompt": prompt(i), "responses": list(RESPONSES)}]
+    answer = httpx2.post(
+        f"{URL}/v1/rewards", json={"models": ["router"], "items": items}, timeout=60
+    )
+    (row,) = answer.json()["results"][0]["items"]
+    assert len({entry["decision"] for entry in row}) == 1
+    by_length = row[0]["arm"] == "length"
+    expected = [*map(len, RESPONSES)] if by_length else served.score(prompt(i), RESPONSES)
+    assert [entry["score"] for entry in row] == pytest.approx(expected, rel=1e-4)
+    assert answer.headers["X-Panoply-Decisions"] == f"router={row[0]['decision']}"
+    return row[0]
+
+
+def tell_router(*entries):
+    """What becomes of outcomes: length is always right."""
+    outcomes = [
+        {"decision": entry["decision"], "reward": float(entry["arm"] == "length")}
+        for entry in entries
+    ]
+    url = f"{URL}/models/router/v1/feedback"
+    answer = httpx2.post(url, json={"outcomes": outcomes}, timeout=60)
+    return [outcome["status"] for outcome in answer.json()["outcomes"]]
+
+
+def test_a_bandit_that_is_killed_goes_on_from_its_log_and_takes_each_outcome_once(
+    served, served_folder
+):
+    """Ask, tell late, twice and out of order, kill it and its replica; replay what is left."""
+    about = httpx2.get(f"{URL}/v1/models/router").json()
+    arms = tuple(about["arms"])
+    assert (about["kind"], arms, about["bandit"]) == ("bandit", ("model", "length"), "thompson")
+    entries = [ask_router(served, i) for i in range(6)]
+    assert tell_router(entries[4], entries[1]) == ["counted", "counted"]
+    kill("panoply-model-router", "Bandit")
+    assert ask_router(served, 0)["decision"] == entries[0]["decision"]  # held beyond the death
+    assert tell_router(entries[1], entries[0]) == ["repeated", "counted"]
+    kill("panoply-model-router", "RewardModel")
+    kill("panoply-model-router", "Bandit")
+    entries += [ask_router(served, i) for i in range(6, 9)]
+    statuses = tell_router(*entries[6:], entries[4], entries[5])
+    assert statuses == ["counted"] * 3 + ["repeated", "counted"]
+    assert tell_router({"decision": "1-2-3", "arm": "length"}) == ["unknown"]
+
+    folder = str(served_folder / "log")
+    record = Log(folder, arms, in_rounds=False).read()
+    decided = record.decisions["decision_id"].to_pylist()
+    assert decided == [entry["decision"] for entry in entries]
+    told = [entries[k]["decision"] for k in (4, 1, 0, 6, 7, 8, 5)]
+    assert record.rewards["decision_id"].to_pylist() == told
+    selector, _, size = recorded_selector(folder)
+    settings = read_bandit(served_folder / "router.yaml")
+    live = OnlineBandit(
+        selector,
+        arms,
+        size,
+        folder,
+        context=asdict(settings.context),
+        reward_range=settings.reward_range,
+        hold_seconds=0,
+        clock=time.time,
+    )
+    assert live.status().replayed_alike
+    assert live.status().state == state_version(replay(record, initial_state(selector, 2, size)))
+    answer = httpx2.post(f"{URL}/models/router/classify", json={"input": ["a"]}, timeout=60)
+    assert (answer.status_code, "another server" in answer.text) == (503, True)  # this process
 
 
 def test_metrics_of_all_nodes_are_relayed(served):

@@ -73,14 +73,6 @@ class Ear(RunLogger):
         self.lines.append(text)
 
 
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory):
-    """MLflow takes seconds to make a database, and none to find one."""
-    folder = tmp_path_factory.mktemp("database")
-    MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
-    return folder / "mlflow.db"
-
-
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch, empty_database, tmp_path):
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID"):

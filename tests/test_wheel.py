@@ -48,6 +48,52 @@ except SystemExit as end:
 else:
     raise AssertionError("tyro is absent")
 """
+LACKS_WIRE = """
+try:
+    import panoply.scorers.where
+except ModuleNotFoundError as error:
+    assert "pip install '.[wire]'" in str(error), error
+else:
+    raise AssertionError("httpx2 is absent")
+"""
+JUDGE = """
+server: {url: "http://127.0.0.1:9/v1#m"}
+prompt: "{{ response }} {{ answer_format }}"
+"""
+COMPOSITE = """
+parts:
+  length: {where: "function:panoply.serve.verifiers:length"}
+  lines: {where: "function:panoply.serve.verifiers:lines"}
+rule: {kind: sum}
+scale: raw
+"""
+OPENS = """
+import asyncio
+import sys
+
+sys.path.append(EXTRAS)
+from panoply.config.serve import ServedModelConfig
+from panoply.scorers.where import open_scorer
+from panoply.wire.request import Chat
+
+def opened(kind):
+    return open_scorer(ServedModelConfig(name="m", where=f"{kind}:{sys.path[-1]}/{kind}.yaml"))
+"""
+LACKS_JUDGE = """
+for kind in ("judge", "combine"):
+    try:
+        opened(kind)
+    except ModuleNotFoundError as error:
+        assert str(error).startswith(f"`{kind}:FILE.yaml` needs"), error
+        assert "pip install '.[judge]'" in str(error), error
+    else:
+        raise AssertionError("openai and PyYAML are absent")
+"""
+HAS_JUDGE = """
+opened("judge")
+((score,),) = asyncio.run(opened("combine").score([Chat((), ("abc",))]))
+assert score.score == 4.0, score
+"""
 PROLOG = f"""
 import sys
 from importlib.util import find_spec
@@ -60,12 +106,13 @@ assert not present, present
 """
 
 
-def base_distributions(requirements):
-    """Names of the installed distributions that these requirements need, extras left out."""
+def distributions(requirements, *extras):
+    """Names of the installed distributions that these requirements need, with some extras."""
     names, left = set(), list(requirements)
     while left:
         requirement = Requirement(left.pop())
-        applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        marker = requirement.marker
+        applies = marker is None or any(marker.evaluate({"extra": e}) for e in ("", *extras))
         if applies and requirement.name.lower() not in names:
             names.add(requirement.name.lower())
             left += distribution(requirement.name).requires or []
@@ -81,6 +128,13 @@ def link_distribution(name, site):
             target.symlink_to(found.locate_file(top))
 
 
+def requirements_of(site):
+    """What the wheel in a site folder requires, extras and all."""
+    (about,) = site.glob("panoply_rewards-*.dist-info")
+    lines = (about / "METADATA").read_text().splitlines()
+    return [line[len("Requires-Dist: ") :] for line in lines if "Requires-Dist: " in line]
+
+
 @pytest.fixture(scope="module")
 def python(tmp_path_factory):
     """The interpreter of an environment of the wheel and its base dependencies."""
@@ -92,10 +146,7 @@ def python(tmp_path_factory):
     (site,) = (folder / "env" / "lib").glob("python*/site-packages")
     pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index"]
     subprocess.run([*pip, "--target", str(site), str(wheel)], check=True)
-    (about,) = site.glob("panoply_rewards-*.dist-info")
-    lines = (about / "METADATA").read_text().splitlines()
-    requirements = [line[len("Requires-Dist: ") :] for line in lines if "Requires-Dist: " in line]
-    for name in base_distributions(requirements):
+    for name in distributions(requirements_of(site)):
         link_distribution(name, site)
     shutil.copy(ROOT / "tests" / "builders" / "armorm_arrays.py", site)
     return folder / "env" / "bin" / "python"
@@ -128,3 +179,16 @@ def test_the_wheel_alone_fits_an_armorm(python):
 
 def test_the_wheel_alone_fits_a_preference_model(python):
     run(python, PREFERENCE)
+
+
+@pytest.mark.parametrize(
+    ("extras", "script"), [(("wire",), LACKS_JUDGE), (("wire", "judge"), HAS_JUDGE)]
+)
+def test_judges_and_composites_need_the_extra_judge_and_say_so(python, extras, script, tmp_path):
+    run(python, LACKS_WIRE)
+    (site,) = (python.parents[1] / "lib").glob("python*/site-packages")
+    for name in distributions(requirements_of(site), *extras) - {"panoply-rewards"}:
+        link_distribution(name, tmp_path)
+    (tmp_path / "judge.yaml").write_text(JUDGE)
+    (tmp_path / "combine.yaml").write_text(COMPOSITE)
+    run(python, OPENS.replace("EXTRAS", repr(str(tmp_path))) + script)

@@ -37,12 +37,23 @@ export function showModels() {
     const state = element("span", { className: "state" }, text);
     const why = model.reason && `: ${model.reason}`;
     const id = `state-${i}`;
-    const about = element("span", { className: "soft", id }, `${model.kind}, `, state, why);
+    const parts = Object.entries(model.parts ?? {}).map(([name, { kind }]) => `${name} (${kind})`);
+    const terms = parts.length ? [`of ${parts.join(", ")}`] : [];
+    terms.push(...termsOf("limits", model.limits), ...termsOf("cost", model.cost));
+    const bounds = terms.length ? element("small", {}, terms.join("; ")) : null;
+    const about = element("span", { className: "soft", id }, `${model.kind}, `, state, why, bounds);
     const label = element("label", { htmlFor: box.id }, breakable(model.id));
     return element("li", { className: model.state }, box, label, about);
   }));
   [...at("models").querySelectorAll("input")].find(({ value }) => value === focused)?.focus();
   showWeights();
+}
+
+/** Limits or cost of a model in words: `limits: 256 prompt tokens, 192 response tokens`. */
+function termsOf(what, numbers) {
+  const named = Object.entries(numbers ?? {});
+  const words = named.map(([name, n]) => `${n.toLocaleString("en")} ${name.replaceAll("_", " ")}`);
+  return words.length ? [`${what}: ${words.join(", ")}`] : [];
 }
 
 function showWeights() {

@@ -3,14 +3,22 @@ import { breakable, cell, chooser, color, element, head, row, section, table, ta
 import { decimals, differences, letter, ordered, scaleNote, scaleOf, signed } from "./numbers.js";
 
 const MOST = 8; // objectives that stand unfolded
+/** What the parts of a score are called, by the kind of the model; title, name and number. */
+const WORDS = {
+  composite: ["Parts of ", "part", "score of the part"],
+  judge: ["Criteria of ", "criterion", "rating by the judge"],
+};
+const OTHERS = ["What moved ", "objective", "predicted rating, on its own scale"];
 
-/** The section of a model whose scores have objectives. */
+/** The section of a model whose scores have objectives: ratings, parts or criteria. */
 export function moved(column) {
-  const title = element("span", {}, "What moved ", breakable(column.model));
+  const [what] = WORDS[column.kind] ?? OTHERS;
+  const title = element("span", {}, what, breakable(column.model));
   return section(title, ...objectives(column), ...why(column));
 }
 
-function objectives({ model, scores, objectives: listed, steered }) {
+function objectives({ model, kind, scores, objectives: listed, steered }) {
+  const [, part, number] = WORDS[kind] ?? OTHERS;
   const names = [...new Set(scores.flatMap((score) => Object.keys(score.objectives ?? {})))];
   const scales = new Map(listed.map((objective) => [objective.name, objective]));
   const weights = (name) => scores.flatMap(({ gate = {} }) => gate[name] ?? []);
@@ -48,7 +56,7 @@ function objectives({ model, scores, objectives: listed, steered }) {
     return row(noted(name, predicted, scale), ...cells);
   };
 
-  const heads = [head("objective"), head("predicted rating, on its own scale", "plot")];
+  const heads = [head(part), head(number, "plot")];
   if (all.weight.length) heads.splice(1, 0, head(steered ? "your weight" : "gate weight"));
   if (all.added.length) heads.push(head("adds to the score"));
   const place = element("div");

@@ -1,5 +1,6 @@
 /** An answer of `/v1/rewards`, shown: scores, and how the models agree. */
 import { breakable, cell, element, head, row, section, table, tag } from "./dom.js";
+import { evidence } from "./evidence.js";
 import { agreement, letter, ordered, pairs, ranking, ranks, scoreDecimals } from "./numbers.js";
 import { moved } from "./objectives.js";
 
@@ -15,6 +16,7 @@ export function showAnswer(place, { request, answer, models, milliseconds }) {
     scores,
     provenance,
     raw: scores.map(({ score }) => score),
+    kind: models.find(({ id }) => id === model)?.kind ?? "",
     objectives: models.find(({ id }) => id === model)?.objectives ?? [],
     steered: Boolean(request.weights),
   }));
@@ -26,7 +28,10 @@ export function showAnswer(place, { request, answer, models, milliseconds }) {
       scoreTable(columns, responses),
       ...(columns.length > 1 ? agreements(columns) : []),
     ),
-    ...columns.filter(({ scores }) => scores.some((score) => score.objectives)).map(moved),
+    ...columns.flatMap((column) => [
+      ...(column.scores.some((score) => score.objectives) ? [moved(column)] : []),
+      ...evidence(column, responses),
+    ]),
   );
   const lost = columns.flatMap(({ raw }) => raw).filter((score) => score === null).length;
   const whole = columns.length * responses.length;
@@ -81,6 +86,7 @@ function scoreTable(columns, responses) {
     row("ranking", ...columns.map(({ raw }) => cell(ranking(raw) || "-"))),
     row("tokens", ...columns.map(({ scores }) => cell(grouped(tokens(scores))))),
   ];
+  foot.push(...judgesCosts(columns));
   const named = { weights: "hash of weights", template: "hash of template", dtype: "computed in" };
   for (const [name, label] of Object.entries(named)) {
     const hashes = columns.map(({ provenance }) => provenance[name] ?? "-");
@@ -91,6 +97,21 @@ function scoreTable(columns, responses) {
   const heads = columns.map(({ model }) => head(breakable(model), "model"));
   heads.unshift(head("response"));
   return table("Raw scores; the best of each model is marked", heads, rows, foot);
+}
+
+/** What judges were asked for this answer, and what it cost; no row where none was. */
+function judgesCosts(columns) {
+  const names = { calls: "judge's answers", cached: "of its cache", cost: "cost" };
+  const rows = [];
+  for (const [name, label] of Object.entries(names)) {
+    const sums = columns.map(({ scores }) => {
+      const numbers = scores.flatMap(({ usage }) => usage?.[name] ?? []);
+      return numbers.length ? numbers.reduce((a, b) => a + b) : null;
+    });
+    if (!sums.some((sum) => sum)) continue;
+    rows.push(row(label, ...sums.map((sum) => cell(sum === null ? "-" : +sum.toPrecision(4)))));
+  }
+  return rows;
 }
 
 function scoreCell({ scores, raw }, i) {

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from panoply.config import require
+from panoply.config import as_dict, require
 from panoply.config.calibrate import CalibrateConfig
 from panoply.config.composite import (
     CompositeConfig,
@@ -33,13 +33,14 @@ from panoply.config.composite_fit import CompositeFit
 from panoply.config.serve import ServedModelConfig
 from panoply.data.ingest import IngestLimits, ingest_pairs
 from panoply.data.read import named_inputs
-from panoply.data.schema import digest, text_id
+from panoply.data.schema import digest
 from panoply.data.summary import summary_lines
 from panoply.data.tables import PairTable, load_pairs
 from panoply.files import write_json
 from panoply.measure.calibration import fit_scale
 from panoply.measure.pair_report import compare
 from panoply.report.progress import RunLogger
+from panoply.report.report import write_report
 from panoply.scorers.composite.calibration import (
     ScoredPairs,
     accuracy,
@@ -62,6 +63,7 @@ from panoply.types import Array, Ints
 from panoply.wire.request import Chat
 from workflows.cluster.evaluated import (
     EvaluatedScorer,
+    data_entry,
     open_evaluated,
     prompt_items,
     refusal_of,
@@ -70,6 +72,7 @@ from workflows.cluster.evaluated import (
 from workflows.cluster.resolve_model import model_in_process
 from workflows.cluster.run_folder import check_folder, claim, run_folder
 from workflows.cluster.run_lease import one_writer
+from workflows.cluster.tracking import git_commit, open_trackers
 
 PAIRS_AT_ONCE = 64
 """Pairs about which a part is asked in one call."""
@@ -77,7 +80,7 @@ PAIRS_AT_ONCE = 64
 
 @one_writer
 def run_calibrate(config: CalibrateConfig, logger: RunLogger) -> dict[str, Any]:
-    """Fits a composite, writes its file, and returns what it leaves in `OUT/calibration.json`.
+    """Fits a composite, writes its file, and returns the metrics that it leaves in `OUT`.
 
     Raises:
         FileNotFoundError, ValueError: no such file or part, unusable pairs, or none to fit on.
@@ -90,6 +93,7 @@ def run_calibrate(config: CalibrateConfig, logger: RunLogger) -> dict[str, Any]:
     composite = read_composite(file, is_fitted=False)
     places = part_places(file, composite)
     scorers = {name: open_evaluated(where) for name, where in places.items()}
+    trackers = open_trackers(config, out)
     check_folder(out, config)
     path, pairs = _read_pairs(config, out, list(scorers.values()), logger)
     claim(out, config, {"pairs": digest(*pairs.chosen_P, *pairs.rejected_P)})
@@ -100,7 +104,35 @@ def run_calibrate(config: CalibrateConfig, logger: RunLogger) -> dict[str, Any]:
             f"{len(rows)} pairs to fit on and {len(test)} to report: give more `--pairs`, or fit "
             "on *train* too with `--fit-on-train` where no part was trained on them"
         )
-    scored = _scored(path, pairs, composite, scorers, config.num_workers, logger)
+    tags = {"method": "calibrate", "composite": str(file), "rule": composite.rule.kind}
+    with trackers.run(as_dict(config), tags, logger, data=data_entry(pairs, config.pairs)):
+        scored = _scored(path, pairs, composite, scorers, config.num_workers, logger)
+        composite, margins, findings = _fit(config, composite, places, scored, pairs, rows, logger)
+        assert composite.fitted is not None
+        write_fit(file, target, composite.fitted)
+        calibrated = {
+            "rows": _report(margins, pairs, test),
+            "findings": findings,
+            "num_pairs": {"fitted": len(rows), "test": len(test)},
+            "temperature": composite.fitted.temperature,
+            "written": str(target),
+        }
+        metrics = {"calibrated": calibrated, "git_commit": git_commit()}
+        write_json(out / "metrics.json", metrics)
+        write_report(out)
+    return metrics
+
+
+def _fit(
+    config: CalibrateConfig,
+    composite: CompositeConfig,
+    places: Mapping[str, str],
+    scored: ScoredPairs,
+    pairs: PairTable,
+    rows: Ints,
+    logger: RunLogger,
+) -> tuple[CompositeConfig, dict[str, Array], list[str]]:
+    """Returns the fitted composite, the margins of it and its rivals, and what is to be said."""
     rule = composite.rule
     parts = {} if isinstance(rule, Escalation) else fit_parts(composite, scored, rows)
     base = CompositeFit(pairs=config.pairs, num_pairs=len(rows), parts=parts)
@@ -113,18 +145,7 @@ def run_calibrate(config: CalibrateConfig, logger: RunLogger) -> dict[str, Any]:
     else:
         margins, findings = _pooled_rows(composite, scored, rows)
     scale = fit_scale(margins["composite"][pairs.split.of("calibrate")])
-    composite = with_fit(composite, temperature=1 / scale if scale else None)
-    assert composite.fitted is not None
-    write_fit(file, target, composite.fitted)
-    sizes = {"fitted": len(rows), "test": len(test)}
-    result: dict[str, Any] = {
-        "rows": _report(margins, pairs, test),
-        "findings": findings,
-        "num_pairs": sizes,
-        "written": str(target),
-    }
-    write_json(out / "calibration.json", result)
-    return result
+    return with_fit(composite, temperature=1 / scale if scale else None), margins, findings
 
 
 def _read_pairs(
@@ -180,19 +201,18 @@ def _scored(
 def _verdicts(rule: Escalation, where: str, scored: ScoredPairs, logger: RunLogger) -> Array:
     """Returns the second part's margins `[P]`, NaN where it gave none.
 
-    A part that compares sees the two responses in an order that does not depend on the label.
+    A part that compares sees the two responses in the order of the texts, which does not depend on
+    the label.
     """
     if rule.asks == "responses":
         return scored.margins(scored.values[rule.second])
     texts = scored.texts()
-    ids = [text_id(prompt, response) for prompt, response in texts]
     questions: list[Chat] = []
     signs: list[float] = []
     for chosen, rejected in zip(scored.chosen_P.tolist(), scored.rejected_P.tolist(), strict=True):
-        is_first = ids[chosen] < ids[rejected]
-        a, b = (chosen, rejected) if is_first else (rejected, chosen)
+        a, b = sorted((chosen, rejected))
         questions.append(Chat(texts[a][0], (texts[a][1], texts[b][1])))
-        signs.append(1.0 if is_first else -1.0)
+        signs.append(1.0 if a == chosen else -1.0)
     margins = asyncio.run(_ask_pairs(rule.second, where, questions, logger))
     return np.array(signs) * np.array(margins)
 

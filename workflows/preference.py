@@ -35,9 +35,11 @@ from actors.reward_trainer import PairRows, TrainTask, train_reward_models
 from actors.training_loop import DONE, PROGRESS, STOPPED
 from panoply.armorm.confident_errors import report_mistakes
 from panoply.config import as_dict
+from panoply.config.members import pooled_rule
 from panoply.config.preference import Mixed, More, PreferenceConfig
 from panoply.files import read_json, write_json
 from panoply.hub.artefact.manifest import ScalarManifest
+from panoply.hub.artefact.members import load_adapter_members, save_adapter_members
 from panoply.hub.artefact.model_card import write_card
 from panoply.hub.artefact.round_trip import check_round_trip
 from panoply.hub.artefact.scalar import load_scalar_model, save_scalar_model
@@ -124,7 +126,8 @@ def train_and_measure(
 
     # 3. and 4. Temperatures on *calibrate*; metrics on *test*, and the artefact.
     logger.stage(3, 3, "calibrate, measure and save the model")
-    scales, margins = calibrate(trained, preferences)
+    models = ensembles(config, trained)
+    scales, margins = calibrate(models, preferences)
     margins |= (others := baselines(tasks[MAIN], preferences))
     scales |= {name: fitted_scale(margin_P, preferences) for name, margin_P in others.items()}
     metrics = measure(margins, scales, preferences)
@@ -136,7 +139,7 @@ def train_and_measure(
     metrics["git_commit"] = git_commit()
     if config.loss.reward:
         metrics["artefact"] = save_artefact(
-            tasks[MAIN], trained[MAIN], scales[MAIN], sources, preferences, out
+            config, tasks, models[MAIN], scales[MAIN], sources, preferences, out
         )
 
     write_json(out / "metrics.json", metrics)
@@ -156,7 +159,11 @@ def train_and_measure(
 def make_tasks(
     config: PreferenceConfig, rows: PairRows, preferences: Preferences, out: Path
 ) -> dict[str, TrainTask]:
-    """Returns the models to train, that of the configuration first; plain mixing beside MORE."""
+    """Returns the models to train, that of the configuration first; plain mixing beside MORE.
+
+    Members with adapters or layers of their own are a model each: they differ by the seed of what
+    is drawn and of the order of the pairs.
+    """
     task = TrainTask(
         config=config,
         pairs=rows,
@@ -166,7 +173,20 @@ def make_tasks(
         store=store_root(config.store),
         threads=0 if config.num_workers <= 1 else 1,
         untrained=measured_rows(preferences),
+        keeps_scores=config.rule != "mean",
     )
+    if config.members != "heads":
+        members: dict[str, TrainTask] = {}
+        for k in range(config.num_heads):
+            name = f"member-{k + 1}" if k else MAIN
+            members[name] = replace(
+                task,
+                config=replace(config, num_heads=1, rule="mean", seed=config.seed + k),
+                folder=str(out / "train" / name),
+                is_member=config.num_heads > 1,
+                untrained=np.arange(0) if k else task.untrained,
+            )
+        return members
     if not isinstance(config.weighting, More):
         return {MAIN: task}
     # Before training, both are the same model.
@@ -278,8 +298,18 @@ def _steps_saved(folder: Path, num_steps: int) -> int:
     return max(numbers, default=0)
 
 
+def ensembles(config: PreferenceConfig, trained: Mapping[str, TrainedRun]) -> dict[str, TrainedRun]:
+    """Returns the models that runs are of: members that are trained apart are one model."""
+    rule = pooled_rule(config.rule, config.caution)
+    models = dict(trained)
+    if config.members != "heads":
+        models = {MAIN: TrainedRun.joined(list(trained.values()))}
+    return {name: replace(model, rule=rule) for name, model in models.items()}
+
+
 def save_artefact(
-    task: TrainTask,
+    config: PreferenceConfig,
+    tasks: Mapping[str, TrainTask],
     model: TrainedRun,
     scale: float,
     sources: Sequence[str],
@@ -291,13 +321,8 @@ def save_artefact(
     Raises:
         RuntimeError: the saved model scores differently.
     """
-    config, split = task.config, preferences.table.split
+    split = preferences.table.split
     trainable = load_trainable(config.backbone, num_heads=config.num_heads, seed=config.seed)
-    # A frozen language-model head, which a policy loss had beside it, is no part of the model.
-    params = load_tensors(model.folder / "trained.pt", TRAIN_AGAIN)
-    names = {name for name, _ in trainable.net.named_parameters()}
-    params = {name: value for name, value in params.items() if name in names}
-    trainable.net.load_state_dict(params, strict=False)
     settings = as_dict(config)
     manifest = ScalarManifest(
         rendering=config.backbone.rendering,
@@ -313,18 +338,33 @@ def save_artefact(
         method={name: settings[name] for name in ("loss", "weighting", "schedule", "backbone")},
         centers=model.centers,
         scales=model.scales,
+        members=config.members,
+        rule=config.rule,
+        caution=config.caution,
     )
 
     folder, drift = out / "model", 0.0
-    if not folder.exists():
-        seen = list(split.key_N[split.part_N != "test"])
+    seen = list(split.key_N[split.part_N != "test"])
+    if folder.exists():
+        pass
+    elif config.members != "heads":
+        names = [Path(task.folder) / "trained.pt" for task in tasks.values()]
+        params = [load_tensors(name, TRAIN_AGAIN) for name in names]
+        save_adapter_members(trainable, params, manifest, folder, seen)
+    else:
+        # A frozen language-model head, which a policy loss had beside it, is no part of the model.
+        params = load_tensors(model.folder / "trained.pt", TRAIN_AGAIN)
+        names = {name for name, _ in trainable.net.named_parameters()}
+        params = {name: value for name, value in params.items() if name in names}
+        trainable.net.load_state_dict(params, strict=False)
         heads_KD = trainable.net.head.weight.detach()
         drift = save_scalar_model(
             trainable.backbone(), trainable.renderer, heads_KD, manifest, folder, seen
         )
     # In bfloat16 what lies below the trained part was rounded: the bound finds wrong parameters.
     bound = 1e-3 if trainable.dtype == torch.float32 else 0.5
-    saved, test = load_scalar_model(folder), split.of("test")
+    load = load_scalar_model if config.members == "heads" else load_adapter_members
+    saved, test = load(folder), split.of("test")
     round_trip = check_round_trip(folder, saved, preferences.path, test, model.margin_P, bound)
     return {
         "drift": drift,

@@ -25,6 +25,7 @@ import ray
 import yaml
 from ray import serve
 from ray.exceptions import RayActorError
+from ray.serve import Application
 
 from actors.gateway import ModelState
 from panoply.config.serve import ServeConfig, ServedModelConfig, exposure
@@ -42,12 +43,14 @@ from workflows.cluster.gateway import (
     gateway_name,
     model_name,
     model_states,
+    read_args,
     version_of,
 )
 from workflows.cluster.keys import endpoint_variables, handed_keys
-from workflows.cluster.models import model_app_with_keys
+from workflows.cluster.models import model_app_with_keys, shared_app
 from workflows.cluster.ray_cluster import connect
-from workflows.cluster.resolve_model import resolve_model
+from workflows.cluster.resolve_model import check_logs, resolve_model
+from workflows.cluster.shared import backbone_args, describe, places_of
 from workflows.cluster.tenancy import (
     check_alive,
     holding,
@@ -57,6 +60,8 @@ from workflows.cluster.tenancy import (
 )
 from workflows.cluster.versions import Routes, ServerDescription, named_after
 
+SHARED_APP = "workflows.cluster.models:shared_app"
+"""Builder of the application of a backbone that models share."""
 THE_GATEWAY = "the gateway"
 """Name of the gateway in the log, which no model can have."""
 EVERYWHERE = ("0.0.0.0", "::")
@@ -83,7 +88,8 @@ def run_serve(config: ServeConfig, logger: RunLogger) -> None:
             started; or somebody else took the gateway down.
         RuntimeError: no model could be started.
     """
-    models = [resolve_model(model) for model in config.served_models()]
+    models = [resolve_model(model, is_served=True) for model in config.served_models()]
+    check_logs(models)
     if config.write:
         Path(config.write).write_text(yaml.safe_dump(serve_file(models, config), sort_keys=False))
         logger.info(f"wrote {config.write}; next: serve deploy {config.write}")
@@ -96,6 +102,9 @@ def run_serve(config: ServeConfig, logger: RunLogger) -> None:
             config = replace(config, port=stack.enter_context(reserved(config.host, config.port)))
         # Ray only counts these CPUs; as many again are for the new versions of an upgrade.
         connect(math.ceil(2 * sum(map(_cpus, models))), variables)
+        if config.share_backbone:
+            for line in describe(models, places_of(models, config)):
+                logger.info(line)
         if starts_cluster():
             address = ray.get_runtime_context().gcs_address
             stack.enter_context(joinable(config.port, address))
@@ -141,7 +150,7 @@ def follow(server: Server, stopped: threading.Event, logger: RunLogger) -> None:
         if state == "failed":
             _check_gateway(apps[THE_GATEWAY], reason, was_up)
         was_up = was_up or state == "ready"
-        if all(current[name][0] == "failed" for name in server.models):
+        if all(current[name][0] == "failed" for name in routes):
             raise RuntimeError("no model could be started: see above")
         # The address is shown once all models have loaded or failed.
         settled = all(model_state != "starting" for model_state, _ in current.values())
@@ -168,12 +177,21 @@ def targets(
 ) -> list[tuple[str, str, Any]]:
     """Returns name, import path and arguments of every application, the gateway's last."""
     builder = "workflows.cluster.models:model_app"
-    apps = [(model_name(config.name, model.name), builder, asdict(model)) for model in models]
+    places = places_of(models, config)
+    apps: list[tuple[str, str, Any]] = [
+        (model_name(config.name, model.name), builder, asdict(model))
+        for model in models
+        if model.name not in places
+    ]
+    for name, shared in backbone_args(models, config, places).items():
+        apps.append((name, SHARED_APP, shared))
     args = asdict(config.gateway) | {
         "name": config.name,
         "models": [model.name for model in models],
         "keys": {name: list(places) for name, places in config.key_places().items()},
     }
+    if places:
+        args["places"] = places
     if run:
         args["run"] = run
     return [*apps, (gateway_name(config.name), "workflows.cluster.gateway:gateway_app", args)]
@@ -216,7 +234,11 @@ def deployed(
     gateway_args = apps[-1][2]
     admission = keys.only(config.key_variables())
     description = ServerDescription(
-        models=tuple(models), gateway=gateway_args, route=config.route, keys=admission
+        models=tuple(models),
+        gateway=gateway_args,
+        route=config.route,
+        keys=admission,
+        backbones={name: args for name, builder, args in apps if builder == SHARED_APP},
     )
     with holding(f"server-{config.name}", "take another `--name`", description):
         started = serve_controller() is None
@@ -229,14 +251,18 @@ def deployed(
         config = admitted(config, details)
         for name in named_after(config.name, details["applications"]):
             serve.delete(name)  # left by a driver that was killed: nobody holds its name
+        places = gateway_args.get("places", {})
+        first = {model.name: model_name(config.name, model.name) for model in models} | places
+        # Upgrades read the routes there; those of applications of their own go by their names.
+        routes = {"routes": first, "latest": {}} if places else None
         gateway = serve.RunTarget(
-            gateway_app_with_keys(gateway_args, admission), gateway_name(config.name), config.route
+            gateway_app_with_keys(gateway_args, admission, routes),
+            gateway_name(config.name),
+            config.route,
         )
         replicas = [
-            serve.RunTarget(
-                model_app_with_keys(args, keys.only(endpoint_variables([model]))), name, None
-            )
-            for model, (name, _, args) in zip(models, apps[:-1], strict=True)
+            serve.RunTarget(_application(builder, args, keys), name, None)
+            for name, builder, args in apps[:-1]
         ]
         try:
             serve.run_many(
@@ -248,6 +274,14 @@ def deployed(
             yield Server(config.name, names, urls(config, details), run)
         finally:
             take_down(lambda app: bool(named_after(config.name, [app])), started=started)
+
+
+def _application(builder: str, args: Mapping[str, Any], keys: Keys) -> Application:
+    """Returns the application of a model, or of a backbone with the models on it."""
+    if builder == SHARED_APP:
+        return shared_app(args)
+    scorer = read_args(ServedModelConfig, args)
+    return model_app_with_keys(args, keys.only(endpoint_variables([scorer])))
 
 
 def admitted(config: ServeConfig, details: Mapping[str, Any]) -> ServeConfig:

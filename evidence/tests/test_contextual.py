@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from actors.prompt_embeddings import with_constant
 from evidence.contextual import (
     FIVE,
     Items,
@@ -17,6 +16,7 @@ from evidence.contextual import (
     report,
 )
 from evidence.replay import arm_rewards
+from panoply.bandit.contexts import with_constant
 from panoply.data.tables import Split
 
 

@@ -170,21 +170,8 @@ def fit(
         if not len(rows):
             raise ValueError(f"no pair falls into {part!r} with seed {seed}: add pairs of prompts")
 
-    # Stage 1: r_i = w_i . f(x, y) + b_i, and r_v, which needs no raters and so learns from all.
-    fold_N, fold_P = training_folds(ratings_split), training_folds(split)
-    ridges = fit_rows(rated.features_NF, rated.ratings_NO, fold_N, objectives)
-    if objectives.verbosity:
-        length = ridges.only(names.index(objectives.verbosity))
-    else:
-        lengths = [rated.length_N, compared.chosen_length_P, compared.rejected_length_P]
-        length = fit_rows(
-            np.concatenate([rated.features_NF, compared.chosen_PF, compared.rejected_PF]),
-            np.log1p(np.concatenate(lengths))[:, None],
-            np.concatenate([fold_N, fold_P, fold_P]),
-            objectives,
-        )
-    unit_O = rating_units(rated.ratings_NO[ratings_split.of("train")])
-    fitted = Objectives(names, ridges, length, unit_O)
+    # Stage 1: r_i = w_i . f(x, y) + b_i.
+    fitted = _fit_objectives(rated, compared, names, objectives, ratings_split, split)
 
     # r'_i = r_i / u_i - lambda_i r_v, on values that no rating of the same prompt leaked into.
     features = PairFeatures(compared.chosen_PF, compared.rejected_PF, compared.gate_PD)
@@ -201,6 +188,35 @@ def fit(
     margin_P = (gate_weights(module, compared.gate_PD) * difference_PO).sum(1)
     scale = fit_scale(margin_P[calibrate])
     return ArmoRM(names, head, gate, 1 / scale if scale else float("inf"))
+
+
+def _fit_objectives(
+    rated: RatedResponses,
+    compared: ComparedResponses,
+    names: tuple[str, ...],
+    config: ObjectivesConfig,
+    ratings_split: Split,
+    split: Split,
+) -> Objectives:
+    """Returns a ridge for each objective, and one for the length.
+
+    The length r_v is the objective that the settings name, or is fitted: it needs no raters and so
+    learns from all responses.
+    """
+    fold_N, fold_P = training_folds(ratings_split), training_folds(split)
+    ridges = fit_rows(rated.features_NF, rated.ratings_NO, fold_N, config)
+    if config.verbosity:
+        length = ridges.only(names.index(config.verbosity))
+    else:
+        lengths = [rated.length_N, compared.chosen_length_P, compared.rejected_length_P]
+        length = fit_rows(
+            np.concatenate([rated.features_NF, compared.chosen_PF, compared.rejected_PF]),
+            np.log1p(np.concatenate(lengths))[:, None],
+            np.concatenate([fold_N, fold_P, fold_P]),
+            config,
+        )
+    unit_O = rating_units(rated.ratings_NO[ratings_split.of("train")])
+    return Objectives(names, ridges, length, unit_O)
 
 
 def _check_shapes(rated: RatedResponses, compared: ComparedResponses, num_names: int) -> None:

@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias, get_args
 
 from panoply.bandit.bandits import Bandit, LinUCB
 from panoply.config import require
+from panoply.config.serve import STRICT
 
 Signal: TypeAlias = Literal[
     "negative_loss",
@@ -27,6 +28,8 @@ SIGNALS: tuple[Signal, ...] = get_args(Signal)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignalConfig:
     """The reward of the bandit; all signals that can be computed are logged beside it."""
+
+    __pydantic_config__ = STRICT
 
     name: Signal = "negative_loss"
     """Signal that is the bandit's reward."""

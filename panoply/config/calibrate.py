@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from panoply.config import require
 from panoply.config.files import LabeledFilesConfig, check_files
 from panoply.config.resume import DATA, NO_EFFECT, PLACE
+from panoply.config.tracked import TrackedRun
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CalibrateConfig(LabeledFilesConfig):
+class CalibrateConfig(LabeledFilesConfig, TrackedRun):
     """Fit the numbers of a composite on preference pairs, and show what each part adds."""
 
     composite: str = field(metadata=PLACE)
@@ -28,6 +29,8 @@ class CalibrateConfig(LabeledFilesConfig):
     """Most pairs taken of one source, chosen by hash; 0 takes all."""
     num_workers: int = field(default=2, metadata=NO_EFFECT)
     """Scoring actors."""
+    experiment: str = field(default="calibrate", metadata=NO_EFFECT)
+    """MLflow experiment, or project of another tracker."""
 
     def __post_init__(self) -> None:
         require(bool(self.pairs), "pairs", self.pairs, "at least one file")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from panoply.config.resume import NO_EFFECT
+from panoply.config.serve import check_address
 from panoply.config.tracked import TrackedRun
 
 
@@ -14,13 +15,17 @@ class DoctorConfig(TrackedRun):
 
     Of a reward model: template and its date, BOS, padding, which token is scored, alone against
     batches and token trees, bfloat16 against float32, truncation, speed, and the scores of plain
-    transformers. Of a judge: verdicts, order, cost, and instructions in a response. Of a composite:
-    whether each part answers, and what comes of them. The exit code is 1 where a check fails.
+    transformers; of one that scores steps, their rule and separator. Of a judge: verdicts, order,
+    cost, and instructions in a response. Of a composite: whether each part answers, and what comes
+    of them. Of a bandit: whether each arm answers, what it sees of a prompt, and what its log
+    holds. Of a function or another server: whether it answers, the same again, and alone. Of
+    recorded scores: how many there are. The exit code is 1 where a check fails.
     """
 
     model: str
-    """Folder of ours, a published model's folder, or a hub name 'owner/name'; or 'judge:FILE.yaml'
-    or 'combine:FILE.yaml', a judge or a composite, which is asked about a dozen responses."""
+    """Scorer as WHERE names it: a model's folder, hub name or 'models:/NAME@ALIAS';
+    'function:FILE.py:NAME', 'DIALECT+URL#MODEL', 'judge:FILE.yaml', 'combine:FILE.yaml' or
+    'bandit:FILE.yaml', which are asked about a dozen responses; or 'replay:FILE'."""
     json: str = field(default="", metadata=NO_EFFECT)
     """File that the findings are written to, with their numbers."""
     trust_remote_code: bool = False
@@ -30,3 +35,6 @@ class DoctorConfig(TrackedRun):
     run."""
     experiment: str = field(default="doctor", metadata=NO_EFFECT)
     """MLflow experiment, or project of another tracker."""
+
+    def __post_init__(self) -> None:
+        check_address(self.model)

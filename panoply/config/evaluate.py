@@ -21,7 +21,7 @@ class EvaluateConfig(LabeledFilesConfig, TrackedRun):
     model: str = field(metadata=PLACE)
     """Scorer: a reward model's folder (a run leaves one in `OUT/model`), hub name or
     `models:/NAME@ALIAS`; `function:MODULE:NAME` or `function:FILE.py:NAME`; `DIALECT+URL#MODEL`;
-    `replay:FILE`; or `judge:FILE.yaml`."""
+    `replay:FILE`; `judge:FILE.yaml`; or `combine:FILE.yaml`."""
     beside: tuple[str, ...] = field(default=(), metadata=PLACE)
     """Further scorers, named likewise, that are reported beside it on the same pairs: another
     model, or a function such as the response's length."""
@@ -53,7 +53,7 @@ class CrossEvalConfig(LabeledFilesConfig, TrackedRun):
     models: tuple[str, ...] = field(metadata=PLACE)
     """Scorers: folders of reward models (a run leaves one in `OUT/model`), hub names,
     `models:/NAME@ALIAS`, `function:FILE.py:NAME`, `DIALECT+URL#MODEL`, `replay:FILE`,
-    `judge:FILE.yaml`."""
+    `judge:FILE.yaml`, `combine:FILE.yaml`."""
     pairs: tuple[str, ...] = field(default=(), metadata=DATA)
     """Preference pair files: Parquet, JSONL, or hub names; at least one."""
     out: str = field(default="runs/cross_eval", metadata=NO_EFFECT)

@@ -79,7 +79,8 @@ class ArmsConfig:
     models: tuple[str, ...] = field(metadata=PLACE)
     """`NAME=WHERE` of each: a model's folder, hub name or `models:/NAME@ALIAS`, which get a Serve
     application of their own; `function:MODULE:NAME`; an endpoint of a server that runs,
-    `DIALECT+URL#MODEL`; `replay:FILE`, a table of recorded scores; or `judge:FILE.yaml`."""
+    `DIALECT+URL#MODEL`; `replay:FILE`, a table of recorded scores; `judge:FILE.yaml`; or
+    `combine:FILE.yaml`."""
     scaling: ScalingConfig = field(default_factory=ScalingConfig, metadata=NO_EFFECT)
     """Replicas of each model, and what they may take."""
     timeout: float = field(default=120.0, metadata=NO_EFFECT)

@@ -7,12 +7,14 @@ it in files (`panoply.config.as_dict`).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, TypeAlias, get_args
 
 from panoply.config import DType, Rendering, require
 from panoply.config.armorm import SyntheticConfig
 from panoply.config.files import LabeledFilesConfig, check_files
+from panoply.config.members import MemberKind, MemberRule
 from panoply.config.resume import DATA, NO_EFFECT, PLACE
 from panoply.config.tracked import TrackedRun
 
@@ -322,6 +324,16 @@ class PreferenceConfig(PairTrainingConfig):
     """Distribution of the parameters: a replica on every worker, or shards (FSDP2)."""
     experiment: str = field(default="preference", metadata=NO_EFFECT)
     """MLflow experiment, or project of another tracker."""
+    members: MemberKind = "heads"
+    """Part that is a member's alone: a head on the one backbone that all train, or adapters or last
+    layers too, on the frozen backbone that all share. A model of these, also of one member, is
+    saved as the backbone and what each member adds, and shares a loaded backbone with others
+    (`serve --share-backbone`)."""
+    rule: MemberRule = "mean"
+    """Score of an ensemble: the mean of its members, the mean less their deviation (lcb) or their
+    variance (uwo), or the least of them (wco)."""
+    caution: float = 1.0
+    """Deviations (lcb) or variances (uwo) that are taken off the mean."""
     model_name: str = field(default="preference", metadata=NO_EFFECT)
     """Name that the model gets in MLflow's registry; each run adds a version."""
 
@@ -331,9 +343,43 @@ class PreferenceConfig(PairTrainingConfig):
         require(self.num_workers >= 0, "num_workers", self.num_workers, ">= 0")
         allowed = get_args(Parallel)
         require(self.parallel in allowed, "parallel", self.parallel, f"one of {allowed}")
+        self._check_members()
         trained = self.backbone.trained
         if self.parallel == "fsdp" and isinstance(trained, HeadOnly | LastLayers):
             raise ValueError(
                 f"`parallel` 'fsdp' shards what is trained, and `backbone.trained` "
                 f"{trained.kind!r} fits everywhere: take 'ddp', or train 'full' or 'lora'"
+            )
+
+    def _check_members(self) -> None:
+        """Checks the settings of an ensemble.
+
+        Raises:
+            ValueError: a rule has nothing to pool, or adapters are not what is trained.
+        """
+        for name, kind in (("members", MemberKind), ("rule", MemberRule)):
+            allowed, value = get_args(kind), getattr(self, name)
+            require(value in allowed, name, value, f"one of {allowed}")
+        require(0 <= self.caution < math.inf, "caution", self.caution, ">= 0")
+        if self.rule != "mean" and self.num_heads == 1:
+            raise ValueError(
+                f"`rule` {self.rule!r} is of several members, and `num_heads` is 1: take 2 or more"
+            )
+        if self.rule != "mean" and not self.loss.reward:
+            raise ValueError(
+                f"`rule` {self.rule!r} is of heads, which `loss.reward` 0 leaves untrained: take "
+                "'mean'"
+            )
+        if self.members == "heads":
+            return
+        trained = Lora if self.members == "adapters" else LastLayers
+        if not isinstance(self.backbone.trained, trained):
+            raise ValueError(
+                f"`members` {self.members!r} needs `backbone.trained` {trained.kind!r}, got "
+                f"{self.backbone.trained.kind!r}: take that, or 'heads'"
+            )
+        if isinstance(self.weighting, More) or not self.loss.reward:
+            raise ValueError(
+                f"`members` {self.members!r} takes `weighting` 'mixed' or 'balanced' and a "
+                f"positive `loss.reward`, got {self.weighting.kind!r} and {self.loss.reward:g}"
             )

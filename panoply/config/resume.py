@@ -74,7 +74,7 @@ def _changes(
 def local_inputs(config: Any) -> Iterator[tuple[str, Path]]:
     """Yields the existing files and folders that a configuration names, with the field of each."""
     for field, text in named_inputs(config):
-        path = Path(text.rpartition("=")[2]).expanduser()
+        path = Path(text.partition("?")[0].rpartition("=")[2]).expanduser()
         if path.exists():
             yield field, path
 
@@ -108,14 +108,15 @@ def _plain(field: Field[Any], value: Any) -> Any:
 
 
 def _spelled(value: Any) -> Any:
-    """Returns a value in which local paths, also behind `NAME=`, are absolute."""
+    """Returns a value in which local paths are absolute, also behind `NAME=` and before `?`."""
     if isinstance(value, list | tuple):
         return [_spelled(item) for item in value]  # pyright: ignore[reportUnknownVariableType]
     if not isinstance(value, str) or not value:
         return value
-    name, equals, where = value.rpartition("=")
+    place, mark, parameters = value.partition("?")
+    name, equals, where = place.rpartition("=")
     path = Path(where).expanduser()
-    return f"{name}{equals}{path.resolve()}" if path.exists() else value
+    return f"{name}{equals}{path.resolve()}{mark}{parameters}" if path.exists() else value
 
 
 def _shown(value: Any) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from panoply.config import require
 from panoply.config.resume import PLACE
+from panoply.config.steps import split_off_rule
 from panoply.secret import Address, check_file_uri
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
@@ -91,7 +92,8 @@ class ServedModelConfig:
     `models:/NAME@ALIAS`; `function:MODULE:NAME` or `function:FILE.py:NAME`; `DIALECT+URL#MODEL`,
     as `vllm+http://HOST:8000?key_variable=NAME#skywork`, where NAME is the environment variable of
     its API key, if it asks for one (and `template=chatml` the family of templates in which messages
-    are written for OpenRLHF, SGLang and TEI); `replay:FILE`; or `judge:FILE.yaml`."""
+    are written for OpenRLHF, SGLang and TEI); `replay:FILE`; `judge:FILE.yaml`;
+    `combine:FILE.yaml`; or `bandit:FILE.yaml`."""
     rendered_by: str = ""
     """Template family of the rendered text that clients send (OpenRLHF's queries, vLLM's `input`)
     where it is not the model's own: its turns are parsed and rendered again."""
@@ -105,6 +107,22 @@ class ServedModelConfig:
         require(NAME.fullmatch(self.name) is not None, "name", self.name, allowed)
         check_address(self.where)
         require(bool(self.where), "where", self.where, "a folder, hub name, function or URL")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedBackboneConfig:
+    """A loaded backbone, and the models whose adapters lie on it."""
+
+    __pydantic_config__ = STRICT
+
+    name: str
+    """Name of its application."""
+    key: str
+    """Name of the backbone: a hash of its weights, or of the place that they come from."""
+    models: Mapping[str, ServedModelConfig]
+    """Models by member: a model's name, and behind an @ its version where that is not the first."""
+    scaling: ScalingConfig = ScalingConfig()
+    batch: BatchConfig = BatchConfig()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +168,8 @@ class GatewayArgs(GatewayConfig):
     keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     """Places of the API keys, by the model that asks for one: environment variables, or absolute
     paths of files with a key on each line. Nothing else protects a model."""
+    places: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Places of the models that share a backbone, APPLICATION/MEMBER, by the model."""
 
     def __post_init__(self) -> None:
         # Not `super()`: a dataclass with slots is another class than the one it was written as.
@@ -205,8 +225,8 @@ class ServeConfig:
 
     models: tuple[str, ...] = field(metadata=PLACE)
     """`NAME=WHERE` of each model; WHERE is a folder, a hub name, `models:/NAME@ALIAS`,
-    `function:MODULE:NAME`, `DIALECT+URL#MODEL`, `replay:FILE` or `judge:FILE.yaml`. Without NAME=
-    the last part of WHERE is the name."""
+    `function:MODULE:NAME`, `DIALECT+URL#MODEL`, `replay:FILE`, `judge:FILE.yaml`,
+    `combine:FILE.yaml` or `bandit:FILE.yaml`. Without NAME= the last part of WHERE is the name."""
     host: str = "127.0.0.1"
     """Address to listen at; 0.0.0.0 opens the server to the network."""
     port: int = 8000
@@ -228,6 +248,10 @@ class ServeConfig:
     """Template family of the rendered text that clients send, where it is not the models' own."""
     trust_remote_code: tuple[str, ...] = ()
     """Names of the models whose own Python code may run."""
+    share_backbone: bool = False
+    """Load a backbone once for all models that are LoRA adapters on it: models that
+    `jobs.preference --members adapters` trained on the same backbone, or adapters of peft with the
+    same base model. The others load as they do without it."""
     write: str = ""
     """File to write for `serve deploy`; nothing is served then."""
 
@@ -310,5 +334,6 @@ def _name_and_where(model: str) -> tuple[str, str]:
         check_address(where)
         return name, where
     check_address(model)
-    parts = [part for part in re.split(r"[/:@]", model) if part not in ("", "model", "latest")]
+    place, _ = split_off_rule(model)
+    parts = [part for part in re.split(r"[/:@]", place) if part not in ("", "model", "latest")]
     return parts[-1] if parts else "", model

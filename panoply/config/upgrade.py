@@ -10,11 +10,16 @@ from panoply.config.serve import DEFAULT_SERVER, ServeConfig, ServedModelConfig,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpgradeConfig:
-    """New versions of models of a server that runs."""
+    """New versions of models of a server that runs, and models that come and go."""
 
-    models: tuple[str, ...]
+    models: tuple[str, ...] = ()
     """`NAME=WHERE` of each model to upgrade: a name that the server has, and the scorer that takes
     its place."""
+    add: tuple[str, ...] = ()
+    """`NAME=WHERE` of each model to add, with the settings of the server's first one. An adapter on
+    a backbone that is loaded is put onto it."""
+    remove: tuple[str, ...] = ()
+    """Names of models to remove."""
     name: str = DEFAULT_SERVER
     """Name of the server."""
     port: int = 8000
@@ -26,10 +31,22 @@ class UpgradeConfig:
     """Run the Python code that the new models bring."""
 
     def __post_init__(self) -> None:
-        require(bool(self.models), "models", self.models, "one NAME=WHERE or more")
+        names = [model.partition("=")[0] for model in (*self.models, *self.add)]
+        both = sorted(set(names) & set(self.remove))
+        require(not both, "remove", both, "names that are not upgraded or added too")
         require(0 < self.port < 65536, "port", self.port, "a port, 1 to 65535")
         require(self.minutes > 0, "minutes", self.minutes, "positive")
         check_server(self.name)
+
+    def check_change(self) -> None:
+        """Checks that something is to change.
+
+        Raises:
+            ValueError: nothing is.
+        """
+        is_change = bool(self.models or self.add or self.remove)
+        allowed = "one NAME=WHERE or more, or left out beside `--add` or `--remove`"
+        require(is_change, "models", self.models, allowed)
 
     def served_models(self) -> tuple[ServedModelConfig, ...]:
         """Returns the names and places of the new versions.
@@ -37,7 +54,15 @@ class UpgradeConfig:
         Raises:
             ValueError: two of them have one name.
         """
-        return ServeConfig(models=self.models).served_models()
+        return ServeConfig(models=self.models).served_models() if self.models else ()
+
+    def added_models(self) -> tuple[ServedModelConfig, ...]:
+        """Returns the names and places of the models to add.
+
+        Raises:
+            ValueError: two of them have one name.
+        """
+        return ServeConfig(models=self.add).served_models() if self.add else ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -60,7 +60,7 @@ def clean_prompt(messages: Sequence[object]) -> list[Message]:
             raise BadRow("message has a name, which is not stored: write it into the content")
         if message["role"] == "assistant" and not message["content"].strip():
             raise BadRow("empty assistant turn")
-        _check_text(message["content"])
+        check_text(message["content"])
     if not clean[-1]["content"].strip():
         raise BadRow("empty prompt")
     return clean
@@ -73,11 +73,16 @@ def _clean_response(response: object) -> str:
         raise BadRow("response is no text")
     if not response.strip():
         raise BadRow("empty response")
-    _check_text(response)
+    check_text(response)
     return response
 
 
-def _check_text(text: str) -> None:
+def check_text(text: str) -> None:
+    """Checks that a text is whole.
+
+    Raises:
+        BadRow: it holds half a character.
+    """
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -125,7 +130,7 @@ def _shared(raw: RawPair | RawRating, source: str, prompt: Sequence[Message]) ->
     group = None if is_null(raw.group) else str(raw.group)
     subset = "" if is_null(raw.subset) else str(raw.subset)
     for text in (group or "", subset, source):
-        _check_text(text)
+        check_text(text)
     return {
         "prompt_id": prompt_id(prompt),
         "split_key": split_key(prompt, group),

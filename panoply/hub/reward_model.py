@@ -43,6 +43,8 @@ class ScoreDetails(TypedDict, total=False):
     objectives: Mapping[str, float]
     gate: Mapping[str, float]
     drivers: Sequence[Driver]
+    spread: float
+    steps: tuple[float | None, ...]
 
 
 class RewardModel(ABC, Generic[Output]):

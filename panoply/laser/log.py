@@ -1,10 +1,11 @@
 """Log of a selector: each decision and each reward once, in immutable Parquet segments.
 
 A round has two segments, `decisions-00000012.parquet` when it begins and `rewards-00000012.parquet`
-when it ends. Each is created once, whole and synced: of two writers, on a disk or in a bucket, one
-succeeds. Writing a segment again does nothing if the content is the same, and is an error if it is
-not. A writer takes the log over from the one before, which is refused from then on. Reading is
-concatenation; pages carry checksums. Numbers that are not finite are null.
+when it ends. Where nothing is in rounds (`panoply.laser.online`), both kinds are numbered together,
+as they are written. Each is created once, whole and synced: of two writers, on a disk or in a
+bucket, one succeeds. Writing a segment again does nothing if the content is the same, and is an
+error if it is not. A writer takes the log over from the one before, which is refused from then on.
+Reading is concatenation; pages carry checksums. Numbers that are not finite are null.
 
 Shapes: B decisions of a round, N decisions, K arms, D size of a context inside the bandit.
 """
@@ -14,9 +15,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -24,19 +26,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from panoply.bandit.bandits import recorded_bandit
 from panoply.bandit.state import State
 from panoply.bandit.update import Choice, update
 from panoply.config import as_dict
-from panoply.config.bandit import SIGNALS, SelectorConfig, SignalConfig
+from panoply.config.bandit import SIGNALS, SelectorConfig
 from panoply.files import reading
+from panoply.laser.selector_file import SELECTOR_FILE, read_settings
 from panoply.laser.signals import MEASURES
 from panoply.lease import Lease, take_over
-from panoply.records import Records, open_records
-from panoply.types import Array
+from panoply.records import open_records
+from panoply.types import Array, Ints
 
 Kind: TypeAlias = Literal["decisions", "rewards"]
-SELECTOR_FILE = "selector.json"
 
 DECISIONS = pa.schema(
     [
@@ -87,15 +88,6 @@ STORED_NAMES = {
     "signal_gold_margin": "signal_probe",
 }
 """Columns whose names in files are older than today's words; old and new logs have the same."""
-BANDIT_KINDS_V1 = {"linucb": "lin-ucb", "epsilon_greedy": "epsilon-greedy", "fixed": "fixed-arm"}
-BANDIT_SETTINGS_V1 = {
-    "name": "kind",
-    "first_pulls": "min_pulls",
-    "noise": "reward_std",
-    "strength": "prior_precision",
-    "span": "period",
-}
-"""Words of version 1 of `selector.json`, which has a `policy` where later ones have a `bandit`."""
 READERS = 16
 """Segments that are read at once."""
 DAMAGED = "delete it if it is the last of its kind and run the same command again, else start anew"
@@ -113,18 +105,23 @@ class Record:
     arms: tuple[str, ...]
     decisions: pa.Table
     rewards: pa.Table
+    reward_segments_N: Ints = field(default_factory=lambda: np.empty(0, np.int64))
+    """Number of the segment of each reward, where the record was read from a log."""
 
     @property
     def ended(self) -> pa.Table:
-        """Decisions of the rounds that have ended, one for each reward.
+        """Decisions that have a reward, one for each, in the order of the rewards.
 
         Raises:
             ValueError: decisions and rewards do not belong together.
         """
-        ended = self.decisions.slice(0, self.rewards.num_rows)
-        for name in ("round", "decision_id", "arm"):
-            if not ended[name].equals(self.rewards[name]):
-                raise ValueError(f"decisions and rewards differ in {name!r}: the log is damaged")
+        places = {key: place for place, key in enumerate(_keys(self.decisions))}
+        rows = [places.get(key) for key in _keys(self.rewards)]
+        if None in rows or len(set(rows)) < len(rows):
+            raise ValueError("a reward has no decision, or a decision two: the log is damaged")
+        ended = self.decisions.take(pa.array(rows, pa.int64()))
+        if not ended["arm"].equals(self.rewards["arm"]):
+            raise ValueError("decisions and rewards differ in 'arm': the log is damaged")
         return ended
 
     @property
@@ -140,8 +137,16 @@ class Record:
 class Log:
     """A log in one folder, on a disk or in a bucket, which one selector writes and any may read."""
 
-    def __init__(self, uri: str, arms: tuple[str, ...]) -> None:
-        self.uri, self.arms = uri, arms
+    def __init__(self, uri: str, arms: tuple[str, ...], *, in_rounds: bool = True) -> None:
+        """Names the folder; nothing is read.
+
+        Args:
+            uri: folder, on a disk or in a bucket.
+            arms: names of the arms.
+            in_rounds: whether a round's rewards come before the next round's decisions, and each
+                kind of segment has numbers of its own.
+        """
+        self.uri, self.arms, self.in_rounds = uri, arms, in_rounds
         self.records = open_records(uri)
         self.path = self.records.where
         self.lease: Lease | None = None
@@ -151,19 +156,30 @@ class Log:
         self.lease = take_over(self.uri)
 
     def check_or_write_config(
-        self, config: SelectorConfig, num_features: int, prior_hash: str
+        self,
+        config: SelectorConfig,
+        num_features: int,
+        prior_hash: str,
+        more: Mapping[str, Any] | None = None,
     ) -> None:
         """Writes the selector's configuration, or fails if the log was made with another one.
+
+        Args:
+            config: of the selector.
+            num_features: numbers in a context.
+            prior_hash: hash of Thompson's prior.
+            more: further settings that have to stay as they are.
 
         Raises:
             LogDiffers: the folder holds the log of another selector.
             ValueError: the file is damaged.
         """
         settings = {"arms": self.arms, "num_features": num_features, "prior": prior_hash}
+        settings |= more or {}
         record = json.loads(json.dumps(as_dict(config) | settings))
         if self.records.create(SELECTOR_FILE, json.dumps(record, indent=1).encode()):
             return
-        old = _read_settings(self.records)
+        old = read_settings(self.records)
         changed = sorted(k for k in {*record, *old} if record.get(k) != old.get(k))
         if changed:
             raise LogDiffers(
@@ -215,90 +231,66 @@ class Log:
         Raises:
             ValueError: a segment is missing between others.
         """
-        num_begun, num_ended = self._num_rounds("decisions"), self._num_rounds("rewards")
-        if num_ended not in (num_begun, num_begun - 1):
-            raise ValueError(
-                f"{self.path!r} has decisions of {num_begun} rounds and rewards of {num_ended}: "
-                "segments are missing"
-            )
+        names = self.records.names()  # once: somebody may be writing
+        begun, ended = _numbers(names, "decisions"), _numbers(names, "rewards")
+        self._check_whole(begun, ended)
         decisions, rewards = DECISIONS.empty_table(), REWARDS.empty_table()
+        segments_N = np.empty(0, np.int64)
         if before is not None:
             decisions, rewards = before.decisions, before.rewards
+            segments_N = before.reward_segments_N
+        last_round = decisions["round"][-1].as_py() if decisions.num_rows else -1
+        last_segment = segments_N[-1] if len(segments_N) else -1
+        new_decisions = self._tables("decisions", [n for n in begun if n > last_round])
+        ended = [number for number in ended if number > last_segment]
+        new_rewards = self._tables("rewards", ended)
+        sizes = [table.num_rows for table in new_rewards]
         return Record(
             self.arms,
-            self._extended("decisions", decisions, num_begun),
-            self._extended("rewards", rewards, num_ended),
+            pa.concat_tables([decisions, *new_decisions]).combine_chunks(),
+            pa.concat_tables([rewards, *new_rewards]).combine_chunks(),
+            np.concatenate([segments_N, np.repeat(np.array(ended, np.int64), sizes)]),
         )
 
-    def _extended(self, kind: Kind, before: pa.Table, num_rounds: int) -> pa.Table:
-        first = before["round"][-1].as_py() + 1 if before.num_rows else 0
+    def _tables(self, kind: Kind, numbers: Sequence[int]) -> list[pa.Table]:
+        """Returns segments, read at the same time."""
         with ThreadPoolExecutor(READERS) as pool:
-            segments = pool.map(
-                lambda round: self.read_segment(kind, round), range(first, num_rounds)
-            )
-            tables = [table for table in segments if table is not None]
-        return pa.concat_tables([before, *tables]).combine_chunks()
+            segments = pool.map(lambda number: self.read_segment(kind, number), numbers)
+            return [table for table in segments if table is not None]
 
-    def _num_rounds(self, kind: Kind) -> int:
-        """Returns the number of segments, which are 0, 1 and so on."""
-        names = {n for n in self.records.names() if n.startswith(f"{kind}-")}
-        names = {n for n in names if n.endswith(".parquet")}
-        for i in range(len(names)):
-            if _segment(kind, i) not in names:
-                raise ValueError(
-                    f"{self.path!r} lacks {_segment(kind, i)}, but holds later segments"
-                )
-        return len(names)
+    def _check_whole(self, begun: Sequence[int], ended: Sequence[int]) -> None:
+        """Checks that no segment is missing between others.
+
+        Raises:
+            ValueError: one is missing.
+        """
+        both = ([*begun], [*ended]) if self.in_rounds else (sorted([*begun, *ended]),)
+        for kind, numbers in zip(("decisions", "rewards"), both, strict=False):
+            missing = next((i for i, number in enumerate(numbers) if i != number), None)
+            if missing is not None:
+                name = _segment(kind, missing) if self.in_rounds else f"segment {missing}"
+                raise ValueError(f"{self.path!r} lacks {name}, but holds later segments")
+        if self.in_rounds and len(ended) not in (len(begun), len(begun) - 1):
+            raise ValueError(
+                f"{self.path!r} has decisions of {len(begun)} rounds and rewards of {len(ended)}: "
+                "segments are missing"
+            )
+
+
+def _numbers(names: Sequence[str], kind: Kind) -> list[int]:
+    """Returns the numbers of the segments of a kind, ascending."""
+    matches = [re.fullmatch(rf"{kind}-(\d+)\.parquet", name) for name in names]
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def _keys(table: pa.Table) -> list[tuple[int, str]]:
+    """Returns round and id of decisions, or of what they are rewarded with."""
+    columns = (table[name].to_pylist() for name in ("round", "decision_id"))
+    return list(zip(*columns, strict=True))
 
 
 def _segment(kind: Kind, round: int) -> str:
     return f"{kind}-{round:08d}.parquet"
-
-
-def _read_settings(records: Records) -> dict[str, Any]:
-    """Returns the content of a log's `selector.json` in today's words."""
-    content = records.read(SELECTOR_FILE)
-    if content is None:
-        raise FileNotFoundError(f"{records.where!r} is no log of a selector: no {SELECTOR_FILE}")
-    with reading(Path(records.where) / SELECTOR_FILE, "start anew in another folder"):
-        return _in_todays_words(json.loads(content))
-
-
-def recorded_selector(uri: str) -> tuple[SelectorConfig, tuple[str, ...], int]:
-    """Returns the configuration of the selector that wrote a log, its arms, and H.
-
-    Raises:
-        OSError: there is no log.
-        ValueError: its bandit is none of today's.
-    """
-    record = _read_settings(open_records(uri))
-    arms, num_features = tuple(record.pop("arms")), record.pop("num_features")
-    del record["prior"]
-    record["bandit"] = recorded_bandit(record["bandit"])
-    record["signal"] = SignalConfig(**record["signal"])
-    record["costs"] = tuple(record["costs"])
-    return SelectorConfig(**record), arms, num_features
-
-
-def _in_todays_words(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a `selector.json` as it is written today, whenever it was written."""
-    renamed = dict(record)
-    if "policy" not in record:
-        return renamed
-    # Version 1 had one class for all bandits, with a null for each setting that was not changed.
-    policy: dict[str, Any] = renamed.pop("policy")
-    settings: dict[str, Any] = {}
-    for name, value in policy.items():
-        if value is not None:
-            settings[BANDIT_SETTINGS_V1.get(name, name)] = value
-    settings["kind"] = BANDIT_KINDS_V1.get(settings["kind"], settings["kind"])
-    signal = dict(renamed["signal"])
-    signal["min_history"] = signal.pop("wait")
-    if signal["name"] == "probe":
-        signal["name"] = "gold_margin"
-    renamed["bandit"], renamed["signal"] = as_dict(recorded_bandit(settings)), signal
-    renamed["suspend_rounds"] = renamed.pop("sideline_rounds")
-    return renamed
 
 
 def _stored_schema(kind: Kind) -> pa.Schema:
@@ -320,6 +312,12 @@ def replay(record: Record, initial: State) -> State:
         ValueError: the log is damaged, or of other arms or contexts.
     """
     return update(initial, record.choice(record.ended), record.rewards_N)
+
+
+def prior_hash(prior_KD: Array | None) -> str:
+    """Returns a hash of Thompson's prior, by which logs of different ones are told apart."""
+    prior = b"" if prior_KD is None else np.asarray(prior_KD, np.float64).tobytes()
+    return hashlib.blake2b(prior, digest_size=8).hexdigest()
 
 
 def state_version(state: State) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from panoply.data.schema import PROMPT
 from panoply.data.tasks import Task
 from panoply.files import reading, whole_file
 from panoply.laser.rewards import arm_agreement, arm_disagreement, verifier_auc
@@ -138,6 +139,7 @@ def write_rollouts(file: Path, rollouts: Sequence[Rollout], arms: Sequence[str])
     columns: dict[str, Any] = {
         "prompt_id": [rollout.prompt_id for rollout in ordered],
         "source": [rollout.source for rollout in ordered],
+        "prompt": pa.array([list(rollout.task.prompt) for rollout in ordered], PROMPT),
         "responses": [rollout.responses for rollout in ordered],
         "ended": [rollout.ended for rollout in ordered],
         "verdicts": pa.array([_nullable(rollout.verdict_n) for rollout in ordered], FLOATS),
@@ -155,7 +157,7 @@ def write_rollouts(file: Path, rollouts: Sequence[Rollout], arms: Sequence[str])
 
 
 def read_rollouts(file: Path, arms: Sequence[str]) -> list[Rollout]:
-    """Returns the samples and scores of a file; prompts have their id and source only.
+    """Returns the samples and scores of a file; prompts have no label.
 
     Raises:
         ValueError: the file is damaged.
@@ -169,7 +171,8 @@ def read_rollouts(file: Path, arms: Sequence[str]) -> list[Rollout]:
         cut = {arm: tuple(row[f"cut:{arm}"]) for arm in arms if row.get(f"cut:{arm}") is not None}
         rollouts.append(
             Rollout(
-                task=Task(row["prompt_id"], [], None, row["source"]),
+                # Older files have no prompts.
+                task=Task(row["prompt_id"], row.get("prompt") or [], None, row["source"]),
                 responses=tuple(row["responses"]),
                 ended=tuple(row["ended"]),
                 verdict_n=np.array(row["verdicts"], np.float64),

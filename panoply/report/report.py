@@ -17,7 +17,17 @@ from panoply.files import write_whole
 from panoply.report.figures import picture
 from panoply.report.page import Page, render
 from panoply.report.progress import Terminal
-from panoply.report.results import alarms, armorm, laser, models, pairs, preference, signals
+from panoply.report.results import (
+    alarms,
+    armorm,
+    calibrate,
+    laser,
+    models,
+    pairs,
+    preference,
+    rescore,
+    signals,
+)
 from panoply.report.section import (
     Block,
     Column,
@@ -104,10 +114,7 @@ def sections_of(
         sections.append(armorm.leave_one_out(sources))
     if measured := metrics.get("planted"):
         sections.append(armorm.planted(measured))
-    if parts := metrics.get("averaged"):
-        sections.append(models.averaged(parts))
-    if findings := metrics.get("findings"):
-        sections.append(models.checks(findings))
+    sections += _scorer_sections(metrics)
     boards = [board for board in get_args(Board) if board in metrics]
     sections += [section_of(board, metrics[board]) for board in boards]
     return [*sections, *_policy_sections(metrics, history)]
@@ -122,6 +129,20 @@ def _gate_sections(metrics: Metrics) -> list[Section]:
         sections.append(armorm.gate_weights(weights))
     if debias := metrics.get("debias"):
         sections.append(armorm.length(debias))
+    return sections
+
+
+def _scorer_sections(metrics: Metrics) -> list[Section]:
+    """Returns the sections of a run that trains nothing, about scorers that there are."""
+    sections: list[Section] = []
+    if parts := metrics.get("averaged"):
+        sections.append(models.averaged(parts))
+    if findings := metrics.get("findings"):
+        sections.append(models.checks(findings))
+    if fitted := metrics.get("calibrated"):
+        sections.append(calibrate.calibrated(fitted))
+    if rescored := metrics.get("rescored"):
+        sections += rescore.rescored(rescored)
     return sections
 
 
@@ -264,7 +285,7 @@ def _head(title: str, metrics: Metrics, config: Metrics, origin: Metrics) -> Pag
         title=title,
         kind="policy" if is_policy else "reward model",
         commit=metrics.get("git_commit", ""),
-        verdict=pairs.verdict(metrics) or laser.verdict(metrics),
+        verdict=(pairs.verdict(metrics) or laser.verdict(metrics) or rescore.verdict(metrics)),
         warning=warning,
         remarks=remarks,
         key_figures=[

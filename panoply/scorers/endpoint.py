@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import httpx2
+from pydantic import JsonValue
 
 from panoply.secret import Address, authorization, without_secrets
 from panoply.wire.breaker import CircuitBreaker, CircuitState
@@ -85,7 +86,7 @@ class EndpointScorer:
         self._dialect, self._model, self._template = DIALECTS[dialect], model, template
         self.url = url if parsed.path.strip("/") else f"{url.rstrip('/')}{self._dialect.path}"
         self._place = without_secrets(self.url)
-        self.timeout = timeout
+        self.timeout, self.max_concurrent = timeout, max_concurrent
         key = os.environ.get(api_key_env, "") if api_key_env else ""
         self._http = httpx2.AsyncClient(
             headers={"Authorization": authorization(key)} if key else {},
@@ -98,6 +99,10 @@ class EndpointScorer:
     def circuit(self) -> CircuitState:
         """State of the circuit to the server."""
         return self.breaker.state
+
+    def about(self) -> dict[str, JsonValue]:
+        """Returns what requests to it are bounded by; its own limits are the other server's."""
+        return {"limits": {"requests_at_once": self.max_concurrent, "seconds": self.timeout}}
 
     async def close(self) -> None:
         """Closes the connections."""

@@ -154,6 +154,10 @@ class FunctionScorer:
         """State of the function: "closed", or "open" while too many of its calls hang."""
         return "open" if self._num_overdue >= self.max_concurrent else "closed"
 
+    def about(self) -> dict[str, JsonValue]:
+        """Returns what its calls are bounded by."""
+        return {"limits": {"calls_at_once": self.max_concurrent, "seconds": self.timeout}}
+
     def check_health(self) -> None:
         """Checks that the function can still be called.
 

@@ -3,11 +3,13 @@
 | WHERE | scorer |
 | --- | --- |
 | a folder, `owner/name`, `models:/NAME@ALIAS` | a reward model: ours, or of a published layout |
+| `FOLDER?steps=RULE`, `replay:FILE?steps=RULE` | the same with scores of steps, put together |
 | `function:MODULE:NAME`, `function:FILE.py:NAME` | a Python function |
 | `DIALECT+URL#MODEL`, `DIALECT+URL?key_variable=NAME#MODEL` | an endpoint of another server |
 | `replay:FILE` | recorded scores |
 | `judge:FILE.yaml` | a judge: a language model that is asked for verdicts |
 | `combine:FILE.yaml` | several scorers in one, by a rule |
+| `bandit:FILE.yaml` | several scorers, of which a bandit chooses one for each prompt |
 
 A new kind of scorer is its own module, and here a class, its prefix and its case.
 """
@@ -20,8 +22,10 @@ from pathlib import Path
 from typing import ClassVar, Protocol, TypeAlias, assert_never, runtime_checkable
 
 import httpx2
+from pydantic import JsonValue
 
 from panoply.config.serve import ServedModelConfig
+from panoply.config.steps import StepRule, split_off_rule
 from panoply.scorers.endpoint import EndpointScorer
 from panoply.scorers.function import load_function
 from panoply.scorers.recorded import RecordedScorer
@@ -58,6 +62,29 @@ class Counting(Protocol):
         ...
 
 
+@runtime_checkable
+class Comparing(Protocol):
+    """Scorer that may know of two responses which is the better one."""
+
+    @property
+    def compares(self) -> bool:
+        """Whether it does."""
+        ...
+
+    async def compare(self, items: Sequence[Item]) -> Sequence[Score]:
+        """Returns of each item of two responses the probability that the first is better."""
+        ...
+
+
+@runtime_checkable
+class Described(Protocol):
+    """Scorer that says what it is bounded by and what it costs."""
+
+    def about(self) -> dict[str, JsonValue]:
+        """Returns `limits` and `cost`, numbers by name, as far as it has them."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class LocalModel:
     """A reward model that this cluster loads."""
@@ -65,6 +92,12 @@ class LocalModel:
     kind: ClassVar[str] = "model"
     path: str
     """Folder, hub name, or `models:/` and its name in MLflow's registry."""
+    steps: StepRule | None = None
+    """Rule of the steps of a process reward model; None: its defaults, or it has no steps."""
+
+    def at(self, path: str) -> str:
+        """Returns the WHERE of the same model at another place."""
+        return path + (self.steps.query if self.steps else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +130,8 @@ class RecordedScores:
 
     kind: ClassVar[str] = "replay"
     file: str
+    steps: StepRule | None = None
+    """Rule that makes a score of the column `steps`; None: the column `score` is read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +152,23 @@ class CombinedScorers:
     """Its settings, in YAML."""
 
 
+@dataclass(frozen=True, slots=True)
+class BanditFile:
+    """Several scorers, of which a bandit chooses one for each prompt."""
+
+    kind: ClassVar[str] = "bandit"
+    file: str
+    """Its settings, in YAML."""
+
+
 Where: TypeAlias = (
-    LocalModel | PythonFunction | RemoteEndpoint | RecordedScores | JudgeFile | CombinedScorers
+    LocalModel
+    | PythonFunction
+    | RemoteEndpoint
+    | RecordedScores
+    | JudgeFile
+    | CombinedScorers
+    | BanditFile
 )
 OpenModel: TypeAlias = Callable[[ServedModelConfig], Scorer]
 """Opens a reward model that is a part of a composite."""
@@ -128,18 +178,21 @@ def parse_where(where: str) -> Where:
     """Returns the scorer that a WHERE names; nothing is looked up.
 
     Raises:
-        ValueError: an address holds a password or a key, or names an unknown template family.
+        ValueError: an address holds a password or a key, or names an unknown template family, or
+            the rule of steps is wrong.
     """
     if where.startswith("function:"):
         return PythonFunction(where.removeprefix("function:"))
     if where.startswith("replay:"):
-        return RecordedScores(where.removeprefix("replay:"))
+        return RecordedScores(*split_off_rule(where.removeprefix("replay:")))
     if where.startswith("judge:"):
         return JudgeFile(where.removeprefix("judge:"))
     if where.startswith("combine:"):
         return CombinedScorers(where.removeprefix("combine:"))
+    if where.startswith("bandit:"):
+        return BanditFile(where.removeprefix("bandit:"))
     if "://" not in where or where.startswith("models:/"):
-        return LocalModel(where)
+        return LocalModel(*split_off_rule(where))
     scheme, _, rest = where.partition("://")
     dialect, plus, inner = scheme.partition("+")
     address = Address.parse(f"{inner}://{rest}" if plus else where, "models")
@@ -161,19 +214,18 @@ def key_variables(where: Where) -> list[str]:
     """Returns the environment variables that hold the keys of a scorer's servers.
 
     Raises:
-        ValueError, OSError: the settings of a judge or a composite cannot be read.
+        ValueError, OSError: the settings of a judge, composite or bandit cannot be read.
     """
     variables: list[str] = []
     match where:
         case RemoteEndpoint():
             variables.append(where.key_variable)
         case JudgeFile():
-            from panoply.config.judge import JudgeConfig
-            from panoply.config.yaml_lines import read_settings
+            from panoply.scorers.judge.settings import read_judge
 
-            path = Path(where.file).expanduser()
-            variables.append(read_settings(path, JudgeConfig).server.address.key_variable)
-        case CombinedScorers():
+            _, settings = read_judge(where.file)
+            variables.append(settings.server.address.key_variable)
+        case CombinedScorers() | BanditFile():
             for part in _parts(where).values():
                 variables += key_variables(parse_where(part))
         case _:
@@ -185,12 +237,12 @@ def local_models(config: ServedModelConfig) -> list[ServedModelConfig]:
     """Returns the reward models that a scorer consists of, each once: itself, or parts of it.
 
     Raises:
-        ValueError, OSError: the settings of a composite cannot be read.
+        ValueError, OSError: the settings of a composite or a bandit cannot be read.
     """
     match where := parse_where(config.where):
         case LocalModel():
             return [config]
-        case CombinedScorers():
+        case CombinedScorers() | BanditFile():
             models: dict[str, ServedModelConfig] = {}
             for name, part in _parts(where).items():
                 of_part = replace(config, name=name, where=part)
@@ -200,11 +252,14 @@ def local_models(config: ServedModelConfig) -> list[ServedModelConfig]:
             return []
 
 
-def _parts(where: CombinedScorers) -> dict[str, str]:
-    """Returns the WHERE of each part of a composite."""
+def _parts(where: CombinedScorers | BanditFile) -> dict[str, str]:
+    """Returns the WHERE of each part of a composite, or of each arm of a bandit."""
+    from panoply.scorers.bandit.opening import arm_places, read_bandit
     from panoply.scorers.composite.opening import part_places, read_composite
 
     file = Path(where.file).expanduser()
+    if isinstance(where, BanditFile):
+        return arm_places(file, read_bandit(file))
     return part_places(file, read_composite(file, is_fitted=False))
 
 
@@ -231,7 +286,7 @@ def open_scorer(
         case PythonFunction():
             return load_function(where.place)
         case RecordedScores():
-            return RecordedScorer(where.file)
+            return RecordedScorer(where.file, config.name, where.steps)
         case RemoteEndpoint():
             return EndpointScorer(
                 where.url,
@@ -254,5 +309,11 @@ def open_scorer(
                 return open_scorer(of_part, on_node=on_node, open_model=open_model)
 
             return open_composite(Path(where.file).expanduser(), open_part)
+        case BanditFile():
+            raise ValueError(
+                f"{config.name!r} is a bandit, which writes each decision into its log and learns "
+                "from what comes of it, and so runs in a server alone: serve it with jobs.serve "
+                "and name it as http://HOST:PORT#NAME, or name one of its arms"
+            )
         case _:
             assert_never(where)

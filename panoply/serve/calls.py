@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from pydantic import JsonValue
 
+from panoply.wire.feedback import Outcome
 from panoply.wire.request import Chat, Detail, Item, RenderedText, ScoreRequest, Tokens
 
 NUM_BUCKETS = 64
@@ -30,6 +31,19 @@ class ReplicaRequest:
     details: frozenset[Detail] = frozenset()
     compares: bool = False
     """Asks for the probability, of each item, that its first response is the better one."""
+    caller: str = ""
+    """Name of the key that was sent to the gateway."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeedbackRequest:
+    """What came of decisions of one bandit."""
+
+    outcomes: tuple[Outcome, ...]
+    caller: str
+    """Name of the key that was sent to the gateway."""
+    timeout: float
+    """Seconds from now after which nobody waits for the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,5 +96,6 @@ def shard_by_prompt(request: ScoreRequest, timeout: float) -> Iterator[Shard]:
             weights=request.weights,
             details=request.details,
             compares=request.compares,
+            caller=request.caller,
         )
         yield Shard(shard, tuple(places))

@@ -7,7 +7,10 @@ may become 300 MB.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
+from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +19,8 @@ import httpx2
 MAX_ANSWER = 32 * 2**20
 """Maximum bytes of an answer: 4,096 scores with all of their details have fewer."""
 UNCOMPRESSED = {"Accept-Encoding": "identity"}
+_ENDS: ContextVar[float] = ContextVar("_ENDS", default=math.inf)
+"""Time of `time.monotonic` at which the request of this thread is over."""
 
 
 class UnreadableAnswer(ValueError):
@@ -50,15 +55,42 @@ def ask(http: httpx2.Client, method: str, url: str, seconds: float, **sent: Any)
         httpx2.RequestError: there is no connection, or it broke; a timeout too.
         UnreadableAnswer: it is too large, or compressed.
     """
-    ends, body = time.monotonic() + seconds, bytearray()
-    with http.stream(method, url, headers=UNCOMPRESSED, timeout=seconds, **sent) as response:
-        most = _most(response)
-        for chunk in response.iter_raw():
-            body += chunk
-            _check_size(body, most)
-            if time.monotonic() > ends:
-                raise httpx2.ReadTimeout(f"the answer was not over after {seconds:g} s")
-        return BoundedAnswer(response.status_code, response.headers, bytes(body))
+    sent |= {"headers": UNCOMPRESSED, "timeout": seconds, "extensions": {"trace": _bound_reads}}
+    body = bytearray()
+    before = _ENDS.set(time.monotonic() + seconds)
+    try:
+        with http.stream(method, url, **sent) as response:
+            most = _most(response)
+            for chunk in response.iter_raw():
+                body += chunk
+                _check_size(body, most)
+            return BoundedAnswer(response.status_code, response.headers, bytes(body))
+    finally:
+        _ENDS.reset(before)
+
+
+def _bound_reads(event: str, details: Mapping[str, Any]) -> None:
+    """Bounds the reads of a new connection by the time of the request that reads.
+
+    A read's own timeout begins anew with every byte and every interim answer (1xx), of which a
+    server may send any number.
+
+    Args:
+        event: of the connection, as httpx2's extension `trace` names it.
+        details: of the event; of a connection that was made its `return_value`.
+    """
+    if not event.endswith(("connect_tcp.complete", "start_tls.complete")):
+        return
+    stream = details["return_value"]
+    read = stream.read
+
+    def read_in_time(max_bytes: int, timeout: float | None = None) -> bytes:
+        left = _ENDS.get() - time.monotonic()
+        if left <= 0:
+            raise httpx2.ReadTimeout("the answer was not over in time")
+        return read(max_bytes, left if timeout is None else min(left, timeout))
+
+    stream.read = read_in_time
 
 
 async def ask_async(

@@ -1,4 +1,4 @@
-"""Client of `/v1/rewards` and `/v1/compare`, sync and async, with reward functions for trainers.
+"""Client of our own endpoints, sync and async, with reward functions for trainers.
 
     reward = Client("http://HOST:8000").trl_reward_func("armorm")
     trainer = GRPOTrainer(reward_funcs=[reward], ...)
@@ -26,6 +26,12 @@ import httpx2
 from pydantic import SecretStr
 
 from panoply.wire import compare, rewards
+from panoply.wire.feedback import (
+    Outcome,
+    OutcomeAnswer,
+    feedback_payload,
+    read_feedback_answer,
+)
 from panoply.wire.request import Chat, Message, Score, ScoreAnswer, ScoreRequest
 from panoply.wire.retry import RetryingRequest
 from panoply.wire.trl import AsyncTrlReward, TrlReward
@@ -81,6 +87,17 @@ class _Settings:
             timeout,
         )
 
+    def telling(
+        self, model: str, outcomes: Sequence[Outcome]
+    ) -> RetryingRequest[list[OutcomeAnswer]]:
+        """Returns a request with outcomes, which count once however often it is sent."""
+        return RetryingRequest(
+            f"{self.url}/v1/feedback",
+            lambda _: feedback_payload(model, outcomes),
+            lambda answer: read_feedback_answer(answer, len(outcomes)),
+            self.timeout,
+        )
+
 
 class Client(_Settings):
     """Client for plain functions. Threads may share it, and each process connects by itself."""
@@ -122,6 +139,18 @@ class Client(_Settings):
             RewardServerError, TimeoutError: as `score`.
         """
         return _of_pairs(self.score(_comparison(model, pairs)))
+
+    def feedback(self, model: str, outcomes: Sequence[Outcome]) -> list[OutcomeAnswer]:
+        """Returns what became of outcomes of a bandit's decisions.
+
+        Args:
+            model: name of the bandit.
+            outcomes: what came of its decisions, which stand in `Score.details.choice`.
+
+        Raises:
+            RewardServerError, TimeoutError: as `score`.
+        """
+        return self.telling(model, outcomes).post(self._connections())
 
     def trl_reward_func(self, model: str, *, label_column: str | None = None) -> TrlReward:
         """Returns a reward function for TRL, which logs it under the model's name, and ms-swift.
@@ -177,6 +206,10 @@ class AsyncClient(_Settings):
     async def compare(self, model: str, pairs: Sequence[Pair]) -> list[Score]:
         """As `Client.compare`."""
         return _of_pairs(await self.score(_comparison(model, pairs)))
+
+    async def feedback(self, model: str, outcomes: Sequence[Outcome]) -> list[OutcomeAnswer]:
+        """As `Client.feedback`."""
+        return await self.telling(model, outcomes).post_async(self._connections())
 
     def trl_reward_func(self, model: str, *, label_column: str | None = None) -> AsyncTrlReward:
         """As `Client.trl_reward_func`, for trainers that await it beside others."""

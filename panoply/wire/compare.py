@@ -11,14 +11,21 @@ model's limits cut a text. A model with scores answers by its temperature T
 
     P(a > b) = sigma( (s_a - s_b) / T )
 
-and a pairwise model the mean over both orders. Functions and other servers have no temperature, so
-they are refused. A prompt that cannot be read costs its own pair the result. Unknown keys are
-refused too.
+and a pairwise model the mean over both orders. A judge that compares does so too, and tells what it
+said in each order:
+
+    {"probability": 0.5, "orders": [1.0, 0.0], "inconsistent": true}
+
+`orders` is P(a > b) where a is shown first, and where b is; `inconsistent` says that the order
+decided. With `"details": ["verdicts", "usage"]` its words and costs stand beside. What has neither
+temperature nor both orders is refused: functions, other servers, judges that rate each response
+alone. A prompt that cannot be read costs its own pair the result. Unknown keys are refused too.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from dataclasses import asdict, replace
+from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
@@ -32,9 +39,11 @@ from panoply.wire.request import (
     Score,
     ScoreAnswer,
     ScoreRequest,
-    cut_mark,
+    beside_score,
 )
 from panoply.wire.rewards import ScoreEntry, Timeout, error_entry
+
+Probability: TypeAlias = Annotated[float, Field(ge=0, le=1, strict=True)]
 
 
 class ComparePair(WithPrompt):
@@ -50,6 +59,9 @@ class ComparePayload(DialectPayload):
 
     pairs: Annotated[list[ComparePair], Field(fail_fast=True)]
     model: str = ""
+    details: list[Literal["verdicts", "usage"]] = Field(
+        default_factory=list, max_length=64, fail_fast=True
+    )
     timeout: Timeout | None = None
 
     @model_validator(mode="after")
@@ -63,6 +75,7 @@ class ComparePayload(DialectPayload):
         return ScoreRequest(
             items=tuple(Chat(messages(pair.prompt), (pair.a, pair.b)) for pair in readable),
             models=(self.model,) if self.model else (),
+            details=frozenset(self.details),
             timeout=self.timeout,
             compares=True,
             num_unread=2 * (len(self.pairs) - len(readable)),
@@ -90,8 +103,17 @@ class ComparePayload(DialectPayload):
 def _entry(score: Score) -> Payload:
     if score.error:
         return error_entry("probability", score)
-    cut = {"num_cut": score.num_cut} if score.num_cut else {}
-    return {"probability": score.score, **cut_mark(score), **cut}
+    details, orders = score.details, score.details.orders
+    is_inconsistent = len(orders) == 2 and (orders[0] - 0.5) * (orders[1] - 0.5) < 0
+    extras: dict[str, Payload] = {
+        "num_cut": score.num_cut,
+        "orders": orders,
+        "inconsistent": is_inconsistent,
+        "verdicts": [asdict(verdict) for verdict in details.verdicts],
+        "usage": details.usage,
+    }
+    named = {name: value for name, value in extras.items() if value}
+    return {"probability": score.score, **beside_score(score), **named}
 
 
 def payload_of(request: ScoreRequest) -> dict[str, Payload]:
@@ -111,15 +133,20 @@ def payload_of(request: ScoreRequest) -> dict[str, Payload]:
     payload: dict[str, Payload] = {"pairs": pairs}
     if request.models:
         payload["model"] = request.models[0]
+    if request.details:
+        payload["details"] = sorted(request.details)
     if request.timeout is not None:
         payload["timeout"] = request.timeout
     return payload
 
 
 class _Entry(ScoreEntry):
-    score: Annotated[float, Field(ge=0, le=1, strict=True)] | None = Field(
-        validation_alias="probability"
-    )
+    score: Probability | None = Field(validation_alias="probability")
+    orders: tuple[Probability, ...] = ()
+
+    def read(self) -> Score:
+        score = super().read()
+        return replace(score, details=replace(score.details, orders=self.orders))
 
 
 class _Answer(BaseModel):

@@ -22,10 +22,10 @@ from panoply.wire.request import (
     RequestError,
     ScoreAnswer,
     ScoreRequest,
+    beside_scores,
     check_limit,
     require_score,
     single_model_scores,
-    truncated,
 )
 
 UNNAMED = "model"
@@ -52,7 +52,7 @@ class Evaluation(DialectPayload):
             "object": "score.evaluation",
             "model": model.model,
             "scores": [require_score(score) for score in scores],
-            **truncated(scores),
+            **beside_scores(scores),
         }
 
 

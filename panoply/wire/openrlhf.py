@@ -26,9 +26,9 @@ from panoply.wire.request import (
     RequestError,
     ScoreAnswer,
     ScoreRequest,
+    beside_scores,
     require_score,
     single_model_scores,
-    truncated,
 )
 
 
@@ -66,7 +66,7 @@ class GetReward(DialectPayload):
         for name in objectives[0] if objectives else ():
             if all(name in named for named in objectives):
                 logs[name] = [named[name] for named in objectives]
-        return {"rewards": rewards, "scores": rewards, "extra_logs": logs, **truncated(scores)}
+        return {"rewards": rewards, "scores": rewards, "extra_logs": logs, **beside_scores(scores)}
 
 
 def refuse(error: RequestError) -> tuple[int, Payload]:

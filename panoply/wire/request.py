@@ -23,7 +23,9 @@ FLOAT32_MAX = (2 - 2**-23) * 2.0**127
 """Scores are float32 from the head on, and clients hold them as such."""
 LONGEST_MESSAGE = 2000
 """Characters of a refusal: what a client sent is named by its beginning, and not sent back."""
-Detail: TypeAlias = Literal["objectives", "gate", "drivers", "provenance", "verdicts", "usage"]
+Detail: TypeAlias = Literal[
+    "objectives", "gate", "drivers", "provenance", "verdicts", "usage", "spread", "steps"
+]
 
 
 class RequestError(ValueError):
@@ -96,6 +98,8 @@ class ScoreRequest:
     num_unread: int = 0
     """Number of responses that are in no item, since their prompt cannot be read: each is answered
     with the reason."""
+    caller: str = ""
+    """Name of the key that was sent."""
 
     @property
     def num_responses(self) -> int:
@@ -127,6 +131,18 @@ class JudgeVerdict:
     """Places of the responses among those of the prompt, in the order in which they were shown."""
 
 
+@dataclass(frozen=True, slots=True)
+class ArmChoice:
+    """Decision of a bandit on a prompt."""
+
+    arm: str
+    """Name of the scorer that it chose."""
+    propensity: float
+    """Probability with which this arm was drawn."""
+    decision: str
+    """Id under which the bandit takes what comes of it (`/v1/feedback`)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Details:
     """Details of a score; empty where they were not asked for or the model has none.
@@ -142,9 +158,23 @@ class Details:
     usage: Mapping[str, float] = field(default_factory=dict[str, float])
     """Share of the score in what a judge cost: `calls`, `cached` answers, `input_tokens`,
     `output_tokens` and `cost`."""
+    spread: float | None = None
+    """Deviation between the members of an ensemble, in units of their deviations on training
+    responses; None of what is no ensemble."""
+    orders: tuple[float, ...] = ()
+    """Of a pair that a judge compared, the probability that the first response is better: where the
+    judge is shown it first, and where it is shown it second."""
+    choice: ArmChoice | None = None
+    """Arm that scored, where a bandit chose it."""
+    steps: tuple[float | None, ...] = ()
+    """Scores of a response's steps by a process reward model, in their order; None of a step that
+    has none, since limits cut it."""
 
     def __post_init__(self) -> None:
         numbers = [*self.objectives.values(), *self.gate.values(), *self.usage.values()]
+        numbers += self.orders
+        numbers += [] if self.spread is None else [self.spread]
+        numbers += [step for step in self.steps if step is not None]
         for driver in self.drivers:
             numbers += [driver.value, driver.contribution]
         for verdict in self.verdicts:
@@ -180,6 +210,8 @@ def scored(
     objectives: Mapping[str, float] | None = None,
     gate: Mapping[str, float] | None = None,
     drivers: Iterable[Driver] = (),
+    spread: float | None = None,
+    steps: Iterable[float | None] = (),
     num_tokens: int = 0,
     num_cut: int = 0,
 ) -> Score:
@@ -193,6 +225,8 @@ def scored(
         objectives=_finite(objectives or {}),
         gate=_finite(gate or {}),
         drivers=tuple(d for d in drivers if math.isfinite(d.value + d.contribution)),
+        spread=spread if spread is not None and math.isfinite(spread) else None,
+        steps=tuple(steps),
     )
     return Score(score=value, details=details, num_tokens=num_tokens, num_cut=num_cut)
 
@@ -286,15 +320,30 @@ def num_truncated(answer: ScoreAnswer) -> int:
     return len(cut)
 
 
-def cut_mark(score: Score) -> dict[str, Payload]:
-    """Returns the keys beside a score whose text was cut; none beside that of a whole one."""
-    return {"truncated": True} if score.num_cut else {}
+def beside_score(score: Score) -> dict[str, Payload]:
+    """Returns the keys beside a score: that its text was cut, and the id of a bandit's decision."""
+    keys: dict[str, Payload] = {"truncated": True} if score.num_cut else {}
+    choice = score.details.choice
+    return keys | {"decision": choice.decision} if choice else keys
 
 
-def truncated(scores: Sequence[Score]) -> dict[str, Payload]:
-    """Returns a list of the texts that were cut, for answers without a place beside each score."""
+def beside_scores(scores: Sequence[Score]) -> dict[str, Payload]:
+    """Returns the same as lists over all texts, for answers without a place beside each score."""
     marks = [score.num_cut > 0 for score in scores]
-    return {"truncated": marks} if any(marks) else {}
+    keys: dict[str, Payload] = {"truncated": marks} if any(marks) else {}
+    choices = [score.details.choice for score in scores]
+    if any(choices):
+        keys["decisions"] = [choice.decision if choice else None for choice in choices]
+    return keys
+
+
+def decision_ids(model: ModelAnswer) -> list[str | None]:
+    """Returns the id of a bandit's decision on each item; None where there is none."""
+    ids: list[str | None] = []
+    for item in model.items:
+        choices = [score.details.choice for score in item if score.details.choice]
+        ids.append(choices[0].decision if choices else None)
+    return ids
 
 
 def check_limit(key: str, most: int | None, scores: Sequence[Score]) -> None:

@@ -13,8 +13,9 @@ named weighs 0. A prompt is messages, which the model's own template renders; te
 a template already is `rendered` instead. An item with neither is responses alone: functions score
 it, models refuse it. A prompt that cannot be read (an image, a tool's call) costs its own item the
 scores, and the request fails only where none can be read. A text that the model's limits cut has
-`truncated` and `num_cut`, the tokens that were cut, beside its score. Unknown keys are refused, so
-that no typo passes in silence.
+`truncated` and `num_cut`, the tokens that were cut, beside its score. That of a bandit has `arm`,
+`propensity` and `decision`, the id under which `/v1/feedback` takes what comes of it. Unknown keys
+are refused, so that no typo passes in silence.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from pydantic import BaseModel, Field, FiniteFloat, JsonValue, ValidationError, 
 from panoply.wire.dialect import DialectPayload, explain
 from panoply.wire.messages import PromptTurns, Texts, WithPrompt, check_readable, messages
 from panoply.wire.request import (
+    ArmChoice,
     Chat,
     Detail,
     Details,
@@ -41,7 +43,7 @@ from panoply.wire.request import (
     ScoreAnswer,
     ScoreRequest,
     Tokens,
-    cut_mark,
+    beside_score,
     sigmoid,
 )
 
@@ -134,10 +136,15 @@ class RewardsPayload(DialectPayload):
             "drivers": [asdict(driver) for driver in score.details.drivers],
             "verdicts": [asdict(verdict) for verdict in score.details.verdicts],
             "usage": score.details.usage,
+            "steps": score.details.steps,
             "num_tokens": score.num_tokens,
             "num_cut": score.num_cut,
         }
-        return entry | cut_mark(score) | {name: value for name, value in extras.items() if value}
+        if score.details.spread is not None:  # 0 is a spread too
+            entry["spread"] = score.details.spread
+        entry |= beside_score(score) | {name: value for name, value in extras.items() if value}
+        choice = score.details.choice
+        return entry | {"arm": choice.arm, "propensity": choice.propensity} if choice else entry
 
 
 def error_entry(key: str, score: Score) -> dict[str, Payload]:
@@ -189,11 +196,17 @@ class ScoreEntry(BaseModel):
     drivers: tuple[Driver, ...] = ()
     verdicts: tuple[JudgeVerdict, ...] = ()
     usage: dict[str, FiniteFloat] = {}
+    spread: FiniteFloat | None = None
+    arm: str = ""
+    propensity: Number = 0
+    decision: str = ""
+    steps: tuple[Number | None, ...] = ()
     num_tokens: int = 0
     num_cut: int = 0
 
     def read(self) -> Score:
         """Returns the neutral score."""
+        choice = ArmChoice(self.arm, self.propensity, self.decision) if self.decision else None
         return Score(
             score=self.score,
             error=self.error,
@@ -204,6 +217,9 @@ class ScoreEntry(BaseModel):
                 drivers=self.drivers,
                 verdicts=self.verdicts,
                 usage=self.usage,
+                spread=self.spread,
+                choice=choice,
+                steps=self.steps,
             ),
             num_tokens=self.num_tokens,
             num_cut=self.num_cut,

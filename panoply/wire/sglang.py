@@ -37,8 +37,8 @@ from panoply.wire.request import (
     Score,
     ScoreAnswer,
     ScoreRequest,
+    beside_score,
     best_first,
-    cut_mark,
     require_score,
     single_model_scores,
 )
@@ -141,7 +141,7 @@ class SglangEmbeddings(PoolingPayload, VectorPayload):
         for i, score in enumerate(scores):
             embedding = self.vector(require_score(score))
             entry = {"object": "embedding", "embedding": embedding, "index": i}
-            data.append({**entry, **cut_mark(score)})
+            data.append({**entry, **beside_score(score)})
         return {"object": "list", "data": data, "model": model.model, "usage": usage(scores)}
 
 
@@ -174,7 +174,7 @@ class SglangRerank(ModelPayload):
 
 
 def _meta(name: str, score: Score) -> Payload:
-    return {"id": name, "prompt_tokens": score.num_tokens, **cut_mark(score)}
+    return {"id": name, "prompt_tokens": score.num_tokens, **beside_score(score)}
 
 
 def refuse(error: RequestError) -> tuple[int, Payload]:

@@ -25,7 +25,7 @@ from panoply.wire.request import (
     RenderedText,
     ScoreAnswer,
     ScoreRequest,
-    cut_mark,
+    beside_score,
     require_score,
     single_model_scores,
 )
@@ -66,4 +66,4 @@ class DetailedSlimeSample(SlimeSample):
         model, (score,) = single_model_scores(answer, request)
         objectives = score.details.objectives
         entry = {"score": require_score(score), "model": model.model, "objectives": objectives}
-        return entry | cut_mark(score)
+        return entry | beside_score(score)

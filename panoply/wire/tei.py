@@ -40,8 +40,8 @@ from panoply.wire.request import (
     Score,
     ScoreAnswer,
     ScoreRequest,
+    beside_score,
     best_first,
-    cut_mark,
     require_score,
     sigmoid,
     single_model_scores,
@@ -118,7 +118,7 @@ class TeiPredict(TeiPayload):
     def render(self, answer: ScoreAnswer, request: ScoreRequest) -> Payload:
         """Returns one prediction with its only label, or a batch of them."""
         predicted = [
-            [{"score": self.number(score), "label": "LABEL_0", **cut_mark(score)}]
+            [{"score": self.number(score), "label": "LABEL_0", **beside_score(score)}]
             for score in self.scores(answer, request)
         ]
         return predicted[0] if self._is_one() else predicted
@@ -153,7 +153,7 @@ class TeiRerank(TeiPayload):
         for i in best_first(scores):
             text = {"text": self.texts[i]} if self.return_text else {}
             number = self.number(scores[i])
-            ranks.append({"index": i, **text, "score": number, **cut_mark(scores[i])})
+            ranks.append({"index": i, **text, "score": number, **beside_score(scores[i])})
         return ranks
 
 

@@ -53,9 +53,9 @@ from panoply.wire.request import (
     Score,
     ScoreAnswer,
     ScoreRequest,
+    beside_score,
     best_first,
     check_limit,
-    cut_mark,
     require_score,
     sigmoid,
     single_model_scores,
@@ -133,7 +133,9 @@ class VllmPayload(PoolingPayload):
     ) -> Payload:
         """Returns an answer whose `data` has an entry for each score."""
         model, scores = self.scores(answer, request)
-        data = [{"index": i, **entry(score), **cut_mark(score)} for i, score in enumerate(scores)]
+        data = [
+            {"index": i, **entry(score), **beside_score(score)} for i, score in enumerate(scores)
+        ]
         return {
             "id": f"{kind}-{answer.id}",
             "object": "list",
@@ -307,7 +309,7 @@ class VllmRerank(VllmTextPairs):
         for i in order[: self.top_n] if self.top_n > 0 else order:
             document = {"document": {"text": texts[i]}} if self.return_documents else {}
             relevance = {"relevance_score": self.number(scores[i])}
-            results.append({"index": i, **document, **relevance, **cut_mark(scores[i])})
+            results.append({"index": i, **document, **relevance, **beside_score(scores[i])})
         return {
             "id": f"rerank-{answer.id}",
             "model": model.model,

@@ -3,17 +3,13 @@
 import json
 import math
 import re
-import threading
-import time
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import yaml
 
 from panoply.scorers.judge.scorer import JudgeScorer
+from tests.builders.http_server import DROP, answering
 
-DROP = "drop"
-"""Answer that closes the connection."""
 HTML = (200, {"content-type": "text/html"}, b"<!DOCTYPE html><title>It works</title>")
 
 
@@ -40,6 +36,29 @@ def shown(body):
     return {name: content for name, _, content in parts} or {"": text}
 
 
+def by_length(body):
+    """A judge that likes what is longer, in every form of question."""
+    texts = {name: len(text) for name, text in shown(body).items() if "response" in name}
+    if set(texts) == {"response"}:
+        return json.dumps({"score": min(10, texts["response"])})
+    if "responses A" not in texts and "ranking" not in json.dumps(body.get("response_format")):
+        a, b = texts["response A"], texts["response B"]
+        return json.dumps({"better": "tie" if a == b else "AB"[b > a]})
+    ranked = sorted(texts, key=lambda name: -texts[name])
+    return json.dumps({"ranking": [name[-1] for name in ranked]})
+
+
+def stalling(release):
+    """A judge that likes what is longer, and answers what is slow after an event alone."""
+
+    def reply(body):
+        if "slow" in json.dumps(body):
+            release.wait(20)
+        return by_length(body)
+
+    return reply
+
+
 REFUSAL = (400, {}, {"error": {"message": "messages are missing"}})
 
 
@@ -50,44 +69,19 @@ def judging(answer, empty=REFUSAL):
     An answer is a text, the body of a completion, (status, headers, body), or `DROP`. The address
     and all requests are yielded: (path, headers, body, time).
     """
-    seen = []
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+    def reply_to(_, content):
+        body = json.loads(content)
+        reply = answer(body) if body else empty
+        if reply == DROP:
+            return DROP
+        if isinstance(reply, str):
+            reply = completion(reply)
+        status, headers, sent = reply if isinstance(reply, tuple) else (200, {}, reply)
+        return status, {"content-type": "application/json"} | headers, sent
 
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            headers = {name.lower(): value for name, value in self.headers.items()}
-            seen.append((self.path, headers, body, time.monotonic()))
-            reply = answer(body) if body else empty
-            if reply == DROP:
-                self.close_connection = True
-                return
-            if isinstance(reply, str):
-                reply = completion(reply)
-            status, extra, content = reply if isinstance(reply, tuple) else (200, {}, reply)
-            sent = content if isinstance(content, bytes) else json.dumps(content).encode()
-            self.send_response(status)
-            headers = {"content-type": "application/json", "content-length": str(len(sent))}
-            for name, value in (headers | extra).items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(sent)
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    server.handle_error = lambda *_: None  # clients that go away are part of the tests
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/v1", seen
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with answering(reply_to) as (url, seen):
+        yield f"{url}/v1", seen
 
 
 def judge_file(folder, url, **settings):

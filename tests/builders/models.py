@@ -26,6 +26,7 @@ from panoply.hub.backbone.backbone import Backbone
 from panoply.hub.backbone.renderer import Renderer
 from panoply.model.gate import make_gate
 from panoply.model.reward_model import GatedHead
+from tests.builders.tokenizers import chat_tokenizer
 
 SIZE, DEPTH = 32, 2
 
@@ -34,6 +35,9 @@ PROMPT = [{"role": "user", "content": "How do I boil an egg?"}]
 RESPONSES = ["Ten minutes.", "No.", "", "Put it into boiling water, and wait for a while."]
 
 GATE = GateConfig(hidden_size=4)
+
+STEP_END = "<extra_0>"
+"""Token behind each step of a response that a process reward model reads."""
 
 METRICS = {
     "objectives": {"editors-concise": {"spearman": 0.51, "n": 118.0}},
@@ -226,6 +230,28 @@ def publish(folder, tokenizer, model=None, *, fields=None, tensors=None):
         held = {name: value for name, value in held.items() if value is not None}
         save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+def publish_process(folder, *, two_layers=True, **changes):
+    """A small process reward model in Qwen's layout, or as a token classifier with one layer."""
+    tokenizer = chat_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "<|pad|>", "additional_special_tokens": [STEP_END]})
+    torch.manual_seed(5)
+    tensors = {"score.weight": torch.randn(2, SIZE) / 4, "score.bias": torch.zeros(2)}
+    fields = {"architectures": ["LlamaForTokenClassification"]}
+    if two_layers:
+        tensors = {
+            "score.weight": None,
+            "score.0.weight": torch.randn(SIZE, SIZE) / 4,
+            "score.0.bias": torch.randn(SIZE),
+            "score.2.weight": torch.randn(2, SIZE) / 4,
+            "score.2.bias": torch.zeros(2),
+        }
+        fields = {"architectures": ["Qwen2ForProcessRewardModel"]}
+    fields |= {"pad_token_id": tokenizer.pad_token_id, **changes}
+    shape = {"num_labels": 2, "max_position_embeddings": 2048}
+    model = small_classifier("qwen2" if two_layers else "llama", **shape)
+    return publish(folder, tokenizer, model, fields=fields, tensors=tensors)
 
 
 def make_pairwise(folder, tokenizer, *, answers=True, **changes):

@@ -11,6 +11,7 @@ from typing import Any
 
 from panoply.config.resume import named_inputs
 from panoply.config.serve import NAME
+from panoply.config.steps import split_off_rule
 from panoply.data.layouts import pair_layout, rating_layout
 from panoply.data.read import Input, open_input
 from workflows.cluster.run_folder import check_folder, run_folder
@@ -19,7 +20,7 @@ MAX_BYTES = 16 * 2**20
 """Most bytes of a text file, whose columns are known only once all of it was read."""
 LAYOUTS = {"pairs": pair_layout, "gold_pairs": pair_layout, "ratings": rating_layout}
 """Layouts by the field of the files; other data are only opened."""
-MODELS = ("backbone.model", "backbone.adapter", "model", "models", "arms.models")
+MODELS = ("backbone.model", "backbone.adapter", "model", "models", "arms", "arms.models")
 """Fields that name models."""
 ELSEWHERE = re.compile(r"[\w.-]+/[\w.-]+(:\S+)?|\w+(\+\w+)?:.*|.*[*?[].*")
 """Hub names, `KIND:PLACE`, addresses and patterns, which are looked up later."""
@@ -46,7 +47,9 @@ def check_model(field: str, where: str) -> None:
 
     Raises:
         FileNotFoundError: there is no such folder, or it holds no model.
+        ValueError: the rule of steps behind it is wrong.
     """
+    where, _ = split_off_rule(where)
     path = Path(where).expanduser()
     if path.is_dir():
         if (path / "model" / "config.json").is_file():

@@ -23,7 +23,7 @@ from panoply.hub.artefact.manifest import Manifest, ScalarManifest, read_manifes
 from panoply.hub.backbone.renderer import Renderer
 from panoply.hub.door.checkpoint import read_fields
 from panoply.hub.door.fetch import check_holds_model, fetch
-from panoply.hub.published.layouts import is_pairwise
+from panoply.hub.published.layouts import is_pairwise, scores_steps
 from panoply.hub.published.loading import load_chat_tokenizer
 from panoply.report.progress import RunLogger
 from panoply.scorers.composite.opening import read_composite
@@ -49,6 +49,15 @@ class EvaluatedScorer:
     """Folder of a reward model; None of any other scorer."""
     manifest: Manifest | ScalarManifest | None
     """The record of a model of ours; None of any other scorer, which has none."""
+    has_steps: bool = False
+    """True of a process reward model, whose scores are no log odds."""
+
+    @property
+    def model(self) -> str:
+        """Folder of a reward model as it is loaded, with the rule of its steps."""
+        place = parse_where(self.where)
+        assert isinstance(place, LocalModel)
+        return place.at(str(self.folder))
 
     @property
     def seed(self) -> int:
@@ -67,7 +76,7 @@ class EvaluatedScorer:
         if isinstance(place, CombinedScorers):
             fitted = read_composite(Path(place.file).expanduser()).fitted
             return fitted.temperature or float("nan") if fitted else float("nan")
-        return 1.0 if self.folder else float("nan")
+        return 1.0 if self.folder and not self.has_steps else float("nan")
 
     @property
     def scale(self) -> float:
@@ -88,20 +97,24 @@ def open_evaluated(where: str) -> EvaluatedScorer:
         ValueError, OSError: there is no such scorer, or it has no score of a single response.
     """
     resolved = resolve_model(ServedModelConfig(name="scorer", where=where)).where
-    if not isinstance(parse_where(resolved), LocalModel):
+    model = parse_where(resolved)
+    if not isinstance(model, LocalModel):
         return EvaluatedScorer(where, None, None)
-    folder = fetch(resolved)
+    folder = fetch(model.path)
     check_holds_model(folder)
     if (folder / "panoply.json").is_file():
         return EvaluatedScorer(where, folder, read_manifest(folder))
+    has_steps = False
     if not (folder / "adapter_config.json").is_file():
-        if is_pairwise(folder, read_fields(folder / "config.json")):
+        fields = read_fields(folder / "config.json")
+        has_steps = scores_steps(fields)
+        if is_pairwise(folder, fields):
             raise ValueError(
                 f"{where!r} is a pairwise model, which has no score of a single response: name a "
                 "reward model with a head, or rank by a tournament (jobs.serve)"
             )
         load_chat_tokenizer(folder)
-    return EvaluatedScorer(where, folder, None)
+    return EvaluatedScorer(where, folder, None, has_steps=has_steps)
 
 
 def refusal_of(scorers: Sequence[EvaluatedScorer]) -> Refusal | None:
@@ -189,7 +202,7 @@ def score_all(
     for scorer in scorers:
         logger.info(f"scoring with {scorer.where}")
         if scorer.folder and shards:
-            results.append(score_texts(shards, scorer.folder, num_workers, logger))
+            results.append(score_texts(shards, scorer.model, num_workers, logger))
         else:
             results.append(score_by_driver(scorer.where, pairs, logger))
     return results
@@ -244,7 +257,11 @@ async def _ask(where: str, items: Sequence[Chat], logger: RunLogger) -> list[Sco
 
 
 def prompt_items(pairs: Path) -> tuple[list[Chat], list[str]]:
-    """Returns each prompt with all of its responses once, and the ids of the texts."""
+    """Returns each prompt with all of its responses once, and the ids of the texts.
+
+    Responses stand in the order of their ids, which are hashes: a scorer that likes the first of
+    those that it sees together must not find the better one there.
+    """
     prompts: dict[str, list[dict[str, Any]]] = {}
     responses: dict[str, dict[str, None]] = {}
     columns = ["prompt_id", "prompt", "chosen", "rejected"]
@@ -256,8 +273,10 @@ def prompt_items(pairs: Path) -> tuple[list[Chat], list[str]]:
     items, ids = list[Chat](), list[str]()
     for key, prompt in prompts.items():
         turns: Any = [{k: v for k, v in turn.items() if v is not None} for turn in prompt]
-        items.append(Chat(tuple(turns), tuple(responses[key])))
-        ids += [text_id(turns, response) for response in responses[key]]
+        by_id = {text_id(turns, response): response for response in responses[key]}
+        order = sorted(by_id)
+        items.append(Chat(tuple(turns), tuple(by_id[name] for name in order)))
+        ids += order
     return items, ids
 
 

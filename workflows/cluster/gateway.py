@@ -54,9 +54,30 @@ def model_name(server: str, model: str, version: int = 1) -> str:
     return f"{server}-model-{model}" + (f"@{version}" if version > 1 else "")
 
 
-def version_of(app: str) -> int:
-    """Returns the version in the name of a model's application."""
-    _, _, version = app.partition("@")
+def backbone_name(server: str, key: str) -> str:
+    """Returns the name of the application of a backbone that models share."""
+    return f"{server}-backbone-{key}"
+
+
+def place_on(app: str, model: str, version: int = 1) -> str:
+    """Returns the place of a model on a shared backbone: APPLICATION/MEMBER."""
+    return f"{app}/{model}" + (f"@{version}" if version > 1 else "")
+
+
+def handle_at(place: str) -> tuple[DeploymentHandle[Any], dict[str, str]]:
+    """Returns the handle of a model's replicas, and the keywords that name it where it is a member.
+
+    Args:
+        place: name of the model's application, or APPLICATION/MEMBER.
+    """
+    app, _, member = place.partition("/")
+    # Not `get_deployment_handle`: `serve deploy` may start the gateway before the models.
+    return DeploymentHandle(DEPLOYMENT, app), {"member": member} if member else {}
+
+
+def version_of(place: str) -> int:
+    """Returns the version in the place of a model."""
+    _, _, version = place.partition("@")
     return int(version or 1)
 
 
@@ -137,6 +158,7 @@ def gateway_app_with_keys(
 def http_gateway(config: GatewayArgs) -> FastAPI:
     """Returns the HTTP application that runs in a gateway's replica."""
     apps = {name: model_name(config.name, name) for name in config.models}
+    apps.update(config.places)
     models = {name: _model(app) for name, app in apps.items()}
     gateway = Gateway(models, config.default or config.models[0], config.timeout)
     keys = KeyRing(config.keys)
@@ -153,8 +175,10 @@ def http_gateway(config: GatewayArgs) -> FastAPI:
     ]
 
     async def reroute(routes: Mapping[str, str]) -> None:
+        for name in apps.keys() - routes.keys():
+            del apps[name], models[name]
         for name, app in routes.items():
-            if apps[name] != app:
+            if apps.get(name) != app:
                 model = _model(app)
                 model.state = "ready"  # it was asked before the switch
                 await model.describe(name)  # where it does not answer now, the next poll asks again
@@ -180,11 +204,15 @@ def http_gateway(config: GatewayArgs) -> FastAPI:
     return app
 
 
-def _model(app: str) -> Model:
-    """Returns the model that an application serves."""
-    # Not `get_deployment_handle`: `serve deploy` may start the gateway before the models.
-    handle: DeploymentHandle[Any] = DeploymentHandle(DEPLOYMENT, app)
-    return Model(ask=handle.answer.remote, about=handle.about.remote, version=version_of(app))
+def _model(place: str) -> Model:
+    """Returns the model at a place."""
+    handle, member = handle_at(place)
+    return Model(
+        ask=partial(handle.answer.remote, **member),
+        about=partial(handle.about.remote, **member),
+        learn=partial(handle.feedback.remote, **member),
+        version=version_of(place),
+    )
 
 
 def model_states(apps: Mapping[str, str]) -> dict[str, tuple[ModelState, str]]:
@@ -200,12 +228,12 @@ def model_statuses(apps: Mapping[str, str]) -> dict[str, ModelStatus]:
     """Returns the states of applications, with the reasons of those that failed.
 
     Args:
-        apps: their names, by the names to use in the answer.
+        apps: their names or places, by the names to use in the answer.
     """
     running_apps = serve.status().applications
     statuses: dict[str, ModelStatus] = {}
     for name, app_name in apps.items():
-        app = running_apps.get(app_name)
+        app = running_apps.get(app_name.partition("/")[0])
         if app is None:
             statuses[name] = ModelStatus("failed", GONE)
             continue

@@ -6,7 +6,8 @@ Legend: `P` pairs, `K` heads.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ import numpy as np
 from actors.reward_trainer import TrainTask
 from actors.training_loop import DONE
 from actors.untrained import SCORERS, UNTRAINED, read_untrained
+from panoply.config.composite import Mean, PooledRule
 from panoply.files import read_json, reading
 from panoply.measure.calibration import fit_scale, reliability
 from panoply.measure.pair_report import report_pairs
 from panoply.report.results.pairs import RAW
+from panoply.scorers.composite.rules import pooled
 from panoply.types import Array, Ints
 from workflows.cluster.prepare_pairs import Preferences
 
@@ -40,6 +43,10 @@ class TrainedRun:
     centers: tuple[float, ...]
     scales: tuple[float, ...]
     """Mean and deviation of each head's scores; 0 and 1 where there is one head."""
+    chosen_PK: Array | None = None
+    """Scores of the preferred responses, where a rule needs them."""
+    rule: PooledRule = field(default_factory=Mean)
+    """Rule that makes one score of the standardized heads'."""
 
     @classmethod
     def read(cls, folder: Path) -> TrainedRun:
@@ -47,13 +54,35 @@ class TrainedRun:
         done = read_json(folder / DONE)
         with reading(folder / "margins.npy", TRAIN_AGAIN):
             margin_PK = np.load(folder / "margins.npy", allow_pickle=False)
+        chosen_PK = None
+        if (scores := folder / "chosen.npy").is_file():
+            with reading(scores, TRAIN_AGAIN):
+                chosen_PK = np.load(scores, allow_pickle=False)
         moments = tuple(done["centers"]), tuple(done["scales"])
-        return cls(folder, margin_PK, done["history"], done["delayed"], *moments)
+        return cls(folder, margin_PK, done["history"], done["delayed"], *moments, chosen_PK)
+
+    @classmethod
+    def joined(cls, members: Sequence[TrainedRun]) -> TrainedRun:
+        """Returns an ensemble of runs of one head each; its history is that of the first."""
+        chosen = [member.chosen_PK for member in members if member.chosen_PK is not None]
+        return replace(
+            members[0],
+            margin_PK=np.concatenate([member.margin_PK for member in members], 1),
+            centers=tuple(chain.from_iterable(member.centers for member in members)),
+            scales=tuple(chain.from_iterable(member.scales for member in members)),
+            chosen_PK=np.concatenate(chosen, 1) if chosen else None,
+        )
 
     @property
     def margin_P(self) -> Array:
-        """Mean of the standardized heads' margins."""
-        return (self.margin_PK / np.array(self.scales)).mean(1)
+        """Margin of the score by the rule; by the mean, that of the standardized heads' margins."""
+        if self.chosen_PK is None:
+            return (self.margin_PK / np.array(self.scales)).mean(1)
+        scales_K = np.array(self.scales)
+        chosen_PK = (self.chosen_PK - np.array(self.centers)) / scales_K
+        rejected_PK = chosen_PK - self.margin_PK / scales_K
+        ones_K = np.ones(len(scales_K))
+        return pooled(self.rule, chosen_PK.T, ones_K) - pooled(self.rule, rejected_PK.T, ones_K)
 
 
 def measured_rows(preferences: Preferences) -> Ints:

@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 import ray
 
-from actors.prompt_embeddings import prompt_states, unit_contexts
+from actors.prompt_embeddings import prompt_states
+from panoply.bandit.contexts import unit_contexts
 from panoply.bandit.update import select_arms, uniforms
 from panoply.config import DType, Rendering
 from panoply.config.laser import LASER, BestOfNConfig, LaserConfig
 from panoply.data.tasks import Task
 from panoply.files import reading, whole_file
-from panoply.laser.log import Log, recorded_selector, replay
+from panoply.laser.log import Log, replay
 from panoply.laser.rounds import initial_state
+from panoply.laser.selector_file import recorded_selector
 from panoply.types import Array
 
 CONTEXTS = "contexts.npz"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -12,12 +13,22 @@ import mlflow.artifacts
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from actors.bandit_contexts import num_features
 from panoply.config.serve import ServedModelConfig
+from panoply.config.yaml_lines import with_line
 from panoply.data.schema import digest
 from panoply.files import whole_folder
 from panoply.hub.door.fetch import is_hub_name
 from panoply.hub.in_process import InProcessModel
-from panoply.scorers.where import CombinedScorers, LocalModel, open_scorer, parse_where
+from panoply.scorers.bandit.opening import log_uri, open_arms, read_bandit
+from panoply.scorers.where import (
+    BanditFile,
+    CombinedScorers,
+    LocalModel,
+    Scorer,
+    open_scorer,
+    parse_where,
+)
 from panoply.seal import check_seal
 from panoply.secret import without_secrets
 from workflows.cluster.ray_cluster import store_root
@@ -27,10 +38,14 @@ MODEL_FILES = ("panoply.json", "config.json")
 """Files of which a model's folder has one at least."""
 
 
-def resolve_model(config: ServedModelConfig) -> ServedModelConfig:
+def resolve_model(config: ServedModelConfig, *, is_served: bool = False) -> ServedModelConfig:
     """Returns a scorer's settings with its WHERE checked, and fixed where it may move.
 
     A folder becomes absolute, and a name of MLflow's registry the folder that it stands for now.
+
+    Args:
+        config: the settings.
+        is_served: whether a server asks for it, which alone has a bandit.
 
     Raises:
         ValueError, OSError: there is no such model, function, table or dialect.
@@ -38,14 +53,18 @@ def resolve_model(config: ServedModelConfig) -> ServedModelConfig:
     where = parse_where(config.where)
     if isinstance(where, CombinedScorers):
         config = replace(config, where=f"combine:{Path(where.file).expanduser().absolute()}")
+    if isinstance(where, BanditFile) and is_served:
+        file = Path(where.file).expanduser().absolute()
+        _check_bandit(config, file)
+        return replace(config, where=f"bandit:{file}")
     if not isinstance(where, LocalModel):
         open_scorer(config, on_node=False, open_model=model_in_process)
         return config
     if where.path.startswith(REGISTRY):
-        return replace(config, where=registered_folder(where.path))
+        return replace(config, where=where.at(registered_folder(where.path)))
     folder = Path(where.path).expanduser()
     if folder.is_dir():
-        return replace(config, where=str(folder.absolute()))
+        return replace(config, where=where.at(str(folder.absolute())))
     if not is_hub_name(where.path):
         raise FileNotFoundError(
             f"model {config.name!r}: {where.path!r} is no folder in {str(Path.cwd())!r}, and no "
@@ -53,6 +72,49 @@ def resolve_model(config: ServedModelConfig) -> ServedModelConfig:
             "runs/embedded/model"
         )
     return config
+
+
+def _check_bandit(config: ServedModelConfig, file: Path) -> None:
+    """Checks the file of a bandit, its arms, and the model of its context.
+
+    Raises:
+        ValueError, OSError: "FILE:LINE: " and what is wrong.
+    """
+    settings = read_bandit(file)
+
+    def open_arm(name: str, where: str) -> Scorer:
+        arm = replace(config, name=name, where=where)
+        return open_scorer(arm, on_node=False, open_model=model_in_process)
+
+    open_arms(file, settings, open_arm)
+    with with_line(file):
+        try:
+            num_features(settings.context)
+        except OSError as error:
+            raise ValueError(f"`context.model`: {error}") from error
+
+
+def check_logs(models: Sequence[ServedModelConfig]) -> None:
+    """Checks that no two bandits of a server write one log.
+
+    Args:
+        models: resolved.
+
+    Raises:
+        ValueError: two do.
+    """
+    names: dict[str, str] = {}
+    for model in models:
+        where = parse_where(model.where)
+        if isinstance(where, BanditFile):
+            file = Path(where.file)
+            log = log_uri(file, read_bandit(file))
+            if log in names:
+                raise ValueError(
+                    f"{names[log]!r} and {model.name!r} would write one log, {log!r}: serve one of "
+                    "them, or give them a file and a `log` each"
+                )
+            names[log] = model.name
 
 
 def model_in_process(config: ServedModelConfig) -> InProcessModel:

@@ -63,9 +63,16 @@ class Shards:
         return cls(shard_rows(texts, plan), plan.num_rows)
 
 
-def score_texts(shards: Shards, folder: Path, num_workers: int, logger: RunLogger) -> TextScores:
-    """Scores every text with every scorer of the model in a folder."""
-    scored = ActorPoolSpec.of_cluster(num_workers).map(ScoringActor, (str(folder), 1), shards.data)
+def score_texts(shards: Shards, model: str, num_workers: int, logger: RunLogger) -> TextScores:
+    """Scores every text with every scorer of a model.
+
+    Args:
+        shards: the texts.
+        model: folder, as `load_reward_model` takes it.
+        num_workers: of the cluster.
+        logger: of the run.
+    """
+    scored = ActorPoolSpec.of_cluster(num_workers).map(ScoringActor, (model, 1), shards.data)
     names: list[str] = []
     parts: list[dict[str, Array]] = []
     with logger.bar("scoring texts", shards.num_texts) as advance:

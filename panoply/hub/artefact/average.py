@@ -94,6 +94,11 @@ def _scalar_manifest(folder: Path) -> ScalarManifest:
         raise ValueError(
             f"{str(folder)!r} is a gated reward model, which has no mean; name scalar models"
         )
+    if manifest.members != "heads":
+        raise ValueError(
+            f"{str(folder)!r} consists of {manifest.members} beside a frozen backbone, which are "
+            "not averaged; name models that were trained with `members` 'heads'"
+        )
     return manifest
 
 
@@ -107,6 +112,7 @@ def _description(manifest: ScalarManifest, folder: Path) -> dict[str, Any]:
     }
     return {
         "number of heads": len(manifest.scales),
+        "rule": (manifest.rule, manifest.caution),
         "chat template": manifest.template_hash,
         "rendering": manifest.rendering,
         "BOS rule": manifest.bos,

@@ -7,8 +7,10 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 
+from panoply.config.steps import split_off_rule
 from panoply.hub.artefact.gated import GatedModel, load_gated_model
 from panoply.hub.artefact.manifest import Manifest, ScalarManifest, read_manifest
+from panoply.hub.artefact.members import load_adapter_members
 from panoply.hub.artefact.scalar import load_scalar_model
 from panoply.hub.door.checkpoint import Checkpoint
 from panoply.hub.door.fetch import check_holds_model, fetch
@@ -16,6 +18,7 @@ from panoply.hub.published.armorm import ArmoRMParts, is_armorm, load_armorm
 from panoply.hub.published.layouts import load_published
 from panoply.hub.published.loading import LoadOptions
 from panoply.hub.published.lora_classifier import load_adapter
+from panoply.hub.published.process import ProcessModel
 from panoply.hub.reward_model import RewardModel
 from panoply.model.device import Placement, placed
 from panoply.seal import check_seal
@@ -42,7 +45,8 @@ def load_reward_model(
     `panoply.hub.published.layouts` lists the layouts that load, and what is refused.
 
     Args:
-        name: a folder, or a hub name 'owner/name'.
+        name: a folder, or a hub name 'owner/name'; of a process reward model with the rule of its
+            steps behind it, as in 'FOLDER?steps=product' (`panoply.config.steps`).
         device: as torch names it; None: the first CUDA device where there is one, else the CPU.
         dtype: precision of the backbone; 'auto': that of its training where the hardware is fast
             at it. Heads are float32 in any case.
@@ -69,14 +73,26 @@ def load_reward_model(
         place = None if device is None else torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"`device` must be one that torch knows, got {device!r}") from error
-    options = LoadOptions(code=trust_remote_code, max_tokens=max_tokens)
-    folder = fetch(name, code=trust_remote_code, revision=revision)
+    path, rule = split_off_rule(str(name))
+    options = LoadOptions(code=trust_remote_code, max_tokens=max_tokens, steps=rule)
+    folder = fetch(path, code=trust_remote_code, revision=revision)
     with placed(Placement(place, DTYPES[dtype])):
         return _load(folder, options)
 
 
 def _load(folder: Path, options: LoadOptions) -> RewardModel[Any]:
     """Loads the model in a folder; see `load_reward_model`."""
+    model = _load_kind(folder, options)
+    if options.steps and not isinstance(model, ProcessModel):
+        raise ValueError(
+            f"`steps={options.steps.steps}` stands behind {str(folder)!r}, which is no process "
+            "reward model: it has one score of a response, so leave the rule out"
+        )
+    return model
+
+
+def _load_kind(folder: Path, options: LoadOptions) -> RewardModel[Any]:
+    """Loads the model in a folder by its kind."""
     check_holds_model(folder)
     if (folder / "panoply.json").is_file():
         if options.max_tokens:
@@ -87,8 +103,10 @@ def _load(folder: Path, options: LoadOptions) -> RewardModel[Any]:
         match read_manifest(folder):
             case Manifest():
                 return load_gated_model(folder)
-            case ScalarManifest():
+            case ScalarManifest(members="heads"):
                 return load_scalar_model(folder)
+            case ScalarManifest():
+                return load_adapter_members(folder)
     check_seal(folder)
     if (folder / "adapter_config.json").is_file():
         return load_adapter(folder, options.max_tokens)

@@ -1,8 +1,9 @@
 """Manifests, `panoply.json`: all that scoring depends on besides weights, and their origin.
 
-Format 1 is of folders without a seal, format 2 of sealed ones (`panoply.seal`); both are read. A
-field that this version does not know is passed over, since what changes a score raises the format;
-an unknown field of `rendering` or `gate` is refused.
+Format 1 is of folders without a seal, format 2 of sealed ones (`panoply.seal`), format 3 of
+ensembles of adapters or with another rule than the mean; all are read, and the least that says all
+is written. A field that this version does not know is passed over, since what changes a score
+raises the format; an unknown field of `rendering` or `gate` is refused.
 """
 
 from __future__ import annotations
@@ -12,20 +13,23 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from panoply.config import Pooling, Rendering
+from panoply.config import Pooling, Rendering, require
 from panoply.config.armorm import GateConfig
+from panoply.config.members import MemberKind, MemberRule
 from panoply.files import read_json
 from panoply.seal import COPY_AGAIN, check_seal, log_unsealed
 
 MANIFEST = "panoply.json"
-FORMAT = 2
+FORMAT = 3
 SEALED_FORMAT = 2
 """First format of folders that have a seal."""
+MEMBERS_FORMAT = 3
+"""Format of ensembles whose score is no mean of heads, which an older version would take it for."""
 TUPLES = ("bos", "objectives", "sources", "centers", "scales")
 """Fields that are tuples, which JSON has as lists."""
 
@@ -50,11 +54,16 @@ class BaseManifest:
     """Precision of training. A scalar model's weights and scores are float32 nonetheless."""
     data: Mapping[str, Any]
     """Ids and counts of the data trained on: kind -> `id`, `rows`, `by_source`."""
-    format: int = FORMAT
+    format: int = SEALED_FORMAT
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:  # NaN too
             raise ValueError(f"`temperature` must be positive, got {self.temperature!r}")
+
+    @property
+    def least_format(self) -> int:
+        """Returns the format that a folder written today has."""
+        return SEALED_FORMAT
 
     @property
     def is_sealed(self) -> bool:
@@ -62,11 +71,11 @@ class BaseManifest:
         return self.format >= SEALED_FORMAT
 
     def to_json(self) -> str:
-        """Returns the manifest in today's format as strict JSON.
+        """Returns the manifest, of a sealed folder, as strict JSON.
 
         An infinite temperature is null.
         """
-        values = asdict(self) | {"format": FORMAT}
+        values = asdict(self) | {"format": max(self.format, self.least_format)}
         if math.isinf(self.temperature):
             values["temperature"] = None
         return json.dumps(values, indent=1, allow_nan=False)
@@ -118,7 +127,7 @@ class Manifest(BaseManifest):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScalarManifest(BaseManifest):
-    """The record of a scalar model: one linear head, or `K` of them as an ensemble."""
+    """The record of a scalar model: one linear head, or `K` members as an ensemble."""
 
     sources: tuple[str, ...]
     """Sources of the pairs trained on."""
@@ -130,9 +139,24 @@ class ScalarManifest(BaseManifest):
     """Deviation of each head's scores on training responses."""
     pad_rule: str = "the pad token was added for padding alone and is in no render"
     kind: Literal["scalar"] = "scalar"
+    members: MemberKind = "heads"
+    """Part that is a member's alone; see `panoply.config.preference`."""
+    rule: MemberRule = "mean"
+    """Rule that makes one score of the members'."""
+    caution: float = 1.0
+    """Deviations (lcb) or variances (uwo) that the rule takes off."""
+
+    @property
+    def least_format(self) -> int:
+        """Returns the format that a folder written today has."""
+        is_mean_of_heads = self.members == "heads" and self.rule == "mean"
+        return SEALED_FORMAT if is_mean_of_heads else MEMBERS_FORMAT
 
     def __post_init__(self) -> None:
         BaseManifest.__post_init__(self)
+        for name, kind in (("members", MemberKind), ("rule", MemberRule)):
+            allowed, value = get_args(kind), getattr(self, name)
+            require(value in allowed, name, value, f"one of {allowed}")
         if not self.scales or len(self.centers) != len(self.scales):
             raise ValueError(
                 f"`centers` and `scales` must have one number a head and one head at least, got "

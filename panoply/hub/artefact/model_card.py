@@ -50,6 +50,22 @@ model = load_reward_model("FOLDER")
 prompt = [{"role": "user", "content": "How do I boil an egg?"}]
 model.lower_bound(prompt, ["Ten minutes.", "No idea."], beta=1.0)
 ```"""
+ADAPTERS_USE = """```python
+from panoply.hub.artefact.load import load_reward_model
+
+model = load_reward_model("FOLDER")
+prompt = [{"role": "user", "content": "How do I boil an egg?"}]
+model.score(prompt, ["Ten minutes.", "No idea."])
+```
+
+The folder holds the backbone as it was before training, and what each member adds to it: it is no
+sequence classifier."""
+RULES = {
+    "lcb": "the mean of {} less {:g} of their deviations (LCB)",
+    "uwo": "the mean of {} less {:g} of their variance (UWO)",
+    "wco": "the least of {} (WCO)",
+}
+"""Scores of ensembles that are not the mean: of which members, and how cautious."""
 PLANTED = """The data is a planted world: generated, so that the truth is known. This model shows
 that the method works; it is not for use on other texts."""
 LIMITS = """Scores rank responses to one prompt; they have no zero, and scores of different prompts
@@ -114,30 +130,42 @@ def scalar_card(card: ScalarManifest, metrics: Metrics) -> str:
         metrics: what its run measured; may be empty.
     """
     num, sources = len(card.scales), ", ".join(map(plain, card.sources)) or "unknown sources"
-    heads = (
-        "One linear Bradley-Terry head"
-        if num == 1
-        else f"The mean of {num} linear Bradley-Terry heads, standardized on training responses,"
-    )
+    has_adapters = card.members != "heads"
+    heads = "One linear Bradley-Terry head"
+    if num > 1:
+        several = f"{num} linear Bradley-Terry heads, standardized on training responses"
+        rule = RULES.get(card.rule, "the mean of {}").format(several, card.caution)
+        heads = f"{rule[0].upper()}{rule[1:]},"
+    adapters = {
+        "heads": "",
+        "adapters": ", each under a LoRA adapter of its own",
+        "layers": ", each on last layers of its own",
+    }[card.members]
     opening = [
-        _metadata(card, "transformers"),
+        _metadata(card, "panoply" if has_adapters else "transformers"),
         f"# A scalar reward model on {_backbone(card)}",
-        f"{heads} on the first {card.depth} layers of {_backbone(card)}, trained on preference "
-        f"pairs of {sources}.",
+        f"{heads} on the first {card.depth} layers of {_backbone(card)}{adapters}, trained on "
+        f"preference pairs of {sources}.",
         "## Use",
-        SCALAR_USE,
+        ADAPTERS_USE if has_adapters else SCALAR_USE,
     ]
+    if num > 1 and card.rule != "mean" and not has_adapters:
+        opening.append("The logits are the mean of the heads; the score is what Panoply gives.")
     if num > 1:
         opening.append(SCALAR_MORE)
     if card.method:
         opening += ["## Method", _bullets([f"{k}: {_value(v)}" for k, v in card.method.items()])]
+    by_transformers = [
+        "transformers cuts nothing, so cut longer texts yourself",
+        "the tokenizer's pad token is for padding alone: keep it out of texts",
+    ]
     scoring = [
         f"chat template {card.template_hash}; beginning-of-sequence once",
-        f"in training, prompts were {_limits(card)}; transformers cuts nothing, so cut longer "
-        "texts yourself",
+        f"in training, prompts were {_limits(card)}",
         f"split seed {card.seed}; trained in {card.dtype}, saved and scored in float32",
+        _cost(card),
         "the score is read at the last token of the rendered conversation, before padding",
-        "the tokenizer's pad token is for padding alone: keep it out of texts",
+        *([] if has_adapters else by_transformers),
         f"score differences divided by {card.temperature:.4g} are log odds",
     ]
     return _complete(opening, card.data, metrics, scoring, None)
@@ -242,6 +270,7 @@ def _scoring(card: Manifest, scalar: ScalarDescription | None) -> list[str]:
         f"in training, prompts were {cut}; this folder cuts nothing, so cut longer texts yourself"
         if scalar
         else f"prompts are {cut}",
+        _cost(card),
         f"split seed {card.seed}; backbone weights {card.weights_hash}",
     ]
     if scalar:
@@ -257,6 +286,13 @@ def _scoring(card: Manifest, scalar: ScalarDescription | None) -> list[str]:
             f"score differences divided by {card.temperature:.4g} are log odds",
         ]
     return lines
+
+
+def _cost(card: Manifest | ScalarManifest) -> str:
+    return (
+        f"cost: one forward of {card.depth} layers over prompt and response; Panoply computes a "
+        "prompt once for all of its responses"
+    )
 
 
 def _limits(card: Manifest | ScalarManifest) -> str:

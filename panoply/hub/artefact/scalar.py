@@ -8,7 +8,9 @@
 with m_k and d_k the mean and deviation of head k on training responses. Either way the score is one
 linear head, so the folder is a sequence classifier (`panoply.hub.artefact.classifier`) whose
 logits are the scores. `heads.safetensors` holds the w_k, `panoply.json` what else scoring depends
-on, and `seen.npy` hashes of the split keys that training used.
+on, and `seen.npy` hashes of the split keys that training used. Another rule of an ensemble (LCB,
+UWO, WCO: `panoply.scorers.composite.rules`) pools the standardized scores; transformers alone then
+gives their mean.
 
 All is float32, whatever training computed in: transformers loads the folder so, and bfloat16 would
 give other scores here than there.
@@ -21,12 +23,15 @@ from __future__ import annotations
 from collections.abc import Sequence, Set
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from panoply.config.composite import Mean
+from panoply.config.members import pooled_rule
 from panoply.data.schema import Prompt
 from panoply.files import whole_folder
 from panoply.hub.artefact.classifier import check_drift, check_vacant, write_classifier
@@ -48,6 +53,7 @@ from panoply.hub.reward_model import ScoreDetails, ScoringModel, provenance_of
 from panoply.model.device import best_device
 from panoply.model.gather import merge_prefixes
 from panoply.model.tree import TokenTree
+from panoply.scorers.composite.rules import pooled
 from panoply.seal import seal
 from panoply.types import Floats
 from panoply.wire.request import Detail
@@ -57,70 +63,116 @@ BETA = 1.0
 LOWER_BOUND = "lower_bound"
 
 
-class ScalarModel(ScoringModel[tuple[float, float]]):
-    """A scalar reward model: conversations in, scores out, with lower bounds of an ensemble's."""
+class ScalarOutput(NamedTuple):
+    """Output of a forward for one response."""
+
+    score: float
+    lower_bound: float
+    members: tuple[float, ...]
+    """Standardized score of each member."""
+    spread: float
+    """Deviation between the members' standardized scores; 0 of one member."""
+
+
+class ScalarModel(ScoringModel[ScalarOutput]):
+    """A scalar reward model: conversations in, scores out, with the members of an ensemble."""
 
     def __init__(self, backbone: Backbone, heads_KD: Tensor, manifest: ScalarManifest) -> None:
         self.backbone = backbone
         self.heads_KD = heads_KD
         self.manifest = manifest
-        self.weight_D = collapsed(heads_KD, manifest.scales)
+        self.rule = pooled_rule(manifest.rule, manifest.caution)
         self.temperature = manifest.temperature
         heads = {"heads": heads_KD, "scales": heads_KD.new_tensor(manifest.scales)}
-        self.provenance = provenance_of("scalar", backbone, heads, manifest.pad_rule)
+        kind = "scalar" if manifest.rule == "mean" else "ensemble"  # what one head gives, or not
+        if manifest.members != "heads":
+            kind = manifest.members
+        self.provenance = provenance_of(kind, backbone, heads, manifest.pad_rule)
 
     @torch.inference_mode()
     def score_trees(self, trees: Sequence[TokenTree]) -> Tensor:
         """Returns the scores `[R]` of all responses of some trees, tree by tree."""
-        return self._states(trees) @ self.weight_D
+        return self._scores(self.raw_members(trees))
 
     @torch.inference_mode()
     def members_of_trees(self, trees: Sequence[TokenTree]) -> Tensor:
         """Returns the standardized scores (s_k - m_k) / d_k of each head, `[R, K]`."""
-        return self._standardized(self._states(trees))
+        return self._standardized(self.raw_members(trees))
 
     @torch.inference_mode()
     def bound_trees(self, trees: Sequence[TokenTree], beta: float = BETA) -> tuple[Tensor, Tensor]:
         """Returns scores and their lower confidence bounds, `[R]` each (arXiv 2401.16635).
 
-            LCB = s - beta std_k( (s_k - m_k) / d_k )
+            LCB = mean_k s_k / d_k - beta std_k( (s_k - m_k) / d_k )
 
         Args:
             trees: prompts with their responses.
             beta: how much disagreement costs; one head disagrees with nobody.
         """
-        states_RD = self._states(trees)
-        score_R = states_RD @ self.weight_D
-        return score_R, score_R - beta * self._standardized(states_RD).std(1, correction=0)
+        raw_RK = self.raw_members(trees)
+        spread_R = self._standardized(raw_RK).std(1, correction=0)
+        return self._scores(raw_RK), self._means(raw_RK) - beta * spread_R
 
     def lower_bound(self, prompt: Prompt, responses: Sequence[str], beta: float = BETA) -> Floats:
         """Returns the lower bound of each response's score, `[R]` float32; see `bound_trees`."""
         gathered = merge_prefixes(self.backbone.renderer.conversations(prompt, responses))
         return self.bound_trees(gathered.trees, beta)[1][gathered.places].numpy()
 
-    def forward(self, trees: Sequence[TokenTree]) -> list[tuple[float, float]]:
-        """Returns score and lower bound of each response."""
-        score_R, bound_R = self.bound_trees(trees)
-        return list(zip(score_R.tolist(), bound_R.tolist(), strict=True))
+    @torch.inference_mode()
+    def forward(self, trees: Sequence[TokenTree]) -> list[ScalarOutput]:
+        """Returns score, lower bound and members of each response."""
+        raw_RK = self.raw_members(trees)
+        members_RK = self._standardized(raw_RK)
+        spread_R = members_RK.std(1, correction=0)
+        bound_R = self._means(raw_RK) - BETA * spread_R
+        columns = (self._scores(raw_RK), bound_R, members_RK, spread_R)
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        return [
+            ScalarOutput(score, bound, tuple(members), spread)
+            for score, bound, members, spread in rows
+        ]
 
-    def score_of(self, output: tuple[float, float]) -> float:
+    def score_of(self, output: ScalarOutput) -> float:
         """Returns the score in an output."""
-        return output[0]
+        return output.score
 
-    def details_of(self, output: tuple[float, float], details: Set[Detail]) -> ScoreDetails:
-        """Returns the lower bound of an ensemble, as an objective."""
-        is_ensemble = len(self.heads_KD) > 1
-        if is_ensemble and "objectives" in details:
-            return {"objectives": {LOWER_BOUND: output[1]}}
-        return {}
+    def details_of(self, output: ScalarOutput, details: Set[Detail]) -> ScoreDetails:
+        """Returns an ensemble's spread, and as objectives its lower bound and its members."""
+        if len(self.heads_KD) == 1:
+            return {}
+        shown: ScoreDetails = {}
+        if "objectives" in details:
+            members = {member_name(k): score for k, score in enumerate(output.members)}
+            shown["objectives"] = {LOWER_BOUND: output.lower_bound, **members}
+        if "spread" in details:
+            shown["spread"] = output.spread
+        return shown
 
-    def _states(self, trees: Sequence[TokenTree]) -> Tensor:
-        return self.backbone.features(trees).last_RLD[:, -1]
+    def raw_members(self, trees: Sequence[TokenTree]) -> Tensor:
+        """Returns the score s_k of each response by each member, `[R, K]`."""
+        return self.backbone.features(trees).last_RLD[:, -1] @ self.heads_KD.T
 
-    def _standardized(self, states_RD: Tensor) -> Tensor:
+    def _scores(self, raw_RK: Tensor) -> Tensor:
+        """Returns the score `[R]` by the rule of the model."""
+        if raw_RK.shape[1] == 1 or isinstance(self.rule, Mean):
+            return self._means(raw_RK)
+        z_KR = self._standardized(raw_RK).double().numpy().T
+        return torch.from_numpy(pooled(self.rule, z_KR, np.ones(len(z_KR)))).float()
+
+    def _means(self, raw_RK: Tensor) -> Tensor:
+        """Returns the mean of the members, of each in its deviations; of a single one its score."""
+        if raw_RK.shape[1] == 1:
+            return raw_RK[:, 0]
+        return (raw_RK / torch.tensor(self.manifest.scales)).mean(1)
+
+    def _standardized(self, raw_RK: Tensor) -> Tensor:
         center_K = torch.tensor(self.manifest.centers)
-        scale_K = torch.tensor(self.manifest.scales)
-        return (states_RD @ self.heads_KD.T - center_K) / scale_K
+        return (raw_RK - center_K) / torch.tensor(self.manifest.scales)
+
+
+def member_name(number: int) -> str:
+    """Returns the name of a member, counted from 0, among the objectives of an answer."""
+    return f"member_{number + 1}"
 
 
 def collapsed(heads_KD: Tensor, scales: Sequence[float]) -> Tensor:
@@ -176,9 +228,9 @@ def save_scalar_model(
         write_card(built)
         seal(built)
         loaded = load_scalar_model(built)
-        return check_drift(
-            loaded.score_trees(example_trees(loaded.backbone.renderer.tokenizer)), built
-        )
+        trees = example_trees(loaded.backbone.renderer.tokenizer)
+        _, mean_R = loaded.bound_trees(trees, beta=0.0)  # what one linear head can give
+        return check_drift(mean_R, built)
 
 
 def load_scalar_model(folder: Path) -> ScalarModel:

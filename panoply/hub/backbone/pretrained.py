@@ -17,6 +17,9 @@ from panoply.hub.door.fetch import fetch, is_hub_name
 from panoply.hub.door.loading import load_config, load_tokenizer
 from panoply.model.device import chosen_dtype
 
+MEMBERS = "members"
+"""Folder of the adapters of a reward model that consists of them."""
+
 
 def resolve(name: str) -> str:
     """Returns the folder of a language model, after looking at it.
@@ -24,6 +27,7 @@ def resolve(name: str) -> str:
     Raises:
         FileNotFoundError: a local path that is no model folder, or a hub name that is neither
             a local folder nor reachable.
+        ValueError: a reward model of adapters, without which its backbone is another model.
     """
     if name == NAME:
         return str(embedded_model())
@@ -31,6 +35,11 @@ def resolve(name: str) -> str:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise FileNotFoundError(f"model folder {name!r} has no config.json")
+        if (path / MEMBERS).is_dir():
+            raise ValueError(
+                f"{name!r} is a reward model of adapters, which are not merged into its weights: "
+                "name the model that it was trained on, or train with `members` 'heads'"
+            )
         return str(path)
     if path.exists() or not is_hub_name(name):
         raise FileNotFoundError(
@@ -70,6 +79,11 @@ def choose_dtype(name: DType, device: torch.device) -> torch.dtype:
 def count_layers(name: str) -> int:
     """Returns the number of layers of a model without loading its weights."""
     return int(load_config(Path(resolve(name))).num_hidden_layers)
+
+
+def state_size(name: str) -> int:
+    """Returns the numbers of a model's state without loading its weights."""
+    return int(load_config(Path(resolve(name))).get_text_config().hidden_size)
 
 
 def check_vocabulary(renderer: Renderer, model: nn.Module) -> None:

@@ -7,7 +7,7 @@ A conversation is rendered once. What responses share is the longest common pref
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -77,6 +77,10 @@ class Renderer:
         self._refusals: dict[tuple[str, ...], str] = {}
         self.turns = Turns(tokenizer, self.text)
         self.control_tokens = ControlTokens(tokenizer, self.turns.markers)
+        self.write_reply: Callable[[str], str] = self.control_tokens.hide
+        """Writes a response as content of its turn; a process reward model's marks its steps."""
+        self.separator_id: int | None = None
+        """Token that such a model has behind each step; None of any other."""
         self.mark = splitting_token(tokenizer, self.turns.header)
         start = tokenizer("")["input_ids"]
         self.bos = list(start[:1]) if start and start[0] == tokenizer.bos_token_id else []
@@ -122,7 +126,7 @@ class Renderer:
         opening = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         closing: list[Message] = []
         if response is not None:
-            content = self.control_tokens.hide(self.turns.without_end(response))
+            content = self.write_reply(self.turns.without_end(response))
             closing = [{"role": "assistant", "content": content}]
         turns = [*map(dict, opening), *closing]
         asks = response is None and header
@@ -282,6 +286,8 @@ class Renderer:
             room = self.rendering.max_tokens - (start - dropped) - num_closing
             most = max(1, min(most, room))
         kept = min(stop, start + most)
+        if kept < stop and ids[kept - 1] == self.separator_id:
+            kept -= 1  # a response that is cut never ends like a whole one
         tokens = self.shortened(ids[:kept], dropped) + ids[stop:]
         return Tokenized(
             tokens=tuple(tokens),

@@ -83,7 +83,7 @@ class RequestTokenizer:
                 continue
             opening = text[: place.header], text[: place.reply] + self.turns.prefix
             # The prompt is structure as it stands; where the reply begins is known: it is content.
-            reply = self.renderer.control_tokens.hide(self.turns.reply(text[place.reply :]))
+            reply = self.renderer.write_reply(self.turns.reply(text[place.reply :]))
             whole = text[: place.reply] + reply + self.turns.closing
             by_prompt.setdefault(opening, {})[i] = whole
         for opening, texts in by_prompt.items():

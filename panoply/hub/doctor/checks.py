@@ -16,14 +16,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from panoply.config.steps import split_off_rule
 from panoply.data.schema import Prompt
 from panoply.hub.artefact.load import load_reward_model
 from panoply.hub.doctor.scoring import in_dtype, rendered_examples, separate_sequences
+from panoply.hub.doctor.step_check import steps
 from panoply.hub.doctor.template_checks import template, turns
 from panoply.hub.door.checkpoint import Checkpoint
 from panoply.hub.door.fetch import fetch
 from panoply.hub.door.loading import load_config, load_model, load_tokenizer
 from panoply.hub.example_conversations import example_chat_ids, example_chats, sequences
+from panoply.hub.published.process import ProcessModel
 from panoply.hub.reward_model import RewardModel
 from panoply.measure.conformance import BOUNDS, Finding, Verdict, drift, flips, judge
 from panoply.model.device import best_device
@@ -43,9 +46,11 @@ def examine(name: str | Path, *, trust_remote_code: bool = False) -> list[Findin
     Raises:
         FileNotFoundError: there is no such model.
     """
-    folder = fetch(str(name), code=trust_remote_code)
+    place, rule = split_off_rule(str(name))
+    folder = fetch(place, code=trust_remote_code)
     try:
-        model = load_reward_model(folder, trust_remote_code=trust_remote_code)
+        with_rule = f"{folder}{rule.query if rule else ''}"
+        model = load_reward_model(with_rule, trust_remote_code=trust_remote_code)
     except Exception as error:  # whatever a folder from outside raises is what is wrong with it
         return [Finding("layout", "does not load", "fail", _sentence(error))]
     return examine_loaded(model, folder)
@@ -60,7 +65,7 @@ def examine_loaded(model: RewardModel[Any], folder: Path) -> list[Finding]:
         turns,
         beginning,
         padding,
-        position,
+        steps if isinstance(model, ProcessModel) else position,
         scale,
         batches,
         precision,
@@ -229,7 +234,7 @@ def scale(model: RewardModel[Any]) -> Finding:
     elif spread <= 1e-6 * max(1.0, abs(high)):
         text, verdict = f"all scores are {high:.4g}", "fail"
         advice = "the head was not trained, or is not the one of this backbone"
-    elif not model.is_pairwise:
+    elif not model.is_pairwise and not isinstance(model, ProcessModel):
         text += f", temperature {model.temperature:.3g}"
         values["temperature"] = model.temperature
         if not np.isfinite(model.temperature):
@@ -257,6 +262,8 @@ def batches(model: RewardModel[Any]) -> Finding:
 
 def precision(model: RewardModel[Any]) -> Finding:
     """Measures how far bfloat16 moves the scores from float32."""
+    if model.provenance["kind"] == "layers":  # a copy would have those of one member
+        return Finding("bfloat16", "not measured: each member has layers of its own", "ok")
     trees = rendered_examples(model)
     exact = in_dtype(model, torch.float32).rate(trees)
     rounded = in_dtype(model, torch.bfloat16).rate(trees)

@@ -216,6 +216,19 @@ def load_adapted(model: Any, folder: Path) -> Any:
     return adapted
 
 
+def load_adapter_config(folder: Path) -> Any:
+    """Returns the settings of the adapter in a folder, as peft has them.
+
+    Raises:
+        ValueError: they cannot be read.
+    """
+    read_fields(folder / "adapter_config.json")
+    with _reading(f"the adapter in {str(folder)!r}", "train it again"):
+        from peft import PeftConfig
+
+        return PeftConfig.from_pretrained(str(folder))
+
+
 def check_sizes(
     loader: Any, config: Any, shapes: Mapping[str, Shape], folder: Path, *, is_packed: bool = False
 ) -> None:

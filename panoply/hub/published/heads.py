@@ -56,29 +56,33 @@ class StoredHead:
         shapes = self._shapes("weight")
         return shapes[max(shapes)][0] if shapes else 0
 
-    def filled(self, size: int) -> nn.Module:
+    def filled(self, size: int, num_outputs: int = 1) -> nn.Module:
         """Returns the head as a module.
 
         Args:
             size: width of the backbone's states.
+            num_outputs: 1 of a score, 2 of the classes of a step.
 
         Raises:
-            ValueError: a tensor has another shape than a head with one score has, or a number in
-                it is not finite.
+            ValueError: a tensor has another shape than a head with so many outputs has, or a number
+                in it is not finite.
         """
+        outputs = "one score" if num_outputs == 1 else f"{num_outputs} classes"
         if self.is_linear:
-            return self._fill(nn.Linear(size, 1, "bias" in self.names), "a linear head")
+            linear = nn.Linear(size, num_outputs, "bias" in self.names)
+            return self._fill(linear, f"a linear head with {outputs}")
         layers: list[nn.Module] = []
         width, shapes = size, self._shapes("weight")
         for place in sorted(shapes):
             is_last = place == max(shapes)
-            layers += [nn.Linear(width, 1 if is_last else shapes[place][0]), nn.ReLU()]
+            layers += [nn.Linear(width, num_outputs if is_last else shapes[place][0]), nn.ReLU()]
             width = shapes[place][0]
-        return self._fill(nn.Sequential(*layers[:-1]), f"a head of {len(shapes)} layers")
+        whole = f"a head of {len(shapes)} layers with {outputs}"
+        return self._fill(nn.Sequential(*layers[:-1]), whole)
 
     def _fill(self, head: nn.Module, kind: str) -> nn.Module:
         shapes = {f"{self.stem}.{k}": tuple(v.shape) for k, v in head.state_dict().items()}
-        self.checkpoint.check(shapes, f"{kind} with one score")
+        self.checkpoint.check(shapes, kind)
         tensors = {k: self.checkpoint.read(f"{self.stem}.{k}") for k in head.state_dict()}
         head.load_state_dict(tensors)
         return head
@@ -171,9 +175,15 @@ def unknown_head(folder: Path, architecture: str, names: Collection[str], deeper
     )
 
 
-def labels_error(head: StoredHead, num_labels: Any) -> str:
-    """Returns the error for a configuration that says another number of scores than one."""
+def labels_error(head: StoredHead, num_labels: Any, num_outputs: int = 1) -> str:
+    """Returns the error for a configuration that says another number of outputs than it should."""
     file = str(head.checkpoint.folder / "config.json")
+    if num_outputs > 1:
+        return (
+            f"{file!r} has num_labels {num_labels}, and a process reward model has {num_outputs}: "
+            f"the probability that a step is wrong, and that it is right; {head.stem}.* gives "
+            f"{head.num_outputs} numbers"
+        )
     text = (
         f"{file!r} has num_labels {num_labels} (2 where it does not say), and a reward model has 1"
     )

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import nn
 
+from panoply.config.steps import StepRule
 from panoply.hub.door.checkpoint import Checkpoint, few, read_fields
 from panoply.hub.door.loading import load_config
 from panoply.hub.example_conversations import example_trees, sequences
@@ -35,6 +36,7 @@ from panoply.hub.published.loading import (
     on_best_device,
 )
 from panoply.hub.published.pairwise import load_pairwise
+from panoply.hub.published.process import ProcessModel
 from panoply.hub.reward_model import RewardModel
 
 TWO_LAYERS = ("0.bias", "0.weight", "2.bias", "2.weight")
@@ -54,6 +56,8 @@ class Layout:
     """True where config.json says how many outputs a linear head has."""
     two_layers: bool = False
     """True where the head may have two layers, with ReLU between."""
+    num_outputs: int = 1
+    """Outputs of the head: 1 at the last token, or 2 classes at the separator of each step."""
     is_pairwise: bool = False
 
     def covers(self, architecture: str) -> bool:
@@ -82,6 +86,13 @@ LAYOUTS = (
         architectures=("INFORMForSequenceClassification", "Qwen2ForRewardModel"),
         two_layers=True,
     ),
+    # Qwen/Qwen2.5-Math-PRM-7B and -72B, Qwen2.5-Math-7B-PRM800K; others' with a linear head.
+    Layout(
+        title="Qwen2ForProcessRewardModel and *ForTokenClassification with two classes",
+        architectures=("Qwen2ForProcessRewardModel", "*ForTokenClassification"),
+        two_layers=True,
+        num_outputs=2,
+    ),
     Layout(
         title="language models that answer A or B",
         architectures=("*ForCausalLM",),
@@ -102,8 +113,7 @@ def load_published(checkpoint: Checkpoint, options: LoadOptions | None = None) -
     options = options or LoadOptions()
     folder = checkpoint.folder
     fields = read_fields(folder / "config.json")
-    architecture = _architecture(fields)
-    layout = next((layout for layout in LAYOUTS if layout.covers(architecture)), None)
+    architecture, layout = _architecture(fields), layout_of(fields)
     value_head = value_head_of(checkpoint)
     if layout is None and not value_head:
         if options.code and _brings_classifier(fields):
@@ -130,6 +140,8 @@ def load_published(checkpoint: Checkpoint, options: LoadOptions | None = None) -
     unused = {name for name in checkpoint.shapes if not name.startswith(prefix)}
     model = load_whole(AutoModel, folder, fields, unused=unused, config=config)
     backbone = make_backbone(folder.name, model, tokenizer, options.max_tokens)
+    if layout and layout.num_outputs > 1 and not value_head:
+        return ProcessModel(backbone, head, options.steps or StepRule())
     return HeadModel(backbone, head, is_value_head=value_head is not None)
 
 
@@ -160,7 +172,7 @@ def read_head(checkpoint: Checkpoint, layout: Layout, names: set[str], config: A
         config: of the backbone.
 
     Raises:
-        ValueError: it is missing, unknown, or gives another number of scores than one.
+        ValueError: it is missing, unknown, or gives another number of outputs than its layout has.
     """
     folder, architecture = checkpoint.folder, config.architectures[0]
     if not names:
@@ -172,11 +184,11 @@ def read_head(checkpoint: Checkpoint, layout: Layout, names: set[str], config: A
     heads = [head_under(checkpoint, stem) for stem in LINEAR_NAMES]
     head = next((head for head in heads if head and len(head.names) == len(names)), None)
     if not head or not (head.is_linear or (layout.two_layers and head.names == TWO_LAYERS)):
-        deeper = [layout.title for layout in LAYOUTS if layout.two_layers]
+        deeper = [each.title for each in LAYOUTS if each.two_layers]
         raise ValueError(unknown_head(folder, architecture, names, ", ".join(deeper)))
-    if head.is_linear and layout.counts_labels and config.num_labels != 1:
-        raise ValueError(labels_error(head, config.num_labels))
-    return head.filled(int(config.get_text_config().hidden_size))
+    if head.is_linear and layout.counts_labels and config.num_labels != layout.num_outputs:
+        raise ValueError(labels_error(head, config.num_labels, layout.num_outputs))
+    return head.filled(int(config.get_text_config().hidden_size), layout.num_outputs)
 
 
 def load_remote(checkpoint: Checkpoint, fields: Fields, max_tokens: int = 0) -> HeadModel:
@@ -238,9 +250,20 @@ def is_pairwise(folder: Path, fields: Fields) -> bool:
     Raises:
         FileNotFoundError, ValueError: its weights cannot be read.
     """
-    checkpoint, architecture = Checkpoint.open(folder), _architecture(fields)
-    layout = next((layout for layout in LAYOUTS if layout.covers(architecture)), None)
+    checkpoint, layout = Checkpoint.open(folder), layout_of(fields)
     return layout is not None and layout.is_pairwise and value_head_of(checkpoint) is None
+
+
+def scores_steps(fields: Fields) -> bool:
+    """Returns whether a configuration's layout is that of process reward models."""
+    layout = layout_of(fields)
+    return layout is not None and layout.num_outputs > 1
+
+
+def layout_of(fields: Fields) -> Layout | None:
+    """Returns the layout that a configuration names; None where there is none of it."""
+    architecture = _architecture(fields)
+    return next((layout for layout in LAYOUTS if layout.covers(architecture)), None)
 
 
 def _architecture(fields: Fields) -> str:

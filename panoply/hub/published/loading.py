@@ -10,6 +10,7 @@ from typing import Any, cast
 from torch import nn
 
 from panoply.config import GatePosition, Rendering, require
+from panoply.config.steps import StepRule
 from panoply.hub.backbone.backbone import Backbone
 from panoply.hub.backbone.pretrained import check_vocabulary, choose_dtype
 from panoply.hub.backbone.renderer import Renderer
@@ -31,6 +32,8 @@ class LoadOptions:
     """Run the model's own code where its layout is unknown."""
     max_tokens: int = 0
     """Most tokens of a conversation; 0: as many as the model has positions."""
+    steps: StepRule | None = None
+    """Rule of the steps of a process reward model; None: its defaults."""
 
     def __post_init__(self) -> None:
         fits = self.max_tokens == 0 or self.max_tokens >= LEAST_TOKENS

@@ -18,7 +18,7 @@ def calibrated(result: Metrics) -> Section:
     """Returns accuracy by row, and how far the composite is from each.
 
     Args:
-        result: `calibration.json`.
+        result: `calibrated` of `metrics.json`.
     """
     sizes: Metrics = result["num_pairs"]
     rows: list[Row] = []

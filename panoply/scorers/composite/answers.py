@@ -6,8 +6,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
-from panoply.wire.request import Item, JudgeVerdict, Score, Tokens, abbreviate, scored
+import numpy as np
 
+from panoply.config.composite import LengthPenalty
+from panoply.types import Array
+from panoply.wire.request import (
+    Details,
+    Item,
+    JudgeVerdict,
+    Score,
+    Tokens,
+    abbreviate,
+    scored,
+    sigmoid,
+)
+
+ItemScores: TypeAlias = tuple[Score, ...]
 PartScores: TypeAlias = list[Score | None]
 """Scores of a part by response; None where it was not asked."""
 
@@ -84,3 +98,41 @@ def failure(by_part: Mapping[str, Score | None]) -> Score:
         return Score(error=why)
     reasons = abbreviate(f"part {name!r}: {score.error}" for name, score in failed.items())
     return Score(error=reasons, transient=all(score.transient for score in failed.values()))
+
+
+def numbers_of(scores: PartScores) -> Array:
+    """Returns scores as numbers, NaN where one is missing or was not asked for."""
+    return np.array(
+        [np.nan if s is None or s.score is None else s.score for s in scores], np.float64
+    )
+
+
+def scores_of(values_n: Array, answers: Mapping[str, PartScores]) -> ItemScores:
+    """Returns each response's value with its parts, or which part failed where it has none."""
+    results: list[Score] = []
+    for place, value in enumerate(values_n.tolist()):
+        by_name = {name: scores[place] for name, scores in answers.items()}
+        results.append(failure(by_name) if np.isnan(value) else composite_score(value, by_name))
+    return tuple(results)
+
+
+def less_length(price: LengthPenalty, item: Item, scores: ItemScores) -> ItemScores:
+    """Returns scores less the price of the length of their responses."""
+    if isinstance(item, Tokens):
+        why = "token ids have no characters, for which a composite's `length` takes a price"
+        return tuple(score if score.error else Score(error=why) for score in scores)
+    return tuple(
+        score
+        if score.score is None
+        else replace(score, score=score.score - price.of(len(response)))
+        for score, response in zip(scores, item.responses, strict=True)
+    )
+
+
+def preference(a: Score, b: Score, temperature: float) -> Score:
+    """Returns P(a > b) = sigma((s_a - s_b) / T) of two responses, or the error of one."""
+    if a.score is None or b.score is None:
+        return replace(a if a.score is None else b, details=Details())
+    num_tokens, num_cut = a.num_tokens + b.num_tokens, a.num_cut + b.num_cut
+    margin = (a.score - b.score) / temperature
+    return scored(sigmoid(margin), num_tokens=num_tokens, num_cut=num_cut)

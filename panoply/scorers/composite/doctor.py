@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from itertools import chain
+from collections.abc import Callable
 
 from panoply.measure.conformance import Finding
 from panoply.scorers.composite.scorer import CompositeScorer
-from panoply.scorers.judge.doctor import EXAMPLES
+from panoply.scorers.doctor import answers, example_items, sense
 from panoply.scorers.where import Scorer
-from panoply.wire.request import Chat, Score, abbreviate
+from panoply.wire.request import abbreviate
 
 
 def examine_composite(open_composite: Callable[[], Scorer]) -> list[Finding]:
@@ -26,15 +25,13 @@ def examine_composite(open_composite: Callable[[], Scorer]) -> list[Finding]:
     async def examine() -> list[Finding]:
         scorer = open_composite()
         assert isinstance(scorer, CompositeScorer)
-        items = [
-            Chat(({"role": "user", "content": e.question},), (e.good, e.poor), e.label)
-            for e in EXAMPLES
-        ]
+        items = example_items()
         findings = [_fit(scorer)]
         for name, part in scorer.parts.items():
-            findings.append(_answers(f"part {name}", await part.score(items)))
+            findings.append(answers(f"part {name}", await part.score(items)))
         rows = await scorer.score(items)
-        return [*findings, _answers("composite", rows), _sense(rows)]
+        advice = "look at weights and their signs, part by part"
+        return [*findings, answers("composite", rows), sense(rows, advice)]
 
     return asyncio.run(examine())
 
@@ -46,34 +43,3 @@ def _fit(scorer: CompositeScorer) -> Finding:
         return Finding("fitted numbers", f"rule {kind!r} needs none here", "ok")
     files = abbreviate(fitted.pairs)
     return Finding("fitted numbers", f"of {fitted.num_pairs:,} pairs of {files}", "ok")
-
-
-def _answers(check: str, rows: Sequence[tuple[Score, ...]]) -> Finding:
-    """Returns how many of the responses have a score."""
-    scores = list(chain.from_iterable(rows))
-    reasons = list(dict.fromkeys(score.error for score in scores if score.error))
-    num = sum(not score.error for score in scores)
-    verdict = "ok" if not reasons else "warning" if num else "fail"
-    return Finding(
-        check,
-        f"{num} of {len(scores)} responses have a score",
-        verdict,
-        abbreviate(reasons),
-        {"scores": [score.score for score in scores]},
-    )
-
-
-def _sense(rows: Sequence[tuple[Score, ...]]) -> Finding:
-    """Returns how often the good response is above the poor one; few examples prove little."""
-    pairs = [(good.score, poor.score) for good, poor in rows]
-    scored = [(good, poor) for good, poor in pairs if good is not None and poor is not None]
-    num = sum(good > poor for good, poor in scored)
-    is_sane = 2 * num > len(scored)
-    advice = "" if is_sane else "look at weights and their signs, part by part"
-    return Finding(
-        "good above poor",
-        f"in {num} of {len(scored)} examples",
-        "ok" if is_sane else "warning",
-        advice,
-        {"better": num, "examples": len(scored)},
-    )

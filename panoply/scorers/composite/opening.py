@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from panoply.config.composite import CompositeConfig
+from panoply.config.steps import split_off_rule
 from panoply.config.yaml_lines import read_settings, with_line
 from panoply.scorers.composite.scorer import CompositeScorer
 from panoply.scorers.where import Scorer
@@ -42,14 +43,32 @@ def open_composite(file: Path, open_part: Callable[[str, str], Scorer]) -> Compo
         ValueError, OSError: as `read_composite`; or a part cannot be opened.
     """
     config = read_composite(file)
-    parts: dict[str, Scorer] = {}
-    for name, where in part_places(file, config).items():
+    parts = open_named(file, "parts", part_places(file, config), open_part)
+    return CompositeScorer(config, parts)
+
+
+def open_named(
+    file: Path, group: str, places: Mapping[str, str], open_scorer: Callable[[str, str], Scorer]
+) -> dict[str, Scorer]:
+    """Returns the scorers that a file names, opened.
+
+    Args:
+        file: of settings.
+        group: setting that holds them.
+        places: their WHERE by name.
+        open_scorer: opens one, by its name and WHERE.
+
+    Raises:
+        ValueError: "FILE:LINE: " and why one cannot be opened.
+    """
+    scorers: dict[str, Scorer] = {}
+    for name, where in places.items():
         with with_line(file):
             try:
-                parts[name] = open_part(name, where)
+                scorers[name] = open_scorer(name, where)
             except (ValueError, OSError) as error:
-                raise ValueError(f"`parts.{name}.where`: {error}") from error
-    return CompositeScorer(config, parts)
+                raise ValueError(f"`{group}.{name}.where`: {error}") from error
+    return scorers
 
 
 def part_places(file: Path, config: CompositeConfig) -> dict[str, str]:
@@ -65,8 +84,11 @@ def beside(file: Path, where: str) -> str:
     if colon and kind == "function":
         path, _, name = rest.rpartition(":")
         return f"function:{file.parent / path}:{name}" if path.endswith(".py") else where
-    folder = file.parent / where
-    return str(folder) if not colon and folder.is_dir() else where
+    model, rule = split_off_rule(where)
+    folder = file.parent / model
+    if ":" in model or not folder.is_dir():
+        return where
+    return f"{folder}{rule.query if rule else ''}"
 
 
 def _check_tree(file: Path, above: Sequence[Path], is_fitted: bool) -> None:

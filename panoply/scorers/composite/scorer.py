@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from time import monotonic
-from typing import TypeAlias, assert_never
+from typing import assert_never
 
 import numpy as np
+from pydantic import JsonValue
 
 from panoply.config.composite import (
     CompositeConfig,
@@ -19,19 +20,21 @@ from panoply.config.composite import (
     PooledRule,
 )
 from panoply.scorers.composite.answers import (
+    ItemScores,
     PartScores,
     at_places,
-    composite_score,
-    failure,
+    less_length,
+    numbers_of,
+    preference,
     responses_of,
+    scores_of,
 )
 from panoply.scorers.composite.asking import CallBudget, Escalated, UnsurePair
 from panoply.scorers.composite.rules import hierarchy, pooled, scaled, usable
-from panoply.scorers.where import Counting, Scorer
+from panoply.scorers.deadline import seconds_left, within
+from panoply.scorers.where import Counting, Described, Scorer, parse_where
 from panoply.types import Array, Bools
-from panoply.wire.request import Item, Score, Tokens
-
-ItemScores: TypeAlias = tuple[Score, ...]
+from panoply.wire.request import Item, Score
 
 
 class CompositeScorer:
@@ -65,6 +68,19 @@ class CompositeScorer:
         self.num_unsure = self.num_asked = 0
         """Pairs of an escalation below its threshold, and those that the budget had calls for."""
 
+    def about(self) -> dict[str, JsonValue]:
+        """Returns the limits of an escalation, and the kind of each part with what it says."""
+        limits: dict[str, JsonValue] = {}
+        if isinstance(rule := self.config.rule, Escalation):
+            limits = {"pairs_of_a_prompt": rule.most_pairs}
+            if rule.calls_per_minute:
+                limits["calls_a_minute"] = rule.calls_per_minute
+        parts: dict[str, JsonValue] = {}
+        for name, part in self.parts.items():
+            described = part.about() if isinstance(part, Described) else {}
+            parts[name] = {"kind": parse_where(self.config.parts[name].where).kind, **described}
+        return {"limits": limits, "parts": parts}
+
     def counts(self) -> dict[str, float]:
         """Returns the sums of what the parts count, and the pairs that were asked about."""
         sums: dict[str, float] = {}
@@ -91,10 +107,41 @@ class CompositeScorer:
                     self._pooled(item, dict(zip(self.names, columns, strict=True)), rule)
                     for item, *columns in zip(items, *answers, strict=True)
                 ]
-        return tuple(map(self._less_length, items, scores))
+        price = self.config.length
+        if price is None:
+            return tuple(scores)
+        return tuple(less_length(price, *pair) for pair in zip(items, scores, strict=True))
+
+    @property
+    def compares(self) -> bool:
+        """Whether a temperature is fitted, by which score differences are probabilities."""
+        return self.config.fitted is not None and self.config.fitted.temperature is not None
+
+    async def compare(self, items: Sequence[Item]) -> list[Score]:
+        """Returns of each item of two responses the probability that the first is better."""
+        assert self.config.fitted is not None
+        temperature = self.config.fitted.temperature
+        assert temperature is not None
+        return [preference(a, b, temperature) for a, b in await self.score(items)]
+
+    def weighted(self, weights: Mapping[str, float]) -> CompositeScorer:
+        """Returns the same parts by other weights.
+
+        Args:
+            weights: by name of the part; one that is not named weighs 0.
+        """
+        parts = {
+            name: replace(part, weight=weights.get(name, 0.0))
+            for name, part in self.config.parts.items()
+        }
+        return CompositeScorer(replace(self.config, parts=parts), self.parts)
 
     async def _ask(
-        self, name: str, items: Sequence[Item], places: Sequence[Sequence[int]] | None = None
+        self,
+        name: str,
+        items: Sequence[Item],
+        places: Sequence[Sequence[int]] | None = None,
+        share: float = 1.0,
     ) -> list[PartScores]:
         """Returns a part's scores by item and response; none of the responses not asked about.
 
@@ -102,26 +149,35 @@ class CompositeScorer:
             name: of the part.
             items: whole.
             places: numbers of the responses of each item that it is asked about; None: all.
+            share: of the time that is left.
         """
         chosen = places or [range(len(item.responses)) for item in items]
         numbers = [number for number, at in enumerate(chosen) if at]
         by_item: list[PartScores] = [[None] * len(item.responses) for item in items]
         if not numbers:
             return by_item
-        answered = await self._call(name, [responses_of(items[i], chosen[i]) for i in numbers])
+        parts = [responses_of(items[number], chosen[number]) for number in numbers]
+        answered = await self._call(name, parts, share)
         for number, scores in zip(numbers, answered, strict=True):
             for place, score in zip(chosen[number], scores, strict=True):
                 by_item[number][place] = at_places(score, chosen[number])
         return by_item
 
-    async def _call(self, name: str, items: Sequence[Item]) -> Sequence[ItemScores]:
-        """Returns a part's scores of items; errors where it takes more than its time."""
-        seconds = self.config.parts[name].timeout
+    async def _call(
+        self, name: str, items: Sequence[Item], share: float = 1.0
+    ) -> Sequence[ItemScores]:
+        """Returns a part's scores of items; errors where it takes more than its time.
+
+        Its time is a share of what is left for the composite, or less by its own `timeout`.
+        """
+        timeout = self.config.parts[name].timeout
+        left = share * seconds_left()
+        seconds = left if timeout is None else min(left, timeout)
         try:
-            async with asyncio.timeout(seconds):
+            async with within(seconds):
                 return await self.parts[name].score(items)
         except TimeoutError:
-            late = Score(error=f"gave no score within {seconds} s", transient=True)
+            late = Score(error=f"gave no score within {seconds:.3g} s", transient=True)
             return [(late,) * len(item.responses) for item in items]
 
     def _pooled(
@@ -129,7 +185,7 @@ class CompositeScorer:
     ) -> ItemScores:
         """Returns the scores of an item whose parts have all been asked."""
         quorum = self.config.quorum or len(self.names)
-        scores_Kn = np.array([_numbers(answers[name]) for name in self.names])
+        scores_Kn = np.array([numbers_of(answers[name]) for name in self.names])
         parts_K, responses_n = usable(scores_Kn, quorum)
         names = [name for name, is_used in zip(self.names, parts_K, strict=True) if is_used]
         values_n = np.full(len(item.responses), np.nan)
@@ -137,7 +193,7 @@ class CompositeScorer:
             z_Kn = np.array([self._scaled(name, answers[name], responses_n) for name in names])
             with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is an error
                 values_n[responses_n] = pooled(rule, z_Kn, self._quorum_weights(names))
-        return _scores(values_n, answers)
+        return scores_of(values_n, answers)
 
     async def _behind_first(
         self, items: Sequence[Item], rule: GateRule | Hierarchy
@@ -152,13 +208,13 @@ class CompositeScorer:
         for number, first_scores in enumerate(first):
             by_name = {name: columns[number] for name, columns in zip(others, answers, strict=True)}
             values_n = self._behind(rule, first_scores, passed[number], by_name)
-            results.append(_scores(values_n, {rule.first: first_scores, **by_name}))
+            results.append(scores_of(values_n, {rule.first: first_scores, **by_name}))
         return results
 
     def _passes(self, rule: GateRule | Hierarchy, first: PartScores) -> Bools:
         """Returns which responses the other parts are asked about; none whose first score lacks."""
         if isinstance(rule, GateRule):
-            return _numbers(first) > rule.above
+            return numbers_of(first) > rule.above
         return self._scaled(rule.first, first) >= self._threshold(rule)
 
     def _behind(
@@ -171,14 +227,14 @@ class CompositeScorer:
         """Returns the values of one item's responses, NaN where one that is needed is missing."""
         names = list(others)
         z_An = np.full((len(names), len(first)), np.nan)
-        is_whole = passed_n & np.isfinite([_numbers(scores) for scores in others.values()]).all(0)
+        is_whole = passed_n & np.isfinite([numbers_of(scores) for scores in others.values()]).all(0)
         for row, name in zip(z_An, names, strict=True):
             row[is_whole] = self._scaled(name, others[name], is_whole)
         weights_A = self._weights(names)
         match rule:
             case GateRule():
                 values_n = np.where(passed_n, weights_A @ z_An, rule.otherwise)
-                return np.where(np.isnan(_numbers(first)), np.nan, values_n)
+                return np.where(np.isnan(numbers_of(first)), np.nan, values_n)
             case Hierarchy():
                 (weight,) = self._weights([rule.first])
                 z_n, level = self._scaled(rule.first, first), self._threshold(rule)
@@ -187,15 +243,19 @@ class CompositeScorer:
                 assert_never(rule)
 
     async def _first_whole(self, items: Sequence[Item]) -> list[ItemScores]:
-        """Returns the scores of the first part that has all of an item; else the first part's."""
+        """Returns the scores of the first part that has all of an item; else the first part's.
+
+        The parts that are left share the time that is left evenly, so that the last one has some.
+        """
         results: list[ItemScores | None] = [None] * len(items)
         answers: list[dict[str, PartScores]] = [{} for _ in items]
-        for name in self.names:
+        for number_of_part, name in enumerate(self.names):
             open_items = [number for number, result in enumerate(results) if result is None]
-            columns = await self._ask(name, [items[number] for number in open_items])
+            share = 1 / (len(self.names) - number_of_part)
+            columns = await self._ask(name, [items[i] for i in open_items], share=share)
             for number, scores in zip(open_items, columns, strict=True):
                 answers[number][name] = scores
-                if np.isfinite(_numbers(scores)).all():
+                if np.isfinite(numbers_of(scores)).all():
                     results[number] = self._of_one(name, answers[number])
         return [
             self._of_one(self.names[0], by_name) if result is None else result
@@ -204,10 +264,10 @@ class CompositeScorer:
 
     def _of_one(self, name: str, answers: Mapping[str, PartScores]) -> ItemScores:
         """Returns the scores of an item by one part, and errors where it has none."""
-        values_n = _numbers(answers[name])
+        values_n = numbers_of(answers[name])
         is_scored = np.isfinite(values_n)
         values_n[is_scored] = self._scaled(name, answers[name], is_scored)
-        return _scores(values_n, answers)
+        return scores_of(values_n, answers)
 
     async def _escalated(self, items: Sequence[Item], rule: Escalation) -> list[ItemScores]:
         """Returns the scores of the first part, with the second's evidence where it was asked."""
@@ -256,27 +316,12 @@ class CompositeScorer:
 
     def _scaled(self, name: str, scores: PartScores, used_n: Bools | None = None) -> Array:
         """Returns a part's scores in the unit of the file, clipped; of the used responses alone."""
-        numbers = _numbers(scores) if used_n is None else _numbers(scores)[used_n]
+        numbers = numbers_of(scores) if used_n is None else numbers_of(scores)[used_n]
         fit = self.config.fitted.parts[name] if self.config.fitted else None
         mean, deviation = (fit.mean, fit.deviation) if fit else (0.0, 1.0)
         z_n = scaled(numbers, self.config.scale, mean, deviation)
         clip = self.config.parts[name].clip
         return z_n if clip is None else np.clip(z_n, *clip)
-
-    def _less_length(self, item: Item, scores: ItemScores) -> ItemScores:
-        """Returns scores less the price of the length of their responses."""
-        price = self.config.length
-        if price is None:
-            return scores
-        if isinstance(item, Tokens):
-            why = "token ids have no characters, for which a composite's `length` takes a price"
-            return tuple(score if score.error else Score(error=why) for score in scores)
-        return tuple(
-            score
-            if score.score is None
-            else replace(score, score=score.score - price.of(len(response)))
-            for score, response in zip(scores, item.responses, strict=True)
-        )
 
 
 def part_weight(config: CompositeConfig, name: str) -> float:
@@ -285,19 +330,3 @@ def part_weight(config: CompositeConfig, name: str) -> float:
     if weight is not None:
         return weight
     return config.fitted.parts[name].weight if config.fitted else 1.0
-
-
-def _numbers(scores: PartScores) -> Array:
-    """Returns scores as numbers, NaN where one is missing or was not asked for."""
-    return np.array(
-        [np.nan if s is None or s.score is None else s.score for s in scores], np.float64
-    )
-
-
-def _scores(values_n: Array, answers: Mapping[str, PartScores]) -> ItemScores:
-    """Returns each response's value with its parts, or which part failed where it has none."""
-    results: list[Score] = []
-    for place, value in enumerate(values_n.tolist()):
-        by_name = {name: scores[place] for name, scores in answers.items()}
-        results.append(failure(by_name) if np.isnan(value) else composite_score(value, by_name))
-    return tuple(results)

@@ -135,8 +135,9 @@ class JudgeClient:
         """
         num_estimated = len(question.text) // TOKEN_CHARACTERS
         num_used = 0
+        seconds = ends - time.monotonic()
         try:
-            async with asyncio.timeout(ends - time.monotonic()):
+            async with asyncio.timeout(seconds):
                 await asyncio.sleep(self._tokens.take(num_estimated))
                 async with self._slots:
                     if self._max_cost and self.spending.cost >= self._max_cost:
@@ -145,9 +146,9 @@ class JudgeClient:
             num_used = self._spend(answer, num_estimated)
             return answer
         except TimeoutError as error:
-            LOG.warning("%s gave no answer within %g s", self._place, self.server.timeout)
-            late = f"{BEHIND} gave no answer within {self.server.timeout:g} s"
-            raise JudgeError(late, True) from error
+            late = f"gave no answer within {round(max(seconds, 0.0), 1):g} s"
+            LOG.warning("%s %s", self._place, late)
+            raise JudgeError(f"{BEHIND} {late}", True) from error
         finally:
             self._tokens.charge(num_used - num_estimated)
 

@@ -1,7 +1,6 @@
 """A judge as a scorer: questions by its mode, and scores from the verdicts.
 
-A response whose verdicts are missing has an error. A pair counts only where both orders have a
-verdict: one alone would give credit for a place.
+A response whose verdicts are missing has an error.
 """
 
 from __future__ import annotations
@@ -11,57 +10,27 @@ import os
 import random
 import time
 from collections.abc import Awaitable, Sequence
-from dataclasses import asdict, dataclass, replace
-from itertools import combinations
-from pathlib import Path
-from typing import TypeAlias
+from dataclasses import asdict, replace
 
-import numpy as np
+from pydantic import JsonValue
 
-from panoply.config.judge import JudgeConfig, Listwise, Pairwise, Pointwise
-from panoply.config.yaml_lines import read_settings, with_line
+from panoply.config.judge import Listwise, Pairwise, Pointwise
+from panoply.config.yaml_lines import with_line
+from panoply.scorers.deadline import seconds_left
 from panoply.scorers.judge.client import JudgeClient, JudgeError
+from panoply.scorers.judge.games import Games, PairTally, Result
 from panoply.scorers.judge.limited import check_speaks
 from panoply.scorers.judge.prompts import JudgePrompt
-from panoply.scorers.judge.ranking import (
-    bradley_terry,
-    games_of_ranking,
-    pairs_of,
-    weighted_mean,
-    win_share,
-)
+from panoply.scorers.judge.ranking import bradley_terry, pairs_of, weighted_mean, win_share
+from panoply.scorers.judge.settings import read_judge
 from panoply.scorers.judge.verdicts import Judge, Judged
-from panoply.types import Array
 from panoply.wire.breaker import CircuitState
 from panoply.wire.request import Chat, Item, Score, scored
 
-Result: TypeAlias = Judged | JudgeError
-
-
-@dataclass(slots=True)
-class PairTally:
-    """Verdicts on pairs since the start, by the order in which their responses were shown."""
-
-    pairs: int = 0
-    """Pairs that were judged in both orders."""
-    inconsistent_pairs: int = 0
-    """Pairs of which the order decided: twice the first one was better, or twice the second one."""
-    decided: int = 0
-    """Verdicts on a pair in one order that are no tie."""
-    preferred_first: int = 0
-    """Those that prefer the response shown first."""
-
-    def add(self, first: float, swapped: float) -> None:
-        """Counts a pair.
-
-        Args:
-            first: probability that the first response shown is better.
-            swapped: the same in the other order.
-        """
-        self.pairs += 1
-        self.inconsistent_pairs += (first - 0.5) * (swapped - 0.5) > 0
-        self.decided += (first != 0.5) + (swapped != 0.5)
-        self.preferred_first += (first > 0.5) + (swapped > 0.5)
+UNREADABLE = Score(
+    error="a judge reads a prompt's messages and its responses, no rendered text or tokens"
+)
+"""Score of what a judge cannot read."""
 
 
 class JudgeScorer:
@@ -80,8 +49,7 @@ class JudgeScorer:
             ValueError: "FILE:LINE: " and what is wrong with a setting, or with what it names.
             OSError: the file cannot be read.
         """
-        path = Path(file).expanduser()
-        self.config = read_settings(path, JudgeConfig)
+        path, self.config = read_judge(file)
         variable = self.config.server.address.key_variable
         api_key = os.environ.get(variable, "") if variable else ""
         with with_line(path):
@@ -103,6 +71,28 @@ class JudgeScorer:
         """Closes the connections."""
         await self.client.close()
 
+    def about(self) -> dict[str, JsonValue]:
+        """Returns the limits of its server that are set, and its prices of a million tokens."""
+        server = self.config.server
+        limits: dict[str, JsonValue] = {
+            "requests_at_once": server.concurrency,
+            "seconds": server.timeout,
+        }
+        bounds = {
+            "requests_a_second": server.requests_per_second,
+            "tokens_a_second": server.tokens_per_second,
+            "cost_in_all": server.max_cost,
+        }
+        limits |= {name: bound for name, bound in bounds.items() if bound}
+        if not isinstance(self.config.mode, Pointwise):
+            limits["responses_to_a_prompt"] = self.config.mode.max_responses
+        prices = {
+            "for_a_million_tokens_read": server.input_price,
+            "for_a_million_tokens_written": server.output_price,
+        }
+        cost: dict[str, JsonValue] = {name: price for name, price in prices.items() if price}
+        return {"limits": limits, "cost": cost}
+
     def counts(self) -> dict[str, float]:
         """Returns answers, tokens, costs and verdicts on pairs since the start, by name."""
         counts: dict[str, float] = {**asdict(self.client.spending), **asdict(self.pairs)}
@@ -110,14 +100,30 @@ class JudgeScorer:
 
     async def score(self, items: Sequence[Item]) -> tuple[tuple[Score, ...], ...]:
         """Returns the scores of all items; those that failed as errors of their response."""
-        ends = time.monotonic() + self.config.server.timeout
+        ends = self._ends()
         return tuple(await asyncio.gather(*(self._item(item, ends) for item in items)))
+
+    @property
+    def compares(self) -> bool:
+        """Whether it judges responses against each other, and says which is better."""
+        return not isinstance(self.config.mode, Pointwise)
+
+    async def compare(self, items: Sequence[Item]) -> list[Score]:
+        """Returns of each item of two responses the probability that the first is better.
+
+        It is the mean of both orders, which stand beside it, over all votes.
+        """
+        ends = self._ends()
+        return await asyncio.gather(*(self._comparison(item, ends) for item in items))
+
+    def _ends(self) -> float:
+        """Returns the time of `time.monotonic` after which no verdict is waited for."""
+        return time.monotonic() + min(self.config.server.timeout, seconds_left())
 
     async def _item(self, item: Item, ends: float) -> tuple[Score, ...]:
         num = len(item.responses)
         if not isinstance(item, Chat) or not item.prompt:
-            why = "a judge reads a prompt's messages and its responses, no rendered text or tokens"
-            return (Score(error=why),) * num
+            return (UNREADABLE,) * num
         match self.config.mode:
             case Pointwise():
                 alone = [self._alone(item, place, ends) for place in range(num)]
@@ -154,11 +160,37 @@ class JudgeScorer:
         return _with_details(score, results)
 
     async def _group(self, item: Chat, mode: Pairwise | Listwise, ends: float) -> tuple[Score, ...]:
-        """Returns the scores of responses that are judged against each other.
+        """Returns the scores of responses that are judged against each other."""
+        games = await self._games_of(item, mode, ends)
+        rule = win_share if mode.scores == "win_share" else bradley_terry
+        scores: list[Score] = []
+        for place, value in enumerate(rule(games.wins_nn, games.games_nn)):
+            results = games.results_n[place]
+            if self._are_enough(games.num_held_n[place], games.num_expected_n[place]):
+                scores.append(_with_details(scored(float(value)), results))
+            else:
+                scores.append(_missing(results))
+        return tuple(scores)
+
+    async def _comparison(self, item: Item, ends: float) -> Score:
+        """Returns the probability that the first of two responses is better, or an error."""
+        mode = self.config.mode
+        assert not isinstance(mode, Pointwise)
+        if not isinstance(item, Chat) or not item.prompt:
+            return UNREADABLE
+        games = await self._games_of(item, mode, ends)
+        results = games.results_n[0]
+        if not self._are_enough(games.num_held_n[0], games.num_expected_n[0]):
+            return _missing(results)
+        value = win_share(games.wins_nn, games.games_nn)[0]
+        score = _with_details(scored(float(value)), results, is_pair=True)
+        return replace(score, details=replace(score.details, orders=games.by_order()))
+
+    async def _games_of(self, item: Chat, mode: Pairwise | Listwise, ends: float) -> Games:
+        """Returns what came of judging responses against each other.
 
         Those of a round are shown in an order, and in the reverse of it.
         """
-        num = len(item.responses)
         criteria = self.config.rubric.criteria if self.config.rubric else ()
         rounds = self._rounds(item, mode)
         questions: list[Awaitable[Result]] = []
@@ -167,28 +199,10 @@ class JudgeScorer:
             questions.append(self.judge.judge(item, places[::-1], criteria, vote, ends))
         results = await asyncio.gather(*questions)
 
-        wins_nn, games_nn = np.zeros((num, num)), np.zeros((num, num))
-        results_n: list[list[Result]] = [[] for _ in range(num)]
-        num_held_n, num_expected_n = [0] * num, [0] * num
+        games = Games(len(item.responses), mode, self.pairs)
         for (places, _), first, reverse in zip(rounds, results[::2], results[1::2], strict=True):
-            for place in places:
-                results_n[place] += [first, reverse]
-                num_expected_n[place] += 1
-            if not isinstance(first, Judged) or not isinstance(reverse, Judged):
-                continue
-            for place in places:
-                num_held_n[place] += 1
-            square = np.ix_(places, places)
-            wins_nn[square] += self._wins(first, reverse)
-            games_nn[square] += 1 - np.eye(len(places))
-        rule = win_share if mode.scores == "win_share" else bradley_terry
-        scores: list[Score] = []
-        for place, value in enumerate(rule(wins_nn, games_nn)):
-            if self._are_enough(num_held_n[place], num_expected_n[place]):
-                scores.append(_with_details(scored(float(value)), results_n[place]))
-            else:
-                scores.append(_missing(results_n[place]))
-        return tuple(scores)
+            games.add(places, first, reverse)
+        return games
 
     def _rounds(self, item: Chat, mode: Pairwise | Listwise) -> list[tuple[tuple[int, ...], int]]:
         """Returns the places of the responses that are shown together, with the number of the vote.
@@ -206,23 +220,6 @@ class JudgeScorer:
             random.Random(key).shuffle(order)
             rounds.append((tuple(order), vote))
         return rounds
-
-    def _wins(self, first: Judged, reverse: Judged) -> Array:
-        """Returns who won against whom `[m, m]` in a round of m responses, in the first order.
-
-        Each pair of it is counted, by the order in which it was shown.
-        """
-        first_mm = self._games(first)
-        reverse_mm = self._games(reverse)[::-1, ::-1]
-        for i, j in combinations(range(len(first_mm)), 2):
-            self.pairs.add(float(first_mm[i, j]), float(reverse_mm[j, i]))
-        return (first_mm + reverse_mm) / 2
-
-    def _games(self, judged: Judged) -> Array:
-        if isinstance(self.config.mode, Listwise):
-            return games_of_ranking(judged.numbers)
-        p_first = judged.numbers[0]
-        return np.array([[0.0, p_first], [1 - p_first, 0.0]])
 
     def _are_enough(self, num: int, num_expected: int) -> bool:
         """Returns whether a response has as many verdicts as the settings want."""
@@ -242,8 +239,14 @@ def _missing(results: Sequence[Result]) -> Score:
     return Score(error=why, transient=any(error.transient for error in errors))
 
 
-def _with_details(score: Score, results: Sequence[Result]) -> Score:
-    """Returns a score with its verdicts, and its share of what they cost now."""
+def _with_details(score: Score, results: Sequence[Result], *, is_pair: bool = False) -> Score:
+    """Returns a score with its verdicts, and its share of what they cost now.
+
+    Args:
+        score: of a response.
+        results: from which it comes.
+        is_pair: whether it is of both responses that were shown, and has the whole cost.
+    """
     if score.error:
         return score
     judged = _judged(results)
@@ -255,7 +258,7 @@ def _with_details(score: Score, results: Sequence[Result]) -> Score:
     }
     costs: list[float | None] = []
     for result in judged:
-        share = 1 / len(result.verdict.shown)
+        share = 1.0 if is_pair else 1 / len(result.verdict.shown)
         if result.is_cached:
             usage["cached"] += share
             continue

@@ -1,0 +1,1 @@
+"""Composites: several scorers in one, by a rule that a file names."""
