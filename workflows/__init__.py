@@ -27,6 +27,8 @@ ALONE = {
     # Workers that train together connect to each other past Ray.
     "GLOO_SOCKET_IFNAME": LOOPBACK,
     "NCCL_SOCKET_IFNAME": LOOPBACK,
+    # glibc keeps freed memory for each of up to 8 threads a core; a server's never gives it back.
+    "MALLOC_ARENA_MAX": "2",
     # Connections that never send a whole head are closed.
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "actors.slow_clients:install",
     # Ray warns of its own actor pools on the terminal, and offers no other switch.
