@@ -534,7 +534,9 @@ def answer_of_each_kind(request):
     ]
     rows = {
         "pairs": [Score(score=1 - i / 2, details=each) for i, each in enumerate(judged)],
-        "both": [scored(i, objectives={"model": i + 0.5, "length": 3.0}) for i in range(3)],
+        "both": [
+            scored(i, objectives={"model": i + 0.5, "length": 3.0}, spread=i / 3) for i in range(3)
+        ],
         "math": [
             scored(0.25, steps=(0.5, 0.25)),
             Score(error="step 2 has no score", details=Details(steps=(0.75, None))),
@@ -584,6 +586,11 @@ def test_what_stands_behind_a_score_is_shown_for_each_kind_of_scorer(visit):
         }
         assert costs["judge's answers"] == ["4", "-", "-"]
         assert costs["cost"] == ["0.01", "-", "-"]
+        assert page.get_by_text("members deviate by").all_inner_texts() == [
+            "rank 3, members deviate by 0",
+            "rank 2, members deviate by 0.333",
+            "best, members deviate by 0.667",
+        ]
         assert page.said == []
         page.set_viewport_size({"width": 320, "height": 740})
         assert page.evaluate("document.documentElement.scrollWidth") <= 320

@@ -5,7 +5,7 @@ import { letter } from "./numbers.js";
 import { showAnswer } from "./results.js";
 
 const API = new URL("../v1/", import.meta.url); // beside this folder, whatever the route prefix
-const DETAILS = ["objectives", "gate", "drivers", "provenance", "verdicts", "usage", "steps"];
+const DETAILS = ["objectives", "gate", "drivers", "provenance", "verdicts", "usage", "spread", "steps"];
 const FEWEST = 2; // responses
 const MOST = 26; // letters
 

@@ -115,7 +115,7 @@ function judgesCosts(columns) {
 }
 
 function scoreCell({ scores, raw }, i) {
-  const { score, error, transient, num_cut: numCut } = scores[i];
+  const { score, error, transient, spread, num_cut: numCut } = scores[i];
   if (score === null) {
     const why = element("small", {}, error + (transient ? "; trying again may help" : ""));
     return element("td", { className: "missing" }, element("b", {}, "no score"), why);
@@ -123,11 +123,12 @@ function scoreCell({ scores, raw }, i) {
   const rank = ranks(raw)[i];
   const tied = raw.filter((other) => other === score).length > 1 ? ", tied" : "";
   const cut = numCut ? `, ${plural(numCut, "token")} cut off` : "";
+  const apart = Number.isFinite(spread) ? `, members deviate by ${+spread.toPrecision(3)}` : "";
   return element(
     "td",
     { className: rank === 1 ? "best" : "" },
     element("b", {}, score.toFixed(scoreDecimals(raw.filter((other) => other !== null)))),
-    element("small", {}, (rank === 1 ? "best" : `rank ${rank}`) + tied + cut),
+    element("small", {}, (rank === 1 ? "best" : `rank ${rank}`) + tied + cut + apart),
   );
 }
 
