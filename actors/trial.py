@@ -75,18 +75,23 @@ class TrialTrainer(RewardTrainer):
 def eval_results(history: Sequence[Mapping[str, Any]], task: TrainTask) -> list[dict[str, Any]]:
     """Returns the result of each evaluation: log loss of the parameters to keep, and the progress.
 
+    Each has both of all evaluations so far too, as `curve`.
+
     Progress is in percent of all steps, hence of all pairs, so that ASHA compares trials whose
     steps hold different numbers of pairs.
     """
     total = num_steps(task.config, len(task.pairs.train))
     losses: list[float] = []
+    curve: list[tuple[float, float]] = []
     results: list[dict[str, Any]] = []
     for step in history:
         if "select_loss" in step:
             losses.append(step["select_loss"])
             kept = min(losses) if task.config.schedule.keep_best else losses[-1]
             percent = 100 * ((step["step"] + 1) / total)
-            results.append({"select_loss": kept, "percent": percent, "losses": list(losses)})
+            curve.append((percent, kept))
+            result = {"select_loss": kept, "percent": percent}
+            results.append(result | {"losses": list(losses), "curve": list(curve)})
     return results
 
 

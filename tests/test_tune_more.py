@@ -10,6 +10,7 @@ import time
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -43,7 +44,7 @@ from panoply.report.figures import picture
 from panoply.report.progress import RunLogger
 from panoply.report.trials import Trial, best, search_curves, search_table, trials_table
 from tests.builders.preference_runs import small_config, write_pairs
-from workflows.tune_more import prepare, run_tune_more, sampler, space, suggest
+from workflows.tune_more import ResumedASHA, prepare, run_tune_more, sampler, space, suggest
 
 EMBEDDED = TUNE_MORE["embedded"][1]
 POINT = {
@@ -231,9 +232,24 @@ def test_an_evaluation_reports_the_loss_that_would_be_kept(tmp_path, tiny_model_
         history[step]["select_loss"] = loss
     last = eval_results(history, task)
     assert [result["select_loss"] for result in last] == [0.7, 0.6, 0.65]
-    assert [result["percent"] for result in last] == [200 / steps, 400 / steps, 100]
+    percents = [200 / steps, 400 / steps, 100]
+    assert [result["percent"] for result in last] == percents
+    assert last[-1]["curve"] == list(zip(percents, [0.7, 0.6, 0.65], strict=True))
     kept = replace(task.config, schedule=replace(task.config.schedule, keep_best=True))
     assert eval_results(history, replace(task, config=kept))[-1]["select_loss"] == 0.6
+
+
+@pytest.mark.parametrize("is_resumed", [False, True])
+def test_a_trial_is_compared_with_those_that_ended_before_a_restart(is_resumed):
+    scheduler = ResumedASHA("percent", "select_loss", "min", grace_period=50, reduction_factor=2)
+    curve = [(50.0, 0.5), (100.0, 0.4)]
+    if is_resumed:
+        ended = SimpleNamespace(trial_id="a", status="TERMINATED", last_result={"curve": curve})
+        scheduler.on_trial_add(None, ended)
+    trial = SimpleNamespace(trial_id="b", status="PENDING")
+    scheduler.on_trial_add(None, trial)
+    decision = scheduler.on_trial_result(None, trial, {"percent": 50.0, "select_loss": 0.6})
+    assert decision == ("STOP" if is_resumed else "CONTINUE")
 
 
 def outcomes(folder: Path):
@@ -339,12 +355,14 @@ def test_a_killed_search_goes_on_and_ends_as_an_undisturbed_one(searched, tmp_pa
     given = pickle.dumps((cut, PREFERENCE["more"][1])).hex()
     env = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "PYTHONPATH": "."}
     driver = subprocess.Popen([sys.executable, "-c", code, given], env=env)
-    trials = Path(cut.out) / "trials"
-    while len(done := list(trials.glob(f"*/{DONE}"))) < 1:
+    snapshots = Path(cut.out) / "search" / "tpe"
+    while not any("TERMINATED" in s.read_text() for s in snapshots.glob("experiment_state*.json")):
         assert driver.poll() is None
         time.sleep(0.1)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
+    done = list((Path(cut.out) / "trials").glob(f"*/{DONE}"))
+    assert done
     assert settled(), left_behind()
     made = {path: path.stat().st_mtime_ns for path in done}
     run_tune_more(cut, PREFERENCE["more"][1], RunLogger())

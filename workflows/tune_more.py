@@ -37,6 +37,7 @@ from optuna.distributions import (
 )
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from ray import tune
+from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
@@ -246,7 +247,7 @@ def search(
                         points_to_evaluate=[dict(defaults)],
                         sampler=sampler(name, config),
                     ),
-                    scheduler=ASHAScheduler(
+                    scheduler=ResumedASHA(
                         time_attr="percent",
                         metric="select_loss",
                         mode="min",
@@ -265,8 +266,32 @@ def search(
                     verbose=0,
                 ),
             )
-        results = tuner.fit()
-    return [read_trial(name, number, results[number]) for number in range(len(results))]
+        results = sorted(tuner.fit(), key=place)
+    return [read_trial(name, number, result) for number, result in enumerate(results)]
+
+
+def place(result: tune.Result) -> int:
+    """Returns the place of a trial in its search, by the name of its folder.
+
+    After a restart Ray Tune lists the latest trials first.
+    """
+    return int(Path(result.path).name.removeprefix("train_trial_").split("_")[1])
+
+
+class ResumedASHA(ASHAScheduler):
+    """ASHA that is told again, after a restart, what trials that ended have reported.
+
+    Ray Tune saves trials and not their scheduler, which would compare the next ones with nothing. A
+    trial that had not ended reports all of its evaluations again.
+    """
+
+    def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:
+        """Takes a trial, and the evaluations of one that ended before this process."""
+        super().on_trial_add(tune_controller, trial)
+        if trial.status == TuneTrial.TERMINATED:
+            for percent, loss in trial.last_result.get("curve", ()):
+                result = {"percent": percent, "select_loss": loss}
+                self.on_trial_result(tune_controller, trial, result)
 
 
 def space(config: TuneConfig) -> dict[str, CategoricalDistribution | FloatDistribution]:
