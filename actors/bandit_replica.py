@@ -11,10 +11,10 @@ from typing import Any
 from pydantic import JsonValue
 from ray.serve.handle import DeploymentHandle
 
-from actors.bandit_contexts import open_contexts
+from actors.bandit_contexts import num_features, open_contexts
 from actors.composite_replica import ModelHandle, ModelPart
 from actors.function_replica import FunctionReplica
-from actors.online_bandit import RemoteBandit
+from actors.online_bandit import OnlineBanditActor, RemoteBandit
 from panoply.config.serve import ServedModelConfig
 from panoply.scorers.bandit.opening import open_arms, read_bandit
 from panoply.scorers.bandit.scorer import BanditScorer, Decider
@@ -34,7 +34,7 @@ class BanditReplica(FunctionReplica):
         keys: Keys = NO_KEYS,
         models: Mapping[str, ModelHandle] | None = None,
         *,
-        bandit: DeploymentHandle[Any] | Decider,
+        bandit: DeploymentHandle[Any] | Decider | None = None,
     ) -> None:
         """Opens the arms, and loads the model of the context where there is one.
 
@@ -42,14 +42,15 @@ class BanditReplica(FunctionReplica):
             config: the bandit's settings.
             keys: API keys of endpoints, where the environment of this process lacks them.
             models: the reward models among the arms, by their WHERE.
-            bandit: chooses and learns.
+            bandit: chooses and learns for all replicas; a replica that is the only one does so
+                itself, without one.
 
         Raises:
             ValueError, OSError: a setting is wrong, or an arm cannot be opened.
         """
         if isinstance(bandit, DeploymentHandle):
             bandit = RemoteBandit(bandit.decide.remote, bandit.learn.remote)
-        self.bandit = bandit
+        self.given = bandit
         handles = models or {}
         super().__init__(config, keys, lambda arm: ModelPart(arm.name, handles[arm.where]))
 
@@ -64,7 +65,12 @@ class BanditReplica(FunctionReplica):
             return open_scorer(replace(config, name=name, where=place), open_model=open_model)
 
         arms = open_arms(file, settings, open_arm)
-        return BanditScorer(settings, arms, open_contexts(settings.context), self.bandit)
+        contexts = open_contexts(settings.context)
+        bandit = self.given
+        if bandit is None:
+            own = OnlineBanditActor(config.name, str(file), num_features(settings.context))
+            bandit = RemoteBandit(own.decide, own.learn)
+        return BanditScorer(settings, arms, contexts, bandit)
 
     def about(self) -> dict[str, JsonValue]:
         """Returns the kind, the arms, and what the bandit learns from."""
@@ -88,7 +94,8 @@ class BanditReplica(FunctionReplica):
         """Returns what becomes of outcomes; or why nothing does, as a value."""
         try:
             async with asyncio.timeout(request.timeout):
-                return await self.bandit.learn(request.caller, request.outcomes)
+                assert isinstance(self.scorer, BanditScorer)
+                return await self.scorer.bandit.learn(request.caller, request.outcomes)
         except RequestError as error:
             return error
         except TimeoutError:

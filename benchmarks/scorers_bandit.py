@@ -118,7 +118,7 @@ class Asker:
 def restart_seconds(process: subprocess.Popen[bytes], asker: Asker) -> float:
     """Returns the time from the death of the bandit's process to the next answer."""
     for child in psutil.Process(process.pid).children(recursive=True):
-        if "ServeReplica:panoply-model-router:Bandit" in " ".join(child.cmdline()):
+        if "ServeReplica:panoply-model-router:" in " ".join(child.cmdline()):
             child.kill()
     begun = time.perf_counter()
     asker.ask("router")

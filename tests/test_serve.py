@@ -47,6 +47,13 @@ context: {kind: words}
 hold_seconds: 30
 log: log
 """
+WIDE = """\
+arms:
+  length: {where: "function:panoply.serve.verifiers:length"}
+  number: {where: "function:panoply.serve.verifiers:last_number"}
+bandit: {kind: uniform}
+log: wide
+"""
 RESPONSES = ("Ten minutes.", "No.", "", "Put it into boiling water, and wait.")
 
 
@@ -62,13 +69,14 @@ def served_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def served(cluster, tiny_model_folder, served_folder):
-    """A scalar model with two replicas, a gated one, a function, a composite, a bandit, a wreck."""
+    """A scalar model and a bandit of two replicas, and one of each other kind, and a wreck."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_folder)
     root = served_folder
     save_small(root / "scalar", tokenizer)
     make_run(root / "gated", tokenizer)
     (root / "both.yaml").write_text(BOTH)
     (root / "router.yaml").write_text(ROUTER)
+    (root / "wide.yaml").write_text(WIDE)
     (root / "broken").mkdir()
     (root / "broken" / "panoply.json").write_text("{}")
     config = ServeConfig(
@@ -78,6 +86,7 @@ def served(cluster, tiny_model_folder, served_folder):
             "length=function:panoply.serve.verifiers:length",
             f"both=combine:{root}/both.yaml",
             f"router=bandit:{root}/router.yaml",
+            f"wide=bandit:{root}/wide.yaml",
             f"broken={root}/broken",
         ),
         port=PORT,
@@ -85,7 +94,7 @@ def served(cluster, tiny_model_folder, served_folder):
     )
     two = ScalingConfig(min_replicas=2, max_replicas=2, cpus=0.1)
     models = [resolve_model(model, is_served=True) for model in config.served_models()]
-    models = [replace(m, scaling=two) if m.name == "scalar" else m for m in models]
+    models = [replace(m, scaling=two) if m.name in ("scalar", "wide") else m for m in models]
     with deployed(models, config):
         wait_until(lambda: all(s != "starting" for s in seen().values()), seconds=300)
         yield load_reward_model(root / "scalar")
@@ -259,17 +268,16 @@ def tell_router(*entries):
 def test_a_bandit_that_is_killed_goes_on_from_its_log_and_takes_each_outcome_once(
     served, served_folder
 ):
-    """Ask, tell late, twice and out of order, kill it and its replica; replay what is left."""
+    """Ask, tell late, twice and out of order, kill it twice; replay what is left."""
     about = httpx2.get(f"{URL}/v1/models/router").json()
     arms = tuple(about["arms"])
     assert (about["kind"], arms, about["bandit"]) == ("bandit", ("model", "length"), "thompson")
     entries = [ask_router(served, i) for i in range(6)]
     assert tell_router(entries[4], entries[1]) == ["counted", "counted"]
-    kill("panoply-model-router", "Bandit")
+    kill("panoply-model-router", "RewardModel")
     assert ask_router(served, 0)["decision"] == entries[0]["decision"]  # held beyond the death
     assert tell_router(entries[1], entries[0]) == ["repeated", "counted"]
     kill("panoply-model-router", "RewardModel")
-    kill("panoply-model-router", "Bandit")
     entries += [ask_router(served, i) for i in range(6, 9)]
     statuses = tell_router(*entries[6:], entries[4], entries[5])
     assert statuses == ["counted"] * 3 + ["repeated", "counted"]
@@ -297,6 +305,19 @@ def test_a_bandit_that_is_killed_goes_on_from_its_log_and_takes_each_outcome_onc
     assert live.status().state == state_version(replay(record, initial_state(selector, 2, size)))
     answer = httpx2.post(f"{URL}/models/router/classify", json={"input": ["a"]}, timeout=60)
     assert (answer.status_code, "another server" in answer.text) == (503, True)  # this process
+
+
+def test_one_process_decides_for_all_replicas_of_a_bandit_and_is_started_again(served):
+    def ask(i):
+        items = [{"prompt": prompt(i), "responses": ["1", "22"]}]
+        payload = {"models": ["wide"], "items": items}
+        answer = httpx2.post(f"{URL}/v1/rewards", json=payload, timeout=60)
+        return answer.json()["results"][0]["items"][0][0]["decision"]
+
+    decisions = [ask(i) for i in range(12)]
+    assert [int(name.partition("-")[0], 16) for name in decisions] == [*range(12)]
+    kill("panoply-model-wide", "Bandit")
+    assert [ask(i) for i in range(12)] == decisions  # held beyond the death
 
 
 def test_metrics_of_all_nodes_are_relayed(served):

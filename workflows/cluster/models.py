@@ -151,8 +151,8 @@ def _bandit_app(
 ) -> Application:
     """Returns the application of a bandit: replicas that ask, the one that decides, and models.
 
-    The one that decides and writes the log is a deployment of one replica, which Serve starts again
-    where it dies.
+    One process decides and writes the log: the replica where there is only one, which saves a hop
+    between processes, or a deployment of its own. Serve starts it again where it dies.
     """
     from actors.bandit_contexts import num_features
     from actors.bandit_replica import BanditReplica
@@ -160,6 +160,11 @@ def _bandit_app(
 
     settings = read_bandit(file)
     parts = _part_apps(config, deployment)
+    asking = deployment(BanditReplica)
+    if parts and not isinstance(settings.context, StateContext):
+        asking = asking.options(ray_actor_options={"num_cpus": 0})
+    if config.scaling.max_replicas == 1:
+        return asking.bind(config, keys, parts)
     deciding = serve.deployment(
         name=BANDIT,
         num_replicas=1,
@@ -172,9 +177,6 @@ def _bandit_app(
     bandit = deciding(OnlineBanditActor).bind(
         config.name, str(file), num_features(settings.context)
     )
-    asking = deployment(BanditReplica)
-    if parts and not isinstance(settings.context, StateContext):
-        asking = asking.options(ray_actor_options={"num_cpus": 0})
     return asking.bind(config, keys, parts, bandit=bandit)
 
 
