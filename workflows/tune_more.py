@@ -228,13 +228,15 @@ def search(
         tune.with_parameters(train_trial, task=base, search=config), resources
     )
     path = str(folder / name)
+    # Without a snapshot Ray Tune would restore a search of one trial.
+    is_begun = any((folder / name).glob("experiment_state-*.json"))
 
     def trials_begun() -> int:
         return sum(entry.is_dir() for entry in (folder / name).glob("train_trial_*"))
 
     bar = polled_bar(logger, f"trials of search {name}", config.num_trials, trials_begun)
     with tune_settings(), bar:
-        if tune.Tuner.can_restore(path):
+        if is_begun and tune.Tuner.can_restore(path):
             tuner = tune.Tuner.restore(path, trainable, resume_errored=True)
         else:
             tuner = tune.Tuner(
