@@ -268,7 +268,8 @@ def search(
                     verbose=0,
                 ),
             )
-        results = sorted(tuner.fit(), key=place)
+        grid = tuner.fit()
+    results = sorted((grid[i] for i in range(len(grid))), key=place)
     return [read_trial(name, number, result) for number, result in enumerate(results)]
 
 
