@@ -50,7 +50,7 @@ class BanditReplica(FunctionReplica):
         """
         if isinstance(bandit, DeploymentHandle):
             bandit = RemoteBandit(bandit.decide.remote, bandit.learn.remote)
-        self.given = bandit
+        self.decider = bandit
         handles = models or {}
         super().__init__(config, keys, lambda arm: ModelPart(arm.name, handles[arm.where]))
 
@@ -66,11 +66,11 @@ class BanditReplica(FunctionReplica):
 
         arms = open_arms(file, settings, open_arm)
         contexts = open_contexts(settings.context)
-        bandit = self.given
-        if bandit is None:
-            own = OnlineBanditActor(config.name, str(file), num_features(settings.context))
-            bandit = RemoteBandit(own.decide, own.learn)
-        return BanditScorer(settings, arms, contexts, bandit)
+        decider = self.decider
+        if decider is None:
+            actor = OnlineBanditActor(config.name, str(file), num_features(settings.context))
+            decider = RemoteBandit(actor.decide, actor.learn)
+        return BanditScorer(settings, arms, contexts, decider)
 
     def about(self) -> dict[str, JsonValue]:
         """Returns the kind, the arms, and what the bandit learns from."""
