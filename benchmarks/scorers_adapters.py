@@ -40,7 +40,12 @@ from benchmarks import harness
 from benchmarks.harness import over_repeats, print_figures, run, setting, write_figures
 from panoply.config import Rendering
 from panoply.config.preference import Lora, TrainedBackboneConfig
-from panoply.config.serve import ScalingConfig, ServedModelConfig, SharedBackboneConfig
+from panoply.config.serve import (
+    BatchConfig,
+    ScalingConfig,
+    ServedModelConfig,
+    SharedBackboneConfig,
+)
 from panoply.hub.artefact.manifest import ScalarManifest
 from panoply.hub.artefact.members import HEAD, save_adapter_members
 from panoply.hub.artefact.scalar import save_scalar_model
@@ -48,8 +53,6 @@ from panoply.hub.policy.trainable import TrainableModel, load_trainable
 from panoply.serve.calls import ReplicaRequest, bucket_of
 from panoply.wire.request import Chat, RequestError
 
-CONCURRENCY = 16
-"""Requests in progress at a time."""
 WORDS = ("the", "egg", "boils", "in", "hot", "water", "for", "ten", "minutes", "and", "cools")
 RENDERING = Rendering(max_prompt_tokens=1024, max_response_tokens=512)
 
@@ -70,6 +73,11 @@ class Options(harness.Options):
     """Words of a response."""
     threads: int = 2
     """Threads of a replica."""
+    concurrency: int = 16
+    """Requests in progress at a time."""
+    max_seconds: float = 0.5
+    """Target seconds of a batch. Where it is about one request, rounding to whole requests decides
+    how many a batch holds, and so the figures."""
     repeats: int = 3
     """Times that each load is measured, in turn."""
 
@@ -136,14 +144,16 @@ def manifest_of(trainable: TrainableModel, members: Any) -> ScalarManifest:
 def config_of(folder: Path, options: Options) -> ServedModelConfig:
     """Returns the settings of a model under the name of its folder."""
     scaling = ScalingConfig(cpus=options.threads)
-    return ServedModelConfig(name=folder.name, where=str(folder), scaling=scaling)
+    batch = BatchConfig(max_seconds=options.max_seconds)
+    return ServedModelConfig(name=folder.name, where=str(folder), scaling=scaling, batch=batch)
 
 
 async def shared_replica(adapters: Sequence[Path], options: Options) -> SharedBackboneReplica:
     """Returns a replica of the shared backbone with all models loaded."""
     scaling = ScalingConfig(cpus=options.threads)
+    batch = BatchConfig(max_seconds=options.max_seconds)
     replica = SharedBackboneReplica(
-        SharedBackboneConfig(name="b", key="b", models={}, scaling=scaling)
+        SharedBackboneConfig(name="b", key="b", models={}, scaling=scaling, batch=batch)
     )
     models = {folder.name: asdict(config_of(folder, options)) for folder in adapters}
     await replica.reconfigure({"models": models})
@@ -235,7 +245,7 @@ async def throughput(adapters: Sequence[Path], merged: Path, options: Options) -
     scores: dict[str, list[float]] = {}
     for repeat in range(options.repeats + 1):
         for kind in list(kinds) if repeat % 2 else list(kinds)[::-1]:
-            spent, scores[kind] = await timed(kinds[kind], requests)
+            spent, scores[kind] = await timed(kinds[kind], requests, options.concurrency)
             if repeat:  # the first warms up
                 seconds[kind].append(spent)
                 print(f"{kind}, time {repeat}: {spent:.2f} s", flush=True)
@@ -254,13 +264,15 @@ async def throughput(adapters: Sequence[Path], merged: Path, options: Options) -
     return figures
 
 
-async def timed(ask: Any, requests: Sequence[ReplicaRequest]) -> tuple[float, list[float]]:
+async def timed(
+    ask: Any, requests: Sequence[ReplicaRequest], concurrency: int
+) -> tuple[float, list[float]]:
     """Returns the seconds of a load and its scores.
 
     Raises:
         RuntimeError: a request was refused or a score is missing.
     """
-    turns = asyncio.Semaphore(CONCURRENCY)
+    turns = asyncio.Semaphore(concurrency)
 
     async def answered(number: int, request: ReplicaRequest) -> list[float]:
         async with turns:

@@ -7,7 +7,9 @@ number), how often the order of two responses decides, and how often the first o
 
     number         each response alone, a number from 1 to 10, as JSON
     pair           both responses, A or B, as JSON
-    probabilities  both responses, the probabilities of A and B where the answer begins
+    probabilities  both responses, the probabilities of A and B where the answer begins, which have
+                   to be .5 together
+    any mass       the same, however little A and B have together
 
 Pairs are the first with few characters, so that a run takes minutes on two cores.
 """
@@ -37,6 +39,13 @@ from tests.builders.judge_server import completion, judging
 ASK = "{{ prompt }}\n\n"
 BOTH = ASK + "Answer A:\n{{ first }}\n\nAnswer B:\n{{ second }}\n\n"
 JSON = {"kind": "json", "structured": "none", "reason": False}
+LETTER = {"kind": "pattern", "pattern": r"\A\s*(\S+)", "probabilities": True}
+BY_LETTER = {
+    "mode": {"kind": "pairwise"},
+    "labels": {"A": 1.0, "B": 0.0},
+    "prompt": BOTH + "Which answer is more helpful? Write the letter A or B and nothing else.",
+    "sampling": {"max_tokens": 1},
+}
 JUDGES: Mapping[str, Mapping[str, Any]] = {
     "number": {
         "prompt": ASK + "{{ response }}\n\nHow helpful is this answer? {{ answer_format }}",
@@ -50,13 +59,8 @@ JUDGES: Mapping[str, Mapping[str, Any]] = {
         "answer": JSON,
         "sampling": {"max_tokens": 24},
     },
-    "probabilities": {
-        "mode": {"kind": "pairwise"},
-        "labels": {"A": 1.0, "B": 0.0},
-        "prompt": BOTH + "Which answer is more helpful? Write the letter A or B and nothing else.",
-        "answer": {"kind": "pattern", "pattern": r"\A\s*(\S)", "probabilities": True},
-        "sampling": {"max_tokens": 1},
-    },
+    "probabilities": {**BY_LETTER, "answer": LETTER},
+    "any mass": {**BY_LETTER, "answer": {**LETTER, "min_mass": 1e-6}},
 }
 Reply: TypeAlias = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
