@@ -112,4 +112,4 @@ def test_contextual_choice_wins_where_contexts_tell_sources_and_nothing_where_th
 def test_the_same_seed_gives_the_same_figures():
     labeled, items = world(1, 100), world(0, 100)
     once, again = (report([compete(labeled, items, orders=2, seed=0)]) for _ in range(2))
-    assert once == again
+    np.testing.assert_equal(once, again)  # NaN stands where there are too few prompts
