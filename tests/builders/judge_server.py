@@ -108,6 +108,8 @@ def written_by(folder):
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    blank = [i for i in range(model.config.vocab_size) if not tokenizer.decode(i).strip()]
+    blank.append(tokenizer.eos_token_id)
 
     @torch.inference_mode()
     def answer(body):
@@ -116,7 +118,10 @@ def written_by(folder):
         )
         ids, steps = chat["input_ids"], []
         for _ in range(body["max_tokens"]):
-            p = model(ids).logits[0, -1].float().softmax(-1)
+            logits = model(ids).logits[0, -1].float()
+            if not steps:  # a random model may begin with its end or a space, which is no verdict
+                logits[blank] = -torch.inf
+            p = logits.softmax(-1)
             top = p.topk(min(20, len(p)))
             token = top.indices[:1]
             if token.item() == tokenizer.eos_token_id:
