@@ -37,7 +37,7 @@ MOST_STEPS = 400
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepRule:
-    """How a response is split into steps, and how the scores of its steps become one."""
+    """Settings by which a response is split into steps, and the steps' scores become one."""
 
     steps: Aggregate = "min"
     """Score of a response: the `min`, `product`, `mean`, `geometric_mean` or `last` of its steps'

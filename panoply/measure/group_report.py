@@ -49,7 +49,7 @@ class ScoredGroups:
 
 @dataclass(frozen=True, slots=True)
 class GroupResults:
-    """What each scorer makes of each group."""
+    """Holds what each scorer makes of each group."""
 
     choices: Sequence[Array]
     """Probability `[K, n]` with which each response of a group is chosen."""

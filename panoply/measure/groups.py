@@ -21,7 +21,7 @@ EPSILON = 1e-4
 
 
 class GroupAgreement(NamedTuple):
-    """How the scorers of a group order its pairs of responses, each two scorers `[K, K]`."""
+    """Counts how each two scorers `[K, K]` order a group's pairs of responses."""
 
     tau_KK: Array
     """Kendall's tau-b; NaN where either has no two different scores."""

@@ -68,7 +68,7 @@ class Comparing(Protocol):
 
     @property
     def compares(self) -> bool:
-        """Whether it does."""
+        """Says whether two responses may be compared by it."""
         ...
 
     async def compare(self, items: Sequence[Item]) -> Sequence[Score]:

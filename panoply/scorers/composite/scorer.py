@@ -114,7 +114,7 @@ class CompositeScorer:
 
     @property
     def compares(self) -> bool:
-        """Whether a temperature is fitted, by which score differences are probabilities."""
+        """Says whether a temperature is fitted, by which score differences are probabilities."""
         return self.config.fitted is not None and self.config.fitted.temperature is not None
 
     async def compare(self, items: Sequence[Item]) -> list[Score]:

@@ -105,7 +105,7 @@ class JudgeScorer:
 
     @property
     def compares(self) -> bool:
-        """Whether it judges responses against each other, and says which is better."""
+        """Says whether it judges responses against each other, and which is better."""
         return not isinstance(self.config.mode, Pointwise)
 
     async def compare(self, items: Sequence[Item]) -> list[Score]:
