@@ -325,6 +325,11 @@ def test_one_process_decides_for_all_replicas_of_a_bandit_and_is_started_again(s
     assert [int(name.partition("-")[0], 16) for name in decisions] == [*range(12)]
     kill("panoply-model-wide", "Bandit")
     assert [ask(i) for i in range(12)] == decisions  # held beyond the death
+    kill("panoply-model-wide", "Bandit")
+    outcomes = [{"decision": name, "reward": 1.0} for name in decisions]
+    url = f"{URL}/models/wide/v1/feedback"
+    told = httpx2.post(url, json={"outcomes": outcomes}, timeout=60)  # waits, and is not refused
+    assert [each["status"] for each in told.json()["outcomes"]] == ["counted"] * 12
 
 
 def test_metrics_of_all_nodes_are_relayed(served):
