@@ -1,0 +1,87 @@
+"""A board: what its rows say, what its arithmetic makes of scores, and what is known of it.
+
+Legend: `N` items, `B` draws of an interval (or 1, the items as they are).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+
+from panoply.boards.items import Entry
+from panoply.boards.scored import ScoredItems
+from panoply.data.rows import Row
+from panoply.types import Array
+
+Adapt: TypeAlias = Callable[[Row], Iterable[Entry]]
+Cells: TypeAlias = dict[str, Array]
+"""Credit `[N]` of each item by cell, such as a subset; NaN where the item is not of that cell, or
+has no score."""
+Means: TypeAlias = Mapping[str, Array]
+"""Means `[B]` of cells by name; NaN where a cell has no item."""
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A scorer's numbers as somebody else published them."""
+
+    scorer: str
+    numbers: Mapping[str, float]
+    """Some of the board's numbers, by its names."""
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Board:
+    """Everything that tells one board from another."""
+
+    title: str
+    layout: str
+    """Columns of its files, for the message about a file that has others."""
+    adapt: Callable[[frozenset[str]], Adapt | None]
+    """Returns the reader of the rows of a file with some columns; None where it is of no such
+    board. A reader raises `BadRow` for a row that is none, and returns nothing for a tie."""
+    cells: Callable[[ScoredItems], Cells]
+    """Returns the credit of each item by cell, with the board's own rule for ties."""
+    numbers: Callable[[Means], dict[str, Array]]
+    """Returns the board's numbers under its own names, the headline first, from means of cells."""
+    official: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Items of each subset as published; empty of a board without a fixed set."""
+    published: Sequence[Published] = ()
+    note: str = ""
+    """What a reader has to know of the numbers."""
+
+
+def rows_with(columns: Iterable[str], entries: Adapt) -> Callable[[frozenset[str]], Adapt | None]:
+    """Returns the `adapt` of a board whose files all have the same columns."""
+    needed = frozenset(columns)
+    return lambda present: entries if needed <= present else None
+
+
+def weighted(means: Means, weights: Mapping[str, float]) -> Array:
+    """Returns the weighted mean of some cells; one that has no item counts nowhere.
+
+    NaN where none of them has one: an absent section is not 0.
+    """
+    present = [name for name in weights if name in means]
+    if not present:
+        return np.full(num_draws(means), np.nan)
+    mean_SB = np.stack([means[name] for name in present])
+    weight_SB = np.array([weights[name] for name in present])[:, None] * ~np.isnan(mean_SB)
+    total_B = weight_SB.sum(axis=0)
+    sum_B = (weight_SB * np.nan_to_num(mean_SB)).sum(axis=0)
+    return np.divide(sum_B, total_B, out=np.full_like(total_B, np.nan), where=total_B > 0)
+
+
+def num_draws(means: Means) -> int:
+    """Returns B of means; 1 where there is no cell."""
+    return next((len(mean_B) for mean_B in means.values()), 1)
+
+
+def by_subset(credit_N: Array, subset_N: Sequence[str]) -> Cells:
+    """Returns the credit of items with one cell for each subset, in the order of their names."""
+    subsets = np.asarray(subset_N, dtype=object)
+    return {name: np.where(subsets == name, credit_N, np.nan) for name in sorted(set(subset_N))}
