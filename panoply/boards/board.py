@@ -70,7 +70,7 @@ def weighted(means: Means, weights: Mapping[str, float]) -> Array:
     if not present:
         return np.full(num_draws(means), np.nan)
     mean_SB = np.stack([means[name] for name in present])
-    weight_SB = np.array([weights[name] for name in present])[:, None] * ~np.isnan(mean_SB)
+    weight_SB = np.array([weights[name] for name in present], np.float64)[:, None] * ~np.isnan(mean_SB)
     total_B = weight_SB.sum(axis=0)
     sum_B = (weight_SB * np.nan_to_num(mean_SB)).sum(axis=0)
     return np.divide(sum_B, total_B, out=np.full_like(total_B, np.nan), where=total_B > 0)

@@ -211,7 +211,9 @@ def _read_rows(
             for place, entry in enumerate(entries):
                 key = entry.key or f"{opened.label} {number} {place}"
                 new = (opened.label, number, _Draft(entry))
-                drafts.setdefault(key, new)[2].add(entry)
+                label, first, draft = drafts.get(key, new)
+                draft.add(entry)
+                drafts[key] = (label, first, draft)
         except BadRow as error:
             content = row.text if isinstance(row, Unreadable) else row
             bad.reject(opened.label, number, str(error), content)

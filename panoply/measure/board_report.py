@@ -61,7 +61,7 @@ class BoardTable:
 
 
 def board_report(
-    table: BoardTable, scores: Mapping[str, Array], seen: Mapping[str, Bools | None]
+    table: BoardTable, scores: Mapping[str, Array], seen: Mapping[str, Bools]
 ) -> Numbers:
     """Returns the report of a board.
 
@@ -69,16 +69,15 @@ def board_report(
         table: the board's items.
         scores: `[T]` of all responses by scorer, NaN where missing; the first scorer is the one
             that others are compared with.
-        seen: items `[N]` whose prompts a scorer was trained on; None where it is not known.
+        seen: items `[N]` whose prompts a scorer was trained on, as far as that is known.
     """
     cells = {name: table.cells(score_T) for name, score_T in scores.items()}
     names = list(scores)
     blocks: dict[tuple[str, str], Cells] = {}
     for name in names:
         blocks["all", name] = cells[name]
-        seen_N = seen[name]
-        if seen_N is not None and 0 < seen_N.sum() < len(seen_N):
-            blocks["unseen", name] = _masked(cells[name], seen_N)
+        if seen[name].any():
+            blocks["unseen", name] = _masked(cells[name], seen[name])
     for name in names[1:]:
         blocks["pair", name], blocks["pair of the first", name] = _of_both(
             cells[name], cells[names[0]]
@@ -93,8 +92,7 @@ def board_report(
         entry = results["all", name].entry() | _counts(table, score_T)
         entry["cells"] = results["all", name].cells
         entry["pairs"] = pair_numbers(table, score_T)
-        seen_N = seen[name]
-        entry["seen"] = None if seen_N is None else int(seen_N.sum())
+        entry["seen"] = int(seen[name].sum())
         if ("unseen", name) in results:
             entry["unseen"] = results["unseen", name].entry()
         report["scorers"][name] = entry
