@@ -53,7 +53,6 @@ COUNTS = {
     for name, weight in section.items()
 }
 SUBSETS = frozenset(COUNTS)
-LEADERBOARD = "RewardBench leaderboard, as quoted with arXiv 2406.12845"
 
 
 def entries(row: Row) -> Iterable[Entry]:
@@ -93,7 +92,7 @@ BOARD = Board(
                 "Safety": 0.922,
                 "Reasoning": 0.973,
             },
-            LEADERBOARD,
+            "RewardBench leaderboard",
         ),
     ),
 )
