@@ -22,6 +22,7 @@ NAN = float("nan")
 REWARDBENCH, REWARDBENCH2 = load_board("rewardbench"), load_board("rewardbench2")
 REWARDMATH, RMBENCH = load_board("rewardmath"), load_board("rmbench")
 JUDGEBENCH, PAIRS = load_board("judgebench"), load_board("pairs")
+MREWARDBENCH, RMB = load_board("mrewardbench"), load_board("rmb")
 
 # RewardBench
 
@@ -359,6 +360,29 @@ def test_a_tie_of_one_s_own_pairs_is_half_a_win_and_sources_count_alike():
     assert numbers["macro"] == (1 + (1 / 2 + 0 + 1 / 2) / 3) / 2
 
 
+# RMB and M-RewardBench
+
+
+def test_rmb_is_the_mean_of_its_four_parts_and_a_list_needs_its_best_above_all():
+    right, wrong = [[1], [1], [1], [0]], [[0, 0], [0, 1], [0], [1]]
+    names = ["helpfulness best of n"] * 2 + ["helpfulness pairs", "harmlessness pairs"]
+    numbers = numbers_of(RMB, scored_items(right, wrong, names))
+    assert numbers["helpfulness best of n"] == 0.5  # a tie is lost
+    assert math.isnan(numbers["harmlessness best of n"])
+    assert numbers["RMB"] == (0.5 + 1 + 0) / 3
+
+
+def test_m_rewardbench_is_rewardbench_by_language_and_their_mean():
+    part = beaver(subsets=SECTIONS["Chat"])
+    names = [f"{language}: {name}" for language in ("ar", "cs") for name in part.subset_N]
+    right, wrong = part.right_NR.tolist(), part.wrong_NW.tolist()
+    items = scored_items(right + [[1.0]] * len(right), wrong + [[0.0]] * len(wrong), names)
+    numbers = numbers_of(MREWARDBENCH, items)
+    assert numbers["ar"] == pytest.approx(0.608939, abs=5e-7)
+    assert numbers["cs"] == 1.0
+    assert numbers["M-RewardBench"] == pytest.approx((0.608939 + 1) / 2, abs=5e-7)
+
+
 # Every board
 
 
@@ -491,6 +515,21 @@ ROWS = {
         "rejected": ["no", "no", "*no*"],
         "domain": "safety-refuse",
     },
+    "mrewardbench": {
+        "prompt": "Human: why?",
+        "chosen": "so",
+        "rejected": "no",
+        "subset": "math-prm",
+        "id": 1,
+        "language": "ar",
+    },
+    "rmb": {
+        "bon_uid": "1",
+        "conversation_input": [{"role": "user", "content": "Human: why?", "language": "English"}],
+        "bon_best": {"llm_name": "a", "answer": "so"},
+        "loser_list": [{"llm_name": "b", "answer": "no"}, {"llm_name": "c", "answer": ""}],
+        "category_path": "BoN_set/Helpfulness/Chat/Discussion",
+    },
     "judgebench": {
         "pair_id": "x",
         "source": "livebench-math",
@@ -606,6 +645,9 @@ def test_rm_bench_pair_by_pair_is_the_same_item_and_a_lacking_style_none(tmp_pat
         ("rewardbench2", {"subset": "Ties", "id": "tied:1"}, "a single right response"),
         ("rewardbench2", {"subset": "Ties", "id": "ref:1", "chosen": ["a", "b"]}, "several right"),
         ("rmbench", {"chosen": ["so"]}, "'chosen' is no list of 3 responses"),
+        ("mrewardbench", {"language": None}, "'language' is no text"),
+        ("rmb", {"category_path": "BoN_set"}, "names neither Helpfulness nor Harmlessness"),
+        ("rmb", {"bon_best": "so"}, "a response is no record with its answer"),
         ("judgebench", {"label": "A=B"}, "'label' is neither A>B nor B>A"),
         ("judgebench", {"source": "mine"}, "'source' is none of JudgeBench's"),
     ],
@@ -613,7 +655,7 @@ def test_rm_bench_pair_by_pair_is_the_same_item_and_a_lacking_style_none(tmp_pat
 def test_a_row_that_is_none_of_the_board_s_is_quarantined_with_its_reason(
     name, change, reason, tmp_path
 ):
-    rows = [ROWS[name], ROWS[name] | {"id": "6", "pair_id": "y"} | change]
+    rows = [ROWS[name], ROWS[name] | {"id": "6"} | change]
     items, bad = read(load_board(name), rows, tmp_path, max_share=0.5)
     assert len(items) == 1
     assert reason in next(iter(bad.reasons))
@@ -624,6 +666,28 @@ def test_a_row_that_is_none_of_the_board_s_is_quarantined_with_its_reason(
 def test_a_file_of_another_board_is_refused_with_the_columns_of_this_one(tmp_path):
     with pytest.raises(ValueError, match=r"rows\.jsonl is no file of JudgeBench.*response_A"):
         read(JUDGEBENCH, [ROWS["rewardbench"]], tmp_path)
+
+
+def test_a_pair_of_rmb_is_an_item_of_its_own_kind_and_conversation(tmp_path):
+    row = ROWS["rmb"]
+    pair = {
+        "pair_uid": "2",
+        "conversation_input": row["conversation_input"],
+        "chosen": row["bon_best"],
+        "reject": row["loser_list"][0],
+        "category_path": "Pairwise_set/Harmlessness/S1",
+    }
+    (item,), _ = read(RMB, [pair], tmp_path)
+    (listed,), _ = read(RMB, [row], tmp_path)
+    assert (item.subset, listed.subset) == ("harmlessness pairs", "helpfulness best of n")
+    assert item.group == listed.group
+
+
+def test_translations_of_a_row_are_drawn_together(tmp_path):
+    rows = [ROWS["mrewardbench"] | {"language": name, "prompt": name} for name in ("ar", "cs")]
+    items, _ = read(MREWARDBENCH, rows, tmp_path)
+    assert [item.subset for item in items] == ["ar: math-prm", "cs: math-prm"]
+    assert items[0].group == items[1].group
 
 
 def test_pairs_of_one_s_own_come_in_any_layout_and_a_tie_is_left_out(tmp_path):

@@ -11,12 +11,12 @@ from typing import TypeAlias
 
 import numpy as np
 
-from panoply.boards.items import Entry
+from panoply.boards.items import ItemPart
 from panoply.boards.scored import ScoredItems
 from panoply.data.rows import Row
 from panoply.types import Array
 
-Adapt: TypeAlias = Callable[[Row], Iterable[Entry]]
+Adapt: TypeAlias = Callable[[Row], Iterable[ItemPart]]
 Cells: TypeAlias = dict[str, Array]
 """Credit `[N]` of each item by cell, such as a subset; NaN where the item is not of that cell, or
 has no score."""
@@ -25,7 +25,7 @@ Means: TypeAlias = Mapping[str, Array]
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
+class PublishedRow:
     """A scorer's numbers as somebody else published them."""
 
     scorer: str
@@ -50,15 +50,17 @@ class Board:
     """Returns the board's numbers under its own names, the headline first, from means of cells."""
     official: Mapping[str, int] = field(default_factory=dict[str, int])
     """Items of each subset as published; empty of a board without a fixed set."""
-    published: Sequence[Published] = ()
+    published: Sequence[PublishedRow] = ()
     note: str = ""
     """What a reader has to know of the numbers."""
 
 
-def rows_with(columns: Iterable[str], entries: Adapt) -> Callable[[frozenset[str]], Adapt | None]:
+def rows_with(
+    columns: Iterable[str], item_parts: Adapt
+) -> Callable[[frozenset[str]], Adapt | None]:
     """Returns the `adapt` of a board whose files all have the same columns."""
     needed = frozenset(columns)
-    return lambda present: entries if needed <= present else None
+    return lambda present: item_parts if needed <= present else None
 
 
 def weighted(means: Means, weights: Mapping[str, float]) -> Array:
@@ -70,7 +72,9 @@ def weighted(means: Means, weights: Mapping[str, float]) -> Array:
     if not present:
         return np.full(num_draws(means), np.nan)
     mean_SB = np.stack([means[name] for name in present])
-    weight_SB = np.array([weights[name] for name in present], np.float64)[:, None] * ~np.isnan(mean_SB)
+    weight_SB = np.array([weights[name] for name in present], np.float64)[:, None] * ~np.isnan(
+        mean_SB
+    )
     total_B = weight_SB.sum(axis=0)
     sum_B = (weight_SB * np.nan_to_num(mean_SB)).sum(axis=0)
     return np.divide(sum_B, total_B, out=np.full_like(total_B, np.nan), where=total_B > 0)

@@ -46,7 +46,7 @@ ITEMS = pa.schema(
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ItemPart:
     """What one row of a file says of an item."""
 
     subset: str
@@ -60,6 +60,8 @@ class Entry:
     """Rows of one key are one item; empty: the row is an item by itself."""
     group: str = ""
     """Items of one group are one prompt's to an interval; empty: those of equal prompts."""
+    split_group: str = ""
+    """Unit of splitting that the row names in place of its prompt, as `split_key` takes it."""
     size: tuple[int, int] | None = None
     """Right and wrong responses that the item has to have; None: at least one of each."""
 
@@ -84,12 +86,12 @@ class BoardItem:
 
 @dataclass(slots=True)
 class _Draft:
-    first: Entry
+    first: ItemPart
     right: dict[str, str] = field(default_factory=dict[str, str])
     wrong: dict[str, str] = field(default_factory=dict[str, str])
 
-    def add(self, entry: Entry) -> None:
-        for texts, others in ((self.right, entry.right), (self.wrong, entry.wrong)):
+    def add(self, part: ItemPart) -> None:
+        for texts, others in ((self.right, part.right), (self.wrong, part.wrong)):
             for name, text in others.items():
                 if texts.setdefault(name, _clean_response(text)) != text:
                     raise BadRow("the item has two different responses of one name")
@@ -113,7 +115,7 @@ class _Draft:
         texts = sorted({*right, *wrong}, key=lambda text: digest("response", text))
         place = {text: i for i, text in enumerate(texts)}
         chat = Chat(tuple(prompt), tuple(texts))
-        key = split_key(prompt)
+        key = split_key(prompt, self.first.split_group)
         return BoardItem(
             item_id=item_id(chat),
             subset=self.first.subset,
@@ -201,18 +203,18 @@ def _reader(board: Board, opened: Opened) -> Adapt:
 def _read_rows(
     opened: Opened, adapt: Adapt, drafts: dict[str, tuple[str, int, _Draft]], bad: Quarantine
 ) -> None:
-    """Adds the entries of a file's rows to the drafts of their items."""
+    """Adds what a file's rows say to the drafts of their items."""
     for number, row in enumerate(opened.rows(None), 1):
         try:
             if isinstance(row, Unreadable):
                 raise BadRow(row.reason)
-            entries = list(adapt(row))
-            bad.num_ties += not entries
-            for place, entry in enumerate(entries):
-                key = entry.key or f"{opened.label} {number} {place}"
-                new = (opened.label, number, _Draft(entry))
+            item_parts = list(adapt(row))
+            bad.num_ties += not item_parts
+            for place, part in enumerate(item_parts):
+                key = part.key or f"{opened.label} {number} {place}"
+                new = (opened.label, number, _Draft(part))
                 label, first, draft = drafts.get(key, new)
-                draft.add(entry)
+                draft.add(part)
                 drafts[key] = (label, first, draft)
         except BadRow as error:
             content = row.text if isinstance(row, Unreadable) else row

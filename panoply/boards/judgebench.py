@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from panoply.boards.board import Board, Cells, Means, Published, by_subset, rows_with, weighted
-from panoply.boards.items import Entry, turns_of
+from panoply.boards.board import Board, Cells, Means, PublishedRow, by_subset, rows_with, weighted
+from panoply.boards.items import ItemPart, turns_of
 from panoply.boards.scored import ScoredItems
 from panoply.data.quarantine import BadRow
 from panoply.data.rows import Row
@@ -37,7 +37,7 @@ RIVALS = {
 """Per cent, on the pairs of GPT-4o."""
 
 
-def entries(row: Row) -> Iterable[Entry]:
+def item_parts(row: Row) -> Iterable[ItemPart]:
     """Returns the pair of a row."""
     source, label = str(row.get("source")), row.get("label")
     names = [name for start, name in CATEGORIES.items() if source.startswith(start)]
@@ -47,7 +47,7 @@ def entries(row: Row) -> Iterable[Entry]:
         raise BadRow("'label' is neither A>B nor B>A")
     right, wrong = (row.get(f"response_{name}") for name in str(label).split(">"))
     prompt = turns_of(row.get("question"))
-    return [Entry(names[0], prompt, {"right": right}, {"wrong": wrong})]
+    return [ItemPart(names[0], prompt, {"right": right}, {"wrong": wrong})]
 
 
 def cells(scored: ScoredItems) -> Cells:
@@ -64,12 +64,12 @@ def numbers(means: Means) -> dict[str, Array]:
 BOARD = Board(
     title="JudgeBench",
     layout="question, response_A, response_B, label, source (ScalerLab/JudgeBench)",
-    adapt=rows_with({"question", "response_A", "response_B", "label", "source"}, entries),
+    adapt=rows_with({"question", "response_A", "response_B", "label", "source"}, item_parts),
     cells=cells,
     numbers=numbers,
     official=COUNTS,
     published=tuple(
-        Published(
+        PublishedRow(
             name,
             {key: value / 100 for key, value in zip(("overall", *COUNTS), values, strict=False)},
             "outputs of arXiv 2410.12784, computed anew",

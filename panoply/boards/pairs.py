@@ -10,12 +10,13 @@ from collections.abc import Iterable
 from functools import partial
 
 from panoply.boards.board import Adapt, Board, Cells, Means, by_subset, weighted
-from panoply.boards.items import Entry
+from panoply.boards.items import ItemPart
 from panoply.boards.scored import ScoredItems
 from panoply.data.layouts import pair_layout
 from panoply.data.parse import source_of
 from panoply.data.rows import FileLayout, RawPair, Row
 from panoply.types import Array
+from panoply.wire.conversation import is_null
 
 ALL = "all"
 SOURCE = "source "
@@ -24,20 +25,21 @@ SOURCE = "source "
 def adapt(columns: frozenset[str]) -> Adapt | None:
     """Returns the reader of the rows of a file of pairs."""
     try:
-        return partial(entries, layout=pair_layout(columns))
+        return partial(item_parts, layout=pair_layout(columns))
     except ValueError:
         return None
 
 
-def entries(row: Row, layout: FileLayout[RawPair]) -> Iterable[Entry]:
+def item_parts(row: Row, layout: FileLayout[RawPair]) -> Iterable[ItemPart]:
     """Returns the pairs of a row; none for a tie."""
     pairs = [pair for pair in layout.adapt(row) if not pair.is_tie]
     return [
-        Entry(
+        ItemPart(
             subset=source_of(pair.source if layout.has_source else None),
             prompt=pair.prompt,
             right={"chosen": pair.chosen},
             wrong={"rejected": pair.rejected},
+            split_group="" if is_null(pair.group) else str(pair.group),
         )
         for pair in pairs
     ]

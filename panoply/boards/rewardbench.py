@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from panoply.boards.board import Board, Cells, Means, Published, by_subset, rows_with, weighted
-from panoply.boards.items import Entry, turns_of
+from panoply.boards.board import Board, Cells, Means, PublishedRow, by_subset, rows_with, weighted
+from panoply.boards.items import ItemPart, turns_of
 from panoply.boards.scored import ScoredItems
 from panoply.data.quarantine import BadRow
 from panoply.data.rows import Row
@@ -55,13 +55,13 @@ COUNTS = {
 SUBSETS = frozenset(COUNTS)
 
 
-def entries(row: Row) -> Iterable[Entry]:
+def item_parts(row: Row) -> Iterable[ItemPart]:
     """Returns the pair of a row; rows of other subsets are none of the board's."""
     subset = str(row.get("subset"))
     if subset not in SUBSETS:
         raise BadRow("'subset' is none of RewardBench's")
     prompt = turns_of(row.get("prompt"))
-    return [Entry(subset, prompt, {"chosen": row["chosen"]}, {"rejected": row["rejected"]})]
+    return [ItemPart(subset, prompt, {"chosen": row["chosen"]}, {"rejected": row["rejected"]})]
 
 
 def cells(scored: ScoredItems) -> Cells:
@@ -78,12 +78,12 @@ def numbers(means: Means) -> dict[str, Array]:
 BOARD = Board(
     title="RewardBench",
     layout="prompt, chosen, rejected, subset (allenai/reward-bench, split filtered)",
-    adapt=rows_with({"prompt", "chosen", "rejected", "subset"}, entries),
+    adapt=rows_with({"prompt", "chosen", "rejected", "subset"}, item_parts),
     cells=cells,
     numbers=numbers,
     official=COUNTS,
     published=(
-        Published(
+        PublishedRow(
             "ArmoRM-Llama3-8B",
             {
                 "RewardBench": 0.908,

@@ -23,8 +23,8 @@ from typing import cast
 
 import numpy as np
 
-from panoply.boards.board import Board, Cells, Means, Published, by_subset, rows_with, weighted
-from panoply.boards.items import Entry, turns_of
+from panoply.boards.board import Board, Cells, Means, PublishedRow, by_subset, rows_with, weighted
+from panoply.boards.items import ItemPart, turns_of
 from panoply.boards.scored import ScoredItems
 from panoply.data.quarantine import BadRow
 from panoply.data.rows import Row
@@ -61,7 +61,7 @@ RIVALS = {
 }
 
 
-def entries(row: Row) -> Iterable[Entry]:
+def item_parts(row: Row) -> Iterable[ItemPart]:
     """Returns the item of a row."""
     subset = str(row.get("subset"))
     if subset not in COUNTS:
@@ -77,7 +77,7 @@ def entries(row: Row) -> Iterable[Entry]:
             raise BadRow("a ref item has several right responses")
     prompt = turns_of(row.get("prompt"))
     group = f"ties {kind.partition(':')[2]}" if kind else ""
-    return [Entry(subset, prompt, right, wrong, kind=kind, group=group, size=size)]
+    return [ItemPart(subset, prompt, right, wrong, kind=kind, group=group, size=size)]
 
 
 def _texts(row: Row, column: str, name: str) -> dict[str, object]:
@@ -149,12 +149,12 @@ def numbers(means: Means) -> dict[str, Array]:
 BOARD = Board(
     title="RewardBench 2",
     layout="id, prompt, chosen and rejected (lists), subset (allenai/reward-bench-2, split test)",
-    adapt=rows_with({"id", "prompt", "chosen", "rejected", "subset"}, entries),
+    adapt=rows_with({"id", "prompt", "chosen", "rejected", "subset"}, item_parts),
     cells=cells,
     numbers=numbers,
     official=COUNTS,
     published=tuple(
-        Published(name, dict(zip(("RewardBench 2", *COUNTS), values, strict=False)), PAPER)
+        PublishedRow(name, dict(zip(("RewardBench 2", *COUNTS), values, strict=False)), PAPER)
         for name, values in RIVALS.items()
     ),
     note="A judge's figures in the paper are those of the better of two modes, chosen on the test "

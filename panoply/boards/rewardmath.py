@@ -17,8 +17,8 @@ from typing import cast
 
 import numpy as np
 
-from panoply.boards.board import Board, Cells, Means, Published, rows_with, weighted
-from panoply.boards.items import Entry, turns_of
+from panoply.boards.board import Board, Cells, Means, PublishedRow, rows_with, weighted
+from panoply.boards.items import ItemPart, turns_of
 from panoply.boards.scored import ScoredItems
 from panoply.data.quarantine import BadRow
 from panoply.data.rows import Row
@@ -42,7 +42,7 @@ RIVALS = {
 """Per cent."""
 
 
-def entries(row: Row) -> Iterable[Entry]:
+def item_parts(row: Row) -> Iterable[ItemPart]:
     """Returns one solution of a problem."""
     steps = row.get("eval_solution")
     if not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):
@@ -53,7 +53,7 @@ def entries(row: Row) -> Iterable[Entry]:
         raise BadRow("'solution_type' is neither chosen nor rejected")
     is_right = kind == "chosen"
     return [
-        Entry(
+        ItemPart(
             subset="",
             prompt=turns_of(row.get("problem")),
             right={name: solution} if is_right else {},
@@ -89,13 +89,14 @@ BOARD = Board(
     layout="problem, problem_id, eval_solution, solution_type, solution_reference "
     "(RewardMATH/RewardMATH)",
     adapt=rows_with(
-        {"problem", "problem_id", "eval_solution", "solution_type", "solution_reference"}, entries
+        {"problem", "problem_id", "eval_solution", "solution_type", "solution_reference"},
+        item_parts,
     ),
     cells=cells,
     numbers=numbers,
     official={"": 483},
     published=tuple(
-        Published(
+        PublishedRow(
             name,
             {key: value / 100 for key, value in zip(NUMBERS, values, strict=False)},
             "score files of arXiv 2410.01729, computed anew",

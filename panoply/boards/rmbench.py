@@ -22,8 +22,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from panoply.boards.board import Adapt, Board, Cells, Means, Published, weighted
-from panoply.boards.items import Entry, turns_of
+from panoply.boards.board import Adapt, Board, Cells, Means, PublishedRow, weighted
+from panoply.boards.items import ItemPart, turns_of
 from panoply.boards.scored import ScoredItems
 from panoply.data.quarantine import BadRow
 from panoply.data.rows import Row
@@ -41,13 +41,13 @@ SIZE = (len(STYLES), len(STYLES))
 def adapt(columns: frozenset[str]) -> Adapt | None:
     """Returns the reader of published rows, or of rows that hold one pair each."""
     if {"prompt", "chosen", "rejected", "domain"} <= columns:
-        return published_entries
+        return published_parts
     if {"prompt", "chosen", "rejected", "subset", "meta"} <= columns:
-        return pair_entries
+        return pair_parts
     return None
 
 
-def published_entries(row: Row) -> Iterable[Entry]:
+def published_parts(row: Row) -> Iterable[ItemPart]:
     """Returns the item of a row with lists of three `chosen` and three `rejected` responses."""
     texts: list[dict[str, object]] = []
     for column in ("chosen", "rejected"):
@@ -56,10 +56,10 @@ def published_entries(row: Row) -> Iterable[Entry]:
             raise BadRow(f"{column!r} is no list of {len(STYLES)} responses")
         texts.append(dict(zip(map(str, INDICES), cast("list[object]", value), strict=True)))
     prompt = turns_of(row.get("prompt"))
-    return [Entry(str(row.get("domain")), prompt, *texts, size=SIZE)]
+    return [ItemPart(str(row.get("domain")), prompt, *texts, size=SIZE)]
 
 
-def pair_entries(row: Row) -> Iterable[Entry]:
+def pair_parts(row: Row) -> Iterable[ItemPart]:
     """Returns one pair of an item, whose `meta` holds its `id` and the styles `ci` and `rj`."""
     meta = _meta(row.get("meta"))
     chosen, rejected = meta.get("ci"), meta.get("rj")
@@ -67,7 +67,7 @@ def pair_entries(row: Row) -> Iterable[Entry]:
         raise BadRow(f"'meta' has no styles ci and rj, 0 to {len(STYLES) - 1}")
     prompt, subset = turns_of(row.get("prompt")), str(row.get("subset"))
     return [
-        Entry(
+        ItemPart(
             subset,
             prompt,
             right={str(chosen): row.get("chosen")},
@@ -140,7 +140,7 @@ BOARD = Board(
     numbers=numbers,
     official=COUNTS,
     published=(
-        Published(
+        PublishedRow(
             "DeepSeek-R1 (judge)",
             {
                 "RM-Bench": 0.8528,

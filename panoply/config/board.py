@@ -13,7 +13,14 @@ from panoply.config.tracked import TrackedRun
 from panoply.secret import check_file_uri
 
 BoardName: TypeAlias = Literal[
-    "judgebench", "pairs", "rewardbench", "rewardbench2", "rewardmath", "rmbench"
+    "judgebench",
+    "mrewardbench",
+    "pairs",
+    "rewardbench",
+    "rewardbench2",
+    "rewardmath",
+    "rmb",
+    "rmbench",
 ]
 """Boards, each a module of `panoply.boards`."""
 RESERVED = ("constant", "length")
