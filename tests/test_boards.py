@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from panoply import boards
 from panoply.boards import load_board
 from panoply.boards.items import read_items
 from panoply.boards.rewardbench import COUNTS, SECTIONS
@@ -483,6 +484,26 @@ def test_a_dropped_item_and_a_wrong_candidate_s_score_change_the_numbers(board):
     assert after != before
 
 
+COIN = """
+from panoply.boards.board import Board, rows_with, weighted
+
+BOARD = Board(
+    title="Coin",
+    layout="throw",
+    adapt=rows_with({"throw"}, lambda row: []),
+    cells=lambda scored: {"heads": scored.strict_N()},
+    numbers=lambda means: {"Coin": weighted(means, {"heads": 1.0})},
+)
+"""
+
+
+def test_a_board_from_outside_is_one_file(tmp_path, monkeypatch):
+    (tmp_path / "coin.py").write_text(COIN)
+    monkeypatch.setattr(boards, "__path__", [*boards.__path__, str(tmp_path)])
+    items = scored_items([[1.0], [0.0]], [[0.0], [0.0]])
+    assert numbers_of(load_board("coin"), items) == {"Coin": 0.5}
+
+
 # Rows
 
 
@@ -696,4 +717,5 @@ def test_pairs_of_one_s_own_come_in_any_layout_and_a_tie_is_left_out(tmp_path):
     items, bad = read(PAIRS, rows, tmp_path)
     right = [item.chat.responses[item.right[0]] for item in items]
     assert right == ["so", "no"]
+    assert {item.subset for item in items} == {"rows"}  # the file's name, as rows have no source
     assert bad.num_ties == 1

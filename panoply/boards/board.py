@@ -1,6 +1,6 @@
 """A board: what its rows say, what its arithmetic makes of scores, and what is known of it.
 
-Legend: `N` items, `B` draws of an interval (or 1, the items as they are).
+Legend: `N` items, `S` cells, `B` draws of an interval (or 1, the items as they are).
 """
 
 from __future__ import annotations
@@ -17,6 +17,10 @@ from panoply.data.rows import Row
 from panoply.types import Array
 
 Adapt: TypeAlias = Callable[[Row], Iterable[ItemPart]]
+"""Reads a row; raises `BadRow` for one that is none of the board's, and has nothing for a tie."""
+Recognize: TypeAlias = Callable[[frozenset[str], str], Adapt | None]
+"""Returns the reader of a file by its columns and its name as a source; None where it is of no such
+board."""
 Cells: TypeAlias = dict[str, Array]
 """Credit `[N]` of each item by cell, such as a subset; NaN where the item is not of that cell, or
 has no score."""
@@ -41,9 +45,7 @@ class Board:
     title: str
     layout: str
     """Columns of its files, for the message about a file that has others."""
-    adapt: Callable[[frozenset[str]], Adapt | None]
-    """Returns the reader of the rows of a file with some columns; None where it is of no such
-    board. A reader raises `BadRow` for a row that is none, and returns nothing for a tie."""
+    adapt: Recognize
     cells: Callable[[ScoredItems], Cells]
     """Returns the credit of each item by cell, with the board's own rule for ties."""
     numbers: Callable[[Means], dict[str, Array]]
@@ -55,12 +57,10 @@ class Board:
     """What a reader has to know of the numbers."""
 
 
-def rows_with(
-    columns: Iterable[str], item_parts: Adapt
-) -> Callable[[frozenset[str]], Adapt | None]:
+def rows_with(columns: Iterable[str], item_parts: Adapt) -> Recognize:
     """Returns the `adapt` of a board whose files all have the same columns."""
     needed = frozenset(columns)
-    return lambda present: item_parts if needed <= present else None
+    return lambda present, _: item_parts if needed <= present else None
 
 
 def weighted(means: Means, weights: Mapping[str, float]) -> Array:
@@ -72,9 +72,8 @@ def weighted(means: Means, weights: Mapping[str, float]) -> Array:
     if not present:
         return np.full(num_draws(means), np.nan)
     mean_SB = np.stack([means[name] for name in present])
-    weight_SB = np.array([weights[name] for name in present], np.float64)[:, None] * ~np.isnan(
-        mean_SB
-    )
+    weight_S1 = np.array([[weights[name]] for name in present], np.float64)
+    weight_SB = np.where(np.isnan(mean_SB), 0.0, weight_S1)
     total_B = weight_SB.sum(axis=0)
     sum_B = (weight_SB * np.nan_to_num(mean_SB)).sum(axis=0)
     return np.divide(sum_B, total_B, out=np.full_like(total_B, np.nan), where=total_B > 0)

@@ -190,7 +190,7 @@ def _reader(board: Board, opened: Opened) -> Adapt:
     Raises:
         ValueError: the file is of no such board.
     """
-    adapt = board.adapt(frozenset(opened.columns))
+    adapt = board.adapt(frozenset(opened.columns), opened.name or "")
     if adapt is None:
         raise ValueError(
             f"{opened.label} is no file of {board.title}: it has columns {sorted(opened.columns)}, "

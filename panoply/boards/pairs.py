@@ -22,20 +22,20 @@ ALL = "all"
 SOURCE = "source "
 
 
-def adapt(columns: frozenset[str]) -> Adapt | None:
-    """Returns the reader of the rows of a file of pairs."""
+def adapt(columns: frozenset[str], name: str) -> Adapt | None:
+    """Returns the reader of a file of pairs, whose source is the file's where rows name none."""
     try:
-        return partial(item_parts, layout=pair_layout(columns))
+        return partial(item_parts, layout=pair_layout(columns), name=name)
     except ValueError:
         return None
 
 
-def item_parts(row: Row, layout: FileLayout[RawPair]) -> Iterable[ItemPart]:
+def item_parts(row: Row, layout: FileLayout[RawPair], name: str) -> Iterable[ItemPart]:
     """Returns the pairs of a row; none for a tie."""
     pairs = [pair for pair in layout.adapt(row) if not pair.is_tie]
     return [
         ItemPart(
-            subset=source_of(pair.source if layout.has_source else None),
+            subset=(source_of(pair.source) if layout.has_source else "") or name,
             prompt=pair.prompt,
             right={"chosen": pair.chosen},
             wrong={"rejected": pair.rejected},

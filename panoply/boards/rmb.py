@@ -26,7 +26,7 @@ PAIRS, LISTS = "pairs", "best of n"
 NUMBERS = tuple(f"{goal} {kind}" for goal in GOALS.values() for kind in (LISTS, PAIRS))
 
 
-def adapt(columns: frozenset[str]) -> Adapt | None:
+def adapt(columns: frozenset[str], _: str) -> Adapt | None:
     """Returns the reader of a file of pairs, or of lists."""
     if {"conversation_input", "category_path", "chosen", "reject"} <= columns:
         return pair_parts

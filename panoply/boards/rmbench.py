@@ -38,7 +38,7 @@ COUNTS = {"chat": 129, "code": 228, "math": 529, "safety-refuse": 284, "safety-r
 SIZE = (len(STYLES), len(STYLES))
 
 
-def adapt(columns: frozenset[str]) -> Adapt | None:
+def adapt(columns: frozenset[str], _: str) -> Adapt | None:
     """Returns the reader of published rows, or of rows that hold one pair each."""
     if {"prompt", "chosen", "rejected", "domain"} <= columns:
         return published_parts
