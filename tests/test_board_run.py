@@ -1,5 +1,6 @@
 """A board scored by any scorers: its report by hand, and the command from files to page."""
 
+import asyncio
 import io
 import json
 import shutil
@@ -21,6 +22,7 @@ from panoply.report.progress import RunLogger
 from panoply.report.report import sections_of
 from panoply.report.results.board import verdict
 from panoply.report.terminal import print_sections
+from tests.builders.judge_server import by_length, judging, open_judge
 from tests.builders.models import save_small
 
 NAN = float("nan")
@@ -149,6 +151,53 @@ def test_the_report_fits_a_terminal_and_names_what_lacks_and_who_leads(items):
     assert "ArmoRM-Llama3-8B" in text
     assert verdict(metrics).startswith("Of the scorers good has the highest number of RewardBench")
     assert verdict({}) == ""
+
+
+def judged(items, answer, folder):
+    """The report of JudgeBench by a judge that answers so."""
+    with judging(answer) as (url, _):
+        judge = open_judge(
+            folder,
+            url,
+            prompt="{{ prompt }} {{ first }} {{ second }} {{ answer_format }}",
+            mode={"kind": "pairwise"},
+            server={"retries": 0},
+        )
+
+        async def ask():
+            try:
+                return await judge.score([item.chat for item in items])
+            finally:
+                await judge.close()
+
+        answers = asyncio.run(ask())
+    scores = [score.score for row in answers for score in row]
+    table = BoardTable.of(load_board("judgebench"), items)
+    seen = {"judge": np.zeros(len(items), bool)}
+    return board_report(table, {"judge": np.array(scores, np.float64)}, seen)["scorers"]["judge"]
+
+
+def test_a_judge_plays_both_games_and_one_that_fails_has_no_score(tmp_path):
+    rows = [
+        {
+            "question": f"Which {i}?",
+            "response_A": "short",
+            "response_B": "the longer response",
+            "label": "B>A" if i % 3 else "A>B",
+            "source": "livecodebench",
+        }
+        for i in range(6)
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    board = load_board("judgebench")
+    items, _ = read_items(board, [Input(tmp_path / "rows.jsonl")], tmp_path / "bad.jsonl", 0)
+    entry = judged(items, by_length, tmp_path)
+    assert entry["values"]["overall"] == entry["values"]["code"] == pytest.approx(4 / 6)
+    first = judged(items, lambda _: '{"better": "A"}', tmp_path)
+    assert (first["values"]["overall"], first["ties"], first["missing"]) == (0.0, 1.0, 0)
+    prose = judged(items, lambda _: "Both are fine.", tmp_path)
+    assert np.isnan(prose["values"]["overall"])  # a failure is no loss, and no half
+    assert (prose["n"], prose["missing"]) == (0, 6)
 
 
 SCORERS = """

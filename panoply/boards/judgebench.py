@@ -3,8 +3,9 @@
 A judge plays two games, (A, B) and (B, A): each counts +1 with the label, -1 against it and 0
 without a verdict or for a tie, and a pair is correct where the sum is above 0. A scorer of single
 responses has the same margin in both orders, so one game decides. A judge that compares
-(`judge:FILE.yaml`, pairwise) has as scores of both responses the means of both orders, whose
-difference has the sign of that sum. A tie is not correct; the published script lets it vote B.
+(`judge:FILE.yaml`, pairwise) has as the score of a response its share of both games, a tie as half:
+the difference has the sign of that sum. A tie is not correct, where the published script lets it
+vote B; a game without a verdict leaves the pair without scores, where the script counts it as 0.
 """
 
 from __future__ import annotations
