@@ -161,7 +161,6 @@ def judged(items, answer, folder):
             url,
             prompt="{{ prompt }} {{ first }} {{ second }} {{ answer_format }}",
             mode={"kind": "pairwise"},
-            server={"retries": 0},
         )
 
         async def ask():

@@ -627,6 +627,12 @@ def test_scores_of_whole_items_come_back_to_their_own_responses(tmp_path):
     )
     assert scored.right_NR.tolist() == [[3.0]] * 20
     assert scored.wrong_NW.tolist() == [[0.0, 0.0, 1.0]] * 20
+    assert scored.is_whole_N.all()
+    partly = ItemPlaces.of(items).scored(np.array([NAN if text == "7" else 0.0 for text in texts]))
+    assert np.flatnonzero(~partly.is_whole_N).tolist() == [7]
+    # One of many wrong responses that has no score leaves the whole item without credit.
+    credit = REWARDBENCH2.cells(partly)["Focus"]
+    assert np.flatnonzero(np.isnan(credit)).tolist() == [7]
 
 
 def rm_bench_pairs():

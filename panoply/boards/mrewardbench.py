@@ -11,9 +11,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from panoply.boards import rewardbench
-from panoply.boards.board import Board, Cells, Means, by_subset, rows_with, weighted
+from panoply.boards.board import Board, Means, rows_with, weighted
 from panoply.boards.items import ItemPart
-from panoply.boards.scored import ScoredItems
 from panoply.data.quarantine import BadRow
 from panoply.data.rows import Row
 from panoply.types import Array
@@ -34,11 +33,6 @@ def item_parts(row: Row) -> Iterable[ItemPart]:
     ]
 
 
-def cells(scored: ScoredItems) -> Cells:
-    """Returns 1 for each pair won, by language and subset."""
-    return by_subset(scored.strict_N(), scored.subset_N)
-
-
 def numbers(means: Means) -> dict[str, Array]:
     """Returns the mean over the languages, and the number of each."""
     by_language: dict[str, dict[str, Array]] = {}
@@ -57,7 +51,7 @@ BOARD = Board(
     layout="id, language, prompt, chosen, rejected, subset "
     "(CohereLabsCommunity/multilingual-reward-bench)",
     adapt=rows_with({"id", "language", "prompt", "chosen", "rejected", "subset"}, item_parts),
-    cells=cells,
+    cells=rewardbench.cells,
     numbers=numbers,
     note="Subsets have the weights of RewardBench's English rows in every language.",
 )

@@ -21,7 +21,7 @@ from panoply.data.score_file import ScoreFolder
 from panoply.files import read_json, write_json
 from panoply.report.progress import RunLogger
 from panoply.scorers.content import content_hash
-from panoply.scorers.where import LocalModel, local_models, parse_where
+from panoply.scorers.where import LocalModel, RecordedScores, local_models, parse_where
 from panoply.wire.request import Chat
 from workflows.cluster.embed import NODE_LOST, ActorPoolSpec
 from workflows.cluster.evaluated import open_evaluated
@@ -31,6 +31,8 @@ from workflows.cluster.resolve_model import resolve_model
 
 ITEMS_AT_ONCE = 16
 """Prompts that an actor is asked about in one call: what a killed run may have to ask again."""
+RECORDED_AT_ONCE = 1 << 14
+"""Prompts whose recorded scores are looked up in one call."""
 SCORERS_FILE = "scorers.json"
 """File that says what stands behind the names of scorers."""
 
@@ -93,6 +95,9 @@ def score_missing(
         }
         if not left:
             break
+        if isinstance(parse_where(scorer.where), RecordedScores):
+            look_up(scorer, left, scores)
+            break
         connect(num_workers, variables)
         num_actors = min(num_workers, math.ceil(len(left) / ITEMS_AT_ONCE))
         pool = ActorPoolSpec.of_cluster(num_actors, None if local_models(scorer) else 0.0)
@@ -111,6 +116,20 @@ def score_missing(
             if not tries_left:
                 raise
             logger.info("scoring: node lost, resuming with the remaining prompts")
+
+
+def look_up(scorer: ServedModelConfig, items: Mapping[str, Chat], scores: ScoreFolder) -> None:
+    """Takes recorded scores, for which no cluster is needed.
+
+    Args:
+        scorer: settings of recorded scores.
+        items: prompts with their responses, by id.
+        scores: of the run.
+    """
+    actor, names = RescoringActor(scorer, handed_keys(())), list(items)
+    for start in range(0, len(names), RECORDED_AT_ONCE):
+        shard = shard_of({name: items[name] for name in names[start : start + RECORDED_AT_ONCE]})
+        scores.append(actor(pa.table({"items": [shard]})))
 
 
 def into_shards(items: Mapping[str, Chat]) -> ray.data.Dataset:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from panoply.report.section import (
     Block,
     Column,
@@ -21,6 +19,10 @@ from panoply.report.section import (
 )
 
 CONTROL_NOTE = "control"
+PAIRS_NOTE = (
+    "Among the pairs, longer and shorter are those whose right response is; log loss and ECE are "
+    "at a temperature that is fitted on the other half of the prompts."
+)
 
 
 def verdict(metrics: Metrics) -> str:
@@ -50,7 +52,7 @@ def board(result: Metrics) -> list[Section]:
     title = f"Differences of {result['numbers'][0]} on the same items"
     blocks += [differences(title, result["numbers"][0], result["paired"]), _pairs(result)]
     blocks.append(Fold("Every cell", [_cells(result)]))
-    return [Section("board", result["title"], result["note"], blocks)]
+    return [Section("board", result["title"], f"{result['note']} {PAIRS_NOTE}".strip(), blocks)]
 
 
 def leaderboard(result: Metrics) -> Table:
@@ -158,13 +160,10 @@ def _pairs(result: Metrics) -> Table:
         "ece_floor",
     )
     for name, entry in {**result["scorers"], **result["controls"]}.items():
-        style: Any = "dim" if name in result["controls"] else ""
+        style = "dim" if name in result["controls"] else ""
         rows.append(Row(name, [entry["pairs"][key] for key in keys], style))
     names = ("accuracy", "balanced", "longer", "shorter", "log loss", "ECE", "by chance")
-    title = (
-        "Pairs of a right and a wrong response: a tie counts half; where the right one is longer "
-        "or shorter; at a temperature fitted on the other half of the prompts"
-    )
+    title = "Pairs of a right and a wrong response, a tie as half"
     return Table(title, "scorer", [Column(name) for name in names], rows)
 
 
