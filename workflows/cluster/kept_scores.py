@@ -22,6 +22,7 @@ from panoply.files import read_json, write_json
 from panoply.report.progress import RunLogger
 from panoply.scorers.content import content_hash
 from panoply.scorers.where import LocalModel, RecordedScores, local_models, parse_where
+from panoply.secret import Keys
 from panoply.wire.request import Chat
 from workflows.cluster.embed import NODE_LOST, ActorPoolSpec
 from workflows.cluster.evaluated import open_evaluated
@@ -126,7 +127,7 @@ def look_up(scorer: ServedModelConfig, items: Mapping[str, Chat], scores: ScoreF
         items: prompts with their responses, by id.
         scores: of the run.
     """
-    actor, names = RescoringActor(scorer, handed_keys(())), list(items)
+    actor, names = RescoringActor(scorer, Keys()), list(items)
     for start in range(0, len(names), RECORDED_AT_ONCE):
         shard = shard_of({name: items[name] for name in names[start : start + RECORDED_AT_ONCE]})
         scores.append(actor(pa.table({"items": [shard]})))
