@@ -4,8 +4,8 @@ A function of items and scores alone. A board makes cells of credits by item, an
 means of the cells; an interval resamples the items of a prompt together and makes the same numbers
 of the means of each draw.
 
-Legend: `N` items, `T` responses of all items, `P` pairs of a right and a wrong response, `B` draws,
-`M` cells.
+Legend: `N` items, `G` groups of them, `T` responses of all items, `P` pairs of a right and a wrong
+response, `M` sums, `B` draws.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from panoply.boards.board import Board, Cells
 from panoply.boards.items import BoardItem
 from panoply.boards.scored import ItemPlaces, taken
 from panoply.measure.calibration import ece, ece_floor, fit_scale, log_loss
-from panoply.measure.intervals import percentiles, rates, resampled_sums, strata, wins
+from panoply.measure.intervals import group_index, percentiles, rates, resampled_sums, strata, wins
 from panoply.types import Array, Bools, Ints, Strings
 
 Numbers: TypeAlias = dict[str, Any]
@@ -167,11 +167,15 @@ class _Result:
 def _numbers(table: BoardTable, blocks: Sequence[Cells]) -> list[_Result]:
     """Returns the numbers of some blocks of cells, whose items are drawn alike."""
     names = [list(block) for block in blocks]
-    columns = [cell_N for block in blocks for cell_N in block.values()]
-    terms_NM = np.column_stack([_terms(cell_N) for cell_N in columns])
-    total = rates(terms_NM.sum(axis=0)[None])
-    drawn = rates(resampled_sums(terms_NM, table.group_N))
-    counts = terms_NM[:, 1::2].sum(axis=0)
+    index_N, num_groups = group_index(table.group_N)
+    columns: list[Array] = []
+    for block in blocks:
+        for cell_N in block.values():
+            columns += _sums(cell_N, index_N, num_groups)
+    sums_GM = np.stack(columns, axis=1)
+    total = rates(sums_GM.sum(axis=0)[None])
+    drawn = rates(resampled_sums(sums_GM, np.arange(num_groups)))
+    counts = sums_GM[:, 1::2].sum(axis=0)
     results: list[_Result] = []
     start = 0
     for of_block in names:
@@ -186,10 +190,12 @@ def _numbers(table: BoardTable, blocks: Sequence[Cells]) -> list[_Result]:
     return results
 
 
-def _terms(cell_N: Array) -> Array:
-    """Returns the credit of each item `[N, 2]` as a summand and a count."""
+def _sums(cell_N: Array, index_N: Ints, num_groups: int) -> tuple[Array, Array]:
+    """Returns the credit of each group `[G]`, and the number of its items that count."""
     counted_N = ~np.isnan(cell_N)
-    return np.stack([np.where(counted_N, cell_N, 0.0), counted_N * 1.0], axis=1)
+    index, credit = index_N[counted_N], cell_N[counted_N]
+    summed_G = np.bincount(index, weights=credit, minlength=num_groups)
+    return summed_G, np.bincount(index, minlength=num_groups).astype(np.float64)
 
 
 def _masked(cells: Cells, left_out_N: Bools) -> Cells:
