@@ -23,7 +23,7 @@ NAN = float("nan")
 REWARDBENCH, REWARDBENCH2 = load_board("rewardbench"), load_board("rewardbench2")
 REWARDMATH, RMBENCH = load_board("rewardmath"), load_board("rmbench")
 JUDGEBENCH, PAIRS = load_board("judgebench"), load_board("pairs")
-MREWARDBENCH, RMB = load_board("mrewardbench"), load_board("rmb")
+MREWARDBENCH, RMB, PPE = map(load_board, ("mrewardbench", "rmb", "ppe"))
 
 # RewardBench
 
@@ -384,6 +384,26 @@ def test_m_rewardbench_is_rewardbench_by_language_and_their_mean():
     assert numbers["M-RewardBench"] == pytest.approx((0.608939 + 1) / 2, abs=5e-7)
 
 
+# PPE
+
+
+def test_ppe_orders_samples_within_a_problem_and_domains_count_alike():
+    right = [[1], [2, 0], [3], [1, 1], [0]]
+    wrong = [[1], [1, 0], [0, 1], [1, 0], [1]]
+    domains = ["preference", "math", "math", "gpqa", "gpqa"]
+    numbers = numbers_of(PPE, scored_items(right, wrong, domains))
+    assert numbers["preference"] == 0.5
+    assert numbers["math"] == pytest.approx(((1 + 1 + 0 + 1 / 2) / 4 + 1) / 2)
+    assert numbers["gpqa"] == pytest.approx(((1 / 2 + 1 + 1 / 2 + 1) / 4 + 0) / 2)
+    assert numbers["correctness"] == pytest.approx((numbers["math"] + numbers["gpqa"]) / 2)
+    assert numbers["lowest"] == numbers["gpqa"]
+    assert numbers["best of k"] == pytest.approx(((1 + 1) / 2 + (2 / 3 + 0) / 2) / 2)
+    alone = numbers_of(PPE, scored_items([[1]], [[0]], ["preference"]))
+    assert alone["preference"] == 1.0
+    assert math.isnan(alone["correctness"])
+    assert math.isnan(alone["lowest"])
+
+
 # Every board
 
 
@@ -708,6 +728,21 @@ def test_a_pair_of_rmb_is_an_item_of_its_own_kind_and_conversation(tmp_path):
     (listed,), _ = read(RMB, [row], tmp_path)
     assert (item.subset, listed.subset) == ("harmlessness pairs", "helpfulness best of n")
     assert item.group == listed.group
+
+
+def test_files_of_ppe_are_told_apart_and_what_orders_nothing_is_left_out(tmp_path):
+    both = {"prompt": "Why?", "response_1": "so", "response_2": "no"}
+    winners = ("model_b", "tie (bothbad)", "model_a")
+    items, bad = read(PPE, [both | {"winner": winner} for winner in winners], tmp_path)
+    assert [item.chat.responses[item.right[0]] for item in items] == ["no", "so"]
+    assert bad.num_ties == 1
+    file = tmp_path / "ppe-math-best-of-k.jsonl"
+    verdicts = ([True, False], [True, True], [False, True])
+    file.write_text("\n".join(json.dumps(both | {"scores": scores}) for scores in verdicts))
+    items, bad = read_items(PPE, [Input(file)], tmp_path / "bad.jsonl", 0)
+    assert [item.chat.responses[item.right[0]] for item in items] == ["so", "no"]
+    assert {item.subset for item in items} == {"math"}
+    assert bad.num_ties == 1
 
 
 def test_translations_of_a_row_are_drawn_together(tmp_path):

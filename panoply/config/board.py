@@ -16,6 +16,7 @@ BoardName: TypeAlias = Literal[
     "judgebench",
     "mrewardbench",
     "pairs",
+    "ppe",
     "rewardbench",
     "rewardbench2",
     "rewardmath",

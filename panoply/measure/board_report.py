@@ -86,7 +86,8 @@ def board_report(
         blocks["all", name] = table.cells(score_T)
     results = dict(zip(blocks, _numbers(table, list(blocks.values())), strict=True))
     report = _coverage(table)
-    report["numbers"] = list(results["all", names[0]].values)
+    headline = _headline([results["all", name].values for name in names])
+    report |= {"numbers": list(results["all", names[0]].values), "headline": headline}
     report["scorers"] = {}
     for name, score_T in scores.items():
         entry = results["all", name].entry() | _counts(table, score_T)
@@ -100,11 +101,19 @@ def board_report(
         name: results["all", name].entry() | {"pairs": pair_numbers(table, score_T)}
         for name, score_T in table.controls().items()
     }
-    report["paired"] = {
-        f"{name} - {names[0]}": results["pair", name].difference(results["pair of the first", name])
-        for name in names[1:]
-    }
+    report["paired"] = {}
+    for name in names[1:]:
+        first = results["pair of the first", name]
+        difference = results["pair", name].difference(first, headline)
+        report["paired"][f"{name} - {names[0]}"] = difference
     return report
+
+
+def _headline(values: Sequence[Mapping[str, float]]) -> str:
+    """Returns the first number that any scorer has: files may hold a part of a board alone."""
+    names = list(values[0])
+    has_value = [any(not np.isnan(of_scorer[name]) for of_scorer in values) for name in names]
+    return names[has_value.index(True)] if any(has_value) else names[0]
 
 
 def _coverage(table: BoardTable) -> Numbers:
@@ -155,12 +164,11 @@ class _Result:
         intervals = {name: percentiles(drawn_B) for name, drawn_B in self.drawn.items()}
         return {"values": dict(self.values), "ci95": intervals}
 
-    def difference(self, other: _Result) -> Numbers:
-        """Returns how far the headline lies above that of another block, on the same draws."""
-        headline = next(iter(self.values))
+    def difference(self, other: _Result, name: str) -> Numbers:
+        """Returns how far a number lies above that of another block, on the same draws."""
         return {
-            "value": self.values[headline] - other.values[headline],
-            "ci95": percentiles(self.drawn[headline] - other.drawn[headline]),
+            "value": self.values[name] - other.values[name],
+            "ci95": percentiles(self.drawn[name] - other.drawn[name]),
         }
 
 

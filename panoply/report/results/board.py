@@ -30,7 +30,7 @@ def verdict(metrics: Metrics) -> str:
     result: Metrics = metrics.get("board", {})
     if not result:
         return ""
-    headline = result["numbers"][0]
+    headline = result["headline"]
     best = _ranked(result["scorers"], headline)[0]
     entry = result["scorers"][best]
     control = result["controls"]["length"]["values"][headline]
@@ -49,15 +49,16 @@ def board(result: Metrics) -> list[Section]:
     """
     blocks: list[Block] = [*_warnings(result), leaderboard(result), _sections(result)]
     blocks += [_unseen(result), _coverage(result)]
-    title = f"Differences of {result['numbers'][0]} on the same items"
-    blocks += [differences(title, result["numbers"][0], result["paired"]), _pairs(result)]
+    headline = result["headline"]
+    title = f"Differences of {headline} on the same items"
+    blocks += [differences(title, headline, result["paired"]), _pairs(result)]
     blocks.append(Fold("Every cell", [_cells(result)]))
     return [Section("board", result["title"], f"{result['note']} {PAIRS_NOTE}".strip(), blocks)]
 
 
 def leaderboard(result: Metrics) -> Table:
     """Returns the headline of every scorer with its interval, controls and published ones too."""
-    headline = result["numbers"][0]
+    headline = result["headline"]
     rows: list[Row] = []
     for name in _ranked(result["scorers"], headline):
         entry = result["scorers"][name]
@@ -105,7 +106,7 @@ def _sections(result: Metrics) -> Table:
     """Returns every number of the board of every scorer."""
     names = result["numbers"]
     rows: list[Row] = []
-    for name in _ranked(result["scorers"], names[0]):
+    for name in _ranked(result["scorers"], result["headline"]):
         values = result["scorers"][name]["values"]
         rows.append(Row(name, [values[key] for key in names], "strong"))
     for name, entry in result["controls"].items():
