@@ -14,7 +14,7 @@ import numpy as np
 from panoply.boards.items import ItemPart
 from panoply.boards.scored import ScoredItems
 from panoply.data.rows import Row
-from panoply.types import Array
+from panoply.types import Array, Strings
 
 Adapt: TypeAlias = Callable[[Row], Iterable[ItemPart]]
 """Reads a row; raises `BadRow` for one that is none of the board's, and has nothing for a tie."""
@@ -84,7 +84,7 @@ def num_draws(means: Means) -> int:
     return next((len(mean_B) for mean_B in means.values()), 1)
 
 
-def by_subset(credit_N: Array, subset_N: Sequence[str]) -> Cells:
+def by_subset(credit_N: Array, subset_N: Strings) -> Cells:
     """Returns the credit of items with one cell for each subset, in the order of their names."""
-    subsets = np.asarray(subset_N, dtype=object)
-    return {name: np.where(subsets == name, credit_N, np.nan) for name in sorted(set(subset_N))}
+    names = sorted({str(name) for name in subset_N})
+    return {name: np.where(subset_N == name, credit_N, np.nan) for name in names}

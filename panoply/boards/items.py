@@ -22,6 +22,7 @@ from panoply.data.rollouts import item_id
 from panoply.data.schema import PROMPT, Message, digest, split_key
 from panoply.data.validate import check_text, clean_prompt
 from panoply.files import whole_file
+from panoply.types import Bools
 from panoply.wire.request import Chat
 
 if TYPE_CHECKING:
@@ -221,9 +222,7 @@ def _read_rows(
             bad.reject(opened.label, number, str(error), content)
 
 
-def write_items(
-    out: Path, items: Sequence[BoardItem], seen_by: Mapping[str, Sequence[bool]]
-) -> None:
+def write_items(out: Path, items: Sequence[BoardItem], seen_by: Mapping[str, Bools]) -> None:
     """Writes `OUT/items.parquet`.
 
     Args:

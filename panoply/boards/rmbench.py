@@ -56,7 +56,8 @@ def published_parts(row: Row) -> Iterable[ItemPart]:
             raise BadRow(f"{column!r} is no list of {len(STYLES)} responses")
         texts.append(dict(zip(map(str, INDICES), cast("list[object]", value), strict=True)))
     prompt = turns_of(row.get("prompt"))
-    return [ItemPart(str(row.get("domain")), prompt, *texts, size=SIZE)]
+    right, wrong = texts
+    return [ItemPart(str(row.get("domain")), prompt, right, wrong, size=SIZE)]
 
 
 def pair_parts(row: Row) -> Iterable[ItemPart]:
@@ -121,7 +122,7 @@ def numbers(means: Means) -> dict[str, Array]:
             domain: weighted(means, {cell(domain, *pair): 1.0 for pair in styles})
             for domain in DOMAINS
         }
-    alike = dict.fromkeys(DOMAINS, 1.0)
+    alike: dict[str, float] = dict.fromkeys(DOMAINS, 1.0)
     by_level = {level: weighted(of_domain, alike) for level, of_domain in of_level.items()}
     by_domain: dict[str, Array] = {}
     for domain in DOMAINS:

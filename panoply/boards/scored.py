@@ -96,9 +96,10 @@ class ItemPlaces:
     def scored(self, score_T: Array) -> ScoredItems:
         """Returns the items with the scores of all their responses, NaN where missing."""
         right_NR, wrong_NW = taken(score_T, self.right_NR), taken(score_T, self.wrong_NW)
-        lacks_N = (np.isnan(right_NR) & (self.right_NR >= 0)).any(axis=1)
-        lacks_N |= (np.isnan(wrong_NW) & (self.wrong_NW >= 0)).any(axis=1)
-        return ScoredItems(self.subset_N, self.kind_N, right_NR, wrong_NW, ~lacks_N)
+        place_NC = np.concatenate([self.right_NR, self.wrong_NW], axis=1)
+        score_NC = np.concatenate([right_NR, wrong_NW], axis=1)
+        num_missing_N = np.sum(np.isnan(score_NC) & (place_NC >= 0), axis=1)
+        return ScoredItems(self.subset_N, self.kind_N, right_NR, wrong_NW, num_missing_N == 0)
 
 
 def taken(values_T: Array, places: Ints) -> Array:

@@ -203,7 +203,8 @@ def _sums(cell_N: Array, index_N: Ints, num_groups: int) -> tuple[Array, Array]:
     counted_N = ~np.isnan(cell_N)
     index, credit = index_N[counted_N], cell_N[counted_N]
     summed_G = np.bincount(index, weights=credit, minlength=num_groups)
-    return summed_G, np.bincount(index, minlength=num_groups).astype(np.float64)
+    count_G = np.bincount(index, minlength=num_groups)
+    return summed_G.astype(np.float64), count_G.astype(np.float64)
 
 
 def _masked(cells: Cells, left_out_N: Bools) -> Cells:
