@@ -129,6 +129,16 @@ def test_prompts_of_the_training_are_counted_and_the_number_without_them_stands_
     assert "unseen" not in report_of(items, {"half": half_good})["scorers"]["half"]
 
 
+def test_prompts_in_training_files_are_counted_and_the_numbers_without_them_stand_beside(items):
+    is_even = np.array([int(item.chat.responses[0].split()[1]) % 2 == 0 for item in items])
+    table = BoardTable.of(load_board("rewardbench"), items)
+    scores, seen = {"half": by_text(items, half_good)}, {"half": np.zeros(len(items), bool)}
+    report = board_report(table, scores, seen, is_even)
+    assert report["overlapping"] == is_even.sum()
+    assert report["scorers"]["half"]["clean"]["values"]["RewardBench"] == 0.0
+    assert board_report(table, scores, seen)["overlapping"] is None
+
+
 def test_pairs_are_calibrated_by_a_temperature_of_other_prompts(items):
     rng = np.random.default_rng(0)
     noisy = {text: good(text) + rng.normal() for item in items for text in item.chat.responses}
@@ -220,6 +230,10 @@ class ScoredBoard:
         self.files = folder / "rows.jsonl"
         bad = {**rows(1)[0], "subset": "shp"}
         self.files.write_text("\n".join(map(json.dumps, [*rows(), bad])))
+        self.training = folder / "training.jsonl"
+        self.training.write_text(
+            json.dumps({"prompt": "Question 5!", "chosen": "a", "rejected": "b"})
+        )
         (folder / "scorers.py").write_text(SCORERS.format(log=str(self.asked)))
         seen = [split_key([{"role": "user", "content": "question 3"}])]
         save_small(folder / "model", tokenizer, seen=seen)
@@ -236,6 +250,7 @@ class ScoredBoard:
         config = BoardConfig(
             board="rewardbench",
             files=(str(self.files),),
+            training=(str(self.training),),
             scorers=tuple(f"{name}={where}" for name, where in scorers.items()),
             out=str(self.folder / out),
             report_to=("mlflow",) if out == "out" else ("none",),
@@ -257,6 +272,10 @@ def test_a_board_is_scored_by_any_scorer_with_its_own_numbers(finished):
     assert report["scorers"]["some"]["reason"] == "no score"
     assert report["scorers"]["model"]["seen"] == 1
     assert report["scorers"]["model"]["missing"] == 0
+    assert report["overlapping"] == 1
+    assert report["scorers"]["some"]["clean"]["values"]["RewardBench"] == 1.0
+    overlaps = pq.read_table(out / "overlaps.parquet").to_pylist()
+    assert [row["exact"] for row in overlaps].count(True) == 1
     assert report["quarantined"] == {"'subset' is none of RewardBench's": 1}
     assert set(report["paired"]) == {"some - good", "model - good"}
     assert "RewardBench" in (out / "report.html").read_text()

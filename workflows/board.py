@@ -23,10 +23,16 @@ from panoply.config import as_dict
 from panoply.config.board import BoardConfig
 from panoply.config.files import names_of_columns
 from panoply.config.serve import ServedModelConfig
+from panoply.data.contamination import (
+    find_overlaps,
+    overlap_table,
+    prompt_text,
+    training_prompts,
+)
 from panoply.data.read import Input
 from panoply.data.schema import digest
 from panoply.data.score_file import ScoreFolder
-from panoply.files import reading, write_json, write_whole
+from panoply.files import reading, whole_file, write_json, write_whole
 from panoply.measure.board_report import BoardTable, board_report
 from panoply.report.markdown import as_markdown
 from panoply.report.progress import RunLogger
@@ -43,6 +49,8 @@ from workflows.cluster.run_folder import check_folder, claim, run_folder
 from workflows.cluster.run_lease import one_writer
 from workflows.cluster.tracking import git_commit, open_trackers
 
+OVERLAPS_FILE = "overlaps.parquet"
+"""File that says for each item what of its prompt stands in training files."""
 TABLE_FILE = "board.md"
 """File of the leaderboard as a table for a model card."""
 
@@ -66,7 +74,7 @@ def run_board(config: BoardConfig, logger: RunLogger) -> dict[str, Any]:
     quarantine = out / "data" / "quarantine.jsonl"
     items, bad = read_items(board, inputs, quarantine, config.max_quarantine_share)
     chats = {item.item_id: item.chat for item in items}
-    num_responses = sum(len(item.chat.responses) for item in items)
+    num_responses = sum(len(chat.responses) for chat in chats.values())
     logger.info(f"{board.title}: {len(items):,} items of {num_responses:,} responses")
     if bad.reasons:
         logger.info(f"{bad.reasons.total():,} bad rows are left out: {bad.describe()}")
@@ -83,7 +91,8 @@ def run_board(config: BoardConfig, logger: RunLogger) -> dict[str, Any]:
         seen = {scorer.name: seen_items(scorer, items) for scorer in scorers}
         write_items(out, items, seen)
         by_scorer = {scorer.name: scores_of(scorer.name, items, scores) for scorer in scorers}
-        report = board_report(BoardTable.of(board, items), by_scorer, seen)
+        overlapping_N = overlapping_items(config, items, out)
+        report = board_report(BoardTable.of(board, items), by_scorer, seen, overlapping_N)
         report |= {"quarantined": dict(bad.reasons), "ties_left_out": bad.num_ties}
         for name, entry in report["scorers"].items():
             entry |= costs(name, chats, scores)
@@ -121,6 +130,20 @@ def seen_items(scorer: ServedModelConfig, items: Sequence[BoardItem]) -> Bools:
         rows = pq.read_table(recorded, columns=["item_id", "seen_by"]).to_pylist()
     seen = {row["item_id"] for row in rows if scorer.name in row["seen_by"]}
     return np.array([item.item_id in seen for item in items], np.bool_)
+
+
+def overlapping_items(config: BoardConfig, items: Sequence[BoardItem], out: Path) -> Bools | None:
+    """Returns the items whose prompts stand in training files; None where no file is named.
+
+    What of each stands there is written to `OUT/overlaps.parquet`.
+    """
+    if not config.training:
+        return None
+    prompts = {item.item_id: prompt_text(item.chat.prompt) for item in items}
+    overlaps = find_overlaps(prompts, training_prompts(config.training))
+    with whole_file(out / OVERLAPS_FILE) as partial:
+        pq.write_table(overlap_table(overlaps), partial)
+    return np.array([overlaps[item.item_id].seen for item in items], np.bool_)
 
 
 def _per_1000(cost: float | None, num_responses: int) -> float | None:

@@ -41,6 +41,9 @@ class BoardConfig(TrackedRun):
     `function:FILE.py:NAME`; `DIALECT+URL#MODEL`; `replay:FILE`; `judge:FILE.yaml`;
     `combine:FILE.yaml`. Others are compared with the first. More of them may be added to a
     finished run."""
+    training: tuple[str, ...] = field(default=(), metadata=DATA)
+    """Training files of pairs, ratings or prompts, in which the board's prompts are looked for; the
+    numbers on those that are not there stand beside."""
     columns: tuple[str, ...] = ()
     """Columns under the names that the board has for them, as in `prompt=question`."""
     out: str = field(default="runs/board", metadata=NO_EFFECT)
@@ -54,8 +57,9 @@ class BoardConfig(TrackedRun):
 
     def __post_init__(self) -> None:
         require(bool(self.files), "files", self.files, "at least one file")
-        for file in self.files:
-            check_file_uri(file, "files")
+        for name, files in (("files", self.files), ("training", self.training)):
+            for file in files:
+                check_file_uri(file, name)
         require(bool(self.scorers), "scorers", self.scorers, "at least one NAME=WHERE")
         reserved = {*RESERVED} & {scorer.name for scorer in self.named_scorers()}
         require(not reserved, "scorers", sorted(reserved), "names that no row of the report has")

@@ -61,7 +61,10 @@ class BoardTable:
 
 
 def board_report(
-    table: BoardTable, scores: Mapping[str, Array], seen: Mapping[str, Bools]
+    table: BoardTable,
+    scores: Mapping[str, Array],
+    seen: Mapping[str, Bools],
+    overlapping_N: Bools | None = None,
 ) -> Numbers:
     """Returns the report of a board.
 
@@ -70,6 +73,7 @@ def board_report(
         scores: `[T]` of all responses by scorer, NaN where missing; the first scorer is the one
             that others are compared with.
         seen: items `[N]` whose prompts a scorer was trained on, as far as that is known.
+        overlapping_N: items whose prompts stand in training files; None: none was looked at.
     """
     cells = {name: table.cells(score_T) for name, score_T in scores.items()}
     names = list(scores)
@@ -78,6 +82,8 @@ def board_report(
         blocks["all", name] = cells[name]
         if seen[name].any():
             blocks["unseen", name] = _masked(cells[name], seen[name])
+        if overlapping_N is not None:
+            blocks["clean", name] = _masked(cells[name], overlapping_N)
     for name in names[1:]:
         blocks["pair", name], blocks["pair of the first", name] = _of_both(
             cells[name], cells[names[0]]
@@ -88,14 +94,16 @@ def board_report(
     report = _coverage(table)
     headline = _headline([results["all", name].values for name in names])
     report |= {"numbers": list(results["all", names[0]].values), "headline": headline}
+    report["overlapping"] = None if overlapping_N is None else int(overlapping_N.sum())
     report["scorers"] = {}
     for name, score_T in scores.items():
         entry = results["all", name].entry() | _counts(table, score_T)
         entry["cells"] = results["all", name].cells
         entry["pairs"] = pair_numbers(table, score_T)
         entry["seen"] = int(seen[name].sum())
-        if ("unseen", name) in results:
-            entry["unseen"] = results["unseen", name].entry()
+        for part in ("unseen", "clean"):
+            if (part, name) in results:
+                entry[part] = results[part, name].entry()
         report["scorers"][name] = entry
     report["controls"] = {
         name: results["all", name].entry() | {"pairs": pair_numbers(table, score_T)}

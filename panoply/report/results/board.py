@@ -48,7 +48,11 @@ def board(result: Metrics) -> list[Section]:
         result: `board` of `metrics.json`.
     """
     blocks: list[Block] = [*_warnings(result), leaderboard(result), _sections(result)]
-    blocks += [_unseen(result), _coverage(result)]
+    blocks += [
+        _left_out(result, "unseen", "On prompts that the scorer was not trained on"),
+        _left_out(result, "clean", "On prompts that do not stand in the training files"),
+        _coverage(result),
+    ]
     headline = result["headline"]
     title = f"Differences of {headline} on the same items"
     blocks += [differences(title, headline, result["paired"]), _pairs(result)]
@@ -97,6 +101,8 @@ def _warnings(result: Metrics) -> list[str]:
             f"Incomplete: {', '.join(parts)}. The numbers are over what there is, and published "
             "ones over all."
         )
+    if num := result["overlapping"]:
+        lines.append(f"The prompts of {count(num)} items stand in the training files.")
     if bad := sum(result.get("quarantined", {}).values()):
         lines.append(f"{count(bad)} bad rows were left out.")
     return lines
@@ -119,15 +125,15 @@ def _sections(result: Metrics) -> Table:
     return Table("The board's numbers", "scorer", columns, rows)
 
 
-def _unseen(result: Metrics) -> Table:
-    """Returns the numbers on items whose prompts a scorer was not trained on."""
+def _left_out(result: Metrics, part: str, title: str) -> Table:
+    """Returns the numbers of the scorers that have some on a part of the items."""
     names = result["numbers"]
     rows: list[Row] = []
     for name, entry in result["scorers"].items():
-        if "unseen" in entry:
-            rows.append(Row(name, [entry["unseen"]["values"][key] for key in names]))
+        if part in entry:
+            rows.append(Row(name, [entry[part]["values"][key] for key in names]))
     columns = [Column(name, heat=(0.0, 1.0)) for name in names]
-    return Table("On prompts that the scorer was not trained on", "scorer", columns, rows)
+    return Table(title, "scorer", columns, rows)
 
 
 def _coverage(result: Metrics) -> Table:
