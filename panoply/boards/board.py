@@ -57,6 +57,24 @@ class Board:
     """What a reader has to know of the numbers."""
 
 
+def published_rows(
+    table: Mapping[str, Sequence[float]], names: Sequence[str], source: str, unit: float = 1.0
+) -> tuple[PublishedRow, ...]:
+    """Returns the rows of a table of published numbers, of which a scorer may have the first ones.
+
+    Args:
+        table: numbers by scorer.
+        names: of the numbers.
+        source: of the table.
+        unit: of the numbers, such as .01 for per cent.
+    """
+    rows: list[PublishedRow] = []
+    for scorer, values in table.items():
+        numbers = {name: unit * value for name, value in zip(names, values, strict=False)}
+        rows.append(PublishedRow(scorer, numbers, source))
+    return tuple(rows)
+
+
 def rows_with(columns: Iterable[str], item_parts: Adapt) -> Recognize:
     """Returns the `adapt` of a board whose files all have the same columns."""
     needed = frozenset(columns)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from panoply.boards.board import Board, Cells, Means, PublishedRow, by_subset, rows_with, weighted
+from panoply.boards.board import Board, Cells, Means, by_subset, published_rows, rows_with, weighted
 from panoply.boards.items import ItemPart, turns_of
 from panoply.boards.scored import ScoredItems
 from panoply.data.quarantine import BadRow
@@ -46,7 +46,7 @@ def item_parts(row: Row) -> Iterable[ItemPart]:
         raise BadRow("'source' is none of JudgeBench's")
     if label not in ("A>B", "B>A"):
         raise BadRow("'label' is neither A>B nor B>A")
-    right, wrong = (row.get(f"response_{name}") for name in str(label).split(">"))
+    right, wrong = [row.get(f"response_{name}") for name in str(label).split(">")]
     prompt = turns_of(row.get("question"))
     return [ItemPart(names[0], prompt, {"right": right}, {"wrong": wrong})]
 
@@ -69,13 +69,8 @@ BOARD = Board(
     cells=cells,
     numbers=numbers,
     official=COUNTS,
-    published=tuple(
-        PublishedRow(
-            name,
-            {key: value / 100 for key, value in zip(("overall", *COUNTS), values, strict=False)},
-            "outputs of arXiv 2410.12784, computed anew",
-        )
-        for name, values in RIVALS.items()
+    published=published_rows(
+        RIVALS, ("overall", *COUNTS), "outputs of arXiv 2410.12784, computed anew", 0.01
     ),
     note="The counts and the published numbers are those of the pairs by GPT-4o; the pairs by "
     "Claude 3.5 Sonnet are another 270. Of 42 pairs of code an interval is about 15 points wide "

@@ -23,7 +23,7 @@ from typing import cast
 
 import numpy as np
 
-from panoply.boards.board import Board, Cells, Means, PublishedRow, by_subset, rows_with, weighted
+from panoply.boards.board import Board, Cells, Means, by_subset, published_rows, rows_with, weighted
 from panoply.boards.items import ItemPart, turns_of
 from panoply.boards.scored import ScoredItems
 from panoply.data.quarantine import BadRow
@@ -153,10 +153,7 @@ BOARD = Board(
     cells=cells,
     numbers=numbers,
     official=COUNTS,
-    published=tuple(
-        PublishedRow(name, dict(zip(("RewardBench 2", *COUNTS), values, strict=False)), PAPER)
-        for name, values in RIVALS.items()
-    ),
+    published=published_rows(RIVALS, ("RewardBench 2", *COUNTS), PAPER),
     note="A judge's figures in the paper are those of the better of two modes, chosen on the test "
     "set. The board says little about training: above 49.8 PPO no longer follows it.",
 )

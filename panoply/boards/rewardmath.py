@@ -17,7 +17,7 @@ from typing import cast
 
 import numpy as np
 
-from panoply.boards.board import Board, Cells, Means, PublishedRow, rows_with, weighted
+from panoply.boards.board import Board, Cells, Means, published_rows, rows_with, weighted
 from panoply.boards.items import ItemPart, turns_of
 from panoply.boards.scored import ScoredItems
 from panoply.data.quarantine import BadRow
@@ -36,8 +36,6 @@ RIVALS = {
     "Beaver-7B": (7.25, 7.25, 26.59),
     "Oasst-deberta": (7.04, 7.04, 27.03),
     "GRM-Gemma-2B": (4.97, 4.97, 24.10),
-    "GPT-4o (rating 1-10)": (25.98, 51.75),
-    "GPT-4 (rating 1-10)": (22.47, 48.45),
 }
 """Per cent."""
 
@@ -95,12 +93,7 @@ BOARD = Board(
     cells=cells,
     numbers=numbers,
     official={"": 483},
-    published=tuple(
-        PublishedRow(
-            name,
-            {key: value / 100 for key, value in zip(NUMBERS, values, strict=False)},
-            "score files of arXiv 2410.01729, computed anew",
-        )
-        for name, values in RIVALS.items()
+    published=published_rows(
+        RIVALS, NUMBERS, "score files of arXiv 2410.01729, computed anew", 0.01
     ),
 )
