@@ -151,7 +151,7 @@ def test_a_folder_of_another_run_is_refused_with_the_fields_that_differ(models, 
         (asdict(crossed), run_evaluate, evaluated, ("model",)),
         (asdict(evaluated), run_cross_eval, crossed, ("models",)),
         ({"out": "runs/x", "gate": {"lr": 1e-3}}, run_evaluate, evaluated, ("model",)),
-        (asdict(evaluated), run_evaluate, replace(evaluated, board="rmbench"), ("board",)),
+        (asdict(evaluated), run_evaluate, replace(evaluated, columns=("prompt=x",)), ("columns",)),
     ):
         out.mkdir(exist_ok=True)
         write_json(out / "config.json", old)

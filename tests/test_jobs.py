@@ -31,6 +31,7 @@ def test_help_lists_the_recipes_and_loads_neither_torch_nor_ray():
     for job in (
         "armorm",
         "average",
+        "board",
         "cross_eval",
         "doctor",
         "evaluate",

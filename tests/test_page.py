@@ -10,9 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from panoply.armorm.confident_errors import MOST, confident_mistakes, report_mistakes
-from panoply.boards.rmbench import LEVELS, STYLES, by_level
+from panoply.boards import load_board
+from panoply.boards.scored import ItemPlaces
 from panoply.data.tables import PairTable, Split
 from panoply.files import write_json
+from panoply.measure.board_report import BoardTable, board_report
 from panoply.report.figures import HUES, VARIABLES, picture, svg
 from panoply.report.page import Scale
 from panoply.report.report import write_report
@@ -31,7 +33,7 @@ SECTIONS = {
     "mistakes": "Most confident mistakes",
     "left-out": "Leave one source out",
     "planted": "Planted truth",
-    "rmbench": "RM-Bench",
+    "board": "RM-Bench",
     "record": "Data and configuration",
 }
 
@@ -95,17 +97,21 @@ def large_metrics():
     metrics["gate"]["weights_by_domain"][HOSTILE] = metrics["gate"]["weights_by_domain"]["source_0"]
     kind = {"id": "f" * 32, "rows": 10, "by_source": {HOSTILE: 10}, "parts": {"test": 10}}
     metrics["data"] = {"pairs": kind | {"quarantined": {"empty": 2}}}
-    metrics["rmbench"] = example_board()
+    metrics["board"] = example_board()
     return metrics
 
 
-def example_board(num_items=6):
-    """Numbers of two scorers on four domains; the gate wins all with a longer style, else none."""
-    chosen, rejected = np.tile(np.indices((3, 3)).reshape(2, 9), 4 * num_items)
-    domains = np.repeat(["chat", "code", "math", "safety-refuse"], 9 * num_items)
-    margins = {"gate": chosen - rejected + 0.5, "mlp": np.full(len(domains), np.nan)}
-    scorers = {name: by_level(own, chosen, rejected, domains) for name, own in margins.items()}
-    return {"num_pairs": len(domains), "num_seen": 0, "scorers": scorers}
+def example_board(num_items=24):
+    """A report of RM-Bench: one scorer wins all with a style that is no plainer, one has none."""
+    domains = np.repeat(["chat", "code", "math", "safety-refuse"], num_items // 4).astype(object)
+    place_N6 = np.arange(6 * num_items).reshape(num_items, 6)
+    places = ItemPlaces(domains, np.full(num_items, ""), place_N6[:, :3], place_N6[:, 3:])
+    table = BoardTable(
+        load_board("rmbench"), places, np.arange(num_items).astype(str), place_N6.ravel() * 1.0
+    )
+    styled = np.tile([0.5, 1.5, 2.5, 0.0, 1.0, 2.0], num_items)
+    scores = {"gate": styled, HOSTILE: np.full(6 * num_items, np.nan)}
+    return board_report(table, scores, dict.fromkeys(scores, np.zeros(num_items, bool)))
 
 
 def test_the_mistakes_are_the_surest_wrong_test_pairs_without_repeating_a_prompt(tmp_path):
@@ -316,19 +322,19 @@ def test_tables_have_captions_and_headers_and_scroll_under_a_name(phone):
     assert phone.locator("svg").evaluate_all("all => all.every(s => s.ariaLabel)")
 
 
-def test_the_board_shows_each_scorer_s_levels_and_what_style_the_gate_wins_with(phone):
-    tables = phone.locator("#rmbench table")
-    rows = [table.locator("tr").all() for table in tables.all()]
-    cells = [[row.locator("th, td").all_inner_texts() for row in own] for own in rows]
-    assert cells[0][0] == ["scorer", *LEVELS, "chat", "code", "math", "safety"]
-    assert cells[0][1] == ["gate", "0.000", "1.000", "1.000", *["0.667"] * 5]
-    assert cells[0][2] == ["mlp", *["-"] * 8]
-    assert cells[1] == [
-        ["chosen \\ rejected", *STYLES],
-        [STYLES[0], "1.000", "0.000", "0.000"],
-        [STYLES[1], "1.000", "1.000", "0.000"],
-        [STYLES[2], "1.000", "1.000", "1.000"],
-    ]
+def test_the_board_shows_every_number_of_its_scorers_its_controls_and_what_was_published(phone):
+    tables = [table.locator("tr").all() for table in phone.locator("#board table").all()]
+    first, second = (
+        [row.locator("th, td").all_inner_texts() for row in rows] for rows in tables[:2]
+    )
+    assert first[0] == ["scorer", "RM-Bench", "95 %", "items", "missing"]
+    assert first[1] == ["gate", "0.667", "[0.667, 0.667]", "24", "0"]
+    assert first[2] == [HOSTILE, "-", "-", "0", "24"]
+    assert [row[0].split()[0] for row in first[3:5]] == ["constant", "length"]
+    levels = ["RM-Bench", "hard", "normal", "easy", "chat", "code", "math", "safety"]
+    assert second[0] == ["scorer", *levels]
+    assert second[1] == ["gate", "0.667", "0.000", "1.000", "1.000", *["0.667"] * 4]
+    assert second[-1][1:3] == ["0.853", "0.802"]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -12,10 +12,8 @@ from typing import Any
 import numpy as np
 
 from panoply.armorm.baselines import RIVALS
-from panoply.boards import read_board
 from panoply.config import as_dict
 from panoply.config.evaluate import EvaluateConfig
-from panoply.data.read import named_inputs
 from panoply.data.schema import digest
 from panoply.data.tables import PairTable, load_pairs
 from panoply.files import write_json
@@ -60,7 +58,6 @@ def run_evaluate(config: EvaluateConfig, logger: RunLogger) -> dict[str, Any]:
     chief = scorers[0]
     trackers = open_trackers(config, out)
     check_folder(out, config)
-    board = read_board(config.board, named_inputs(config.pairs, config))
     ingested = ingest_evaluated(config, scorers, out / "data", logger)
     pairs = load_pairs(ingested.path, seed=chief.seed, num_folds=2)
     claim(out, config, {"pairs": digest(*pairs.chosen_P, *pairs.rejected_P)})
@@ -72,9 +69,6 @@ def run_evaluate(config: EvaluateConfig, logger: RunLogger) -> dict[str, Any]:
         results = score_all(scorers, ingested.path, config.num_workers, logger)
         metrics = measure(pairs, unseen, scorers, results, logger)
         metrics["quarantined"] = dict(ingested.num_quarantined)
-        if board is not None:
-            seen_P = chief.is_seen(board.key_P)
-            metrics[config.board] = board.measure(results[0].row, results[0].scores, seen_P)
         write_json(out / "metrics.json", metrics)
         write_report(out)
     return metrics

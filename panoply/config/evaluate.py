@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
 
 from panoply.config import require
 from panoply.config.files import LabeledFilesConfig, check_files
 from panoply.config.resume import DATA, NO_EFFECT, PLACE
 from panoply.config.tracked import TrackedRun
-
-Board: TypeAlias = Literal["none", "rmbench"]
-"""Public boards, each a module of `panoply.boards`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,9 +31,6 @@ class EvaluateConfig(LabeledFilesConfig, TrackedRun):
     """Scoring actors."""
     experiment: str = field(default="evaluate", metadata=NO_EFFECT)
     """MLflow experiment, or project of another tracker."""
-    board: Board = "none"
-    """Public board that the files are of; its own arithmetic is reported beside the metrics.
-    rmbench: hard, normal and easy by domain."""
 
     def __post_init__(self) -> None:
         require(bool(self.pairs), "pairs", self.pairs, "at least one file")

@@ -132,7 +132,9 @@ class ScoreFolder:
         self._add(iter(rows.to_pylist()))
 
     def seal(self) -> None:
-        """Writes all scores into `scores.parquet`, in the order of their keys."""
+        """Writes all scores into `scores.parquet`, in the order of their keys, if any came."""
+        if self.file.is_file() and not self.segments:
+            return
         rows: list[dict[str, Any]] = []
         for scorer, item in sorted(self.items):
             rows += self.scores(scorer, item)

@@ -9,10 +9,8 @@ import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from panoply.boards import section_of
-from panoply.config.evaluate import Board
 from panoply.files import write_whole
 from panoply.report.figures import picture
 from panoply.report.page import Page, render
@@ -20,6 +18,7 @@ from panoply.report.progress import Terminal
 from panoply.report.results import (
     alarms,
     armorm,
+    board,
     calibrate,
     laser,
     models,
@@ -115,8 +114,6 @@ def sections_of(
     if measured := metrics.get("planted"):
         sections.append(armorm.planted(measured))
     sections += _scorer_sections(metrics)
-    boards = [board for board in get_args(Board) if board in metrics]
-    sections += [section_of(board, metrics[board]) for board in boards]
     return [*sections, *_policy_sections(metrics, history)]
 
 
@@ -143,6 +140,8 @@ def _scorer_sections(metrics: Metrics) -> list[Section]:
         sections.append(calibrate.calibrated(fitted))
     if rescored := metrics.get("rescored"):
         sections += rescore.rescored(rescored)
+    if scored := metrics.get("board"):
+        sections += board.board(scored)
     return sections
 
 
@@ -285,7 +284,12 @@ def _head(title: str, metrics: Metrics, config: Metrics, origin: Metrics) -> Pag
         title=title,
         kind="policy" if is_policy else "reward model",
         commit=metrics.get("git_commit", ""),
-        verdict=(pairs.verdict(metrics) or laser.verdict(metrics) or rescore.verdict(metrics)),
+        verdict=(
+            pairs.verdict(metrics)
+            or laser.verdict(metrics)
+            or rescore.verdict(metrics)
+            or board.verdict(metrics)
+        ),
         warning=warning,
         remarks=remarks,
         key_figures=[

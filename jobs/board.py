@@ -1,0 +1,32 @@
+"""Score a board: `python -m jobs.board NAME --files FILE... --scorers NAME=WHERE... --out DIR`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jobs._main import parse_settings, run_workflow
+from panoply.config.board import BoardConfig
+from panoply.report.progress import RunLogger, Terminal
+
+
+def main() -> None:
+    """Parses the settings, scores the board, and prints its numbers."""
+    config = parse_settings("board", BoardConfig)
+    metrics = run_workflow(run, config)
+    from panoply.report.report import print_summary
+
+    console = Terminal()
+    print_summary(metrics, console)
+    console.print(f"results: {config.out}, and as a page in {config.out}/report.html")
+    console.print(f"scores: replay:{config.out}/scores.parquet", soft_wrap=True)
+
+
+def run(config: BoardConfig, logger: RunLogger) -> dict[str, Any]:
+    """Scores. Ray and torch load only now, after the inputs were looked at."""
+    from workflows.board import run_board
+
+    return run_board(config, logger)
+
+
+if __name__ == "__main__":
+    main()
