@@ -59,7 +59,10 @@ def fit_labels(
         ValueError: too few pairs are left to fit or to choose on.
     """
     used_P = roles.fitted_P & (labels.weight_P > 0)
-    train, select = np.flatnonzero(used_P & ~roles.select_P), np.flatnonzero(used_P & roles.select_P)
+    train, select = (
+        np.flatnonzero(used_P & ~roles.select_P),
+        np.flatnonzero(used_P & roles.select_P),
+    )
     if len(train) < FEWEST_PAIRS or not len(select):
         raise ValueError(
             f"{len(train)} pairs are left to fit a head on and {len(select)} to choose its "

@@ -7,23 +7,21 @@ often a right label looks as bad:
 
     p_i = (1 + #{trusted j: t_j <= t_i}) / (1 + number of trusted pairs)
 
-These are conformal p-values (Bates et al., arXiv 2104.08279): of right labels, if they are like the
-trusted ones, a share of at most p has a p-value of p or less. Benjamini and Hochberg's step-up keeps
-the expected share of right labels among those that are found below a bound.
+These are conformal p-values (Bates et al., arXiv 2104.08279): of right labels, if they are like
+the trusted ones, a share of at most p has a p-value of p or less. Benjamini and Hochberg's step-up
+keeps the expected share of right labels among those that are found below a bound.
 
 Legend: `K` voters, `P` pairs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import false_discovery_control
 
-from panoply.measure.metrics import accuracy
 from panoply.types import Array, Bools, Ints
 
 FEWEST_FOR_DISSENT = 3
@@ -56,7 +54,7 @@ class Votes:
 
 
 def label_free_scale(margin_P: ArrayLike) -> float:
-    """Returns the median of |margin| over the pairs that have one; NaN where it is 0 or there is none.
+    """Returns the median of |margin| over the pairs that have one; NaN where it is 0 or undefined.
 
     Swapping labels changes no absolute value, so that no label enters it.
     """
@@ -114,31 +112,7 @@ def cleaned_signs(votes: Votes, found_P: Bools) -> Array:
 
     A pair that is found is swapped where all voters are against, and left out where one is not.
     """
-    unanimous_P = votes.against_P == votes.num_P
-    return np.where(found_P, np.where(unanimous_P, -1.0, 0.0), 1.0)
-
-
-def accuracy_by_others(
-    margins: Mapping[str, Array], voters: Sequence[str], signs_without: Mapping[str, Array]
-) -> dict[str, dict[str, float]]:
-    """Returns each voter's accuracy on the labels as they are, and as the other voters clean them.
-
-    No voter is judged on labels that it helped to set.
-
-    Args:
-        margins: `[P]` by voter.
-        voters: names of the voters to judge.
-        signs_without: see `cleaned_signs`, `[P]` by the voter that had no part in them.
-    """
-    judged: dict[str, dict[str, float]] = {}
-    for name in voters:
-        signs_P = signs_without[name]
-        cleaned_P = np.where(signs_P == 0, np.nan, margins[name] * signs_P)
-        judged[name] = {
-            "accuracy": accuracy(margins[name]),
-            "accuracy_cleaned_by_others": accuracy(cleaned_P),
-        }
-    return judged
+    return np.where(found_P, np.where(votes.against_P == votes.num_P, -1.0, 0.0), 1.0)
 
 
 def detection(found_P: Bools, flipped_P: Bools) -> dict[str, float]:
@@ -146,11 +120,12 @@ def detection(found_P: Bools, flipped_P: Bools) -> dict[str, float]:
 
     Precision is NaN where nothing is found, and recall where nothing is flipped.
     """
-    hits, found, flipped = (found_P & flipped_P).sum(), found_P.sum(), flipped_P.sum()
+    num_hits, num_found = int((found_P & flipped_P).sum()), int(found_P.sum())
+    num_flipped = int(flipped_P.sum())
     return {
-        "found": float(found),
-        "precision": float(hits / found) if found else float("nan"),
-        "recall": float(hits / flipped) if flipped else float("nan"),
+        "found": float(num_found),
+        "precision": num_hits / num_found if num_found else float("nan"),
+        "recall": num_hits / num_flipped if num_flipped else float("nan"),
     }
 
 

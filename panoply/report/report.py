@@ -20,6 +20,7 @@ from panoply.report.progress import Terminal
 from panoply.report.results import (
     alarms,
     armorm,
+    audit,
     calibrate,
     laser,
     models,
@@ -143,6 +144,8 @@ def _scorer_sections(metrics: Metrics) -> list[Section]:
         sections.append(calibrate.calibrated(fitted))
     if rescored := metrics.get("rescored"):
         sections += rescore.rescored(rescored)
+    if audited := metrics.get("audit"):
+        sections += audit.audited(audited)
     return sections
 
 
@@ -285,7 +288,12 @@ def _head(title: str, metrics: Metrics, config: Metrics, origin: Metrics) -> Pag
         title=title,
         kind="policy" if is_policy else "reward model",
         commit=metrics.get("git_commit", ""),
-        verdict=(pairs.verdict(metrics) or laser.verdict(metrics) or rescore.verdict(metrics)),
+        verdict=(
+            pairs.verdict(metrics)
+            or laser.verdict(metrics)
+            or rescore.verdict(metrics)
+            or audit.verdict(metrics)
+        ),
         warning=warning,
         remarks=remarks,
         key_figures=[
