@@ -1,4 +1,4 @@
-"""Look for wrong labels in pairs: `python -m jobs.audit --pairs FILE... --scorers NAME=WHERE...`."""
+"""Look for wrong labels in pairs: `python -m jobs.audit --pairs FILE... --out DIR`."""
 
 from __future__ import annotations
 

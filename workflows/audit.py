@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from panoply.armorm.feature_selection import FeatureSpec
-from panoply.armorm.label_effect import TestPairs, cleaning_effect
+from panoply.armorm.label_effect import TrustedPairs, cleaning_effect
 from panoply.armorm.label_heads import (
     Labels,
     fitted_margins,
@@ -89,15 +89,15 @@ def run_audit(config: AuditConfig, logger: RunLogger) -> dict[str, Any]:
         difference_ND = None
         if config.head != "none":
             difference_ND = embed_differences(config, pairs, logger)
-            labels = plain_labels(len(pairs.gap_N))
-            margins[HEAD] = held_out_margins(difference_ND, labels, pairs.roles)
+            plain = plain_labels(len(pairs.gap_N))
+            margins[HEAD] = held_out_margins(difference_ND, plain, pairs.roles)
         electorate = Electorate(
-            margins,
-            len(pairs.row_ids),
-            pairs.trusted,
-            pairs.fold_N,
-            config.max_false,
-            config.flip_below,
+            margins=margins,
+            num_audited=len(pairs.row_ids),
+            trusted=pairs.trusted,
+            fold_N=pairs.fold_N,
+            max_false=config.max_false,
+            flip_below=config.flip_below,
         )
         findings = find(config, pairs, electorate)
         labels = labels_of(config, pairs, findings, opinions)
@@ -108,7 +108,7 @@ def run_audit(config: AuditConfig, logger: RunLogger) -> dict[str, Any]:
             },
             "git_commit": git_commit(),
         }
-        leave(pairs, findings, labels, opinions)
+        write_results(pairs, findings, labels, opinions)
         write_json(out / "metrics.json", metrics)
         write_report(out)
     return metrics
@@ -205,7 +205,7 @@ def evidence(
         )
     if config.train and difference_ND is not None:
         num, tested = len(pairs.row_ids), pairs.tested
-        test = TestPairs(
+        test = TrustedPairs(
             difference_ND[tested], pairs.gap_N[tested], pairs.key_N[tested], pairs.source_N[tested]
         )
         roles = pairs.roles_apart_from_test
@@ -213,7 +213,7 @@ def evidence(
     return result
 
 
-def leave(
+def write_results(
     pairs: AuditedPairs,
     findings: Sequence[AuditFinding],
     labels: Labels,

@@ -24,7 +24,7 @@ DRAWS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class TestPairs:
+class TrustedPairs:
     """Trusted pairs that judge the heads."""
 
     difference_TD: Floats
@@ -35,7 +35,7 @@ class TestPairs:
 
 
 def cleaning_effect(
-    difference_PD: Floats, cleaned: Labels, roles: PairRoles, test: TestPairs, seed: int
+    difference_PD: Floats, cleaned: Labels, roles: PairRoles, test: TrustedPairs, seed: int
 ) -> dict[str, Any]:
     """Returns accuracy of heads by what they were fitted on, and paired differences with intervals.
 
@@ -61,7 +61,7 @@ def cleaning_effect(
     gap, source, key = [np.tile(each, DRAWS) for each in (test.gap_T, test.source_T, test.key_T)]
     margins, rows = dict[str, Array](), dict[str, Any]()
     for name, draws in arms.items():
-        heads = [fit_labels(difference_PD, labels, roles)[0] for labels in draws]
+        heads = [fit_labels(difference_PD, labels, roles) for labels in draws]
         drawn = [test.difference_TD @ head_D for head_D in heads]
         margins[name] = np.concatenate(drawn * (DRAWS // len(drawn)))
         measured = pair_metrics(margins[name], gap, key)

@@ -11,7 +11,6 @@ Legend: `P` pairs, `D` features.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,10 +49,8 @@ def plain_labels(num_pairs: int) -> Labels:
     return Labels(np.ones(num_pairs), np.ones(num_pairs))
 
 
-def fit_labels(
-    difference_PD: Floats, labels: Labels, roles: PairRoles, strengths: Sequence[float] = STRENGTHS
-) -> tuple[Array, float]:
-    """Returns a head `[D]` fitted to labels outside *select*, and the strength chosen there.
+def fit_labels(difference_PD: Floats, labels: Labels, roles: PairRoles) -> Array:
+    """Returns a head `[D]` fitted to labels outside *select*, with the strength chosen there.
 
     Raises:
         ValueError: too few pairs are left to fit or to choose on.
@@ -70,32 +67,31 @@ def fit_labels(
             "head out (`--head none`)"
         )
     signed_PD = difference_PD * labels.sign_P[:, None].astype(np.float32)
-    fitted = fit_linear(
-        signed_PD[train], strengths, signed_PD[select], weights_P=labels.weight_P[train]
-    )
-    return fitted.coefficients, strengths[fitted.strength]
+    weights = labels.weight_P[train]
+    return fit_linear(
+        signed_PD[train], STRENGTHS, signed_PD[select], weights_P=weights
+    ).coefficients
 
 
 def held_out_margins(difference_PD: Floats, labels: Labels, roles: PairRoles) -> Array:
     """Returns margins `[P]` of heads that have seen no pair of the same fold.
 
-    Each pair is judged by the head that was fitted without its fold, whether or not its own label
-    may be learned. The strength is chosen once, on *select*.
+    Each pair is judged by the head that was fitted, and whose strength was chosen, without its
+    fold, whether or not its own label may be learned.
 
     Raises:
         ValueError: see `fit_labels`.
     """
-    _, strength = fit_labels(difference_PD, labels, roles)
     margin_P = np.empty(len(difference_PD))
     for fold in np.unique(roles.fold_P):
         inside_P = roles.fold_P == fold
         others = PairRoles(roles.fold_P, roles.fitted_P & ~inside_P, roles.select_P)
-        head_D, _ = fit_labels(difference_PD, labels, others, (strength,))
+        head_D = fit_labels(difference_PD, labels, others)
         margin_P[inside_P] = difference_PD[inside_P] @ head_D
     return margin_P
 
 
 def fitted_margins(difference_PD: Floats, labels: Labels, roles: PairRoles) -> Array:
     """Returns margins `[P]` of one head fitted to all labels: of those it learned, far too sure."""
-    head_D, _ = fit_labels(difference_PD, labels, roles)
+    head_D = fit_labels(difference_PD, labels, roles)
     return difference_PD @ head_D

@@ -9,7 +9,7 @@ Legend: `K` voters, `N` all pairs, `P` audited pairs, the first of the N.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -85,9 +85,7 @@ class Electorate:
     def without(self, name: str) -> Electorate:
         """Returns the other voters."""
         others = {voter: margin for voter, margin in self.margins.items() if voter != name}
-        return Electorate(
-            others, self.num_audited, self.trusted, self.fold_N, self.max_false, self.flip_below
-        )
+        return replace(self, margins=others)
 
     def _scaled(self, margin_N: Array) -> Array:
         if len(self.trusted):
