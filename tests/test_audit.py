@@ -21,6 +21,7 @@ from panoply.armorm.label_heads import (
     plain_labels,
 )
 from panoply.armorm.mixtures import fit_linear
+from panoply.config import BackboneConfig
 from panoply.config.audit import AuditConfig
 from panoply.data.audit import (
     AuditFinding,
@@ -46,10 +47,13 @@ from panoply.measure.votes import (
     label_free_scale,
     lowest,
 )
+from panoply.report.progress import RunLogger
 from panoply.report.report import sections_of
 from panoply.report.results.audit import verdict
 from panoply.report.review import write_review
+from tests.builders.models import save_small
 from tests.builders.planted_labels import NUM_AUDITED, planted_labels
+from workflows.audit import run_audit
 
 NAN = float("nan")
 SHARED = Path("../shared/data/pairs")
@@ -580,3 +584,130 @@ def test_a_report_says_what_share_of_the_proposals_may_be_right():
     assert "not known without trusted pairs" in verdict({"audit": {**result, "max_false": None}})
     assert [section.id for section in sections_of({"audit": result})] == ["findings", "voters"]
     assert verdict({}) == ""
+
+
+# The whole run
+
+
+SCORERS = """
+from pathlib import Path
+
+def likes(response):
+    with Path({log!r}).open("a") as log:
+        log.write(response + chr(10))
+    if "silent" in response:
+        return None
+    return response.count("good") + 0.3 * (len(response) % 7)
+"""
+
+
+class Audited:
+    """A folder with pairs, a quarter of whose labels an audit swaps, and a finished audit of them.
+
+    One scorer writes down what it is asked and fails on one response; the other is a model that was
+    trained on some of the prompts.
+    """
+
+    def __init__(self, folder, backbone, tokenizer):
+        rng = np.random.default_rng(0)
+        self.folder, self.asked, self.logger = folder, folder / "asked", RunLogger()
+        for name, num in (("pairs", 320), ("gold", 240)):
+            rows = []
+            for i in range(num):
+                words = rng.choice(["red", "blue", "tall", "wide"], size=6).tolist()
+                chosen = f"good good {' '.join(words[:3])} {i}"
+                row = {"prompt": f"{name} {i}?", "chosen": chosen, "source": "cooks"}
+                rows.append({**row, "rejected": f"poor poor {' '.join(words[3:])} {i}"})
+            if name == "pairs":
+                rows[0]["chosen"] += " silent"
+                rows.append({**rows[1], "chosen": rows[1]["rejected"]})
+            self.file(name).write_text("\n".join(map(json.dumps, rows)))
+        self.seen = [split_key([{"role": "user", "content": f"pairs {i}?"}]) for i in range(100)]
+        save_small(folder / "model", tokenizer, seen=self.seen)
+        (folder / "scorers.py").write_text(SCORERS.format(log=str(self.asked)))
+        self.backbone = BackboneConfig(
+            model=str(backbone), depths=(1.0,), poolings=("mean_response",)
+        )
+        self.report = self.run()
+
+    def file(self, name):
+        """A file of pairs."""
+        return self.folder / f"{name}.jsonl"
+
+    def run(self, **changes):
+        """The numbers of a run."""
+        settings = {
+            "pairs": (str(self.file("pairs")),),
+            "gold_pairs": (str(self.file("gold")),),
+            "scorers": (
+                f"likes=function:{self.folder}/scorers.py:likes",
+                f"model={self.folder}/model",
+            ),
+            "flipped": 0.25,
+            "train": True,
+            "backbone": self.backbone,
+            "store": str(self.folder / "store"),
+            "out": str(self.folder / "out"),
+            "report_to": ("none",),
+        }
+        return run_audit(AuditConfig(**{**settings, **changes}), self.logger)["audit"]
+
+
+@pytest.fixture(scope="module")
+def audited(cluster, tmp_path_factory, tiny_model_folder, tiny_tokenizer):
+    return Audited(tmp_path_factory.mktemp("audited"), tiny_model_folder, tiny_tokenizer)
+
+
+def test_an_audit_finds_swapped_labels_and_leaves_what_every_command_reads(audited):
+    report, out = audited.report, audited.folder / "out"
+    assert report["num_pairs"] == 320
+    assert report["quarantined"] == {"identical responses": 1}
+    voters = report["voters"]
+    assert list(voters) == ["likes", "model", "head"]
+    assert voters["likes"]["missing"] == 1  # never 0
+    assert voters["likes"]["votes"] == 319
+    assert voters["model"]["seen"] == 100
+    assert voters["model"]["votes"] == 220
+    rows = report["planted"]["rows"]
+    assert report["planted"]["flipped"] > 60
+    assert rows["votes"]["precision"] > 0.8 > 2 * rows["random"]["precision"]
+    assert rows["votes"]["recall"] > 0.5
+    assert set(report["effect"]["arms"]) == {"raw", "cleaned", "random rows left out"}
+    findings = pq.read_table(out / "findings.parquet").to_pylist()
+    assert {f["action"] for f in findings} >= {"flip", "drop"}
+    clean = pq.read_table(out / "clean.parquet").to_pylist()
+    assert sum(row["label_flipped"] for row in clean) == report["proposed"]["flip"]
+    assert sum(row["weight"] == 0 for row in clean) == report["proposed"]["drop"]
+    right = [row["chosen"].startswith("good") for row in clean if row["weight"]]
+    before = [row["chosen"].startswith("good") for row in pair_rows(out / "data/flipped.parquet")]
+    assert np.mean(right) > np.mean(before) + 0.1
+    assert "Planted flips" in (out / "report.html").read_text()
+    assert "Which response is better?" in (out / "review.html").read_text()
+
+
+def test_a_second_run_asks_nobody_and_takes_a_person_s_verdicts_above_all(audited):
+    audited.asked.unlink()
+    first = pq.read_table(audited.folder / "out" / "clean.parquet").to_pylist()[0]
+    flipped = next(pair_rows(audited.folder / "out" / "data" / "flipped.parquet"))
+    file = verdict_file(audited.folder, "v.jsonl", (flipped["row_id"], flipped["rejected_id"]))
+    report = audited.run(verdicts=(file,))
+    assert not audited.asked.exists()
+    assert report["reviewed"] == {"rows": 1, "chosen": 0, "rejected": 1, "neither": 0}
+    for name in ("voters", "planted", "checks"):
+        assert json.dumps(report[name]) == json.dumps(audited.report[name])
+    again = pq.read_table(audited.folder / "out" / "clean.parquet").to_pylist()[0]
+    assert again["chosen"] == flipped["rejected"]
+    assert again["row_id"] == first["row_id"]
+    (labeled,) = pq.read_table(audited.folder / "out" / "reviewed.parquet").to_pylist()
+    assert labeled["source"] == "reviewed"
+    with pytest.raises(ValueError, match=r"flipped: 0.25 -> 0.1"):
+        audited.run(flipped=0.1)
+
+
+def test_structure_alone_needs_no_scorer_and_no_model(audited):
+    report = audited.run(
+        out=str(audited.folder / "plain"), scorers=(), head="none", train=False, flipped=0.0
+    )
+    assert report["voters"] == {}
+    assert report["suspect"] == 0
+    assert not (audited.folder / "plain" / "embedding").exists()

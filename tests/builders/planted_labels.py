@@ -52,7 +52,7 @@ def planted_labels(share, seed=0):
     flipped[:NUM_AUDITED] = rng.random(NUM_AUDITED) < share
     label = np.where(flipped, -1.0, 1.0)
     margins = {}
-    for name, noise, unit in (("a", 0.4, 1.0), ("b", 0.5, 30.0), ("c", 0.6, 0.01)):
+    for name, noise, unit in (("a", 0.5, 1.0), ("b", 0.5, 30.0), ("c", 0.5, 0.01)):
         margins[name] = unit * label * (true + noise * rng.normal(size=num))
     fitted = np.arange(num) < NUM_AUDITED
     roles = PairRoles(rng.integers(NUM_FOLDS, size=num), fitted, fitted & (rng.random(num) < 0.15))
