@@ -71,7 +71,7 @@ def run_audit(config: AuditConfig, logger: RunLogger) -> dict[str, Any]:
             folder of another run.
     """
     out = run_folder(config.out)
-    scorers = [open_rescored(scorer, config.num_workers) for scorer in config.served_scorers()]
+    scorers = [open_rescored(scorer, config.num_workers) for scorer in config.named_scorers()]
     Keys.read(endpoint_variables(scorers))
     if config.head != "none":
         resolve(config.backbone.model)

@@ -74,7 +74,7 @@ class AuditConfig(LabeledFilesConfig, TrackedRun):
         for name in ("gold_pairs", "verdicts"):
             for file in getattr(self, name):
                 check_file_uri(file, name)
-        names = {scorer.name for scorer in self.served_scorers()}
+        names = {scorer.name for scorer in self.named_scorers()}
         require(HEAD not in names, "scorers", HEAD, "a name other than that of the run's head")
         single = len(self.backbone.depths) == len(self.backbone.poolings) == 1
         both = (self.backbone.depths, self.backbone.poolings)
@@ -90,7 +90,7 @@ class AuditConfig(LabeledFilesConfig, TrackedRun):
         require(self.num_workers > 0, "num_workers", self.num_workers, "positive")
         require(self.wait_minutes > 0, "wait_minutes", self.wait_minutes, "positive")
 
-    def served_scorers(self) -> tuple[ServedModelConfig, ...]:
+    def named_scorers(self) -> tuple[ServedModelConfig, ...]:
         """Returns the scorers with their names; none where only the head votes.
 
         Raises:

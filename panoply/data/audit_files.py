@@ -88,7 +88,7 @@ def write_reviewed(path: Path, opinions: Mapping[str, Opinion], target: Path) ->
     """Writes the pairs in which a person prefers one response, as pairs of the source REVIEWED.
 
     Returns:
-        Their number. Without one no file is written.
+        Their number. Without one there is no file.
     """
     rows: list[dict[str, Any]] = []
     for row in pair_rows(path):
@@ -99,6 +99,8 @@ def write_reviewed(path: Path, opinions: Mapping[str, Opinion], target: Path) ->
             rows.append({**labeled, "subset": row["source"], "margin": None, "weight": 1.0})
     if rows:
         _write(rows, LABELED, target)
+    else:
+        target.unlink(missing_ok=True)
     return len(rows)
 
 
