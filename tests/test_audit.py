@@ -681,7 +681,12 @@ def test_an_audit_finds_swapped_labels_and_leaves_what_every_command_reads(audit
     right = [row["chosen"].startswith("good") for row in clean if row["weight"]]
     before = [row["chosen"].startswith("good") for row in pair_rows(out / "data/flipped.parquet")]
     assert np.mean(right) > np.mean(before) + 0.1
-    assert "Planted flips" in (out / "report.html").read_text()
+    page = (out / "report.html").read_text()
+    assert "Planted flips" in page
+    assert "votes against: 5 of its pairs" in page
+    shown = json.loads((out / "examples.json").read_text())["votes_against"]
+    means = [float(re.search(r"mean ([-+.\d]+)", pair["evidence"])[1]) for pair in shown]
+    assert means == sorted(means)
     assert "Which response is better?" in (out / "review.html").read_text()
 
 

@@ -35,7 +35,13 @@ from panoply.data.audit import (
     proposed,
     structure_findings,
 )
-from panoply.data.audit_files import pair_rows, write_cleaned, write_findings, write_reviewed
+from panoply.data.audit_files import (
+    examples_of,
+    pair_rows,
+    write_cleaned,
+    write_findings,
+    write_reviewed,
+)
 from panoply.data.audit_verdicts import Opinion, read_verdicts
 from panoply.data.schema import digest
 from panoply.data.score_file import ScoreFolder
@@ -219,9 +225,10 @@ def write_results(
     labels: Labels,
     opinions: Mapping[str, Opinion],
 ) -> None:
-    """Writes the findings, the cleaned pairs, those that persons labeled, and the review page."""
+    """Writes the findings with examples, the cleaned and the reviewed pairs, and the review page."""
     out = pairs.out
     write_findings(findings, out / "findings.parquet")
     write_cleaned(pairs.path, labels.sign_P, labels.weight_P, out / "clean.parquet")
     write_reviewed(pairs.path, opinions, out / "reviewed.parquet")
     write_review(pair_rows(pairs.path), findings, out / "review.html")
+    write_json(out / "examples.json", examples_of(pairs.path, findings))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from panoply.files import whole_file
 from panoply.types import Array, Bools
 
 BATCH_ROWS = 1024
+MOST_EXAMPLES = 5
+"""Pairs of a check that a report shows."""
 REVIEWED = "reviewed"
 """Source of the pairs that persons labeled."""
 FINDINGS = pa.schema([(name, pa.string()) for name in ("row_id", "check", "evidence", "action")])
@@ -66,6 +69,26 @@ def swap_labels(path: Path, flipped_P: Bools, target: Path) -> None:
 def write_findings(findings: Sequence[AuditFinding], target: Path) -> None:
     """Writes a row for each finding."""
     _write((asdict(finding) for finding in findings), FINDINGS, target)
+
+
+def examples_of(path: Path, findings: Sequence[AuditFinding]) -> dict[str, list[dict[str, Any]]]:
+    """Returns by check the pairs of its first findings, with their texts and evidence."""
+    first: dict[str, dict[str, AuditFinding]] = {}
+    for finding in findings:
+        by_row = first.setdefault(finding.check, {})
+        if len(by_row) < MOST_EXAMPLES:
+            by_row.setdefault(finding.row_id, finding)
+    row_ids = set(chain.from_iterable(first.values()))
+    texts = {row["row_id"]: row for row in pair_rows(path) if row["row_id"] in row_ids}
+    examples: dict[str, list[dict[str, Any]]] = {}
+    for check, by_row in first.items():
+        examples[check] = [_shown(texts[row_id]) | asdict(by_row[row_id]) for row_id in by_row]
+    return examples
+
+
+def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("source", "subset", "prompt", "chosen", "rejected")
+    return {name: row[name] for name in (*names, "chosen_length", "rejected_length")}
 
 
 def write_cleaned(path: Path, sign_P: Array, factor_P: Array, target: Path) -> None:

@@ -96,7 +96,7 @@ class Electorate:
 def vote_findings(
     electorate: Electorate, row_ids: Sequence[str], unsure_within: float
 ) -> list[AuditFinding]:
-    """Returns a finding for each suspect, unsure or disputed label.
+    """Returns a finding for each suspect, unsure or disputed label, the lowest mean margin first.
 
     Args:
         electorate: the voters.
@@ -104,9 +104,10 @@ def vote_findings(
         unsure_within: largest mean margin of an unsure label, of either sign.
     """
     votes, findings = electorate.votes, list[AuditFinding]()
-    for row, row_id in enumerate(row_ids):
+    for row in np.argsort(votes.mean_P[: electorate.num_audited], kind="stable").tolist():
         if not votes.num_P[row]:
             continue
+        row_id = row_ids[row]
         evidence = _margins_of(electorate, row)
         if electorate.found_P[row]:
             share = electorate.false_share_P[row]

@@ -56,15 +56,17 @@ def write_report(out: Path) -> None:
     """Writes `OUT/report.html`, and a PNG for each table and curve that is one.
 
     Args:
-        out: folder with `metrics.json` and `config.json`, and `mistakes.json` and `history.json`
-            where there are.
+        out: folder with `metrics.json` and `config.json`, and `mistakes.json`, `history.json`
+            and `examples.json` where there are.
     """
-    names = ("metrics", "config", "mistakes", "history")
-    metrics, config, mistakes, history = [_read(out / f"{name}.json") for name in names]
+    names = ("metrics", "config", "mistakes", "history", "examples")
+    metrics, config, mistakes, history, examples = [_read(out / f"{name}.json") for name in names]
     origin = _read(out / RECORD_FILE)
     if origin:
         origin |= {"finished": time.time()}
     sections = sections_of(metrics, mistakes, history)
+    if examples:
+        sections.append(audit.examples(examples))
     write_pictures(sections, out)
     head = _head(out.name, metrics, config, origin)
     page = render(head, [*sections, *record(metrics, config, origin)])

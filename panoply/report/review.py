@@ -31,11 +31,12 @@ def write_review(
 
     Args:
         rows: canonical pairs.
-        findings: of the audit; rows without one are not shown.
+        findings: of the audit, of one action the more telling first; rows without one are not
+            shown.
         target: the file.
     """
     actions = proposed(findings)
-    ranked = sorted(actions, key=lambda row_id: (ACTIONS.index(actions[row_id]), row_id))
+    ranked = sorted(actions, key=lambda row_id: ACTIONS.index(actions[row_id]))
     places = {row_id: place for place, row_id in enumerate(ranked[:MOST_PAIRS])}
     shown = [_shown(row) for row in rows if row["row_id"] in places]
     shown.sort(key=lambda row: places[row["row_id"]])

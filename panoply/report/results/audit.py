@@ -5,9 +5,12 @@ from __future__ import annotations
 from panoply.report.section import (
     Block,
     Column,
+    Fold,
     Metrics,
+    Mistake,
     Row,
     Section,
+    ShownTurn,
     Table,
     count,
     differences,
@@ -28,14 +31,14 @@ def verdict(metrics: Metrics) -> str:
     result: Metrics = metrics.get("audit", {})
     if not result:
         return ""
-    found, share = result["suspect"], result["max_false"]
+    num_suspect, share = result["suspect"], result["max_false"]
     if share is None:
         return (
-            f"Votes propose to change {count(found)} of {count(result['num_pairs'])} labels; how "
+            f"Votes propose to change {count(num_suspect)} of {count(result['num_pairs'])} labels; how "
             "many of these are right is not known without trusted pairs."
         )
     return (
-        f"Votes propose to change {count(found)} of {count(result['num_pairs'])} labels; at most "
+        f"Votes propose to change {count(num_suspect)} of {count(result['num_pairs'])} labels; at most "
         f"{share:.0%} of these are expected to be right, if the trusted pairs are like the others."
     )
 
@@ -54,6 +57,34 @@ def audited(result: Metrics) -> list[Section]:
     if effect := result.get("effect"):
         sections.append(_effect(effect))
     return sections
+
+
+def examples(by_check: Metrics) -> Section:
+    """Returns some pairs of each check with their evidence.
+
+    Args:
+        by_check: `examples.json`.
+    """
+    blocks: list[Block] = []
+    for check, pairs in by_check.items():
+        shown = [_example(pair) for pair in pairs]
+        blocks.append(Fold(f"{words(check)}: {count(len(shown))} of its pairs", shown))
+    note = "Some pairs of each check; of votes those that the voters agree on most."
+    return Section("examples", "Examples", note, blocks, on_terminal=False)
+
+
+def _example(pair: Metrics) -> Mistake:
+    place = "/".join(filter(None, (pair["source"], pair["subset"])))
+    return Mistake(
+        title=f"{pair['action']}: row {pair['row_id']}",
+        source=f"{place}; {pair['evidence']}",
+        prompt=[ShownTurn(turn["role"], turn["content"]) for turn in pair["prompt"]],
+        chosen=pair["chosen"],
+        rejected=pair["rejected"],
+        lengths=(pair["chosen_length"], pair["rejected_length"]),
+        drivers=Table("", "", [], []),
+        about_rejected="",
+    )
 
 
 def _findings(result: Metrics) -> Section:
