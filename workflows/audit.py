@@ -225,7 +225,7 @@ def write_results(
     labels: Labels,
     opinions: Mapping[str, Opinion],
 ) -> None:
-    """Writes the findings with examples, the cleaned and the reviewed pairs, and the review page."""
+    """Writes findings with examples, the cleaned and the reviewed pairs, and the review page."""
     out = pairs.out
     write_findings(findings, out / "findings.parquet")
     write_cleaned(pairs.path, labels.sign_P, labels.weight_P, out / "clean.parquet")

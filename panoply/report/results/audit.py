@@ -31,16 +31,16 @@ def verdict(metrics: Metrics) -> str:
     result: Metrics = metrics.get("audit", {})
     if not result:
         return ""
-    num_suspect, share = result["suspect"], result["max_false"]
+    share = result["max_false"]
+    sizes = f"{count(result['suspect'])} of {count(result['num_pairs'])} labels"
     if share is None:
-        return (
-            f"Votes propose to change {count(num_suspect)} of {count(result['num_pairs'])} labels; how "
-            "many of these are right is not known without trusted pairs."
+        remark = "how many of these are right is not known without trusted pairs"
+    else:
+        remark = (
+            f"at most {share:.0%} of these are expected to be right, if the trusted pairs are like "
+            "the others"
         )
-    return (
-        f"Votes propose to change {count(num_suspect)} of {count(result['num_pairs'])} labels; at most "
-        f"{share:.0%} of these are expected to be right, if the trusted pairs are like the others."
-    )
+    return f"Votes propose to change {sizes}; {remark}."
 
 
 def audited(result: Metrics) -> list[Section]:
