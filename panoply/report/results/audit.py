@@ -14,6 +14,7 @@ from panoply.report.section import (
     Table,
     count,
     differences,
+    number,
     rows_of,
     short,
     words,
@@ -112,19 +113,19 @@ def _findings(result: Metrics) -> Section:
 
 
 def _voters(result: Metrics) -> Section:
+    keys = ("votes", "seen", "missing", "accuracy", "accuracy_cleaned", "accuracy_trusted", "cost")
+    rows: list[Row] = []
+    for name, entry in result["voters"].items():
+        cells = [*(entry.get(key) for key in keys), entry.get("reason", "")]
+        rows.append(Row(name, cells))
     columns = [
-        Column("votes", count),
-        Column("seen", count),
-        Column("missing", count),
+        *(Column(name, count) for name in ("votes", "seen", "missing")),
         Column("accuracy"),
-        Column("cleaned by others", key="accuracy_cleaned"),
-        Column("trusted pairs", key="accuracy_trusted"),
-        Column("cost", key="cost"),
-        Column("most frequent reason", str, key="reason"),
+        Column("cleaned by others"),
+        Column("trusted pairs"),
+        Column("cost", lambda value: number(value, 4)),
+        Column("most frequent reason", str),
     ]
-    rows = rows_of(result["voters"], columns)
-    for row in rows:
-        row.cells[-1] = row.cells[-1] or ""  # pyright: ignore[reportIndexIssue]
     note = (
         "Seen prompts were in a model's training, which therefore has no vote on them. No voter is "
         "judged on labels that it helped to set: 'cleaned by others' are those that the other "
