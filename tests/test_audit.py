@@ -56,7 +56,7 @@ from tests.builders.planted_labels import NUM_AUDITED, planted_labels
 from workflows.audit import run_audit
 
 NAN = float("nan")
-SHARED = Path("../shared/data/pairs")
+SHARED = Path(__file__).parents[2] / "shared" / "data" / "pairs"
 GOOD = {
     "prompt": "How long does an egg take to boil until it is hard inside?",
     "chosen": "About ten minutes in boiling water, and a little more for large ones.",
