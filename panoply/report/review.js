@@ -65,7 +65,7 @@ function save() {
   link.href = URL.createObjectURL(new Blob([lines.join("\n") + "\n"], { type: "text/plain" }));
   link.download = "verdicts.jsonl";
   link.click();
-  URL.revokeObjectURL(link.href);
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000); // the browser may read it later
 }
 
 const actions = {
