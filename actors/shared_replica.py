@@ -43,7 +43,7 @@ class SharedBackboneReplica:
         """Models by member, those that still load among them."""
         self.loader = ThreadPoolExecutor(1, "load")
         self.metrics = ReplicaMetrics(config.name)
-        self.batcher = Batcher[Any](self._forward, config.batch, self._observe)
+        self.batcher = Batcher[Any](self._forward, config.batch, self._observe, kind=model_of)
         self.releases: set[asyncio.Task[None]] = set()
         """Models that are being taken off."""
 
@@ -128,8 +128,7 @@ class SharedBackboneReplica:
         """Runs one forward for each model in a batch; called in the queue's thread."""
         places: dict[AdapterReplica, list[int]] = {}
         for place, conversation in enumerate(conversations):
-            assert isinstance(conversation, AddressedConversation)
-            places.setdefault(conversation.replica, []).append(place)
+            places.setdefault(model_of(conversation), []).append(place)
         outputs: list[Any] = [None] * len(conversations)
         num_needed = num_positions = 0
         for replica, at in places.items():
@@ -192,6 +191,12 @@ class AddressedConversation(Tokenized):
         """Returns a conversation with the model that is to score it."""
         values = {field.name: getattr(conversation, field.name) for field in fields(Tokenized)}
         return cls(**values, replica=replica)
+
+
+def model_of(conversation: Tokenized) -> AdapterReplica:
+    """Returns the model that is to score a conversation."""
+    assert isinstance(conversation, AddressedConversation)
+    return conversation.replica
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,6 +138,23 @@ def test_the_longest_waiting_goes_first():
     assert model.batches == [[0], [3], [1], [2]]
 
 
+def test_a_batch_is_filled_up_with_what_shares_the_forward_of_its_first():
+    model = Model()
+    queue = batcher(model, max_tokens=10, max_wait=0.0)
+    queue.kind = lambda c: c.tokens[0] % 2
+
+    async def run():
+        tasks = [await model.hold(queue)]
+        for prompt in (1, 2, 3, 4, 5, 6, 8):
+            tasks.append(asyncio.create_task(queue.score([talk(prompt, 0)], 60.0)))
+            await asyncio.sleep(0)
+        model.may_go_on.set()
+        await asyncio.gather(*tasks)
+
+    asyncio.run(run())
+    assert model.batches == [[0], [1, 3], [2, 4], [5, 6], [8]]
+
+
 def test_what_arrives_in_the_wait_joins_the_first_batch():
     model, clock, tasks = Model(), Clock(), []
     queue = batcher(model, clock, max_wait=0.5)

@@ -1,6 +1,7 @@
 """Artefacts of each format, and a log, load and mean the same: formats outlive their code.
 
-Those of format 1 and the log were written at 222d7a2; `format2` holds the first sealed ones.
+Those of format 1 and the log were written at 222d7a2; `format2` holds the first sealed ones, and
+`format3` the first members that were trained apart.
 """
 
 import json
@@ -20,7 +21,11 @@ RECORDED = json.loads((GOLDEN / "scores.json").read_text())
 
 
 @pytest.mark.parametrize(
-    "name", ["gated", "scalar", "ensemble", "classifier", "format2/gated", "format2/ensemble"]
+    "name",
+    [
+        *("gated", "scalar", "ensemble", "classifier"),
+        *("format2/gated", "format2/ensemble", "format3/adapters"),
+    ],
 )
 def test_a_recorded_artefact_loads_and_scores_as_it_did(name):
     model = load_reward_model(GOLDEN / name)

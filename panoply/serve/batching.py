@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Generic, TypeAlias, TypeVar
@@ -64,7 +64,8 @@ class _Waiting(Generic[T]):
     done: asyncio.Future[T | Exception]
 
 
-Key: TypeAlias = tuple[int, ...]
+Key: TypeAlias = tuple[Hashable, tuple[int, ...]]
+"""What has a forward of its own, and the beginning of a prompt."""
 
 
 def _costs(conversations: Sequence[Tokenized]) -> list[int]:
@@ -89,6 +90,8 @@ class Batcher(Generic[T]):
         run: scores conversations, in order; called in a thread, never twice at once.
         config: limits of a batch and of the queue.
         watch: called with the statistics of every batch.
+        kind: of a conversation; those of unlike kinds have a forward each, so that a batch is
+            filled up with those of the first one's kind before others.
         clock: seconds, from any start.
         sleep: waits for so many seconds of that clock.
     """
@@ -96,6 +99,7 @@ class Batcher(Generic[T]):
     run: Callable[[Sequence[Tokenized]], Sequence[T]]
     config: BatchConfig
     watch: Callable[[BatchStats], None] = lambda _: None
+    kind: Callable[[Tokenized], Hashable] = lambda _: None
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     _groups: dict[Key, list[_Waiting[T]]] = field(default_factory=dict[Key, "list[_Waiting[T]]"])
@@ -131,7 +135,7 @@ class Batcher(Generic[T]):
         now, loop = self.clock(), asyncio.get_running_loop()
         waiting: list[_Waiting[T]] = []
         for c, cost in zip(conversations, costs, strict=True):
-            key = c.tokens[: min(c.start, KEY_TOKENS)]
+            key = self.kind(c), c.tokens[: min(c.start, KEY_TOKENS)]
             entry = _Waiting[T](c, cost, now, now + timeout, loop.create_future())
             self._groups.setdefault(key, []).append(entry)
             waiting.append(entry)
@@ -219,7 +223,9 @@ class Batcher(Generic[T]):
         room = self.config.max_tokens
         # Room that is left when the batch holds about `max_seconds` of work, at the last speed.
         enough = room - self._speed * self.config.max_seconds
-        for key in list(self._groups):
+        oldest, _ = next(iter(self._groups))
+        # Sorting keeps the order of those that are alike: the longest waiting group stays first.
+        for key in sorted(self._groups, key=lambda key: key[0] != oldest):
             if batch and room <= enough:
                 break
             room = self._take_of(key, batch, room)
