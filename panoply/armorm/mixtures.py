@@ -81,24 +81,25 @@ def fit_simplex(d_PO: ArrayLike, weights_P: ArrayLike | None = None) -> Mixture:
         ValueError: no pairs, shapes that disagree, values that are not finite, weights below 0.
     """
     d = _checked(np.asarray(d_PO))
-    weights = np.ones(d.shape[0]) if weights_P is None else np.asarray(weights_P, np.float64)
-    if weights.shape != d.shape[:1]:
-        raise ValueError(f"weights {weights.shape!r} do not match the {d.shape[0]} pairs")
-    if not ((weights >= 0).all() and 0 < weights.sum() < np.inf):
-        raise ValueError("weights must be finite and >= 0, and not all of them 0")
-    v, _ = _minimize(d, weights / weights.sum(), strength=0.0, lower=0.0)
+    v, _ = _minimize(d, _shares(weights_P, d.shape[0]), strength=0.0, lower=0.0)
     if not (scale := float(v.sum())):
         return Mixture(np.full(len(v), 1 / len(v)), 0.0)
     return Mixture(v / scale, scale)
 
 
 def fit_linear(
-    d_PO: Rows, strengths: Sequence[float], d_select: Rows, *, in_memory: int = IN_MEMORY
+    d_PO: Rows,
+    strengths: Sequence[float],
+    d_select: Rows,
+    *,
+    weights_P: ArrayLike | None = None,
+    in_memory: int = IN_MEMORY,
 ) -> Linear:
     """Fits logistic regression without intercept, its strength chosen by log loss on `d_select`.
 
     v = argmin mean log(1 + exp(-d . v)) + alpha / 2 sum_i (v_i rms(d_i))^2, so that one strength
-    means the same for objectives in any unit. The stronger one of equal strengths is taken.
+    means the same for objectives in any unit. The stronger one of equal strengths is taken. The
+    mean and rms are weighted by `weights_P` where they are there.
 
     Raises:
         ValueError: as `fit_simplex`, or the strengths are not ascending and positive.
@@ -107,11 +108,11 @@ def fit_linear(
     alphas = np.asarray(strengths, np.float64)
     if alphas.ndim != 1 or not len(alphas) or alphas[0] <= 0 or (np.diff(alphas) <= 0).any():
         raise ValueError(f"strengths are {strengths!r}; they must be ascending and positive")
-    even = np.full(d.shape[0], 1 / d.shape[0])
+    shares = _shares(weights_P, d.shape[0])
     path: list[Array] = []
     start = np.zeros(d.shape[1])
     for alpha in alphas[::-1]:  # the strong ones are quick, and near the next
-        v, start = _minimize(d, even, alpha, lower=-np.inf, start=start)
+        v, start = _minimize(d, shares, alpha, lower=-np.inf, start=start)
         path.insert(0, v)
     losses: list[float] = []
     for v in path:
@@ -119,6 +120,16 @@ def fit_linear(
         losses.append(log_loss(np.concatenate(margins)))
     best = max(range(len(path)), key=lambda i: (-losses[i], i))
     return Linear(path[best], best)
+
+
+def _shares(weights_P: ArrayLike | None, num: int) -> Array:
+    """Returns the weights of `num` pairs with sum 1, all alike where there are none."""
+    weights = np.ones(num) if weights_P is None else np.asarray(weights_P, np.float64)
+    if weights.shape != (num,):
+        raise ValueError(f"weights {weights.shape!r} do not match the {num} pairs")
+    if not ((weights >= 0).all() and 0 < weights.sum() < np.inf):
+        raise ValueError("weights must be finite and >= 0, and not all of them 0")
+    return weights / weights.sum()
 
 
 def best_single(d_PO: ArrayLike) -> int:

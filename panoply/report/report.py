@@ -19,6 +19,7 @@ from panoply.report.results import (
     alarms,
     armorm,
     board,
+    audit,
     calibrate,
     laser,
     models,
@@ -54,15 +55,17 @@ def write_report(out: Path) -> None:
     """Writes `OUT/report.html`, and a PNG for each table and curve that is one.
 
     Args:
-        out: folder with `metrics.json` and `config.json`, and `mistakes.json` and `history.json`
-            where there are.
+        out: folder with `metrics.json` and `config.json`, and `mistakes.json`, `history.json`
+            and `examples.json` where there are.
     """
-    names = ("metrics", "config", "mistakes", "history")
-    metrics, config, mistakes, history = [_read(out / f"{name}.json") for name in names]
+    names = ("metrics", "config", "mistakes", "history", "examples")
+    metrics, config, mistakes, history, examples = [_read(out / f"{name}.json") for name in names]
     origin = _read(out / RECORD_FILE)
     if origin:
         origin |= {"finished": time.time()}
     sections = sections_of(metrics, mistakes, history)
+    if examples:
+        sections.append(audit.examples(examples))
     write_pictures(sections, out)
     head = _head(out.name, metrics, config, origin)
     page = render(head, [*sections, *record(metrics, config, origin)])
@@ -142,6 +145,8 @@ def _scorer_sections(metrics: Metrics) -> list[Section]:
         sections += rescore.rescored(rescored)
     if scored := metrics.get("board"):
         sections += board.board(scored)
+    if audited := metrics.get("audit"):
+        sections += audit.audited(audited)
     return sections
 
 
@@ -289,6 +294,7 @@ def _head(title: str, metrics: Metrics, config: Metrics, origin: Metrics) -> Pag
             or laser.verdict(metrics)
             or rescore.verdict(metrics)
             or board.verdict(metrics)
+            or audit.verdict(metrics)
         ),
         warning=warning,
         remarks=remarks,

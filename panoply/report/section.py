@@ -273,7 +273,7 @@ class ShownTurn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mistake:
-    """A pair that was ranked the wrong way round, and what moved it."""
+    """A pair that was ranked the wrong way round, or has another fault, and what moved it."""
 
     title: str
     source: str
@@ -283,6 +283,8 @@ class Mistake:
     lengths: tuple[int, int]
     """Characters of the chosen and of the rejected response."""
     drivers: Table
+    about_rejected: str = "the model prefers it"
+    """What is said beside the rejected response; may be empty."""
 
 
 @dataclass(frozen=True, slots=True)

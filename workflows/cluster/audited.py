@@ -1,0 +1,262 @@
+"""Pairs that are audited, with trusted ones behind them, and the margins of scorers on them.
+
+Legend: `N` audited pairs and behind them trusted ones, `P` audited pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from panoply.armorm.label_heads import PairRoles
+from panoply.config.audit import AuditConfig
+from panoply.config.serve import ServedModelConfig
+from panoply.data.audit_files import swap_labels
+from panoply.data.ingest import Ingested, IngestLimits, Refusal, ingest_pairs
+from panoply.data.read import Input, named_inputs
+from panoply.data.rollouts import item_id
+from panoply.data.schema import digest, fold_of, part_of, uniform
+from panoply.data.score_file import ScoreFolder
+from panoply.data.summary import summary_lines
+from panoply.data.tables import TextFiles
+from panoply.hub.backbone.pretrained import load_renderer
+from panoply.report.progress import RunLogger
+from panoply.scorers.where import LocalModel, parse_where
+from panoply.types import Array, Bools, Ints, Strings
+from panoply.wire.request import Chat
+from workflows.cluster.evaluated import open_evaluated, prompt_items, refusal_of
+from workflows.cluster.kept_scores import score_missing
+from workflows.cluster.keys import endpoint_variables
+from workflows.cluster.rescored import costs
+
+COLUMNS = (
+    *("row_id", "chosen_id", "rejected_id", "split_key", "source"),
+    *("chosen_length", "rejected_length"),
+)
+
+
+@dataclass(frozen=True)
+class AuditedPairs:
+    """Ids, keys and roles of the pairs of an audit; their texts stay in the files."""
+
+    out: Path
+    """Folder of the run."""
+    path: Path
+    """Canonical file of the audited pairs, in which some labels may be swapped on purpose."""
+    gold_path: Path | None
+    row_ids: Sequence[str]
+    gold_ids: Sequence[str]
+    chosen_N: Strings
+    rejected_N: Strings
+    key_N: Strings
+    source_N: Strings
+    gap_N: Ints
+    """Length of the chosen minus length of the rejected response."""
+    fold_N: Ints
+    flipped_P: Bools
+    """Labels that were swapped on purpose."""
+    quarantined: Mapping[str, int]
+    seed: int
+
+    @cached_property
+    def is_audited_N(self) -> Bools:
+        """True of the audited pairs."""
+        return np.arange(len(self.key_N)) < len(self.row_ids)
+
+    @cached_property
+    def _sets_thresholds_N(self) -> Bools:
+        """True of the prompts that would set thresholds as trusted ones; a half of all."""
+        halves = {key: uniform(self.seed, "trusted", key) < 0.5 for key in set(self.key_N)}
+        return np.array([halves[key] for key in self.key_N], np.bool_)
+
+    @cached_property
+    def trusted(self) -> Ints:
+        """Rows of the trusted pairs that fix scales and thresholds."""
+        return np.flatnonzero(~self.is_audited_N & self._sets_thresholds_N)
+
+    @cached_property
+    def tested(self) -> Ints:
+        """Rows of the trusted pairs that set nothing, and test."""
+        return np.flatnonzero(~self.is_audited_N & ~self._sets_thresholds_N)
+
+    @cached_property
+    def roles(self) -> PairRoles:
+        """Roles of all pairs for heads that judge labels."""
+        parts = {key: part_of(key, self.seed) for key in set(self.key_N)}
+        select_N = np.array([parts[key] == "select" for key in self.key_N], np.bool_)
+        return PairRoles(self.fold_N, self.is_audited_N, select_N)
+
+    @cached_property
+    def roles_apart_from_test(self) -> PairRoles:
+        """Roles of the audited pairs for fresh heads: no prompt of the test is among them."""
+        num = len(self.row_ids)
+        fitted_P = ~np.isin(self.key_N[:num], self.key_N[self.tested])
+        return PairRoles(self.fold_N[:num], fitted_P, self.roles.select_P[:num])
+
+    @property
+    def texts(self) -> TextFiles:
+        """The files whose texts are embedded."""
+        files = [self.path] if self.gold_path is None else [self.path, self.gold_path]
+        return TextFiles(pairs=tuple(map(str, files)))
+
+    @property
+    def sides(self) -> dict[str, tuple[str, str]]:
+        """Ids of the chosen and of the rejected response by audited row."""
+        num = len(self.row_ids)
+        both = zip(self.chosen_N[:num].tolist(), self.rejected_N[:num].tolist(), strict=True)
+        return dict(zip(self.row_ids, both, strict=True))
+
+    def summary(self, name: str, files: Sequence[str]) -> dict[str, Any]:
+        """Returns what trackers keep of `pairs` or `gold_pairs`."""
+        ids = self.row_ids if name == "pairs" else self.gold_ids
+        return {"id": digest(*sorted(ids)), "rows": len(ids), "files": files}
+
+
+def read_audited(
+    config: AuditConfig, scorers: Sequence[ServedModelConfig], folder: Path, logger: RunLogger
+) -> AuditedPairs:
+    """Reads the audited and the trusted pairs, and swaps labels on purpose where that is set.
+
+    Raises:
+        FileNotFoundError, ValueError: see `panoply.data.ingest.ingest_pairs`.
+    """
+    refusal = _refusal(config, scorers)
+    limits = IngestLimits(
+        max_rows_per_source=config.max_pairs_per_source or None,
+        max_quarantine_share=config.max_quarantine_share,
+        seed=config.seed,
+    )
+    ingested = ingest_pairs(named_inputs(config.pairs, config), folder, limits, refusal)
+    _tell(ingested, logger)
+    path = ingested.path
+    row_ids: list[str] = pq.read_table(path, columns=["row_id"])["row_id"].to_pylist()
+    flips = [uniform(config.seed, "flip", row) < config.flipped for row in row_ids]
+    flipped_P = np.array(flips, np.bool_)
+    if config.flipped:
+        path = folder / "flipped.parquet"
+        swap_labels(ingested.path, flipped_P, path)
+        logger.info(f"planted: {int(flipped_P.sum()):,} labels swapped on purpose")
+    gold_path, tables = None, [pq.read_table(path, columns=list(COLUMNS))]
+    if config.gold_pairs:
+        inputs = [Input(file) for file in config.gold_pairs]
+        every = replace(limits, max_rows_per_source=None)
+        gold = ingest_pairs(inputs, folder / "trusted", every, refusal)
+        _tell(gold, logger)
+        gold_path = gold.path
+        tables.append(pq.read_table(gold_path, columns=list(COLUMNS)))
+    columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+    for table in tables:
+        for name, values in columns.items():
+            values += table[name].to_pylist()
+    lengths = np.array([columns["chosen_length"], columns["rejected_length"]], np.int64)
+    folds = {key: fold_of(key, config.seed, config.num_folds) for key in set(columns["split_key"])}
+    return AuditedPairs(
+        out=folder.parent,
+        path=path,
+        gold_path=gold_path,
+        row_ids=row_ids,
+        gold_ids=columns["row_id"][len(row_ids) :],
+        chosen_N=np.array(columns["chosen_id"], np.object_),
+        rejected_N=np.array(columns["rejected_id"], np.object_),
+        key_N=np.array(columns["split_key"], np.object_),
+        source_N=np.array(columns["source"], np.object_),
+        gap_N=lengths[0] - lengths[1],
+        fold_N=np.array([folds[key] for key in columns["split_key"]], np.int64),
+        flipped_P=flipped_P,
+        quarantined=dict(ingested.num_quarantined),
+        seed=config.seed,
+    )
+
+
+def _refusal(config: AuditConfig, scorers: Sequence[ServedModelConfig]) -> Refusal | None:
+    """Returns why a scorer or the head's backbone cannot read a prompt; None where none can."""
+    refusals: list[Refusal] = []
+    if of_scorers := refusal_of([open_evaluated(scorer.where) for scorer in scorers]):
+        refusals.append(of_scorers)
+    if config.head != "none":
+        renderer = load_renderer(config.backbone.model, config.backbone.rendering)
+        refusals.append(renderer.refusal)
+    if not refusals:
+        return None
+    return lambda prompt: next(filter(None, (refusal(prompt) for refusal in refusals)), "")
+
+
+def _tell(ingested: Ingested, logger: RunLogger) -> None:
+    for line in summary_lines(ingested):
+        logger.info(line)
+
+
+def scorer_margins(
+    config: AuditConfig,
+    scorers: Sequence[ServedModelConfig],
+    pairs: AuditedPairs,
+    scores: ScoreFolder,
+    logger: RunLogger,
+) -> tuple[dict[str, Array], dict[str, dict[str, Any]]]:
+    """Returns margins `[N]` by scorer, and what its scores cost; asks about scores that lack.
+
+    A margin is NaN where a score is missing, and on prompts that a model was trained on.
+    """
+    items: dict[str, Chat] = {}
+    by_file: list[dict[str, tuple[str, int]]] = []
+    for path in pairs.texts.pairs:
+        chats, ids = prompt_items(Path(path))
+        names, texts = iter(ids), dict[str, tuple[str, int]]()
+        for chat in chats:
+            item = item_id(chat)
+            items[item] = chat
+            for candidate in range(len(chat.responses)):
+                texts[next(names)] = (item, candidate)
+        by_file.append(texts)
+    margins, notes = dict[str, Array](), dict[str, dict[str, Any]]()
+    variables = endpoint_variables(scorers)
+    for scorer in scorers:
+        score_missing(scorer, items, scores, config.num_workers, variables, logger)
+        margin_N = _margins(scorer.name, pairs, by_file, scores)
+        num_missing = int(np.isnan(margin_N[pairs.is_audited_N]).sum())
+        seen_N = np.zeros(len(margin_N), np.bool_)
+        if isinstance(parse_where(scorer.where), LocalModel):
+            seen_N = open_evaluated(scorer.where).is_seen(pairs.key_N)
+        margins[scorer.name] = np.where(seen_N, np.nan, margin_N)
+        num_seen = int(seen_N[pairs.is_audited_N].sum())
+        notes[scorer.name] = {
+            "missing": num_missing,
+            "seen": num_seen,
+            **costs(scorer.name, items, scores),
+        }
+        if num_seen:
+            logger.info(
+                f"{scorer.name}: trained on the prompts of {num_seen:,} pairs, on which it has no "
+                "vote"
+            )
+        if num_missing:
+            logger.info(f"{scorer.name}: {num_missing:,} pairs lack a score, so it has no vote")
+    scores.seal()
+    return margins, notes
+
+
+def _margins(
+    name: str,
+    pairs: AuditedPairs,
+    by_file: Sequence[Mapping[str, tuple[str, int]]],
+    scores: ScoreFolder,
+) -> Array:
+    """Returns s(chosen) - s(rejected) `[N]`, NaN where a score is missing."""
+
+    def value(texts: Mapping[str, tuple[str, int]], text: str) -> float:
+        item, candidate = texts[text]
+        score = scores.scores(name, item)[candidate]["score"]
+        return float("nan") if score is None else score
+
+    margins: list[float] = []
+    sides = zip(pairs.chosen_N.tolist(), pairs.rejected_N.tolist(), strict=True)
+    for row, (chosen, rejected) in enumerate(sides):
+        texts = by_file[row >= len(pairs.row_ids)]
+        margins.append(value(texts, chosen) - value(texts, rejected))
+    return np.array(margins)
