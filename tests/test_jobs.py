@@ -30,11 +30,11 @@ def test_help_lists_the_recipes_and_loads_neither_torch_nor_ray():
     )
     for job in (
         "armorm",
-        "average",
         "cross_eval",
         "doctor",
         "evaluate",
         "export",
+        "merge",
         "rescore",
         "serve",
         "track",

@@ -27,6 +27,8 @@ HEADLINES = (
     "rmbench/*/average",
     "select_loss/*",
     "calibrated/rows/*/accuracy",
+    "merged/gains/*/value",
+    "merged/share",
     "pairs/*/macro/accuracy_length_balanced",
     "comparisons/*/value",
     "differences/*/value",

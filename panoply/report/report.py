@@ -22,6 +22,7 @@ from panoply.report.results import (
     armorm,
     calibrate,
     laser,
+    merge,
     models,
     pairs,
     preference,
@@ -135,8 +136,8 @@ def _gate_sections(metrics: Metrics) -> list[Section]:
 def _scorer_sections(metrics: Metrics) -> list[Section]:
     """Returns the sections of a run that trains nothing, about scorers that there are."""
     sections: list[Section] = []
-    if parts := metrics.get("averaged"):
-        sections.append(models.averaged(parts))
+    if merged := metrics.get("merged"):
+        sections.append(merge.merged(merged))
     if findings := metrics.get("findings"):
         sections.append(models.checks(findings))
     if fitted := metrics.get("calibrated"):
