@@ -209,9 +209,9 @@ def small_card(num_heads=1, **changes):
     return ScalarManifest(**fields | changes)
 
 
-def save_small(folder, tokenizer, *, num_heads=1, model=None, seen=(), **changes):
+def save_small(folder, tokenizer, *, num_heads=1, head_seed=2, model=None, seen=(), **changes):
     """A random scalar model as a folder; returns its heads."""
-    torch.manual_seed(2)
+    torch.manual_seed(head_seed)
     heads_KD = torch.randn(num_heads, SIZE)
     model = model or small_decoder()
     renderer = Renderer(tokenizer, Rendering())

@@ -115,6 +115,7 @@ def _write_weights(merge: Merge, folder: Path, score: Tensor | None) -> None:
     """
     shards = into_shards(merge.first.checkpoint.shapes)
     file_of: dict[str, str] = {}
+    num_bytes = 0
     for number, names in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         if len(shards) == 1:
@@ -124,9 +125,10 @@ def _write_weights(merge: Merge, folder: Path, score: Tensor | None) -> None:
             tensor = score if name == SCORE and score is not None else merge.tensor(name)
             tensors[name] = tensor.contiguous()
             file_of[name] = file
+            num_bytes += tensors[name].nbytes
         save_file(tensors, folder / file, metadata={"format": "pt"})
     if len(shards) > 1:
-        write_json(folder / INDEX, {"metadata": {}, "weight_map": file_of})
+        write_json(folder / INDEX, {"metadata": {"total_size": num_bytes}, "weight_map": file_of})
 
 
 def _write_record(
