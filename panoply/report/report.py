@@ -20,6 +20,7 @@ from panoply.report.progress import Terminal
 from panoply.report.results import (
     alarms,
     armorm,
+    best_of_n,
     calibrate,
     laser,
     merge,
@@ -154,7 +155,8 @@ def _policy_sections(metrics: Metrics, history: Metrics) -> list[Section]:
     if strategies:
         sections.append(laser.outcomes(strategies, metrics.get("differences", {})))
     if picked := metrics.get("best_of_n"):
-        sections.append(laser.best_of_n(picked, metrics.get("arms_routed", {})))
+        routed, optimization = metrics.get("arms_routed", {}), metrics.get("optimization", {})
+        sections.append(best_of_n.right_choices(picked, routed, optimization))
     if choices := metrics.get("choices"):
         sections.append(laser.shares(choices, history))
         if history:
