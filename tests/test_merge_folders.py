@@ -2,13 +2,15 @@
 
 import json
 import shutil
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from panoply.config import Rendering
 from panoply.data.schema import digest
@@ -365,3 +367,45 @@ def test_a_shard_is_as_large_as_allowed_or_one_tensor(monkeypatch):
     monkeypatch.setattr(folder_module, "SHARD_BYTES", 100)
     shapes = {"a": (10,), "b": (15,), "c": (1,), "d": (50,), "e": (24,), "f": (1,)}
     assert into_shards(shapes) == [["a", "b"], ["c"], ["d"], ["e", "f"]]
+
+
+class PeakMemory:
+    """Most memory that is not of files while the context is open, in bytes above its beginning."""
+
+    def __enter__(self):
+        self.over = threading.Event()
+        self.start = self.most = anonymous_bytes()
+        self.thread = threading.Thread(target=self.watch)
+        self.thread.start()
+        return self
+
+    def watch(self):
+        while not self.over.wait(0.001):
+            self.most = max(self.most, anonymous_bytes())
+
+    def __exit__(self, *_):
+        self.over.set()
+        self.thread.join()
+        self.growth = self.most - self.start
+
+
+def anonymous_bytes():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+
+def test_memory_holds_a_layer_and_never_a_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_module, "SHARD_BYTES", 2**22)
+    shape = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 24}
+    classifier = small_classifier(**shape)
+    first = publish(tmp_path / "first", chat_tokenizer(), classifier)
+    policy = LlamaForCausalLM(LlamaConfig.from_dict(classifier.config.to_dict()))
+    policy.model.load_state_dict(classifier.model.state_dict())
+    fine_tuned(policy, 1).save_pretrained(tmp_path / "policy")
+    chat_tokenizer().save_pretrained(tmp_path / "policy")
+    size = (first / "model.safetensors").stat().st_size
+    del classifier, policy
+    with PeakMemory() as memory:
+        merge([first, tmp_path / "policy"], tmp_path / "out", 0.3)
+    assert size > 90e6
+    assert memory.growth < size / 3
