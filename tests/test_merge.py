@@ -230,7 +230,8 @@ def test_the_job_merges_and_tells_a_mistake_in_one_sentence(
         monkeypatch.setattr(sys, "argv", ["merge", *map(str, words), "--report-to", "none"])
         with suppress(SystemExit):
             main()
-        return " ".join(capsys.readouterr().out.split())
+        captured = capsys.readouterr()
+        return " ".join((captured.out + captured.err).split())
 
     printed = run(scalar, scalar, "--out", out)
     assert "Models that were merged" in printed
