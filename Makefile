@@ -4,7 +4,7 @@ PYTEST := $(BIN)/python -m pytest -q
 FAST := not ray and not browser and not slow
 # Tests that start Ray, a browser or processes, in parts, the longest first: `make -j 2 test-rest` runs two.
 NODES := tests/test_autoscale.py tests/test_lost_nodes.py
-REST := s a-c p l t-z nodes d-k m-o q-r clients
+REST := nodes s a-c p l t-z d-k m-o q-r clients
 
 .PHONY: install demo serve lint types check check-deploy lock sbom format \
 	test test-fast test-fast-a-p test-fast-q-z test-rest test-evidence

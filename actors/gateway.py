@@ -212,6 +212,8 @@ class Gateway:
         if model.state == "failed":
             raise RequestError(f"{name!r} could not be started: {model.reason}", 503)
         if not model.description:
+            await model.describe(name)
+        if not model.description:
             raise RequestError(f"{name!r} is starting: tell it again", 503)
         if not model.is_bandit or model.learn is None:
             raise RequestError(

@@ -78,7 +78,7 @@ def test_a_submitted_run_tells_its_progress_and_leaves_its_results(
     head, tiny_model_folder, tmp_path
 ):
     out = tmp_path / "run"
-    done, job = submit(head, "good", *armorm(tiny_model_folder, out, "--num-workers", "2"))
+    done, job = submit(head, "good", *armorm(tiny_model_folder, out))
     assert done.returncode == 0, done.stdout + done.stderr
     for line in ("objectives: ", "gate: ", f"results: {out}", "'good' succeeded"):
         assert line in done.stdout

@@ -345,18 +345,19 @@ def save_artefact(
 
     folder, drift = out / "model", 0.0
     seen = list(split.key_N[split.part_N != "test"])
+    apart = config.members != "heads"
+    folders = [Path(task.folder) for task in tasks.values()] if apart else [model.folder]
+    # A torn file is told also where the model was saved before.
+    params = [load_tensors(each / "trained.pt", TRAIN_AGAIN) for each in folders]
     if folder.exists():
         pass
-    elif config.members != "heads":
-        names = [Path(task.folder) / "trained.pt" for task in tasks.values()]
-        params = [load_tensors(name, TRAIN_AGAIN) for name in names]
+    elif apart:
         save_adapter_members(trainable, params, manifest, folder, seen)
     else:
         # A frozen language-model head, which a policy loss had beside it, is no part of the model.
-        params = load_tensors(model.folder / "trained.pt", TRAIN_AGAIN)
         names = {name for name, _ in trainable.net.named_parameters()}
-        params = {name: value for name, value in params.items() if name in names}
-        trainable.net.load_state_dict(params, strict=False)
+        kept = {name: value for name, value in params[0].items() if name in names}
+        trainable.net.load_state_dict(kept, strict=False)
         heads_KD = trainable.net.head.weight.detach()
         drift = save_scalar_model(
             trainable.backbone(), trainable.renderer, heads_KD, manifest, folder, seen

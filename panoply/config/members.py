@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias, assert_never
+from typing import TYPE_CHECKING, Literal, TypeAlias, assert_never
 
-from panoply.config.composite import LowerBound, Mean, Minimum, PooledRule, VariancePenalty
+if TYPE_CHECKING:
+    from panoply.config.composite import PooledRule
 
 MemberKind: TypeAlias = Literal["heads", "adapters", "layers"]
 MemberRule: TypeAlias = Literal["mean", "lcb", "uwo", "wco"]
@@ -17,6 +18,9 @@ def pooled_rule(rule: MemberRule, caution: float) -> PooledRule:
         rule: name of the rule.
         caution: deviations (lcb) or variances (uwo) that are taken off the mean.
     """
+    # Composites need pydantic, which a fit in one process does without.
+    from panoply.config.composite import LowerBound, Mean, Minimum, VariancePenalty
+
     match rule:
         case "mean":
             return Mean()
