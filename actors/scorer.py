@@ -26,15 +26,13 @@ from panoply.model.tree import TokenTree
 Columns: TypeAlias = dict[str, Tensor]
 RIVALS = "baselines.safetensors"
 """Scorers that a gated model of ours was compared with."""
-BETA = 1.0
-"""Deviations between members that a lower bound lies below the score."""
 
 
 class ScoringActor:
     """Scores every response of a batch by every scorer of a model; for `map_batches`.
 
     A gated model of ours has the gate, its rivals and `gate_weights`; any other has `score`, and
-    `lower_bound` where it is an ensemble of ours.
+    `lower_bound` where it is an ensemble of ours. A scalar model of ours has `members` too.
 
     Input: a row whose `prompts` have `prompt_id`, `prompt` (JSON), `text_ids` and `responses`.
     Output: one row per response: `text_id`, `num_cut` (tokens that limits cut away) and the columns
@@ -83,11 +81,13 @@ class Single:
         self.model = model
 
     def columns(self, trees: Sequence[TokenTree]) -> Columns:
-        """Returns score and lower bound `[R]` of every response."""
-        score_R, bound_R = self.model.bound_trees(trees, BETA)
-        if len(self.model.heads_KD) == 1:
-            return {"score": score_R}
-        return {"score": score_R, "lower_bound": bound_R}
+        """Returns score and lower bound `[R]` and standardized members `[R, K]` of responses."""
+        outputs = self.model.forward(trees)
+        members_RK = torch.tensor([output.members for output in outputs])
+        columns = {"score": torch.tensor([output.score for output in outputs])}
+        if members_RK.shape[1] > 1:
+            columns["lower_bound"] = torch.tensor([output.lower_bound for output in outputs])
+        return {**columns, "members": members_RK}
 
 
 class GateAndRivals:

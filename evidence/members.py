@@ -9,13 +9,10 @@ which are all that gold depends on, and 32 surface features, which say nothing a
 large on a tenth of the responses: there a head is far from what it was fitted to. A single member
 is the mean over the members, each by itself.
 
-For each rule and n the figure is the expected gold of the best of n, in deviations of gold, without
-bias from all N responses in the order of the rule's score, ties averaged:
-
-    E_n = sum_{i=n..N} C(i - 1, n - 1) / C(N, n) gold_(i)
-
-Figures are means over draws of a world with their 95 % intervals. `turn` is gold at the largest n
-less its maximum over n: below 0, more samples made the choice worse.
+For each rule and n the figure is the expected gold of the best of n, in deviations of gold
+(`panoply.measure.best_of_n`). Figures are means over draws of a world with their 95 % intervals.
+`turn` is gold at the largest n less its maximum over n: below 0, more samples made the choice
+worse.
 
 Shapes: K members, N responses, P pairs, F features.
 """
@@ -27,12 +24,12 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
-from scipy.special import gammaln
 
 from benchmarks import harness
 from benchmarks.harness import run, setting, write_figures
 from panoply.config.composite import LowerBound, Mean, Median, Minimum, PooledRule, VariancePenalty
 from panoply.data.schema import text_id
+from panoply.measure.best_of_n import expected_best
 from panoply.scorers.composite.rules import pooled, scaled
 from panoply.synthetic.planted import ATTRIBUTES, PlantedWorld, make_world
 from panoply.types import Array
@@ -65,29 +62,13 @@ class Options(harness.Options):
     """Samples of which the best is taken."""
 
 
-def best_of(proxy_N: Array, gold_N: Array, sizes: Sequence[int]) -> Array:
-    """Returns the expected gold of the best of n by a proxy, for each n (see above)."""
-    order = np.argsort(proxy_N, kind="stable")
-    _, group_N, count = np.unique(proxy_N[order], return_inverse=True, return_counts=True)
-    sorted_N = (np.bincount(group_N, weights=gold_N[order]) / count)[group_N]
-    total = len(proxy_N)
-    place_N = np.arange(1, total + 1)
-    values: list[float] = []
-    for n in sizes:
-        i = place_N[n - 1 :]
-        all_sets = gammaln(total + 1) - gammaln(n + 1) - gammaln(total - n + 1)
-        log_share = gammaln(i) - gammaln(n) - gammaln(i - n + 1) - all_sets
-        values.append(float(np.exp(log_share) @ sorted_N[n - 1 :]))
-    return np.array(values)
-
-
 def curves(scores_KN: Array, gold_N: Array, sizes: Sequence[int]) -> Curve:
     """Returns the gold of each rule on the members' scores, and of a member alone."""
     weights_K = np.ones(len(scores_KN))
-    single = np.mean([best_of(scores_N, gold_N, sizes) for scores_N in scores_KN], axis=0)
+    single = np.mean([expected_best(scores_N, gold_N, sizes) for scores_N in scores_KN], axis=0)
     result = {SINGLE: single}
     for name, rule in RULES.items():
-        result[name] = best_of(pooled(rule, scores_KN, weights_K), gold_N, sizes)
+        result[name] = expected_best(pooled(rule, scores_KN, weights_K), gold_N, sizes)
     return result
 
 

@@ -31,12 +31,12 @@ def test_help_lists_the_recipes_and_loads_neither_torch_nor_ray():
     for job in (
         "armorm",
         "audit",
-        "average",
         "board",
         "cross_eval",
         "doctor",
         "evaluate",
         "export",
+        "merge",
         "rescore",
         "serve",
         "track",

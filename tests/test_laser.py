@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import ray
@@ -241,16 +242,28 @@ def test_best_of_n_counts_what_each_picks_and_asks_the_bandit_of_a_run(calm, tmp
     metrics = run_best_of_n(config, RunLogger())
     assert metrics["num_prompts"] == 24 - 14  # the run trained on 14 of its 18
     found = metrics["best_of_n"]
-    ones = {by_n["1"]["value"] for by_n in found.values()}
-    assert len(ones) == 1  # of one response all pick the same
+    # Of one response all pick the same, and it is as good as the mean of all samples.
+    samples = pq.read_table(tmp_path / "best" / "samples.parquet").to_pylist()
+    chance = np.mean([np.mean(row["verdicts"]) for row in samples])
+    assert all(by_n["1"]["value"] == pytest.approx(chance) for by_n in found.values())
     most = found["any right"]["3"]["value"]
     assert all(by_n["3"]["value"] <= most for by_n in found.values())
     assert sum(metrics["arms_routed"].values()) == 10
     choices = pq.read_table(tmp_path / "best" / "choices.parquet")
-    samples = pq.read_table(tmp_path / "best" / "samples.parquet").to_pylist()
-    assert "Right choices among 3 samples" in (tmp_path / "best" / "report.html").read_text()
+    html = (tmp_path / "best" / "report.html").read_text()
+    assert "Right choices among 3 samples" in html
+    assert "Over-optimization: from the best n to n = 3" in html
+    optimization = metrics["optimization"]
+    assert optimization["kl"] == {"1": 0, "3": pytest.approx(np.log(3) - 2 / 3)}
+    assert optimization["strategies"].keys() == found.keys() - {"any right"}
+    for name, entry in optimization["strategies"].items():
+        by_n = [found[name][n]["value"] for n in ("1", "3")]
+        assert entry["proxy_rise"] > 0
+        assert entry["turn"]["value"] == pytest.approx(by_n[1] - max(by_n))
+        assert entry["peak"] in (1, 3)
     longest = {row["prompt_id"]: max(map(len, row["responses"])) for row in samples}
     for row in choices.to_pylist():
-        if row["strategy"] == "long" and row["n"] == 3:
+        assert row["n"] == 3
+        if row["strategy"] == "long":
             assert len(row["response"]) == longest[row["prompt_id"]]
     assert LONG in config.arms.models[0]

@@ -14,12 +14,12 @@ from panoply.config.members import pooled_rule
 from panoply.config.preference import Full, Lora, LossConfig, Mixed, More, PreferenceConfig
 from panoply.config.preference import TrainedBackboneConfig as Backbone
 from panoply.config.serve import ServedModelConfig
-from panoply.hub.artefact.average import read_alike
 from panoply.hub.artefact.load import load_reward_model
 from panoply.hub.artefact.manifest import read_manifest
 from panoply.hub.artefact.scalar import load_scalar_model
 from panoply.hub.backbone.pretrained import resolve
 from panoply.hub.doctor import examine
+from panoply.hub.merge.merge import open_merge
 from panoply.report.progress import RunLogger
 from panoply.wire.request import Chat, ScoreRequest
 from panoply.wire.rewards import read_answer
@@ -250,8 +250,6 @@ def test_adapters_are_no_backbone_to_train_on(folders):
         resolve(str(folders / "single"))
 
 
-def test_adapters_are_not_averaged(folders):
-    with pytest.raises(
-        ValueError, match="adapters beside a frozen backbone, which are not averaged"
-    ):
-        read_alike([folders / "single"])
+def test_adapters_are_not_merged(folders):
+    with pytest.raises(ValueError, match="adapters beside a frozen backbone, which are not merged"):
+        open_merge([folders / "single", folders / "single"])

@@ -7,6 +7,7 @@ from panoply.files import write_json
 from panoply.report.page import Scale
 from panoply.report.report import write_report
 from panoply.report.results import alarms, laser, signals
+from panoply.report.results.best_of_n import right_choices
 from tests.builders.contrast import LOWEST_CONTRAST
 
 HOSTILE = "<script>document.title='taken'</script>"
@@ -177,7 +178,15 @@ def test_a_page_of_best_of_n_shows_right_choices_by_n_with_intervals(tmp_path):
     assert "Right choices among 16 samples" in html
     assert "any right" in html
     assert "Prompts that the bandit gave to each arm" in html
-    table = laser.best_of_n(metrics["best_of_n"], {}).blocks[1]
+    assert "Over-optimization" not in html
+    turn = {"value": -0.04, "ci95": [-0.07, -0.01]}
+    entry = {"proxy_rise": 1.25, "peak": 4, "turn": turn}
+    kl = {str(n): float(n) for n in (1, 2, 4, 8, 16)}
+    optimization = {"kl": kl, "strategies": {"long": entry}}
+    shown = right_choices(metrics["best_of_n"], {}, optimization).blocks[2]
+    assert "n = 16, at most 16.000 nats" in shown.title
+    assert shown.texts(shown.rows[0])[1:] == ["+1.250", "4", "-0.040", "[-0.070, -0.010]"]
+    table = right_choices(metrics["best_of_n"], {}, {}).blocks[1]
     assert table.rows[0].name == "any right"
     assert table.texts(table.rows[0])[-2:] == ["0.800", "[0.700, 0.900]"]
 

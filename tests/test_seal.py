@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from panoply.hub.artefact.average import average_models
 from panoply.hub.artefact.export import export_scalar
 from panoply.hub.artefact.gated import load_gated_model, save_gated_model
 from panoply.hub.artefact.load import load_reward_model
 from panoply.hub.artefact.manifest import Manifest, ScalarManifest, read_manifest
+from panoply.hub.artefact.scalar import load_scalar_model, save_scalar_model
 from panoply.seal import LOADED_NAMES, SEAL, check_seal, log_unsealed, seal
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -28,8 +28,11 @@ def saved(tmp_path_factory):
     root = tmp_path_factory.mktemp("saved")
     baselines = load_file(GOLDEN / "gated" / "baselines.safetensors")
     save_gated_model(load_gated_model(GOLDEN / "gated"), root / "gated", baselines, [])
-    average_models([GOLDEN / "scalar"], root / "scalar")
-    average_models([GOLDEN / "ensemble"], root / "ensemble")
+    for kind in ("scalar", "ensemble"):
+        model = load_scalar_model(GOLDEN / kind)
+        backbone, heads_KD = model.backbone, model.heads_KD
+        decoder, renderer = backbone.decoder.model, backbone.renderer
+        save_scalar_model(decoder, renderer, heads_KD, model.manifest, root / kind, [])
     export_scalar(GOLDEN / "gated", root / "classifier")
     return root
 

@@ -18,9 +18,9 @@ import pytest
 from mlflow import MlflowClient
 
 from panoply.config import as_dict
-from panoply.config.average import AverageConfig
 from panoply.config.doctor import DoctorConfig
 from panoply.config.laser import ArmsConfig, LaserConfig
+from panoply.config.merge import MergeConfig
 from panoply.config.policy import PolicyServerConfig
 from panoply.config.tracked import TrackedRun
 from panoply.hub.artefact.load import load_reward_model
@@ -29,11 +29,11 @@ from panoply.report.report import write_report
 from tests.builders.mlflow_server import Door, free_port, mlflow_server
 from tests.builders.preference_runs import small_config, write_pairs
 from tests.builders.ray_head import ROOT
-from workflows.average import run_average
 from workflows.cluster.mlflow_calls import TrackerError
 from workflows.cluster.resolve_model import registered_folder
 from workflows.cluster.tracking import open_trackers, track
 from workflows.doctor import run_doctor
+from workflows.merge import run_merge
 from workflows.preference import run_preference
 
 pytestmark = pytest.mark.ray
@@ -51,7 +51,6 @@ RUN = """
 import sys
 from pathlib import Path
 from panoply.report.progress import RunLogger
-from panoply.config.average import AverageConfig
 from panoply.config.doctor import DoctorConfig
 from panoply.config.tracked import TrackedRun
 from workflows.cluster.tracking import open_trackers
@@ -157,7 +156,6 @@ def test_runs_that_start_at_once_make_one_database(tmp_path):
 import sys, time
 from pathlib import Path
 import mlflow.store.tracking.sqlalchemy_store
-from panoply.config.average import AverageConfig
 from panoply.config.doctor import DoctorConfig
 from panoply.config.tracked import TrackedRun
 from workflows.cluster.tracking import open_trackers
@@ -261,17 +259,18 @@ def test_the_data_and_the_tables_of_a_run_are_in_mlflow(tmp_path, monkeypatch):
     assert table["scorer"].tolist() == ["gate"]
 
 
-def test_an_average_and_an_examination_are_runs_with_tables_numbers_and_the_model(
+def test_a_merge_and_an_examination_are_runs_with_tables_numbers_and_the_model(
     small_models, tmp_path
 ):
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     folder, client = str(small_models["scalar"]), MlflowClient(uri)
-    average = AverageConfig(models=(folder, folder), out=str(tmp_path / "mean"))
-    run_average(average, RunLogger())
+    merge = MergeConfig(models=(folder, folder), out=str(tmp_path / "mean"))
+    run_merge(merge, RunLogger())
     doctor = DoctorConfig(model=folder, out=str(tmp_path / "doctor"))
     findings = run_doctor(doctor, RunLogger())
+    columns_of_models = {"model", "weight", "head", "distance", "sources", "pairs"}
     for config, table, columns, number in (
-        (average, "averaged-1", {"model", "sources", "pairs", "temperature"}, "num_models"),
+        (merge, "merged-1", columns_of_models, "merged/share"),
         (doctor, "checks-1", {"check", "finding", "verdict", "what to do"}, "num_failed"),
     ):
         run = client.get_run((Path(config.out) / "mlflow_run").read_text())
@@ -283,7 +282,7 @@ def test_an_average_and_an_examination_are_runs_with_tables_numbers_and_the_mode
         assert set(content["columns"]) == columns
         assert (Path(config.out) / "report.html").is_file()
     assert len(content["data"]) == len(findings)
-    (version,) = client.search_model_versions("name = 'average'")
+    (version,) = client.search_model_versions("name = 'merge'")
     assert version.run_id == (tmp_path / "mean" / "mlflow_run").read_text()
 
 
@@ -301,12 +300,12 @@ class Breaker(Ear):
         return super().sending_steps_to(sink)
 
 
-@pytest.mark.parametrize("job", ["average", "doctor"])
-def test_an_average_and_an_examination_are_whole_where_mlflow_breaks(small_models, tmp_path, job):
+@pytest.mark.parametrize("job", ["merge", "doctor"])
+def test_a_merge_and_an_examination_are_whole_where_mlflow_breaks(small_models, tmp_path, job):
     model, out = str(small_models["scalar"]), str(tmp_path / "out")
     ear = Breaker(tmp_path / "mlartifacts")
-    if job == "average":
-        assert run_average(AverageConfig(models=(model,), out=out), ear)["num_models"] == 1
+    if job == "merge":
+        assert run_merge(MergeConfig(models=(model, model), out=out), ear)["num_models"] == 2
         assert load_reward_model(tmp_path / "out" / "model").manifest.temperature == 1.0
     else:
         assert run_doctor(DoctorConfig(model=model, out=out), ear)

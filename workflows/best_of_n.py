@@ -1,16 +1,19 @@
 """Best of n without training: the best of a policy's samples by each arm and ensemble.
 
     y_1..N ~ pi(. | x), scored by all arms and judged by the verifier
-    for each n and strategy: the response among y_1..n that the strategy scores highest
+    for each n and strategy: E_n, the expected verdict of the best of n of them
 
-A smaller n takes the first of the samples of a larger one, so that all numbers share them. LASeR's
-variant for long contexts (arXiv 2410.01735, section 4.1) is the row `laser`: the bandit that a run
-of `jobs.laser` left picks the arm of each prompt.
+E_n is the mean over all sets of n of the N samples (`panoply.measure.best_of_n`), so that every n
+has all samples, and the same ones for all strategies. Where the verdicts turn down while the
+strategy's own scores go on rising, it is over-optimized. LASeR's variant for long contexts (arXiv
+2410.01735, section 4.1) is the row `laser`: the bandit that a run of `jobs.laser` left picks the
+arm of each prompt.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -28,6 +31,7 @@ from panoply.files import whole_file, write_json
 from panoply.hub.backbone.pretrained import resolve
 from panoply.laser.ensembles import best_of, chosen_scores
 from panoply.laser.rollout import Rollout, summed_truncation
+from panoply.measure.best_of_n import expected_best, kl_of, turn_down
 from panoply.measure.intervals import mean_interval
 from panoply.report.progress import RunLogger
 from panoply.report.report import write_report
@@ -48,8 +52,8 @@ from workflows.cluster.tracking import git_commit, open_trackers
 ANY_RIGHT = "any right"
 """Row of an upper bound: whether any of the n responses is right."""
 
-Choices: TypeAlias = Mapping[str, Mapping[int, list[int]]]
-"""By strategy and n, the number of the chosen response of each prompt."""
+Rankings: TypeAlias = Mapping[str, Sequence[Array]]
+"""By strategy, the score of each sample of each prompt."""
 
 
 @one_writer
@@ -92,12 +96,12 @@ def run_best_of_n(config: BestOfNConfig, logger: RunLogger) -> dict[str, Any]:
                     0,
                     config.backbone.adapter,
                 )
-        choices = choose_responses(rollouts, names, sizes, routes)
+        rankings = rank_responses(rollouts, names, routes)
         with whole_file(out / "choices.parquet") as partial:
-            pq.write_table(choice_table(choices, rollouts), partial)
+            pq.write_table(choice_table(rankings, rollouts), partial)
         routed = list(routes.values())
         metrics: dict[str, Any] = {
-            "best_of_n": right_shares(choices, rollouts, sizes),
+            **measure(rankings, rollouts, sizes),
             "num_prompts": len(rollouts),
             "truncated": summed_truncation(rollout.truncation for rollout in rollouts),
             "arms_routed": {arm: routed.count(arm) for arm in names} if routed else {},
@@ -130,67 +134,89 @@ def unseen_prompts(config: BestOfNConfig) -> list[Task]:
     return tasks
 
 
-def choose_responses(
-    rollouts: Sequence[Rollout],
-    arms: Sequence[str],
-    sizes: Sequence[int],
-    routes: Mapping[str, str],
-) -> Choices:
-    """Returns the best of the first n responses by every strategy, for every n."""
+def rank_responses(
+    rollouts: Sequence[Rollout], arms: Sequence[str], routes: Mapping[str, str]
+) -> Rankings:
+    """Returns the score of each response by every strategy, on all samples of its prompt."""
 
-    def ranking(strategy: str, rollout: Rollout, n: int) -> Array:
+    def ranking(strategy: str, rollout: Rollout) -> Array:
         if strategy in ENSEMBLES:
-            return chosen_scores(strategy, rollout.score_Kn[:, :n])
+            return chosen_scores(strategy, rollout.score_Kn)
         arm = routes[rollout.prompt_id] if strategy == LASER else strategy
-        return rollout.score_Kn[arms.index(arm), :n]
+        return rollout.score_Kn[arms.index(arm)]
 
-    choices: dict[str, dict[int, list[int]]] = {}
-    for strategy in (*([LASER] if routes else []), *arms, *ENSEMBLES):
-        choices[strategy] = {}
-        for n in sizes:
-            choices[strategy][n] = [best_of(ranking(strategy, r, n)) for r in rollouts]
-    return choices
+    strategies = (*([LASER] if routes else []), *arms, *ENSEMBLES)
+    return {name: [ranking(name, rollout) for rollout in rollouts] for name in strategies}
 
 
-def right_shares(
-    choices: Choices, rollouts: Sequence[Rollout], sizes: Sequence[int]
+def measure(
+    rankings: Rankings, rollouts: Sequence[Rollout], sizes: Sequence[int]
 ) -> dict[str, dict[str, Any]]:
-    """Returns the share of prompts with a right choice, and its interval, by strategy and n."""
-    shares: dict[str, dict[str, Any]] = {}
-    for strategy, by_n in choices.items():
-        shares[strategy] = {}
-        for n, numbers in by_n.items():
-            verdicts = [r.verdict_n[i] for r, i in zip(rollouts, numbers, strict=True)]
-            shares[strategy][str(n)] = _share(np.array(verdicts, np.float64))
-    shares[ANY_RIGHT] = {}
-    for n in sizes:
-        # fmax is NaN only where no response is judged.
-        best = [np.fmax.reduce(rollout.verdict_n[:n]) for rollout in rollouts]
-        shares[ANY_RIGHT][str(n)] = _share(np.array(best, np.float64))
-    return shares
+    """Returns right choices by strategy and n, and how far each strategy is over-optimized.
+
+    Proxies have no common unit: each is shown in deviations of its scores of all samples.
+    """
+    verdicts = [rollout.verdict_n for rollout in rollouts]
+    shares: dict[str, Any] = {}
+    optimization: dict[str, Any] = {}
+    for name, scores in rankings.items():
+        gold_PS = expected_of_all(scores, verdicts, sizes)
+        shares[name] = _by_size(gold_PS, sizes)
+        every = np.concatenate(scores)
+        spread = float(np.nanstd(every)) if np.isfinite(every).any() else 0.0
+        proxy_PS = expected_of_all(scores, scores, sizes)
+        turn = turn_down(gold_PS)
+        peak = turn.pop("peak")
+        optimization[name] = {
+            "proxy_rise": (_mean(proxy_PS[:, -1]) - _mean(proxy_PS[:, 0])) / (spread or math.nan),
+            "peak": sizes[int(peak)] if isinstance(peak, float) and math.isfinite(peak) else None,
+            "turn": turn,
+        }
+    # Who knew the verdicts would choose a right response wherever there is one.
+    shares[ANY_RIGHT] = _by_size(expected_of_all(verdicts, verdicts, sizes), sizes)
+    kl = {str(n): kl_of(n) for n in sizes}
+    return {"best_of_n": shares, "optimization": {"kl": kl, "strategies": optimization}}
 
 
-def choice_table(choices: Choices, rollouts: Sequence[Rollout]) -> pa.Table:
-    """Returns one row a choice: `prompt_id, source, strategy, n, number, response, verdict`."""
+def expected_of_all(
+    proxies: Sequence[Array], golds: Sequence[Array], sizes: Sequence[int]
+) -> Array:
+    """Returns the expected gold of the best of n of each prompt, `[P, S]`."""
+    rows = [expected_best(a, b, sizes) for a, b in zip(proxies, golds, strict=True)]
+    return np.stack(rows)
+
+
+def choice_table(rankings: Rankings, rollouts: Sequence[Rollout]) -> pa.Table:
+    """Returns the best of all samples of each prompt by each strategy.
+
+    Columns are `prompt_id, source, strategy, n, number, response, verdict`.
+    """
     rows: list[dict[str, Any]] = []
-    for strategy, by_n in choices.items():
-        for n, numbers in by_n.items():
-            for rollout, number in zip(rollouts, numbers, strict=True):
-                rows.append(
-                    {
-                        "prompt_id": rollout.prompt_id,
-                        "source": rollout.source,
-                        "strategy": strategy,
-                        "n": n,
-                        "number": number,
-                        "response": rollout.responses[number],
-                        "verdict": float(rollout.verdict_n[number]),
-                    }
-                )
+    for strategy, scores in rankings.items():
+        for rollout, score_n in zip(rollouts, scores, strict=True):
+            number = best_of(score_n)
+            rows.append(
+                {
+                    "prompt_id": rollout.prompt_id,
+                    "source": rollout.source,
+                    "strategy": strategy,
+                    "n": len(score_n),
+                    "number": number,
+                    "response": rollout.responses[number],
+                    "verdict": float(rollout.verdict_n[number]),
+                }
+            )
     return pa.Table.from_pylist(rows)
 
 
-def _share(verdicts_N: Array) -> dict[str, Any]:
-    judged = verdicts_N[np.isfinite(verdicts_N)]
-    mean = float(judged.mean()) if len(judged) else float("nan")
-    return {"value": mean, "ci95": mean_interval(verdicts_N)}
+def _by_size(gold_PS: Array, sizes: Sequence[int]) -> dict[str, dict[str, Any]]:
+    """Returns the mean over prompts and its interval by n."""
+    return {
+        str(n): {"value": _mean(gold_P), "ci95": mean_interval(gold_P)}
+        for n, gold_P in zip(sizes, gold_PS.T, strict=True)
+    }
+
+
+def _mean(values_P: Array) -> float:
+    finite = values_P[np.isfinite(values_P)]
+    return float(finite.mean()) if len(finite) else float("nan")

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from panoply.config import as_dict, require
 from panoply.config.calibrate import CalibrateConfig
@@ -68,6 +67,7 @@ from workflows.cluster.evaluated import (
     prompt_items,
     refusal_of,
     score_all,
+    without_train,
 )
 from workflows.cluster.resolve_model import model_in_process
 from workflows.cluster.run_folder import check_folder, claim, run_folder
@@ -161,16 +161,8 @@ def _read_pairs(
     for line in summary_lines(ingested):
         logger.info(line)
     seed = next((scorer.seed for scorer in scorers if scorer.manifest), 0)
-    path = ingested.path if config.fit_on_train else _without_train(ingested.path, seed)
+    path = ingested.path if config.fit_on_train else without_train(ingested.path, seed)
     return path, load_pairs(path, seed=seed, num_folds=2)
-
-
-def _without_train(path: Path, seed: int) -> Path:
-    """Returns a file of the pairs outside *train*: what is not looked at is not asked about."""
-    part_P = load_pairs(path, seed=seed, num_folds=2).split.part_N
-    kept = path.with_name("pairs-without-train.parquet")
-    pq.write_table(pq.read_table(path).filter(part_P != "train"), kept)
-    return kept
 
 
 def _scored(

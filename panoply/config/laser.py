@@ -271,7 +271,8 @@ class BestOfNConfig(TrackedRun):
     arms: ArmsConfig
     """Reward models that pick the best sample."""
     num_samples: tuple[int, ...] = (1, 2, 4, 8, 16)
-    """Numbers n of samples among which the best is chosen; each set holds the smaller ones."""
+    """Numbers n of samples among which the best is chosen. The largest is drawn, and figures of
+    the others are expectations over all sets of so many of them."""
     backbone: SampledPolicyConfig = field(default_factory=SampledPolicyConfig)
     """The policy and its adapters."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)

@@ -31,6 +31,8 @@ HEADLINES = (
     "board/controls/*/values/*",
     "select_loss/*",
     "calibrated/rows/*/accuracy",
+    "merged/gains/*/value",
+    "merged/share",
     "pairs/*/macro/accuracy_length_balanced",
     "comparisons/*/value",
     "differences/*/value",

@@ -18,10 +18,12 @@ from panoply.report.progress import Terminal
 from panoply.report.results import (
     alarms,
     armorm,
-    board,
     audit,
+    best_of_n,
+    board,
     calibrate,
     laser,
+    merge,
     models,
     pairs,
     preference,
@@ -135,8 +137,8 @@ def _gate_sections(metrics: Metrics) -> list[Section]:
 def _scorer_sections(metrics: Metrics) -> list[Section]:
     """Returns the sections of a run that trains nothing, about scorers that there are."""
     sections: list[Section] = []
-    if parts := metrics.get("averaged"):
-        sections.append(models.averaged(parts))
+    if merged := metrics.get("merged"):
+        sections.append(merge.merged(merged))
     if findings := metrics.get("findings"):
         sections.append(models.checks(findings))
     if fitted := metrics.get("calibrated"):
@@ -157,7 +159,8 @@ def _policy_sections(metrics: Metrics, history: Metrics) -> list[Section]:
     if strategies:
         sections.append(laser.outcomes(strategies, metrics.get("differences", {})))
     if picked := metrics.get("best_of_n"):
-        sections.append(laser.best_of_n(picked, metrics.get("arms_routed", {})))
+        routed, optimization = metrics.get("arms_routed", {}), metrics.get("optimization", {})
+        sections.append(best_of_n.right_choices(picked, routed, optimization))
     if choices := metrics.get("choices"):
         sections.append(laser.shares(choices, history))
         if history:

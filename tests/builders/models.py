@@ -160,6 +160,36 @@ def small_decoder(family="llama", dtype=torch.float32, seed=1, **changes):
     return AutoModel.from_config(AutoConfig.for_model(family, **shape | changes), dtype=dtype)
 
 
+@torch.no_grad()
+def fine_tuned(model, seed, size=0.1):
+    """A model after training, as far as its weights tell: each moves by a tenth of its spread."""
+    generator = torch.Generator().manual_seed(seed)
+    for tensor in model.parameters():
+        spread = tensor.std() if tensor.ndim > 1 else tensor.abs().mean()
+        tensor.add_(size * spread * torch.randn(tensor.shape, generator=generator))
+    return model
+
+
+@torch.no_grad()
+def save_domain_policy(folder, tokenizer, *, seed=7, rows=None, **changes):
+    """A policy of three layers, fine-tuned from `small_decoder`'s weights, with its tokenizer.
+
+    `rows` are the tokens of the base in the order that the policy's tokenizer has them.
+    """
+    base = fine_tuned(small_decoder(), seed)
+    fields = base.config.to_dict() | {"num_hidden_layers": DEPTH + 1, **changes}
+    torch.manual_seed(seed)
+    policy = LlamaForCausalLM(LlamaConfig.from_dict(fields))
+    state = {name: tensor for name, tensor in base.state_dict().items() if "embed" not in name}
+    policy.model.load_state_dict(state, strict=False)
+    embedding = base.get_input_embeddings().weight
+    places = torch.arange(len(embedding)) if rows is None else torch.tensor(rows)
+    policy.get_input_embeddings().weight[: len(places)] = embedding[places]
+    policy.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def small_card(num_heads=1, **changes):
     fields = {
         "rendering": Rendering(),
@@ -179,9 +209,9 @@ def small_card(num_heads=1, **changes):
     return ScalarManifest(**fields | changes)
 
 
-def save_small(folder, tokenizer, *, num_heads=1, model=None, seen=(), **changes):
+def save_small(folder, tokenizer, *, num_heads=1, head_seed=2, model=None, seen=(), **changes):
     """A random scalar model as a folder; returns its heads."""
-    torch.manual_seed(2)
+    torch.manual_seed(head_seed)
     heads_KD = torch.randn(num_heads, SIZE)
     model = model or small_decoder()
     renderer = Renderer(tokenizer, Rendering())

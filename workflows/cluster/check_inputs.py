@@ -20,7 +20,16 @@ MAX_BYTES = 16 * 2**20
 """Most bytes of a text file, whose columns are known only once all of it was read."""
 LAYOUTS = {"pairs": pair_layout, "gold_pairs": pair_layout, "ratings": rating_layout}
 """Layouts by the field of the files; other data are only opened."""
-MODELS = ("backbone.model", "backbone.adapter", "model", "models", "arms", "arms.models", "scorers")
+MODELS = (
+    "backbone.model",
+    "backbone.adapter",
+    "model",
+    "models",
+    "base",
+    "arms",
+    "arms.models",
+    "scorers",
+)
 """Fields that name models."""
 ELSEWHERE = re.compile(r"[\w.-]+/[\w.-]+(:\S+)?|\w+(\+\w+)?:.*|.*[*?[].*")
 """Hub names, `KIND:PLACE`, addresses and patterns, which are looked up later."""

@@ -13,12 +13,13 @@ import pyarrow.parquet as pq
 
 from panoply.config import Rendering
 from panoply.config.evaluate import CrossEvalConfig, EvaluateConfig
+from panoply.config.merge import MergeConfig
 from panoply.config.serve import ServedModelConfig
 from panoply.data.ingest import Ingested, IngestLimits, Refusal, ingest_pairs
 from panoply.data.read import named_inputs
 from panoply.data.schema import Prompt, digest, text_id
 from panoply.data.summary import summary_lines
-from panoply.data.tables import PairTable
+from panoply.data.tables import PairTable, load_pairs
 from panoply.hub.artefact.manifest import Manifest, ScalarManifest, read_manifest
 from panoply.hub.backbone.renderer import Renderer
 from panoply.hub.door.checkpoint import read_fields
@@ -142,7 +143,7 @@ def refusal_of(scorers: Sequence[EvaluatedScorer]) -> Refusal | None:
 
 
 def ingest_evaluated(
-    config: EvaluateConfig | CrossEvalConfig,
+    config: EvaluateConfig | CrossEvalConfig | MergeConfig,
     scorers: Sequence[EvaluatedScorer],
     folder: Path,
     logger: RunLogger,
@@ -161,6 +162,14 @@ def ingest_evaluated(
     for line in summary_lines(ingested):
         logger.info(line)
     return ingested
+
+
+def without_train(path: Path, seed: int) -> Path:
+    """Returns a file of the pairs outside *train*: what is not looked at is not asked about."""
+    part_P = load_pairs(path, seed=seed, num_folds=2).split.part_N
+    kept = path.with_name("pairs-without-train.parquet")
+    pq.write_table(pq.read_table(path).filter(part_P != "train"), kept)
+    return kept
 
 
 def scorer_labels(scorers: Sequence[EvaluatedScorer]) -> list[str]:

@@ -1,6 +1,6 @@
 """Scores of texts by a finished reward model, on an actor pool.
 
-Legend: `N` texts, `O` objectives.
+Legend: `N` texts, `O` objectives, `K` heads.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ class TextScores:
     """The gate's weights for the prompts of the texts; scalar models have none."""
     num_cut_N: Ints | None
     """Tokens of each text that limits cut away; None where the scorer does not tell."""
+    members_NK: Array | None = None
+    """Standardized scores of the heads of a scalar model of ours; None of any other scorer."""
 
     def rows(self, ids: Strings) -> Ints:
         """Returns the rows of some text ids."""
@@ -83,7 +85,7 @@ def score_texts(shards: Shards, model: str, num_workers: int, logger: RunLogger)
             parts.append({c: as_array(batch[c]) for c in batch.column_names if c != "text_id"})
             advance(len(ids))
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    weights_NO = columns.pop("gate_weights", None)
+    weights_NO, members_NK = columns.pop("gate_weights", None), columns.pop("members", None)
     num_cut_N = columns.pop("num_cut").astype(np.int64)
     return TextScores(
         row={name: i for i, name in enumerate(names)},
@@ -93,6 +95,7 @@ def score_texts(shards: Shards, model: str, num_workers: int, logger: RunLogger)
         },
         weights_NO=None if weights_NO is None else weights_NO.astype(np.float32),
         num_cut_N=num_cut_N,
+        members_NK=members_NK,
     )
 
 

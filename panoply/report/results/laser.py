@@ -1,4 +1,4 @@
-"""Sections about LASeR and best of n: what policies came to, and how the bandit chose."""
+"""Sections about LASeR: what policies came to, and how the bandit chose."""
 
 from __future__ import annotations
 
@@ -147,39 +147,6 @@ def _pickers(strategies: Mapping[str, Metrics]) -> Table:
     columns = [Column(name, heat=(0.0, 1.0)) for name in names]
     title = "Right choices among the samples of a held-out prompt"
     return Table(title, "who picks", columns, rows, on="page")
-
-
-def best_of_n(choices: Mapping[str, Mapping[str, Metrics]], routed: Mapping[str, int]) -> Section:
-    """Returns right choices of a best-of-n run by the number of samples.
-
-    Args:
-        choices: by who picks and by n: `value` and `ci95`.
-        routed: prompts that the bandit of a run gave to each arm; may be empty.
-    """
-    *smaller, most = next(iter(choices.values()))
-    curves: list[Curve] = []
-    rows: list[Row] = []
-    for name in sorted(choices, key=lambda name: falling(choices[name][most]["value"])):
-        values = [choices[name][n]["value"] for n in (*smaller, most)]
-        curves.append(Curve(name, [*smaller, most], values))
-        rows.append(Row(name, [*values, choices[name][most].get("ci95")]))
-    origin = _first(entry.get("1", {}).get("value") for entry in choices.values())
-    title = "Right choices by the number of samples"
-    by_n = Curves(title, "n", "right choices", curves, origin=origin, with_numbers=False)
-    columns = [Column(f"n = {n}") for n in smaller]
-    columns += [Column(f"n = {most}", mark="dot"), Column("95 %", interval, "interval")]
-    title, measure = f"Right choices among {most} samples, and among fewer", f"n = {most}"
-    table = Table(title, "who picks", columns, rows, measure=measure, origin=origin)
-    counts = [Row(arm, [num]) for arm, num in routed.items()]
-    title = "Prompts that the bandit gave to each arm"
-    prompts = Table(title, "arm", [Column("prompts", count)], counts, on="page")
-    note = (
-        "Nothing is trained: of the same samples, each arm or ensemble picks the one that it "
-        "scores highest, and the verifier says whether that one is right. A smaller n takes the "
-        "first of the samples. “any right” is what a perfect choice would reach. The dashed line "
-        "is one sample."
-    )
-    return Section("best-of-n", "Best of n", note, [by_n, table, prompts])
 
 
 def choosers(choices: Iterable[str]) -> list[str]:

@@ -1,26 +1,10 @@
-"""Sections about models themselves: those that were averaged, and what examining one found."""
+"""The section about a model that was examined."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from panoply.report.section import Column, Metrics, Row, Section, Table, count
-
-NO_TEMPERATURE = (
-    "The mean has temperature 1 until one is fitted: its scores rank, and its probabilities say "
-    "nothing yet."
-)
-
-
-def averaged(models: Sequence[Metrics]) -> Section:
-    """Returns which models were averaged, and what each was trained on."""
-    columns = [Column("sources", str), Column("pairs", count), Column("temperature")]
-    rows = [
-        Row(each["model"], [", ".join(each["sources"]), each["pairs"], each["temperature"]])
-        for each in models
-    ]
-    table = Table("Models that were averaged", "model", columns, rows)
-    return Section("averaged", "Average", "", [table, NO_TEMPERATURE])
+from panoply.report.section import Column, Metrics, Row, Section, Table
 
 
 def checks(findings: Sequence[Metrics]) -> Section:
