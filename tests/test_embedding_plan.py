@@ -2,10 +2,21 @@
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from panoply.data.features import FeatureStore
-from workflows.cluster.embed import SHARD_PROMPTS, into_shards, one_shard, pending, plan_shards
+from panoply.data.tables import TextFiles
+from workflows.cluster import embed
+from workflows.cluster.embed import (
+    SHARD_PROMPTS,
+    into_shards,
+    one_shard,
+    pending,
+    plan_shards,
+    shard_rows,
+    wanted_texts,
+)
 
 
 @pytest.fixture
@@ -93,3 +104,35 @@ def test_the_rows_of_a_shard_are_joined_in_one_order_whatever_their_own():
     ]
     for order in ([0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1]):
         assert one_shard(rows.take(order))["prompts"].to_pylist() == [expected]
+
+
+def test_the_driver_divides_small_files_as_a_shuffle_would(cluster, tmp_path, monkeypatch):
+    prompts = [[{"role": "user", "content": f"Question {i // 3}"}] for i in range(400)]
+    ids = [f"p{i // 3:03d}" for i in range(400)]
+    ratings = {
+        "prompt_id": ids,
+        "prompt": prompts,
+        "text_id": [f"r{i}" for i in range(400)],
+        "response": [f"Answer {i}" for i in range(400)],
+    }
+    pairs = {
+        "prompt_id": ids,
+        "prompt": prompts,
+        "chosen_id": [f"r{i}" for i in range(400)],
+        "rejected_id": [f"s{i}" for i in range(400)],
+        "chosen": [f"Answer {i}" for i in range(400)],
+        "rejected": [f"Worse {i}" for i in range(400)],
+    }
+    for name, columns in (("ratings", ratings), ("pairs", pairs)):
+        pq.write_table(pa.table(columns), tmp_path / f"{name}.parquet")
+    files = TextFiles((f"{tmp_path}/ratings.parquet",), (f"{tmp_path}/pairs.parquet",))
+    plan = into_shards(wanted_texts(files)).slice(2)  # some texts are in the cache already
+    in_driver = shard_rows(files, plan).take_all()
+    monkeypatch.setattr(embed, "MAX_DRIVER_BYTES", 0)
+    shuffled = shard_rows(files, plan).take_all()
+    assert len(in_driver) == 3
+    assert by_first_prompt(in_driver) == by_first_prompt(shuffled)
+
+
+def by_first_prompt(shards):
+    return sorted((shard["prompts"] for shard in shards), key=lambda shard: shard[0]["prompt_id"])

@@ -40,6 +40,8 @@ from panoply.report.progress import RunLogger
 from workflows.cluster.ray_cluster import MAX_FAILURES
 
 SHARD_PROMPTS = 64
+MAX_DRIVER_BYTES = 16 * 2**20
+"""Bytes of files that the driver divides into shards sooner than a shuffle starts its processes."""
 NODE_LOST = (
     NodeDiedError,
     ObjectLostError,
@@ -203,17 +205,20 @@ def shard_rows(texts: TextFiles, plan: pa.Table) -> ray.data.Dataset:
         placed = table.append_column("shard", shards.take(at.combine_chunks()))
         return placed.filter(pc.is_valid(placed["shard"]))  # pyright: ignore[reportAttributeAccessIssue]
 
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.default_hash_shuffle_parallelism = 4
-    parts: list[ray.data.Dataset] = []
-    for files, columns in (
+    inputs: list[tuple[Sequence[str], list[tuple[str, str]]]] = [
         (texts.ratings, [("text_id", "response")]),
         (texts.pairs, [("chosen_id", "chosen"), ("rejected_id", "rejected")]),
-    ):
+    ]
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    files = [file for names, _ in inputs for file in names]
+    if sum(Path(file).stat().st_size for file in files) <= MAX_DRIVER_BYTES:
+        return _shards_of_driver(inputs, place)
+    context.default_hash_shuffle_parallelism = 4
+    parts: list[ray.data.Dataset] = []
+    for files, columns in inputs:
         if files:
-            names = ["prompt_id", "prompt", *chain.from_iterable(columns)]
-            rows = ray.data.read_parquet(list(files), columns=names)
+            rows = ray.data.read_parquet(list(files), columns=_column_names(columns))
             parts.append(rows.map_batches(as_trees(columns), batch_format="pyarrow"))
     rows = parts[0].union(*parts[1:]) if len(parts) > 1 else parts[0]
     data = rows.map_batches(place, batch_format="pyarrow")
@@ -221,6 +226,31 @@ def shard_rows(texts: TextFiles, plan: pa.Table) -> ray.data.Dataset:
     # Blocks of one shard each: counts arrive, and are lost, shard by shard. All of this ends
     # before the actors take the CPUs: on a full cluster it would wait for them for ever.
     return joined.repartition(target_num_rows_per_block=1).materialize()
+
+
+def _shards_of_driver(
+    inputs: Sequence[tuple[Sequence[str], list[tuple[str, str]]]],
+    place: Callable[[pa.Table], pa.Table],
+) -> ray.data.Dataset:
+    """Returns what `shard_rows` does, of files that are read in this process."""
+    parts = [
+        place(as_trees(columns)(pq.read_table(file, columns=_column_names(columns))))
+        for files, columns in inputs
+        for file in files
+    ]
+    rows = pa.concat_tables(parts).sort_by("shard")
+    _, start_S = np.unique(rows["shard"].to_numpy(), return_index=True)
+    stop_S = [*start_S[1:], rows.num_rows]
+    blocks = [
+        one_shard(rows.slice(start, stop - start))
+        for start, stop in zip(start_S, stop_S, strict=True)
+    ]
+    return ray.data.from_arrow(blocks)
+
+
+def _column_names(columns: Sequence[tuple[str, str]]) -> list[str]:
+    """Returns the columns of a canonical file that hold its prompts and these ids and texts."""
+    return ["prompt_id", "prompt", *chain.from_iterable(columns)]
 
 
 def plan_shards(texts: pa.Table, store: FeatureStore, file: Path, token_budget: int) -> pa.Table:
