@@ -1,6 +1,6 @@
 """Ray Train loops of ArmoRM: sums for the ridge, and heads trained by Bradley-Terry.
 
-Both divide blocks or steps by rank, write results under fixed names and skip what exists, so a
+Both divide blocks or steps by rank, write results under fixed names and skip what is done, so a
 restart or another number of workers gives the same files.
 """
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import ray.train
+import ray.train.collective
 import ray.train.torch
 import torch
 from safetensors.torch import save_file
@@ -21,15 +22,19 @@ from panoply.files import whole_file
 
 
 def write_sums(config: Mapping[str, Any]) -> None:
-    """Writes the sums of every block that has none yet.
+    """Adds up the blocks that are left.
 
     Args:
         config: `sums`, a list of `BlockSums`.
     """
     context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(1)
     for sums in cast(list[BlockSums], config["sums"]):
-        sums.write(context.get_world_rank(), context.get_world_size())
+        if world > 1:
+            sums.write(rank, world, ray.train.collective.broadcast_from_rank_zero)
+        else:
+            sums.write()
     ray.train.report({})
 
 

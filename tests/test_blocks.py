@@ -1,6 +1,8 @@
 """Stage 1 on rows that are not in memory equals stage 1 on rows that are."""
 
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields, replace
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -34,8 +36,7 @@ def test_stored_blocks_give_the_fit_of_rows_in_memory(stored, tmp_path):
     assert {block.pattern for block in sums.blocks} == set(PATTERNS)
     assert {block.fold for block in sums.blocks} == {SELECT, 0, 1, 2}
     assert max(len(block.labels_NP) for block in sums.blocks) <= SETTINGS.block_rows
-    for rank in range(3):
-        sums.write(rank, 3)
+    write_by(3, sums)
     by_blocks, by_rows = fit_blocks(sums, 4, SETTINGS), fit_rows(x, y, fold, SETTINGS)
     np.testing.assert_array_equal(by_blocks.full.strength, by_rows.full.strength)
     pairs = zip((by_blocks.full, *by_blocks.folds), (by_rows.full, *by_rows.folds), strict=True)
@@ -44,14 +45,96 @@ def test_stored_blocks_give_the_fit_of_rows_in_memory(stored, tmp_path):
         np.testing.assert_allclose(blocks.bias, rows.bias, rtol=1e-9, atol=1e-12)
 
 
+def test_any_number_of_workers_and_any_kill_give_the_same_bits(stored, tmp_path):
+    _, y, fold, features = stored
+    blocks = plan_blocks(y, fold, features, 5)
+    alone = BlockSums(blocks, str(tmp_path / "alone"))
+    alone.write()
+    expected = [chain.read() for chain in alone.chains()]
+    for num_workers in (2, 3):
+        sums = BlockSums(blocks, str(tmp_path / f"by-{num_workers}"))
+        for last_turn in (1, 4, 7):  # killed where that turn begins, again and again
+            with pytest.raises(Killed):
+                write_by(num_workers, sums, last_turn)
+        write_by(num_workers, sums)
+        for chain, sum_of_chain in zip(sums.chains(), expected, strict=True):
+            assert chain.num_added() == len(chain.blocks)
+            for pattern, moments in chain.read().items():
+                for field in fields(moments):
+                    ours, theirs = (
+                        getattr(m, field.name) for m in (moments, sum_of_chain[pattern])
+                    )
+                    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_beside_the_sums_two_blocks_a_worker_are_stored_at_most(stored, tmp_path):
+    _, y, fold, features = stored
+    sums = BlockSums(plan_blocks(y, fold, features, 5), str(tmp_path / "sums"))
+    names = {f"{block.name}.npz" for block in sums.blocks}
+    num_stored = []
+
+    def look():
+        num_stored.append(len(names & {file.name for file in (tmp_path / "sums").iterdir()}))
+
+    write_by(2, sums, look=look)
+    assert len(sums.blocks) > 60
+    assert 0 < max(num_stored) <= 4
+    assert not names & {file.name for file in (tmp_path / "sums").iterdir()}
+
+
 def test_sums_that_are_written_are_not_computed_again(stored, tmp_path):
     _, y, fold, features = stored
     sums = BlockSums(plan_blocks(y, fold, features, 1000), str(tmp_path / "sums"))
     sums.write()
     times = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "sums").iterdir()}
-    assert times.keys() == {f"{block.name}.npz" for block in sums.blocks}
+    assert times.keys() == {f"{chain.name}-1.npz" for chain in sums.chains()}
     sums.write()
     assert times == {f.name: f.stat().st_mtime_ns for f in (tmp_path / "sums").iterdir()}
+
+
+def test_a_damaged_sum_is_named_and_made_again_where_it_is_deleted(stored, tmp_path):
+    _, y, fold, features = stored
+    sums = BlockSums(plan_blocks(y, fold, features, 20), str(tmp_path / "sums"))
+    sums.write()
+    expected = fit_blocks(sums, 4, SETTINGS)
+    (file,) = sums.chains()[1].files().values()
+    file.write_bytes(file.read_bytes()[:-40])
+    with pytest.raises(ValueError, match=file.name):
+        fit_blocks(sums, 4, SETTINGS)
+    file.unlink()
+    sums.write()
+    again = fit_blocks(sums, 4, SETTINGS)
+    np.testing.assert_array_equal(again.full.weights, expected.full.weights)
+
+
+class Killed(Exception):
+    """A worker is gone."""
+
+
+def write_by(num_workers, sums, last_turn=None, look=lambda: None):
+    """Writes sums by workers at once; all are gone when they have met `last_turn` times."""
+    all_here = Barrier(num_workers)
+    values = {}
+
+    def work(rank):
+        num_met = 0
+
+        def meet(value):
+            nonlocal num_met
+            look()
+            if num_met == last_turn:
+                raise Killed
+            if rank == 0:
+                values[num_met] = value
+            all_here.wait()
+            num_met += 1
+            return values[num_met - 1]
+
+        sums.write(rank, num_workers, meet)
+
+    with ThreadPoolExecutor(num_workers) as pool:
+        for future in [pool.submit(work, rank) for rank in range(num_workers)]:
+            future.result(timeout=60)
 
 
 def test_a_fit_that_is_stored_gives_the_space_of_its_sums_back_and_resumes(stored, tmp_path):

@@ -1,16 +1,18 @@
 """Stage 1 on rows that are not in memory: sums of immutable blocks, computed by any worker.
 
 A block is stored under the hash of what it holds, and blocks are added in the order of their plan,
-so kill, resume and the number of workers give the same sums by construction. Sums take a hundred
-times the space of what is solved from them, so they are removed once that is stored.
+so kill, resume and the number of workers give the same sums by construction. They are added while
+they come: beside the sums at most two blocks a worker are stored. Sums take a hundred times the
+space of what is solved from them, so they are removed once that is stored.
 
 Shapes: N rows, O all objectives, P the objectives of one pattern.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -38,10 +40,80 @@ class Block:
 
     def sums(self) -> Moments:
         """Returns the sums of the block; one shard of features is in memory at a time."""
-        parts = [
+        parts = (
             {self.pattern: moments(x, self.labels_NP[rows])} for rows, x in self.features.parts()
-        ]
+        )
         return merge(parts)[self.pattern]
+
+    def file(self, folder: Path) -> Path:
+        """Returns the file of the sums."""
+        return folder / f"{self.name}.npz"
+
+    def write(self, folder: Path) -> None:
+        """Writes the sums, unless they are there."""
+        if not self.file(folder).exists():
+            with whole_file(self.file(folder)) as partial:
+                save(partial, {self.pattern: self.sums()})
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Blocks of one fold and pattern, and their running sum in a file, named by how many it has."""
+
+    name: str
+    """Hash of the blocks' names."""
+    blocks: tuple[Block, ...]
+    folder: Path
+
+    @classmethod
+    def of(cls, blocks: Iterable[Block], folder: Path) -> Chain:
+        """Returns the chain of some blocks in their order."""
+        in_order = tuple(blocks)
+        return cls(digest(*(block.name for block in in_order)), in_order, folder)
+
+    def files(self) -> dict[int, Path]:
+        """Returns files of running sums by their number of blocks; a kill may leave two of them."""
+        files = self.folder.glob(f"{self.name}-*.npz")
+        return {int(file.stem.rpartition("-")[2]): file for file in files}
+
+    def num_added(self) -> int:
+        """Returns how many blocks the running sum has."""
+        return max(self.files(), default=0)
+
+    def read(self) -> dict[Pattern, Moments]:
+        """Returns the running sum; empty before the first block.
+
+        Raises:
+            ValueError: its file is damaged.
+        """
+        files = self.files()
+        if not files:
+            return {}
+        newest = files[max(files)]
+        with reading(newest):
+            return load(newest)
+
+    def add(self, blocks: Sequence[Block]) -> None:
+        """Adds the next blocks, whose sums are stored, to the running sum, and removes theirs.
+
+        Raises:
+            ValueError: a file is damaged.
+        """
+        sums, earlier = [self.read()], self.files()
+        files = [block.file(self.folder) for block in blocks]
+        for file in files:
+            with reading(file):
+                sums.append(load(file))
+        num_added = max(earlier, default=0) + len(blocks)
+        with whole_file(self.folder / f"{self.name}-{num_added}.npz") as partial:
+            save(partial, merge(sums))
+        for file in (*files, *earlier.values()):
+            file.unlink()
+
+    def remove(self) -> None:
+        """Removes all that is stored."""
+        for file in (*self.files().values(), *(block.file(self.folder) for block in self.blocks)):
+            file.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +123,36 @@ class BlockSums:
     blocks: tuple[Block, ...]
     folder: str
 
-    def write(self, rank: int = 0, world: int = 1) -> None:
-        """Writes the sums of blocks `rank`, `rank + world`, ... that have none yet."""
+    def chains(self) -> list[Chain]:
+        """Returns the blocks of each pattern and fold, in the order of the plan."""
+        groups = groupby(self.blocks, key=_pattern_and_fold)
+        return [Chain.of(blocks, Path(self.folder)) for _, blocks in groups]
+
+    def write(
+        self, rank: int = 0, world: int = 1, meet: Callable[[int], int] = lambda value: value
+    ) -> None:
+        """Adds up the blocks that are left: workers compute one each in turn, the first adds them.
+
+        Args:
+            rank: this worker, 0 to `world - 1`.
+            world: workers that take part.
+            meet: returns the value of worker 0 once every worker has called it.
+        """
         Path(self.folder).mkdir(parents=True, exist_ok=True)
-        for block in self.blocks[rank::world]:
-            target = Path(self.folder) / f"{block.name}.npz"
-            if not target.exists():
-                with whole_file(target) as partial:
-                    save(partial, {block.pattern: block.sums()})
+        chains = self.chains()
+        chain_of = {block.name: chain for chain in chains for block in chain.blocks}
+        # Worker 0 alone looks: the others may see a shared folder as it was a while ago.
+        num_added = meet(_num_added(chains) if rank == 0 else 0)
+        for start in range(num_added, len(self.blocks), world):
+            turn = self.blocks[start : start + world]
+            if rank < len(turn):
+                turn[rank].write(Path(self.folder))
+            meet(start)  # all of this turn are stored, and those of the turn before are added
+            if rank == 0:
+                for _, group in groupby(turn, key=_pattern_and_fold):
+                    blocks = list(group)
+                    chain_of[blocks[0].name].add(blocks)
+        meet(len(self.blocks))
 
     def solution_file(self, config: ObjectivesConfig) -> Path:
         """Returns the file of what is fitted to these blocks under some settings."""
@@ -72,19 +166,37 @@ class BlockSums:
         if not solution.exists():
             with whole_file(solution) as partial:
                 save_folded(partial, fit_blocks(self, num_objectives, config))
-        for block in self.blocks:
-            (Path(self.folder) / f"{block.name}.npz").unlink(missing_ok=True)
+        for chain in self.chains():
+            chain.remove()
         return load_folded(solution)
 
     def read(self, fold: int, patterns: frozenset[Pattern]) -> dict[Pattern, Moments]:
-        """Adds the sums of one fold's blocks, in the order of the plan."""
-        sums: list[dict[Pattern, Moments]] = []
-        for block in self.blocks:
-            if block.fold == fold and block.pattern in patterns:
-                file = Path(self.folder) / f"{block.name}.npz"
-                with reading(file):
-                    sums.append(load(file))
-        return merge(sums)
+        """Returns the sums of one fold."""
+        firsts = [(chain, chain.blocks[0]) for chain in self.chains()]
+        return merge(
+            chain.read()
+            for chain, first in firsts
+            if first.fold == fold and first.pattern in patterns
+        )
+
+
+def _num_added(chains: Sequence[Chain]) -> int:
+    """Returns how many blocks are added, from the first on.
+
+    A damaged sum may have been deleted: those behind it are removed, and added again.
+    """
+    num_added = 0
+    for number, chain in enumerate(chains):
+        num_added += chain.num_added()
+        if chain.num_added() < len(chain.blocks):
+            for behind in chains[number + 1 :]:
+                behind.remove()
+            break
+    return num_added
+
+
+def _pattern_and_fold(block: Block) -> tuple[Pattern, int]:
+    return block.pattern, block.fold
 
 
 def plan_blocks(
