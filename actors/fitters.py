@@ -7,7 +7,9 @@ restart or another number of workers gives the same files.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier, BrokenBarrierError
 from typing import Any, cast
 
 import ray.train
@@ -15,6 +17,7 @@ import ray.train.collective
 import ray.train.torch
 import torch
 from safetensors.torch import save_file
+from threadpoolctl import threadpool_limits
 
 from panoply.armorm.blocks import BlockSums
 from panoply.armorm.head_training import HeadTask, train_head
@@ -29,13 +32,41 @@ def write_sums(config: Mapping[str, Any]) -> None:
     """
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    torch.set_num_threads(1)
-    for sums in cast(list[BlockSums], config["sums"]):
-        if world > 1:
-            sums.write(rank, world, ray.train.collective.broadcast_from_rank_zero)
-        else:
-            sums.write()
+    num_threads = torch.get_num_threads()
+    # A product of matrices has other last bits when several threads share it.
+    with threadpool_limits(1):
+        for sums in cast(list[BlockSums], config["sums"]):
+            if world > 1:
+                sums.write(rank, world, ray.train.collective.broadcast_from_rank_zero)
+            else:
+                write_by_threads(sums, num_threads)
     ray.train.report({})
+
+
+def write_by_threads(sums: BlockSums, num: int) -> None:
+    """Adds up the blocks that are left by threads of this process, each as a worker would."""
+    barrier, value = Barrier(num), 0
+
+    def work(rank: int) -> None:
+        def meet(here: int) -> int:
+            nonlocal value
+            if rank == 0:
+                value = here
+            barrier.wait()
+            agreed = value
+            barrier.wait()  # nobody goes on to the next value before all have this one
+            return agreed
+
+        try:
+            sums.write(rank, num, meet)
+        except BaseException:
+            barrier.abort()  # lets the other threads end too
+            raise
+
+    with ThreadPoolExecutor(num) as pool:
+        errors = [future.exception() for future in [pool.submit(work, r) for r in range(num)]]
+    if failed := [error for error in errors if error]:
+        raise next((e for e in failed if not isinstance(e, BrokenBarrierError)), failed[0])
 
 
 def fit_heads(config: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ from threading import Barrier
 import numpy as np
 import pytest
 
-from panoply.armorm.blocks import BlockSums, fit_blocks, linked_patterns, plan_blocks
+from panoply.armorm.blocks import Block, BlockSums, fit_blocks, linked_patterns, plan_blocks
 from panoply.armorm.out_of_fold import SELECT, UNUSED, fit_rows, rating_units
 from panoply.config.armorm import ObjectivesConfig
 from panoply.data.features import ArrayFeatures, FeatureStore
@@ -190,3 +190,26 @@ def test_a_training_row_gets_the_value_of_the_ridge_without_its_fold(stored):
 def test_units_are_deviations_and_one_where_there_is_none():
     labels = np.array([[1.0, 2.0], [3.0, 2.0], [np.nan, 2.0]])
     assert rating_units(labels).tolist() == [1, 1]
+
+
+def test_threads_of_one_process_end_where_one_does_and_a_failing_one_ends_all(
+    stored, tmp_path, monkeypatch
+):
+    from actors.fitters import write_by_threads
+
+    _, y, fold, features = stored
+    blocks = plan_blocks(y, fold, features, 10)
+    alone, by_threads = (BlockSums(blocks, str(tmp_path / name)) for name in ("one", "three"))
+    alone.write()
+    write_by_threads(by_threads, 3)
+    for name in ("weights", "bias", "strength"):
+        ours, theirs = (getattr(fit_blocks(s, 4, SETTINGS).full, name) for s in (by_threads, alone))
+        np.testing.assert_array_equal(ours, theirs)
+
+    def fail(block, _):
+        if block is blocks[4]:
+            raise OSError("no space left")
+
+    monkeypatch.setattr(Block, "write", fail)
+    with pytest.raises(OSError, match="no space left"):
+        write_by_threads(BlockSums(blocks[4:], str(tmp_path / "full")), 3)

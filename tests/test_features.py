@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from panoply.data.features import FeatureStore, open_store
+from panoply.data.features import FeatureStore, ShardCache, open_store
 
 KEY = {"weights": "a", "depths": [1, 2]}
 
@@ -99,3 +99,42 @@ def test_a_file_uri_names_the_same_folder_as_its_path(tmp_path):
     by_uri.write("texts", ["a"], table("a"))
     assert not by_path.find("texts", ["a"]).missing_N.any()
     assert open_store(folder.as_uri())[1] == str(folder)
+
+
+def test_shards_that_were_read_last_are_kept_as_far_as_they_fit():
+    cache, num_read = ShardCache(max_bytes=2 * 400), []
+
+    def get(name):
+        def read():
+            num_read.append(name)
+            return np.full(100, ord(name), np.float32)
+
+        return cache.get(name, read)
+
+    for name in "abab":
+        assert (get(name) == ord(name)).all()
+    assert num_read == ["a", "b"]
+    get("c")  # b was used after a
+    get("b")
+    assert num_read == ["a", "b", "c"]
+    get("a")
+    assert num_read == ["a", "b", "c", "a"]
+    assert cache.num_bytes == 800
+    assert (cache.get("large", lambda: np.zeros(1000, np.float32)) == 0).all()
+    assert (cache.num_bytes, len(cache.kept)) == (0, 0)
+
+
+def test_a_shard_that_is_damaged_or_written_anew_after_it_was_read_is_read_again(tmp_path):
+    store = FeatureStore(str(tmp_path), KEY)
+    name = store.write("texts", list("abc"), table("abc"))
+    expected = gathered(store, "abc")
+    shard = Path(store.path) / name
+    content = bytearray(shard.read_bytes())
+    shard.write_bytes(content[:-30])
+    with pytest.raises(ValueError, match=name):
+        store.matrix(name, ("last_1", "mean_1"))
+    shard.unlink()
+    with pytest.raises(OSError, match=name):
+        store.matrix(name, ("last_1", "mean_1"))
+    store.write("texts", list("abc"), table("abc"))
+    assert np.array_equal(gathered(store, "abc"), expected)

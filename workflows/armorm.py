@@ -26,12 +26,13 @@ Legend: `P` pairs, `O` objectives.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 
 from actors.fitters import fit_heads, write_sums
 from panoply.armorm.baselines import (
@@ -115,18 +116,21 @@ def run_armorm(config: ArmoRMConfig, logger: RunLogger) -> dict[str, Any]:
     files = {"ratings": config.ratings, "pairs": config.pairs}
     inputs = {kind: {**summary, "files": files[kind]} for kind, summary in data.summary.items()}
     with trackers.run(asdict(config), tags, logger, data=inputs, model=config.model_name):
-        return train_and_measure(config, data, out, logger)
+        is_alone = connect(config.num_workers) and not ray.cluster_resources().get("GPU")
+        job = open_backbone(config, data, out, logger)
+        # On one machine without a GPU, Ray Train's workers start for longer than they compute: this
+        # process trains to the same results, to the bit for the ridges.
+        training = replace(config, num_workers=0) if is_alone else config
+        return train_and_measure(training, data, job, out, logger)
 
 
 def train_and_measure(
-    config: ArmoRMConfig, data: TrainingData, out: Path, logger: RunLogger
+    config: ArmoRMConfig, data: TrainingData, job: EmbeddingJob, out: Path, logger: RunLogger
 ) -> dict[str, Any]:
     """Fits the model to data that are read; leaves all of the run in its folder."""
-    connect(config.num_workers)
     pairs, train = data.pairs, data.pairs.split.of("train")
 
     # Stage 1: features from where objectives are predicted best, then a ridge per objective.
-    job = open_backbone(config, data, out, logger)
     spec, candidates = choose_features(config, data, job, logger)
     logger.stage(2, 5, "embed all texts")
     store, embedded = embed(data.texts, job, (spec.depth,), logger)

@@ -99,13 +99,17 @@ class Chain:
         Raises:
             ValueError: a file is damaged.
         """
-        sums, earlier = [self.read()], self.files()
+        earlier = self.files()
+        target = self.folder / f"{self.name}-{max(earlier, default=0) + len(blocks)}.npz"
         files = [block.file(self.folder) for block in blocks]
+        if not earlier and len(files) == 1:
+            files[0].replace(target)  # many a pattern has one block
+            return
+        sums = [self.read()]
         for file in files:
             with reading(file):
                 sums.append(load(file))
-        num_added = max(earlier, default=0) + len(blocks)
-        with whole_file(self.folder / f"{self.name}-{num_added}.npz") as partial:
+        with whole_file(target) as partial:
             save(partial, merge(sums))
         for file in (*files, *earlier.values()):
             file.unlink()

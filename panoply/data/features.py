@@ -11,9 +11,11 @@ from __future__ import annotations
 import io
 import json
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal, Protocol, TypeAlias
 from urllib.parse import unquote, urlparse
 
@@ -31,6 +33,8 @@ VERSION = 2
 """Raised when the meaning of stored features changes."""
 PART_ROWS = 8192
 """Rows of an array that are read at once."""
+KEPT_BYTES = 256 * 2**20
+"""Features of shards that a process keeps in memory, for those that read the same shards next."""
 
 
 def open_store(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -57,6 +61,34 @@ class Places:
     def missing_N(self) -> Bools:
         """Ids that still have to be embedded."""
         return self.shard_N < 0
+
+
+class ShardCache:
+    """Features of the shards that were read last, as many as `max_bytes` hold; for any thread."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.num_bytes = 0
+        self.kept = OrderedDict[Hashable, Floats]()
+        self.lock = Lock()
+
+    def get(self, key: Hashable, read: Callable[[], Floats]) -> Floats:
+        """Returns what is kept under a key, or reads it; nobody may write to it."""
+        with self.lock:
+            if key in self.kept:
+                self.kept.move_to_end(key)
+                return self.kept[key]
+        features = read()
+        with self.lock:
+            if key not in self.kept:
+                self.kept[key] = features
+                self.num_bytes += features.nbytes
+            while self.num_bytes > self.max_bytes:
+                self.num_bytes -= self.kept.popitem(last=False)[1].nbytes
+        return features
+
+
+KEPT_SHARDS = ShardCache(KEPT_BYTES)
 
 
 class FeatureStore:
@@ -144,9 +176,22 @@ class FeatureStore:
         for number, name in enumerate(places.shards):
             rows = order[bounds[number] : bounds[number + 1]]
             if len(rows):
-                table = self.read(name, columns)
-                whole = np.hstack([as_matrix(table[column]) for column in columns])
-                yield rows, whole[places.row_N[rows]]
+                yield rows, self.matrix(name, tuple(columns))[places.row_N[rows]]
+
+    def matrix(self, shard: str, columns: tuple[str, ...]) -> Floats:
+        """Returns columns of one shard side by side, `[N, F]`; not to be written to.
+
+        Raises:
+            ValueError: the shard is damaged.
+        """
+
+        def read() -> Floats:
+            table = self.read(shard, columns)
+            return np.hstack([as_matrix(table[column]) for column in columns])
+
+        # A shard never changes, but for one that was deleted since it was damaged.
+        file = self.fs.get_file_info(f"{self.path}/{shard}")
+        return KEPT_SHARDS.get((self.uri, shard, columns, file.mtime_ns, file.size), read)
 
 
 class FeatureRows(Protocol):

@@ -49,8 +49,10 @@ LEVEL_NOTICE = b"Set ray log level from environment variable"
 """Notice that Ray prints before it obeys RAY_BACKEND_LOG_LEVEL."""
 
 
-def connect(num_workers: int, key_variables: Iterable[str] = ()) -> None:
+def connect(num_workers: int, key_variables: Iterable[str] = ()) -> bool:
     """Joins the cluster that `RAY_ADDRESS` names, else starts one on loopback.
+
+    Returns whether it started one, which is this machine alone and this process's.
 
     Args:
         num_workers: CPUs that a cluster of its own has at least.
@@ -63,7 +65,7 @@ def connect(num_workers: int, key_variables: Iterable[str] = ()) -> None:
     for name in (ray.data.__name__, ray.train.__name__):
         logging.getLogger(name).setLevel(logging.ERROR)
     if ray.is_initialized():
-        return
+        return False
     is_own = starts_cluster()
     if is_own and LOOPBACK_ONLY.items() - os.environ.items():
         raise RuntimeError(
@@ -80,6 +82,7 @@ def connect(num_workers: int, key_variables: Iterable[str] = ()) -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
+    return is_own
 
 
 @contextmanager
