@@ -98,6 +98,9 @@ def test_controls_are_what_no_reading_gives(items):
     longer = [len(row["chosen"]) > len(row["rejected"]) for row in rows()]
     assert controls["length"]["pairs"]["accuracy_chosen_longer"] == 1.0
     assert controls["length"]["pairs"]["accuracy_length_balanced"] == 0.5
+    low, high = controls["random"]["ci95"]["RewardBench"]
+    assert low < 0.5 < high
+    assert 0 < low < controls["random"]["values"]["RewardBench"] < high < 1
     assert 0 < sum(longer) < NUM
 
 
@@ -320,6 +323,7 @@ def test_recorded_scores_of_a_board_replay_its_report_to_the_last_digit(finished
         ({"files": ()}, "`files`.*at least one file"),
         ({"scorers": ()}, "`scorers`.*at least one NAME=WHERE"),
         ({"scorers": ("length=x/y",)}, "`scorers`.*no row of the report has"),
+        ({"scorers": ("random=x/y",)}, "`scorers`.*no row of the report has"),
         ({"scorers": ("a=x/y", "a=x/z")}, "models of different names"),
         ({"num_workers": 0}, "`num_workers`.*positive"),
     ],

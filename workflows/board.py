@@ -40,7 +40,7 @@ from panoply.report.report import write_report
 from panoply.report.results.board import leaderboard
 from panoply.scorers.where import LocalModel, RecordedScores, parse_where
 from panoply.secret import Keys
-from panoply.types import Array, Bools
+from panoply.types import Bools
 from workflows.cluster.evaluated import open_evaluated
 from workflows.cluster.kept_scores import SCORERS_FILE, open_rescored, pin_scorers, score_missing
 from workflows.cluster.keys import endpoint_variables
@@ -90,7 +90,9 @@ def run_board(config: BoardConfig, logger: RunLogger) -> dict[str, Any]:
         scores.seal()
         seen = {scorer.name: seen_items(scorer, items) for scorer in scorers}
         write_items(out, items, seen)
-        by_scorer = {scorer.name: scores_of(scorer.name, items, scores) for scorer in scorers}
+        ids = [item.item_id for item in items]
+        num = sum(len(item.chat.responses) for item in items)
+        by_scorer = {scorer.name: scores.values(scorer.name, ids, num) for scorer in scorers}
         overlapping_N = overlapping_items(config, items, out)
         report = board_report(BoardTable.of(board, items), by_scorer, seen, overlapping_N)
         report |= {"quarantined": dict(bad.reasons), "ties_left_out": bad.num_ties}
@@ -104,14 +106,6 @@ def run_board(config: BoardConfig, logger: RunLogger) -> dict[str, Any]:
         write_whole(out / TABLE_FILE, as_markdown(leaderboard(report)) + "\n")
         write_report(out)
     return metrics
-
-
-def scores_of(name: str, items: Sequence[BoardItem], scores: ScoreFolder) -> Array:
-    """Returns a scorer's scores of the responses of all items, NaN where missing."""
-    rows: list[float | None] = []
-    for item in items:
-        rows += [row["score"] for row in scores.scores(name, item.item_id)]
-    return np.array(rows, np.float64)  # None becomes NaN
 
 
 def seen_items(scorer: ServedModelConfig, items: Sequence[BoardItem]) -> Bools:

@@ -21,12 +21,12 @@ from panoply.boards.items import BoardItem
 from panoply.boards.scored import ItemPlaces, taken
 from panoply.measure.calibration import ece, ece_floor, fit_scale, log_loss
 from panoply.measure.intervals import group_index, percentiles, rates, resampled_sums, strata, wins
-from panoply.types import Array, Bools, Ints, Strings
+from panoply.types import Array, Bools, Ints
 
 Numbers: TypeAlias = dict[str, Any]
-CONSTANT, LENGTH = "constant", "length"
-CONTROLS = (CONSTANT, LENGTH)
-"""Scorers that every board has beside those that are asked: all alike, and characters."""
+CONSTANT, LENGTH, RANDOM = "constant", "length", "random"
+"""Scorers that every board has beside those that are asked: all alike, characters, and numbers
+drawn by a fixed seed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,9 @@ class BoardTable:
 
     board: Board
     places: ItemPlaces
-    group_N: Strings
-    """Unit of resampling."""
+    group_N: Ints
+    """Unit of resampling, 0 .. num_groups - 1."""
+    num_groups: int
     length_T: Array
     """Characters of each response."""
 
@@ -44,10 +45,12 @@ class BoardTable:
     def of(cls, board: Board, items: Sequence[BoardItem]) -> BoardTable:
         """Returns the table of some items."""
         lengths = [len(text) for item in items for text in item.chat.responses]
+        group_N, num_groups = group_index([item.group for item in items])
         return cls(
             board=board,
             places=ItemPlaces.of(items),
-            group_N=np.array([item.group for item in items], dtype=object),
+            group_N=group_N,
+            num_groups=num_groups,
             length_T=np.array(lengths, dtype=np.float64),
         )
 
@@ -57,7 +60,8 @@ class BoardTable:
 
     def controls(self) -> dict[str, Array]:
         """Returns the scores of the controls."""
-        return {CONSTANT: np.zeros_like(self.length_T), LENGTH: self.length_T}
+        random_T = np.random.default_rng(0).random(len(self.length_T))
+        return {CONSTANT: np.zeros_like(random_T), LENGTH: self.length_T, RANDOM: random_T}
 
 
 def board_report(
@@ -75,44 +79,41 @@ def board_report(
         seen: items `[N]` whose prompts a scorer was trained on, as far as that is known.
         overlapping_N: items whose prompts stand in training files; None: none was looked at.
     """
-    cells = {name: table.cells(score_T) for name, score_T in scores.items()}
     names = list(scores)
-    blocks: dict[tuple[str, str], Cells] = {}
-    for name in names:
-        blocks["all", name] = cells[name]
+    first = table.cells(scores[names[0]])
+    results: dict[str, dict[str, _Result]] = {}
+    for name, score_T in scores.items():  # one after the other: cells are the larger part of memory
+        cells = table.cells(score_T)
+        blocks = {"all": cells}
         if seen[name].any():
-            blocks["unseen", name] = _masked(cells[name], seen[name])
+            blocks["unseen"] = _masked(cells, seen[name])
         if overlapping_N is not None:
-            blocks["clean", name] = _masked(cells[name], overlapping_N)
-    for name in names[1:]:
-        blocks["pair", name], blocks["pair of the first", name] = _of_both(
-            cells[name], cells[names[0]]
-        )
-    for name, score_T in table.controls().items():
-        blocks["all", name] = table.cells(score_T)
-    results = dict(zip(blocks, _numbers(table, list(blocks.values())), strict=True))
+            blocks["clean"] = _masked(cells, overlapping_N)
+        if name != names[0]:
+            blocks["pair"], blocks["pair of the first"] = _of_both(cells, first)
+        results[name] = _numbers(table, blocks)
     report = _coverage(table)
-    headline = _headline([results["all", name].values for name in names])
-    report |= {"numbers": list(results["all", names[0]].values), "headline": headline}
+    headline = _headline([results[name]["all"].values for name in names])
+    report |= {"numbers": list(results[names[0]]["all"].values), "headline": headline}
     report["overlapping"] = None if overlapping_N is None else int(overlapping_N.sum())
     report["scorers"] = {}
     for name, score_T in scores.items():
-        entry = results["all", name].entry() | _counts(table, score_T)
-        entry["cells"] = results["all", name].cells
+        entry = results[name]["all"].entry() | _counts(table, score_T)
+        entry["cells"] = results[name]["all"].cells
         entry["pairs"] = pair_numbers(table, score_T)
         entry["seen"] = int(seen[name].sum())
         for part in ("unseen", "clean"):
-            if (part, name) in results:
-                entry[part] = results[part, name].entry()
+            if part in results[name]:
+                entry[part] = results[name][part].entry()
         report["scorers"][name] = entry
-    report["controls"] = {
-        name: results["all", name].entry() | {"pairs": pair_numbers(table, score_T)}
-        for name, score_T in table.controls().items()
-    }
+    report["controls"] = {}
+    for name, score_T in table.controls().items():
+        entry = _numbers(table, {"all": table.cells(score_T)})["all"].entry()
+        report["controls"][name] = entry | {"pairs": pair_numbers(table, score_T)}
     report["paired"] = {}
     for name in names[1:]:
-        first = results["pair of the first", name]
-        difference = results["pair", name].difference(first, headline)
+        other = results[name]["pair of the first"]
+        difference = results[name]["pair"].difference(other, headline)
         report["paired"][f"{name} - {names[0]}"] = difference
     return report
 
@@ -180,28 +181,27 @@ class _Result:
         }
 
 
-def _numbers(table: BoardTable, blocks: Sequence[Cells]) -> list[_Result]:
-    """Returns the numbers of some blocks of cells, whose items are drawn alike."""
-    names = [list(block) for block in blocks]
-    index_N, num_groups = group_index(table.group_N)
+def _numbers(table: BoardTable, blocks: Mapping[str, Cells]) -> dict[str, _Result]:
+    """Returns the numbers of some blocks of cells; items are drawn alike, in every call."""
     columns: list[Array] = []
-    for block in blocks:
+    for block in blocks.values():
         for cell_N in block.values():
-            columns += _sums(cell_N, index_N, num_groups)
+            columns += _sums(cell_N, table.group_N, table.num_groups)
     sums_GM = np.stack(columns, axis=1)
     total = rates(sums_GM.sum(axis=0)[None])
-    drawn = rates(resampled_sums(sums_GM, np.arange(num_groups)))
+    drawn = rates(resampled_sums(sums_GM, np.arange(table.num_groups)))
     counts = sums_GM[:, 1::2].sum(axis=0)
-    results: list[_Result] = []
+    results: dict[str, _Result] = {}
     start = 0
-    for of_block in names:
+    for name_of_block, block in blocks.items():
+        of_block = list(block)
         here = slice(start, start + len(of_block))
         means = dict(zip(of_block, total[:, here].T, strict=True))
         draws = dict(zip(of_block, drawn[:, here].T, strict=True))
         values = {name: float(value[0]) for name, value in table.board.numbers(means).items()}
         sizes = dict(zip(of_block, counts[here].tolist(), strict=True))
         cells = {name: {"value": float(means[name][0]), "n": sizes[name]} for name in of_block}
-        results.append(_Result(values, table.board.numbers(draws), cells))
+        results[name_of_block] = _Result(values, table.board.numbers(draws), cells)
         start += len(of_block)
     return results
 
@@ -242,7 +242,7 @@ def pair_numbers(table: BoardTable, score_T: Array) -> Numbers:
     gap_P = table.length_T[right_P] - table.length_T[wrong_P]
     scored_P = ~np.isnan(margin_P)
     margin_P, gap_P, item_P = margin_P[scored_P], gap_P[scored_P], item_P[scored_P]
-    half_P = _halves(table.group_N)[item_P]
+    half_P = table.group_N[item_P] % 2 == 1
     odds_P = np.zeros_like(margin_P)
     for half in (False, True):
         here_P, others_P = half_P == half, margin_P[half_P != half]
@@ -269,8 +269,3 @@ def _pairs_of(places: ItemPlaces) -> tuple[Ints, Ints, Ints]:
     )
     is_pair = (right_NRW >= 0) & (wrong_NRW >= 0)
     return right_NRW[is_pair], wrong_NRW[is_pair], np.nonzero(is_pair)[0]
-
-
-def _halves(group_N: Strings) -> Bools:
-    """Returns a half of each item, the same for all of a group."""
-    return np.unique(group_N.astype(str), return_inverse=True)[1] % 2 == 1
