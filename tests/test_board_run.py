@@ -317,6 +317,13 @@ def test_recorded_scores_of_a_board_replay_its_report_to_the_last_digit(finished
     assert json.dumps(replayed) == json.dumps(finished.metrics)
 
 
+def test_a_board_of_which_nothing_has_a_score_has_no_report(finished, tmp_path):
+    row = {"prompt": "Why?", "response": "So.", "score": 1.0}
+    (tmp_path / "others.jsonl").write_text(json.dumps(row))
+    with pytest.raises(ValueError, match=r"not one response has a score \(a: .*has no score of"):
+        finished.run("nothing", {"a": f"replay:{tmp_path / 'others.jsonl'}"})
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -75,6 +75,12 @@ TYPOS = [
     ("evaluate nowhere --pairs no.parquet", "`model` is 'nowhere', neither"),
     ("cross_eval nowhere --pairs no.parquet", "`models` is 'nowhere', neither"),
     ("serve models --models a=runs/x", "a run: name its model, runs/x/model"),
+    ("board rmbench --files no.parquet --scorers a=b/c", "'no.parquet' does not exist"),
+    ("board rmbench --files good.jsonl --scorers a=b/c", "is no file of RM-Bench"),
+    (
+        "board pairs --files good.jsonl --training bad.jsonl --scorers a=b/c",
+        "of no known layout",
+    ),
     (
         "best_of_n files --arms.models a=nowhere --prompts.file good.jsonl",
         "`arms.models` is 'nowhere'",

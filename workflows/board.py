@@ -10,7 +10,7 @@ Scores are kept by the content of an item. The report is a function of the items
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,14 @@ from panoply.config.board import BoardConfig
 from panoply.config.files import names_of_columns
 from panoply.config.serve import ServedModelConfig
 from panoply.data.contamination import (
+    Layout,
     find_overlaps,
+    open_training,
     overlap_table,
     prompt_text,
     training_prompts,
 )
-from panoply.data.read import Input
+from panoply.data.read import Input, Opened
 from panoply.data.schema import digest
 from panoply.data.score_file import ScoreFolder
 from panoply.files import reading, whole_file, write_json, write_whole
@@ -40,7 +42,8 @@ from panoply.report.report import write_report
 from panoply.report.results.board import leaderboard
 from panoply.scorers.where import LocalModel, RecordedScores, parse_where
 from panoply.secret import Keys
-from panoply.types import Bools
+from panoply.types import Array, Bools
+from panoply.wire.request import Chat
 from workflows.cluster.evaluated import open_evaluated
 from workflows.cluster.kept_scores import SCORERS_FILE, open_rescored, pin_scorers, score_missing
 from workflows.cluster.keys import endpoint_variables
@@ -71,6 +74,7 @@ def run_board(config: BoardConfig, logger: RunLogger) -> dict[str, Any]:
     check_folder(out, config)
     board, columns = load_board(config.board), names_of_columns(config.columns)
     inputs = [Input(file, columns=columns) for file in config.files]
+    training = open_training(config.training)
     quarantine = out / "data" / "quarantine.jsonl"
     items, bad = read_items(board, inputs, quarantine, config.max_quarantine_share)
     chats = {item.item_id: item.chat for item in items}
@@ -90,10 +94,9 @@ def run_board(config: BoardConfig, logger: RunLogger) -> dict[str, Any]:
         scores.seal()
         seen = {scorer.name: seen_items(scorer, items) for scorer in scorers}
         write_items(out, items, seen)
-        ids = [item.item_id for item in items]
-        num = sum(len(item.chat.responses) for item in items)
-        by_scorer = {scorer.name: scores.values(scorer.name, ids, num) for scorer in scorers}
-        overlapping_N = overlapping_items(config, items, out)
+        by_scorer = {scorer.name: scores_of(scorer.name, items, scores) for scorer in scorers}
+        check_scored(by_scorer, chats, scores)
+        overlapping_N = overlapping_items(training, items, out)
         report = board_report(BoardTable.of(board, items), by_scorer, seen, overlapping_N)
         report |= {"quarantined": dict(bad.reasons), "ties_left_out": bad.num_ties}
         for name, entry in report["scorers"].items():
@@ -106,6 +109,28 @@ def run_board(config: BoardConfig, logger: RunLogger) -> dict[str, Any]:
         write_whole(out / TABLE_FILE, as_markdown(leaderboard(report)) + "\n")
         write_report(out)
     return metrics
+
+
+def scores_of(name: str, items: Sequence[BoardItem], scores: ScoreFolder) -> Array:
+    """Returns a scorer's scores of the responses of all items, NaN where missing."""
+    num = sum(len(item.chat.responses) for item in items)
+    return scores.values(name, [item.item_id for item in items], num)
+
+
+def check_scored(
+    by_scorer: Mapping[str, Array], chats: Mapping[str, Chat], scores: ScoreFolder
+) -> None:
+    """Refuses to report on nothing.
+
+    Raises:
+        ValueError: not one response has a score.
+    """
+    if all(np.isnan(score_T).all() for score_T in by_scorer.values()):
+        reasons = [f"{name}: {costs(name, chats, scores)['reason']}" for name in by_scorer]
+        raise ValueError(
+            f"not one response has a score ({'; '.join(reasons)}): mend the scorers, and take "
+            "another `--out` where they did not fail for now alone"
+        )
 
 
 def seen_items(scorer: ServedModelConfig, items: Sequence[BoardItem]) -> Bools:
@@ -126,15 +151,17 @@ def seen_items(scorer: ServedModelConfig, items: Sequence[BoardItem]) -> Bools:
     return np.array([item.item_id in seen for item in items], np.bool_)
 
 
-def overlapping_items(config: BoardConfig, items: Sequence[BoardItem], out: Path) -> Bools | None:
+def overlapping_items(
+    training: Sequence[tuple[Opened, Layout]], items: Sequence[BoardItem], out: Path
+) -> Bools | None:
     """Returns the items whose prompts stand in training files; None where no file is named.
 
     What of each stands there is written to `OUT/overlaps.parquet`.
     """
-    if not config.training:
+    if not training:
         return None
     prompts = {item.item_id: prompt_text(item.chat.prompt) for item in items}
-    overlaps = find_overlaps(prompts, training_prompts(config.training))
+    overlaps = find_overlaps(prompts, training_prompts(training))
     with whole_file(out / OVERLAPS_FILE) as partial:
         pq.write_table(overlap_table(overlaps), partial)
     return np.array([overlaps[item.item_id].seen for item in items], np.bool_)
