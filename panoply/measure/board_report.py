@@ -10,7 +10,7 @@ response, `M` sums, `B` draws.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -24,6 +24,10 @@ from panoply.measure.intervals import group_index, percentiles, rates, resampled
 from panoply.types import Array, Bools, Ints
 
 Numbers: TypeAlias = dict[str, Any]
+BlockName: TypeAlias = tuple[str, str]
+"""Part of the items that a block of cells has, and the scorer."""
+SUMS_AT_ONCE = 1 << 22
+"""Sums by group and cell that are drawn at once."""
 CONSTANT, LENGTH, RANDOM = "constant", "length", "random"
 """Scorers that every board has beside those that are asked: all alike, characters, and numbers
 drawn by a fixed seed."""
@@ -80,42 +84,55 @@ def board_report(
         overlapping_N: items whose prompts stand in training files; None: none was looked at.
     """
     names = list(scores)
-    first = table.cells(scores[names[0]])
-    results: dict[str, dict[str, _Result]] = {}
-    for name, score_T in scores.items():  # one after the other: cells are the larger part of memory
-        cells = table.cells(score_T)
-        blocks = {"all": cells}
-        if seen[name].any():
-            blocks["unseen"] = _masked(cells, seen[name])
-        if overlapping_N is not None:
-            blocks["clean"] = _masked(cells, overlapping_N)
-        if name != names[0]:
-            blocks["pair"], blocks["pair of the first"] = _of_both(cells, first)
-        results[name] = _numbers(table, blocks)
+    results = _results(table, _blocks(table, scores, seen, overlapping_N))
     report = _coverage(table)
-    headline = _headline([results[name]["all"].values for name in names])
-    report |= {"numbers": list(results[names[0]]["all"].values), "headline": headline}
+    headline = _headline([results["all", name].values for name in names])
+    report |= {"numbers": list(results["all", names[0]].values), "headline": headline}
     report["overlapping"] = None if overlapping_N is None else int(overlapping_N.sum())
     report["scorers"] = {}
     for name, score_T in scores.items():
-        entry = results[name]["all"].entry() | _counts(table, score_T)
-        entry["cells"] = results[name]["all"].cells
+        entry = results["all", name].entry() | _counts(table, score_T)
+        entry["cells"] = results["all", name].cells
         entry["pairs"] = pair_numbers(table, score_T)
         entry["seen"] = int(seen[name].sum())
         for part in ("unseen", "clean"):
-            if part in results[name]:
-                entry[part] = results[name][part].entry()
+            if (part, name) in results:
+                entry[part] = results[part, name].entry()
         report["scorers"][name] = entry
-    report["controls"] = {}
-    for name, score_T in table.controls().items():
-        entry = _numbers(table, {"all": table.cells(score_T)})["all"].entry()
-        report["controls"][name] = entry | {"pairs": pair_numbers(table, score_T)}
+    report["controls"] = {
+        name: results["all", name].entry() | {"pairs": pair_numbers(table, score_T)}
+        for name, score_T in table.controls().items()
+    }
     report["paired"] = {}
     for name in names[1:]:
-        other = results[name]["pair of the first"]
-        difference = results[name]["pair"].difference(other, headline)
+        first = results["pair of the first", name]
+        difference = results["pair", name].difference(first, headline)
         report["paired"][f"{name} - {names[0]}"] = difference
     return report
+
+
+def _blocks(
+    table: BoardTable,
+    scores: Mapping[str, Array],
+    seen: Mapping[str, Bools],
+    overlapping_N: Bools | None,
+) -> Iterator[tuple[BlockName, Cells]]:
+    """Yields the cells that the report has numbers of, one scorer's after the other's."""
+    first_name = next(iter(scores))
+    first = table.cells(scores[first_name])
+    for name, score_T in scores.items():
+        cells = table.cells(score_T)
+        yield ("all", name), cells
+        if seen[name].any():
+            yield ("unseen", name), _masked(cells, seen[name])
+        if overlapping_N is not None:
+            yield ("clean", name), _masked(cells, overlapping_N)
+        if name != first_name:
+            of_scorer, of_first = _of_both(cells, first)
+            yield ("pair", name), of_scorer
+            yield ("pair of the first", name), of_first
+    for name, score_T in table.controls().items():
+        yield ("all", name), table.cells(score_T)
 
 
 def _headline(values: Sequence[Mapping[str, float]]) -> str:
@@ -181,28 +198,45 @@ class _Result:
         }
 
 
-def _numbers(table: BoardTable, blocks: Mapping[str, Cells]) -> dict[str, _Result]:
-    """Returns the numbers of some blocks of cells; items are drawn alike, in every call."""
+def _results(
+    table: BoardTable, blocks: Iterable[tuple[BlockName, Cells]]
+) -> dict[BlockName, _Result]:
+    """Returns the numbers of all blocks of cells, whose items are drawn alike.
+
+    Blocks are drawn some at a time, so that memory does not grow with the scorers.
+    """
+    results: dict[BlockName, _Result] = {}
+    cells_of: dict[BlockName, list[str]] = {}
     columns: list[Array] = []
-    for block in blocks.values():
+    for block_name, block in blocks:
+        cells_of[block_name] = list(block)
         for cell_N in block.values():
             columns += _sums(cell_N, table.group_N, table.num_groups)
+        if len(columns) * table.num_groups > SUMS_AT_ONCE:
+            results |= _drawn(table, cells_of, columns)
+            cells_of, columns = {}, []
+    return results | (_drawn(table, cells_of, columns) if columns else {})
+
+
+def _drawn(
+    table: BoardTable, cells_of: Mapping[BlockName, Sequence[str]], columns: Sequence[Array]
+) -> dict[BlockName, _Result]:
+    """Returns the numbers of some blocks from the sums of their cells, two columns each."""
     sums_GM = np.stack(columns, axis=1)
     total = rates(sums_GM.sum(axis=0)[None])
     drawn = rates(resampled_sums(sums_GM, np.arange(table.num_groups)))
     counts = sums_GM[:, 1::2].sum(axis=0)
-    results: dict[str, _Result] = {}
+    results: dict[BlockName, _Result] = {}
     start = 0
-    for name_of_block, block in blocks.items():
-        of_block = list(block)
-        here = slice(start, start + len(of_block))
-        means = dict(zip(of_block, total[:, here].T, strict=True))
-        draws = dict(zip(of_block, drawn[:, here].T, strict=True))
+    for block_name, names in cells_of.items():
+        here = slice(start, start + len(names))
+        means = dict(zip(names, total[:, here].T, strict=True))
+        draws = dict(zip(names, drawn[:, here].T, strict=True))
         values = {name: float(value[0]) for name, value in table.board.numbers(means).items()}
-        sizes = dict(zip(of_block, counts[here].tolist(), strict=True))
-        cells = {name: {"value": float(means[name][0]), "n": sizes[name]} for name in of_block}
-        results[name_of_block] = _Result(values, table.board.numbers(draws), cells)
-        start += len(of_block)
+        sizes = dict(zip(names, counts[here].tolist(), strict=True))
+        cells = {name: {"value": float(means[name][0]), "n": sizes[name]} for name in names}
+        results[block_name] = _Result(values, table.board.numbers(draws), cells)
+        start += len(names)
     return results
 
 
