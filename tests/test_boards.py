@@ -1,9 +1,13 @@
 """Public boards: the arithmetic of each against published numbers, its tie rule, and its rows."""
 
+import asyncio
 import json
 import math
 import random
+import runpy
 import statistics
+from itertools import compress
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -20,9 +24,11 @@ from panoply.config.composite import LowerBound, Mean, Median, Minimum, Variance
 from panoply.config.steps import StepRule
 from panoply.data.read import Input
 from panoply.scorers.composite.rules import pooled
+from panoply.scorers.recorded import RecordedScorer
 from tests.builders.boards import SHARED, numbers_of, published_columns, scored_items
 
 NAN = float("nan")
+EXAMPLE = Path(__file__).parents[1] / "examples" / "boards" / "rewardmath.py"
 REWARDBENCH, REWARDBENCH2 = load_board("rewardbench"), load_board("rewardbench2")
 REWARDMATH, RMBENCH = load_board("rewardmath"), load_board("rmbench")
 JUDGEBENCH, PAIRS = load_board("judgebench"), load_board("pairs")
@@ -822,3 +828,48 @@ def test_pairs_of_one_s_own_come_in_any_layout_and_a_tie_is_left_out(tmp_path):
     assert right == ["so", "no"]
     assert {item.subset for item in items} == {"rows"}  # the file's name, as rows have no source
     assert bad.num_ties == 1
+
+
+def test_published_tables_of_rewardmath_become_rows_of_the_board_and_recorded_scores(tmp_path):
+    convert = runpy.run_path(str(EXAMPLE))["convert"]
+    columns = published_columns("rewardmath.csv")
+    keys = {name: list(map(int, columns[name])) for name in ("item", "candidate")}
+    scores = list(map(float, columns["armorm_llama3_8b"]))
+    steps = [[score, score] for score in scores]
+    is_wrong = [place > 0 for place in keys["candidate"]]
+    won = [scores[i - i % 10] > score for i, score in enumerate(scores)]
+    tables = {
+        "rated": {**keys, "score_rm": scores, "steps_prm": steps, "level": keys["item"]},
+        "games": {
+            "item": list(compress(keys["item"], is_wrong)),
+            "wrong_candidate": list(compress(keys["candidate"], is_wrong)),
+            "won_judge": list(compress(won, is_wrong)),
+        },
+    }
+    for name, table in tables.items():
+        pq.write_table(pa.table(table), tmp_path / f"{name}.parquet")
+        convert(tmp_path / f"{name}.parquet", tmp_path / name)
+    assert sorted(file.name for file in (tmp_path / "rated").iterdir()) == [
+        "prm.parquet",
+        "problems.jsonl",
+        "rm.parquet",
+    ]
+    files = [Input(tmp_path / name / "problems.jsonl") for name in tables]
+    items, games = (read_items(REWARDMATH, [file], tmp_path / "q.jsonl", 0)[0] for file in files)
+    assert [item.item_id for item in items] == [item.item_id for item in games]
+    expected = of_ten(scores)
+    for name, rule in (("rm", None), ("prm", StepRule(steps="mean"))):
+        scorer = RecordedScorer(str(tmp_path / "rated" / f"{name}.parquet"), name, rule)
+        assert replayed(scorer, items) == pytest.approx(expected)
+    judge = RecordedScorer(str(tmp_path / "games" / "judge.parquet"), "judge")
+    numbers = replayed(judge, items)
+    assert numbers["accuracy"] == expected["accuracy"]
+    assert numbers["MRR"] == pytest.approx(expected["MRR"])
+
+
+def replayed(scorer, items):
+    """The numbers of RewardMATH in per cent by recorded scores."""
+    rows = asyncio.run(scorer.score([item.chat for item in items]))
+    scores = np.array([score.score for row in rows for score in row], np.float64)
+    scored = ItemPlaces.of(items).scored(scores)
+    return {name: 100 * value for name, value in numbers_of(REWARDMATH, scored).items()}
