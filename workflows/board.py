@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from panoply.boards import load_board
+from panoply.boards.board import Board
 from panoply.boards.items import ITEMS_FILE, BoardItem, read_items, write_items
 from panoply.config import as_dict
 from panoply.config.board import BoardConfig
@@ -31,6 +32,7 @@ from panoply.data.contamination import (
     prompt_text,
     training_prompts,
 )
+from panoply.data.quarantine import Quarantine
 from panoply.data.read import Input, Opened
 from panoply.data.schema import digest
 from panoply.data.score_file import ScoreFolder
@@ -72,16 +74,11 @@ def run_board(config: BoardConfig, logger: RunLogger) -> dict[str, Any]:
     Keys.read(variables)
     trackers = open_trackers(config, out)
     check_folder(out, config)
-    board, columns = load_board(config.board), names_of_columns(config.columns)
-    inputs = [Input(file, columns=columns) for file in config.files]
-    training = open_training(config.training)
-    quarantine = out / "data" / "quarantine.jsonl"
-    items, bad = read_items(board, inputs, quarantine, config.max_quarantine_share)
+    board, training = load_board(config.board), open_training(config.training)
+    items, bad = read_board(board, config, out, logger)
     chats = {item.item_id: item.chat for item in items}
     num_responses = sum(len(chat.responses) for chat in chats.values())
-    logger.info(f"{board.title}: {len(items):,} items of {num_responses:,} responses")
-    if bad.reasons:
-        logger.info(f"{bad.reasons.total():,} bad rows are left out: {bad.describe()}")
+    logger.stage(1, 2, "score")
     claim(out, config, {})
     pin_scorers(out / SCORERS_FILE, scorers)
 
@@ -92,6 +89,7 @@ def run_board(config: BoardConfig, logger: RunLogger) -> dict[str, Any]:
         for scorer in scorers:
             score_missing(scorer, chats, scores, config.num_workers, variables, logger)
         scores.seal()
+        logger.stage(2, 2, "report")
         seen = {scorer.name: seen_items(scorer, items) for scorer in scorers}
         write_items(out, items, seen)
         by_scorer = {scorer.name: scores_of(scorer.name, items, scores) for scorer in scorers}
@@ -109,6 +107,25 @@ def run_board(config: BoardConfig, logger: RunLogger) -> dict[str, Any]:
         write_whole(out / TABLE_FILE, as_markdown(leaderboard(report)) + "\n")
         write_report(out)
     return metrics
+
+
+def read_board(
+    board: Board, config: BoardConfig, out: Path, logger: RunLogger
+) -> tuple[list[BoardItem], Quarantine]:
+    """Returns the items and the bad rows of the board's files, and says how many there are.
+
+    Raises:
+        FileNotFoundError, ValueError: see `read_items`.
+    """
+    columns = names_of_columns(config.columns)
+    inputs = [Input(file, columns=columns) for file in config.files]
+    quarantine = out / "data" / "quarantine.jsonl"
+    items, bad = read_items(board, inputs, quarantine, config.max_quarantine_share)
+    num_responses = sum(len(item.chat.responses) for item in items)
+    logger.info(f"{board.title}: {len(items):,} items of {num_responses:,} responses")
+    if bad.reasons:
+        logger.info(f"{bad.reasons.total():,} bad rows are left out: {bad.describe()}")
+    return items, bad
 
 
 def scores_of(name: str, items: Sequence[BoardItem], scores: ScoreFolder) -> Array:

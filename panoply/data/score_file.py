@@ -144,17 +144,27 @@ class ScoreTable:
 
         An item of which there is no score has no row.
         """
-        number_I = np.array([self._numbers.get(item, -1) for item in items], np.int64)
+        number_J = np.array([self._numbers.get(item, -1) for item in items], np.int64)
         place_I = self._places.get(scorer, np.zeros(0, PLACE))
-        place_I = np.append(place_I, np.zeros(1, PLACE))  # the last one is that of an unknown item
-        number_I[number_I >= len(place_I)] = -1
-        start_I, num_I = place_I["start"][number_I], place_I["num"][number_I].astype(np.int64)
-        first_I = np.cumsum(num_I) - num_I
-        rows = np.repeat(start_I - first_I, num_I) + np.arange(num_I.sum())
+        is_known_J = (number_J >= 0) & (number_J < len(place_I))
+        place_J = np.zeros(len(items), PLACE)
+        place_J[is_known_J] = place_I[number_J[is_known_J]]
+        num_J = place_J["num"].astype(np.int64)
+        first_J = np.cumsum(num_J) - num_J
+        rows = np.repeat(place_J["start"] - first_J, num_J) + np.arange(num_J.sum())
         columns = self._stored().take(pa.array(rows))
-        names = pa.array(items, pa.string()).take(pa.array(np.repeat(np.arange(len(items)), num_I)))
+        names = pa.array(items, pa.string()).take(pa.array(np.repeat(np.arange(len(items)), num_J)))
         arrays = [pa.repeat(scorer, len(rows)), names, *columns.columns]
         return pa.Table.from_arrays(arrays, schema=SCORES)
+
+    def of_item(self, scorer: str, item: str) -> list[dict[str, Any]]:
+        """Returns the rows of one item, in the order of its responses; none of an unknown one."""
+        place_I, number = self._places.get(scorer), self._numbers.get(item)
+        if place_I is None or number is None or number >= len(place_I):
+            return []
+        place = place_I[number]
+        rows = self._stored().slice(int(place["start"]), int(place["num"])).to_pylist()
+        return [{"scorer": scorer, "item_id": item, **row} for row in rows]
 
     def add(self, rows: pa.Table) -> None:
         """Adds rows, which replace those of the same item and scorer."""
@@ -228,7 +238,7 @@ class ScoreFolder:
 
     def scores(self, scorer: str, item: str) -> list[dict[str, Any]]:
         """Returns the rows of an item in the order of its responses."""
-        return self.table.rows(scorer, [item]).to_pylist()
+        return self.table.of_item(scorer, item)
 
     def values(self, scorer: str, items: Sequence[str], num: int) -> Array:
         """Returns the scores of the responses of some items, NaN where missing.

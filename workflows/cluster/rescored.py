@@ -39,7 +39,9 @@ def scored_groups(
         parts[RECORDED] = _with_all_names([group.parts for group in groups], groups)
     for name in names:
         by_scorer.append(np.split(scores.values(name, ids, int(ends[-1])), ends[:-1]))
-        by_item = [_parts(scores.scores(name, item)) for item in ids]
+        parts_T = scores.table.rows(name, ids)["parts"].to_pylist()
+        starts = [0, *ends[:-1].tolist()]
+        by_item = [_parts(parts_T[a:b]) for a, b in zip(starts, ends.tolist(), strict=True)]
         parts[name] = _with_all_names(by_item, groups)
     rows = [np.stack(of_group) for of_group in zip(*by_scorer, strict=True)]
     return ScoredGroups(
@@ -52,9 +54,9 @@ def scored_groups(
     )
 
 
-def _parts(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+def _parts(parts_n: Sequence[Iterable[tuple[str, float]] | None]) -> dict[str, list[float]]:
     """Returns the parts of an item's scores by name; of a composite's part, not its own parts."""
-    by_row = [dict(row["parts"] or ()) for row in rows]
+    by_row = [dict(parts or ()) for parts in parts_n]
     names = dict.fromkeys(chain.from_iterable(by_row))
     by_name: dict[str, list[float]] = {}
     for name in names:
