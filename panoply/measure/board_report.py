@@ -26,7 +26,7 @@ from panoply.types import Array, Bools, Ints
 Numbers: TypeAlias = dict[str, Any]
 BlockName: TypeAlias = tuple[str, str]
 """Part of the items that a block of cells has, and the scorer."""
-SUMS_AT_ONCE = 1 << 22
+SUMS_AT_ONCE = 1 << 21
 """Sums by group and cell that are drawn at once."""
 CONSTANT, LENGTH, RANDOM = "constant", "length", "random"
 """Scorers that every board has beside those that are asked: all alike, characters, and numbers
