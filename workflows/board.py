@@ -145,8 +145,8 @@ def check_scored(
     if all(np.isnan(score_T).all() for score_T in by_scorer.values()):
         reasons = [f"{name}: {costs(name, chats, scores)['reason']}" for name in by_scorer]
         raise ValueError(
-            f"not one response has a score ({'; '.join(reasons)}): mend the scorers, and take "
-            "another `--out` where they did not fail for now alone"
+            f"not one response has a score ({'; '.join(reasons)}): mend the scorers and run again "
+            "with another `--out`, for what failed for good is not asked again"
         )
 
 
