@@ -107,7 +107,7 @@ def example_board(num_items=24):
     place_N6 = np.arange(6 * num_items).reshape(num_items, 6)
     places = ItemPlaces(domains, np.full(num_items, ""), place_N6[:, :3], place_N6[:, 3:])
     table = BoardTable(
-        load_board("rmbench"), places, np.arange(num_items).astype(str), place_N6.ravel() * 1.0
+        load_board("rmbench"), places, np.arange(num_items), num_items, place_N6.ravel() * 1.0
     )
     styled = np.tile([0.5, 1.5, 2.5, 0.0, 1.0, 2.0], num_items)
     scores = {"gate": styled, HOSTILE: np.full(6 * num_items, np.nan)}
