@@ -114,7 +114,8 @@ def save_model(folder: Path, rendering: Rendering, seed: int) -> Path:
     """Saves a scalar model with a random head."""
     backbone = TrainedBackboneConfig(dtype="float32", trained=Lora(rank=1), rendering=rendering)
     trainable = load_trainable(backbone, seed=seed)
-    width = trainable.backbone().config.hidden_size
+    model: Any = trainable.backbone()
+    width = model.config.hidden_size
     torch.manual_seed(seed)
     manifest = ScalarManifest(
         rendering=rendering,
@@ -132,7 +133,7 @@ def save_model(folder: Path, rendering: Rendering, seed: int) -> Path:
         scales=(1.0,),
     )
     head_1D = torch.randn(1, width) / width**0.5
-    save_scalar_model(trainable.backbone(), trainable.renderer, head_1D, manifest, folder, [])
+    save_scalar_model(model, trainable.renderer, head_1D, manifest, folder, [])
     return folder
 
 
@@ -264,7 +265,7 @@ def workers(work: Path, options: Options) -> dict[str, Any]:
             speeds.append(scores.speed(num))
         ratios.append(speeds[1] / speeds[0])
         whole.append(seconds[0] / seconds[1])
-    return over_repeats(ratios, whole_with_loading=whole, seconds=seconds[1], items=len(items))
+    return over_repeats(ratios, whole_with_loading=whole, items=len(items))
 
 
 # Report

@@ -93,15 +93,17 @@ def read_scores(source: Path | pa.NativeFile, scorer: str = "") -> pa.Table:
     Raises:
         ValueError: it lacks a column.
     """
-    names = ["scorer", "item_id"]
-    options = {"read_dictionary": names, "page_checksum_verification": True}
-    with pq.ParquetFile(source, **options) as parquet:
+    with pq.ParquetFile(
+        source, read_dictionary=["scorer", "item_id"], page_checksum_verification=True
+    ) as parquet:
         if missing := sorted(set(SCORES.names) - set(parquet.schema_arrow.names)):
             raise ValueError(f"no column {missing[0]!r}, which a file of scores has")
         tables: list[pa.Table] = []
         for batch in row_batches(parquet, BATCH_ROWS, SCORES.names):
             rows = pa.Table.from_batches([batch])
-            tables.append(rows.filter(pc.equal(rows["scorer"], scorer)) if scorer else rows)
+            if scorer:
+                rows = rows.filter(pc.equal(rows["scorer"], scorer))  # pyright: ignore[reportAttributeAccessIssue]
+            tables.append(rows)
     return pa.concat_tables(tables) if tables else SCORES.empty_table()
 
 
