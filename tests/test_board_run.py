@@ -98,6 +98,9 @@ def test_controls_are_what_no_reading_gives(items):
     longer = [len(row["chosen"]) > len(row["rejected"]) for row in rows()]
     assert controls["length"]["pairs"]["accuracy_chosen_longer"] == 1.0
     assert controls["length"]["pairs"]["accuracy_length_balanced"] == 0.5
+    low, high = controls["random"]["ci95"]["RewardBench"]
+    assert low < 0.5 < high
+    assert 0 < low < controls["random"]["values"]["RewardBench"] < high < 1
     assert 0 < sum(longer) < NUM
 
 
@@ -314,12 +317,20 @@ def test_recorded_scores_of_a_board_replay_its_report_to_the_last_digit(finished
     assert json.dumps(replayed) == json.dumps(finished.metrics)
 
 
+def test_a_board_of_which_nothing_has_a_score_has_no_report(finished, tmp_path):
+    row = {"prompt": "Why?", "response": "So.", "score": 1.0}
+    (tmp_path / "others.jsonl").write_text(json.dumps(row))
+    with pytest.raises(ValueError, match=r"not one response has a score \(a: .*has no score of"):
+        finished.run("nothing", {"a": f"replay:{tmp_path / 'others.jsonl'}"})
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"files": ()}, "`files`.*at least one file"),
         ({"scorers": ()}, "`scorers`.*at least one NAME=WHERE"),
         ({"scorers": ("length=x/y",)}, "`scorers`.*no row of the report has"),
+        ({"scorers": ("random=x/y",)}, "`scorers`.*no row of the report has"),
         ({"scorers": ("a=x/y", "a=x/z")}, "models of different names"),
         ({"num_workers": 0}, "`num_workers`.*positive"),
     ],

@@ -1,25 +1,34 @@
 """Public boards: the arithmetic of each against published numbers, its tie rule, and its rows."""
 
+import asyncio
 import json
 import math
 import random
+import runpy
 import statistics
+from itertools import compress
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from scipy.stats import spearmanr
 
 from panoply import boards
 from panoply.boards import load_board
 from panoply.boards.items import read_items
 from panoply.boards.rewardbench import COUNTS, SECTIONS
 from panoply.boards.scored import ItemPlaces
+from panoply.config.composite import LowerBound, Mean, Median, Minimum, VariancePenalty
 from panoply.config.steps import StepRule
 from panoply.data.read import Input
+from panoply.scorers.composite.rules import pooled
+from panoply.scorers.recorded import RecordedScorer
 from tests.builders.boards import SHARED, numbers_of, published_columns, scored_items
 
 NAN = float("nan")
+EXAMPLE = Path(__file__).parents[1] / "examples" / "boards" / "rewardmath.py"
 REWARDBENCH, REWARDBENCH2 = load_board("rewardbench"), load_board("rewardbench2")
 REWARDMATH, RMBENCH = load_board("rewardmath"), load_board("rmbench")
 JUDGEBENCH, PAIRS = load_board("judgebench"), load_board("pairs")
@@ -278,6 +287,51 @@ def test_rewardmath_is_that_of_plain_python_on_published_scores(name):
     assert sum(strict) < sum(with_ties) or "armorm" not in name  # there are ties to be told
 
 
+@pytest.mark.parametrize(
+    ("rule", "accuracy"),
+    [
+        (Mean(), 23.19),
+        (Median(), 27.12),
+        (LowerBound(beta=1.0), 21.95),
+        (VariancePenalty(penalty=0.5), 22.15),
+        (Minimum(), 16.56),
+    ],
+)
+def test_no_rule_of_unlike_reward_models_reaches_the_best_of_them_on_rewardmath(rule, accuracy):
+    columns = [shared_column("rewardmath_scores.parquet", f"score_{name}") for name in RIVALS]
+    scores_KT = np.array(columns, np.float64)
+    z_KT = (scores_KT - scores_KT.mean(1, keepdims=True)) / scores_KT.std(1, keepdims=True)
+    numbers = of_ten(pooled(rule, z_KT, np.ones(len(z_KT))))
+    assert numbers["accuracy"] == pytest.approx(accuracy, abs=0.0051)
+    assert numbers["accuracy"] < max(values[0] for values in RIVALS.values())
+
+
+@pytest.mark.parametrize(("rule", "accuracy"), [(Mean(), 23.40), (Minimum(), 16.15)])
+def test_ensembles_scaled_within_the_problem_are_the_table_s(rule, accuracy):
+    columns = [shared_column("rewardmath_scores.parquet", f"score_{name}") for name in RIVALS]
+    scores_KGC = np.array(columns, np.float64).reshape(len(RIVALS), -1, 10)
+    spread_KG1 = scores_KGC.std(2, keepdims=True)
+    z_KGC = (scores_KGC - scores_KGC.mean(2, keepdims=True)) / spread_KG1
+    pooled_T = pooled(rule, z_KGC.reshape(len(RIVALS), -1), np.ones(len(RIVALS)))
+    assert of_ten(pooled_T)["accuracy"] == pytest.approx(accuracy, abs=0.0051)
+    raw = of_ten(pooled(Mean(), scores_KGC.reshape(len(RIVALS), -1), np.ones(len(RIVALS))))
+    assert raw["accuracy"] == pytest.approx(17.81, abs=0.0051)
+
+
+MATH_PRM = (92.84, 95.08, 91.50, 96.87, 92.84, 60.85, 51.45, 60.40, 93.06)
+"""Per cent of RewardBench's 447 pairs of math-prm that each of RIVALS wins, in their order."""
+
+
+def test_pairs_of_mathematics_order_reward_models_otherwise_than_one_in_ten_does():
+    for value in MATH_PRM:
+        won = round(value * 447 / 100)
+        right, wrong = [[1.0]] * 447, [[0.0]] * won + [[1.0]] * (447 - won)  # a tie is lost
+        items = scored_items(right, wrong, ["math-prm"] * 447)
+        assert 100 * numbers_of(REWARDBENCH, items)["Reasoning"] == pytest.approx(value, abs=0.0051)
+    rho, p = spearmanr([values[0] for values in RIVALS.values()], MATH_PRM)
+    assert (rho, p) == pytest.approx((0.40, 0.28), abs=5e-3)
+
+
 # JudgeBench
 
 
@@ -300,22 +354,36 @@ def test_judgebench_is_the_published_row(name, expected):
 
 
 @pytest.mark.parametrize(
-    ("file", "judge", "correct", "strict"),
+    ("file", "judge", "correct", "strict", "inconsistent", "without_verdict", "even"),
     [
-        ("judgebench_gpt4o.csv", "o1_mini", 65.71, 58.00),
-        ("judgebench_claude.csv", "claude_3_haiku", 32.22, 14.07),
+        ("judgebench_gpt4o.csv", "o1_mini", 65.71, 58.00, 110, 0, 81),
+        ("judgebench_claude.csv", "claude_3_haiku", 32.22, 14.07, 135, 13, 104),
     ],
 )
-def test_judgebench_of_a_judge_counts_both_games(file, judge, correct, strict):
+def test_judgebench_of_a_judge_counts_both_games(
+    file, judge, correct, strict, inconsistent, without_verdict, even
+):
     columns = published_columns(file)
-    first, second = (list(map(int, columns[f"{judge}_game_{number}"])) for number in (1, 2))
-    # As scores of a judge that compares: each response has the mean of its two games.
-    right = [[(a + b) / 2] for a, b in zip(first, second, strict=True)]
+    games = list(zip(columns[f"{judge}_game_1"], columns[f"{judge}_game_2"], strict=True))
+    assert sum(first != second for first, second in games) == inconsistent
+    assert sum("" in both for both in games) == without_verdict
+    assert 100 * statistics.fmean(both == ("1", "1") for both in games) == pytest.approx(
+        strict, abs=5e-3
+    )
+    # As scores of a judge that compares, each response has the mean of its two games. The
+    # published number takes a game without a verdict for a tie.
+    right = [[(int(first or 0) + int(second or 0)) / 2] for first, second in games]
     wrong = [[-score for score in scores] for scores in right]
+    assert sum(scores == [0] for scores in right) == even
     numbers = numbers_of(JUDGEBENCH, scored_items(right, wrong, columns["category"]))
     assert 100 * numbers["overall"] == pytest.approx(correct, abs=5e-3)
-    both = [a == b == 1 for a, b in zip(first, second, strict=True)]
-    assert 100 * statistics.fmean(both) == pytest.approx(strict, abs=5e-3)
+    # Here such a pair is missing: of no number, neither as a loss.
+    kept = [scores if "" not in both else [None] for scores, both in zip(right, games, strict=True)]
+    items = scored_items(kept, wrong, columns["category"])
+    num_won = round(correct * len(games) / 100) - sum(
+        scores[0] > 0 for scores, both in zip(right, games, strict=True) if "" in both
+    )
+    assert numbers_of(JUDGEBENCH, items)["overall"] == num_won / (len(games) - without_verdict)
 
 
 # RM-Bench
@@ -760,3 +828,48 @@ def test_pairs_of_one_s_own_come_in_any_layout_and_a_tie_is_left_out(tmp_path):
     assert right == ["so", "no"]
     assert {item.subset for item in items} == {"rows"}  # the file's name, as rows have no source
     assert bad.num_ties == 1
+
+
+def test_published_tables_of_rewardmath_become_rows_of_the_board_and_recorded_scores(tmp_path):
+    convert = runpy.run_path(str(EXAMPLE))["convert"]
+    columns = published_columns("rewardmath.csv")
+    keys = {name: list(map(int, columns[name])) for name in ("item", "candidate")}
+    scores = list(map(float, columns["armorm_llama3_8b"]))
+    steps = [[score, score] for score in scores]
+    is_wrong = [place > 0 for place in keys["candidate"]]
+    won = [scores[i - i % 10] > score for i, score in enumerate(scores)]
+    tables = {
+        "rated": {**keys, "score_rm": scores, "steps_prm": steps, "level": keys["item"]},
+        "games": {
+            "item": list(compress(keys["item"], is_wrong)),
+            "wrong_candidate": list(compress(keys["candidate"], is_wrong)),
+            "won_judge": list(compress(won, is_wrong)),
+        },
+    }
+    for name, table in tables.items():
+        pq.write_table(pa.table(table), tmp_path / f"{name}.parquet")
+        convert(tmp_path / f"{name}.parquet", tmp_path / name)
+    assert sorted(file.name for file in (tmp_path / "rated").iterdir()) == [
+        "prm.parquet",
+        "problems.jsonl",
+        "rm.parquet",
+    ]
+    files = [Input(tmp_path / name / "problems.jsonl") for name in tables]
+    items, games = (read_items(REWARDMATH, [file], tmp_path / "q.jsonl", 0)[0] for file in files)
+    assert [item.item_id for item in items] == [item.item_id for item in games]
+    expected = of_ten(scores)
+    for name, rule in (("rm", None), ("prm", StepRule(steps="mean"))):
+        scorer = RecordedScorer(str(tmp_path / "rated" / f"{name}.parquet"), name, rule)
+        assert replayed(scorer, items) == pytest.approx(expected)
+    judge = RecordedScorer(str(tmp_path / "games" / "judge.parquet"), "judge")
+    numbers = replayed(judge, items)
+    assert numbers["accuracy"] == expected["accuracy"]
+    assert numbers["MRR"] == pytest.approx(expected["MRR"])
+
+
+def replayed(scorer, items):
+    """The numbers of RewardMATH in per cent by recorded scores."""
+    rows = asyncio.run(scorer.score([item.chat for item in items]))
+    scores = np.array([score.score for row in rows for score in row], np.float64)
+    scored = ItemPlaces.of(items).scored(scores)
+    return {name: 100 * value for name, value in numbers_of(REWARDMATH, scored).items()}

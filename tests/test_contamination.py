@@ -11,6 +11,7 @@ from panoply.data.contamination import (
     NEAR,
     OVERLAPS,
     find_overlaps,
+    open_training,
     overlap_table,
     prompt_text,
     training_prompts,
@@ -116,12 +117,12 @@ def test_prompts_are_read_from_files_of_every_kind(tmp_path):
     for name, row in rows.items():
         files.append(str(tmp_path / f"{name}.jsonl"))
         (tmp_path / f"{name}.jsonl").write_text("\n".join([json.dumps(row), "{torn"]))
-    texts = list(training_prompts(files))
+    texts = list(training_prompts(open_training(files)))
     assert [text for _, text in texts] == ["Why is it?"] * 4
     assert [file for file, _ in texts] == files
     (tmp_path / "other.jsonl").write_text('{"a": 1}')
     with pytest.raises(ValueError, match=r"\['a'\], of no known layout"):
-        list(training_prompts([str(tmp_path / "other.jsonl")]))
+        open_training([str(tmp_path / "other.jsonl")])
 
 
 def test_all_turns_of_a_prompt_count():

@@ -75,6 +75,12 @@ TYPOS = [
     ("evaluate nowhere --pairs no.parquet", "`model` is 'nowhere', neither"),
     ("cross_eval nowhere --pairs no.parquet", "`models` is 'nowhere', neither"),
     ("serve models --models a=runs/x", "a run: name its model, runs/x/model"),
+    ("board rmbench --files no.parquet --scorers a=b/c", "'no.parquet' does not exist"),
+    ("board rmbench --files good.jsonl --scorers a=b/c", "is no file of RM-Bench"),
+    (
+        "board pairs --files good.jsonl --training numbers.jsonl --scorers a=b/c",
+        "of no known layout",
+    ),
     (
         "best_of_n files --arms.models a=nowhere --prompts.file good.jsonl",
         "`arms.models` is 'nowhere'",
@@ -108,6 +114,7 @@ def answers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("typos")
     (folder / "good.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}')
     (folder / "bad.jsonl").write_text('{"question": "a", "answer": "b"}')
+    (folder / "numbers.jsonl").write_text('{"a": 1}')
     (folder / "bad.yaml").write_text("schedule: {lrr: 1}")
     for name in ("empty", "held/train", "torn", "runs/x/model"):
         (folder / name).mkdir(parents=True)

@@ -10,7 +10,7 @@ Scores are kept by the content of an item. The report is a function of the items
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,22 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from panoply.boards import load_board
+from panoply.boards.board import Board
 from panoply.boards.items import ITEMS_FILE, BoardItem, read_items, write_items
 from panoply.config import as_dict
 from panoply.config.board import BoardConfig
 from panoply.config.files import names_of_columns
 from panoply.config.serve import ServedModelConfig
 from panoply.data.contamination import (
+    Layout,
     find_overlaps,
+    open_training,
     overlap_table,
     prompt_text,
     training_prompts,
 )
-from panoply.data.read import Input
+from panoply.data.quarantine import Quarantine
+from panoply.data.read import Input, Opened
 from panoply.data.schema import digest
 from panoply.data.score_file import ScoreFolder
 from panoply.files import reading, whole_file, write_json, write_whole
@@ -41,6 +45,7 @@ from panoply.report.results.board import leaderboard
 from panoply.scorers.where import LocalModel, RecordedScores, parse_where
 from panoply.secret import Keys
 from panoply.types import Array, Bools
+from panoply.wire.request import Chat
 from workflows.cluster.evaluated import open_evaluated
 from workflows.cluster.kept_scores import SCORERS_FILE, open_rescored, pin_scorers, score_missing
 from workflows.cluster.keys import endpoint_variables
@@ -69,15 +74,11 @@ def run_board(config: BoardConfig, logger: RunLogger) -> dict[str, Any]:
     Keys.read(variables)
     trackers = open_trackers(config, out)
     check_folder(out, config)
-    board, columns = load_board(config.board), names_of_columns(config.columns)
-    inputs = [Input(file, columns=columns) for file in config.files]
-    quarantine = out / "data" / "quarantine.jsonl"
-    items, bad = read_items(board, inputs, quarantine, config.max_quarantine_share)
+    board, training = load_board(config.board), open_training(config.training)
+    items, bad = read_board(board, config, out, logger)
     chats = {item.item_id: item.chat for item in items}
     num_responses = sum(len(chat.responses) for chat in chats.values())
-    logger.info(f"{board.title}: {len(items):,} items of {num_responses:,} responses")
-    if bad.reasons:
-        logger.info(f"{bad.reasons.total():,} bad rows are left out: {bad.describe()}")
+    logger.stage(1, 2, "score")
     claim(out, config, {})
     pin_scorers(out / SCORERS_FILE, scorers)
 
@@ -88,10 +89,12 @@ def run_board(config: BoardConfig, logger: RunLogger) -> dict[str, Any]:
         for scorer in scorers:
             score_missing(scorer, chats, scores, config.num_workers, variables, logger)
         scores.seal()
+        logger.stage(2, 2, "report")
         seen = {scorer.name: seen_items(scorer, items) for scorer in scorers}
         write_items(out, items, seen)
         by_scorer = {scorer.name: scores_of(scorer.name, items, scores) for scorer in scorers}
-        overlapping_N = overlapping_items(config, items, out)
+        check_scored(by_scorer, chats, scores)
+        overlapping_N = overlapping_items(training, items, out)
         report = board_report(BoardTable.of(board, items), by_scorer, seen, overlapping_N)
         report |= {"quarantined": dict(bad.reasons), "ties_left_out": bad.num_ties}
         for name, entry in report["scorers"].items():
@@ -106,12 +109,45 @@ def run_board(config: BoardConfig, logger: RunLogger) -> dict[str, Any]:
     return metrics
 
 
+def read_board(
+    board: Board, config: BoardConfig, out: Path, logger: RunLogger
+) -> tuple[list[BoardItem], Quarantine]:
+    """Returns the items and the bad rows of the board's files, and says how many there are.
+
+    Raises:
+        FileNotFoundError, ValueError: see `read_items`.
+    """
+    columns = names_of_columns(config.columns)
+    inputs = [Input(file, columns=columns) for file in config.files]
+    quarantine = out / "data" / "quarantine.jsonl"
+    items, bad = read_items(board, inputs, quarantine, config.max_quarantine_share)
+    num_responses = sum(len(item.chat.responses) for item in items)
+    logger.info(f"{board.title}: {len(items):,} items of {num_responses:,} responses")
+    if bad.reasons:
+        logger.info(f"{bad.reasons.total():,} bad rows are left out: {bad.describe()}")
+    return items, bad
+
+
 def scores_of(name: str, items: Sequence[BoardItem], scores: ScoreFolder) -> Array:
     """Returns a scorer's scores of the responses of all items, NaN where missing."""
-    rows: list[float | None] = []
-    for item in items:
-        rows += [row["score"] for row in scores.scores(name, item.item_id)]
-    return np.array(rows, np.float64)  # None becomes NaN
+    num = sum(len(item.chat.responses) for item in items)
+    return scores.values(name, [item.item_id for item in items], num)
+
+
+def check_scored(
+    by_scorer: Mapping[str, Array], chats: Mapping[str, Chat], scores: ScoreFolder
+) -> None:
+    """Refuses to report on nothing.
+
+    Raises:
+        ValueError: not one response has a score.
+    """
+    if all(np.isnan(score_T).all() for score_T in by_scorer.values()):
+        reasons = [f"{name}: {costs(name, chats, scores)['reason']}" for name in by_scorer]
+        raise ValueError(
+            f"not one response has a score ({'; '.join(reasons)}): mend the scorers and run again "
+            "with another `--out`, for what failed for good is not asked again"
+        )
 
 
 def seen_items(scorer: ServedModelConfig, items: Sequence[BoardItem]) -> Bools:
@@ -132,15 +168,17 @@ def seen_items(scorer: ServedModelConfig, items: Sequence[BoardItem]) -> Bools:
     return np.array([item.item_id in seen for item in items], np.bool_)
 
 
-def overlapping_items(config: BoardConfig, items: Sequence[BoardItem], out: Path) -> Bools | None:
+def overlapping_items(
+    training: Sequence[tuple[Opened, Layout]], items: Sequence[BoardItem], out: Path
+) -> Bools | None:
     """Returns the items whose prompts stand in training files; None where no file is named.
 
     What of each stands there is written to `OUT/overlaps.parquet`.
     """
-    if not config.training:
+    if not training:
         return None
     prompts = {item.item_id: prompt_text(item.chat.prompt) for item in items}
-    overlaps = find_overlaps(prompts, training_prompts(config.training))
+    overlaps = find_overlaps(prompts, training_prompts(training))
     with whole_file(out / OVERLAPS_FILE) as partial:
         pq.write_table(overlap_table(overlaps), partial)
     return np.array([overlaps[item.item_id].seen for item in items], np.bool_)

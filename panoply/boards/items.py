@@ -163,13 +163,12 @@ def read_items(
         FileNotFoundError, ValueError: a file is missing, damaged or of no such board, or too many
             rows are bad.
     """
-    opened_files = open_inputs(inputs)
-    readers = [_reader(board, opened) for opened in opened_files]
+    files = open_board(board, inputs)
     drafts: dict[str, tuple[str, int, _Draft]] = {}
     items: list[BoardItem] = []
     quarantine.parent.mkdir(parents=True, exist_ok=True)
     with Quarantine(quarantine) as bad:
-        for opened, adapt in zip(opened_files, readers, strict=True):
+        for opened, adapt in files:
             _read_rows(opened, adapt, drafts, bad)
         for label, number, draft in drafts.values():
             try:
@@ -180,9 +179,18 @@ def read_items(
             bad.num_good += 1
         bad.check_share(max_share)
     if not items:
-        files = ", ".join(opened.label for opened in opened_files)
-        raise ValueError(f"no row of {files} is an item of {board.title}: see {str(quarantine)!r}")
+        labels = ", ".join(opened.label for opened, _ in files)
+        raise ValueError(f"no row of {labels} is an item of {board.title}: see {str(quarantine)!r}")
     return items, bad
+
+
+def open_board(board: Board, inputs: Sequence[Input]) -> list[tuple[Opened, Adapt]]:
+    """Returns the files of a board, with the readers of their rows.
+
+    Raises:
+        FileNotFoundError, ValueError: a file is missing, damaged or of no such board.
+    """
+    return [(opened, _reader(board, opened)) for opened in open_inputs(inputs)]
 
 
 def _reader(board: Board, opened: Opened) -> Adapt:

@@ -24,7 +24,7 @@ BoardName: TypeAlias = Literal[
     "rmbench",
 ]
 """Boards, each a module of `panoply.boards`."""
-RESERVED = ("constant", "length")
+RESERVED = ("constant", "length", "random")
 """Scorers that every report has beside those that are named."""
 
 

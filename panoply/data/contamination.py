@@ -158,16 +158,23 @@ def prompt_text(prompt: Prompt) -> str:
     return "\n".join(message["content"] for message in prompt)
 
 
-def training_prompts(files: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yields file and text of each prompt in files of pairs, ratings or prompts.
-
-    Rows without a prompt that can be read are passed over.
+def open_training(files: Sequence[str]) -> list[tuple[Opened, Layout]]:
+    """Returns files of pairs, ratings or prompts with their layouts; no row is read.
 
     Raises:
         FileNotFoundError, ValueError: see `open_inputs`; or a file is in no known layout.
     """
-    for opened in open_inputs([Input(file) for file in files]):
-        layout = _layout(opened)
+    if not files:
+        return []
+    return [(opened, _layout(opened)) for opened in open_inputs([Input(file) for file in files])]
+
+
+def training_prompts(training: Iterable[tuple[Opened, Layout]]) -> Iterator[tuple[str, str]]:
+    """Yields file and text of each prompt in training files.
+
+    Rows without a prompt that can be read are passed over.
+    """
+    for opened, layout in training:
         for row in opened.rows(None):
             if isinstance(row, Unreadable):
                 continue

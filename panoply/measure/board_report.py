@@ -10,7 +10,7 @@ response, `M` sums, `B` draws.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -21,12 +21,16 @@ from panoply.boards.items import BoardItem
 from panoply.boards.scored import ItemPlaces, taken
 from panoply.measure.calibration import ece, ece_floor, fit_scale, log_loss
 from panoply.measure.intervals import group_index, percentiles, rates, resampled_sums, strata, wins
-from panoply.types import Array, Bools, Ints, Strings
+from panoply.types import Array, Bools, Ints
 
 Numbers: TypeAlias = dict[str, Any]
-CONSTANT, LENGTH = "constant", "length"
-CONTROLS = (CONSTANT, LENGTH)
-"""Scorers that every board has beside those that are asked: all alike, and characters."""
+BlockName: TypeAlias = tuple[str, str]
+"""Part of the items that a block of cells has, and the scorer."""
+SUMS_AT_ONCE = 1 << 21
+"""Sums by group and cell that are drawn at once."""
+CONSTANT, LENGTH, RANDOM = "constant", "length", "random"
+"""Scorers that every board has beside those that are asked: all alike, characters, and numbers
+drawn by a fixed seed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +39,9 @@ class BoardTable:
 
     board: Board
     places: ItemPlaces
-    group_N: Strings
-    """Unit of resampling."""
+    group_N: Ints
+    """Unit of resampling, 0 .. num_groups - 1."""
+    num_groups: int
     length_T: Array
     """Characters of each response."""
 
@@ -44,10 +49,12 @@ class BoardTable:
     def of(cls, board: Board, items: Sequence[BoardItem]) -> BoardTable:
         """Returns the table of some items."""
         lengths = [len(text) for item in items for text in item.chat.responses]
+        group_N, num_groups = group_index([item.group for item in items])
         return cls(
             board=board,
             places=ItemPlaces.of(items),
-            group_N=np.array([item.group for item in items], dtype=object),
+            group_N=group_N,
+            num_groups=num_groups,
             length_T=np.array(lengths, dtype=np.float64),
         )
 
@@ -57,7 +64,8 @@ class BoardTable:
 
     def controls(self) -> dict[str, Array]:
         """Returns the scores of the controls."""
-        return {CONSTANT: np.zeros_like(self.length_T), LENGTH: self.length_T}
+        random_T = np.random.default_rng(0).random(len(self.length_T))
+        return {CONSTANT: np.zeros_like(random_T), LENGTH: self.length_T, RANDOM: random_T}
 
 
 def board_report(
@@ -75,22 +83,8 @@ def board_report(
         seen: items `[N]` whose prompts a scorer was trained on, as far as that is known.
         overlapping_N: items whose prompts stand in training files; None: none was looked at.
     """
-    cells = {name: table.cells(score_T) for name, score_T in scores.items()}
     names = list(scores)
-    blocks: dict[tuple[str, str], Cells] = {}
-    for name in names:
-        blocks["all", name] = cells[name]
-        if seen[name].any():
-            blocks["unseen", name] = _masked(cells[name], seen[name])
-        if overlapping_N is not None:
-            blocks["clean", name] = _masked(cells[name], overlapping_N)
-    for name in names[1:]:
-        blocks["pair", name], blocks["pair of the first", name] = _of_both(
-            cells[name], cells[names[0]]
-        )
-    for name, score_T in table.controls().items():
-        blocks["all", name] = table.cells(score_T)
-    results = dict(zip(blocks, _numbers(table, list(blocks.values())), strict=True))
+    results = _results(table, _blocks(table, scores, seen, overlapping_N))
     report = _coverage(table)
     headline = _headline([results["all", name].values for name in names])
     report |= {"numbers": list(results["all", names[0]].values), "headline": headline}
@@ -115,6 +109,30 @@ def board_report(
         difference = results["pair", name].difference(first, headline)
         report["paired"][f"{name} - {names[0]}"] = difference
     return report
+
+
+def _blocks(
+    table: BoardTable,
+    scores: Mapping[str, Array],
+    seen: Mapping[str, Bools],
+    overlapping_N: Bools | None,
+) -> Iterator[tuple[BlockName, Cells]]:
+    """Yields the cells that the report has numbers of, one scorer's after the other's."""
+    first_name = next(iter(scores))
+    first = table.cells(scores[first_name])
+    for name, score_T in scores.items():
+        cells = table.cells(score_T)
+        yield ("all", name), cells
+        if seen[name].any():
+            yield ("unseen", name), _masked(cells, seen[name])
+        if overlapping_N is not None:
+            yield ("clean", name), _masked(cells, overlapping_N)
+        if name != first_name:
+            of_scorer, of_first = _of_both(cells, first)
+            yield ("pair", name), of_scorer
+            yield ("pair of the first", name), of_first
+    for name, score_T in table.controls().items():
+        yield ("all", name), table.cells(score_T)
 
 
 def _headline(values: Sequence[Mapping[str, float]]) -> str:
@@ -180,29 +198,45 @@ class _Result:
         }
 
 
-def _numbers(table: BoardTable, blocks: Sequence[Cells]) -> list[_Result]:
-    """Returns the numbers of some blocks of cells, whose items are drawn alike."""
-    names = [list(block) for block in blocks]
-    index_N, num_groups = group_index(table.group_N)
+def _results(
+    table: BoardTable, blocks: Iterable[tuple[BlockName, Cells]]
+) -> dict[BlockName, _Result]:
+    """Returns the numbers of all blocks of cells, whose items are drawn alike.
+
+    Blocks are drawn some at a time, so that memory does not grow with the scorers.
+    """
+    results: dict[BlockName, _Result] = {}
+    cells_of: dict[BlockName, list[str]] = {}
     columns: list[Array] = []
-    for block in blocks:
+    for block_name, block in blocks:
+        cells_of[block_name] = list(block)
         for cell_N in block.values():
-            columns += _sums(cell_N, index_N, num_groups)
+            columns += _sums(cell_N, table.group_N, table.num_groups)
+        if len(columns) * table.num_groups > SUMS_AT_ONCE:
+            results |= _drawn(table, cells_of, columns)
+            cells_of, columns = {}, []
+    return results | (_drawn(table, cells_of, columns) if columns else {})
+
+
+def _drawn(
+    table: BoardTable, cells_of: Mapping[BlockName, Sequence[str]], columns: Sequence[Array]
+) -> dict[BlockName, _Result]:
+    """Returns the numbers of some blocks from the sums of their cells, two columns each."""
     sums_GM = np.stack(columns, axis=1)
     total = rates(sums_GM.sum(axis=0)[None])
-    drawn = rates(resampled_sums(sums_GM, np.arange(num_groups)))
+    drawn = rates(resampled_sums(sums_GM, np.arange(table.num_groups)))
     counts = sums_GM[:, 1::2].sum(axis=0)
-    results: list[_Result] = []
+    results: dict[BlockName, _Result] = {}
     start = 0
-    for of_block in names:
-        here = slice(start, start + len(of_block))
-        means = dict(zip(of_block, total[:, here].T, strict=True))
-        draws = dict(zip(of_block, drawn[:, here].T, strict=True))
+    for block_name, names in cells_of.items():
+        here = slice(start, start + len(names))
+        means = dict(zip(names, total[:, here].T, strict=True))
+        draws = dict(zip(names, drawn[:, here].T, strict=True))
         values = {name: float(value[0]) for name, value in table.board.numbers(means).items()}
-        sizes = dict(zip(of_block, counts[here].tolist(), strict=True))
-        cells = {name: {"value": float(means[name][0]), "n": sizes[name]} for name in of_block}
-        results.append(_Result(values, table.board.numbers(draws), cells))
-        start += len(of_block)
+        sizes = dict(zip(names, counts[here].tolist(), strict=True))
+        cells = {name: {"value": float(means[name][0]), "n": sizes[name]} for name in names}
+        results[block_name] = _Result(values, table.board.numbers(draws), cells)
+        start += len(names)
     return results
 
 
@@ -242,7 +276,7 @@ def pair_numbers(table: BoardTable, score_T: Array) -> Numbers:
     gap_P = table.length_T[right_P] - table.length_T[wrong_P]
     scored_P = ~np.isnan(margin_P)
     margin_P, gap_P, item_P = margin_P[scored_P], gap_P[scored_P], item_P[scored_P]
-    half_P = _halves(table.group_N)[item_P]
+    half_P = table.group_N[item_P] % 2 == 1
     odds_P = np.zeros_like(margin_P)
     for half in (False, True):
         here_P, others_P = half_P == half, margin_P[half_P != half]
@@ -269,8 +303,3 @@ def _pairs_of(places: ItemPlaces) -> tuple[Ints, Ints, Ints]:
     )
     is_pair = (right_NRW >= 0) & (wrong_NRW >= 0)
     return right_NRW[is_pair], wrong_NRW[is_pair], np.nonzero(is_pair)[0]
-
-
-def _halves(group_N: Strings) -> Bools:
-    """Returns a half of each item, the same for all of a group."""
-    return np.unique(group_N.astype(str), return_inverse=True)[1] % 2 == 1

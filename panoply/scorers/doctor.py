@@ -103,7 +103,7 @@ def examine_scorer(open_scorer: Callable[[], Scorer]) -> list[Finding]:
 
 def examine_table(scorer: RecordedScorer) -> list[Finding]:
     """Returns what a table of recorded scores holds."""
-    scores = [*scorer.scores.values(), *chain(*(row.values() for row in scorer.items.values()))]
+    scores = list(scorer.recorded())
     values = sorted(score.score for score in scores if score.score is not None)
     text = f"{len(values):,} of {len(scores):,} recorded responses have a score"
     findings = [Finding("table", text, "ok" if values else "fail")]

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from pydantic import JsonValue
 
 from panoply.config import require
 from panoply.config.steps import StepRule
 from panoply.data.data_file import Unreadable
+from panoply.data.locate import find_files
 from panoply.data.read import Input, Opened, open_input
 from panoply.data.rollouts import item_id
 from panoply.data.schema import text_id
-from panoply.data.score_file import SCORES, as_score
+from panoply.data.score_file import ScoreTable, as_score, read_scores, scorers_of
+from panoply.files import reading
 from panoply.wire.request import Chat, Details, Item, Score, scored
 
 
@@ -45,7 +49,8 @@ class RecordedScorer:
             is_plain = replace(rule, steps="min") == StepRule()
             require(is_plain, "replay", rule.query, "`?steps=RULE` alone: the steps are recorded")
         self.scores: dict[str, Score] = {}
-        self.items: dict[str, dict[int, Score]] = {}
+        self.table = ScoreTable()
+        self.name = name
         for opened in open_input(Input(file)):
             if {"scorer", "item_id", "candidate", "score"} <= opened.columns.keys():
                 self._read_items(opened, name)
@@ -80,34 +85,56 @@ class RecordedScorer:
 
     def about(self) -> dict[str, JsonValue]:
         """Returns how many responses the table has."""
-        return {"limits": {"recorded_responses": len(self.scores)}}
+        return {"limits": {"recorded_responses": len(self.scores) + self.table.num_rows}}
 
     async def score(self, items: Sequence[Item]) -> tuple[tuple[Score, ...], ...]:
         """Returns the recorded scores; an error where there is none."""
         return tuple(self._item(item) for item in items)
 
     def _read_items(self, opened: Opened, name: str) -> None:
-        rows = [row for row in opened.rows(None) if not isinstance(row, Unreadable)]
-        scorers = sorted({str(row["scorer"]) for row in rows})
+        """Reads a file of scores.
+
+        Raises:
+            ValueError: it is damaged, no Parquet, or of several scorers and none of this name.
+        """
+        for file in find_files(self.file):
+            if file.label == opened.label:
+                break
+        else:
+            raise ValueError(f"{opened.label} has scores by item, which a file has to hold")
+        if file.suffix != ".parquet":
+            raise ValueError(
+                f"{opened.label} has scores by item, which are read from Parquet alone"
+            )
+        with reading(Path(file.path)), file.open_file() as source:
+            scorers = scorers_of(source)
         if name not in scorers and len(scorers) > 1:
             raise ValueError(
                 f"{opened.label} has the scores of {', '.join(scorers)}: name the scorer after "
                 f"one of them, as in {scorers[0]}=replay:{self.file}"
             )
-        for row in rows:
-            if row["scorer"] == name or len(scorers) == 1:
-                values: dict[str, Any] = {column: row.get(column) for column in SCORES.names}
-                by_candidate = self.items.setdefault(values["item_id"], {})
-                by_candidate[values["candidate"]] = as_score(values)
+        with reading(Path(file.path)), file.open_file() as source:
+            rows = read_scores(source, name if name in scorers else scorers[0])
+        self.table.add(rows.set_column(0, "scorer", pa.repeat(name, rows.num_rows)))
+
+    def rows(self, items: Sequence[str]) -> pa.Table:
+        """Returns what a file of scores has of some items, as rows of this scorer."""
+        return self.table.rows(self.name, items)
+
+    def recorded(self) -> Iterator[Score]:
+        """Yields all recorded scores."""
+        yield from self.scores.values()
+        for name in self.table.scorers:
+            yield from map(as_score, self.table.rows(name, self.table.items(name)).to_pylist())
 
     def _item(self, item: Item) -> tuple[Score, ...]:
-        unknown = Score(error=f"{self.file!r} has no score of this response")
         if not isinstance(item, Chat):
             why = "recorded scores are found by turns, not by rendered text or tokens"
             return (Score(error=why),) * len(item.responses)
         unknown = Score(error=f"{self.file!r} has no score of this response")
-        if self.items:
-            recorded = self.items.get(item_id(item), {})
+        if self.table.scorers:
+            rows = self.rows([item_id(item)]).to_pylist()
+            recorded = {row["candidate"]: as_score(row) for row in rows}
             return tuple(recorded.get(place, unknown) for place in range(len(item.responses)))
         ids = [text_id(item.prompt, response) for response in item.responses]
         return tuple(self.scores.get(each, unknown) for each in ids)

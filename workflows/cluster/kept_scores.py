@@ -21,6 +21,7 @@ from panoply.data.score_file import ScoreFolder
 from panoply.files import read_json, write_json
 from panoply.report.progress import RunLogger
 from panoply.scorers.content import content_hash
+from panoply.scorers.recorded import RecordedScorer
 from panoply.scorers.where import LocalModel, RecordedScores, local_models, parse_where
 from panoply.secret import Keys
 from panoply.wire.request import Chat
@@ -120,14 +121,21 @@ def score_missing(
 
 
 def look_up(scorer: ServedModelConfig, items: Mapping[str, Chat], scores: ScoreFolder) -> None:
-    """Takes recorded scores, for which no cluster is needed.
+    """Takes recorded scores, for which no cluster is needed; those of a file of scores at once.
 
     Args:
         scorer: settings of recorded scores.
         items: prompts with their responses, by id.
         scores: of the run.
     """
-    actor, names = RescoringActor(scorer, Keys()), list(items)
+    actor = RescoringActor(scorer, Keys())
+    if isinstance(actor.scorer, RecordedScorer):
+        rows = actor.scorer.rows(list(items))
+        if rows.num_rows:
+            scores.append(rows)
+    names = [
+        name for name, chat in items.items() if scores.lacks(scorer.name, name, len(chat.responses))
+    ]
     for start in range(0, len(names), RECORDED_AT_ONCE):
         shard = shard_of({name: items[name] for name in names[start : start + RECORDED_AT_ONCE]})
         scores.append(actor(pa.table({"items": [shard]})))

@@ -31,18 +31,19 @@ def scored_groups(
     """Returns the scores of all groups, with the rewards that they had as the first scorer's."""
     is_recorded = any(np.isfinite(group.reward_n).any() for group in groups)
     recorded = (RECORDED,) if is_recorded else ()
-    rows: list[Array] = []
-    for group, item in zip(groups, ids, strict=True):
-        by_scorer = [group.reward_n] if is_recorded else []
-        for name in names:
-            by_scorer.append([row["score"] for row in scores.scores(name, item)])
-        rows.append(np.array(by_scorer, np.float64))  # None becomes NaN
+    ends = np.cumsum([len(group.chat.responses) for group in groups])
+    by_scorer: list[list[Array]] = []
     parts: dict[str, list[Array]] = {}
     if is_recorded:
+        by_scorer.append([np.array(group.reward_n, np.float64) for group in groups])
         parts[RECORDED] = _with_all_names([group.parts for group in groups], groups)
     for name in names:
-        by_item = [_parts(scores.scores(name, item)) for item in ids]
+        by_scorer.append(np.split(scores.values(name, ids, int(ends[-1])), ends[:-1]))
+        parts_T = scores.table.rows(name, ids)["parts"].to_pylist()
+        starts = [0, *ends[:-1].tolist()]
+        by_item = [_parts(parts_T[a:b]) for a, b in zip(starts, ends.tolist(), strict=True)]
         parts[name] = _with_all_names(by_item, groups)
+    rows = [np.stack(of_group) for of_group in zip(*by_scorer, strict=True)]
     return ScoredGroups(
         names=(*recorded, *names),
         scores=rows,
@@ -53,9 +54,9 @@ def scored_groups(
     )
 
 
-def _parts(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+def _parts(parts_n: Sequence[Iterable[tuple[str, float]] | None]) -> dict[str, list[float]]:
     """Returns the parts of an item's scores by name; of a composite's part, not its own parts."""
-    by_row = [dict(row["parts"] or ()) for row in rows]
+    by_row = [dict(parts or ()) for parts in parts_n]
     names = dict.fromkeys(chain.from_iterable(by_row))
     by_name: dict[str, list[float]] = {}
     for name in names:
@@ -83,13 +84,12 @@ def costs(name: str, items: Iterable[str], scores: ScoreFolder) -> dict[str, Any
 
     Of a reason what stands behind a colon is left out, which may quote a text.
     """
-    rows: list[Mapping[str, Any]] = []
-    for item in items:
-        rows += scores.scores(name, item)
-    paid = [row["cost"] for row in rows if row["cost"] is not None]
-    reasons = Counter(str(row["error"]).partition(": ")[0] for row in rows if row["error"])
+    rows = scores.table.rows(name, list(items))
+    paid = rows["cost"].drop_null().to_pylist()
+    errors = rows["error"].drop_null().to_pylist()
+    reasons = Counter(error.partition(": ")[0] for error in errors if error)
     return {
-        "cut": sum(bool(row["cut"]) for row in rows),
+        "cut": int(np.count_nonzero(rows["cut"].fill_null(0))),
         "cost": sum(paid) if paid else None,
         "reason": reasons.most_common(1)[0][0] if reasons else "",
     }
