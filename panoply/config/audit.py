@@ -13,6 +13,7 @@ from panoply.config.tracked import TrackedRun
 from panoply.secret import check_file_uri
 
 Head: TypeAlias = Literal["frozen", "none"]
+Among: TypeAlias = Literal["any", "chosen_longer", "chosen_shorter"]
 HEAD = "head"
 """Name of the voter that a run fits itself, out of fold."""
 
@@ -42,6 +43,9 @@ class AuditConfig(LabeledFilesConfig, TrackedRun):
     test all on the trusted pairs."""
     flipped: float = 0.0
     """Share of labels that are swapped on purpose before the audit, to measure what it finds."""
+    flipped_among: Among = "any"
+    """Pairs among which labels are swapped on purpose: any, or as a rater with a liking for short
+    or for long responses would have it, those whose chosen response is longer or shorter."""
     max_false: float = 0.1
     """Largest expected share of right labels among those that votes propose to change."""
     flip_below: float = 1.0

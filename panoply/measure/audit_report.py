@@ -26,6 +26,7 @@ from panoply.measure.votes import (
     held_out_scaled,
     label_free_scale,
     lowest,
+    separation,
 )
 from panoply.types import Array, Bools, Ints
 
@@ -169,7 +170,8 @@ def planted_report(
     Each control names as many pairs as the votes do: random ones, those whose chosen response is
     the shortest beside the other, those that the most accurate scorer likes least, and those that a
     head fitted to all labels likes least. `at_budget` is the share of swapped labels among as many
-    pairs as were swapped.
+    pairs as were swapped, and `auc` the share of pairs of a swapped and another label that the
+    statistic orders rightly.
 
     Args:
         electorate: the voters.
@@ -195,5 +197,6 @@ def planted_report(
     rows: dict[str, Any] = {}
     for name, (found_P, statistic_P) in named.items():
         at_budget = detection(lowest(statistic_P, int(flipped_P.sum())), flipped_P)["recall"]
-        rows[name] = detection(found_P, flipped_P) | {"at_budget": at_budget}
+        auc = separation(statistic_P, flipped_P)
+        rows[name] = {**detection(found_P, flipped_P), "at_budget": at_budget, "auc": auc}
     return {"flipped": int(flipped_P.sum()), "rows": rows}

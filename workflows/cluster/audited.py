@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from panoply.armorm.label_heads import PairRoles
 from panoply.config.audit import AuditConfig
+from panoply.config.files import names_of_columns
 from panoply.config.serve import ServedModelConfig
 from panoply.data.audit_files import swap_labels
 from panoply.data.ingest import Ingested, IngestLimits, Refusal, ingest_pairs
@@ -85,6 +86,15 @@ class AuditedPairs:
         """Rows of the trusted pairs that set nothing, and test."""
         return np.flatnonzero(~self.is_audited_N & ~self._sets_thresholds_N)
 
+    @property
+    def voted(self) -> dict[str, Ints]:
+        """Rows on which a voter needs votes, by what they are: audited, or trusted where any are.
+
+        Without a vote on trusted pairs a voter has no scale, and none on the audited ones counts.
+        """
+        rows = {"audited": np.flatnonzero(self.is_audited_N), "trusted": self.trusted}
+        return {part: numbers for part, numbers in rows.items() if len(numbers)}
+
     @cached_property
     def roles(self) -> PairRoles:
         """Roles of all pairs for heads that judge labels."""
@@ -136,15 +146,15 @@ def read_audited(
     _tell(ingested, logger)
     path = ingested.path
     row_ids: list[str] = pq.read_table(path, columns=["row_id"])["row_id"].to_pylist()
-    flips = [uniform(config.seed, "flip", row) < config.flipped for row in row_ids]
-    flipped_P = np.array(flips, np.bool_)
+    flipped_P = _planted_flips(config, ingested.path)
     if config.flipped:
         path = folder / "flipped.parquet"
         swap_labels(ingested.path, flipped_P, path)
         logger.info(f"planted: {int(flipped_P.sum()):,} labels swapped on purpose")
     gold_path, tables = None, [pq.read_table(path, columns=list(COLUMNS))]
     if config.gold_pairs:
-        inputs = [Input(file) for file in config.gold_pairs]
+        columns_of = names_of_columns(config.columns)
+        inputs = [Input(file, columns=columns_of) for file in config.gold_pairs]
         every = replace(limits, max_rows_per_source=None)
         gold = ingest_pairs(inputs, folder / "trusted", every, refusal)
         _tell(gold, logger)
@@ -187,9 +197,54 @@ def _refusal(config: AuditConfig, scorers: Sequence[ServedModelConfig]) -> Refus
     return lambda prompt: next(filter(None, (refusal(prompt) for refusal in refusals)), "")
 
 
+def _planted_flips(config: AuditConfig, path: Path) -> Bools:
+    """Returns the labels `[P]` that are swapped on purpose: of eligible pairs, each as likely.
+
+    Raises:
+        ValueError: fewer pairs are eligible than are to be swapped.
+    """
+    lengths = ["chosen_length", "rejected_length"]
+    table = pq.read_table(path, columns=["row_id", *lengths])
+    chosen_P, rejected_P = [table[name].to_numpy() for name in lengths]
+    eligible_P = {
+        "any": np.ones(len(table), np.bool_),
+        "chosen_longer": chosen_P > rejected_P,
+        "chosen_shorter": chosen_P < rejected_P,
+    }[config.flipped_among]
+    share = config.flipped * len(table) / max(1, int(eligible_P.sum()))
+    if share > 1:
+        raise ValueError(
+            f"`flipped` is {config.flipped} of all labels, and of {eligible_P.mean():.2f} the pair "
+            f"is {config.flipped_among}: swap fewer, or among other pairs (`--flipped-among`)"
+        )
+    draws = [uniform(config.seed, "flip", row_id) for row_id in table["row_id"].to_pylist()]
+    return eligible_P & (np.array(draws) < share)
+
+
 def _tell(ingested: Ingested, logger: RunLogger) -> None:
     for line in summary_lines(ingested):
         logger.info(line)
+
+
+def seen_pairs(scorers: Sequence[ServedModelConfig], pairs: AuditedPairs) -> dict[str, Bools]:
+    """Returns by scorer whether it was trained on the prompt `[N]`, as far as its files say.
+
+    Raises:
+        ValueError: a scorer has no vote on any audited, or on any trusted pair.
+    """
+    seen: dict[str, Bools] = {}
+    for scorer in scorers:
+        seen_N = np.zeros(len(pairs.key_N), np.bool_)
+        if isinstance(parse_where(scorer.where), LocalModel):
+            seen_N = open_evaluated(scorer.where).is_seen(pairs.key_N)
+        for part, rows in pairs.voted.items():
+            if seen_N[rows].all():
+                raise ValueError(
+                    f"scorer {scorer.name!r} was trained on the prompts of all {part} pairs, so it "
+                    "has no vote on them: leave it out, or take pairs of other prompts"
+                )
+        seen[scorer.name] = seen_N
+    return seen
 
 
 def scorer_margins(
@@ -202,6 +257,9 @@ def scorer_margins(
     """Returns margins `[N]` by scorer, and what its scores cost; asks about scores that lack.
 
     A margin is NaN where a score is missing, and on prompts that a model was trained on.
+
+    Raises:
+        ValueError: a scorer has no vote on any audited, or on any trusted pair.
     """
     items: dict[str, Chat] = {}
     by_file: list[dict[str, tuple[str, int]]] = []
@@ -216,20 +274,28 @@ def scorer_margins(
         by_file.append(texts)
     margins, notes = dict[str, Array](), dict[str, dict[str, Any]]()
     variables = endpoint_variables(scorers)
+    seen = seen_pairs(scorers, pairs)
     for scorer in scorers:
+        seen_N = seen[scorer.name]
         score_missing(scorer, items, scores, config.num_workers, variables, logger)
         margin_N = _margins(scorer.name, pairs, by_file, scores)
         num_missing = int(np.isnan(margin_N[pairs.is_audited_N]).sum())
-        seen_N = np.zeros(len(margin_N), np.bool_)
-        if isinstance(parse_where(scorer.where), LocalModel):
-            seen_N = open_evaluated(scorer.where).is_seen(pairs.key_N)
-        margins[scorer.name] = np.where(seen_N, np.nan, margin_N)
+        margin_N[seen_N] = np.nan
+        margins[scorer.name] = margin_N
         num_seen = int(seen_N[pairs.is_audited_N].sum())
         notes[scorer.name] = {
             "missing": num_missing,
             "seen": num_seen,
             **costs(scorer.name, items, scores),
         }
+        for part, rows in pairs.voted.items():
+            if np.isnan(margin_N[rows]).all():
+                scores.seal()
+                reason = notes[scorer.name]["reason"] or "no reason is given"
+                raise ValueError(
+                    f"scorer {scorer.name!r} has both scores of none of the {part} pairs (most "
+                    f"frequent reason: {reason}): mend it, or leave it out"
+                )
         if num_seen:
             logger.info(
                 f"{scorer.name}: trained on the prompts of {num_seen:,} pairs, on which it has no "

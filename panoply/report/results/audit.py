@@ -141,6 +141,7 @@ def _planted(planted: Metrics) -> Section:
         Column("precision"),
         Column("recall"),
         Column("share at budget", key="at_budget"),
+        Column("AUC", key="auc"),
     ]
     rows = rows_of(planted["rows"], columns, strong=("votes",))
     title = (
