@@ -46,6 +46,7 @@ from panoply.measure.votes import (
     held_out_scaled,
     label_free_scale,
     lowest,
+    separation,
 )
 from panoply.report.progress import RunLogger
 from panoply.report.report import sections_of
@@ -54,6 +55,7 @@ from panoply.report.review import write_review
 from tests.builders.models import save_small
 from tests.builders.planted_labels import NUM_AUDITED, planted_labels
 from workflows.audit import run_audit
+from workflows.cluster.audited import read_audited
 
 NAN = float("nan")
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "pairs"
@@ -267,7 +269,38 @@ def test_detection_counts_hits_and_says_nothing_of_nothing():
     assert lowest([3.0, NAN, 1.0, 1.0], 2).tolist() == [False, False, True, True]
 
 
+def test_separation_is_the_share_of_rightly_ordered_label_pairs():
+    rng = np.random.default_rng(3)
+    statistic, flipped = rng.integers(6, size=60) * 1.0, rng.random(60) < 0.3
+    statistic[:5] = NAN
+    low = [s for s, f in zip(statistic, flipped, strict=True) if f and not math.isnan(s)]
+    high = [s for s, f in zip(statistic, flipped, strict=True) if not f and not math.isnan(s)]
+    expected = statistics.fmean((h > s) + (h == s) / 2 for s in low for h in high)
+    assert separation(statistic, flipped) == pytest.approx(expected)
+    assert np.isnan(separation(statistic, np.zeros(60, bool)))
+
+
 # Planted flips
+
+
+def test_labels_are_swapped_on_purpose_among_the_pairs_that_are_named_alone(tmp_path):
+    file = tmp_path / "pairs.jsonl"
+    rows = [{"question": f"{i}?", "chosen": "yes" + "!" * (100 * (i % 4 == 0))} for i in range(400)]
+    file.write_text("\n".join(json.dumps({**row, "rejected": "By no means"}) for row in rows))
+
+    def read(**settings):
+        files = {"pairs": (str(file),), "gold_pairs": (str(file),)}
+        config = AuditConfig(**files, head="none", columns=("prompt=question",), **settings)
+        return read_audited(config, (), tmp_path / "data", RunLogger())
+
+    some = read(flipped=0.2, flipped_among="chosen_longer")
+    before = [row["chosen_length"] > 20 for row in pair_rows(tmp_path / "data" / "pairs.parquet")]
+    assert not (some.flipped_P & ~np.array(before)).any()
+    assert some.flipped_P.mean() == pytest.approx(0.2, abs=0.04)
+    assert some.gap_N[:400][some.flipped_P].max() < 0  # after the swap
+    assert read(flipped=0.2).flipped_P.mean() == pytest.approx(0.2, abs=0.06)
+    with pytest.raises(ValueError, match=r"`flipped` is 0.3 of all labels, and of 0.25 the pair"):
+        read(flipped=0.3, flipped_among="chosen_longer")
 
 
 @pytest.fixture(scope="module", params=[0.0, 0.1, 0.25, 0.4])
@@ -707,6 +740,19 @@ def test_a_second_run_asks_nobody_and_takes_a_person_s_verdicts_above_all(audite
     assert labeled["source"] == "reviewed"
     with pytest.raises(ValueError, match=r"flipped: 0.25 -> 0.1"):
         audited.run(flipped=0.1)
+
+
+def test_a_voter_without_a_vote_is_refused_with_its_name_and_cause(audited):
+    seen = audited.folder / "seen.jsonl"
+    seen.write_text("\n".join(audited.file("pairs").read_text().splitlines()[:60]))
+    settings = {"head": "none", "train": False, "out": str(audited.folder / "refused")}
+    with pytest.raises(ValueError, match=r"'model' was trained on the prompts of all audited"):
+        audited.run(pairs=(str(seen),), **settings)
+    assert not list((audited.folder / "refused").glob("scores*"))  # nobody was asked
+    (audited.folder / "mute.py").write_text("def mute(response):\n    return None\n")
+    mute = f"mute=function:{audited.folder}/mute.py:mute"
+    with pytest.raises(ValueError, match=r"'mute' has both scores of none of the audited pairs"):
+        audited.run(scorers=(mute,), **{**settings, "out": str(audited.folder / "mute")})
 
 
 def test_structure_alone_needs_no_scorer_and_no_model(audited):

@@ -58,7 +58,7 @@ from panoply.report.report import write_report
 from panoply.report.review import write_review
 from panoply.secret import Keys
 from panoply.types import Floats
-from workflows.cluster.audited import AuditedPairs, read_audited, scorer_margins
+from workflows.cluster.audited import AuditedPairs, read_audited, scorer_margins, seen_pairs
 from workflows.cluster.embed import ActorPoolSpec, EmbeddingJob, embed
 from workflows.cluster.kept_scores import SCORERS_FILE, open_rescored, pin_scorers
 from workflows.cluster.keys import endpoint_variables
@@ -84,6 +84,7 @@ def run_audit(config: AuditConfig, logger: RunLogger) -> dict[str, Any]:
     trackers = open_trackers(config, out)
     check_folder(out, config)
     pairs = read_audited(config, scorers, out / "data", logger)
+    seen = seen_pairs(scorers, pairs)
     opinions = read_verdicts(config.verdicts, pairs.sides)
     claim(out, config, {"pairs": digest(*pairs.row_ids), "gold_pairs": digest(*pairs.gold_ids)})
     pin_scorers(out / SCORERS_FILE, scorers)
@@ -91,7 +92,7 @@ def run_audit(config: AuditConfig, logger: RunLogger) -> dict[str, Any]:
     data = {name: pairs.summary(name, files) for name, files in sources.items() if files}
     with trackers.run(as_dict(config), {"method": "audit"}, logger, data=data):
         scores = ScoreFolder(out)
-        margins, costs = scorer_margins(config, scorers, pairs, scores, logger)
+        margins, costs = scorer_margins(config, scorers, pairs, seen, scores, logger)
         difference_ND = None
         if config.head != "none":
             difference_ND = embed_differences(config, pairs, logger)

@@ -105,7 +105,9 @@ def vote_findings(
         unsure_within: largest mean margin of an unsure label, of either sign.
     """
     votes, findings = electorate.votes, list[AuditFinding]()
-    for row in np.argsort(votes.mean_P[: electorate.num_audited], kind="stable").tolist():
+    mean_P = votes.mean_P[: electorate.num_audited]
+    order: list[int] = np.argsort(mean_P, kind="stable").tolist()
+    for row in order:
         if not votes.num_P[row]:
             continue
         row_id = row_ids[row]

@@ -251,12 +251,13 @@ def scorer_margins(
     config: AuditConfig,
     scorers: Sequence[ServedModelConfig],
     pairs: AuditedPairs,
+    seen: Mapping[str, Bools],
     scores: ScoreFolder,
     logger: RunLogger,
 ) -> tuple[dict[str, Array], dict[str, dict[str, Any]]]:
     """Returns margins `[N]` by scorer, and what its scores cost; asks about scores that lack.
 
-    A margin is NaN where a score is missing, and on prompts that a model was trained on.
+    A margin is NaN where a score is missing, and where a model was trained on the prompt (`seen`).
 
     Raises:
         ValueError: a scorer has no vote on any audited, or on any trusted pair.
@@ -274,7 +275,6 @@ def scorer_margins(
         by_file.append(texts)
     margins, notes = dict[str, Array](), dict[str, dict[str, Any]]()
     variables = endpoint_variables(scorers)
-    seen = seen_pairs(scorers, pairs)
     for scorer in scorers:
         seen_N = seen[scorer.name]
         score_missing(scorer, items, scores, config.num_workers, variables, logger)
