@@ -411,7 +411,7 @@ def test_heads_on_cleaned_labels_beat_those_on_raw_and_on_as_many_random_rows_le
     test = TrustedPairs(
         world.difference_ND[rows], world.gap_N[rows], keys, np.full(len(rows), "s", object)
     )
-    roles = PairRoles(*(column[:num] for column in vars_of(world.roles)))
+    roles = first_rows(world.roles, num)
     effect = cleaning_effect(world.difference_ND[:num], cleaned, roles, test, seed=0)
     arms = effect["arms"]
     assert arms["cleaned"]["accuracy"] > arms["raw"]["accuracy"] + 0.05
@@ -423,8 +423,10 @@ def test_heads_on_cleaned_labels_beat_those_on_raw_and_on_as_many_random_rows_le
     assert same["differences"]["cleaned - raw"]["value"] == 0.0
 
 
-def vars_of(roles):
-    return roles.fold_P, roles.fitted_P, roles.select_P
+def first_rows(roles, num):
+    """The roles of the first pairs."""
+    columns = (roles.fold_P, roles.fitted_P, roles.select_P, roles.trusted_P)
+    return PairRoles(*(column[:num] for column in columns))
 
 
 # Files

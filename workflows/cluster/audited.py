@@ -97,17 +97,34 @@ class AuditedPairs:
 
     @cached_property
     def roles(self) -> PairRoles:
-        """Roles of all pairs for heads that judge labels."""
-        parts = {key: part_of(key, self.seed) for key in set(self.key_N)}
-        select_N = np.array([parts[key] == "select" for key in self.key_N], np.bool_)
-        return PairRoles(self.fold_N, self.is_audited_N, select_N)
+        """Roles of all pairs for heads that judge labels.
+
+        Heads learn the trusted pairs that fix thresholds too: each is judged, as the audited ones
+        are, by a head that has not seen its fold.
+        """
+        trusted_N = np.zeros(len(self.key_N), np.bool_)
+        trusted_N[self.trusted] = True
+        # Trusted pairs are few, and choose alone: a third of their prompts do.
+        chooses = {key: part_of(key, self.seed) == "select" for key in self.key_N}
+        for key in self.key_N[self.trusted]:
+            chooses[key] = uniform(self.seed, "choose", key) < 1 / 3
+        return PairRoles(
+            fold_P=self.fold_N,
+            fitted_P=self.is_audited_N | trusted_N,
+            select_P=np.array([chooses[key] for key in self.key_N], np.bool_),
+            trusted_P=trusted_N,
+        )
 
     @cached_property
     def roles_apart_from_test(self) -> PairRoles:
         """Roles of the audited pairs for fresh heads: no prompt of the test is among them."""
         num = len(self.row_ids)
-        fitted_P = ~np.isin(self.key_N[:num], self.key_N[self.tested])
-        return PairRoles(self.fold_N[:num], fitted_P, self.roles.select_P[:num])
+        return PairRoles(
+            fold_P=self.fold_N[:num],
+            fitted_P=~np.isin(self.key_N[:num], self.key_N[self.tested]),
+            select_P=np.array([part_of(k, self.seed) == "select" for k in self.key_N[:num]], bool),
+            trusted_P=np.zeros(num, np.bool_),
+        )
 
     @property
     def texts(self) -> TextFiles:
