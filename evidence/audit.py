@@ -34,7 +34,12 @@ from panoply.config.audit import Among, AuditConfig
 from panoply.data.schema import uniform
 
 VOTES = "votes"
-RAW, RANDOM = "cleaned - raw", "cleaned - random rows left out"
+EFFECTS: Mapping[str, str] = {
+    "cleaned - raw": "cleaned - raw",
+    "cleaned - random rows left out": "cleaned - random",
+    "cleaned and trusted pairs - raw and trusted pairs": "the same, trusted pairs with both",
+}
+"""Differences of heads, with their names in the table."""
 PLANTED: Sequence[tuple[float, Among]] = (
     (0.0, "any"),
     (0.1, "any"),
@@ -139,7 +144,7 @@ def figures_of(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 values = [row[name][key] for row in rows if row[name][key] == row[name][key]]
                 if values:
                     figures[f"{name}/{key}"] = over_seeds(values)
-    for name in (RAW, RANDOM):
+    for name in EFFECTS:
         differences = [run["effect"]["differences"][name] for run in runs]
         figures[name] = over_seeds([difference["value"] for difference in differences])
         figures[name]["ci95"] = [difference["ci95"] for difference in differences]
@@ -168,8 +173,7 @@ def row_of(source: str, share: float, among: str, figures: Mapping[str, Any]) ->
         shown(figures["found"], 0),
         *(shown(figures.get(f"{VOTES}/{key}")) for key in ("precision", "recall", "at_budget")),
         " ".join(f"{value:.2f}" for value in controls) or "-",
-        shown(figures[RAW], 3, "+"),
-        shown(figures[RANDOM], 3, "+"),
+        *(shown(figures[name], 3, "+") for name in EFFECTS),
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -199,12 +203,12 @@ def main(options: Options) -> None:
     print("structure:")
     for source in options.structure:
         print(f"  {source}: {json.dumps(figures[f'{source}/structure'])}")
-    print(
-        "| source, pairs | swapped | head right on trusted | found | precision | recall "
-        "| at budget | controls: random, length, best voter, no folds | cleaned - raw "
-        "| cleaned - random |"
+    columns = (
+        *("source, pairs", "swapped", "head right on trusted", "found", "precision", "recall"),
+        *("at budget", "controls: random, length, best voter, no folds", *EFFECTS.values()),
     )
-    print(f"|{' --- |' * 10}")
+    print(f"| {' | '.join(columns)} |")
+    print(f"|{' --- |' * len(columns)}")
     print("\n".join(lines))
 
 

@@ -211,12 +211,12 @@ def evidence(
             electorate, pairs.flipped_P, gap_P, fitted_P, config.seed
         )
     if config.train and difference_ND is not None:
-        num, tested = len(pairs.row_ids), pairs.tested
+        tested = pairs.tested
         test = TrustedPairs(
             difference_ND[tested], pairs.gap_N[tested], pairs.key_N[tested], pairs.source_N[tested]
         )
         roles = pairs.roles_apart_from_test
-        result["effect"] = cleaning_effect(difference_ND[:num], labels, roles, test, config.seed)
+        result["effect"] = cleaning_effect(difference_ND, labels, roles, test, config.seed)
     return result
 
 

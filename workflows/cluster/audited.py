@@ -117,14 +117,9 @@ class AuditedPairs:
 
     @cached_property
     def roles_apart_from_test(self) -> PairRoles:
-        """Roles of the audited pairs for fresh heads: no prompt of the test is among them."""
-        num = len(self.row_ids)
-        return PairRoles(
-            fold_P=self.fold_N[:num],
-            fitted_P=~np.isin(self.key_N[:num], self.key_N[self.tested]),
-            select_P=np.array([part_of(k, self.seed) == "select" for k in self.key_N[:num]], bool),
-            trusted_P=np.zeros(num, np.bool_),
-        )
+        """Roles of all pairs for fresh heads: no prompt of the test is among those they learn."""
+        apart_N = ~np.isin(self.key_N, self.key_N[self.tested])
+        return replace(self.roles, fitted_P=self.roles.fitted_P & apart_N)
 
     @property
     def texts(self) -> TextFiles:
