@@ -205,7 +205,7 @@ def main(options: Options) -> None:
         print(f"  {source}: {json.dumps(figures[f'{source}/structure'])}")
     columns = (
         *("source, pairs", "swapped", "head right on trusted", "found", "precision", "recall"),
-        *("at budget", "controls: random, length, best voter, no folds", *EFFECTS.values()),
+        *("at budget", "controls: random, length, head without folds", *EFFECTS.values()),
     )
     print(f"| {' | '.join(columns)} |")
     print(f"|{' --- |' * len(columns)}")

@@ -170,10 +170,10 @@ def planted_report(
     """Returns what of the labels that were swapped on purpose is found, beside plain controls.
 
     Each control names as many pairs as the votes do: random ones, those whose chosen response is
-    the shortest beside the other, those that the most accurate scorer likes least, and those that a
-    head fitted to all labels likes least. `at_budget` is the share of swapped labels among as many
-    pairs as were swapped, and `auc` the share of pairs of a swapped and another label that the
-    statistic orders rightly.
+    the shortest beside the other, those that of several voters the most accurate likes least, and
+    those that a head fitted to all labels likes least. `at_budget` is the share of swapped labels
+    among as many pairs as were swapped, and `auc` the share of pairs of a swapped and another label
+    that the statistic orders rightly.
 
     Args:
         electorate: the voters.
@@ -188,7 +188,7 @@ def planted_report(
         "length": gap_P.astype(np.float64),
     }
     alone = {name: margin_N[:num] for name, margin_N in electorate.margins.items()}
-    if alone:
+    if len(alone) > 1:
         best = max(alone, key=lambda name: accuracy(alone[name]))
         statistics[f"best voter alone: {best}"] = alone[best]
     if fitted_margin_P is not None:
