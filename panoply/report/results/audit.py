@@ -148,7 +148,10 @@ def _planted(planted: Metrics) -> Section:
         f"{count(planted['flipped'])} labels were swapped on purpose; every control names as many "
         "rows as the votes do"
     )
-    note = "Labels that were wrong before count as right here, so that precision is a lower bound."
+    note = (
+        "Labels that were wrong before count as right here, so that precision is a lower bound. "
+        "Swapped labels that were not found are in clean.parquet, which is not for training."
+    )
     return Section("planted-flips", "Planted flips", note, [Table(title, "by", columns, rows)])
 
 
