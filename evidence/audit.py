@@ -2,10 +2,10 @@
 
 Each source is halved by prompt: pairs that are audited, and trusted pairs like them. A share of the
 labels of the first half is swapped on purpose, among all pairs or among those whose chosen response
-is longer, as a rater would who likes short ones. The command is the user's (`jobs.audit`), whose
-only voter here is the head that it fits itself to features of SmolLM2-135M-Instruct. Seeds move
-halves, folds, swaps and random rows. Labels that were wrong before count as right, so precision is
-a lower bound.
+is longer, as a rater would who likes short ones. All is as `jobs.audit` does it, whose only voter
+here is the head that it fits itself to features of SmolLM2-135M-Instruct, but that a source is
+embedded once for all runs. Seeds move halves, folds, swaps and random rows. Labels that were wrong
+before count as right, so precision is a lower bound.
 
     found       pairs that votes propose to change, with the share of swapped ones (precision) and
                 the share of the swapped ones that are among them (recall)
@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -32,6 +33,18 @@ from benchmarks import harness
 from benchmarks.harness import over_seeds, run, setting, write_figures
 from panoply.config.audit import Among, AuditConfig
 from panoply.data.schema import uniform
+from panoply.report.progress import RunLogger
+from panoply.types import Floats
+from workflows.audit import (
+    electorate_of,
+    embed_differences,
+    evidence,
+    find,
+    labels_of,
+    report,
+    run_audit,
+)
+from workflows.cluster.audited import AuditedPairs, read_audited
 
 VOTES = "votes"
 EFFECTS: Mapping[str, str] = {
@@ -64,59 +77,84 @@ class Options(harness.Options):
     seeds: tuple[int, ...] = (0, 1, 2)
     """Runs of each source and share."""
     max_pairs: int = 1500
-    """Most pairs of each half."""
+    """Most pairs of each half, by and large."""
     num_workers: int = 2
     """Embedding actors."""
     store: str = ""
     """Root of a feature cache that outlives the runs; empty: the user's."""
 
 
-def write_halves(file: Path, seed: int, max_pairs: int, folder: Path) -> tuple[str, str]:
-    """Writes two halves of the prompts of a file, at random pairs of each; returns their files."""
+@dataclass(frozen=True)
+class EmbeddedSource:
+    """Pairs of a source, and features of each chosen minus those of the rejected response."""
+
+    file: Path
+    differences: Mapping[tuple[str, str], Floats]
+    """By the ids of the two responses."""
+
+    def of(self, pairs: AuditedPairs) -> Floats:
+        """Returns the differences `[N, D]` of pairs of the source, some of them swapped."""
+        rows: list[Floats] = []
+        for chosen, rejected in zip(pairs.chosen_N, pairs.rejected_N, strict=True):
+            difference = self.differences.get((chosen, rejected))
+            rows.append(-self.differences[rejected, chosen] if difference is None else difference)
+        return np.stack(rows)
+
+
+def embedded(options: Options, source: str, folder: Path) -> EmbeddedSource:
+    """Draws pairs of a source, and embeds them once for all runs."""
+    table = pq.read_table(options.data / f"{source}.parquet")
+    drawn = np.random.default_rng(0).permutation(len(table))[: 2 * options.max_pairs]
+    file = folder / f"{source}.parquet"
+    pq.write_table(table.take(pa.array(drawn)), file)
+    config = AuditConfig(pairs=(str(file),), num_workers=options.num_workers, store=options.store)
+    pairs = read_audited(config, (), folder / source / "data", RunLogger())
+    difference_ND = embed_differences(config, pairs, RunLogger())
+    keys = zip(pairs.chosen_N.tolist(), pairs.rejected_N.tolist(), strict=True)
+    return EmbeddedSource(file, dict(zip(keys, difference_ND, strict=True)))
+
+
+def write_halves(file: Path, seed: int, folder: Path) -> tuple[str, str]:
+    """Writes two halves of the prompts of a file; returns their files."""
     table = pq.read_table(file)
-    halves: tuple[list[tuple[float, int]], ...] = ([], [])
-    rows = table.select([name for name in ("prompt", "group") if name in table.column_names])
-    for number, row in enumerate(rows.to_pylist()):
-        key = row.get("group") or json.dumps(row["prompt"])
-        half = halves[uniform(seed, "half", key) < 0.5]
-        half.append((uniform(seed, "pair", str(number)), number))
+    names = [name for name in ("prompt", "group") if name in table.column_names]
+    keys = [
+        row.get("group") or json.dumps(row["prompt"]) for row in table.select(names).to_pylist()
+    ]
+    is_first = np.array([uniform(seed, "half", key) < 0.5 for key in keys])
     files: list[str] = []
-    for name, half in zip(("pairs", "trusted"), halves, strict=True):
-        numbers = [number for _, number in sorted(half)[:max_pairs]]
+    for name, rows in (("pairs", is_first), ("trusted", ~is_first)):
         files.append(str(folder / f"{file.stem}-{name}.parquet"))
-        pq.write_table(table.take(pa.array(numbers)), files[-1])
+        pq.write_table(table.filter(pa.array(rows)), files[-1])
     return files[0], files[1]
 
 
 def audit(
-    options: Options, source: str, share: float, among: Among, seed: int, folder: Path
+    source: EmbeddedSource, share: float, among: Among, seed: int, folder: Path
 ) -> dict[str, Any]:
-    """Returns the numbers of one audit."""
-    from panoply.report.progress import RunLogger
-    from workflows.audit import run_audit
-
-    file = options.data / f"{source}.parquet"
-    pairs, trusted = write_halves(file, seed, options.max_pairs, folder)
+    """Returns the numbers of one audit, as `jobs.audit` has them."""
+    audited, trusted = write_halves(source.file, seed, folder)
     config = AuditConfig(
-        pairs=(pairs,),
+        pairs=(audited,),
         gold_pairs=(trusted,),
         flipped=share,
         flipped_among=among,
         train=True,
         seed=seed,
-        num_workers=options.num_workers,
-        store=options.store,
-        out=str(folder / f"{source}-{share}-{among}-{seed}"),
-        report_to=("none",),
     )
-    return run_audit(config, RunLogger())["audit"]
+    pairs = read_audited(config, (), folder / "run" / "data", RunLogger())
+    difference_ND = source.of(pairs)
+    electorate = electorate_of(config, pairs, {}, difference_ND)
+    findings = find(config, pairs, electorate)
+    labels = labels_of(config, pairs, findings, {})
+    return {
+        **report(pairs, findings, {}, electorate, {}),
+        **evidence(config, pairs, electorate, labels, difference_ND),
+    }
 
 
 def structure(options: Options, source: str, folder: Path) -> dict[str, dict[str, int]]:
     """Returns how many rows each structural check names, by proposed action."""
-    from panoply.report.progress import RunLogger
-    from workflows.audit import run_audit
-
     config = AuditConfig(
         pairs=(str(options.data / f"{source}.parquet"),),
         head="none",
@@ -190,11 +228,10 @@ def main(options: Options) -> None:
             figures[f"{source}/structure"] = structure(options, source, folder)
             write_figures(options.json, figures)
         for source in options.sources:
+            features = embedded(options, source, folder)
             for share, among in PLANTED:
                 name = f"{source}/{share}/{among}"
-                runs = [
-                    audit(options, source, share, among, seed, folder) for seed in options.seeds
-                ]
+                runs = [audit(features, share, among, seed, folder) for seed in options.seeds]
                 figures["runs"][name] = runs
                 figures[name] = figures_of(runs)
                 lines.append(row_of(source, share, among, figures[name]))

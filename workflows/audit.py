@@ -57,7 +57,7 @@ from panoply.report.progress import RunLogger
 from panoply.report.report import write_report
 from panoply.report.review import write_review
 from panoply.secret import Keys
-from panoply.types import Floats
+from panoply.types import Array, Floats
 from workflows.cluster.audited import AuditedPairs, read_audited, scorer_margins, seen_pairs
 from workflows.cluster.embed import ActorPoolSpec, EmbeddingJob, embed
 from workflows.cluster.kept_scores import SCORERS_FILE, open_rescored, pin_scorers
@@ -96,16 +96,7 @@ def run_audit(config: AuditConfig, logger: RunLogger) -> dict[str, Any]:
         difference_ND = None
         if config.head != "none":
             difference_ND = embed_differences(config, pairs, logger)
-            plain = plain_labels(len(pairs.gap_N))
-            margins[HEAD] = held_out_margins(difference_ND, plain, pairs.roles)
-        electorate = Electorate(
-            margins=margins,
-            num_audited=len(pairs.row_ids),
-            trusted=pairs.trusted,
-            fold_N=pairs.fold_N,
-            max_false=config.max_false,
-            flip_below=config.flip_below,
-        )
+        electorate = electorate_of(config, pairs, margins, difference_ND)
         findings = find(config, pairs, electorate)
         labels = labels_of(config, pairs, findings, opinions)
         metrics = {
@@ -132,6 +123,27 @@ def embed_differences(config: AuditConfig, pairs: AuditedPairs, logger: RunLogge
     store, _ = embed(pairs.texts, job, (spec.depth,), logger)
     chosen = store.features("texts", pairs.chosen_N, spec.columns).read()
     return chosen - store.features("texts", pairs.rejected_N, spec.columns).read()
+
+
+def electorate_of(
+    config: AuditConfig,
+    pairs: AuditedPairs,
+    margins: Mapping[str, Array],
+    difference_ND: Floats | None,
+) -> Electorate:
+    """Returns the voters: scorers by their margins `[N]`, and a head where there are features."""
+    margins = dict(margins)
+    if difference_ND is not None:
+        plain = plain_labels(len(pairs.gap_N))
+        margins[HEAD] = held_out_margins(difference_ND, plain, pairs.roles)
+    return Electorate(
+        margins=margins,
+        num_audited=len(pairs.row_ids),
+        trusted=pairs.trusted,
+        fold_N=pairs.fold_N,
+        max_false=config.max_false,
+        flip_below=config.flip_below,
+    )
 
 
 def find(config: AuditConfig, pairs: AuditedPairs, electorate: Electorate) -> list[AuditFinding]:
