@@ -609,6 +609,9 @@ def test_a_person_judges_by_keyboard_and_saves_a_file_that_is_read(browser, tmp_
     tab.keyboard.press("2")
     tab.keyboard.press("p")
     assert "preferred" in tab.locator("#second").get_attribute("class")
+    assert tab.get_attribute("[data-key='2']", "aria-pressed") == "true"
+    bottom = tab.locator("[data-key='s']").bounding_box()
+    assert bottom["y"] + bottom["height"] <= 740  # the keys stay in sight
     tab.keyboard.press("n")
     tab.click("[data-key='0']")
     assert tab.locator("#progress").inner_text() == "Pair 3 of 3, 3 judged"
@@ -792,6 +795,8 @@ def test_a_second_run_asks_nobody_and_takes_a_person_s_verdicts_above_all(audite
     assert labeled["source"] == "reviewed"
     with pytest.raises(ValueError, match=r"flipped: 0.25 -> 0.1"):
         audited.run(flipped=0.1)
+    assert audited.run(max_false=0.3)["suspect"] > report["suspect"]
+    assert not audited.asked.exists()
 
 
 def test_a_voter_without_a_vote_is_refused_with_its_name_and_cause(audited):

@@ -46,14 +46,14 @@ class AuditConfig(LabeledFilesConfig, TrackedRun):
     flipped_among: Among = "any"
     """Pairs among which labels are swapped on purpose: any, or as a rater with a liking for short
     or for long responses would have it, those whose chosen response is longer or shorter."""
-    max_false: float = 0.1
+    max_false: float = field(default=0.1, metadata=EXTENDS)
     """Largest expected share of right labels among those that votes propose to change."""
-    flip_below: float = 1.0
+    flip_below: float = field(default=1.0, metadata=EXTENDS)
     """Mean margin against a label, in units of the median margin, from which on it is suspect where
     there are no trusted pairs."""
-    unsure_within: float = 0.1
+    unsure_within: float = field(default=0.1, metadata=EXTENDS)
     """Largest mean margin, of either sign and in the same unit, at which a label counts less."""
-    soft_weight: float = 0.5
+    soft_weight: float = field(default=0.5, metadata=EXTENDS)
     """Weight of a pair about which the voters are unsure."""
     max_pairs_per_source: int = 0
     """Most pairs taken of one source, chosen by hash; 0 takes all."""
