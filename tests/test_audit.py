@@ -300,7 +300,7 @@ def test_labels_are_swapped_on_purpose_among_the_pairs_that_are_named_alone(tmp_
     assert some.flipped_P.mean() == pytest.approx(0.2, abs=0.04)
     assert some.gap_N[:400][some.flipped_P].max() < 0  # after the swap
     assert read(flipped=0.2).flipped_P.mean() == pytest.approx(0.2, abs=0.06)
-    with pytest.raises(ValueError, match=r"`flipped` is 0.3 of all labels, and of 0.25 the pair"):
+    with pytest.raises(ValueError, match=r"`flipped` is 0.3 of all labels, but 0.25 of the pairs"):
         read(flipped=0.3, flipped_among="chosen_longer")
 
 

@@ -58,7 +58,8 @@ from panoply.report.report import write_report
 from panoply.report.review import write_review
 from panoply.secret import Keys
 from panoply.types import Array, Floats
-from workflows.cluster.audited import AuditedPairs, read_audited, scorer_margins, seen_pairs
+from workflows.cluster.audit_margins import scorer_margins, seen_pairs
+from workflows.cluster.audited import AuditedPairs, read_audited
 from workflows.cluster.embed import ActorPoolSpec, EmbeddingJob, embed
 from workflows.cluster.kept_scores import SCORERS_FILE, open_rescored, pin_scorers
 from workflows.cluster.keys import endpoint_variables
