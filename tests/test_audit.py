@@ -1,5 +1,6 @@
 """The audit of pairs: what is found, what of it is right, and what is made of it."""
 
+import dataclasses
 import json
 import math
 import re
@@ -46,6 +47,7 @@ from panoply.measure.votes import (
     held_out_scaled,
     label_free_scale,
     lowest,
+    separation,
 )
 from panoply.report.progress import RunLogger
 from panoply.report.report import sections_of
@@ -54,6 +56,7 @@ from panoply.report.review import write_review
 from tests.builders.models import save_small
 from tests.builders.planted_labels import NUM_AUDITED, planted_labels
 from workflows.audit import run_audit
+from workflows.cluster.audited import read_audited
 
 NAN = float("nan")
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "pairs"
@@ -267,7 +270,38 @@ def test_detection_counts_hits_and_says_nothing_of_nothing():
     assert lowest([3.0, NAN, 1.0, 1.0], 2).tolist() == [False, False, True, True]
 
 
+def test_separation_is_the_share_of_rightly_ordered_label_pairs():
+    rng = np.random.default_rng(3)
+    statistic, flipped = rng.integers(6, size=60) * 1.0, rng.random(60) < 0.3
+    statistic[:5] = NAN
+    low = [s for s, f in zip(statistic, flipped, strict=True) if f and not math.isnan(s)]
+    high = [s for s, f in zip(statistic, flipped, strict=True) if not f and not math.isnan(s)]
+    expected = statistics.fmean((h > s) + (h == s) / 2 for s in low for h in high)
+    assert separation(statistic, flipped) == pytest.approx(expected)
+    assert np.isnan(separation(statistic, np.zeros(60, bool)))
+
+
 # Planted flips
+
+
+def test_labels_are_swapped_on_purpose_among_the_pairs_that_are_named_alone(tmp_path):
+    file = tmp_path / "pairs.jsonl"
+    rows = [{"question": f"{i}?", "chosen": "yes" + "!" * (100 * (i % 4 == 0))} for i in range(400)]
+    file.write_text("\n".join(json.dumps({**row, "rejected": "By no means"}) for row in rows))
+
+    def read(**settings):
+        files = {"pairs": (str(file),), "gold_pairs": (str(file),)}
+        config = AuditConfig(**files, head="none", columns=("prompt=question",), **settings)
+        return read_audited(config, (), tmp_path / "data", RunLogger())
+
+    some = read(flipped=0.2, flipped_among="chosen_longer")
+    before = [row["chosen_length"] > 20 for row in pair_rows(tmp_path / "data" / "pairs.parquet")]
+    assert not (some.flipped_P & ~np.array(before)).any()
+    assert some.flipped_P.mean() == pytest.approx(0.2, abs=0.04)
+    assert some.gap_N[:400][some.flipped_P].max() < 0  # after the swap
+    assert read(flipped=0.2).flipped_P.mean() == pytest.approx(0.2, abs=0.06)
+    with pytest.raises(ValueError, match=r"`flipped` is 0.3 of all labels, but 0.25 of the pairs"):
+        read(flipped=0.3, flipped_among="chosen_longer")
 
 
 @pytest.fixture(scope="module", params=[0.0, 0.1, 0.25, 0.4])
@@ -287,7 +321,6 @@ def test_votes_find_planted_flips_better_than_every_control_of_as_many_rows(plan
     if not planted.share:
         assert votes["found"] == 0
         return
-    assert votes["precision"] > 1 - 1.5 * planted.voters.max_false
     controls = {name: row for name, row in planted.rows.items() if name != "votes"}
     assert {"random", "length", "head without folds"} < controls.keys()
     for name, row in controls.items():
@@ -295,6 +328,34 @@ def test_votes_find_planted_flips_better_than_every_control_of_as_many_rows(plan
         assert votes["precision"] > row["precision"], name
         assert votes["recall"] > row["recall"], name
         assert votes["at_budget"] >= row["at_budget"], name
+
+
+def test_the_share_of_right_labels_is_kept_though_heads_learn_trusted_labels_out_of_fold():
+    shares: dict[str, list[float]] = {"out of fold": [], "learned": []}
+    for seed in range(6):
+        world = planted_labels(0.1, seed)
+        learned = world.margins["head"].copy()
+        plain = plain_labels(len(world.gap_N))
+        fitted = fitted_margins(world.difference_ND, plain, world.roles)
+        learned[NUM_AUDITED:] = fitted[NUM_AUDITED:]
+        for name, margin in (("out of fold", world.margins["head"]), ("learned", learned)):
+            world.margins = {"head": margin}
+            found = world.electorate().found_P
+            shares[name].append((found & ~world.flipped_P).sum() / max(1, found.sum()))
+    assert np.mean(shares["out of fold"]) <= 0.1
+    assert np.mean(shares["learned"]) > 0.3  # a head is sure of trusted labels that it learned
+
+
+def test_a_head_that_may_trust_some_labels_finds_more_of_the_wrong_ones_of_the_others():
+    world = planted_labels(0.4)
+    num = len(world.gap_N)
+    untrusting = dataclasses.replace(world.roles, trusted_P=np.zeros(num, bool))
+    accuracy = {}
+    for name, roles in (("trusting", world.roles), ("untrusting", untrusting)):
+        margins = held_out_margins(world.difference_ND, plain_labels(num), roles)
+        right = margins[:NUM_AUDITED] * np.where(world.flipped_P, -1, 1)
+        accuracy[name] = (right > 0).mean()
+    assert accuracy["trusting"] > accuracy["untrusting"] + 0.03
 
 
 def test_without_trusted_pairs_a_fixed_margin_decides_and_no_share_is_claimed(planted):
@@ -378,7 +439,7 @@ def test_heads_on_cleaned_labels_beat_those_on_raw_and_on_as_many_random_rows_le
     test = TrustedPairs(
         world.difference_ND[rows], world.gap_N[rows], keys, np.full(len(rows), "s", object)
     )
-    roles = PairRoles(*(column[:num] for column in vars_of(world.roles)))
+    roles = first_rows(world.roles, num)  # all trusted pairs test
     effect = cleaning_effect(world.difference_ND[:num], cleaned, roles, test, seed=0)
     arms = effect["arms"]
     assert arms["cleaned"]["accuracy"] > arms["raw"]["accuracy"] + 0.05
@@ -390,8 +451,29 @@ def test_heads_on_cleaned_labels_beat_those_on_raw_and_on_as_many_random_rows_le
     assert same["differences"]["cleaned - raw"]["value"] == 0.0
 
 
-def vars_of(roles):
-    return roles.fold_P, roles.fitted_P, roles.select_P
+def test_trusted_pairs_that_do_not_test_are_a_control_beside_cleaning():
+    world = planted_labels(0.4)
+    num = len(world.gap_N)
+    tested = np.arange(NUM_AUDITED + 200, num)
+    keys = np.array([str(row) for row in tested], object)
+    test = TrustedPairs(
+        world.difference_ND[tested], world.gap_N[tested], keys, np.full(len(keys), "s", object)
+    )
+    fitted = world.roles.fitted_P & (np.arange(num) < NUM_AUDITED + 200)
+    roles = dataclasses.replace(world.roles, fitted_P=fitted)
+    plain = plain_labels(NUM_AUDITED)
+    effect = cleaning_effect(world.difference_ND, plain, roles, test, seed=0)
+    arms = effect["arms"]
+    assert arms["raw and trusted pairs"]["pairs"] == arms["raw"]["pairs"] + 200
+    assert arms["raw and trusted pairs"]["accuracy"] > arms["raw"]["accuracy"] + 0.05
+    assert effect["differences"]["cleaned - raw and trusted pairs"]["ci95"][1] < 0
+    assert effect["differences"]["cleaned and trusted pairs - raw and trusted pairs"]["value"] == 0
+
+
+def first_rows(roles, num):
+    """The roles of the first pairs."""
+    columns = (roles.fold_P, roles.fitted_P, roles.select_P, roles.trusted_P)
+    return PairRoles(*(column[:num] for column in columns))
 
 
 # Files
@@ -527,6 +609,9 @@ def test_a_person_judges_by_keyboard_and_saves_a_file_that_is_read(browser, tmp_
     tab.keyboard.press("2")
     tab.keyboard.press("p")
     assert "preferred" in tab.locator("#second").get_attribute("class")
+    assert tab.get_attribute("[data-key='2']", "aria-pressed") == "true"
+    bottom = tab.locator("[data-key='s']").bounding_box()
+    assert bottom["y"] + bottom["height"] <= 740  # the keys stay in sight
     tab.keyboard.press("n")
     tab.click("[data-key='0']")
     assert tab.locator("#progress").inner_text() == "Pair 3 of 3, 3 judged"
@@ -672,7 +757,10 @@ def test_an_audit_finds_swapped_labels_and_leaves_what_every_command_reads(audit
     assert report["planted"]["flipped"] > 60
     assert rows["votes"]["precision"] > 0.8 > 2 * rows["random"]["precision"]
     assert rows["votes"]["recall"] > 0.5
-    assert set(report["effect"]["arms"]) == {"raw", "cleaned", "random rows left out"}
+    with_trusted = {"raw and trusted pairs", "cleaned and trusted pairs"}
+    arms = report["effect"]["arms"]
+    assert set(arms) == {"raw", "cleaned", "random rows left out"} | with_trusted
+    assert arms["raw and trusted pairs"]["pairs"] > arms["raw"]["pairs"] + 80
     findings = pq.read_table(out / "findings.parquet").to_pylist()
     assert {f["action"] for f in findings} >= {"flip", "drop"}
     clean = pq.read_table(out / "clean.parquet").to_pylist()
@@ -707,6 +795,21 @@ def test_a_second_run_asks_nobody_and_takes_a_person_s_verdicts_above_all(audite
     assert labeled["source"] == "reviewed"
     with pytest.raises(ValueError, match=r"flipped: 0.25 -> 0.1"):
         audited.run(flipped=0.1)
+    assert 0 == audited.run(max_false=0.001)["suspect"] < report["suspect"]
+    assert not audited.asked.exists()
+
+
+def test_a_voter_without_a_vote_is_refused_with_its_name_and_cause(audited):
+    seen = audited.folder / "seen.jsonl"
+    seen.write_text("\n".join(audited.file("pairs").read_text().splitlines()[:60]))
+    settings = {"head": "none", "train": False, "out": str(audited.folder / "refused")}
+    with pytest.raises(ValueError, match=r"'model' was trained on the prompts of all audited"):
+        audited.run(pairs=(str(seen),), **settings)
+    assert not list((audited.folder / "refused").glob("scores*"))  # nobody was asked
+    (audited.folder / "mute.py").write_text("def mute(response):\n    return None\n")
+    mute = f"mute=function:{audited.folder}/mute.py:mute"
+    with pytest.raises(ValueError, match=r"'mute' has both scores of none of the audited pairs"):
+        audited.run(scorers=(mute,), **{**settings, "out": str(audited.folder / "mute")})
 
 
 def test_structure_alone_needs_no_scorer_and_no_model(audited):

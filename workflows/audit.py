@@ -57,8 +57,9 @@ from panoply.report.progress import RunLogger
 from panoply.report.report import write_report
 from panoply.report.review import write_review
 from panoply.secret import Keys
-from panoply.types import Floats
-from workflows.cluster.audited import AuditedPairs, read_audited, scorer_margins
+from panoply.types import Array, Floats
+from workflows.cluster.audit_margins import scorer_margins, seen_pairs
+from workflows.cluster.audited import AuditedPairs, read_audited
 from workflows.cluster.embed import ActorPoolSpec, EmbeddingJob, embed
 from workflows.cluster.kept_scores import SCORERS_FILE, open_rescored, pin_scorers
 from workflows.cluster.keys import endpoint_variables
@@ -84,6 +85,7 @@ def run_audit(config: AuditConfig, logger: RunLogger) -> dict[str, Any]:
     trackers = open_trackers(config, out)
     check_folder(out, config)
     pairs = read_audited(config, scorers, out / "data", logger)
+    seen = seen_pairs(scorers, pairs)
     opinions = read_verdicts(config.verdicts, pairs.sides)
     claim(out, config, {"pairs": digest(*pairs.row_ids), "gold_pairs": digest(*pairs.gold_ids)})
     pin_scorers(out / SCORERS_FILE, scorers)
@@ -91,20 +93,11 @@ def run_audit(config: AuditConfig, logger: RunLogger) -> dict[str, Any]:
     data = {name: pairs.summary(name, files) for name, files in sources.items() if files}
     with trackers.run(as_dict(config), {"method": "audit"}, logger, data=data):
         scores = ScoreFolder(out)
-        margins, costs = scorer_margins(config, scorers, pairs, scores, logger)
+        margins, costs = scorer_margins(config, scorers, pairs, seen, scores, logger)
         difference_ND = None
         if config.head != "none":
             difference_ND = embed_differences(config, pairs, logger)
-            plain = plain_labels(len(pairs.gap_N))
-            margins[HEAD] = held_out_margins(difference_ND, plain, pairs.roles)
-        electorate = Electorate(
-            margins=margins,
-            num_audited=len(pairs.row_ids),
-            trusted=pairs.trusted,
-            fold_N=pairs.fold_N,
-            max_false=config.max_false,
-            flip_below=config.flip_below,
-        )
+        electorate = electorate_of(config, pairs, margins, difference_ND)
         findings = find(config, pairs, electorate)
         labels = labels_of(config, pairs, findings, opinions)
         metrics = {
@@ -131,6 +124,27 @@ def embed_differences(config: AuditConfig, pairs: AuditedPairs, logger: RunLogge
     store, _ = embed(pairs.texts, job, (spec.depth,), logger)
     chosen = store.features("texts", pairs.chosen_N, spec.columns).read()
     return chosen - store.features("texts", pairs.rejected_N, spec.columns).read()
+
+
+def electorate_of(
+    config: AuditConfig,
+    pairs: AuditedPairs,
+    margins: Mapping[str, Array],
+    difference_ND: Floats | None,
+) -> Electorate:
+    """Returns the voters: scorers by their margins `[N]`, and a head where there are features."""
+    margins = dict(margins)
+    if difference_ND is not None:
+        plain = plain_labels(len(pairs.gap_N))
+        margins[HEAD] = held_out_margins(difference_ND, plain, pairs.roles)
+    return Electorate(
+        margins=margins,
+        num_audited=len(pairs.row_ids),
+        trusted=pairs.trusted,
+        fold_N=pairs.fold_N,
+        max_false=config.max_false,
+        flip_below=config.flip_below,
+    )
 
 
 def find(config: AuditConfig, pairs: AuditedPairs, electorate: Electorate) -> list[AuditFinding]:
@@ -210,12 +224,12 @@ def evidence(
             electorate, pairs.flipped_P, gap_P, fitted_P, config.seed
         )
     if config.train and difference_ND is not None:
-        num, tested = len(pairs.row_ids), pairs.tested
+        tested = pairs.tested
         test = TrustedPairs(
             difference_ND[tested], pairs.gap_N[tested], pairs.key_N[tested], pairs.source_N[tested]
         )
         roles = pairs.roles_apart_from_test
-        result["effect"] = cleaning_effect(difference_ND[:num], labels, roles, test, config.seed)
+        result["effect"] = cleaning_effect(difference_ND, labels, roles, test, config.seed)
     return result
 
 

@@ -13,6 +13,7 @@ from panoply.config.tracked import TrackedRun
 from panoply.secret import check_file_uri
 
 Head: TypeAlias = Literal["frozen", "none"]
+Among: TypeAlias = Literal["any", "chosen_longer", "chosen_shorter"]
 HEAD = "head"
 """Name of the voter that a run fits itself, out of fold."""
 
@@ -42,14 +43,17 @@ class AuditConfig(LabeledFilesConfig, TrackedRun):
     test all on the trusted pairs."""
     flipped: float = 0.0
     """Share of labels that are swapped on purpose before the audit, to measure what it finds."""
-    max_false: float = 0.1
+    flipped_among: Among = "any"
+    """Pairs among which labels are swapped on purpose: any, or as a rater with a liking for short
+    or for long responses would have it, those whose chosen response is longer or shorter."""
+    max_false: float = field(default=0.1, metadata=EXTENDS)
     """Largest expected share of right labels among those that votes propose to change."""
-    flip_below: float = 1.0
+    flip_below: float = field(default=1.0, metadata=EXTENDS)
     """Mean margin against a label, in units of the median margin, from which on it is suspect where
     there are no trusted pairs."""
-    unsure_within: float = 0.1
+    unsure_within: float = field(default=0.1, metadata=EXTENDS)
     """Largest mean margin, of either sign and in the same unit, at which a label counts less."""
-    soft_weight: float = 0.5
+    soft_weight: float = field(default=0.5, metadata=EXTENDS)
     """Weight of a pair about which the voters are unsure."""
     max_pairs_per_source: int = 0
     """Most pairs taken of one source, chosen by hash; 0 takes all."""

@@ -186,8 +186,8 @@ def proposed(findings: Iterable[AuditFinding]) -> dict[str, Action]:
     """Returns the strongest action that is proposed for each row."""
     actions: dict[str, Action] = {}
     for finding in findings:
-        before = actions.get(finding.row_id, "look")
-        actions[finding.row_id] = min(before, finding.action, key=ACTIONS.index)
+        both: tuple[Action, Action] = (actions.get(finding.row_id, "look"), finding.action)
+        actions[finding.row_id] = min(both, key=ACTIONS.index)
     return actions
 
 

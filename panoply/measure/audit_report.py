@@ -26,6 +26,7 @@ from panoply.measure.votes import (
     held_out_scaled,
     label_free_scale,
     lowest,
+    separation,
 )
 from panoply.types import Array, Bools, Ints
 
@@ -104,7 +105,9 @@ def vote_findings(
         unsure_within: largest mean margin of an unsure label, of either sign.
     """
     votes, findings = electorate.votes, list[AuditFinding]()
-    for row in np.argsort(votes.mean_P[: electorate.num_audited], kind="stable").tolist():
+    mean_P = votes.mean_P[: electorate.num_audited]
+    order: list[int] = np.argsort(mean_P, kind="stable").tolist()
+    for row in order:
         if not votes.num_P[row]:
             continue
         row_id = row_ids[row]
@@ -167,9 +170,10 @@ def planted_report(
     """Returns what of the labels that were swapped on purpose is found, beside plain controls.
 
     Each control names as many pairs as the votes do: random ones, those whose chosen response is
-    the shortest beside the other, those that the most accurate scorer likes least, and those that a
-    head fitted to all labels likes least. `at_budget` is the share of swapped labels among as many
-    pairs as were swapped.
+    the shortest beside the other, those that of several voters the most accurate likes least, and
+    those that a head fitted to all labels likes least. `at_budget` is the share of swapped labels
+    among as many pairs as were swapped, and `auc` the share of pairs of a swapped and another label
+    that the statistic orders rightly.
 
     Args:
         electorate: the voters.
@@ -184,7 +188,7 @@ def planted_report(
         "length": gap_P.astype(np.float64),
     }
     alone = {name: margin_N[:num] for name, margin_N in electorate.margins.items()}
-    if alone:
+    if len(alone) > 1:
         best = max(alone, key=lambda name: accuracy(alone[name]))
         statistics[f"best voter alone: {best}"] = alone[best]
     if fitted_margin_P is not None:
@@ -195,5 +199,6 @@ def planted_report(
     rows: dict[str, Any] = {}
     for name, (found_P, statistic_P) in named.items():
         at_budget = detection(lowest(statistic_P, int(flipped_P.sum())), flipped_P)["recall"]
-        rows[name] = detection(found_P, flipped_P) | {"at_budget": at_budget}
+        auc = separation(statistic_P, flipped_P)
+        rows[name] = {**detection(found_P, flipped_P), "at_budget": at_budget, "auc": auc}
     return {"flipped": int(flipped_P.sum()), "rows": rows}

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import false_discovery_control
+from scipy.stats import false_discovery_control, rankdata
 
 from panoply.types import Array, Bools, Ints
 
@@ -135,3 +135,18 @@ def lowest(statistic_P: ArrayLike, num: int) -> Bools:
     chosen_P = np.zeros(len(statistic), np.bool_)
     chosen_P[np.argsort(statistic, kind="stable")[:num]] = True
     return chosen_P
+
+
+def separation(statistic_P: ArrayLike, flipped_P: Bools) -> float:
+    """Returns the share of (flipped, other) label pairs in which the flipped one is lower (AUC).
+
+    Ties count half; labels without a statistic count nowhere. NaN where a side is empty.
+    """
+    statistic = np.asarray(statistic_P, np.float64)
+    present_P = ~np.isnan(statistic)
+    low, high = statistic[present_P & flipped_P], statistic[present_P & ~flipped_P]
+    if not len(low) or not len(high):
+        return float("nan")
+    ranks = rankdata(np.concatenate([low, high]))
+    lost = ranks[: len(low)].sum() - len(low) * (len(low) + 1) / 2
+    return float(1 - lost / (len(low) * len(high)))

@@ -37,12 +37,20 @@ function show() {
     text.textContent = turn.content;
     return [role, text];
   });
-  document.getElementById("prompt").replaceChildren(...turns);
+  const prompt = document.getElementById("prompt");
+  prompt.replaceChildren(...turns);
+  prompt.scrollTop = prompt.scrollHeight; // a response answers the last turn
   ["first", "second"].forEach((name, i) => {
     const side = document.getElementById(name);
-    side.querySelector(".text").textContent = row.responses[i].text;
+    const text = side.querySelector(".text");
+    text.textContent = row.responses[i].text;
+    text.scrollTop = 0;
     side.classList.toggle("preferred", verdicts[row.row_id] === row.responses[i].id);
   });
+  for (const [key, verdict] of [["1", row.responses[0].id], ["2", row.responses[1].id], ["0", null]])
+    document
+      .querySelector(`[data-key="${key}"]`)
+      .setAttribute("aria-pressed", String(verdicts[row.row_id] === verdict));
 }
 
 function judge(preferred) {

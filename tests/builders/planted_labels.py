@@ -54,8 +54,12 @@ def planted_labels(share, seed=0):
     margins = {}
     for name, noise, unit in (("a", 0.5, 1.0), ("b", 0.5, 30.0), ("c", 0.5, 0.01)):
         margins[name] = unit * label * (true + noise * rng.normal(size=num))
-    fitted = np.arange(num) < NUM_AUDITED
-    roles = PairRoles(rng.integers(NUM_FOLDS, size=num), fitted, fitted & (rng.random(num) < 0.15))
+    roles = PairRoles(
+        fold_P=rng.integers(NUM_FOLDS, size=num),
+        fitted_P=np.ones(num, bool),
+        select_P=rng.random(num) < 0.15,
+        trusted_P=np.arange(num) >= NUM_AUDITED,
+    )
     signed = (difference * label[:, None]).astype(np.float32)
     margins["head"] = held_out_margins(signed, plain_labels(num), roles)
     # The better response is longer by and large, as raters like it.

@@ -1,4 +1,4 @@
-"""Pairs that are audited, with trusted ones behind them, and the margins of scorers on them.
+"""Pairs that are audited, with trusted ones behind them, and what each is used for.
 
 Legend: `N` audited pairs and behind them trusted ones, `P` audited pairs.
 """
@@ -16,24 +16,18 @@ import pyarrow.parquet as pq
 
 from panoply.armorm.label_heads import PairRoles
 from panoply.config.audit import AuditConfig
+from panoply.config.files import names_of_columns
 from panoply.config.serve import ServedModelConfig
 from panoply.data.audit_files import swap_labels
 from panoply.data.ingest import Ingested, IngestLimits, Refusal, ingest_pairs
 from panoply.data.read import Input, named_inputs
-from panoply.data.rollouts import item_id
 from panoply.data.schema import digest, fold_of, part_of, uniform
-from panoply.data.score_file import ScoreFolder
 from panoply.data.summary import summary_lines
 from panoply.data.tables import TextFiles
 from panoply.hub.backbone.pretrained import load_renderer
 from panoply.report.progress import RunLogger
-from panoply.scorers.where import LocalModel, parse_where
-from panoply.types import Array, Bools, Ints, Strings
-from panoply.wire.request import Chat
-from workflows.cluster.evaluated import open_evaluated, prompt_items, refusal_of
-from workflows.cluster.kept_scores import score_missing
-from workflows.cluster.keys import endpoint_variables
-from workflows.cluster.rescored import costs
+from panoply.types import Bools, Ints, Strings
+from workflows.cluster.evaluated import open_evaluated, refusal_of
 
 COLUMNS = (
     *("row_id", "chosen_id", "rejected_id", "split_key", "source"),
@@ -85,19 +79,40 @@ class AuditedPairs:
         """Rows of the trusted pairs that set nothing, and test."""
         return np.flatnonzero(~self.is_audited_N & ~self._sets_thresholds_N)
 
+    @property
+    def voted(self) -> dict[str, Ints]:
+        """Rows on which a voter needs votes, by what they are: audited, or trusted where any are.
+
+        Without a vote on trusted pairs a voter has no scale, and none on the audited ones counts.
+        """
+        rows = {"audited": np.flatnonzero(self.is_audited_N), "trusted": self.trusted}
+        return {part: numbers for part, numbers in rows.items() if len(numbers)}
+
     @cached_property
     def roles(self) -> PairRoles:
-        """Roles of all pairs for heads that judge labels."""
-        parts = {key: part_of(key, self.seed) for key in set(self.key_N)}
-        select_N = np.array([parts[key] == "select" for key in self.key_N], np.bool_)
-        return PairRoles(self.fold_N, self.is_audited_N, select_N)
+        """Roles of all pairs for heads that judge labels.
+
+        Heads learn the trusted pairs that fix thresholds too: each is judged, as the audited ones
+        are, by a head that has not seen its fold.
+        """
+        trusted_N = np.zeros(len(self.key_N), np.bool_)
+        trusted_N[self.trusted] = True
+        # Trusted pairs are few, and choose alone: a third of their prompts do.
+        chooses = {key: part_of(key, self.seed) == "select" for key in self.key_N}
+        for key in self.key_N[self.trusted]:
+            chooses[key] = uniform(self.seed, "choose", key) < 1 / 3
+        return PairRoles(
+            fold_P=self.fold_N,
+            fitted_P=self.is_audited_N | trusted_N,
+            select_P=np.array([chooses[key] for key in self.key_N], np.bool_),
+            trusted_P=trusted_N,
+        )
 
     @cached_property
     def roles_apart_from_test(self) -> PairRoles:
-        """Roles of the audited pairs for fresh heads: no prompt of the test is among them."""
-        num = len(self.row_ids)
-        fitted_P = ~np.isin(self.key_N[:num], self.key_N[self.tested])
-        return PairRoles(self.fold_N[:num], fitted_P, self.roles.select_P[:num])
+        """Roles of all pairs for fresh heads: no prompt of the test is among those they learn."""
+        apart_N = ~np.isin(self.key_N, self.key_N[self.tested])
+        return replace(self.roles, fitted_P=self.roles.fitted_P & apart_N)
 
     @property
     def texts(self) -> TextFiles:
@@ -136,20 +151,26 @@ def read_audited(
     _tell(ingested, logger)
     path = ingested.path
     row_ids: list[str] = pq.read_table(path, columns=["row_id"])["row_id"].to_pylist()
-    flips = [uniform(config.seed, "flip", row) < config.flipped for row in row_ids]
-    flipped_P = np.array(flips, np.bool_)
+    flipped_P = _planted_flips(config, ingested.path)
     if config.flipped:
         path = folder / "flipped.parquet"
         swap_labels(ingested.path, flipped_P, path)
         logger.info(f"planted: {int(flipped_P.sum()):,} labels swapped on purpose")
     gold_path, tables = None, [pq.read_table(path, columns=list(COLUMNS))]
     if config.gold_pairs:
-        inputs = [Input(file) for file in config.gold_pairs]
+        columns_of = names_of_columns(config.columns)
+        inputs = [Input(file, columns=columns_of) for file in config.gold_pairs]
         every = replace(limits, max_rows_per_source=None)
         gold = ingest_pairs(inputs, folder / "trusted", every, refusal)
         _tell(gold, logger)
         gold_path = gold.path
         tables.append(pq.read_table(gold_path, columns=list(COLUMNS)))
+        shared = np.isin(*[table["split_key"].to_numpy() for table in tables])
+        if shared.any():
+            logger.info(
+                f"{int(shared.sum()):,} audited pairs share their prompt with trusted ones: no "
+                "head judges a pair of a prompt that it learned"
+            )
     columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
     for table in tables:
         for name, values in columns.items():
@@ -187,76 +208,31 @@ def _refusal(config: AuditConfig, scorers: Sequence[ServedModelConfig]) -> Refus
     return lambda prompt: next(filter(None, (refusal(prompt) for refusal in refusals)), "")
 
 
+def _planted_flips(config: AuditConfig, path: Path) -> Bools:
+    """Returns the labels `[P]` that are swapped on purpose: of eligible pairs, each as likely.
+
+    Raises:
+        ValueError: fewer pairs are eligible than are to be swapped.
+    """
+    lengths = ["chosen_length", "rejected_length"]
+    table = pq.read_table(path, columns=["row_id", *lengths])
+    chosen_P, rejected_P = [table[name].to_numpy() for name in lengths]
+    eligible_P = {
+        "any": np.ones(len(table), np.bool_),
+        "chosen_longer": chosen_P > rejected_P,
+        "chosen_shorter": chosen_P < rejected_P,
+    }[config.flipped_among]
+    share = config.flipped * len(table) / max(1, int(eligible_P.sum()))
+    if share > 1:
+        raise ValueError(
+            f"`flipped` is {config.flipped} of all labels, but {eligible_P.mean():.2f} of the "
+            f"pairs are {config.flipped_among!r}: swap fewer, or among other pairs "
+            "(`--flipped-among`)"
+        )
+    draws = [uniform(config.seed, "flip", row_id) for row_id in table["row_id"].to_pylist()]
+    return eligible_P & (np.array(draws) < share)
+
+
 def _tell(ingested: Ingested, logger: RunLogger) -> None:
     for line in summary_lines(ingested):
         logger.info(line)
-
-
-def scorer_margins(
-    config: AuditConfig,
-    scorers: Sequence[ServedModelConfig],
-    pairs: AuditedPairs,
-    scores: ScoreFolder,
-    logger: RunLogger,
-) -> tuple[dict[str, Array], dict[str, dict[str, Any]]]:
-    """Returns margins `[N]` by scorer, and what its scores cost; asks about scores that lack.
-
-    A margin is NaN where a score is missing, and on prompts that a model was trained on.
-    """
-    items: dict[str, Chat] = {}
-    by_file: list[dict[str, tuple[str, int]]] = []
-    for path in pairs.texts.pairs:
-        chats, ids = prompt_items(Path(path))
-        names, texts = iter(ids), dict[str, tuple[str, int]]()
-        for chat in chats:
-            item = item_id(chat)
-            items[item] = chat
-            for candidate in range(len(chat.responses)):
-                texts[next(names)] = (item, candidate)
-        by_file.append(texts)
-    margins, notes = dict[str, Array](), dict[str, dict[str, Any]]()
-    variables = endpoint_variables(scorers)
-    for scorer in scorers:
-        score_missing(scorer, items, scores, config.num_workers, variables, logger)
-        margin_N = _margins(scorer.name, pairs, by_file, scores)
-        num_missing = int(np.isnan(margin_N[pairs.is_audited_N]).sum())
-        seen_N = np.zeros(len(margin_N), np.bool_)
-        if isinstance(parse_where(scorer.where), LocalModel):
-            seen_N = open_evaluated(scorer.where).is_seen(pairs.key_N)
-        margins[scorer.name] = np.where(seen_N, np.nan, margin_N)
-        num_seen = int(seen_N[pairs.is_audited_N].sum())
-        notes[scorer.name] = {
-            "missing": num_missing,
-            "seen": num_seen,
-            **costs(scorer.name, items, scores),
-        }
-        if num_seen:
-            logger.info(
-                f"{scorer.name}: trained on the prompts of {num_seen:,} pairs, on which it has no "
-                "vote"
-            )
-        if num_missing:
-            logger.info(f"{scorer.name}: {num_missing:,} pairs lack a score, so it has no vote")
-    scores.seal()
-    return margins, notes
-
-
-def _margins(
-    name: str,
-    pairs: AuditedPairs,
-    by_file: Sequence[Mapping[str, tuple[str, int]]],
-    scores: ScoreFolder,
-) -> Array:
-    """Returns s(chosen) - s(rejected) `[N]`, NaN where a score is missing."""
-
-    def value(texts: Mapping[str, tuple[str, int]], text: str) -> float:
-        item, candidate = texts[text]
-        score = scores.scores(name, item)[candidate]["score"]
-        return float("nan") if score is None else score
-
-    margins: list[float] = []
-    sides = zip(pairs.chosen_N.tolist(), pairs.rejected_N.tolist(), strict=True)
-    for row, (chosen, rejected) in enumerate(sides):
-        texts = by_file[row >= len(pairs.row_ids)]
-        margins.append(value(texts, chosen) - value(texts, rejected))
-    return np.array(margins)

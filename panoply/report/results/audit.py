@@ -141,13 +141,17 @@ def _planted(planted: Metrics) -> Section:
         Column("precision"),
         Column("recall"),
         Column("share at budget", key="at_budget"),
+        Column("AUC", key="auc"),
     ]
     rows = rows_of(planted["rows"], columns, strong=("votes",))
     title = (
         f"{count(planted['flipped'])} labels were swapped on purpose; every control names as many "
         "rows as the votes do"
     )
-    note = "Labels that were wrong before count as right here, so that precision is a lower bound."
+    note = (
+        "Labels that were wrong before count as right here, so that precision is a lower bound. "
+        "Swapped labels that were not found are in clean.parquet, which is not for training."
+    )
     return Section("planted-flips", "Planted flips", note, [Table(title, "by", columns, rows)])
 
 
