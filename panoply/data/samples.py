@@ -63,7 +63,7 @@ def read_samples(config: RecordedBestOfNConfig) -> Samples:
     absent = [name for name in names if name not in columns]
     require(not absent, "scores", absent, f"columns of the samples: {', '.join(columns)}")
     with reading(path, "name another file"):
-        table = pq.read_table(path, columns=[config.prompt, config.gold, *names])
+        table = pq.read_table(path, columns=[*{config.prompt, config.gold, *names}])
     gold_N = _numbers(table, config.gold, config.samples)
     outside = gold_N[(gold_N < 0) | (gold_N > 1)]
     if len(outside):

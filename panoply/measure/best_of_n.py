@@ -122,7 +122,8 @@ def fitted_curve(gold_PS: Array, sizes: Sequence[int]) -> dict[str, Any]:
     left_S = rise_S - terms_S2 @ fit_2
     squares = float(rise_S @ rise_S)
     rest = float(left_S @ left_S) / squares if squares else math.nan
-    named = zip(("alpha", "beta"), fit_2, fits_P2.T, strict=True)
-    fitted = {name: {"value": float(v), "ci95": mean_interval(each)} for name, v, each in named}
+    fitted: dict[str, dict[str, Any]] = {}
+    for name, value, each in zip(("alpha", "beta"), fit_2, fits_P2.T, strict=True):
+        fitted[name] = {"value": float(value), "ci95": mean_interval(each)}
     bends = all(entry["ci95"][0] > 0 for entry in fitted.values())
     return {**fitted, "rest": rest, "holds": bends and rest < LARGEST_REST}
