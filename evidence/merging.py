@@ -61,7 +61,9 @@ class Options(harness.Options):
     num_texts: int = 300
     """Solutions that the policy is trained on, once each."""
     num_pairs: int = 1500
-    """Most pairs of TruthfulQA."""
+    """Most pairs of TruthfulQA that the reward models are trained and tested on."""
+    num_judged: int = 2000
+    """Most pairs of each source that the merges are judged by; seven of ten are left out."""
     shares: tuple[float, ...] = (0.1, 0.3, 0.5)
     """Shares of the policy that are tried beside 0."""
     num_workers: int = 1
@@ -176,6 +178,7 @@ def shuffle_changes(base: str, policy: Path, folder: Path) -> None:
 def reward_model(options: Options, seed: int) -> Path:
     """Trains a reward model on TruthfulQA; returns its folder."""
     from panoply.report.progress import RunLogger
+    from workflows.cluster.run_folder import finished_metrics
     from workflows.preference import run_preference
 
     config = PreferenceConfig(
@@ -189,7 +192,8 @@ def reward_model(options: Options, seed: int) -> Path:
         report_to=("none",),
         out=str(options.work / f"rm{seed}"),
     )
-    run_preference(config, RunLogger())
+    if finished_metrics(config) is None:
+        run_preference(config, RunLogger())
     return options.work / f"rm{seed}" / "model"
 
 
@@ -221,7 +225,7 @@ def merged(options: Options, name: str, models: Sequence[Path], domain: Path) ->
         models=tuple(map(str, models)),
         pairs=(str(options.data / "pairs" / "truthfulqa.parquet"), str(domain)),
         shares=(0.5,) if name == "equal" else options.shares,
-        max_pairs_per_source=2000,
+        max_pairs_per_source=options.num_judged,
         num_workers=options.num_workers,
         out=str(options.work / f"with-{name}"),
         report_to=("none",),
