@@ -43,6 +43,8 @@ CALCULATION = re.compile(r"<<.*?>>")
 MOST_TOKENS = 384
 """Longest conversation that the policy is trained on; longer ones are passed over."""
 BATCH, RATE, WARMUP = 8, 5e-5, 0.1
+AT_ONCE = 2
+"""Conversations of a forward pass; the vocabulary is large."""
 NUM_HELD_OUT = 40
 """Solutions behind those trained on, by which the policy is told to have learned."""
 
@@ -146,13 +148,17 @@ def train_policy(base: str, options: Options, folder: Path) -> dict[str, float]:
         cosine = 0.5 * (1 + math.cos(math.pi * step / len(batches)))
         for group in optimizer.param_groups:
             group["lr"] = RATE * min(progress / WARMUP, cosine)
-        nats, num = loss_sum(model, batch)
-        (nats / num).backward()
+        num_tokens = sum(len(each.ids) - each.num_prompt for each in batch)
+        total = 0.0
+        for at in range(0, len(batch), AT_ONCE):
+            nats, _ = loss_sum(model, batch[at : at + AT_ONCE])
+            (nats / num_tokens).backward()
+            total += float(nats)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         if step % 5 == 0:
-            print(f"policy: step {step} of {len(batches)}, {float(nats) / num:.3f}", flush=True)
+            print(f"policy: step {step} of {len(batches)}, {total / num_tokens:.3f}", flush=True)
     learned = {"before": before, "after": nats_per_token(model, held_out)}
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
