@@ -5,6 +5,10 @@ column `score_*` for each reward model; each item has one right candidate. Items
 halves, 20 times: means, deviations, weights and the best single model come from one half, and
 accuracy (the right candidate strictly above all others of its item) from the other.
 
+A hierarchy (ALaRM, arXiv 2403.06754) has the best single model first and the next two as aspects;
+its threshold comes from the fitting half. Beside it stands the sum of shaped aspects, without a
+threshold; the best single model is the threshold that nothing reaches.
+
 The fitted sum has Bradley-Terry weights that are not negative; `of the three best` are the models
 that are best on the fitting half.
 
@@ -33,7 +37,7 @@ from panoply.config.composite import (
     WeightedSum,
 )
 from panoply.scorers.composite.fitting import fit_weights
-from panoply.scorers.composite.rules import pooled
+from panoply.scorers.composite.rules import hierarchy, pooled
 from panoply.types import Array, Bools, Ints
 
 RULES: Mapping[str, PooledRule] = {
@@ -98,6 +102,7 @@ def one_split(scores_KIC: Array, right_IC: Bools, seed: int) -> dict[str, float]
     within_KIC = (scores_KIC - scores_KIC.mean(2, keepdims=True)) / np.maximum(spread_KI1, 1e-12)
     scales = {"frozen": (scores_KIC - mean_K11) / deviation_K11, "prompt": within_KIC}
     three_best = np.argsort(alone)[-3:]
+    figures |= hierarchies(scales["frozen"][three_best[::-1]], right_IC, fitting, judging)
     for scale, z_KIC in scales.items():
         for models, label in ((np.arange(len(alone)), ""), (three_best, " of the three best")):
             z = z_KIC[models]
@@ -106,6 +111,32 @@ def one_split(scores_KIC: Array, right_IC: Bools, seed: int) -> dict[str, float]
                 values = combined(rule, z[:, judging], weights)
                 figures[f"{name}{label}, {scale}"] = accuracy(values, right_IC[judging])
     return figures
+
+
+def hierarchies(z_KIC: Array, right_IC: Bools, fitting: Ints, judging: Ints) -> dict[str, float]:
+    """Returns the accuracies of a hierarchy and of the sum of shaped aspects on the judging half.
+
+    Args:
+        z_KIC: standardized scores, those of the first part before those of the aspects.
+        right_IC: which candidate is right.
+        fitting: items that the threshold is chosen on; of equal ones the highest is taken.
+        judging: the others.
+    """
+    weights = np.ones(len(z_KIC) - 1)
+
+    def judged(threshold: float, items: Ints) -> float:
+        z_KiC = z_KIC[:, items]
+        flat = z_KiC.reshape(len(z_KiC), -1)
+        values = hierarchy(flat[0], 1.0, flat[1:], weights, threshold)
+        return accuracy(values.reshape(z_KiC.shape[1:]), right_IC[items])
+
+    quantiles = np.quantile(z_KIC[0, fitting], np.linspace(0, 1, 20))
+    tried = [-np.inf, *quantiles.tolist(), np.inf]
+    threshold = max(tried, key=lambda each: (judged(each, fitting), each))
+    return {
+        "hierarchy over the best": judged(threshold, judging),
+        "sum of shaped aspects": judged(-np.inf, judging),
+    }
 
 
 def main(options: Options) -> None:

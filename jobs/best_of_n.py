@@ -6,6 +6,7 @@ from typing import Any
 
 from jobs._main import metrics_of, parse_recipe, print_results
 from jobs.recipes import BEST_OF_N
+from panoply.config.best_of_n import RecordedBestOfNConfig
 from panoply.config.laser import BestOfNConfig
 from panoply.report.progress import RunLogger
 
@@ -16,10 +17,12 @@ def main() -> None:
     print_results(metrics_of(run, config), config.out)
 
 
-def run(config: BestOfNConfig, logger: RunLogger) -> dict[str, Any]:
+def run(config: BestOfNConfig | RecordedBestOfNConfig, logger: RunLogger) -> dict[str, Any]:
     """Runs the recipe. Ray and torch load only now, after the inputs were looked at."""
-    from workflows.best_of_n import run_best_of_n
+    from workflows.best_of_n import run_best_of_n, run_recorded
 
+    if isinstance(config, RecordedBestOfNConfig):
+        return run_recorded(config, logger)
     return run_best_of_n(config, logger)
 
 

@@ -9,6 +9,7 @@ import tyro
 from panoply.config import BackboneConfig, Rendering
 from panoply.config.armorm import ArmoRMConfig, GateConfig, SyntheticConfig
 from panoply.config.bandit import SelectorConfig, SignalConfig
+from panoply.config.best_of_n import RecordedBestOfNConfig
 from panoply.config.laser import (
     ArmsConfig,
     BestOfNConfig,
@@ -234,7 +235,7 @@ LASER: dict[str, tuple[str, LaserConfig]] = {
     ),
 }
 """LASeR runs."""
-BEST_OF_N: dict[str, tuple[str, BestOfNConfig]] = {
+BEST_OF_N: dict[str, tuple[str, BestOfNConfig | RecordedBestOfNConfig]] = {
     "embedded": (
         "The same prompts and arms without training; --laser RUN adds what its bandit picks.",
         BestOfNConfig(
@@ -248,6 +249,10 @@ BEST_OF_N: dict[str, tuple[str, BestOfNConfig]] = {
         BestOfNConfig(
             arms=ArmsConfig(models=tyro.MISSING), prompts=PromptsConfig(file=tyro.MISSING)
         ),
+    ),
+    "recorded": (
+        "Many scorers on one set of samples, with scores and verdicts of a file: no model.",
+        RecordedBestOfNConfig(samples=tyro.MISSING),
     ),
 }
 """Runs of best of n."""

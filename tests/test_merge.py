@@ -37,28 +37,34 @@ ENDS = {"east": "!.", "west": "?,"}
 
 
 def domain_rows(domain, size, seed):
-    """Pairs of a domain: any words, and the end that is liked there or the other one."""
+    """Pairs of a domain: the same words with the end that is liked there and with the other one."""
     rng = np.random.default_rng(seed)
     rows = []
     for i in range(size):
-        words = [" ".join(rng.choice(WORDS, rng.integers(1, 4))) for _ in range(2)]
+        words = " ".join(rng.choice(WORDS, rng.integers(1, 4)))
         prompt = [{"role": "user", "content": f"say {domain} {seed} {i}"}]
         better, worse = ENDS[domain]
-        pair = {"chosen": words[0] + better, "rejected": words[1] + worse}
+        pair = {"chosen": words + better, "rejected": words + worse}
         rows.append({"prompt": prompt, **pair, "source": domain})
     return rows
 
 
-def fitted_head(backbone, rows):
-    """The ridge of 1 on the differences of the features, `[1, D]`."""
-    differences = []
+def fitted_head(backbone, rows, others):
+    """The ridge of 1 on the differences of the domain's features and 0 on others', `[1, D]`."""
+    x = torch.cat([differences(backbone, rows), differences(backbone, others)]).double()
+    target = torch.cat([torch.ones(len(rows)), torch.zeros(len(others))]).double()
+    gram = x.T @ x / len(x) + 1e-3 * torch.eye(x.shape[1])
+    return torch.linalg.solve(gram, x.T @ target / len(x))[None].float()
+
+
+def differences(backbone, rows):
+    """Features of the better response less those of the worse, `[P, D]`."""
+    gaps = []
     for row in rows:
         tree = backbone.renderer.render(row["prompt"], [row["chosen"], row["rejected"]]).tree
         features = backbone.features([tree]).last_RLD[:, -1]
-        differences.append(features[0] - features[1])
-    x = torch.stack(differences).double()
-    gram = x.T @ x / len(x) + 1e-3 * torch.eye(x.shape[1])
-    return torch.linalg.solve(gram, x.mean(0))[None].float()
+        gaps.append(features[0] - features[1])
+    return torch.stack(gaps)
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +73,9 @@ def domains(tmp_path_factory, tiny_tokenizer):
     root = tmp_path_factory.mktemp("domains")
     renderer = Renderer(tiny_tokenizer, Rendering())
     backbone = Backbone("a/b", small_decoder(), renderer, [DEPTH])
-    for number, domain in enumerate(ENDS):
-        head = fitted_head(backbone, domain_rows(domain, 200, seed=number))
+    rows_of = {domain: domain_rows(domain, 200, seed=i) for i, domain in enumerate(ENDS)}
+    for number, (domain, other) in enumerate(zip(ENDS, reversed(ENDS), strict=True)):
+        head = fitted_head(backbone, rows_of[domain], rows_of[other])
         card = small_card(sources=(domain,))
         save_scalar_model(small_decoder(), renderer, head, card, root / domain, [])
         rows = domain_rows(domain, 240, seed=10 + number)

@@ -180,12 +180,17 @@ def test_a_page_of_best_of_n_shows_right_choices_by_n_with_intervals(tmp_path):
     assert "Prompts that the bandit gave to each arm" in html
     assert "Over-optimization" not in html
     turn = {"value": -0.04, "ci95": [-0.07, -0.01]}
-    entry = {"proxy_rise": 1.25, "peak": 4, "turn": turn}
     kl = {str(n): float(n) for n in (1, 2, 4, 8, 16)}
+    fit = {"alpha": {"value": 0.3}, "beta": {"value": -0.1}, "holds": True}
+    entry = {"proxy": dict.fromkeys(kl, 0.5) | {"16": 1.25}, "peak": 4, "turn": turn, "fit": fit}
     optimization = {"kl": kl, "strategies": {"long": entry}}
     shown = right_choices(metrics["best_of_n"], {}, optimization).blocks[2]
     assert "n = 16, at most 16.000 nats" in shown.title
-    assert shown.texts(shown.rows[0])[1:] == ["+1.250", "4", "-0.040", "[-0.070, -0.010]"]
+    texts = ["+1.250", "4", "-0.040", "[-0.070, -0.010]"]
+    assert shown.texts(shown.rows[0]) == [*texts, "+0.300", "-0.100"]
+    optimization["strategies"]["long"]["fit"]["holds"] = False
+    shown = right_choices(metrics["best_of_n"], {}, optimization).blocks[2]
+    assert shown.texts(shown.rows[0]) == [*texts, "-", "-"]
     table = right_choices(metrics["best_of_n"], {}, {}).blocks[1]
     assert table.rows[0].name == "any right"
     assert table.texts(table.rows[0])[-2:] == ["0.800", "[0.700, 0.900]"]

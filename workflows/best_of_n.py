@@ -7,35 +7,33 @@ E_n is the mean over all sets of n of the N samples (`panoply.measure.best_of_n`
 has all samples, and the same ones for all strategies. Where the verdicts turn down while the
 strategy's own scores go on rising, it is over-optimized. LASeR's variant for long contexts (arXiv
 2410.01735, section 4.1) is the row `laser`: the bandit that a run of `jobs.laser` left picks the
-arm of each prompt.
+arm of each prompt. `run_recorded` does the same with scores and verdicts of a file.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actors.server_sampler import check_server
 from panoply.config import as_dict
-from panoply.config.laser import ENSEMBLES, LASER, BestOfNConfig
+from panoply.config.best_of_n import RecordedBestOfNConfig
+from panoply.config.laser import BestOfNConfig
+from panoply.data.samples import read_samples
 from panoply.data.schema import digest
 from panoply.data.tasks import Task
 from panoply.files import whole_file, write_json
 from panoply.hub.backbone.pretrained import resolve
-from panoply.laser.ensembles import best_of, chosen_scores
+from panoply.laser.ensembles import best_of
 from panoply.laser.rollout import Rollout, summed_truncation
-from panoply.measure.best_of_n import expected_best, kl_of, turn_down
-from panoply.measure.intervals import mean_interval
 from panoply.report.progress import RunLogger
 from panoply.report.report import write_report
-from panoply.types import Array
+from workflows.cluster.choices_of_n import Rankings, measure, rank_responses
 from workflows.cluster.keys import endpoint_variables
 from workflows.cluster.prompt_contexts import learned_routes
 from workflows.cluster.ray_cluster import aborts_when_stopped, connect
@@ -48,12 +46,6 @@ from workflows.cluster.rollouts import (
 from workflows.cluster.run_folder import check_folder, claim, run_folder
 from workflows.cluster.run_lease import one_writer
 from workflows.cluster.tracking import git_commit, open_trackers
-
-ANY_RIGHT = "any right"
-"""Row of an upper bound: whether any of the n responses is right."""
-
-Rankings: TypeAlias = Mapping[str, Sequence[Array]]
-"""By strategy, the score of each sample of each prompt."""
 
 
 @one_writer
@@ -96,15 +88,42 @@ def run_best_of_n(config: BestOfNConfig, logger: RunLogger) -> dict[str, Any]:
                     0,
                     config.backbone.adapter,
                 )
-        rankings = rank_responses(rollouts, names, routes)
+        routed = [routes[rollout.prompt_id] for rollout in rollouts] if routes else []
+        rankings = rank_responses([rollout.score_Kn for rollout in rollouts], names, routed)
         with whole_file(out / "choices.parquet") as partial:
             pq.write_table(choice_table(rankings, rollouts), partial)
-        routed = list(routes.values())
+        golds = [rollout.verdict_n for rollout in rollouts]
         metrics: dict[str, Any] = {
-            **measure(rankings, rollouts, sizes),
+            **measure(rankings, golds, sizes),
             "num_prompts": len(rollouts),
             "truncated": summed_truncation(rollout.truncation for rollout in rollouts),
             "arms_routed": {arm: routed.count(arm) for arm in names} if routed else {},
+            "git_commit": git_commit(),
+        }
+        write_json(out / "metrics.json", metrics)
+        write_report(out)
+    return metrics
+
+
+@one_writer
+def run_recorded(config: RecordedBestOfNConfig, logger: RunLogger) -> dict[str, Any]:
+    """Measures best of n on recorded scores; returns what it leaves in `OUT/metrics.json`.
+
+    Raises:
+        ValueError, OSError: unusable input.
+    """
+    out = run_folder(config.out)
+    trackers = open_trackers(config, out)
+    samples = read_samples(config)
+    sizes = config.sizes(samples.num_samples)
+    check_folder(out, config)
+    claim(out, config, {"samples": digest(*samples.prompts, *map(str, samples.golds))})
+    logger.info(f"prompts: {len(samples.prompts):,}, {samples.num_samples} samples each")
+    with trackers.run(as_dict(config), {"method": "best-of-n"}, logger):
+        rankings = rank_responses(samples.scores, samples.names)
+        metrics: dict[str, Any] = {
+            **measure(rankings, samples.golds, sizes),
+            "num_prompts": len(samples.prompts),
             "git_commit": git_commit(),
         }
         write_json(out / "metrics.json", metrics)
@@ -134,58 +153,6 @@ def unseen_prompts(config: BestOfNConfig) -> list[Task]:
     return tasks
 
 
-def rank_responses(
-    rollouts: Sequence[Rollout], arms: Sequence[str], routes: Mapping[str, str]
-) -> Rankings:
-    """Returns the score of each response by every strategy, on all samples of its prompt."""
-
-    def ranking(strategy: str, rollout: Rollout) -> Array:
-        if strategy in ENSEMBLES:
-            return chosen_scores(strategy, rollout.score_Kn)
-        arm = routes[rollout.prompt_id] if strategy == LASER else strategy
-        return rollout.score_Kn[arms.index(arm)]
-
-    strategies = (*([LASER] if routes else []), *arms, *ENSEMBLES)
-    return {name: [ranking(name, rollout) for rollout in rollouts] for name in strategies}
-
-
-def measure(
-    rankings: Rankings, rollouts: Sequence[Rollout], sizes: Sequence[int]
-) -> dict[str, dict[str, Any]]:
-    """Returns right choices by strategy and n, and how far each strategy is over-optimized.
-
-    Proxies have no common unit: each is shown in deviations of its scores of all samples.
-    """
-    verdicts = [rollout.verdict_n for rollout in rollouts]
-    shares: dict[str, Any] = {}
-    optimization: dict[str, Any] = {}
-    for name, scores in rankings.items():
-        gold_PS = expected_of_all(scores, verdicts, sizes)
-        shares[name] = _by_size(gold_PS, sizes)
-        every = np.concatenate(scores)
-        spread = float(np.nanstd(every)) if np.isfinite(every).any() else 0.0
-        proxy_PS = expected_of_all(scores, scores, sizes)
-        turn = turn_down(gold_PS)
-        peak = turn.pop("peak")
-        optimization[name] = {
-            "proxy_rise": (_mean(proxy_PS[:, -1]) - _mean(proxy_PS[:, 0])) / (spread or math.nan),
-            "peak": sizes[int(peak)] if isinstance(peak, float) and math.isfinite(peak) else None,
-            "turn": turn,
-        }
-    # Who knew the verdicts would choose a right response wherever there is one.
-    shares[ANY_RIGHT] = _by_size(expected_of_all(verdicts, verdicts, sizes), sizes)
-    kl = {str(n): kl_of(n) for n in sizes}
-    return {"best_of_n": shares, "optimization": {"kl": kl, "strategies": optimization}}
-
-
-def expected_of_all(
-    proxies: Sequence[Array], golds: Sequence[Array], sizes: Sequence[int]
-) -> Array:
-    """Returns the expected gold of the best of n of each prompt, `[P, S]`."""
-    rows = [expected_best(a, b, sizes) for a, b in zip(proxies, golds, strict=True)]
-    return np.stack(rows)
-
-
 def choice_table(rankings: Rankings, rollouts: Sequence[Rollout]) -> pa.Table:
     """Returns the best of all samples of each prompt by each strategy.
 
@@ -207,16 +174,3 @@ def choice_table(rankings: Rankings, rollouts: Sequence[Rollout]) -> pa.Table:
                 }
             )
     return pa.Table.from_pylist(rows)
-
-
-def _by_size(gold_PS: Array, sizes: Sequence[int]) -> dict[str, dict[str, Any]]:
-    """Returns the mean over prompts and its interval by n."""
-    return {
-        str(n): {"value": _mean(gold_P), "ci95": mean_interval(gold_P)}
-        for n, gold_P in zip(sizes, gold_PS.T, strict=True)
-    }
-
-
-def _mean(values_P: Array) -> float:
-    finite = values_P[np.isfinite(values_P)]
-    return float(finite.mean()) if len(finite) else float("nan")

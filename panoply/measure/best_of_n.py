@@ -15,13 +15,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import gammaln
 
-from panoply.measure.intervals import percentiles, resampled_sums
+from panoply.measure.intervals import mean_interval, percentiles, resampled_sums
 from panoply.types import Array
+
+FEWEST_SIZES = 4
+"""Sizes above 1 below which a curve of two coefficients fits whatever there is."""
+LARGEST_REST = 0.01
+"""Largest share of the squares of gold's rise that a fit which holds leaves."""
 
 
 def expected_best(proxy_N: ArrayLike, gold_N: ArrayLike, sizes: Sequence[int]) -> Array:
@@ -82,3 +88,42 @@ def turn_down(gold_PS: Array, seed: int = 0) -> dict[str, float | list[float]]:
         "ci95": percentiles(turns_B),
         "peak": float(mean_S.argmax()),
     }
+
+
+def fitted_curve(gold_PS: Array, sizes: Sequence[int]) -> dict[str, Any]:
+    """Returns the fit of gold's rise over the distance from the policy (Gao et al.).
+
+        gold(n) - gold(1) = d (alpha - beta d),   d = sqrt(KL_n)
+
+    It is least squares over the sizes above 1, and the intervals of alpha and beta resample
+    prompts. The form is that of gold which rises first and is bent back, and does not hold
+    everywhere: `holds` says whether there are FEWEST_SIZES such sizes, the fit leaves less than
+    LARGEST_REST of the rise's squares, and both intervals lie above 0. It says nothing of larger
+    sizes.
+
+    Args:
+        gold_PS: expected gold of each prompt at each n; prompts with a NaN are left out.
+        sizes: numbers n, ascending from 1.
+
+    Returns:
+        `alpha` and `beta`, each with `value` and `ci95`; `rest`, the share of the rise's squares
+        that is left; and `holds`.
+    """
+    whole_PS = gold_PS[np.isfinite(gold_PS).all(1)]
+    d_S = np.sqrt([kl_of(n) for n in sizes[1:]])
+    nothing = {"value": math.nan, "ci95": [math.nan, math.nan]}
+    if len(d_S) < FEWEST_SIZES or not len(whole_PS):
+        return {"alpha": nothing, "beta": nothing, "rest": math.nan, "holds": False}
+    terms_S2 = np.stack([d_S, -np.square(d_S)], axis=1)
+    # The fit of a mean curve is the mean of the fits of the prompts' curves.
+    rise_PS = whole_PS[:, 1:] - whole_PS[:, :1]
+    fits_P2 = rise_PS @ np.linalg.pinv(terms_S2).T
+    rise_S, fit_2 = rise_PS.mean(0), fits_P2.mean(0)
+    left_S = rise_S - terms_S2 @ fit_2
+    squares = float(rise_S @ rise_S)
+    rest = float(left_S @ left_S) / squares if squares else math.nan
+    fitted: dict[str, dict[str, Any]] = {}
+    for name, value, each in zip(("alpha", "beta"), fit_2, fits_P2.T, strict=True):
+        fitted[name] = {"value": float(value), "ci95": mean_interval(each)}
+    bends = all(entry["ci95"][0] > 0 for entry in fitted.values())
+    return {**fitted, "rest": rest, "holds": bends and rest < LARGEST_REST}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import compress
 
 from panoply.report.section import (
     Block,
@@ -22,6 +23,9 @@ from panoply.report.section import (
     signed_interval,
 )
 
+MOST_COLUMNS = 6
+"""Sizes n that a table has all of."""
+
 
 def right_choices(
     choices: Mapping[str, Mapping[str, Metrics]], routed: Mapping[str, int], optimization: Metrics
@@ -34,13 +38,18 @@ def right_choices(
         optimization: `kl` by n, and by who picks how far more samples made the choice worse; empty
             of a run before it was measured.
     """
-    *smaller, most = next(iter(choices.values()))
+    sizes = list(next(iter(choices.values())))
+    most = sizes[-1]
+    # Curves have every n, and a table of many the powers of 2.
+    is_listed = [len(sizes) <= MOST_COLUMNS or int(n).bit_count() == 1 for n in sizes[:-1]]
+    smaller = list(compress(sizes, is_listed))
     curves: list[Curve] = []
     rows: list[Row] = []
     for name in sorted(choices, key=lambda name: falling(choices[name][most]["value"])):
-        values = [choices[name][n]["value"] for n in (*smaller, most)]
-        curves.append(Curve(name, [*smaller, most], values))
-        rows.append(Row(name, [*values, choices[name][most].get("ci95")]))
+        entries = choices[name]
+        curves.append(Curve(name, sizes, [entries[n]["value"] for n in sizes]))
+        values = [entries[n]["value"] for n in (*smaller, most)]
+        rows.append(Row(name, [*values, entries[most].get("ci95")]))
     single = defined(entry.get("1", {}).get("value") for entry in choices.values())
     origin = next(iter(single), 0.0)
     title = "Right choices by the number of samples"
@@ -60,8 +69,17 @@ def right_choices(
     )
     blocks: list[Block] = [by_n, table, prompts]
     if optimization:
-        blocks.insert(2, _turns(optimization))
+        blocks[2:2] = [_turns(optimization), _rises(optimization)]
     return Section("best-of-n", "Best of n", note, blocks)
+
+
+def _rises(optimization: Metrics) -> Curves:
+    """Returns by n how far the scores of the chosen rise above one sample's."""
+    curves: list[Curve] = []
+    for name, entry in optimization["strategies"].items():
+        curves.append(Curve(name, [*entry["proxy"]], [*entry["proxy"].values()]))
+    title = "Rise of who picks's own score, in deviations of its scores of all samples"
+    return Curves(title, "n", "rise", curves, origin=0.0, with_numbers=False)
 
 
 def _turns(optimization: Metrics) -> Table:
@@ -69,16 +87,21 @@ def _turns(optimization: Metrics) -> Table:
     most, distance = list(optimization["kl"].items())[-1]
     rows: list[Row] = []
     for name, entry in optimization["strategies"].items():
-        turn = entry["turn"]
-        rows.append(Row(name, [entry["proxy_rise"], entry["peak"], turn["value"], turn["ci95"]]))
+        turn, fit = entry["turn"], entry["fit"]
+        fitted = [fit[name]["value"] if fit["holds"] else None for name in ("alpha", "beta")]
+        cells = [entry["proxy"][most], entry["peak"], turn["value"], turn["ci95"], *fitted]
+        rows.append(Row(name, cells))
     columns = [
         Column("its scores rise by", signed),
         Column("most right at n", count),
         Column("right choices lost", signed, "dot"),
         Column("95 %", signed_interval, "interval"),
+        Column("alpha", signed),
+        Column("beta", signed),
     ]
     title = (
         f"Over-optimization: from the best n to n = {most}, at most {number(distance)} nats from "
-        "the policy; scores in their deviations"
+        "the policy; alpha and beta where right choices rise by d (alpha - beta d), d the root of "
+        "the nats"
     )
     return Table(title, "who picks", columns, rows, measure="right choices lost")
