@@ -37,14 +37,19 @@ ENDS = {"east": "!.", "west": "?,"}
 
 
 def domain_rows(domain, size, seed):
-    """Pairs of a domain: the same words with the end that is liked there and with the other one."""
+    """Pairs of a domain: the same words with the end that is liked there and with the other one.
+
+    One of the two is longer, by turns the better and the worse.
+    """
     rng = np.random.default_rng(seed)
     rows = []
     for i in range(size):
         words = " ".join(rng.choice(WORDS, rng.integers(1, 4)))
         prompt = [{"role": "user", "content": f"say {domain} {seed} {i}"}]
         better, worse = ENDS[domain]
-        pair = {"chosen": words + better, "rejected": words + worse}
+        longer, shorter = f"oh {words}", words
+        first, second = (longer, shorter) if i % 2 else (shorter, longer)
+        pair = {"chosen": first + better, "rejected": second + worse}
         rows.append({"prompt": prompt, **pair, "source": domain})
     return rows
 

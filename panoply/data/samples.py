@@ -1,4 +1,4 @@
-"""Samples that were scored and judged before, read from a table with a row for each.
+"""RecordedSamples that were scored and judged before, read from a table with a row for each.
 
 Shapes: K scorers, n samples of a prompt.
 """
@@ -22,7 +22,7 @@ SCORE = "score_"
 
 
 @dataclass(frozen=True, slots=True)
-class Samples:
+class RecordedSamples:
     """Scores and gold of the samples of each prompt."""
 
     names: tuple[str, ...]
@@ -35,11 +35,11 @@ class Samples:
 
     @property
     def num_samples(self) -> int:
-        """Samples that every prompt has."""
+        """RecordedSamples that every prompt has."""
         return min(map(len, self.golds))
 
 
-def read_samples(config: RecordedBestOfNConfig) -> Samples:
+def read_samples(config: RecordedBestOfNConfig) -> RecordedSamples:
     """Reads recorded scores, prompts in the order in which they come.
 
     Raises:
@@ -75,7 +75,7 @@ def read_samples(config: RecordedBestOfNConfig) -> Samples:
     rows_of: dict[str, list[int]] = {}
     for row, prompt in enumerate(table[config.prompt].to_pylist()):
         rows_of.setdefault(str(prompt), []).append(row)
-    samples = Samples(
+    samples = RecordedSamples(
         names=tuple(name.removeprefix(SCORE) for name in names),
         prompts=list(rows_of),
         scores=[score_KN[:, rows] for rows in rows_of.values()],
