@@ -1,4 +1,4 @@
-"""RecordedSamples that were scored and judged before, read from a table with a row for each.
+"""Samples that were scored and judged before, read from a table with a row for each.
 
 Shapes: K scorers, n samples of a prompt.
 """
@@ -35,7 +35,7 @@ class RecordedSamples:
 
     @property
     def num_samples(self) -> int:
-        """RecordedSamples that every prompt has."""
+        """Samples that every prompt has."""
         return min(map(len, self.golds))
 
 
