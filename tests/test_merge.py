@@ -47,9 +47,8 @@ def domain_rows(domain, size, seed):
         words = " ".join(rng.choice(WORDS, rng.integers(1, 4)))
         prompt = [{"role": "user", "content": f"say {domain} {seed} {i}"}]
         better, worse = ENDS[domain]
-        longer, shorter = f"oh {words}", words
-        first, second = (longer, shorter) if i % 2 else (shorter, longer)
-        pair = {"chosen": first + better, "rejected": second + worse}
+        times = (2, 3) if i % 2 else (3, 2)
+        pair = {"chosen": words + times[0] * better, "rejected": words + times[1] * worse}
         rows.append({"prompt": prompt, **pair, "source": domain})
     return rows
 
