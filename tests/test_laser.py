@@ -16,7 +16,13 @@ import ray
 from mlflow import MlflowClient
 
 from panoply.config.bandit import AlarmConfig, SelectorConfig
-from panoply.config.laser import ArmsConfig, BestOfNConfig, PromptsConfig, SampledPolicyConfig
+from panoply.config.laser import (
+    ENSEMBLES,
+    ArmsConfig,
+    BestOfNConfig,
+    PromptsConfig,
+    SampledPolicyConfig,
+)
 from panoply.hub.policy.policy import load_policy
 from panoply.laser.log import Log
 from panoply.laser.monitor import series
@@ -260,7 +266,7 @@ def test_best_of_n_counts_what_each_picks_and_asks_the_bandit_of_a_run(calm, tmp
         by_n = [found[name][n]["value"] for n in ("1", "3")]
         # Two arms that order responses oppositely leave an ensemble that tells none apart.
         rise = entry["proxy"]["3"]
-        assert (rise == 0) if name in ("mean", "agreement") else (rise > 0), name
+        assert (rise == 0) if name in ENSEMBLES else (rise > 0), name
         assert not entry["fit"]["holds"]  # of two sizes
         assert entry["turn"]["value"] == pytest.approx(by_n[1] - max(by_n))
         assert entry["peak"] in (1, 3)

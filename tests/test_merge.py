@@ -37,14 +37,18 @@ ENDS = {"east": "!.", "west": "?,"}
 
 
 def domain_rows(domain, size, seed):
-    """Pairs of a domain: the same words with the end that is liked there and with the other one."""
+    """Pairs of a domain: the same words with the end that is liked there and with the other one.
+
+    One of the two is longer, by turns the better and the worse.
+    """
     rng = np.random.default_rng(seed)
     rows = []
     for i in range(size):
         words = " ".join(rng.choice(WORDS, rng.integers(1, 4)))
         prompt = [{"role": "user", "content": f"say {domain} {seed} {i}"}]
         better, worse = ENDS[domain]
-        pair = {"chosen": words + better, "rejected": words + worse}
+        times = (2, 3) if i % 2 else (3, 2)
+        pair = {"chosen": words + times[0] * better, "rejected": words + times[1] * worse}
         rows.append({"prompt": prompt, **pair, "source": domain})
     return rows
 

@@ -22,7 +22,7 @@ SCORE = "score_"
 
 
 @dataclass(frozen=True, slots=True)
-class Samples:
+class RecordedSamples:
     """Scores and gold of the samples of each prompt."""
 
     names: tuple[str, ...]
@@ -39,7 +39,7 @@ class Samples:
         return min(map(len, self.golds))
 
 
-def read_samples(config: RecordedBestOfNConfig) -> Samples:
+def read_samples(config: RecordedBestOfNConfig) -> RecordedSamples:
     """Reads recorded scores, prompts in the order in which they come.
 
     Raises:
@@ -75,7 +75,7 @@ def read_samples(config: RecordedBestOfNConfig) -> Samples:
     rows_of: dict[str, list[int]] = {}
     for row, prompt in enumerate(table[config.prompt].to_pylist()):
         rows_of.setdefault(str(prompt), []).append(row)
-    samples = Samples(
+    samples = RecordedSamples(
         names=tuple(name.removeprefix(SCORE) for name in names),
         prompts=list(rows_of),
         scores=[score_KN[:, rows] for rows in rows_of.values()],
