@@ -34,21 +34,23 @@ from workflows.merge import run_merge
 
 ENDS = {"east": "!.", "west": "?,"}
 """What the better and the worse response of a domain end in."""
+NUM_ENDS = 5
+"""So often that the features, which are of a random model's last token, are the end's."""
 
 
 def domain_rows(domain, size, seed):
     """Pairs of a domain: the same words with the end that is liked there and with the other one.
 
-    One of the two is longer, by turns the better and the worse.
+    A letter more makes one of the two longer, by turns the better and the worse.
     """
     rng = np.random.default_rng(seed)
     rows = []
     for i in range(size):
         words = " ".join(rng.choice(WORDS, rng.integers(1, 4)))
         prompt = [{"role": "user", "content": f"say {domain} {seed} {i}"}]
-        better, worse = ENDS[domain]
-        times = (2, 3) if i % 2 else (3, 2)
-        pair = {"chosen": words + times[0] * better, "rejected": words + times[1] * worse}
+        better, worse = (NUM_ENDS * end for end in ENDS[domain])
+        first = ("a", "") if i % 2 else ("", "a")
+        pair = {"chosen": first[0] + words + better, "rejected": first[1] + words + worse}
         rows.append({"prompt": prompt, **pair, "source": domain})
     return rows
 
