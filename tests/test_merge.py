@@ -172,6 +172,17 @@ def test_the_share_is_the_best_mean_over_sources_and_of_equals_the_smallest(judg
     assert any("No share orders more pairs" in str(block) for block in shown.blocks)
 
 
+def test_a_gain_within_its_standard_error_is_none(judged):
+    alone = planted(judged, {"east": 0.9, "west": 0.5})
+    margins = alone.margin_P.copy()
+    lost = judged.select[margins[judged.select] < 0]
+    won = judged.select[margins[judged.select] > 0]
+    margins[won[0]], margins[lost[:2]] = -1.0, 1.0  # by three changes one pair more is right
+    assert best_share(judged, {0.0: alone, 0.3: ScoredShare(margins, None)}) == 0.0
+    margins[lost[:6]] = 1.0
+    assert best_share(judged, {0.0: alone, 0.3: ScoredShare(margins, None)}) == 0.3
+
+
 def test_a_missing_score_moves_no_choice(judged):
     alone = planted(judged, {"east": 0.9, "west": 0.5})
     mixed = planted(judged, {"east": 0.9, "west": 0.8})

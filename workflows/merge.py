@@ -2,7 +2,8 @@
 
     models -> do they fit together, and come from one base?
     for each share lambda: merge shard by shard -> score the pairs -> margins
-    select      lambda = argmax of the accuracy, mean over sources; 0 is the reward model alone
+    select      lambda = argmax of the accuracy, mean over sources; 0, the reward model alone, where
+                no other beats it by a standard error
     calibrate   temperature, and the deviations of the heads, on the merged model's own scores
     test        the merged model less the reward model alone, by source, only reported
 

@@ -5,6 +5,7 @@ Legend: `P` pairs, `N` texts, `K` heads.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from panoply.files import whole_file
 from panoply.hub.artefact.manifest import ScalarManifest
 from panoply.hub.merge.merge import Merge, MergedFit
 from panoply.measure.calibration import fit_scale
+from panoply.measure.intervals import wins
 from panoply.measure.metrics import accuracy
 from panoply.measure.pair_report import compare
 from panoply.report.results.merge import ALL_SOURCES
@@ -160,9 +162,22 @@ def temperature(margin_P: Array, pairs: JudgedPairs) -> float:
 
 
 def best_share(pairs: JudgedPairs, scored: Mapping[float, ScoredShare]) -> float:
-    """Returns the share that orders most pairs of *select* right; of equals the smallest."""
+    """Returns the share that orders most pairs of *select* right; of equals the smallest.
+
+    It is 0, the reward model alone, where the gain over that is within one standard error: among
+    many shares that do nothing the best one is above 0 by chance.
+    """
     rows = pairs.select
-    return max(sorted(scored), key=lambda share: pairs.accuracy(scored[share].margin_P, rows))
+    best = max(sorted(scored), key=lambda share: pairs.accuracy(scored[share].margin_P, rows))
+    gain_P = wins(scored[best].margin_P) - wins(scored[ALONE].margin_P)
+    sources = pairs.table.source_P[rows]
+    gains = [gain_P[rows[sources == source]] for source in sorted(set(sources))]
+    gains = [gain[~np.isnan(gain)] for gain in gains]  # of pairs that lack a score nothing is known
+    gains = [gain for gain in gains if len(gain) > 1]
+    if not gains:
+        return ALONE
+    error = math.sqrt(sum(gain.var(ddof=1) / len(gain) for gain in gains)) / len(gains)
+    return best if np.mean([gain.mean() for gain in gains]) > error else ALONE
 
 
 def share_report(

@@ -71,8 +71,8 @@ def _verdict(result: Metrics) -> str:
     gain = result["gains"][ALL_SOURCES]
     if not result["share"]:
         return (
-            "No share orders more pairs of *select* right than the reward model alone: the result "
-            "is that model."
+            "No share orders more pairs of *select* right than the reward model alone, by more "
+            "than a standard error: the result is that model."
         )
     outcome = {"above": "better than", "below": "worse than"}.get(
         side(gain["ci95"]), "not told apart from"
