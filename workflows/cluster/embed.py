@@ -42,6 +42,8 @@ from workflows.cluster.ray_cluster import MAX_FAILURES
 SHARD_PROMPTS = 64
 MAX_DRIVER_BYTES = 16 * 2**20
 """Bytes of files that the driver divides into shards sooner than a shuffle starts its processes."""
+SHUFFLE_PARTS = 4
+"""Parts of a shuffle, each gathered by a process of its own."""
 NODE_LOST = (
     NodeDiedError,
     ObjectLostError,
@@ -214,7 +216,7 @@ def shard_rows(texts: TextFiles, plan: pa.Table) -> ray.data.Dataset:
     files = [file for names, _ in inputs for file in names]
     if sum(Path(file).stat().st_size for file in files) <= MAX_DRIVER_BYTES:
         return _shards_of_driver(inputs, place)
-    context.default_hash_shuffle_parallelism = 4
+    context.default_hash_shuffle_parallelism = SHUFFLE_PARTS
     parts: list[ray.data.Dataset] = []
     for files, columns in inputs:
         if files:
