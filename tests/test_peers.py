@@ -127,9 +127,10 @@ OK = b"HTTP/1.1 200 OK\r\n"
 def test_an_answer_that_never_begins_or_never_ends_is_given_up_in_time(head, piece, post):
     async def flood(reader, writer):
         floods.append(asyncio.current_task())
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(head)
-        with contextlib.suppress(ConnectionError):
+        # A client on a busy core may give up before its request is written.
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(head)
             while not over.is_set():
                 writer.write(piece)
                 await writer.drain()

@@ -48,7 +48,7 @@ ITEMS = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class ItemPart:
-    """What one row of a file says of an item."""
+    """Holds the fields of an item that one row of a file states."""
 
     subset: str
     prompt: Sequence[Message]

@@ -54,7 +54,7 @@ OVERLAPS = pa.schema(
 
 @dataclass(slots=True)
 class Overlap:
-    """What of an item stands in training texts."""
+    """Tells how much of an item stands in training texts."""
 
     exact: bool = False
     gram_share: float = 0.0

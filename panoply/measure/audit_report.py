@@ -1,4 +1,4 @@
-"""What voters say about the labels of audited pairs: findings, and numbers about the voters.
+"""Reports the labels of audited pairs that voters contradict, and numbers about the voters.
 
 Arrays hold the audited pairs first and the trusted ones behind them. A margin is NaN where a voter
 has no vote: its score failed, or it was trained on the prompt.

@@ -30,7 +30,7 @@ FEWEST_FOR_DISSENT = 3
 
 @dataclass(frozen=True, slots=True)
 class Votes:
-    """What the voters make of each pair."""
+    """Sums up the margins of all voters for each pair."""
 
     mean_P: Array
     """Mean margin; NaN where nobody votes."""

@@ -37,7 +37,7 @@ class ReplicaRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeedbackRequest:
-    """What came of decisions of one bandit."""
+    """Carries outcomes of one bandit's decisions to its replica."""
 
     outcomes: tuple[Outcome, ...]
     caller: str

@@ -1,4 +1,4 @@
-"""What came of a bandit's decisions: `/v1/feedback`, and `/models/NAME/v1/feedback`.
+"""Reads outcomes of a bandit's decisions: `/v1/feedback`, and `/models/NAME/v1/feedback`.
 
     {"model": "router", "outcomes": [{"decision": "1f-...", "reward": 0.7},
                                      {"decision": "20-...", "loss": 0.61, "loss_after": 0.58}]}
@@ -39,7 +39,7 @@ MEASURES = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What came of a decision."""
+    """Names a decision and its outcome."""
 
     decision: str
     """Id of the decision."""
@@ -51,7 +51,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutcomeAnswer:
-    """What became of an outcome."""
+    """Tells whether an outcome was taken."""
 
     decision: str
     """Id of the decision."""

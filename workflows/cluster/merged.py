@@ -83,7 +83,7 @@ class JudgedPairs:
 
 @dataclass(frozen=True, slots=True)
 class ScoredShare:
-    """What the merge at one share makes of the pairs."""
+    """Holds the pairs' margins under the merge at one share."""
 
     margin_P: Array
     fit: MergedFit | None

@@ -1,4 +1,4 @@
-"""What scorers made of rollouts: their scores by group, what they cost, and a row a response.
+"""Reports scored rollouts: scores by group, their cost, and a row a response.
 
 Legend: `n` responses of a group, `P` parts of a scorer.
 """

@@ -71,7 +71,7 @@ class Merge:
 
     @cached_property
     def are_equals(self) -> tuple[bool, ...]:
-        """Whether the head of each model is merged."""
+        """Tells for each model whether its head is merged."""
         others = [is_equal(model, self.first, self.trunk) for model in self.models[1:]]
         return (True, *others)
 
