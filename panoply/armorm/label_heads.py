@@ -29,7 +29,7 @@ FEWEST_PAIRS = 50
 
 @dataclass(frozen=True, slots=True)
 class PairRoles:
-    """Assigns each pair its use; folds and parts are of prompts, so that no prompt is on two sides."""
+    """Assigns each pair its use; folds and parts are of prompts, and no prompt is on two sides."""
 
     fold_P: Ints
     """Fold of the pair's prompt."""
