@@ -167,7 +167,9 @@ def test_a_replica_tells_the_steps_before_a_cut_beside_the_error(folder):
     cut, short = answer_of(replica, replace(chat, responses=(RESPONSES[0], RESPONSES[1])), "steps")
     assert cut.score is None
     assert "step 3 has no score" in cut.error
-    assert cut.details.steps == (*scores[0].details.steps[:2], None)
+    # The batch is another one: products of floats differ in their last bit on some processors.
+    assert cut.details.steps[:2] == pytest.approx(scores[0].details.steps[:2], rel=1e-6)
+    assert cut.details.steps[2:] == (None,)
     assert cut.num_cut > 0
     assert short.score == scores[1].score
 
