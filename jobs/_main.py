@@ -91,7 +91,9 @@ def run_workflow(run: Callable[[Config, RunLogger], Result], config: Config) -> 
     logger = RunLogger(console)
     with exit_if_unusable(console, logger), logger.heartbeat():
         check_inputs(config)
-        return run(config, logger)
+        result = run(config, logger)
+        logger.tell_seconds()
+        return result
 
 
 def metrics_of(

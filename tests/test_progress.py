@@ -180,6 +180,23 @@ def test_a_log_is_never_silent_for_long(monkeypatch):
     assert "at work" not in file.getvalue()
 
 
+def test_a_run_tells_at_its_end_where_its_seconds_went(monkeypatch):
+    console = Console(file=io.StringIO(), width=200)
+    now = iter([0.0, 3.0, 3.0, 10.0, 10.0, 12.4, 12.4])
+    monkeypatch.setattr(time, "monotonic", lambda: next(now))
+    logger = RunLogger(console)
+    logger.stage(1, 2, "embed")
+    logger.stage(2, 2, "fit")
+    logger.tell_seconds()
+    assert console.file.getvalue().endswith("took 12 s: starting 3, embed 7, fit 2\n")
+
+
+def test_a_run_without_stages_tells_no_seconds():
+    console = Console(file=io.StringIO())
+    RunLogger(console).tell_seconds()
+    assert console.file.getvalue() == ""
+
+
 def test_lines_with_commands_are_not_broken():
     process = run("from panoply.report.progress import *\nwith exit_if_unusable(Terminal()):"
                   " raise ValueError('give --pairs ' * 30)", COLUMNS="80")  # fmt: skip

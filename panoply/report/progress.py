@@ -77,6 +77,7 @@ class RunLogger:
         self.console = console or Console(quiet=True)
         self.stage_name = "starting"
         self.stage_began = self.printed = time.monotonic()
+        self._seconds: dict[str, float] = {}
         self._step_sink: StepSink | None = None
 
     def info(self, text: str) -> None:
@@ -88,13 +89,26 @@ class RunLogger:
 
     def stage(self, number: int, total: int, name: str) -> None:
         """Prints that a stage of the run begins, from which the same command would go on."""
-        self.stage_name, self.stage_began = name, time.monotonic()
+        self._begin(name)
         self.resume_point = lambda: f"stage {number} of {total} ({name})"
         self.info(f"stage {number} of {total}: {name}")
 
     def end_stages(self) -> None:
         """Ends the heartbeat: what is silent from here on waits for requests and is not at work."""
-        self.stage_name = ""
+        self._begin("")
+
+    def _begin(self, name: str) -> None:
+        now = time.monotonic()
+        spent = self._seconds.get(self.stage_name, 0.0) + now - self.stage_began
+        self._seconds[self.stage_name] = spent
+        self.stage_name, self.stage_began = name, now
+
+    def tell_seconds(self) -> None:
+        """Prints how long the run took, and each of its stages; nothing where it had none."""
+        self._begin("")
+        stages = [f"{name} {seconds:.0f}" for name, seconds in self._seconds.items() if name]
+        if len(stages) > 1:
+            self.info(f"took {sum(self._seconds.values()):.0f} s: {', '.join(stages)}")
 
     @contextmanager
     def heartbeat(self) -> Generator[None]:
