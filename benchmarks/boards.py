@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,7 +36,7 @@ import transformers
 
 from actors.rescorer import RescoringActor, shard_of
 from benchmarks import harness
-from benchmarks.harness import over_repeats, print_figures, run, setting, write_figures
+from benchmarks.harness import over_repeats, print_figures, run, setting, settings_of, write_figures
 from panoply.boards import load_board
 from panoply.boards.items import BoardItem, read_items
 from panoply.config import Rendering
@@ -84,11 +84,8 @@ class Options(harness.Options):
 def main(options: Options) -> None:
     """Measures, prints and writes the figures."""
     torch.set_num_threads(options.threads)
-    sizes = {
-        name: value if isinstance(value, int) else str(value)
-        for name, value in asdict(options).items()
-    }
-    figures: dict[str, Any] = {"setting": setting(torch, transformers, pa, **sizes)}
+    about = setting(torch, transformers, pa, **settings_of(options))
+    figures: dict[str, Any] = {"setting": about}
     with tempfile.TemporaryDirectory() as folder:
         for part in options.parts:
             match part:

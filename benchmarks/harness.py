@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, median
 from types import ModuleType
@@ -42,6 +42,12 @@ def setting(*modules: ModuleType, **sizes: Any) -> dict[str, Any]:
         "load": os.getloadavg()[0],
         **sizes,
     }
+
+
+def settings_of(options: Options) -> dict[str, Any]:
+    """Returns the options of a module as sizes of its setting: paths as text, without its file."""
+    sizes = {name: value for name, value in asdict(options).items() if name != "json"}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in sizes.items()}
 
 
 def over_repeats(values: Sequence[float], **more: Any) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import multiprocessing
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from benchmarks import harness
-from benchmarks.harness import over_repeats, print_figures, run, setting, write_figures
+from benchmarks.harness import over_repeats, print_figures, run, setting, settings_of, write_figures
 from panoply.armorm.ridge import (
     Moments,
     Pattern,
@@ -246,9 +246,12 @@ def main(options: Options) -> None:
     figures = compare(made, options.repeats)
     del made
     figures |= scaling([options.rows * n // 2 for n in (1, 2, 4, 8)], *shape)
-    sizes = {name: value for name, value in asdict(options).items() if name != "json"}
     figures["setting"] = setting(
-        *(np, scipy, sklearn), threads=1, dtype="float64", strengths=list(STRENGTHS), **sizes
+        *(np, scipy, sklearn),
+        threads=1,
+        dtype="float64",
+        strengths=list(STRENGTHS),
+        **settings_of(options),
     )
     write_figures(options.json, figures)
     notes = {

@@ -37,7 +37,7 @@ import transformers
 from actors.model_replica import RewardModelReplica
 from actors.shared_replica import SharedBackboneReplica
 from benchmarks import harness
-from benchmarks.harness import over_repeats, print_figures, run, setting, write_figures
+from benchmarks.harness import over_repeats, print_figures, run, setting, settings_of, write_figures
 from panoply.config import Rendering
 from panoply.config.preference import Lora, TrainedBackboneConfig
 from panoply.config.serve import (
@@ -89,8 +89,7 @@ def main(options: Options) -> None:
         adapters, merged = save_models(Path(folder), options)
         figures: dict[str, Any] = {"memory": memory(adapters, merged, options)}
         figures |= asyncio.run(throughput(adapters, merged[0], options))
-    sizes = {name: value for name, value in asdict(options).items() if name != "json"}
-    figures["setting"] = setting(torch, transformers, peft, **sizes)
+    figures["setting"] = setting(torch, transformers, peft, **settings_of(options))
     print_figures(figures, ("ratio", "min", "max"))
     write_figures(options.json, figures)
 

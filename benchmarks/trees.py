@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 
 from benchmarks import harness
-from benchmarks.harness import over_repeats, print_figures, run, setting, write_figures
+from benchmarks.harness import over_repeats, print_figures, run, setting, settings_of, write_figures
 from benchmarks.tree_baselines import (
     SOURCES,
     Clock,
@@ -196,8 +196,7 @@ def about(options: Options) -> dict[str, Any]:
     import transformers
     import trl
 
-    sizes = {k: v if isinstance(v, int | tuple) else str(v) for k, v in asdict(options).items()}
-    return setting(torch, transformers, trl, **sizes)
+    return setting(torch, transformers, trl, **settings_of(options))
 
 
 if __name__ == "__main__":
