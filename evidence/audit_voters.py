@@ -35,6 +35,10 @@ SHARES = (0.0, 0.1, 0.25, 0.4)
 """Shares of swapped labels."""
 BOUNDS = (0.1, 0.3)
 """Bounds of the share of right labels among those that are found."""
+NUM_CANDIDATES = 10
+"""Solutions of a problem, the right one first."""
+FEWEST = 10
+"""Right labels below a threshold, without which a ratio is chance."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +120,23 @@ def fair_voters(numbers: Mapping[str, Any], files: Mapping[str, Path]) -> dict[s
     return {name: files[name] for name in ranked if accuracy[name] > FAIR}
 
 
+def largest_ratio(table: pa.Table, name: str) -> float:
+    """Returns how many times as frequent low margins are among swapped as among right labels.
+
+        max_t  #{m: -m <= t} / #{m: m <= t}     over t < 0 with FEWEST right labels or more below
+
+    What a bound F lets through where a share q is swapped has a ratio of (1 - F) (1 - q) / (F q).
+    """
+    scores = np.array(table[f"score_{name}"].to_pylist(), np.float64)
+    of_item = scores.reshape(-1, NUM_CANDIDATES)
+    margins = np.sort((of_item[:, :1] - of_item[:, 1:]).ravel())
+    thresholds = margins[FEWEST - 1 :]
+    thresholds = thresholds[thresholds < 0]
+    right = np.searchsorted(margins, thresholds, side="right")
+    swapped = len(margins) - np.searchsorted(margins, -thresholds, side="left")
+    return float((swapped / right).max())
+
+
 def row_of(voters: str, share: float, runs: Sequence[Mapping[str, Any]]) -> str:
     """Returns a line of the table."""
     cells = [voters, f"{share:.0%}", shown(over_seeds([run["suspect"] for run in runs]), 0)]
@@ -145,6 +166,8 @@ def main(options: Options) -> None:
             fair[seed] = fair_voters(numbers, files)
         figures["voters"] = {seed: list(voters) for seed, voters in fair.items()}
         print(json.dumps(figures["voters"]))
+        figures["largest ratio"] = {name: largest_ratio(table, name) for name in files}
+        print(json.dumps(figures["largest ratio"]))
         for label, num in (("best", 1), ("fair", None)):
             for share, bound in product(SHARES, BOUNDS):
                 name = f"{label}/{share}/{bound}"
