@@ -151,7 +151,8 @@ def counts(folder: Path) -> dict[str, Figure]:
         **step_counts(folder),
         **call_counts(wheres),
         **server_counts(wheres),
-        **import_counts(),
+        **help_counts(),
+        **replica_counts(),
         "graphs compiled": counted(num_compiled(), 0),
     }
 
@@ -332,18 +333,22 @@ def num_replicas(app: Application) -> int:
 # Imports
 
 
-def import_counts() -> dict[str, Figure]:
-    """Returns the modules that help texts load, and the heavy ones of those and of replicas."""
+def help_counts() -> dict[str, Figure]:
+    """Returns the modules that the help texts of all commands load, and the heavy packages."""
     files = sorted((ROOT / "jobs").glob("[a-z]*.py"))
     commands = [f"jobs.{file.stem}" for file in files if file.stem != "recipes"]
-    by_help = modules_after(HELP, *commands)
-    by_replicas = modules_after(LOADED.format(", ".join(WITHOUT_MODEL)))
-    heavy, of_models = set(HEAVY), set(HEAVY) - {"ray"}
+    modules = modules_after(HELP, *commands)
     return {
-        "help of all commands: modules": {"value": len(by_help)},
-        "help of all commands: heavy packages": counted(len(heavy & by_help), 0),
-        "replicas without a model: heavy packages": counted(len(of_models & by_replicas), 0),
+        "help of all commands: modules": {"value": len(modules)},
+        "help of all commands: heavy packages": counted(len(modules & set(HEAVY)), 0),
     }
+
+
+def replica_counts() -> dict[str, Figure]:
+    """Returns the heavy packages, beside Ray, that replicas load which need no model."""
+    modules = modules_after(LOADED.format(", ".join(WITHOUT_MODEL)))
+    num_heavy = len(modules & set(HEAVY) - {"ray"})
+    return {"replicas without a model: heavy packages": counted(num_heavy, 0)}
 
 
 def modules_after(code: str, *words: str) -> set[str]:
