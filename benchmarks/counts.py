@@ -26,7 +26,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from ray.serve import Application
@@ -311,9 +311,10 @@ def server_counts(wheres: Mapping[str, str]) -> dict[str, Figure]:
 def bound_apps(app: Application) -> list[Application]:
     """Returns the applications whose replicas an application's replicas can ask."""
     deployment = app._bound_deployment  # pyright: ignore[reportPrivateUsage]
+    keywords = cast(dict[str, Any], deployment.init_kwargs)  # Ray says that it is a tuple
     apps: list[Application] = []
-    for value in (*deployment.init_args, *deployment.init_kwargs.values()):
-        values = value.values() if isinstance(value, Mapping) else (value,)
+    for value in (*deployment.init_args, *keywords.values()):
+        values = value.values() if isinstance(value, dict) else (value,)
         apps += [part for part in values if isinstance(part, Application)]
     return apps
 

@@ -301,13 +301,9 @@ def ratios(bars: Mapping[str, Bar], runs: Sequence[Figures]) -> dict[str, dict[s
     return kept
 
 
-def values(figures: Figures) -> dict[str, dict[str, float]]:
+def values(figures: Figures) -> dict[str, Figures]:
     """Returns the counts among some figures, with their ideals."""
-    return {
-        name: figure
-        for name, figure in figures.items()
-        if isinstance(figure, Mapping) and "value" in figure
-    }
+    return {name: figure for name, figure in figures.items() if "value" in figure}
 
 
 def is_number(value: Any) -> bool:

@@ -19,7 +19,18 @@ import tyro
 from benchmarks.release import PARTS, ROOT, git
 from panoply.files import write_whole
 from panoply.report.page import Page, render
-from panoply.report.section import Block, Column, Curve, Curves, Row, Section, Table, number, words
+from panoply.report.section import (
+    Block,
+    Column,
+    Curve,
+    Curves,
+    Line,
+    Row,
+    Section,
+    Table,
+    number,
+    words,
+)
 
 Release: TypeAlias = Mapping[str, Any]
 """What is known of a commit: the content of its file."""
@@ -27,10 +38,19 @@ SHORT = 8
 """Characters of a hash."""
 MOST_COUNTED = 6
 """Commits of the table of counts, the last ones."""
+DRAWN: tuple[tuple[str, str, Line], ...] = (
+    ("ratio", "ratio", "solid"),
+    ("min", "least", "hollow"),
+    ("max", "largest", "hollow"),
+    ("ideal", "ideal", "dashed"),
+    ("at_least", "bar, at least", "dashed"),
+    ("at_most", "bar, at most", "dashed"),
+)
+"""Keys of a figure, and the name and line of the curve of each."""
 ABOUT = (
-    "Each point is a median over repeats in turns, on one machine, of the time of one side over "
-    "that of the other; hollow points are the extremes. Bars were set for the larger sizes of "
-    "RESULTS.md, beside which these are small: the course over commits counts."
+    "Each point is the median over repeats, in which both sides took turns on one machine; hollow "
+    "points are the extremes. Bars were set for the larger sizes of RESULTS.md: what counts here "
+    "is the course over commits."
 )
 
 
@@ -64,11 +84,10 @@ def page_of(releases: Iterable[Release], history: Sequence[str]) -> str:
         releases: in any order.
         history: commits, the oldest first.
     """
-    place = {commit: number for number, commit in enumerate(history)}
     by_commit = {release["commit"]: release for release in releases}
-    ordered = [by_commit[commit] for commit in sorted(by_commit.keys() & place, key=place.get)]
+    ordered = [by_commit[commit] for commit in history if commit in by_commit]
     remarks = [ABOUT]
-    if outside := sorted(by_commit.keys() - place):
+    if outside := sorted(by_commit.keys() - set(history)):
         names = ", ".join(commit[:SHORT] for commit in outside)
         remarks.append(f"Not in the history of the commit that is checked out: {names}.")
     head = Page(
@@ -99,13 +118,13 @@ def commits(releases: Sequence[Release]) -> Section:
     """Returns what was measured, and where."""
     columns = [Column(name, str) for name in ("date", "subject", "processor", "torch", "load")]
     rows: list[Row] = []
-    for release in reversed(releases):
+    for place, release in reversed([*enumerate(releases, 1)]):
         machine = release["machine"]
         loads = [part["load"] for part in release["parts"].values()]
         load = f"{min(loads):.1f} to {max(loads):.1f}" if loads else "-"
         processor = f"{machine['cores']} x {machine['cpu']}"
         cells = [release["date"][:10], release["subject"], processor, machine["torch"], load]
-        rows.append(Row(short(release), cells))
+        rows.append(Row(f"{place}: {short(release)}", cells))
     table = Table("Newest first; load at the start of the parts", "commit", columns, rows)
     return Section("commits", "Commits", "", [table])
 
@@ -155,25 +174,17 @@ def misses(figure: Mapping[str, float]) -> bool:
 
 def course(part: str, flags: str, releases: Sequence[Release]) -> Section:
     """Returns the ratios of a part over commits, with extremes, ideal and bar."""
-    at = [short(release) for release in releases]
+    places = range(1, len(releases) + 1)
     measured = [figures_of(release, part) for release in releases]
     names = dict.fromkeys(name for figures in measured for name in figures)
     blocks: list[Block] = []
     for name in names:
         values = [figures.get(name, {}) for figures in measured]
-        drawn = (
-            ("ratio", "ratio", "solid"),
-            ("min", "least", "hollow"),
-            ("max", "largest", "hollow"),
-            ("ideal", "ideal", "dashed"),
-            ("at_least", "bar, at least", "dashed"),
-            ("at_most", "bar, at most", "dashed"),
-        )
         curves = [
-            Curve(title, at, [figure.get(key) for figure in values], line)
-            for key, title, line in drawn
+            Curve(title, places, [figure.get(key) for figure in values], line)
+            for key, title, line in DRAWN
         ]
-        blocks.append(Curves(words(name), "commit", "ratio", curves, places=at))
+        blocks.append(Curves(words(name), "number of the commit", "ratio", curves))
     for release in releases:
         if missing := release["parts"].get(part, {}).get("missing"):
             blocks.append(f"Missing at {short(release)}: {missing}")
