@@ -17,61 +17,36 @@ compiled: graphs that torch has compiled by the end; on a CPU nothing is to be c
 
 from __future__ import annotations
 
-import asyncio
 import json
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
-from typing import Any, TypeAlias, cast
+from typing import Any
 
 import torch
-from ray.serve import Application
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from actors.composite_replica import CompositeReplica
-from actors.gateway import Gateway, Model
-from actors.model_replica import RewardModelReplica
 from actors.reward_trainer import RewardTrainer
 from benchmarks.first_hour import HEAVY, ROOT
-from benchmarks.harness import Options, print_figures, run, setting, write_figures
+from benchmarks.harness import Count, Options, counted, print_figures, run, setting, write_figures
+from benchmarks.served_counts import call_counts, deployed_counts, scorers
 from panoply.config.preference import Mixed, More
-from panoply.config.serve import ServeConfig, ServedModelConfig
 from panoply.hub.backbone.backbone import Backbone
 from panoply.model.tree import TokenTree
 from panoply.preference.distributed import Group
-from panoply.scorers.where import CombinedScorers, LocalModel, local_models, parse_where
-from panoply.wire.request import Chat, ScoreRequest
-from tests.builders.models import save_small, save_tiny_model, small_backbone
+from tests.builders.models import save_tiny_model, small_backbone
 from tests.builders.preference_runs import make_task, other, small_config, write_pairs
 from tests.builders.tokenizers import chat_tokenizer
-from workflows.cluster.models import model_app
-from workflows.cluster.resolve_model import resolve_model
 
 WORDS = ("river", "boat", "village", "friend", "rain", "stone", "window", "garden", "letter")
 NUM_PAIRS = 24
 NUM_SAMPLES = 16
 ROW = 1024
 """Tokens of a row, given, since it is else measured."""
-LENGTH = "function:panoply.serve.verifiers:length"
-COMPOSITE = """\
-parts:
-  first: {{where: "{0}"}}
-  second: {{where: "{1}"}}
-rule: {{kind: sum}}
-scale: raw
-"""
-BANDIT = f"""\
-arms:
-  first: {{where: "{LENGTH}"}}
-  second: {{where: "function:panoply.serve.verifiers:lines"}}
-bandit: {{kind: uniform}}
-log: log
-"""
 HELP = """
 import contextlib, io, json, runpy, sys
 for command in sys.argv[1:]:
@@ -91,8 +66,6 @@ WITHOUT_MODEL = (
     "actors.online_bandit",
 )
 """Modules of the replicas that load no model."""
-Figure: TypeAlias = dict[str, float]
-"""A count as `value`, and as `ideal` the least there can be, where that is plain."""
 
 
 class AttentionCalls(TorchFunctionMode):
@@ -114,27 +87,6 @@ class AttentionCalls(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-@dataclass(slots=True)
-class CountedReplica:
-    """Stands where Ray Serve's handle does: a replica in this process, and how often it is asked.
-
-    A call by a handle goes to one replica in another process.
-    """
-
-    replica: Any
-    num_calls: int = 0
-
-    @property
-    def answer(self) -> CountedReplica:
-        """The method of the replica that can be called."""
-        return self
-
-    async def remote(self, request: Any) -> Any:
-        """Sends a request."""
-        self.num_calls += 1
-        return await self.replica.answer(request)
-
-
 def main(options: Options) -> None:
     """Counts, prints and writes the figures."""
     with tempfile.TemporaryDirectory() as folder:
@@ -143,23 +95,18 @@ def main(options: Options) -> None:
     write_figures(options.json, {**figures, "setting": setting(torch)})
 
 
-def counts(folder: Path) -> dict[str, Figure]:
+def counts(folder: Path) -> dict[str, Count]:
     """Returns all counts; small models and files are written into a folder."""
     wheres = scorers(folder)
     return {
         **forward_counts(),
         **step_counts(folder),
         **call_counts(wheres),
-        **server_counts(wheres),
+        **deployed_counts(wheres),
         **help_counts(),
         **replica_counts(),
         "graphs compiled": counted(num_compiled(), 0),
     }
-
-
-def counted(value: float, ideal: float) -> Figure:
-    """Returns a figure: a count, and the least there can be."""
-    return {"value": value, "ideal": ideal}
 
 
 # Forwards
@@ -180,21 +127,21 @@ def texts(num: int, num_responses: int, prompt_words: int) -> list[tuple[Any, li
     return dialogues
 
 
-def forward_counts() -> dict[str, Figure]:
+def forward_counts() -> dict[str, Count]:
     """Returns the counts of scoring pairs, and 16 samples of one prompt."""
     backbone = small_backbone(chat_tokenizer(), max_prompt_tokens=4096, max_response_tokens=4096)
     workloads = {
         "pairs": texts(NUM_PAIRS, 2, prompt_words=30),
         "n16": texts(1, NUM_SAMPLES, prompt_words=90),
     }
-    figures: dict[str, Figure] = {}
+    figures: dict[str, Count] = {}
     for name, dialogues in workloads.items():
         trees = [rendered.tree for rendered in backbone.renderer.render_all(dialogues)]
         figures |= {f"{name}: {key}": value for key, value in forward_of(backbone, trees).items()}
     return figures
 
 
-def forward_of(backbone: Backbone, trees: Sequence[TokenTree]) -> dict[str, Figure]:
+def forward_of(backbone: Backbone, trees: Sequence[TokenTree]) -> dict[str, Count]:
     """Returns the counts of a forward of trees."""
     decoder = backbone.decoder
     before = decoder.num_positions
@@ -212,13 +159,13 @@ def forward_of(backbone: Backbone, trees: Sequence[TokenTree]) -> dict[str, Figu
     }
 
 
-def step_counts(folder: Path) -> dict[str, Figure]:
+def step_counts(folder: Path) -> dict[str, Count]:
     """Returns the tokens of a training step of eight pairs over those of their trees."""
     backbone = save_tiny_model(folder / "backbone", chat_tokenizer())
     config = small_config(backbone, write_pairs(folder), weighting=Mixed())
     plain = make_task(config, folder, "plain")
     tasks = {"plain step": plain, "MORE's step": other(plain, "more", weighting=More())}
-    figures: dict[str, Figure] = {}
+    figures: dict[str, Count] = {}
     for name, task in tasks.items():
         trainer = RewardTrainer(task, Group())
         decoder = trainer.net.decoder
@@ -238,103 +185,10 @@ def num_compiled() -> int:
     return counters["stats"]["unique_graphs"]
 
 
-# Requests and servers
-
-
-def scorers(folder: Path) -> dict[str, str]:
-    """Returns the WHERE of scorers by what they are; their files are written into a folder."""
-    models = [folder / "first", folder / "second"]
-    for seed, model in enumerate(models):
-        save_small(model, chat_tokenizer(), head_seed=seed)
-    (folder / "models.yaml").write_text(COMPOSITE.format(*models))
-    (folder / "functions.yaml").write_text(COMPOSITE.format(LENGTH, LENGTH))
-    (folder / "bandit.yaml").write_text(BANDIT)
-    return {
-        "a model": str(models[0]),
-        "a composite of two models": f"combine:{folder / 'models.yaml'}",
-        "a composite of two functions": f"combine:{folder / 'functions.yaml'}",
-        "a bandit of two functions": f"bandit:{folder / 'bandit.yaml'}",
-    }
-
-
-def call_counts(wheres: Mapping[str, str]) -> dict[str, Figure]:
-    """Returns the calls of a request with 16 responses to one prompt, by what is asked.
-
-    Raises:
-        RuntimeError: a response got no score, so that its calls say nothing.
-    """
-    [(prompt, responses)] = texts(1, NUM_SAMPLES, prompt_words=30)
-    request = ScoreRequest(items=(Chat(tuple(prompt), tuple(responses)),), models=("m",))
-    figures: dict[str, Figure] = {}
-    for name, where in wheres.items():
-        replicas = replicas_of(ServedModelConfig(name="m", where=where))
-        if not replicas:
-            continue
-        first = replicas[0]
-        model = Model(first.remote, first.replica.about, state="ready")
-        answer = asyncio.run(Gateway({"m": model}, "m", timeout=60.0).score(request))
-        if errors := [score.error for score in answer.models[0].items[0] if score.error]:
-            raise RuntimeError(f"{name} does not score: {errors[0]}")
-        num = sum(replica.num_calls for replica in replicas)
-        figures[f"calls, {name}"] = counted(num, len(replicas))
-    return figures
-
-
-def replicas_of(config: ServedModelConfig) -> list[CountedReplica]:
-    """Returns the replicas of a scorer, the one that the gateway asks first; of a bandit none."""
-    match parse_where(config.where):
-        case LocalModel():
-            return [CountedReplica(RewardModelReplica(config))]
-        case CombinedScorers():
-            parts = {
-                model.where: CountedReplica(RewardModelReplica(model))
-                for model in local_models(config)
-            }
-            handles: dict[str, Any] = {**parts}
-            return [CountedReplica(CompositeReplica(config, models=handles)), *parts.values()]
-        case _:
-            return []
-
-
-def server_counts(wheres: Mapping[str, str]) -> dict[str, Figure]:
-    """Returns hops and processes of applications as they are deployed; nothing is started."""
-    figures: dict[str, Figure] = {}
-    for name, where in wheres.items():
-        [model] = ServeConfig(models=(f"m={where}",)).served_models()
-        app = model_app(asdict(resolve_model(model, is_served=True)))
-        num_parts = len(local_models(model)) if where.startswith("combine:") else 0
-        figures[f"hops, {name}"] = counted(num_hops(app), 2 if num_parts else 1)
-        figures[f"processes, {name}"] = counted(num_replicas(app), 1 + num_parts)
-    return figures
-
-
-def bound_apps(app: Application) -> list[Application]:
-    """Returns the applications whose replicas an application's replicas can ask."""
-    deployment = app._bound_deployment  # pyright: ignore[reportPrivateUsage]
-    keywords = cast(dict[str, Any], deployment.init_kwargs)  # Ray says that it is a tuple
-    apps: list[Application] = []
-    for value in (*deployment.init_args, *keywords.values()):
-        values = value.values() if isinstance(value, dict) else (value,)
-        apps += [part for part in values if isinstance(part, Application)]
-    return apps
-
-
-def num_hops(app: Application) -> int:
-    """Returns the longest way of a request through an application, in calls."""
-    return 1 + max(map(num_hops, bound_apps(app)), default=0)
-
-
-def num_replicas(app: Application) -> int:
-    """Returns the replicas of an application at its start."""
-    replicas = app._bound_deployment.num_replicas  # pyright: ignore[reportPrivateUsage]
-    assert isinstance(replicas, int)
-    return replicas + sum(map(num_replicas, bound_apps(app)))
-
-
 # Imports
 
 
-def help_counts() -> dict[str, Figure]:
+def help_counts() -> dict[str, Count]:
     """Returns the modules that the help texts of all commands load, and the heavy packages."""
     files = sorted((ROOT / "jobs").glob("[a-z]*.py"))
     commands = [f"jobs.{file.stem}" for file in files if file.stem != "recipes"]
@@ -345,7 +199,7 @@ def help_counts() -> dict[str, Figure]:
     }
 
 
-def replica_counts() -> dict[str, Figure]:
+def replica_counts() -> dict[str, Count]:
     """Returns the heavy packages, beside Ray, that replicas load which need no model."""
     modules = modules_after(LOADED.format(", ".join(WITHOUT_MODEL)))
     num_heavy = len(modules & set(HEAVY) - {"ray"})

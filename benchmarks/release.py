@@ -34,7 +34,7 @@ from benchmarks.harness import write_figures
 
 Figures: TypeAlias = Mapping[str, Any]
 """What a benchmark writes, or a part of it."""
-GRACE = 15.0
+GRACE = 10.0
 """Seconds that a part has to take down what it started, before it is killed."""
 LONGEST = 300
 """Characters of a reason at most."""
@@ -82,14 +82,14 @@ PARTS = (
     Part(
         name="trees",
         module="benchmarks.trees",
-        flags="--parts samples pairs --pairs 8 --num-layers 6 --dtypes float32 --repeats 3",
-        seconds=260,
+        flags="--parts samples pairs --pairs 8 --num-layers 8 --dtypes float32 --repeats 3",
+        seconds=250,
         needs_data=True,
         bars={
             "n16_vs_sorted": Bar(at_least=4.8),
             "n16_vs_one": NO_BAR,
             "pairs_vs_sorted": Bar(at_least=0.85, of_ideal=True),
-            "pairs_hh_helpful_vs_sorted": Bar(at_least=0.85, of_ideal=True),
+            "pairs_hh_helpful_vs_sorted": NO_BAR,
             "pairs_webgpt_vs_sorted": NO_BAR,
             "pairs_ultrafeedback_mini_vs_sorted": NO_BAR,
         },
@@ -97,8 +97,8 @@ PARTS = (
     Part(
         name="training",
         module="benchmarks.trees",
-        flags="--parts training --train-pairs 16 --num-layers 8 --dtypes float32 --repeats 2",
-        seconds=220,
+        flags="--parts training --train-pairs 16 --num-layers 6 --dtypes float32 --repeats 2",
+        seconds=200,
         needs_data=True,
         bars={
             "train_vs_trl": Bar(at_least=2.0),
@@ -109,9 +109,9 @@ PARTS = (
     Part(
         name="serve",
         module="benchmarks.serve",
-        flags="--pairs 8 --articles 1 --batches 2 --batch-characters 200 --clients 8 "
-        "--num-layers 10 --repeats 2 --soak-minutes 0 --work runs/release/serve",
-        seconds=320,
+        flags="--pairs 8 --articles 1 --batches 2 --batch-characters 150 --clients 8 "
+        "--num-layers 8 --repeats 2 --soak-minutes 0 --work runs/release/serve",
+        seconds=350,
         needs_data=True,
         bars={
             "c8_pairs_vs_plain": Bar(at_least=1.3),
@@ -126,7 +126,7 @@ PARTS = (
         name="embed",
         module="benchmarks.embed",
         flags="--parts forwards --depth 0.2 --prompts 24 --ratings-per-source 12 --repeats 3",
-        seconds=150,
+        seconds=160,
         needs_data=True,
         bars={"embed_vs_single": NO_BAR, "embed_vs_sorted": NO_BAR},
     ),
@@ -134,7 +134,8 @@ PARTS = (
         name="ingest",
         module="benchmarks.ingest",
         flags="--rows 10000 --rendered-rows 4000",
-        seconds=110,
+        seconds=100,
+        num_runs=2,
         bars={"speed (parquet)": Bar(at_least=1.0), "speed (jsonl)": Bar(at_least=1.0)},
     ),
     Part(
@@ -150,7 +151,7 @@ PARTS = (
     Part(
         name="judge_cache",
         module="benchmarks.judge_cache",
-        flags="--responses 1600",
+        flags="--responses 800",
         seconds=40,
         num_runs=3,
         bars={"cache_vs_server": NO_BAR, "same": Bar(at_least=1.0)},

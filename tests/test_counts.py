@@ -7,15 +7,13 @@ seconds would hide. `tests/test_tree.py` counts what is planned, this file what 
 import pytest
 
 from benchmarks.counts import (
-    call_counts,
     forward_counts,
     help_counts,
     num_compiled,
     replica_counts,
-    scorers,
-    server_counts,
     step_counts,
 )
+from benchmarks.served_counts import call_counts, deployed_counts, scorers
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +74,7 @@ def test_a_request_of_one_prompt_asks_each_model_once(wheres):
 
 
 def test_only_models_have_processes_of_their_own_and_cost_a_hop(wheres):
-    assert values(server_counts(wheres)) == {
+    assert values(deployed_counts(wheres)) == {
         "hops, a model": 1,
         "processes, a model": 1,
         "hops, a composite of two models": 2,

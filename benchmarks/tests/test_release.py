@@ -60,7 +60,7 @@ def test_a_part_that_runs_out_of_time_is_missing(tmp_path):
     flags = "--responses 400000"
     part = Part(name="cache", module=CACHE["module"], flags=flags, seconds=GRACE + 3)
     entry = measured(part, tmp_path, tmp_path)
-    assert entry["missing"] == "ran out of its 18 s"
+    assert entry["missing"] == "ran out of its 13 s"
     assert "figures" not in entry
 
 
