@@ -6,7 +6,7 @@ FAST := not ray and not browser and not slow
 NODES := tests/test_autoscale.py tests/test_lost_nodes.py
 REST := nodes s a-c p l t-z d-k m-o q-r clients
 
-.PHONY: install demo serve lint types check check-deploy lock sbom format \
+.PHONY: install demo serve bench lint types check check-deploy lock sbom format \
 	test test-fast test-fast-a-p test-fast-q-z test-rest test-evidence
 
 install: .venv/.installed
@@ -51,6 +51,11 @@ test-rest-%: install
 # The tests of benchmarks and of evidence; neither is part of the product.
 test-evidence: install
 	$(PYTEST) benchmarks/tests evidence/tests
+
+# Ratios and counts of the commit that is checked out, in at most 20 minutes on two idle cores.
+bench: install
+	$(BIN)/python -m benchmarks.release --out benchmarks/releases
+	$(BIN)/python -m benchmarks.release_page --out benchmarks/releases
 
 lint: install
 	$(BIN)/ruff format --check .

@@ -15,7 +15,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ from panoply.config.armorm import ArmoRMConfig, ObjectivesConfig
 
 TIMES = 3
 """How many times the rows of the smaller size the larger one has."""
+Part = Literal["forwards", "embedding", "sums"]
 PAIRS = 60
 """Pairs beside the ratings, of either size: enough for every part of the split."""
 
@@ -44,6 +45,8 @@ class Options(harness.Options):
 
     data: Path = Path("../shared/data")
     """Folder with `ratings/*.parquet` and `pairs/*.parquet`."""
+    parts: tuple[Part, ...] = ("forwards", "embedding", "sums")
+    """Figures of one worker's forward, and of the two steps on Ray."""
     depth: float = 0.6
     """Share of the layers."""
     prompts: int = 96
@@ -62,8 +65,9 @@ def main(options: Options) -> None:
 
     silence_libraries()
     figures: dict[str, Any] = {"setting": about(options)}
-    for part in (forwards, embedding_on_ray, sums_on_ray):
-        figures |= part(options)
+    measures = {"forwards": forwards, "embedding": embedding_on_ray, "sums": sums_on_ray}
+    for part in options.parts:
+        figures |= measures[part](options)
         write_figures(options.json, figures)
     print_figures(figures, ("ratio", "min", "max", "ideal", "unit_cost"))
 

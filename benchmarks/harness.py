@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, median
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import tyro
 from rich.console import Console
@@ -25,6 +25,8 @@ class Options:
 
 
 SomeOptions = TypeVar("SomeOptions", bound=Options)
+Count: TypeAlias = dict[str, float]
+"""A count as `value`, and as `ideal` the least there can be, where that is plain."""
 
 
 def run(main: Callable[[SomeOptions], None], options: type[SomeOptions]) -> None:
@@ -53,6 +55,11 @@ def settings_of(options: Options) -> dict[str, Any]:
 def over_repeats(values: Sequence[float], **more: Any) -> dict[str, Any]:
     """Returns a figure: the median over repeats with the extremes."""
     return {"ratio": median(values), "min": min(values), "max": max(values), **more}
+
+
+def counted(value: float, ideal: float) -> Count:
+    """Returns a figure: a count, and the least there can be."""
+    return {"value": value, "ideal": ideal}
 
 
 def over_seeds(values: Sequence[float], **more: Any) -> dict[str, Any]:

@@ -5,8 +5,9 @@ that only a kept answer comes back the same. Responses are scored once, which fi
 again by a new scorer, which reads it.
 
 `server`, `cache`: scores a second of CPU time, with the prompt's template, the key's hash, the
-record and the verdict in it; wall time stands beside. Bar: `cache` at least 1,000. `same`: share of
-the scores that are the same to the last bit. Bar: 1.
+record and the verdict in it; wall time stands beside. Bar: `cache` at least 1,000.
+`cache_vs_server`: the one over the other. `same`: share of the scores that are the same to the last
+bit. Bar: 1.
 """
 
 from __future__ import annotations
@@ -127,6 +128,7 @@ def measured(num_responses: int, num_words: int) -> dict[str, dict[str, float]]:
     return {
         "server": by_server,
         "cache": by_cache,
+        "cache_vs_server": {"ratio": by_cache["ratio"] / by_server["ratio"]},
         "same": {"ratio": num_same / len(new_scores)},
     }
 

@@ -49,6 +49,8 @@ class Options(harness.Options):
     """Folder with `pairs/*.parquet` and `ratings/summeval.parquet`."""
     work: Path = Path("runs/benchmark-serve")
     """Folder of the model."""
+    num_layers: int = 0
+    """Cuts the model; 0 keeps all layers."""
     pairs: int = 96
     """Dialogues of the pairs' requests, and of the distinct ones."""
     articles: int = 12
@@ -111,7 +113,7 @@ class Passed:
 
 def main(options: Options) -> None:
     """Runs the benchmark and prints a table."""
-    folder = saved_model(options.work)
+    folder = saved_model(options.work, num_layers=options.num_layers)
     loads = make_loads(options, folder)
     figures: dict[str, Any] = {"setting": about(options, loads)}
     runs: dict[Kind, list[dict[tuple[str, int], Passed]]] = {"panoply": [], "plain": []}
@@ -130,8 +132,8 @@ def main(options: Options) -> None:
     print_table(figures)
 
 
-def saved_model(work: Path, num_heads: int = 1) -> Path:
-    """Returns a folder of SmolLM2-135M with random heads, made once."""
+def saved_model(work: Path, num_heads: int = 1, num_layers: int = 0) -> Path:
+    """Returns a folder of SmolLM2-135M with random heads, made once; 0 layers are all."""
     import torch
 
     from panoply.config import Rendering
@@ -139,11 +141,13 @@ def saved_model(work: Path, num_heads: int = 1) -> Path:
     from panoply.hub.artefact.scalar import save_scalar_model
     from panoply.hub.backbone.backbone import load_backbone
 
-    folder = (work / ("model" if num_heads == 1 else f"model-{num_heads}-heads")).absolute()
+    name = "model" if num_heads == 1 else f"model-{num_heads}-heads"
+    folder = (work / (f"{name}-{num_layers}-layers" if num_layers else name)).absolute()
     if folder.exists():
         return folder
     rendering = Rendering(max_prompt_tokens=1024, max_response_tokens=512)
-    backbone = load_backbone("embedded", dtype="float32", rendering=rendering)
+    depths = [num_layers] if num_layers else None
+    backbone = load_backbone("embedded", depths=depths, dtype="float32", rendering=rendering)
     torch.manual_seed(0)
     size = backbone.decoder.hidden_size
     heads = torch.randn(num_heads, size) / size**0.5
@@ -394,7 +398,8 @@ def about(options: Options, loads: dict[str, Load]) -> dict[str, Any]:
 
     return setting(
         *(torch, transformers, ray, fastapi),
-        model="SmolLM2-135M, all layers, random head",
+        model="SmolLM2-135M, random head",
+        num_layers=options.num_layers,
         threads=1,
         dtype="float32",
         server_core=options.server_core,

@@ -21,32 +21,10 @@ def run(*words):
     )
 
 
-def test_help_lists_the_recipes_and_loads_neither_torch_nor_ray():
-    code = (
-        "import sys, runpy; sys.argv = ['x', '--help']\n"
-        "try: runpy.run_module('jobs.{}', run_name='__main__')\n"
-        "except SystemExit: pass\n"
-        "print(sorted({{'torch', 'ray'}} & set(sys.modules)))"
-    )
-    for job in (
-        "armorm",
-        "audit",
-        "board",
-        "cross_eval",
-        "doctor",
-        "evaluate",
-        "export",
-        "merge",
-        "rescore",
-        "serve",
-        "track",
-    ):
-        done = subprocess.run(
-            [sys.executable, "-c", code.format(job)], capture_output=True, text=True, check=True
-        )
-        assert done.stdout.splitlines()[-1] == "[]"
-        assert "usage" in done.stdout
-        assert job != "armorm" or all(name in done.stdout for name in ARMORM)
+def test_help_lists_the_recipes():
+    help_text = run("jobs.armorm", "--help").stdout
+    assert "usage" in help_text
+    assert all(name in help_text for name in ARMORM)
 
 
 @pytest.mark.parametrize(
