@@ -135,6 +135,11 @@ class Gateway:
         ]
         await asyncio.gather(*(self.models[name].describe(name) for name in stale))
 
+    @property
+    def is_settled(self) -> bool:
+        """Says whether all models are up and described as they are."""
+        return all(m.state == "ready" and not m.is_stale for m in self.models.values())
+
     def directory(self) -> list[dict[str, JsonValue]]:
         """Returns what clients may know of the models, in the shape of OpenAI's list."""
         return [

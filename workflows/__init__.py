@@ -29,6 +29,8 @@ ALONE = {
     "NCCL_SOCKET_IFNAME": LOOPBACK,
     # glibc keeps freed memory for each of up to 8 threads a core; a server's never gives it back.
     "MALLOC_ARENA_MAX": "2",
+    # Serve's controller looks at all it has that often, whether or not anything happens.
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.3",
     # Connections that never send a whole head are closed.
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "actors.slow_clients:install",
     # Ray warns of its own actor pools on the terminal, and offers no other switch.

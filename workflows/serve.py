@@ -39,6 +39,7 @@ from workflows.cluster.address import answering, reserved, url
 from workflows.cluster.gateway import (
     GONE,
     POLL_SECONDS,
+    SETTLED_SECONDS,
     gateway_app_with_keys,
     gateway_name,
     model_name,
@@ -130,8 +131,8 @@ def follow(server: Server, stopped: threading.Event, logger: RunLogger) -> None:
     """
     current: dict[str, tuple[ModelState, str]] = {}
     apps: dict[str, str] = {}
-    was_up, address = False, ""
-    while not stopped.wait(POLL_SECONDS):
+    was_up, settled, address = False, False, ""
+    while not stopped.wait(SETTLED_SECONDS if settled else POLL_SECONDS):
         check_alive()
         try:
             routes = Routes.read(server.name, server.models, serve_details()).current

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
+import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
@@ -37,6 +39,9 @@ MOST_CALLS = 1024
 GATEWAY = "Gateway"
 """Name of the deployment of a gateway."""
 POLL_SECONDS = 1.0
+"""Pause between two looks at the models' states while one of them is changing."""
+SETTLED_SECONDS = 3.0
+"""The same while all are up: every look is work for Ray Serve's controller as well."""
 POLL_DEADLINE = 10.0
 """Seconds in which the cluster says how its models are."""
 TRIES = 2
@@ -163,7 +168,14 @@ def http_gateway(config: GatewayArgs) -> FastAPI:
     gateway = Gateway(models, config.default or config.models[0], config.timeout)
     keys = KeyRing(config.keys)
 
+    polled = -math.inf
+
     async def poll() -> None:
+        nonlocal polled
+        now = time.monotonic()
+        if gateway.is_settled and now - polled < SETTLED_SECONDS:
+            return
+        polled = now
         await gateway.learn(await asyncio.to_thread(model_statuses, dict(apps)))
 
     async def reload() -> None:
