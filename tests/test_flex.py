@@ -163,6 +163,7 @@ def test_a_row_is_padded_to_whole_blocks_by_a_tree_of_its_own(num_tokens, size):
     assert pad_row(layout, num_tokens) is layout
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None, derandomize=True, database=None)
 @given(
     seed=st.integers(0, 10_000),
