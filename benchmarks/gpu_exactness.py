@@ -97,7 +97,11 @@ def drift(
     def scores(features: Features) -> Tensor:
         return features.last_RLD[:, -1] @ head_D
 
-    half = Decoder(decoder.model.to(torch.bfloat16), decoder.depths)
+    # Made in its dtype and not cast to it: a cast would also round the rotary frequencies.
+    model = setting.model(setting.sizes[0], torch.bfloat16)
+    model.load_state_dict(decoder.model.state_dict())
+    model.set_attn_implementation(decoder.config._attn_implementation)
+    half = Decoder(model, decoder.depths)
     half.attends_by_trees, half.kernel = True, setting.kernel
     exact_R = scores(exact)
     drifts = [

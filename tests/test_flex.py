@@ -325,9 +325,21 @@ def test_a_kernel_that_does_not_compile_is_an_error_with_the_way_out():
 
     layout = pad_flex_row(to_layout(random_trees(7)))
     plan = make_flex_plan(layout, CPU, compiled(broken))
-    with pytest.raises(KernelError, match=r"not compile on cpu .*(?s:.*)PANOPLY_ATTENTION=calls"):
+    with pytest.raises(
+        KernelError, match=r"compile on cpu .*Failed to find C compiler.*_ATTENTION=calls"
+    ):
         flex_tree_attention(*states(layout, dtype=torch.float32), plan)
     assert not issubclass(KernelError, RuntimeError | ValueError)
+
+
+@pytest.mark.slow
+def test_a_compilation_beyond_the_limit_is_an_error_and_no_slow_path():
+    layout = pad_flex_row(to_layout(random_trees(7)))
+    plan, rows = make_flex_plan(layout, CPU, compiled("eager")), states(layout, dtype=torch.float32)
+    with torch._dynamo.config.patch(recompile_limit=1):
+        flex_tree_attention(*rows, plan)
+        with pytest.raises(KernelError, match="does not compile on cpu"):
+            flex_tree_attention(*rows, plan, softcap=2.0)
 
 
 def test_the_device_chooses_the_kernel_unless_the_environment_does(monkeypatch):

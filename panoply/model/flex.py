@@ -148,7 +148,7 @@ def flex_tree_attention(
     Raises:
         KernelError: it does not compile on this machine.
     """
-    from torch._dynamo.exc import TorchDynamoException
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
     device = query_1HTD.device
     score_mod = None if softcap is None else _capped(softcap)
@@ -157,9 +157,9 @@ def flex_tree_attention(
         # The types are settled: autocast knows the kernel's forward alone, not its gradient.
         with torch.autocast(device.type, enabled=False):
             out_1HTD = plan.attend(*states, score_mod, plan.mask(window), scale)
-    except TorchDynamoException as error:
+    except (TorchDynamoException, FailOnRecompileLimitHit) as error:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        reason = str(error).strip().partition("\n")[0]
+        reason = str(error.__cause__ or error).strip().partition("\n")[0]
         raise KernelError(
             f"FlexAttention does not compile on {name} with torch {torch.__version__}: {reason}. "
             f"Triton needs a C compiler (`cc --version`); {VARIABLE}=calls computes the same "
