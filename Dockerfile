@@ -6,9 +6,10 @@
 FROM python:3.11.14-slim-bookworm
 # checkov:skip=CKV_DOCKER_2:Ray's nodes are watched by Ray and by probes, not by the container runtime
 
-# ssh and rsync: the head sets up its workers. The user has the number of the host's `ubuntu`.
+# ssh and rsync: the head sets up its workers. A C compiler: Triton builds the launchers of its kernels
+# with it (docs/gpu.md). The user has the number of the host's `ubuntu`.
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends openssh-client rsync \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev openssh-client rsync \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 1000 --shell /bin/bash ray \
     && install --directory --owner ray --group ray /home/ray/.ray

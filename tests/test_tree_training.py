@@ -217,20 +217,23 @@ def test_calibration_names_a_width_and_leaves_the_model_as_it_was(family):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("head_dim", [8, 16], ids=["calls", "flex"])
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma2"])
-def test_a_gpu_gives_the_features_and_gradients_of_separate_sequences(family):
+def test_a_gpu_gives_the_features_and_gradients_of_separate_sequences(family, head_dim):
     items = comparisons(10)
-    model = make(family).cuda()
+    model = make(family, head_dim=head_dim).cuda()
     decoder = Decoder(model, [2, 4])
     assert attend_by_trees(decoder)
+    assert decoder.kernel == "flex"  # which leaves heads of 8 to several calls
     trees = [item.tree for item in items]
     plain = encode_plain(decoder, trees, batch_size=1)
     found = encode(decoder, trees, budget=500, rows_per_forward=2)
     assert relative(found.last_RLD, plain.last_RLD) < 1e-3
-    decoder, head = trained(family)
+    decoder, head = trained(family, head_dim=head_dim)
     loss, _ = compute_gradients(decoder, head, items, num_pairs=count(items), budget=300)
     wanted = gradients(decoder.model, head)
     decoder.model.cuda(), head.cuda()
+    decoder.kernel = "flex"
     again, _ = compute_gradients(decoder, head, items, num_pairs=count(items), budget=300)
     assert again == pytest.approx(loss, rel=1e-4)
     assert relative(gradients(decoder.model, head).cpu(), wanted) < 1e-3

@@ -9,10 +9,13 @@ import inspect
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from copy import copy, deepcopy
-from typing import Any, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
+
+Kernel: TypeAlias = Literal["calls", "flex"]
+"""Computation of tree attention: in a call for each family of siblings, or in one for the row."""
 
 FINAL_NORMS = (
     "norm",
@@ -51,6 +54,8 @@ class Decoder:
         self.attends_by_trees = False
         """Whether the model's attention takes a `tree` plan, as `panoply.hub.backbone.attention`
         sets it up; otherwise rows go through a dense mask."""
+        self.kernel: Kernel = "calls"
+        """Kernel of tree attention (`panoply.model.flex.choose_kernel`)."""
         self.num_positions = 0
         """Token positions computed so far, those of padding included."""
 

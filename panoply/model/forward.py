@@ -18,9 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from panoply.model.attention import make_plan
 from panoply.model.decoder import Decoder
+from panoply.model.flex import make_flex_plan, pad_flex_row
 from panoply.model.layout import TreeLayout, to_layout
 from panoply.model.mask import attention_masks
 from panoply.model.tree import Branch, TokenTree, pack
@@ -54,17 +56,25 @@ def row_states(
         inputs: inputs `[T, D]` of the first layer, for each tree; None embeds the tokens.
     """
     layout = to_layout(trees)
-    tokens_BT, embeds_BTD = torch.from_numpy(layout.tokens_T)[None].to(decoder.device), None
+    num_tokens, run = len(layout.tokens_T), _as_run(decoder, layout)
+    tokens_BT, embeds_BTD = torch.from_numpy(run.tokens_T)[None].to(decoder.device), None
     if inputs is not None and all(x is not None for x in inputs):
         tokens_BT = None
-        embeds_BTD = torch.cat([x for x in inputs if x is not None])[None].to(decoder.device)
+        embeds_TD = torch.cat([x for x in inputs if x is not None]).to(decoder.device)
+        embeds_BTD = pad(embeds_TD, (0, 0, 0, len(run.tokens_T) - num_tokens))[None]
     states = decoder.states(
         tokens_BT,
         embeds_BTD=embeds_BTD,
-        position_ids=torch.from_numpy(layout.positions_T)[None].to(decoder.device),
-        **_attention_kwargs(decoder, [layout]),
+        position_ids=torch.from_numpy(run.positions_T)[None].to(decoder.device),
+        **_attention_kwargs(decoder, [run]),
     )
-    return states[-1][0], layout
+    return states[-1][0, :num_tokens], layout
+
+
+def _as_run(decoder: Decoder, layout: TreeLayout) -> TreeLayout:
+    """Returns a row with the padding that the kernel of its attention asks for."""
+    padded = decoder.attends_by_trees and decoder.kernel == "flex"
+    return pad_flex_row(layout) if padded else layout
 
 
 def forward_rows(decoder: Decoder, rows: Sequence[Sequence[TokenTree]]) -> list[Features]:
@@ -77,7 +87,7 @@ def forward_rows(decoder: Decoder, rows: Sequence[Sequence[TokenTree]]) -> list[
         lasts = joined.last_RLD.split(num_responses)
         means = joined.mean_RLD.split(num_responses)
         return [Features(*parts) for parts in zip(gates, lasts, means, strict=True)]
-    layouts = [to_layout(trees) for trees in rows]
+    layouts = [_as_run(decoder, to_layout(trees)) for trees in rows]
     width = max(len(layout.tokens_T) for layout in layouts)
     tokens_BT = torch.zeros(len(rows), width, dtype=torch.long)
     positions_BT = torch.zeros(len(rows), width, dtype=torch.long)
@@ -97,6 +107,8 @@ def _attention_kwargs(decoder: Decoder, layouts: Sequence[TreeLayout]) -> dict[s
     if decoder.attends_by_trees:
         # Models hand a 4-D mask on as it is: this one keeps them from making one of T x T.
         nothing = torch.zeros(1, 1, 1, 1, device=decoder.device)
+        if decoder.kernel == "flex":
+            return {"attention_mask": nothing, "tree": make_flex_plan(layouts[0], decoder.device)}
         return {"attention_mask": nothing, "tree": make_plan(layouts[0])}
     masks = attention_masks(layouts, decoder.config, decoder.dtype)
     if isinstance(masks, dict):

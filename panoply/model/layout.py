@@ -6,7 +6,7 @@ Legend: `T` tokens of a row, `S` its segments, `G` its trees (prompts), `R` its 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,7 +16,11 @@ from panoply.types import Bools, Ints
 
 @dataclass(frozen=True, slots=True)
 class TreeLayout:
-    """Trees side by side in one sequence, segment by segment, parents first."""
+    """Trees side by side in one sequence, segment by segment.
+
+    The segments of a tree stand in preorder: each before what grows from it, and all of that before
+    the next one beside it.
+    """
 
     tokens_T: Ints
     positions_T: Ints
@@ -47,6 +51,19 @@ class TreeLayout:
         first_S, parent_S = self.bounds_S[:-1], self.parent_S
         before[first_S] = np.where(parent_S >= 0, self.bounds_S[parent_S + 1] - 1, -1)
         return before
+
+    @property
+    def ends_T(self) -> Ints:
+        """Index behind the last token that sees each one: all that grows from its segment.
+
+        Segments stand in preorder, so that what grows from one follows it without a gap.
+        """
+        ends_S = self.bounds_S[1:].copy()
+        for segment in range(len(self.parent_S) - 1, -1, -1):
+            parent = self.parent_S[segment]
+            if parent >= 0:
+                ends_S[parent] = max(ends_S[parent], ends_S[segment])
+        return ends_S[self.segment_T]
 
     def path(self, segment: int) -> tuple[int, ...]:
         """Segments before `segment`, the prompt first."""
@@ -94,6 +111,21 @@ def to_layout(trees: Sequence[TokenTree]) -> TreeLayout:
         last_R=np.asarray(last, dtype=np.int64),
         response_tokens_R=tuple(response_tokens),
         completion_tokens_R=tuple(completion_tokens),
+    )
+
+
+def pad_row(layout: TreeLayout, size: int) -> TreeLayout:
+    """Pads a row to `size` tokens with one more tree, which no response belongs to."""
+    num_tokens = len(layout.tokens_T)
+    if num_tokens == size:
+        return layout
+    padding = np.arange(size - num_tokens)
+    return replace(
+        layout,
+        tokens_T=np.concatenate([layout.tokens_T, np.zeros_like(padding)]),
+        positions_T=np.concatenate([layout.positions_T, padding]),
+        bounds_S=np.append(layout.bounds_S, size),
+        parent_S=np.append(layout.parent_S, -1),
     )
 
 

@@ -243,7 +243,7 @@ def split(whole: Decoder, num_last: int, name: str) -> tuple[Decoder, Decoder]:
 
 def _part(whole: Decoder, start: int, stop: int) -> Decoder:
     part = Decoder(with_layers(whole.model, start, stop), [stop - start], trainable=True)
-    part.attends_by_trees = whole.attends_by_trees
+    part.attends_by_trees, part.kernel = whole.attends_by_trees, whole.kernel
     return part
 
 
