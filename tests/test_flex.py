@@ -321,6 +321,7 @@ def test_rows_of_all_lengths_are_compiled_twice_for_each_kind_of_layer():
 @pytest.mark.slow
 def test_a_kernel_that_does_not_compile_is_an_error_with_the_way_out():
     torch._dynamo.reset()  # which counts compilations over all tests of a process
+
     def broken(_graph, _inputs):
         raise OSError("Failed to find C compiler")
 
