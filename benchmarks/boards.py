@@ -9,8 +9,8 @@ of the actor that scores boards, on the same texts: each response of an item onc
 `trees_rows`: the same where that loop takes the file as it is, a pair a row, so that a response is
 scored with every partner. Bar: at least 2.5. `drift` is the largest difference of the scores over
 their deviation. Bar: at most 1e-4.
-`workers`: responses a second of two actors over those of one, on Ray, from when all actors have
-loaded and answered once. Bar: at least 1.8.
+`workers`: characters a second of two actors over those of one, on Ray, from when all actors have
+loaded and answered once; each then has other items, which are unlike in length. Bar: at least 1.8.
 `report`: the command on recorded scores of pairs of made-up words, as a process of its own. Bars:
 30 s for 1,000,000 rows, and a peak of memory of at most 1.5 times that of the same items with a
 tenth of the rows.
@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -49,6 +49,7 @@ from panoply.hub.artefact.scalar import save_scalar_model
 from panoply.hub.policy.trainable import load_trainable
 from panoply.report.progress import RunLogger
 from panoply.secret import Keys
+from panoply.wire.request import Chat
 from workflows.cluster.kept_scores import ITEMS_AT_ONCE, score_missing
 
 Part = Literal["trees", "workers", "report"]
@@ -225,29 +226,38 @@ class Loop:
 
 
 class TimedFolder(ScoreFolder):
-    """Scores that remember when they came."""
+    """Scores that remember when they came, and for how much work."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, work: Mapping[str, int]) -> None:
         super().__init__(out)
+        self.work = work
+        """Characters of each item: its prompt and all its responses."""
         self.times: list[float] = []
-        self.sizes: list[int] = []
+        self.done: list[int] = []
 
     def append(self, rows: pa.Table) -> None:
-        """Keeps scores and the time."""
+        """Keeps scores, the time and the characters."""
         super().append(rows)
         self.times.append(time.perf_counter())
-        self.sizes.append(rows.num_rows)
+        self.done.append(sum(self.work[item] for item in set(rows["item_id"].to_pylist())))
 
     def speed(self, num_workers: int) -> float:
-        """Returns rows a second, from the first answer of the last worker."""
+        """Returns characters a second, from the first answer of the last worker."""
         seconds = self.times[-1] - self.times[num_workers - 1]
-        return sum(self.sizes[num_workers:]) / seconds
+        return sum(self.done[num_workers:]) / seconds
+
+
+def characters(chat: Chat) -> int:
+    """Returns the characters of a prompt and of all its responses."""
+    texts = [str(turn["content"]) for turn in chat.prompt]
+    return sum(map(len, [*texts, *chat.responses]))
 
 
 def workers(work: Path, options: Options) -> dict[str, Any]:
     """Returns the speed of two actors over that of one."""
     folder = save_model(work / "cut", Rendering(), options.seed)
     items = {item.item_id: item.chat for item in drawn_items(work, options, options.worker_items)}
+    work_of = {name: characters(chat) for name, chat in items.items()}
     ratios: list[float] = []
     whole: list[float] = []
     for repeat in range(options.repeats):
@@ -255,7 +265,7 @@ def workers(work: Path, options: Options) -> dict[str, Any]:
         seconds: list[float] = []
         for num in (1, 2):
             scorer = ServedModelConfig(name="rm", where=str(folder))
-            scores = TimedFolder(work / f"{num}-{repeat}")
+            scores = TimedFolder(work / f"{num}-{repeat}", work_of)
             start = time.perf_counter()
             score_missing(scorer, items, scores, num, [], RunLogger())
             seconds.append(time.perf_counter() - start)
