@@ -163,7 +163,7 @@ def flex_tree_attention(
         reason = str(cause).strip().partition("\n")[0]
         raise KernelError(
             f"FlexAttention does not compile on {name} with torch {torch.__version__}: {reason}. "
-            f"Triton needs a C compiler (`cc --version`); {VARIABLE}=calls computes the same "
+            f"Triton needs a C compiler (`cc`); {VARIABLE}=calls computes the same "
             "attention without it, in more kernel calls"
         ) from error
     return out_1HTD.transpose(1, 2).contiguous()
