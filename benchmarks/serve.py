@@ -10,6 +10,8 @@ The ideal beside each is the ratio of tokens. `c8_batch_vs_plain`: requests of 6
 distinct prompts, 8 clients; `c8_batch_vs_singles`: the time of the same texts sent one at a time to
 our server, over that of the batches. `served_vs_in_process`: time of the n = 16 requests
 over that of the same scores without a server, on the same core. `soak`: full load for minutes.
+`cpu`: share of each kind of process in the CPU time of a server while it was measured, in the last
+repeat.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -39,6 +41,19 @@ OF_EACH = 12
 """Requests of a client at most, so that few clients do not take for ever."""
 CLOSE = 1e-3
 """Largest relative difference between a served score and one in-process, of scores near 1."""
+
+
+PROCESSES = {
+    "plain_server": "the plain server",
+    "RewardModel": "the model",
+    "Gateway": "the gateway",
+    "ProxyActor": "Serve's proxy",
+    "ServeController": "Serve's controller",
+    "jobs.serve": "the driver",
+    "gcs_server": "Ray's GCS",
+    "raylet": "Ray's raylet and agents",
+}
+"""Kinds of processes of a server, by a part of their command lines."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,12 +133,16 @@ def main(options: Options) -> None:
     figures: dict[str, Any] = {"setting": about(options, loads)}
     runs: dict[Kind, list[dict[tuple[str, int], Passed]]] = {"panoply": [], "plain": []}
     kinds: tuple[Kind, ...] = ("panoply", "plain")
+    spent: dict[Kind, dict[str, float]] = {}
     for repeat in range(options.repeats):
         for kind in kinds if repeat % 2 == 0 else kinds[::-1]:
-            with server(kind, folder, options):
+            with server(kind, folder, options) as process:
                 print(f"{kind} server, time {repeat + 1}", flush=True)
+                before = cpu_seconds(process.pid)
                 runs[kind].append(measured(kind, loads, options))
+                spent[kind] = differences(before, cpu_seconds(process.pid))
         figures |= ratios(runs, loads, options)
+        figures["cpu"] = {kind: shares(seconds) for kind, seconds in spent.items()}
         write_figures(options.json, figures)
     if options.soak_minutes:
         with server("panoply", folder, options) as process:
@@ -289,6 +308,30 @@ def server(kind: Kind, folder: Path, options: Options) -> Generator[subprocess.P
         log.close()
 
 
+def cpu_seconds(pid: int) -> dict[str, float]:
+    """Returns the CPU seconds of a process and of all that it started, by what they are."""
+    import psutil
+
+    seconds: dict[str, float] = {}
+    for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
+        with suppress(psutil.Error):
+            times, command = process.cpu_times(), " ".join(process.cmdline())
+            name = next((name for part, name in PROCESSES.items() if part in command), "others")
+            seconds[name] = seconds.get(name, 0.0) + times.user + times.system
+    return seconds
+
+
+def differences(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
+    """Returns the seconds of each kind of process between two looks."""
+    return {name: seconds - before.get(name, 0.0) for name, seconds in after.items()}
+
+
+def shares(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Returns the share of each kind of process in the CPU time of all, the largest first."""
+    total = sum(seconds.values())
+    return {name: part / total for name, part in sorted(seconds.items(), key=lambda x: -x[1])}
+
+
 def measured(kind: Kind, loads: dict[str, Load], options: Options) -> dict[tuple[str, int], Passed]:
     """Returns what a server did with each load, by the number of clients."""
     asyncio.run(drive(kind, loads["distinct"].asks[:16], 8))  # warms it up
@@ -412,6 +455,9 @@ def print_table(figures: dict[str, Any]) -> None:
     """Prints the ratios, and the requests of both servers."""
     print_figures(figures)
     print_figures(figures["requests"], ("requests_per_second", "p50_ms", "p99_ms"))
+    for kind, parts in figures["cpu"].items():
+        line = ", ".join(f"{name} {share:.1%}" for name, share in parts.items())
+        print(f"CPU time of the {kind} server: {line}")
     if "soak" in figures:
         soaked = figures["soak"]
         print(f"soak: {soaked['requests']} right, {soaked['memory_growth']:+.1%} memory")
