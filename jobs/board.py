@@ -5,12 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from jobs._main import parse_settings, run_workflow
-from panoply.boards import load_board
-from panoply.boards.items import open_board
 from panoply.config.board import BoardConfig
 from panoply.config.files import names_of_columns
-from panoply.data.contamination import open_training
-from panoply.data.read import Input
 from panoply.report.progress import RunLogger, Terminal
 
 
@@ -28,6 +24,11 @@ def main() -> None:
 
 def run(config: BoardConfig, logger: RunLogger) -> dict[str, Any]:
     """Scores. Ray and torch load only now, after the inputs were looked at."""
+    from panoply.boards import load_board
+    from panoply.boards.items import open_board
+    from panoply.data.contamination import open_training
+    from panoply.data.read import Input
+
     columns = names_of_columns(config.columns)
     open_board(load_board(config.board), [Input(file, columns=columns) for file in config.files])
     open_training(config.training)
