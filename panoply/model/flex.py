@@ -159,8 +159,8 @@ def flex_tree_attention(
             out_1HTD = plan.attend(*states, score_mod, plan.mask(window), scale)
     except (TorchDynamoException, FailOnRecompileLimitHit) as error:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        cause = getattr(error, "inner_exception", None) or error.__cause__ or error
-        reason = str(cause).strip().partition("\n")[0]
+        paragraph = str(error.__cause__ or error).strip().partition("\n\n")[0]
+        reason = " ".join(paragraph.split()).removesuffix(".")
         raise KernelError(
             f"FlexAttention does not compile on {name} with torch {torch.__version__}: {reason}. "
             f"Triton needs a C compiler (`cc`); {VARIABLE}=calls computes the same "
