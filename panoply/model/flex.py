@@ -79,7 +79,7 @@ def choose_kernel(device: torch.device) -> Kernel:
 
 @dataclass(frozen=True)
 class FlexPlan:
-    """What each token of a padded row sees; all layers of a forward share it."""
+    """Tells what each token of a padded row sees; all layers of a forward share it."""
 
     layout: TreeLayout
     ends_T: Tensor
