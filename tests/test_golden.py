@@ -30,10 +30,11 @@ RECORDED = json.loads((GOLDEN / "scores.json").read_text())
 def test_a_recorded_artefact_loads_and_scores_as_it_did(name):
     model = load_reward_model(GOLDEN / name)
     recorded = RECORDED["scores"][Path(name).name]
+    # Processors differ in the last bits of products, which counts where a score is near 0.
+    near_zero = 2e-5 * np.std(recorded)
     for prompt, expected in zip(RECORDED["prompts"], recorded, strict=True):
         scores = model.score(prompt, RECORDED["responses"])
-        # They were recorded on another processor, whose products differ in the last bits.
-        assert scores.tolist() == pytest.approx(expected, rel=1e-4)
+        assert scores.tolist() == pytest.approx(expected, rel=1e-5, abs=near_zero)
 
 
 @pytest.mark.parametrize("name", ["scalar", "classifier"])
