@@ -97,9 +97,11 @@ def candidate_depths(config: BackboneConfig, num_layers: int) -> tuple[int, ...]
 
 
 def _load(config: BackboneConfig, depths: Sequence[int]) -> Backbone:
-    return load_backbone(
+    backbone = load_backbone(
         config.model, depths=depths, rendering=config.rendering, dtype=config.dtype
     )
+    backbone.prepack()
+    return backbone
 
 
 def _trees(backbone: Backbone, rows: Sequence[Mapping[str, Any]]) -> list[TokenTree]:

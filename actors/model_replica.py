@@ -76,6 +76,7 @@ class RewardModelReplica(Replica[Conversations]):
         self.model: RewardModel[Any] = load_reward_model(
             config.where, trust_remote_code=config.trust_remote_code
         )
+        self.model.prepack()
         super().__init__(config, self.model.provenance)
         self.tokenizer = self.model.request_tokenizer()
         self.metrics = ReplicaMetrics(config.name)

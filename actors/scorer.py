@@ -43,6 +43,7 @@ class ScoringActor:
         silence_libraries()
         torch.set_num_threads(threads)
         model = load_reward_model(folder)
+        model.prepack()
         self.render = model.backbone.renderer.render
         if isinstance(model, ScalarModel):
             self.model = Single(model)

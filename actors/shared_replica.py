@@ -115,6 +115,8 @@ class SharedBackboneReplica:
     def _load_now(self, config: ServedModelConfig) -> AdapterReplica:
         """Loads a model; called in the thread that loads all of them, one after the other."""
         model = load_on_backbone(config.where, self.shared)
+        if self.shared is None:
+            model.prepack()
         self.shared = model.shared
         return AdapterReplica(config, model, self.key, self.batcher, self.metrics)
 

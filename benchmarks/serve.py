@@ -201,6 +201,7 @@ def make_loads(options: Options, folder: Path) -> dict[str, Load]:
     torch.set_num_threads(1)
     os.sched_setaffinity(0, {options.server_core})
     model = load_scalar_model(folder)
+    model.prepack()  # as the server's replica does
     tokenizer = model.backbone.renderer.tokenizer
     groups = {
         "pairs": read_pairs(options.data, options.pairs),

@@ -54,6 +54,7 @@ def score(
         lines = Path(file).expanduser().read_text(encoding="utf-8").splitlines()
         items = [_item(line, f"{file}, line {n}") for n, line in enumerate(lines, 1) if line]
     loaded = load_reward_model(model)
+    loaded.prepack()
     for item in items:
         text_or_turns: Any = item["prompt"]
         turns = text_or_turns
@@ -102,6 +103,7 @@ def evaluate(model: Model, /, pairs: tuple[str, ...], out: str = "") -> None:
         table = load_pairs(ingested.path, seed=0, num_folds=2)
         rows = pq.read_table(ingested.path, columns=["prompt", "chosen", "rejected"]).to_pylist()
     loaded = load_reward_model(model)
+    loaded.prepack()
     margin_P = np.full(len(rows), np.nan)
     with RunLogger(console).bar("scoring pairs", len(rows)) as advance:
         for number, row in enumerate(rows):

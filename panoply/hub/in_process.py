@@ -32,7 +32,11 @@ class InProcessModel:
         # Torch loads only where something is scored.
         from panoply.hub.artefact.load import load_reward_model
 
-        return load_reward_model(self.config.where, trust_remote_code=self.config.trust_remote_code)
+        model = load_reward_model(
+            self.config.where, trust_remote_code=self.config.trust_remote_code
+        )
+        model.prepack()
+        return model
 
     async def score(self, items: Sequence[Item]) -> tuple[tuple[Score, ...], ...]:
         """Returns the scores of all items; those that failed as errors of their response."""

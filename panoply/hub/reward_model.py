@@ -77,6 +77,13 @@ class RewardModel(ABC, Generic[Output]):
         size = embeddings.weight.shape[0]
         return RequestTokenizer(self.backbone.renderer, size, needs_turns=self.needs_turns)
 
+    def prepack(self) -> None:
+        """Lays the backbone's weights out for scoring: on a CPU 1.1 to 1.2 times as fast.
+
+        The model cannot be saved, copied or moved to another device afterwards.
+        """
+        self.backbone.prepack()
+
     def outputs(self, conversations: Sequence[Tokenized]) -> list[Output]:
         """Runs one forward and returns the output of each conversation, in their order."""
         gathered = merge_prefixes(conversations)

@@ -75,6 +75,10 @@ class AdapterMembers(ScalarModel):
                 columns.append(self.backbone.features(trees).last_RLD[:, -1] @ head_D)
         return torch.stack(columns, 1)
 
+    def prepack(self) -> None:
+        """Lays the shared backbone's weights out for scoring; see `RewardModel.prepack`."""
+        self.shared.prepack()
+
     def release(self) -> None:
         """Takes the adapters off the backbone; the model scores no more."""
         for adapter in self.adapters:

@@ -6,20 +6,21 @@ An adapter is a LoRA in peft's layout, or layers that take the place of the back
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from panoply.data.schema import digest
 from panoply.hub.backbone.backbone import Backbone, hash_tensors
 from panoply.hub.backbone.renderer import Renderer
 from panoply.hub.door.checkpoint import Checkpoint, few, read_fields, read_tensors
 from panoply.hub.door.loading import load_adapter_config
+from panoply.model.prepacked import laid_out_as, prepack, unpack
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -27,6 +28,8 @@ FACTOR = "lora_"
 """Part of the name of every tensor of an adapter that changes the backbone."""
 LAYERS = "layers.safetensors"
 """File of the layers that take the place of the backbone's."""
+PLAIN_STARTS = (True, False, "gaussian")
+"""Values of peft's `init_lora_weights` that leave the backbone's weights alone."""
 WRAPPED = "base_model.model."
 """Beginning of the names of an adapter's tensors, as peft writes them."""
 
@@ -58,6 +61,8 @@ class SharedBackbone:
         """The backbone's weights whose place some adapter takes, by their names."""
         self._by_peft: list[Any] = []
         """Layers whose adapters peft computes."""
+        self._is_read = False
+        """Whether an adapter reads the backbone's weights, as DoRA does."""
         self._num_added = 0
         self._active = ActiveAdapter()
 
@@ -88,6 +93,9 @@ class SharedBackbone:
         config = load_adapter_config(folder)
         config.modules_to_save, config.inference_mode = None, True
         with self._turn:
+            if config.use_dora or config.init_lora_weights not in PLAIN_STARTS:
+                self._is_read = True
+                self._change_layout(unpack)
             self._num_added += 1
             name = f"adapter{self._num_added}"
             try:
@@ -117,6 +125,15 @@ class SharedBackbone:
                 self._active.name = ""
             else:
                 self._delete(name)
+
+    def prepack(self) -> None:
+        """Lays the backbone's weights out for faster inference; adapters may come and go.
+
+        Where one of them reads the backbone's weights, nothing is done.
+        """
+        with self._turn:
+            if not self._is_read:
+                self._change_layout(partial(prepack, fuses=False))
 
     @contextmanager
     def using(self, name: str) -> Generator[None]:
@@ -181,12 +198,22 @@ class SharedBackbone:
             self._num_added += 1
             name = f"adapter{self._num_added}"
             self._layers[name] = {
-                key: tensor.to(weights[key].device, weights[key].dtype)
+                key: laid_out_as(weights[key], tensor.to(weights[key].device, weights[key].dtype))
                 for key, tensor in tensors.items()
             }
             self._hashes[name] = hash_tensors(tensors)
             self._active.name = ""
         return name
+
+    def _change_layout(self, change: Callable[[nn.Module], None]) -> None:
+        """Lays the backbone's weights out anew, and those that take the place of some of them."""
+        model = self.backbone.decoder.model
+        self._put(self._replaced)
+        change(model)
+        for tensors in (self._replaced, *self._layers.values()):
+            for key, tensor in tensors.items():
+                tensors[key] = laid_out_as(model.get_parameter(key), tensor)
+        self._active.name = ""
 
     def _put(self, tensors: Mapping[str, Tensor]) -> None:
         """Lets parameters of the backbone be some tensors; nothing is copied."""

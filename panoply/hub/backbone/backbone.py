@@ -20,6 +20,7 @@ from panoply.model.budget import calibrate, within_memory
 from panoply.model.decoder import Decoder, find_layers
 from panoply.model.device import best_device
 from panoply.model.forward import Features, encode, encode_plain, takes_tree_masks
+from panoply.model.prepacked import prepack
 from panoply.model.tree import TokenTree
 
 PAD_RULE = "positions and pooling follow token lists; no pad token is ever read"
@@ -41,6 +42,10 @@ class Backbone:
         """Tokens of a row that suit this machine; 0 until they are measured."""
         self.most_tokens = 2**31
         """Tokens of a row that fit into memory; smaller after a forward that did not fit."""
+
+    def prepack(self) -> None:
+        """Lays the weights out for faster inference; it cannot be saved or copied afterwards."""
+        prepack(self.decoder.model)
 
     def features(self, trees: Sequence[TokenTree], budget: int = 0) -> Features:
         """Returns features of trees, by the cheapest exact path that this model allows.

@@ -108,6 +108,10 @@ class SharedAdapterModel(HeadModel):
         with self.shared.using(self.adapter):
             return super().score_trees(trees)
 
+    def prepack(self) -> None:
+        """Lays the shared backbone's weights out for scoring; see `RewardModel.prepack`."""
+        self.shared.prepack()
+
     def release(self) -> None:
         """Takes the adapter off the backbone; the model scores no more."""
         self.shared.remove(self.adapter)
