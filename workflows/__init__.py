@@ -30,7 +30,12 @@ ALONE = {
     # glibc keeps freed memory for each of up to 8 threads a core; a server's never gives it back.
     "MALLOC_ARENA_MAX": "2",
     # Serve's controller looks at all it has that often, whether or not anything happens.
-    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.3",
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
+    # Its replicas and proxies count requests for the metrics that often, in a timer each.
+    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "2000",
+    # The agent looks at every process of the node that often, and Ray at the node's memory.
+    "REPORTER_UPDATE_INTERVAL_MS": "15000",
+    "RAY_memory_monitor_refresh_ms": "1000",
     # Connections that never send a whole head are closed.
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "actors.slow_clients:install",
     # Ray warns of its own actor pools on the terminal, and offers no other switch.

@@ -135,11 +135,12 @@ def follow(server: Server, stopped: threading.Event, logger: RunLogger) -> None:
     while not stopped.wait(SETTLED_SECONDS if settled else POLL_SECONDS):
         check_alive()
         try:
-            routes = Routes.read(server.name, server.models, serve_details()).current
+            details = serve_details()
+            routes = Routes.read(server.name, server.models, details).current
             if moved := [name for name in routes if name in apps and routes[name] != apps[name]]:
                 logger.info("; ".join(f"{n}: version {version_of(routes[n])}" for n in moved))
             apps = {**routes, THE_GATEWAY: gateway_name(server.name)}
-            before, current = current, model_states(apps)
+            before, current = current, model_states(apps, details)
         except (RayActorError, LookupError) as error:
             if serve_controller() is not None:  # it died, and Ray is about to restart it
                 continue

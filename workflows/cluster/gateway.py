@@ -30,6 +30,7 @@ from panoply.secret import NO_KEYS, Keys, without_secrets
 from panoply.serve.access import KeyRing, RateLimits
 from panoply.serve.supervised import SupervisedLoop
 from panoply.wire.limits import RequestLimits
+from workflows.cluster.tenancy import serve_details
 
 T = TypeVar("T")
 DEPLOYMENT = "RewardModel"
@@ -40,7 +41,7 @@ GATEWAY = "Gateway"
 """Name of the deployment of a gateway."""
 POLL_SECONDS = 1.0
 """Pause between two looks at the models' states while one of them is changing."""
-SETTLED_SECONDS = 3.0
+SETTLED_SECONDS = 5.0
 """The same while all are up: every look is work for Ray Serve's controller as well."""
 POLL_DEADLINE = 10.0
 """Seconds in which the cluster says how its models are."""
@@ -227,22 +228,30 @@ def _model(place: str) -> Model:
     )
 
 
-def model_states(apps: Mapping[str, str]) -> dict[str, tuple[ModelState, str]]:
+def model_states(
+    apps: Mapping[str, str], details: Mapping[str, Any] | None = None
+) -> dict[str, tuple[ModelState, str]]:
     """Returns the states of applications, with the reasons of those that failed.
 
     Args:
         apps: their names, by the names to use in the answer.
+        details: description of Ray Serve; None asks it.
     """
-    return {name: (status.state, status.reason) for name, status in model_statuses(apps).items()}
+    statuses = model_statuses(apps, details)
+    return {name: (status.state, status.reason) for name, status in statuses.items()}
 
 
-def model_statuses(apps: Mapping[str, str]) -> dict[str, ModelStatus]:
+def model_statuses(
+    apps: Mapping[str, str], details: Mapping[str, Any] | None = None
+) -> dict[str, ModelStatus]:
     """Returns the states of applications, with the reasons of those that failed.
 
     Args:
         apps: their names or places, by the names to use in the answer.
+        details: description of Ray Serve; None asks it.
     """
-    running_apps = serve.status().applications
+    # As it comes: Ray's class around it pickles every deployment's router whenever one is made.
+    running_apps = (serve_details() if details is None else details)["applications"]
     statuses: dict[str, ModelStatus] = {}
     for name, app_name in apps.items():
         app = running_apps.get(app_name.partition("/")[0])
@@ -250,14 +259,14 @@ def model_statuses(apps: Mapping[str, str]) -> dict[str, ModelStatus]:
             statuses[name] = ModelStatus("failed", GONE)
             continue
         # A composite's models are further deployments of its application.
-        first = next(iter(app.deployments.values()), None)
-        status, replicas = app.status, app.deployments.get(DEPLOYMENT, first)
-        by_state = replicas.replica_states if replicas else {}
-        running = sum(count for state, count in by_state.items() if state == "RUNNING")
-        deployed = f"{app.last_deployed_time_s} {status}"
+        deployments, status = app["deployments"], app["status"]
+        first = next(iter(deployments.values()), {"replicas": []})
+        replicas = deployments.get(DEPLOYMENT, first)["replicas"]
+        running = sum(replica["state"] == "RUNNING" for replica in replicas)
+        deployed = f"{app['last_deployed_time_s']} {status}"
         if status == "DEPLOY_FAILED" or (status == "UNHEALTHY" and not running):
-            messages = [part.message for part in app.deployments.values() if part.message]
-            reason = cause(messages[0] if messages else app.message)
+            messages = [part["message"] for part in deployments.values() if part["message"]]
+            reason = cause(messages[0] if messages else app["message"])
             statuses[name] = ModelStatus("failed", reason, deployed)
         elif running:
             statuses[name] = ModelStatus("ready", "", deployed)

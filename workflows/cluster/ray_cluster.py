@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import ray
 import ray._private.worker as ray_worker
 import ray.data
 import ray.train
+from ray.exceptions import RayError
 from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.placement_group import (
@@ -28,7 +29,7 @@ from ray.util.placement_group import (
     remove_placement_group,
 )
 
-from panoply.files import cache_root
+from panoply.files import cache_root, write_whole
 from panoply.hub.backbone.pretrained import silence_libraries
 from panoply.lease import guarded, lease_above
 from panoply.report.progress import RunLogger, Terminated
@@ -40,6 +41,8 @@ MAX_FAILURES = 8
 """Nodes or workers that one stage may lose; its finished parts are never lost."""
 RESIZE_SECONDS = 30.0
 """Interval at which Ray Train checks for nodes that joined or left."""
+COORDINATOR = "AutoscalingCoordinator"
+"""Name of Ray's actor that reserves CPUs for runs of Ray Train, and its namespace."""
 LOG_SECONDS = 30.0
 """Interval at which a wait for nodes is logged."""
 
@@ -82,6 +85,10 @@ def connect(num_workers: int, key_variables: Iterable[str] = ()) -> bool:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
+    if is_own:
+        # Workers' logs are printed by nobody, and one process reads them ten times a second.
+        node: Any = ray_worker._global_node  # pyright: ignore[reportPrivateUsage]
+        node.kill_log_monitor(check_alive=False)
     return is_own
 
 
@@ -227,6 +234,8 @@ def run_train(
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
         ),
     )
+    if num_workers:
+        free_reservation(run.absolute() / f"{name}.reservation", trainer.train_run_context.run_id)
     with aborts_when_stopped():
         for tries_left in reversed(range(MAX_FAILURES + 1)):
             reserved = reserved_groups()
@@ -240,6 +249,26 @@ def run_train(
                     raise
                 for group in reserved_groups() - reserved:
                     remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(group)))
+
+
+def free_reservation(file: Path, run_id: str) -> None:
+    """Frees what Ray Train reserved for a run of this step that was killed.
+
+    Ray Train keeps CPUs for a run for three minutes after its driver was killed, in which the same
+    command would wait for them.
+
+    Args:
+        file: holds the id of the last run, and that of this one afterwards.
+        run_id: id that Ray Train gave this run.
+    """
+    if file.is_file():
+        # The actor is not there where the cluster is new, and may be on a node that was lost.
+        with suppress(ValueError, RayError):
+            coordinator: Any = ray.get_actor(COORDINATOR, namespace=COORDINATOR)
+            freed = coordinator.cancel_request.remote(requester_id=f"train-{file.read_text()}")
+            ray.get(freed, timeout=10)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, run_id)
 
 
 def reserved_groups() -> set[str]:
