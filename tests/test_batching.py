@@ -1,13 +1,14 @@
 """The queue before a model: order, groups, budget, deadlines, overload, failures."""
 
 import asyncio
+import math
 import threading
 
 import pytest
 
 from panoply.config.serve import BatchConfig
 from panoply.model.gather import Tokenized
-from panoply.serve.batching import NUM_POLLS, Batcher, Overloaded
+from panoply.serve.batching import NUM_POLLS, PAUSE_SHARE, WAIT_SHARE, Batcher, Overloaded
 
 
 def talk(prompt, response, size=4):
@@ -198,6 +199,42 @@ def test_nobody_waits_for_siblings_that_do_not_come():
     queue = batcher(Model(), clock, max_wait=2.0)
     asyncio.run(ask(queue, [talk(1, 1)]))
     assert clock.now == pytest.approx(2.0 / NUM_POLLS)
+
+
+def test_a_long_text_waits_longer_for_siblings_but_not_where_none_come():
+    model, clock, tasks = Model(), Clock(), []
+    queue = batcher(model, clock, max_wait=0.02)
+
+    def forward(conversations):
+        clock.now += 0.1 * len(conversations[0].tokens)
+        return Model.__call__(model, conversations)
+
+    queue.run = forward
+
+    async def run():
+        before = clock.now
+        await queue.score([talk(1, 0, size=99)], 60.0)  # 100 tokens, 10 s; no speed is known before
+        first_wait = clock.now - before - 10.0
+        before = clock.now
+        await queue.score([talk(1, 0, size=99)], 60.0)
+        alone = clock.now - before - 10.0
+
+        async def sleep(seconds):
+            if len(tasks) < 15:
+                tasks.append(asyncio.create_task(queue.score([talk(1, len(tasks), 99)], 60.0)))
+            await clock.sleep(seconds)
+
+        queue.sleep = sleep
+        await queue.score([talk(1, 9, size=99)], 60.0)
+        queue.sleep = clock.sleep
+        await asyncio.gather(*tasks)
+        return first_wait, alone
+
+    first_wait, alone = asyncio.run(run())
+    assert first_wait == pytest.approx(0.02 / NUM_POLLS)
+    assert alone == pytest.approx(PAUSE_SHARE * 10.0)
+    # Pauses of a fiftieth, for a quarter of the forward.
+    assert len(model.batches[2]) == 1 + math.ceil(WAIT_SHARE / PAUSE_SHARE)
 
 
 def test_a_request_that_waited_past_its_deadline_is_not_computed():

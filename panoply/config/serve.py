@@ -36,7 +36,7 @@ class BatchConfig:
     it."""
     max_wait: float = 0.02
     """Maximum seconds that the first response of an idle queue waits for more, as long as they keep
-    coming."""
+    coming; a long response may wait a quarter of its own forward. 0: none waits."""
     max_queued: int = 4096
     """Maximum responses that wait; beyond it requests get 429 with Retry-After."""
     max_queued_tokens: int = 4_000_000

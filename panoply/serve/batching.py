@@ -27,6 +27,10 @@ NUM_SAMPLED = 16
 """Tokens of a prompt by which the queue's length is counted."""
 NUM_POLLS = 5
 """Times that the wait for siblings checks whether more of them came."""
+WAIT_SHARE = 0.25
+"""Longest wait for siblings of a long text, as a share of the time that its forward takes."""
+PAUSE_SHARE = 0.02
+"""The same of a pause in which none came: all that a text without siblings waits."""
 
 
 class Overloaded(RuntimeError):
@@ -210,12 +214,19 @@ class Batcher(Generic[T]):
         )
 
     async def _wait_for_siblings(self) -> None:
-        """Waits for more, as long as they keep coming and nothing has waited for too long."""
-        ends = min(group[0].arrived for group in self._groups.values()) + self.config.max_wait
+        """Waits for more, as long as they keep coming and nothing has waited for too long.
+
+        Responses to one prompt come one by one where each is a request. Those that come after the
+        first has begun need the prompt computed again, so a long text waits longer.
+        """
+        first = min((group[0] for group in self._groups.values()), key=lambda entry: entry.arrived)
+        seconds = first.cost / self._speed if self._speed and self.config.max_wait else 0.0
+        ends = first.arrived + max(self.config.max_wait, WAIT_SHARE * seconds)
+        pause = max(self.config.max_wait / NUM_POLLS, PAUSE_SHARE * seconds)
         seen = -1
         while seen != self.num_queued and self.clock() < ends:
             seen = self.num_queued
-            await self.sleep(self.config.max_wait / NUM_POLLS)
+            await self.sleep(pause)
 
     def _take(self) -> list[_Waiting[T]]:
         """Takes a batch out of the queue: the longest waiting groups, for about `max_seconds`."""
