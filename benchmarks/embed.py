@@ -6,13 +6,18 @@ each stands the ideal, the ratio of tokens.
 `workers_*`, `rows_*`: the steps of a run on Ray with one worker and two, and with one and three
 times the rows. Starting workers costs seconds whatever the rows, so what is compared is the cost
 of more rows: from the difference of the two sizes.
+`stored_blocks`: stage 1 of many planted rows by two workers, whose features lie on disk: the most
+space that sums took beside the running ones, in blocks; and the largest error of an objective's
+weights beside the planted ones, over their length.
 """
 
 from __future__ import annotations
 
 import statistics
 import tempfile
+import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -34,7 +39,9 @@ from panoply.config.armorm import ArmoRMConfig, ObjectivesConfig
 
 TIMES = 3
 """How many times the rows of the smaller size the larger one has."""
-Part = Literal["forwards", "embedding", "sums"]
+Part = Literal["forwards", "embedding", "sums", "stored"]
+WATCH_SECONDS = 0.05
+"""Pause between two looks at the folder of sums."""
 PAIRS = 60
 """Pairs beside the ratings, of either size: enough for every part of the split."""
 
@@ -57,6 +64,8 @@ class Options(harness.Options):
     """Ratings of each source, of the smaller size of the whole step."""
     sum_rows: int = 40_000
     """Rows of stage 1, of the smaller size."""
+    stored_rows: int = 1_000_000
+    """Rows of the stage 1 whose space is measured; each takes 2.3 KB."""
 
 
 def main(options: Options) -> None:
@@ -65,11 +74,18 @@ def main(options: Options) -> None:
 
     silence_libraries()
     figures: dict[str, Any] = {"setting": about(options)}
-    measures = {"forwards": forwards, "embedding": embedding_on_ray, "sums": sums_on_ray}
+    measures = {
+        "forwards": forwards,
+        "embedding": embedding_on_ray,
+        "sums": sums_on_ray,
+        "stored": stored_sums,
+    }
     for part in options.parts:
         figures |= measures[part](options)
         write_figures(options.json, figures)
     print_figures(figures, ("ratio", "min", "max", "ideal", "unit_cost"))
+    if "stored" in options.parts:
+        print_figures(figures, ("value", "blocks"))
 
 
 def forwards(options: Options) -> dict[str, Any]:
@@ -181,6 +197,78 @@ def sums_on_ray(options: Options) -> dict[str, Any]:
     return grown("sums", run, options.sum_rows, "s per million rows", -1.0)
 
 
+def stored_sums(options: Options) -> dict[str, Any]:
+    """Returns the space that the sums of many rows take, and how well planted weights come out."""
+    from actors.fitters import write_sums
+    from panoply.armorm.blocks import BlockSums, plan_blocks
+    from panoply.armorm.out_of_fold import SELECT
+    from panoply.data.features import FeatureStore
+    from workflows.cluster.ray_cluster import connect, run_train
+
+    connect(2)
+    config, rng = ObjectivesConfig(), np.random.default_rng(0)
+    rows, num_objectives, num_sources, size = options.stored_rows, 19, 8, 576
+    weights_OD = rng.standard_normal((num_objectives, size)) / np.sqrt(size)
+    with tempfile.TemporaryDirectory() as scratch:
+        store, names = FeatureStore(f"{scratch}/store", {}), [f"t{i}" for i in range(rows)]
+        labels_NO = np.full((rows, num_objectives), np.nan)
+        for first in range(0, rows, 2000):
+            part = slice(first, min(rows, first + 2000))
+            x_ND = rng.standard_normal((part.stop - first, size), np.float32)
+            store.write("texts", names[part], {"mean_18": x_ND})
+            noise_NO = rng.standard_normal((len(x_ND), num_objectives))
+            labels_NO[part] = x_ND @ weights_OD.T + noise_NO
+        for i in range(num_objectives):  # each objective is rated by one of the sources
+            labels_NO[np.arange(rows) % num_sources != i % num_sources, i] = np.nan
+        fold_N = np.arange(rows) // num_sources % (config.num_folds + 1) + SELECT
+
+        features = store.features("texts", names, ("mean_18",))
+        sums = BlockSums(
+            plan_blocks(labels_NO, fold_N, features, config.block_rows), f"{scratch}/sums"
+        )
+        ended, beside = threading.Event(), list[int]()
+        chains = {chain.name for chain in sums.chains()}
+        watch = threading.Thread(
+            target=watch_folder, args=(Path(sums.folder), chains, ended, beside)
+        )
+        watch.start()
+        start = time.perf_counter()
+        run_train(write_sums, {"sums": [sums]}, 2, Path(scratch) / "train", "sums")
+        summed = time.perf_counter() - start
+        ended.set()
+        watch.join()
+        block = max(file.stat().st_size for file in Path(sums.folder).glob("*.npz"))
+        start = time.perf_counter()
+        fitted_OD = sums.solve(num_objectives, config).full.weights
+        solved = time.perf_counter() - start
+    errors_O = np.linalg.norm(fitted_OD - weights_OD, axis=1) / np.linalg.norm(weights_OD, axis=1)
+    return {
+        "stored_blocks": {"value": max(beside) / block, "blocks": len(sums.blocks)},
+        "stored_error": {"value": float(errors_O.max())},
+        "stored_seconds": {"sums": summed, "solve": solved},
+    }
+
+
+def watch_folder(folder: Path, chains: set[str], ended: threading.Event, beside: list[int]) -> None:
+    """Notes until the end how many bytes of a folder are no running sum, the newest of its chain.
+
+    Args:
+        folder: of the sums.
+        chains: names of the running sums.
+        ended: set when nothing is written any more.
+        beside: gets the bytes of each look.
+    """
+    while not ended.wait(WATCH_SECONDS):
+        sizes: dict[str, list[int]] = {}
+        for file in folder.iterdir() if folder.exists() else ():
+            with suppress(FileNotFoundError):  # removed meanwhile
+                name = file.name.partition("-")[0]
+                sizes.setdefault(name, []).append(file.stat().st_size)
+        total = sum(sum(of_name) for of_name in sizes.values())
+        running = sum(max(of_name) for name, of_name in sizes.items() if name in chains)
+        beside.append(total - running)
+
+
 def grown(name: str, run: Any, rows: int, unit: str, power: float) -> dict[str, Any]:
     """Returns the cost of more rows with two workers against one, and of rows against fewer.
 
@@ -229,6 +317,7 @@ def about(options: Options) -> dict[str, Any]:
         prompts=options.prompts,
         ratings_per_source=options.ratings_per_source,
         sum_rows=options.sum_rows,
+        stored_rows=options.stored_rows,
     )
 
 
