@@ -7,7 +7,9 @@ restart or another number of workers gives the same files.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from threading import Barrier, BrokenBarrierError
 from typing import Any, cast
@@ -18,9 +20,10 @@ import ray.train.torch
 import torch
 from safetensors.torch import save_file
 from threadpoolctl import threadpool_limits
+from torch import Tensor
 
 from panoply.armorm.blocks import BlockSums
-from panoply.armorm.head_training import HeadTask, train_head
+from panoply.armorm.head_training import HeadTask, train_apart, train_head
 from panoply.files import whole_file
 
 
@@ -28,18 +31,17 @@ def write_sums(config: Mapping[str, Any]) -> None:
     """Adds up the blocks that are left.
 
     Args:
-        config: `sums`, a list of `BlockSums`.
+        config: `sums`, a list of `BlockSums`, and `num_cpus` of a worker.
     """
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    num_threads = torch.get_num_threads()
     # A product of matrices has other last bits when several threads share it.
     with threadpool_limits(1):
         for sums in cast(list[BlockSums], config["sums"]):
             if world > 1:
                 sums.write(rank, world, ray.train.collective.broadcast_from_rank_zero)
             else:
-                write_by_threads(sums, num_threads)
+                write_by_threads(sums, config["num_cpus"])
     ray.train.report({})
 
 
@@ -70,17 +72,29 @@ def write_by_threads(sums: BlockSums, num: int) -> None:
 
 
 def fit_heads(config: Mapping[str, Any]) -> None:
-    """Trains heads one after the other, data-parallel, and saves each as `NAME.safetensors`.
+    """Trains heads and saves each as `NAME.safetensors`.
+
+    Several workers train one after the other, data-parallel; a worker alone trains as many at once
+    as it has CPUs, each in a process of its own.
 
     Args:
-        config: `folder` of the arrays and of the results, and `tasks`, a list of `HeadTask`.
+        config: `folder` of the arrays and of the results, `tasks`, a list of `HeadTask`, and
+            `num_cpus` of a worker.
     """
     context, folder = ray.train.get_context(), Path(config["folder"])
     rank, world = context.get_world_rank(), context.get_world_size()
-    torch.set_num_threads(1)
-    for task in cast(list[HeadTask], config["tasks"]):
-        target = folder / f"{task.name}.safetensors"
-        if not target.exists():
+    tasks = [
+        task for task in cast(list[HeadTask], config["tasks"]) if not _file(folder, task).exists()
+    ]
+    num_at_once = min(config["num_cpus"], len(tasks))
+    if world == 1 and num_at_once > 1:
+        with ProcessPoolExecutor(num_at_once, get_context("spawn")) as pool:
+            arrays = pool.map(partial(train_apart, folder), tasks)
+            for task, state in zip(tasks, arrays, strict=True):
+                _save(folder, task, {name: torch.from_numpy(x) for name, x in state.items()})
+    else:
+        torch.set_num_threads(1)
+        for task in tasks:
             state = train_head(
                 task.open(folder),
                 task.train,
@@ -92,6 +106,14 @@ def fit_heads(config: Mapping[str, Any]) -> None:
                 wrap=ray.train.torch.prepare_model if world > 1 else None,
             )
             if rank == 0:
-                with whole_file(target) as partial:
-                    save_file(state, partial)
+                _save(folder, task, state)
     ray.train.report({})
+
+
+def _file(folder: Path, task: HeadTask) -> Path:
+    return folder / f"{task.name}.safetensors"
+
+
+def _save(folder: Path, task: HeadTask, state: dict[str, Tensor]) -> None:
+    with whole_file(_file(folder, task)) as unfinished:
+        save_file(state, unfinished)

@@ -189,7 +189,7 @@ def sums_on_ray(options: Options) -> dict[str, Any]:
                 labels[i % 8 :: 8, i] = rng.standard_normal(len(labels[i % 8 :: 8]))
             features = store.features("texts", names, ("mean_18",))
             blocks = plan_blocks(labels, np.arange(rows) % 5, features, 8192)
-            sums = {"sums": [BlockSums(blocks, f"{scratch}/sums")]}
+            sums = {"sums": [BlockSums(blocks, f"{scratch}/sums")], "num_cpus": 1}
             start = time.perf_counter()
             run_train(write_sums, sums, workers, Path(scratch) / "train", "sums")
             return time.perf_counter() - start, rows / 1e6
@@ -233,7 +233,7 @@ def stored_sums(options: Options) -> dict[str, Any]:
         )
         watch.start()
         start = time.perf_counter()
-        run_train(write_sums, {"sums": [sums]}, 2, Path(scratch) / "train", "sums")
+        run_train(write_sums, {"sums": [sums], "num_cpus": 1}, 2, Path(scratch) / "train", "sums")
         summed = time.perf_counter() - start
         ended.set()
         watch.join()

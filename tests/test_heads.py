@@ -1,5 +1,7 @@
 """Heads learn from arrays of pairs: the gate finds which objective counts where."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from safetensors.torch import load_file
@@ -102,7 +104,7 @@ def test_heads_trained_on_ray_are_those_of_one_process_and_are_not_trained_again
     np.save(tmp_path / "gate.npy", examples.gate_PD)
     np.save(tmp_path / "difference.npy", examples.difference_PO)
     task = HeadTask("gate", GateExamples, ("gate", "difference"), *rows_of(400), CONFIG, 0)
-    heads = {"folder": str(tmp_path), "tasks": [task]}
+    heads = {"folder": str(tmp_path), "tasks": [task], "num_cpus": 1}
     run_train(fit_heads, heads, 0, tmp_path / "run", "heads")
     saved = tmp_path / "gate.safetensors"
     for name, value in trained(examples).state_dict().items():
@@ -110,3 +112,9 @@ def test_heads_trained_on_ray_are_those_of_one_process_and_are_not_trained_again
     before = saved.stat().st_mtime_ns
     run_train(fit_heads, heads, 0, tmp_path / "run", "heads")
     assert saved.stat().st_mtime_ns == before
+    # Side by side, in processes of their own, they have the same bits.
+    heads |= {"tasks": [replace(task, name=name) for name in ("one", "two")], "num_cpus": 2}
+    run_train(fit_heads, heads, 0, tmp_path / "run", "heads")
+    for name in ("one", "two"):
+        state = load_file(tmp_path / f"{name}.safetensors")
+        assert all(torch.equal(state[key], value) for key, value in load_file(saved).items())

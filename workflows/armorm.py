@@ -83,6 +83,7 @@ from workflows.cluster.embed import ActorPoolSpec, EmbeddingJob, embed
 from workflows.cluster.ray_cluster import (
     await_workers,
     connect,
+    cpus_of_worker,
     run_train,
     store_root,
 )
@@ -270,7 +271,8 @@ def fit_objectives(
     length_sums = BlockSums(plan_blocks(log_length_N1, length_fold_N, all_texts, rows), folder)
     all_sums = (rated_sums, length_sums, prompt_sums)
     if unsolved := [sums for sums in all_sums if not sums.solution_file(settings).exists()]:
-        run_train(write_sums, {"sums": unsolved}, config.num_workers, out / "train", "sums")
+        planned = {"sums": unsolved, "num_cpus": cpus_of_worker(config.num_workers)}
+        run_train(write_sums, planned, config.num_workers, out / "train", "sums")
 
     rated = rated_sums.solve(len(ratings.objectives), settings)
     length = length_sums.solve(1, settings)
@@ -313,7 +315,11 @@ def train_heads(
     if config.leave_one_out:
         left_out = left_out_tasks(data.pairs, config.gate, config.seed)
     all_tasks = [*tasks.values(), *left_out.values()]
-    heads = {"folder": str(folder.absolute()), "tasks": all_tasks}
+    heads = {
+        "folder": str(folder.absolute()),
+        "tasks": all_tasks,
+        "num_cpus": cpus_of_worker(config.num_workers),
+    }
     run_train(fit_heads, heads, config.num_workers, out / "train", "heads-pairs")
     logger.info(f"gate: {len(all_tasks)} heads trained")
 

@@ -205,6 +205,13 @@ def train_head(
     return best_state
 
 
+def train_apart(folder: Path, task: HeadTask) -> dict[str, Floats]:
+    """Trains a head by one thread; returns its float32 state, for another process to save."""
+    torch.set_num_threads(1)
+    state = train_head(task.open(folder), task.train, task.select, task.config, task.seed)
+    return {name: value.numpy() for name, value in state.items()}
+
+
 @torch.no_grad()
 def _select_loss(examples: Examples, head: nn.Module, batch: Batch) -> float:
     head.eval()

@@ -251,6 +251,11 @@ def run_train(
                     remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(group)))
 
 
+def cpus_of_worker(num_workers: int) -> int:
+    """Returns the CPUs that each worker of `run_train` has; this process has the machine's."""
+    return 1 if num_workers else os.cpu_count() or 1
+
+
 def free_reservation(file: Path, run_id: str) -> None:
     """Frees what Ray Train reserved for a run of this step that was killed.
 
