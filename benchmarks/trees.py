@@ -2,7 +2,9 @@
 
 Scoring pairs, scoring many samples of a prompt, and training against TRL's `RewardTrainer`, on the
 same model, tokens, dtype and threads. Each figure is the median over repeats of the ratio of times,
-measured in turns; beside it stands the ideal, the ratio of tokens.
+measured in turns; beside it stands the ideal, the ratio of tokens. Our side is as the product runs
+it, with prepacked linear layers: `..._vs_unpacked` tells what these are worth, and
+`unpacked_share_of_ideal` what trees alone reach of their ideal.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ from panoply.model.tree import TokenTree
 
 Part = Literal["pairs", "samples", "growth", "training"]
 AGAINST = ("sorted", "random", "one")
-SHOWN = ("ratio", "min", "max", "ideal", "share_of_ideal", "ratios")
+SHOWN = ("ratio", "min", "max", "ideal", "share_of_ideal", "unpacked_share_of_ideal", "ratios")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,17 +79,33 @@ def figure(ours: Sequence[float], theirs: Sequence[float], **more: Any) -> dict[
     return over_repeats(ratios, seconds=statistics.median(ours), **more)
 
 
-def load(model: str, dtype: Any, num_layers: int) -> tuple[Backbone, Separate]:
-    """Returns the backbone with tree attention, and another copy of the model without."""
-    ours = load_backbone(model, depths=[num_layers] if num_layers else None, dtype=dtype)
-    assert ours.decoder.attends_by_trees, "this model takes no tree attention"
-    return ours, Separate(resolve(model), ours.decoder.dtype, num_layers)
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """The same model three times."""
+
+    ours: Backbone
+    """By trees, with prepacked layers."""
+    unpacked: Backbone
+    """By trees, with the layers of transformers."""
+    theirs: Separate
+    """Of transformers."""
+
+    @classmethod
+    def load(cls, model: str, dtype: Any, num_layers: int) -> Sides:
+        """Loads a model, cut to a number of layers; 0 keeps all."""
+        depths = [num_layers] if num_layers else None
+        ours = load_backbone(model, depths=depths, dtype=dtype)
+        assert ours.decoder.attends_by_trees, "this model takes no tree attention"
+        ours.prepack()
+        unpacked = load_backbone(model, depths=depths, dtype=dtype)
+        return cls(ours, unpacked, Separate(resolve(model), ours.decoder.dtype, num_layers))
 
 
 def compare(
-    ours: Backbone, theirs: Separate, trees: Sequence[TokenTree], options: Options
+    sides: Sides, trees: Sequence[TokenTree], options: Options
 ) -> dict[str, dict[str, Any]]:
     """Returns the figures of scoring `trees` against each way of batching separate sequences."""
+    ours, unpacked, theirs = sides.ours, sides.unpacked, sides.theirs
     sequences = separate(trees)
     budget = theirs.best_budget(sequences)
     batches = {
@@ -96,36 +114,42 @@ def compare(
         "one": one_by_one(sequences),
     }
     ours.features(trees[:1])  # calibrates
-    runs = [lambda: ours.features(trees), *(lambda b=b: theirs.run(b) for b in batches.values())]
+    budget_of_rows = ours.token_budget
+    runs = [
+        lambda: ours.features(trees),
+        lambda: unpacked.features(trees, budget_of_rows),
+        *(lambda b=b: theirs.run(b) for b in batches.values()),
+    ]
     times = side_by_side(runs, options.repeats, options.clock)
     computed = sum(tree.num_tokens for tree in trees)
     ideal = sum(map(len, sequences)) / computed
-    return {
+    of_ours, of_unpacked = (statistics.median(column) for column in times[:2])
+    figures = {
         name: figure(
             times[0],
             column,
             ideal=ideal,
-            share_of_ideal=statistics.median(column) / statistics.median(times[0]) / ideal,
+            share_of_ideal=statistics.median(column) / of_ours / ideal,
+            unpacked_share_of_ideal=statistics.median(column) / of_unpacked / ideal,
             padding=padded_tokens(batches[name]) / sum(map(len, sequences)) - 1,
-            tokens_per_second=computed / statistics.median(times[0]),
+            tokens_per_second=computed / of_ours,
             sorted_budget=budget,
-            token_budget=ours.token_budget,
+            token_budget=budget_of_rows,
         )
-        for name, column in zip(AGAINST, times[1:], strict=True)
+        for name, column in zip(AGAINST, times[2:], strict=True)
     }
+    return {**figures, "unpacked": figure(times[0], times[1])}
 
 
-def growth(
-    ours: Backbone, theirs: Separate, options: Options
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def growth(sides: Sides, options: Options) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields how the figures change with prompt length, number of responses and row size."""
     shapes = {f"prompt_{p}": (p, 4) for p in (64, 256, 1024)}
     shapes |= {f"responses_{n}": (256, n) for n in (1, 2, 4, 8, 16)}
     for name, (prompt, responses) in shapes.items():
-        yield name, compare(ours, theirs, [made_up(prompt, responses, 64)], options)["sorted"]
+        yield name, compare(sides, [made_up(prompt, responses, 64)], options)["sorted"]
     trees = [made_up(96, 2, 64, seed) for seed in range(16)]
     budgets = (256, 512, 1024, 2048, 4096)
-    runs = [lambda b=b: ours.features(trees, b) for b in budgets]
+    runs = [lambda b=b: sides.ours.features(trees, b) for b in budgets]
     times = side_by_side(runs, options.repeats, options.clock)
     for budget, column in zip(budgets, times, strict=True):
         yield f"row_{budget}", figure(column, times[1], tokens=budget)
@@ -148,17 +172,18 @@ def main(options: Options) -> None:
 
 def measure(options: Options, dtype: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields the figures of one dtype."""
-    ours, theirs = load(options.model, dtype, options.num_layers)
-    for name, trees in tree_sets(options, ours.renderer):
-        for against, found in compare(ours, theirs, trees, options).items():
+    sides = Sides.load(options.model, dtype, options.num_layers)
+    renderer = sides.ours.renderer
+    for name, trees in tree_sets(options, renderer):
+        for against, found in compare(sides, trees, options).items():
             yield f"{name}_vs_{against}", found
         if options.profile:
-            yield f"{name}_profile", explain(ours, theirs, trees)
+            yield f"{name}_profile", explain(sides.ours, sides.theirs, trees)
     if "growth" in options.parts:
-        yield from growth(ours, theirs, options)
+        yield from growth(sides, options)
     if "training" in options.parts:
         size = options.train_pairs // len(SOURCES)
-        trees = [t for s in SOURCES for t in read_pairs(options.data, s, ours.renderer, size)]
+        trees = [t for s in SOURCES for t in read_pairs(options.data, s, renderer, size)]
         yield from compare_training(
             trees,
             resolve(options.model),
