@@ -54,7 +54,6 @@ def score(
         lines = Path(file).expanduser().read_text(encoding="utf-8").splitlines()
         items = [_item(line, f"{file}, line {n}") for n, line in enumerate(lines, 1) if line]
     loaded = load_reward_model(model)
-    loaded.prepack()
     for item in items:
         text_or_turns: Any = item["prompt"]
         turns = text_or_turns
