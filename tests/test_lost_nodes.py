@@ -134,7 +134,7 @@ def test_a_run_that_is_killed_goes_on_with_the_same_command_to_the_same_numbers(
     nodes, undisturbed, tiny_model_folder, tmp_path
 ):
     run = Run(nodes, tiny_model_folder, tmp_path / "run", tmp_path / "store")
-    # Ray keeps what Ray Train reserved for 180 s after a kill, so one kill in Ray Train has to do.
+    # The second kill is in Ray Train, whose CPUs the same command frees (`free_reservation`).
     for reached in ("texts-*.parquet", "pairs/gate.safetensors"):
         run.until(lambda reached=reached: list(tmp_path.rglob(reached)))
         run.process.send_signal(signal.SIGKILL)
