@@ -1,3 +1,4 @@
 """Side-by-side measurements: `python -m benchmarks.NAME --json FILE`."""
 
-import workflows  # noqa: F401  sets what Ray reads when it is imported, before a benchmark imports it
+# Sets what Ray reads when it is imported, before a benchmark imports Ray.
+import workflows  # noqa: F401  # pyright: ignore[reportUnusedImport]
