@@ -111,14 +111,14 @@ PARTS = (
     Part(
         name="serve",
         module="benchmarks.serve",
-        flags="--pairs 8 --articles 1 --batches 2 --batch-characters 150 --clients 8 "
+        flags="--pairs 8 --articles 2 --batches 2 --batch-characters 150 --clients 16 "
         "--num-layers 8 --repeats 2 --soak-minutes 0 --work runs/release/serve",
         seconds=350,
         needs_data=True,
         bars={
-            "c8_pairs_vs_plain": Bar(at_least=1.3),
-            "c8_n16_vs_plain": Bar(at_least=3.0),
-            "c8_distinct_vs_plain": NO_BAR,
+            "c16_pairs_vs_plain": Bar(at_least=1.3),
+            "c16_n16_vs_plain": Bar(at_least=3.0),
+            "c16_distinct_vs_plain": NO_BAR,
             "c8_batch_vs_plain": Bar(at_least=1.0),
             "c8_batch_vs_singles": Bar(at_least=1.0),
             "served_vs_in_process": Bar(at_most=1.25),
