@@ -78,7 +78,7 @@ class RewardModel(ABC, Generic[Output]):
         return RequestTokenizer(self.backbone.renderer, size, needs_turns=self.needs_turns)
 
     def prepack(self) -> None:
-        """Lays the backbone's weights out for scoring: on a CPU 1.1 to 1.2 times as fast.
+        """Lays the backbone's weights out for scoring: on a CPU about 1.1 times as fast.
 
         The model cannot be saved, copied or moved to another device afterwards.
         """

@@ -2,8 +2,8 @@
 
 `nn.Linear` lays its weight out anew at every call, for kernels that are not the fastest on every
 processor. Here oneDNN's are called with a weight that stays laid out, and activation and product of
-a gated MLP are part of the kernels' last step, so that nothing is read again: 1.1 to 1.2 times as
-fast for texts of 100 to 600 tokens (`benchmarks/RESULTS.md`, "Trees"). Scores move by rounding.
+a gated MLP are part of the kernels' last step, so that nothing is read again: 1.1 times as fast on
+two AMD cores (`benchmarks/RESULTS.md`, "Prepacked linear layers"). Scores move by rounding.
 
 A prepacked model computes and nothing else: its weights cannot be saved, trained, moved or copied.
 
