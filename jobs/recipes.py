@@ -225,7 +225,8 @@ LASER: dict[str, tuple[str, LaserConfig]] = {
             selector=SELECTOR,
             backbone=TrainedBackboneConfig(rendering=SHORT),
             policy=POLICY,
-            sampling=SAMPLING,
+            sampling=replace(SAMPLING, batch_size=24),
+            num_samplers=2,
         ),
     ),
     "files": (

@@ -9,6 +9,7 @@ from panoply.data.features import FeatureStore
 from panoply.data.tables import TextFiles
 from workflows.cluster import embed
 from workflows.cluster.embed import (
+    NUM_SHARDS,
     SHARD_PROMPTS,
     into_shards,
     one_shard,
@@ -17,6 +18,8 @@ from workflows.cluster.embed import (
     shard_rows,
     wanted_texts,
 )
+
+FEWEST, MOST = SHARD_PROMPTS
 
 
 @pytest.fixture
@@ -36,17 +39,27 @@ def write(store, plan, shard):
 
 
 def test_prompts_are_never_divided_between_shards():
-    plan = into_shards(texts(2 * SHARD_PROMPTS + 1, 3), first=5)
+    plan = into_shards(texts(2 * FEWEST + 1, 3), first=5)
     shards = plan.group_by("prompt_id").aggregate([("shard", "count_distinct")])
     assert set(shards["shard_count_distinct"].to_pylist()) == {1}
     assert plan.group_by("shard").aggregate([("prompt_id", "count")]).to_pydict() == {
         "shard": [5, 6, 7],
-        "prompt_id_count": [3 * SHARD_PROMPTS, 3 * SHARD_PROMPTS, 3],
+        "prompt_id_count": [3 * FEWEST, 3 * FEWEST, 3],
     }
 
 
+@pytest.mark.parametrize(
+    ("num_prompts", "expected"),
+    [(90, FEWEST), (NUM_SHARDS * 30, 30), (NUM_SHARDS * 1000, MOST)],
+)
+def test_a_plan_has_enough_shards_to_share_and_none_too_small_or_too_large(num_prompts, expected):
+    plan = into_shards(texts(num_prompts, 1))
+    sizes = plan.group_by("shard").aggregate([("prompt_id", "count")])["prompt_id_count"]
+    assert set(sizes.to_pylist()[:-1]) == {expected}
+
+
 def test_a_run_that_goes_on_computes_whole_shards_of_its_first_plan(store, tmp_path):
-    wanted, file = texts(3 * SHARD_PROMPTS), tmp_path / "plans" / "plan.parquet"
+    wanted, file = texts(3 * FEWEST), tmp_path / "plans" / "plan.parquet"
     plan = plan_shards(wanted, store, file, 512)
     write(store, plan, 1)
     again = plan_shards(wanted, store, file, 2048)
@@ -56,32 +69,32 @@ def test_a_run_that_goes_on_computes_whole_shards_of_its_first_plan(store, tmp_p
 
 
 def test_a_shard_that_lacks_one_text_is_computed_whole(store, tmp_path):
-    plan = plan_shards(texts(2 * SHARD_PROMPTS), store, tmp_path / "plan.parquet", 512)
-    write(store, plan.slice(0, 2 * SHARD_PROMPTS - 1), 0)
+    plan = plan_shards(texts(2 * FEWEST), store, tmp_path / "plan.parquet", 512)
+    write(store, plan.slice(0, 2 * FEWEST - 1), 0)
     write(store, plan, 1)
     assert pending(plan, store).equals(plan.filter(pa.array(plan["shard"].to_numpy() == 0)))
 
 
 def test_what_the_cache_holds_is_not_planned_again(store, tmp_path):
-    held = into_shards(texts(SHARD_PROMPTS))
+    held = into_shards(texts(FEWEST))
     write(store, held, 0)
-    plan = plan_shards(texts(SHARD_PROMPTS + 2), store, tmp_path / "plan.parquet", 512)
-    assert set(plan["prompt_id"].to_pylist()) == {"p0064", "p0065"}
+    plan = plan_shards(texts(FEWEST + 2), store, tmp_path / "plan.parquet", 512)
+    assert set(plan["prompt_id"].to_pylist()) == {"p0016", "p0017"}
     write(store, plan, 0)
     assert pending(plan, store).num_rows == 0
 
 
 def test_texts_that_are_lost_from_the_cache_join_the_plan_as_further_shards(store, tmp_path):
     file = tmp_path / "plan.parquet"
-    held = into_shards(texts(SHARD_PROMPTS, first=SHARD_PROMPTS))
+    held = into_shards(texts(FEWEST, first=FEWEST))
     write(store, held, 0)
-    wanted = texts(2 * SHARD_PROMPTS)
+    wanted = texts(2 * FEWEST)
     plan_shards(wanted, store, file, 512)
     for name in store.shards("texts"):
         store.fs.delete_file(f"{store.path}/{name}")
     plan = plan_shards(wanted, store, file, 512)
-    assert plan["shard"].to_pylist() == [0] * 2 * SHARD_PROMPTS + [1] * 2 * SHARD_PROMPTS
-    assert plan.slice(2 * SHARD_PROMPTS)["text_id"].equals(held["text_id"])
+    assert plan["shard"].to_pylist() == [0] * 2 * FEWEST + [1] * 2 * FEWEST
+    assert plan.slice(2 * FEWEST)["text_id"].equals(held["text_id"])
 
 
 def test_the_rows_of_a_shard_are_joined_in_one_order_whatever_their_own():

@@ -25,8 +25,11 @@ Legend: `P` pairs, `O` objectives.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -225,9 +228,11 @@ def choose_features(
         prompts = frozenset(ratings.prompt_N[np.concatenate([train, select])])
         store, _ = embed(data.texts, job, depths, logger, prompts=prompts)
         strengths = config.objectives.strengths
-        candidates = [
-            rate_spec(spec, ratings, train, select, store, strengths) for spec in candidates
-        ]
+        rate = partial(
+            rate_spec, ratings=ratings, train=train, select=select, store=store, strengths=strengths
+        )
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            candidates = list(pool.map(rate, candidates))
     best = candidates[0] if len(candidates) == 1 else max(candidates, key=lambda c: c.spearman)
     logger.info(f"features: layer {best.depth}, {best.pooling}")
     return best, candidates

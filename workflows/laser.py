@@ -53,7 +53,7 @@ from workflows.cluster.keys import endpoint_variables
 from workflows.cluster.laser_results import StrategyRun, finish
 from workflows.cluster.policy import ROUND_FILE, train_round
 from workflows.cluster.prompt_contexts import prompt_contexts
-from workflows.cluster.ray_cluster import aborts_when_stopped, connect
+from workflows.cluster.ray_cluster import aborts_when_stopped, connect, cpus_of_worker
 from workflows.cluster.rollouts import (
     RolloutCollector,
     model_cpus,
@@ -338,7 +338,7 @@ def train_on_pairs(
         start=start,
         reference=reference,
         folder=str(folder),
-        threads=1 if config.num_workers > 1 else 0,
+        threads=cpus_of_worker(config.num_workers),
         gold_pairs=context.gold_pairs,
     )
     return train_round(task, config.num_workers, config.gpus)

@@ -39,7 +39,10 @@ from panoply.files import reading, whole_file
 from panoply.report.progress import RunLogger
 from workflows.cluster.ray_cluster import MAX_FAILURES
 
-SHARD_PROMPTS = 64
+SHARD_PROMPTS = (16, 64)
+"""Fewest and most prompts of a shard but the last."""
+NUM_SHARDS = 32
+"""Shards that a plan has where these bounds allow: with few, a worker waits for the last one."""
 MAX_DRIVER_BYTES = 16 * 2**20
 """Bytes of files that the driver divides into shards sooner than a shuffle starts its processes."""
 SHUFFLE_PARTS = 4
@@ -175,9 +178,10 @@ def is_in(column: pa.ChunkedArray, values: Sequence[str]) -> pa.ChunkedArray:
 
 
 def into_shards(rows: pa.Table, first: int = 0) -> pa.Table:
-    """Adds `shard`: one number for every `SHARD_PROMPTS` prompts of rows sorted by prompt."""
-    _, prompt_N = np.unique(rows["prompt_id"].to_numpy(), return_inverse=True)
-    return rows.append_column("shard", pa.array(first + prompt_N // SHARD_PROMPTS, pa.int64()))
+    """Adds `shard` to rows sorted by prompt: one number for every 16 to 64 prompts."""
+    names, prompt_N = np.unique(rows["prompt_id"].to_numpy(), return_inverse=True)
+    num_prompts = int(np.clip(len(names) // NUM_SHARDS, *SHARD_PROMPTS))
+    return rows.append_column("shard", pa.array(first + prompt_N // num_prompts, pa.int64()))
 
 
 def first_prompts(texts: TextFiles, num: int) -> list[Mapping[str, Any]]:

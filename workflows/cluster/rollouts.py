@@ -193,7 +193,8 @@ def open_collector(
         gpus=config.gpus,
         server=config.server,
     )
-    with serve_arms(scorers, config.arms.timeout, run) as arms, pool as samplers:
+    # Samplers load their models while the arms start.
+    with pool as samplers, serve_arms(scorers, config.arms.timeout, run) as arms:
         yield RolloutCollector(
             samplers,
             arms,

@@ -20,6 +20,7 @@ from panoply.hub.door.loading import (
 )
 from panoply.hub.policy.prefix_decoding import Decoding, Sampled, decode_after_prefixes
 from panoply.model.device import best_device
+from panoply.model.prepacked import prepack
 
 CHECKED = SamplingConfig(max_tokens=4)
 
@@ -91,7 +92,7 @@ def load_policy(
     rendering: Rendering | None = None,
     dtype: DType = "auto",
 ) -> Policy:
-    """Loads a policy to sample from.
+    """Loads a policy to sample from; on the CPU its linear layers are prepacked.
 
     Args:
         name: 'embedded', a Hugging Face folder, or a hub name.
@@ -116,6 +117,7 @@ def load_policy(
     if adapter:
         adapted: Any = load_adapted(model, Path(adapter))
         model = adapted.merge_and_unload() if kind == torch.float32 else adapted.get_base_model()
+    prepack(model)
     return Policy(name, model, renderer)
 
 
