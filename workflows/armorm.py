@@ -279,12 +279,13 @@ def fit_objectives(
         planned = {"sums": unsolved, "num_cpus": cpus_of_worker(config.num_workers)}
         run_train(write_sums, planned, config.num_workers, out / "train", "sums")
 
-    rated = rated_sums.solve(len(ratings.objectives), settings)
-    length = length_sums.solve(1, settings)
+    num_rated = len(ratings.objectives)
+    with ThreadPoolExecutor(cpus_of_worker(config.num_workers)) as pool:
+        solve = partial(BlockSums.solve, config=settings)
+        rated, length, prompt_alone = pool.map(solve, all_sums, (num_rated, 1, num_rated))
     if settings.verbosity:
         length = rated.only(ratings.objectives.index(settings.verbosity))
     unit_O = rating_units(ratings.labels_NO[ratings.split.of("train")])
-    prompt_alone = prompt_sums.solve(len(ratings.objectives), settings)
     return Objectives(ratings.objectives, rated, length, unit_O), prompt_alone
 
 

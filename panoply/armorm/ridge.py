@@ -20,7 +20,7 @@ from typing import BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.linalg import cho_factor, cho_solve, eigh
+from scipy.linalg import cho_factor, cho_solve
 
 from panoply.types import Array
 
@@ -171,7 +171,8 @@ def fit_ridge(by_pattern: Sums, num_objectives: int, strengths: Sequence[float])
     for objectives, sums in _by_objective_group(by_pattern, num_objectives):
         mean_x, mean_y = sums.sum_x / sums.num_rows, sums.sum_y / sums.num_rows
         gram, cross, _ = _centered(sums)
-        values, vectors = eigh(gram, driver="evd", overwrite_a=True, check_finite=False)
+        # scipy's would keep other threads waiting.
+        values, vectors = np.linalg.eigh(gram)
         # Directions without variance (n <= D, constant features) are zero up to rounding.
         values[values < _rounding(sums)] = 0
         penalized_SD = values + alphas[:, None] * values.mean()  # n alpha v = alpha trace(A) / D
