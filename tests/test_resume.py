@@ -170,7 +170,9 @@ def test_a_run_is_finished_until_a_setting_or_an_input_changes(tmp_path):
     assert finished_metrics(config) is None
 
 
-def test_the_settings_of_a_run_read_back_from_its_file(tmp_path):
+def test_the_settings_of_a_run_read_back_from_its_file(tmp_path, monkeypatch):
+    # Models of recipes are folders here once `make demo` has run.
+    monkeypatch.chdir(tmp_path)
     for recipes in (ARMORM, PREFERENCE, TUNE_MORE, LASER, BEST_OF_N, SERVE):
         config = next(iter(recipes.values()))[1] if recipes is not SERVE else SERVE["demo"][1]
         values = json.loads(json.dumps(settings(config)))
