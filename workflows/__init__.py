@@ -36,6 +36,8 @@ ALONE = {
     # The agent looks at every process of the node that often, and Ray at the node's memory.
     "REPORTER_UPDATE_INTERVAL_MS": "15000",
     "RAY_memory_monitor_refresh_ms": "1000",
+    # It asks whether the node is about to be taken away, in a process for every fit.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     # Connections that never send a whole head are closed.
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "actors.slow_clients:install",
     # Ray warns of its own actor pools on the terminal, and offers no other switch.

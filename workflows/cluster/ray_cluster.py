@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import ray
 import ray._private.worker as ray_worker
 import ray.data
@@ -22,6 +23,9 @@ import ray.train
 from ray.exceptions import RayError
 from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.callback import RayTrainCallback
 from ray.util.placement_group import (
     PlacementGroup,
     placement_group,
@@ -190,6 +194,19 @@ def _num_fit(bundle: Mapping[str, float]) -> int:
     return num_fit
 
 
+class LoopTrainer(TorchTrainer):
+    """Ray Train without two actors of every fit that would do nothing here but start.
+
+    One hands out Ray datasets, and the loops read files. The other frees the workers' CPUs when the
+    controller was lost, which `run_train` does.
+    """
+
+    def _create_default_callbacks(self) -> list[RayTrainCallback]:
+        """Returns Ray Train's own callbacks but those of the two actors."""
+        idle = (DatasetsCallback, PlacementGroupCleanerCallback)
+        return [each for each in super()._create_default_callbacks() if not isinstance(each, idle)]
+
+
 def run_train(
     loop: Callable[[Any], None],
     config: Mapping[str, Any],
@@ -213,14 +230,17 @@ def run_train(
     """
     lease = lease_above(run.absolute())
 
-    def guarded_loop(config: Any) -> None:
+    # In bytes, since the controller would import all that the loop does.
+    packed = cloudpickle.dumps((loop, dict(config)))
+
+    def guarded_loop() -> None:
         """Runs the loop with its writes refused once another run has taken the folder over."""
         with guarded(lease):
-            loop(config)
+            run_loop, loop_config = cloudpickle.loads(packed)
+            run_loop(loop_config)
 
-    trainer = TorchTrainer(
+    trainer = LoopTrainer(
         guarded_loop,
-        train_loop_config=dict(config),
         torch_config=FileTorchConfig() if is_on_loopback() else TorchConfig(),
         scaling_config=ScalingConfig(
             num_workers=(1, num_workers) if num_workers > 1 else num_workers,
