@@ -9,7 +9,9 @@ article. `c64_distinct_vs_plain`: no two requests share a prompt, so nothing can
 The ideal beside each is the ratio of tokens. `c8_batch_vs_plain`: requests of 64 texts with 64
 distinct prompts, 8 clients; `c8_batch_vs_singles`: the time of the same texts sent one at a time to
 our server, over that of the batches. `served_vs_in_process`: time of the n = 16 requests
-over that of the same scores without a server, on the same core. `soak`: full load for minutes.
+over that of the same scores without a server, on the same core. `c1_distinct_p50_vs_plain` and its
+like, with a single client: p50 of our server over that of the plain one. `soak`: full load for
+minutes.
 `cpu`: share of each kind of process in the CPU time of a server while it was measured, in the last
 repeat.
 """
@@ -38,7 +40,9 @@ BATCH_CLIENTS = 8
 BATCH = 64
 """Texts of a batch request."""
 OF_EACH = 12
-"""Requests of a client at most, so that few clients do not take for ever."""
+"""Requests of each of several clients at most, so that few clients do not take for ever."""
+OF_ONE = 32
+"""Requests of a single client at most."""
 CLOSE = 1e-3
 """Largest relative difference between a served score and one in-process, of scores near 1."""
 
@@ -339,7 +343,9 @@ def measured(kind: Kind, loads: dict[str, Load], options: Options) -> dict[tuple
     """Returns what a server did with each load, by the number of clients."""
     asyncio.run(drive(kind, loads["distinct"].asks[:16], 8))  # warms it up
     passed = {
-        (name, num): asyncio.run(drive(kind, load.asks[: OF_EACH * num], num))
+        (name, num): asyncio.run(
+            drive(kind, load.asks[: OF_EACH * num if num > 1 else OF_ONE], num)
+        )
         for name, load in loads.items()
         for num in options.clients
         if name != "batch"
@@ -400,6 +406,11 @@ def ratios(
         for run in runs["panoply"]
     ]
     found[f"c{BATCH_CLIENTS}_batch_vs_singles"] = over_repeats(batched)
+    for name in loads if 1 in options.clients else ():
+        if name != "batch":
+            p50s = {k: [run[name, 1].told()["p50_ms"] for run in runs[k]] for k in runs}
+            ours_over = [a / b for a, b in zip(p50s["panoply"], p50s["plain"], strict=True)]
+            found[f"c1_{name}_p50_vs_plain"] = over_repeats(ours_over)
     served = [run["n16", most].seconds / loads["n16"].alone for run in runs["panoply"]]
     found["served_vs_in_process"] = over_repeats(served)
     found["requests"] = {

@@ -5,8 +5,10 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import numpy as np
+import psutil
 import pytest
 from safetensors.numpy import load_file
 
@@ -141,6 +143,17 @@ def test_a_run_that_is_killed_goes_on_with_the_same_command_to_the_same_numbers(
         run.process.wait()
         run.start()
     same(run.model(), undisturbed)
+    assert not training_processes()  # of the killed runs either
+
+
+def training_processes():
+    """Returns the titles of the processes of this test's cluster that Ray Train started."""
+    titles: list[str] = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it ends while we look
+            titles.append(" ".join(process.cmdline()))
+    names = ("TrainController", "RayTrainWorker", "SynchronizationActor", "PlacementGroupCleaner")
+    return [title for title in titles if any(name in title for name in names)]
 
 
 def test_a_run_without_room_for_a_worker_says_what_is_missing_and_ends(

@@ -25,7 +25,6 @@ from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.execution.callback import RayTrainCallback
 from ray.util.placement_group import (
     PlacementGroup,
     placement_group,
@@ -201,7 +200,7 @@ class LoopTrainer(TorchTrainer):
     controller was lost, which `run_train` does.
     """
 
-    def _create_default_callbacks(self) -> list[RayTrainCallback]:
+    def _create_default_callbacks(self) -> list[Any]:
         """Returns Ray Train's own callbacks but those of the two actors."""
         idle = (DatasetsCallback, PlacementGroupCleanerCallback)
         return [each for each in super()._create_default_callbacks() if not isinstance(each, idle)]
@@ -310,8 +309,8 @@ def reserved_groups() -> set[str]:
 def aborts_when_stopped() -> Generator[None]:
     """Lets SIGTERM, which `ray job stop` sends, abort Ray Train as Ctrl-C does.
 
-    Killed without that, it leaves a detached actor behind for ever. Afterwards signals have the
-    handlers they had before, which Ray Train does not restore.
+    Killed without that, it leaves its workers' CPUs reserved for three minutes. Afterwards signals
+    have the handlers they had before, which Ray Train does not restore.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
