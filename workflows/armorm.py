@@ -121,7 +121,7 @@ def run_armorm(config: ArmoRMConfig, logger: RunLogger) -> dict[str, Any]:
     inputs = {kind: {**summary, "files": files[kind]} for kind, summary in data.summary.items()}
     with trackers.run(asdict(config), tags, logger, data=inputs, model=config.model_name):
         is_alone = connect(config.num_workers) and not ray.cluster_resources().get("GPU")
-        job = open_backbone(config, data, out, logger)
+        job = open_backbone(config, data, out, logger, is_alone)
         # On one machine without a GPU, Ray Train's workers start for longer than they compute: this
         # process trains to the same results, to the bit for the ridges.
         training = replace(config, num_workers=0) if is_alone else config
@@ -195,14 +195,15 @@ def train_and_measure(
 
 
 def open_backbone(
-    config: ArmoRMConfig, data: TrainingData, out: Path, logger: RunLogger
+    config: ArmoRMConfig, data: TrainingData, out: Path, logger: RunLogger, is_alone: bool
 ) -> EmbeddingJob:
-    """Waits for workers, and measures on one of them how the backbone computes."""
+    """Waits for workers, and measures how the backbone computes: on one of them, or here."""
     logger.stage(1, 5, "choose depth and pooling")
     pool = ActorPoolSpec.of_cluster(config.num_workers, config.backbone.gpus)
     await_workers(pool.num_actors, pool.bundle, config.wait_minutes, logger)
     root = store_root(config.store)
-    job = EmbeddingJob.open(config.backbone, root, pool, data.texts, out / "embedding")
+    plans = out / "embedding"
+    job = EmbeddingJob.open(config.backbone, root, pool, data.texts, plans, is_alone=is_alone)
     if job.profile.drift:
         dtype, drift = job.profile.config.dtype, job.profile.drift
         logger.info(f"backbone: {dtype}, features drift {drift:.1%} at most from float32")

@@ -32,6 +32,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ray
+
 from actors.policy_round import PolicyRound, PolicyTask, RankedPrompt
 from actors.server_sampler import check_server
 from panoply.config import as_dict
@@ -134,10 +136,12 @@ def run_laser(config: LaserConfig, logger: RunLogger) -> dict[str, Any]:
     tags, model = {"method": "laser"}, config.model_name
     with trackers.run(as_dict(config), tags, logger, model=model, steps=first):
         num_cpus = model_cpus(scorers) + config.num_samplers + config.num_workers + 1
-        connect(num_cpus, [*endpoint_variables(scorers), config.server.key_variable])
+        keys = [*endpoint_variables(scorers), config.server.key_variable]
+        is_alone = connect(num_cpus, keys) and not ray.cluster_resources().get("GPU")
         num_stages = 2 + len(config.strategies)
         logger.stage(1, num_stages, "compute the prompts' contexts")
-        contexts = prompt_contexts(config, [*train, *calibration_tasks, *held_out], out)
+        prompts = [*train, *calibration_tasks, *held_out]
+        contexts = prompt_contexts(config, prompts, out, is_alone=is_alone)
         with aborts_when_stopped(), open_collector(config, scorers, str(out)) as collector:
             logger.stage(2, num_stages, "sample and score the calibration prompts")
             calibration = calibrate(config, out, calibration_tasks, train, contexts, collector)

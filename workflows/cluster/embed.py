@@ -107,11 +107,33 @@ class EmbeddingJob:
 
     @classmethod
     def open(
-        cls, config: BackboneConfig, root: str, pool: ActorPoolSpec, texts: TextFiles, plans: Path
+        cls,
+        config: BackboneConfig,
+        root: str,
+        pool: ActorPoolSpec,
+        texts: TextFiles,
+        plans: Path,
+        *,
+        is_alone: bool = False,
     ) -> EmbeddingJob:
-        """Measures the backbone on a worker: the driver may lack the workers' hardware."""
-        remote = ray.remote(profile_backbone).options(num_cpus=pool.cpus, num_gpus=pool.gpus)
+        """Measures the backbone on a worker: the driver may lack the workers' hardware.
+
+        Args:
+            config: the backbone.
+            root: cache of features.
+            pool: the workers.
+            texts: canonical files.
+            plans: folder in which the run keeps what is embedded side by side.
+            is_alone: whether this process has the machine, which it then measures itself, sooner
+                than a worker starts.
+
+        Raises:
+            ValueError, OSError: the backbone cannot be used.
+        """
         samples = first_prompts(texts, DRIFT_PROMPTS)
+        if is_alone:
+            return cls(root, pool, profile_backbone(config, samples), plans)
+        remote = ray.remote(profile_backbone).options(num_cpus=pool.cpus, num_gpus=pool.gpus)
         try:
             return cls(root, pool, ray.get(remote.remote(config, samples)), plans)
         except RayTaskError as error:

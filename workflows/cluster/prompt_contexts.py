@@ -1,4 +1,4 @@
-"""Contexts of prompts for a bandit, by a task of Ray, and the bandit of a finished run on them."""
+"""Contexts of prompts for a bandit, and the bandit of a finished run on them."""
 
 from __future__ import annotations
 
@@ -26,8 +26,17 @@ CONTEXTS = "contexts.npz"
 """File of a run with `contexts`, in the order of `data.json`, and their `center`."""
 
 
-def prompt_contexts(config: LaserConfig, tasks: Sequence[Task], out: Path) -> dict[str, Array]:
-    """Returns the context of each prompt of a run, computed once and kept in its folder."""
+def prompt_contexts(
+    config: LaserConfig, tasks: Sequence[Task], out: Path, *, is_alone: bool = False
+) -> dict[str, Array]:
+    """Returns the context of each prompt of a run, computed once and kept in its folder.
+
+    Args:
+        config: the run.
+        tasks: prompts.
+        out: folder of the run.
+        is_alone: whether this process has the machine, and computes sooner than a task starts.
+    """
     file = out / CONTEXTS
     if not file.exists():
         backbone = config.backbone
@@ -38,6 +47,7 @@ def prompt_contexts(config: LaserConfig, tasks: Sequence[Task], out: Path) -> di
             backbone.rendering,
             backbone.dtype,
             config.gpus,
+            is_alone=is_alone,
         )
         center_D = states_ND.mean(0)
         with whole_file(file) as partial:
@@ -84,8 +94,12 @@ def _embed(
     rendering: Rendering,
     dtype: DType,
     gpus: float,
+    *,
+    is_alone: bool = False,
 ) -> Array:
-    """Returns the states `[N, D]` at the prompts' ends, computed by a task of Ray."""
-    embed = ray.remote(prompt_states).options(num_cpus=1, num_gpus=gpus)
+    """Returns the states `[N, D]` at the prompts' ends, computed by a task of Ray or here."""
     prompts = [task.prompt for task in tasks]
+    if is_alone:
+        return prompt_states(model, depth, rendering, dtype, prompts)
+    embed = ray.remote(prompt_states).options(num_cpus=1, num_gpus=gpus)
     return ray.get(embed.remote(model, depth, rendering, dtype, prompts))
