@@ -5,12 +5,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from panoply.config import BackboneConfig
 from panoply.data.features import FeatureStore
 from panoply.data.tables import TextFiles
 from workflows.cluster import embed
 from workflows.cluster.embed import (
     NUM_SHARDS,
     SHARD_PROMPTS,
+    ActorPoolSpec,
+    EmbeddingJob,
     into_shards,
     one_shard,
     pending,
@@ -150,3 +153,21 @@ def test_the_driver_divides_small_files_as_a_shuffle_would(cluster, tmp_path, mo
 
 def by_first_prompt(shards):
     return sorted((shard["prompts"] for shard in shards), key=lambda shard: shard[0]["prompt_id"])
+
+
+def test_the_driver_measures_a_backbone_as_a_worker_does(cluster, tiny_model_folder, tmp_path):
+    rows = {
+        "prompt": [[{"role": "user", "content": f"Question {i}"}] for i in range(3)],
+        "response": ["Yes.", "No.", "Perhaps."],
+    }
+    pq.write_table(pa.table(rows), tmp_path / "ratings.parquet")
+    files = TextFiles((f"{tmp_path}/ratings.parquet",))
+    config = BackboneConfig(model=str(tiny_model_folder), dtype="bfloat16", token_budget=512)
+    here, on_worker = (
+        EmbeddingJob.open(
+            config, "store", ActorPoolSpec(1, 1, 0), files, tmp_path, is_alone=is_alone
+        ).profile
+        for is_alone in (True, False)
+    )
+    assert here == on_worker
+    assert 0 < here.drift < 0.1

@@ -6,6 +6,8 @@ import pytest
 from panoply.bandit.bandits import LinUCB
 from panoply.bandit.contexts import unit_contexts
 from panoply.bandit.update import init, select_arms, uniforms, update
+from panoply.data.tasks import synthetic_prompts
+from tests.builders.laser_runs import laser_config
 
 
 def test_a_context_is_a_constant_and_the_centered_state_of_unit_length_together():
@@ -29,3 +31,20 @@ def test_a_linear_bandit_learns_from_it_that_an_arm_is_better_on_all_prompts():
         state = update(state, choice, [float(rng.random() < (0.3, 0.7)[arm])])
         arms.append(arm)
     assert np.mean(arms[200:]) > 0.8
+
+
+def test_prompts_have_the_same_bits_embedded_in_the_driver_and_by_a_task(
+    cluster, tiny_policy_folder, tmp_path
+):
+    from workflows.cluster.prompt_contexts import prompt_contexts
+
+    config, tasks = laser_config(tiny_policy_folder, tmp_path), synthetic_prompts(12, 0)
+    contexts: list[dict[str, np.ndarray]] = []
+    for is_alone in (True, False):
+        folder = tmp_path / str(is_alone)
+        folder.mkdir()
+        contexts.append(prompt_contexts(config, tasks, folder, is_alone=is_alone))
+    here, by_task = contexts
+    assert len(here) == 12
+    for name, context_H in here.items():
+        np.testing.assert_array_equal(context_H, by_task[name])
