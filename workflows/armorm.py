@@ -25,7 +25,6 @@ Legend: `P` pairs, `O` objectives.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -232,7 +231,8 @@ def choose_features(
         rate = partial(
             rate_spec, ratings=ratings, train=train, select=select, store=store, strengths=strengths
         )
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        # Two at most, since each holds the sums of its features.
+        with ThreadPoolExecutor(min(2, cpus_of_worker(config.num_workers))) as pool:
             candidates = list(pool.map(rate, candidates))
     best = candidates[0] if len(candidates) == 1 else max(candidates, key=lambda c: c.spearman)
     logger.info(f"features: layer {best.depth}, {best.pooling}")
