@@ -9,7 +9,8 @@ import ray
 import yaml
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
-from tests.builders.ray_head import ROOT, eventually, free_ports, ray_head
+from tests.builders.ports import free_ports
+from tests.builders.ray_head import ROOT, eventually, ray_head
 
 pytestmark = pytest.mark.ray
 

@@ -20,7 +20,8 @@ from rich.console import Console
 from jobs.recipes import SERVE
 from panoply.config.serve import ScalingConfig, ServeConfig
 from panoply.report.progress import RunLogger
-from tests.builders.ray_head import ROOT, free_ports
+from tests.builders.ports import free_ports
+from tests.builders.ray_head import ROOT
 from workflows.cluster.models import model_app
 from workflows.cluster.resolve_model import resolve_model
 from workflows.serve import admitted, deployed, follow, run_serve, serve_file, targets

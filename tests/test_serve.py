@@ -25,7 +25,7 @@ from panoply.wire.client import Client
 from panoply.wire.feedback import Outcome
 from panoply.wire.request import Chat, ScoreRequest
 from tests.builders.models import make_run, save_small
-from tests.builders.ray_head import free_ports
+from tests.builders.ports import free_ports
 from workflows.cluster.gateway import model_states
 from workflows.cluster.resolve_model import resolve_model
 from workflows.serve import deployed

@@ -34,7 +34,8 @@ from panoply.serve.calls import ReplicaRequest
 from panoply.wire.request import Chat, RequestError
 from tests.builders.adapters import adapt, save_adapters
 from tests.builders.models import PROMPT, RESPONSES, publish, save_small
-from tests.builders.ray_head import eventually, free_ports
+from tests.builders.ports import free_ports
+from tests.builders.ray_head import eventually
 from tests.builders.servers import LENGTH, models_at
 from workflows.cluster.shared import describe, places_of
 from workflows.cluster.versions import Routes

@@ -20,7 +20,8 @@ import pytest
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from panoply.wire.retry import RewardServerError
-from tests.builders.ray_head import ROOT, eventually, free_ports
+from tests.builders.ports import free_ports
+from tests.builders.ray_head import ROOT, eventually
 from tests.builders.servers import changed, models_at, score, servers
 from workflows import ALONE, LOOPBACK_ONLY, TOKENS
 from workflows.cluster.address import answering, reserved

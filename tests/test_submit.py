@@ -11,7 +11,8 @@ from mlflow import MlflowClient
 from ray._private.ray_constants import get_runtime_env_default_excludes
 from ray._private.runtime_env.packaging import create_package
 
-from tests.builders.ray_head import ROOT, eventually, free_ports, ray_head
+from tests.builders.ports import free_ports
+from tests.builders.ray_head import ROOT, eventually, ray_head
 from tests.builders.servers import models_at, score, servers
 
 pytestmark = pytest.mark.ray

@@ -26,7 +26,8 @@ from panoply.config.tracked import TrackedRun
 from panoply.hub.artefact.load import load_reward_model
 from panoply.report.progress import RunLogger
 from panoply.report.report import write_report
-from tests.builders.mlflow_server import Door, free_port, mlflow_server
+from tests.builders.mlflow_server import Door, mlflow_server
+from tests.builders.ports import free_ports
 from tests.builders.preference_runs import small_config, write_pairs
 from tests.builders.ray_head import ROOT
 from workflows.cluster.mlflow_calls import TrackerError
@@ -531,7 +532,8 @@ def test_a_full_or_broken_store_at_the_end_loses_no_run(tmp_path):
 
 def test_a_password_in_the_address_is_not_printed(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:pass@word@127.0.0.1:{free_port()}")
+    (port,) = free_ports(1)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:pass@word@127.0.0.1:{port}")
     with pytest.raises(TrackerError) as raised:
         open_trackers(TrackedRun(experiment="race"), tmp_path / "run")
     assert not re.search("pass|word", str(raised.value))

@@ -18,7 +18,8 @@ from panoply.config.serve import ScalingConfig, ServeConfig
 from panoply.config.upgrade import RollbackConfig, UpgradeConfig
 from panoply.report.progress import RunLogger
 from panoply.serve.local_server import join, joinable
-from tests.builders.ray_head import eventually, free_ports
+from tests.builders.ports import free_ports
+from tests.builders.ray_head import eventually
 from tests.builders.servers import models_at
 from workflows.cluster.versions import Routes
 from workflows.serve import deployed

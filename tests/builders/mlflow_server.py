@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -14,17 +13,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.error import URLError
 from urllib.request import urlopen
 
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+from tests.builders.ports import free_ports
 
 
 @contextmanager
 def mlflow_server(folder):
     """Yields the address of a server whose database and files lie in a folder."""
-    port = free_port()
+    (port,) = free_ports(1)
     uri = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--workers", "1"]
     command += ["--port", str(port), "--artifacts-destination", str(folder / "files")]
@@ -58,7 +53,7 @@ class Door:
 
     def __init__(self, uri: str) -> None:
         self.behind = uri.removeprefix("http://")
-        self.port = free_port()
+        (self.port,) = free_ports(1)
         self.uri = f"http://127.0.0.1:{self.port}"
         self.open()
 

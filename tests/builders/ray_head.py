@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.builders.ports import free_ports
 from workflows import ALONE, LOOPBACK_ONLY, TOKENS
 
 BIN = Path(sys.executable).parent
@@ -50,16 +50,6 @@ class Head:
             text=True,
             timeout=300,
         )
-
-
-def free_ports(num):
-    held = [socket.socket() for _ in range(num)]
-    for one in held:
-        one.bind(("", 0))
-    ports = [one.getsockname()[1] for one in held]
-    for one in held:
-        one.close()
-    return ports
 
 
 def eventually(find, seconds, what):
@@ -112,6 +102,8 @@ def ray_head(*flags, port=None, **settings):
         try:
             log = Path(told.name)
             eventually(lambda: "runtime started" in log.read_text(), 90, "the head is up")
+            # A head whose dashboard could not start says so in its log, and goes on without one.
+            assert "ERROR" not in log.read_text(), log.read_text()
             yield Head(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", env)
         finally:
             process.send_signal(signal.SIGTERM)

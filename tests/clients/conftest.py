@@ -1,7 +1,6 @@
 """A server as a user starts it, over models small enough for a test, with in-process scores."""
 
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ import pytest
 
 from panoply.hub.artefact.load import load_reward_model
 from tests.builders.models import make_run, save_small
+from tests.builders.ports import free_ports
 from tests.builders.tokenizers import TURNS, byte_tokenizer
 from tests.clients.dialogs import DIALOGS
 
@@ -109,7 +109,7 @@ def served(tokenizer, classifier, tmp_path_factory):
     }
     scores = {name: in_process(folder) for name, folder in folders.items()}
     models = [f"{name}={folder}" for name, folder in folders.items()]
-    port = free_port()
+    (port,) = free_ports(1)
     with (root / "log").open("wb") as log:
         command = [sys.executable, "-m", "jobs.serve", "models", "--port", str(port), "--models"]
         process = subprocess.Popen(
@@ -130,13 +130,6 @@ def in_process(folder):
     """Scores of `DIALOGS`, each by itself."""
     model = load_reward_model(folder)
     return [float(model.score(prompt, [reply])[0]) for prompt, reply in DIALOGS]
-
-
-def free_port():
-    """A port that nobody listens at."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def wait_until_ready(url, process, log):
