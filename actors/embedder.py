@@ -72,21 +72,22 @@ def profile_backbone(
     silence_libraries()
     depths = candidate_depths(config, count_layers(config.model))
     backbone = _load(config, depths)
-    trees = _trees(backbone, samples)
+    is_exact = backbone.decoder.dtype == torch.float32
+    exact = backbone if is_exact else _load(replace(config, dtype="float32"), depths)
+    budget = config.token_budget
+    if backbone.shares_prefixes and not budget:
+        budget = calibrate(backbone.decoder)
     drift = 0.0
-    if backbone.decoder.dtype != torch.float32:
-        exact = _load(replace(config, dtype="float32"), depths)
-        reduced = backbone.features(trees, config.token_budget)
-        expected = exact.features(trees, config.token_budget)
+    if not is_exact:
+        trees = _trees(backbone, samples)
+        reduced = backbone.features(trees, budget)
+        expected = exact.features(trees, budget)
         drift = max(
             largest_relative_error(reduced.mean_RLD.numpy(), expected.mean_RLD.numpy()),
             largest_relative_error(reduced.last_RLD.numpy(), expected.last_RLD.numpy()),
         )
     dtype = cast(DType, str(backbone.decoder.dtype).removeprefix("torch."))
     key = feature_key(backbone, config)
-    budget = config.token_budget
-    if backbone.shares_prefixes and not budget:
-        budget = calibrate(backbone.decoder)
     config = replace(config, dtype=dtype, token_budget=budget)
     return BackboneProfile(key, config, depths, drift, backbone.shares_prefixes)
 

@@ -7,9 +7,8 @@ restart or another number of workers gives the same files.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from threading import Barrier, BrokenBarrierError
 from typing import Any, cast
@@ -74,24 +73,21 @@ def write_by_threads(sums: BlockSums, num: int) -> None:
 def fit_heads(config: Mapping[str, Any]) -> None:
     """Trains heads and saves each as `NAME.safetensors`.
 
-    Several workers train one after the other, data-parallel; a worker alone trains as many at once
-    as it has CPUs, each in a process of its own.
+    Workers train one after the other, data-parallel; a pool of processes as many at once as it has.
 
     Args:
         config: `folder` of the arrays and of the results, `tasks`, a list of `HeadTask`, and
-            `num_cpus` of a worker.
+            `pool`, whose `map` runs a function in other processes, or None.
     """
     context, folder = ray.train.get_context(), Path(config["folder"])
     rank, world = context.get_world_rank(), context.get_world_size()
     tasks = [
         task for task in cast(list[HeadTask], config["tasks"]) if not _file(folder, task).exists()
     ]
-    num_at_once = min(config["num_cpus"], len(tasks))
-    if world == 1 and num_at_once > 1:
-        with ProcessPoolExecutor(num_at_once, get_context("spawn")) as pool:
-            arrays = pool.map(partial(train_apart, folder), tasks)
-            for task, state in zip(tasks, arrays, strict=True):
-                _save(folder, task, {name: torch.from_numpy(x) for name, x in state.items()})
+    if config["pool"]:
+        arrays = config["pool"].map(partial(train_apart, folder), tasks)
+        for task, state in zip(tasks, arrays, strict=True):
+            _save(folder, task, {name: torch.from_numpy(x) for name, x in state.items()})
     else:
         torch.set_num_threads(1)
         for task in tasks:

@@ -1,6 +1,9 @@
 """The whole run on a tiny random model: what it leaves, what it refuses, what it repeats."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -151,6 +154,36 @@ def test_one_worker_and_four_give_the_same_model(finished, tiny_model_folder, tm
     assert fixed[0] == fixed[1]
     for name in a:
         assert np.allclose(a[name], b[name], rtol=1e-6, atol=1e-9), name
+
+
+def test_a_command_without_a_cluster_starts_none_and_gives_the_same_model(finished, tmp_path):
+    _, folder, _ = finished
+    places = {"out": str(tmp_path / "local"), "store": str(tmp_path / "store"), "num_workers": 2}
+    settings = json.loads((folder / "run" / "config.json").read_text()) | places
+    settings["backbone"]["token_budget"] = planned_budget(folder / "run")
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs.armorm", "--config", tmp_path / "settings.json"],
+        env=env | {"RAY_TMPDIR": str(tmp_path / "ray")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not (tmp_path / "ray").exists()
+    runs = (folder / "run", tmp_path / "local")
+    a, b = (load_file(run / "model" / "model.safetensors") for run in runs)
+    for name in a:
+        assert np.array_equal(a[name], b[name]), name
+
+
+def planned_budget(run):
+    """The token budget of a run's plans: with another, features have other last bits."""
+    (budget,) = {
+        pq.read_schema(file).metadata[b"token_budget"] for file in (run / "embedding").iterdir()
+    }
+    return int(budget)
 
 
 def test_evaluate_scores_new_pairs_and_knows_those_trained_on(finished, tmp_path):

@@ -21,6 +21,7 @@ from workflows.cluster.embed import (
     shard_rows,
     wanted_texts,
 )
+from workflows.cluster.local_pool import LocalPool
 
 FEWEST, MOST = SHARD_PROMPTS
 
@@ -163,11 +164,10 @@ def test_the_driver_measures_a_backbone_as_a_worker_does(cluster, tiny_model_fol
     pq.write_table(pa.table(rows), tmp_path / "ratings.parquet")
     files = TextFiles((f"{tmp_path}/ratings.parquet",))
     config = BackboneConfig(model=str(tiny_model_folder), dtype="bfloat16", token_budget=512)
-    here, on_worker = (
-        EmbeddingJob.open(
-            config, "store", ActorPoolSpec(1, 1, 0), files, tmp_path, is_alone=is_alone
-        ).profile
-        for is_alone in (True, False)
-    )
+    with LocalPool(1) as pool:
+        here, on_worker = (
+            EmbeddingJob.open(config, "store", workers, files, tmp_path).profile
+            for workers in (pool, ActorPoolSpec(1, 1, 0))
+        )
     assert here == on_worker
     assert 0 < here.drift < 0.1

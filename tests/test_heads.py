@@ -98,13 +98,14 @@ def test_a_network_on_responses_finds_what_the_chosen_ones_have():
 
 def test_heads_trained_on_ray_are_those_of_one_process_and_are_not_trained_again(cluster, tmp_path):
     from actors.fitters import fit_heads
+    from workflows.cluster.local_pool import LocalPool
     from workflows.cluster.ray_cluster import run_train
 
     _, examples = planted_examples(num_pairs=400)
     np.save(tmp_path / "gate.npy", examples.gate_PD)
     np.save(tmp_path / "difference.npy", examples.difference_PO)
     task = HeadTask("gate", GateExamples, ("gate", "difference"), *rows_of(400), CONFIG, 0)
-    heads = {"folder": str(tmp_path), "tasks": [task], "num_cpus": 1}
+    heads = {"folder": str(tmp_path), "tasks": [task], "pool": None}
     run_train(fit_heads, heads, 0, tmp_path / "run", "heads")
     saved = tmp_path / "gate.safetensors"
     for name, value in trained(examples).state_dict().items():
@@ -113,8 +114,10 @@ def test_heads_trained_on_ray_are_those_of_one_process_and_are_not_trained_again
     run_train(fit_heads, heads, 0, tmp_path / "run", "heads")
     assert saved.stat().st_mtime_ns == before
     # Side by side, in processes of their own, they have the same bits.
-    heads |= {"tasks": [replace(task, name=name) for name in ("one", "two")], "num_cpus": 2}
-    run_train(fit_heads, heads, 0, tmp_path / "run", "heads")
+    with LocalPool(2) as pool:
+        tasks = [replace(task, name=name) for name in ("one", "two")]
+        heads |= {"tasks": tasks, "pool": pool}
+        run_train(fit_heads, heads, 0, tmp_path / "run", "heads")
     for name in ("one", "two"):
         state = load_file(tmp_path / f"{name}.safetensors")
         assert all(torch.equal(state[key], value) for key, value in load_file(saved).items())

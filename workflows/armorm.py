@@ -34,7 +34,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 
 from actors.fitters import fit_heads, write_sums
 from panoply.armorm.baselines import (
@@ -81,14 +80,9 @@ from panoply.report.progress import RunLogger
 from panoply.report.report import write_report
 from panoply.types import Array
 from workflows.cluster.artefact import FittedModel, save_artefact
-from workflows.cluster.embed import ActorPoolSpec, EmbeddingJob, embed
-from workflows.cluster.ray_cluster import (
-    await_workers,
-    connect,
-    cpus_of_worker,
-    run_train,
-    store_root,
-)
+from workflows.cluster.embed import ActorPoolSpec, EmbeddingJob, embed, open_workers
+from workflows.cluster.local_pool import LocalPool
+from workflows.cluster.ray_cluster import cpus_of_worker, run_train, store_root
 from workflows.cluster.run_folder import check_folder, claim, run_folder
 from workflows.cluster.run_lease import one_writer
 from workflows.cluster.tracking import git_commit, open_trackers
@@ -119,12 +113,14 @@ def run_armorm(config: ArmoRMConfig, logger: RunLogger) -> dict[str, Any]:
     files = {"ratings": config.ratings, "pairs": config.pairs}
     inputs = {kind: {**summary, "files": files[kind]} for kind, summary in data.summary.items()}
     with trackers.run(asdict(config), tags, logger, data=inputs, model=config.model_name):
-        is_alone = connect(config.num_workers) and not ray.cluster_resources().get("GPU")
-        job = open_backbone(config, data, out, logger, is_alone)
-        # On one machine without a GPU, Ray Train's workers start for longer than they compute: this
-        # process trains to the same results, to the bit for the ridges.
-        training = replace(config, num_workers=0) if is_alone else config
-        return train_and_measure(training, data, job, out, logger)
+        gpus, minutes = config.backbone.gpus, config.wait_minutes
+        with open_workers(config.num_workers, gpus, minutes, logger) as workers:
+            job = open_backbone(config, data, workers, out, logger)
+            # Ray Train's workers start for longer than a run without a cluster computes: it trains
+            # in this process and the pool, to the same results, to the bit for the ridges.
+            is_local = isinstance(workers, LocalPool)
+            training = replace(config, num_workers=0) if is_local else config
+            return train_and_measure(training, data, job, out, logger)
 
 
 def train_and_measure(
@@ -154,13 +150,13 @@ def train_and_measure(
     logger.info(f"debiased {len(values.names)} objectives against length")
 
     # Stage 2: the gate, beside everything that it is compared with.
-    heads = train_heads(config, data, values, inputs, out, logger)
+    heads = train_heads(config, data, values, inputs, job, out, logger)
     logger.stage(5, 5, "save the model, measure and report")
     baselines = FittedBaselines.fit(pairs, inputs)
     margins = score_pairs(data, values.names, inputs, baselines, heads)
     scales = {name: fit_logit_scale(margin_P, pairs) for name, margin_P in margins.items()}
     head = assemble_head(objectives, preferences, penalties, heads.gate, values, train)
-    model = FittedModel(spec, job.profile.config.dtype, values.names, head, baselines, heads.mlp)
+    model = FittedModel(spec, job.profile.config, values.names, head, baselines, heads.mlp)
     artefact = save_artefact(config, data, model, margins["gate"], scales, out / "model")
 
     gate_PO = gate_weights(heads.gate, features.gate_PD)
@@ -194,15 +190,16 @@ def train_and_measure(
 
 
 def open_backbone(
-    config: ArmoRMConfig, data: TrainingData, out: Path, logger: RunLogger, is_alone: bool
+    config: ArmoRMConfig,
+    data: TrainingData,
+    workers: ActorPoolSpec | LocalPool,
+    out: Path,
+    logger: RunLogger,
 ) -> EmbeddingJob:
-    """Waits for workers, and measures how the backbone computes: on one of them, or here."""
+    """Measures how the backbone computes: on a worker of the cluster, or here."""
     logger.stage(1, 5, "choose depth and pooling")
-    pool = ActorPoolSpec.of_cluster(config.num_workers, config.backbone.gpus)
-    await_workers(pool.num_actors, pool.bundle, config.wait_minutes, logger)
-    root = store_root(config.store)
-    plans = out / "embedding"
-    job = EmbeddingJob.open(config.backbone, root, pool, data.texts, plans, is_alone=is_alone)
+    root, plans = store_root(config.store), out / "embedding"
+    job = EmbeddingJob.open(config.backbone, root, workers, data.texts, plans)
     if job.profile.drift:
         dtype, drift = job.profile.config.dtype, job.profile.drift
         logger.info(f"backbone: {dtype}, features drift {drift:.1%} at most from float32")
@@ -307,10 +304,14 @@ def train_heads(
     data: TrainingData,
     values: PairValues,
     inputs: PairInputs,
+    job: EmbeddingJob,
     out: Path,
     logger: RunLogger,
 ) -> TrainedHeads:
-    """Trains all heads on Ray Train, data-parallel; what is already saved is kept."""
+    """Trains all heads, data-parallel on Ray Train or side by side in local processes.
+
+    What is already saved is kept.
+    """
     logger.stage(4, 5, "train the gate and what it is compared with")
     folder = out / "pairs"
     arrays = {"difference": inputs.difference_PO, "biased": values.difference()}
@@ -325,7 +326,7 @@ def train_heads(
     heads = {
         "folder": str(folder.absolute()),
         "tasks": all_tasks,
-        "num_cpus": cpus_of_worker(config.num_workers),
+        "pool": job.workers if isinstance(job.workers, LocalPool) else None,
     }
     run_train(fit_heads, heads, config.num_workers, out / "train", "heads-pairs")
     logger.info(f"gate: {len(all_tasks)} heads trained")

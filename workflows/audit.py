@@ -60,10 +60,10 @@ from panoply.secret import Keys
 from panoply.types import Array, Floats
 from workflows.cluster.audit_margins import scorer_margins, seen_pairs
 from workflows.cluster.audited import AuditedPairs, read_audited
-from workflows.cluster.embed import ActorPoolSpec, EmbeddingJob, embed
+from workflows.cluster.embed import EmbeddingJob, embed, open_workers
 from workflows.cluster.kept_scores import SCORERS_FILE, open_rescored, pin_scorers
 from workflows.cluster.keys import endpoint_variables
-from workflows.cluster.ray_cluster import await_workers, connect, store_root
+from workflows.cluster.ray_cluster import store_root
 from workflows.cluster.run_folder import check_folder, claim, run_folder
 from workflows.cluster.run_lease import one_writer
 from workflows.cluster.tracking import git_commit, open_trackers
@@ -115,13 +115,12 @@ def run_audit(config: AuditConfig, logger: RunLogger) -> dict[str, Any]:
 
 def embed_differences(config: AuditConfig, pairs: AuditedPairs, logger: RunLogger) -> Floats:
     """Returns features of the chosen minus those of the rejected response, `[N, D]`."""
-    connect(config.num_workers)
-    pool = ActorPoolSpec.of_cluster(config.num_workers, config.backbone.gpus)
-    await_workers(pool.num_actors, pool.bundle, config.wait_minutes, logger)
     root, plans = store_root(config.store), pairs.out / "embedding"
-    job = EmbeddingJob.open(config.backbone, root, pool, pairs.texts, plans)
-    spec = FeatureSpec(job.profile.depths[0], config.backbone.poolings[0])
-    store, _ = embed(pairs.texts, job, (spec.depth,), logger)
+    gpus, minutes = config.backbone.gpus, config.wait_minutes
+    with open_workers(config.num_workers, gpus, minutes, logger) as workers:
+        job = EmbeddingJob.open(config.backbone, root, workers, pairs.texts, plans)
+        spec = FeatureSpec(job.profile.depths[0], config.backbone.poolings[0])
+        store, _ = embed(pairs.texts, job, (spec.depth,), logger)
     chosen = store.features("texts", pairs.chosen_N, spec.columns).read()
     return chosen - store.features("texts", pairs.rejected_N, spec.columns).read()
 

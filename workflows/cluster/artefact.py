@@ -13,7 +13,7 @@ import torch
 from panoply.armorm.baselines import FittedBaselines
 from panoply.armorm.feature_selection import FeatureSpec
 from panoply.armorm.training_data import TrainingData
-from panoply.config import DType
+from panoply.config import BackboneConfig
 from panoply.config.armorm import ArmoRMConfig
 from panoply.hub.artefact.gated import GatedModel, load_gated_model, save_gated_model
 from panoply.hub.artefact.manifest import Manifest
@@ -29,7 +29,8 @@ class FittedModel:
     """All that was fitted and is saved."""
 
     spec: FeatureSpec
-    dtype: DType
+    backbone: BackboneConfig
+    """The backbone with the dtype and the token budget that were measured."""
     objectives: tuple[str, ...]
     head: GatedHead
     baselines: FittedBaselines
@@ -61,7 +62,7 @@ def save_artefact(
         config.backbone.model,
         depths=(model.spec.depth,),
         rendering=config.backbone.rendering,
-        dtype=model.dtype,
+        dtype=model.backbone.dtype,
     )
     scale = scales["gate"]
     manifest = Manifest(
@@ -86,9 +87,11 @@ def save_artefact(
     splits = (data.ratings.split, data.pairs.split)
     seen = np.concatenate([split.key_N[split.part_N != "test"] for split in splits])
     save_gated_model(GatedModel(backbone, model.head, manifest), folder, baselines, list(seen))
+    saved = load_gated_model(folder)
+    saved.backbone.token_budget = model.backbone.token_budget
     drift = check_round_trip(
         folder,
-        load_gated_model(folder),
+        saved,
         data.texts.pairs[0],
         data.pairs.split.of("test"),
         margin_P,

@@ -1,4 +1,4 @@
-"""Embedding on Ray Data: canonical rows -> token trees -> actor pool -> feature shards.
+"""Embedding: canonical rows -> token trees -> actors of Ray Data or local processes -> shards.
 
 Every prompt meets all its responses, from ratings and pairs alike, in one tree. Only what no
 shard holds is embedded, so a rerun or a crash pays for what is missing. Sums of floats depend in
@@ -9,9 +9,11 @@ kept: a run that lost nodes, or was killed and started again, gets the same bits
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +38,11 @@ from panoply.config import BackboneConfig
 from panoply.data.features import FeatureStore
 from panoply.data.tables import TextFiles
 from panoply.files import reading, whole_file
+from panoply.model.device import best_device
 from panoply.report.progress import RunLogger
-from workflows.cluster.ray_cluster import MAX_FAILURES
+from workflows import starts_cluster
+from workflows.cluster.local_pool import LocalPool
+from workflows.cluster.ray_cluster import MAX_FAILURES, await_workers, connect, silence_ray
 
 SHARD_PROMPTS = (16, 64)
 """Fewest and most prompts of a shard but the last."""
@@ -48,13 +53,14 @@ MAX_DRIVER_BYTES = 16 * 2**20
 SHUFFLE_PARTS = 4
 """Parts of a shuffle, each gathered by a process of its own."""
 NODE_LOST = (
+    BrokenProcessPool,
     NodeDiedError,
     ObjectLostError,
     RayActorError,
     WorkerCrashedError,
     ExecutionTimeoutError,
 )
-"""Errors that Ray Data raises where it could not make up for a lost node itself."""
+"""Errors where Ray Data could not make up for a lost node itself, or a local process was killed."""
 BUDGET = b"token_budget"
 """Key of the token budget in the metadata of a plan."""
 COUNTS = ("texts", "prompts", "tokens", "separate_tokens", "prompts_cut", "responses_cut")
@@ -95,12 +101,41 @@ class ActorPoolSpec:
         return {"CPU": self.cpus, "GPU": self.gpus}
 
 
+@contextmanager
+def open_workers(
+    num_workers: int, gpus: float | None, minutes: float, logger: RunLogger
+) -> Generator[ActorPoolSpec | LocalPool]:
+    """Yields what computes a run's features: processes of this machine, or actors of a cluster.
+
+    The same features come out, to the bit. A run is local where it has no cluster to join and asks
+    for no GPU.
+
+    Args:
+        num_workers: most processes or actors.
+        gpus: GPUs of each; None: one where there is any.
+        minutes: longest wait for nodes of a cluster.
+        logger: receives what nodes lack.
+
+    Raises:
+        TimeoutError: no node has room for a worker.
+    """
+    if starts_cluster() and not ray.is_initialized() and not gpus and best_device().type == "cpu":
+        silence_ray()  # its loops run in this process
+        with LocalPool(max(1, num_workers)) as processes:
+            yield processes
+        return
+    connect(num_workers)
+    actors = ActorPoolSpec.of_cluster(num_workers, gpus)
+    await_workers(actors.num_actors, actors.bundle, minutes, logger)
+    yield actors
+
+
 @dataclass(frozen=True, slots=True)
 class EmbeddingJob:
     """A backbone, the workers that run it, and the cache of its features."""
 
     root: str
-    pool: ActorPoolSpec
+    workers: ActorPoolSpec | LocalPool
     profile: BackboneProfile
     plans: Path
     """Folder in which the run keeps what is embedded side by side."""
@@ -110,38 +145,55 @@ class EmbeddingJob:
         cls,
         config: BackboneConfig,
         root: str,
-        pool: ActorPoolSpec,
+        workers: ActorPoolSpec | LocalPool,
         texts: TextFiles,
         plans: Path,
-        *,
-        is_alone: bool = False,
     ) -> EmbeddingJob:
         """Measures the backbone on a worker: the driver may lack the workers' hardware.
+
+        Where all are on this machine, the driver measures it, while the workers still start.
 
         Args:
             config: the backbone.
             root: cache of features.
-            pool: the workers.
+            workers: what computes them.
             texts: canonical files.
             plans: folder in which the run keeps what is embedded side by side.
-            is_alone: whether this process has the machine, which it then measures itself, sooner
-                than a worker starts.
 
         Raises:
             ValueError, OSError: the backbone cannot be used.
         """
         samples = first_prompts(texts, DRIFT_PROMPTS)
-        if is_alone:
-            return cls(root, pool, profile_backbone(config, samples), plans)
-        remote = ray.remote(profile_backbone).options(num_cpus=pool.cpus, num_gpus=pool.gpus)
+        if isinstance(workers, LocalPool):
+            return cls(root, workers, profile_backbone(config, samples), plans)
+        remote = ray.remote(profile_backbone)
+        remote = remote.options(num_cpus=workers.cpus, num_gpus=workers.gpus)
         try:
-            return cls(root, pool, ray.get(remote.remote(config, samples)), plans)
+            return cls(root, workers, ray.get(remote.remote(config, samples)), plans)
         except RayTaskError as error:
             raise error.cause from None
 
     def store(self, depths: tuple[int, ...]) -> FeatureStore:
         """Returns the cache of features at these depths."""
         return FeatureStore(self.root, {**self.profile.key, "depths": list(depths)})
+
+    def embedded(
+        self,
+        texts: TextFiles,
+        plan: pa.Table,
+        config: BackboneConfig,
+        depths: tuple[int, ...],
+        store: FeatureStore,
+    ) -> Iterator[Mapping[str, Any]]:
+        """Yields the counts of each shard of a plan, once its features are in the store."""
+        if isinstance(self.workers, LocalPool):
+            arguments = (config, depths, store, 1)
+            shards = shards_of_files(texts, plan)
+            for counts in self.workers.map_made(Embedder, arguments, shards):
+                yield counts.to_pylist()[0]
+        else:
+            arguments = (config, depths, store, max(1, int(self.workers.cpus)))
+            yield from self.workers.map(Embedder, arguments, shard_rows(texts, plan)).iter_rows()
 
 
 def as_trees(columns: Sequence[tuple[str, str]]) -> Callable[[pa.Table], pa.Table]:
@@ -226,22 +278,12 @@ def shard_rows(texts: TextFiles, plan: pa.Table) -> ray.data.Dataset:
         texts: canonical files.
         plan: `text_id` and `shard` of the texts that are taken.
     """
-    ids, shards = plan["text_id"].combine_chunks(), plan["shard"].combine_chunks()
-
-    def place(table: pa.Table) -> pa.Table:
-        at = pc.index_in(table["text_id"], ids)  # pyright: ignore[reportAttributeAccessIssue]
-        placed = table.append_column("shard", shards.take(at.combine_chunks()))
-        return placed.filter(pc.is_valid(placed["shard"]))  # pyright: ignore[reportAttributeAccessIssue]
-
-    inputs: list[tuple[Sequence[str], list[tuple[str, str]]]] = [
-        (texts.ratings, [("text_id", "response")]),
-        (texts.pairs, [("chosen_id", "chosen"), ("rejected_id", "rejected")]),
-    ]
+    inputs = _columns_by_files(texts)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     files = [file for names, _ in inputs for file in names]
     if sum(Path(file).stat().st_size for file in files) <= MAX_DRIVER_BYTES:
-        return _shards_of_driver(inputs, place)
+        return ray.data.from_arrow(list(shards_of_files(texts, plan)))
     context.default_hash_shuffle_parallelism = SHUFFLE_PARTS
     parts: list[ray.data.Dataset] = []
     for files, columns in inputs:
@@ -249,31 +291,45 @@ def shard_rows(texts: TextFiles, plan: pa.Table) -> ray.data.Dataset:
             rows = ray.data.read_parquet(list(files), columns=_column_names(columns))
             parts.append(rows.map_batches(as_trees(columns), batch_format="pyarrow"))
     rows = parts[0].union(*parts[1:]) if len(parts) > 1 else parts[0]
-    data = rows.map_batches(place, batch_format="pyarrow")
+    data = rows.map_batches(_placed(plan), batch_format="pyarrow")
     joined = data.groupby("shard").map_groups(one_shard, batch_format="pyarrow")
     # Blocks of one shard each: counts arrive, and are lost, shard by shard. All of this ends
     # before the actors take the CPUs: on a full cluster it would wait for them for ever.
     return joined.repartition(target_num_rows_per_block=1).materialize()
 
 
-def _shards_of_driver(
-    inputs: Sequence[tuple[Sequence[str], list[tuple[str, str]]]],
-    place: Callable[[pa.Table], pa.Table],
-) -> ray.data.Dataset:
-    """Returns what `shard_rows` does, of files that are read in this process."""
+def shards_of_files(texts: TextFiles, plan: pa.Table) -> Iterator[pa.Table]:
+    """Yields what `shard_rows` returns, of files that are read in this process."""
+    place = _placed(plan)
     parts = [
         place(as_trees(columns)(pq.read_table(file, columns=_column_names(columns))))
-        for files, columns in inputs
+        for files, columns in _columns_by_files(texts)
         for file in files
     ]
     rows = pa.concat_tables(parts).sort_by("shard")
     _, start_S = np.unique(rows["shard"].to_numpy(), return_index=True)
-    stop_S = [*start_S[1:], rows.num_rows]
-    blocks = [
-        one_shard(rows.slice(start, stop - start))
-        for start, stop in zip(start_S, stop_S, strict=True)
+    for start, stop in pairwise([*start_S, rows.num_rows]):
+        yield one_shard(rows.slice(start, stop - start))
+
+
+def _columns_by_files(texts: TextFiles) -> list[tuple[Sequence[str], list[tuple[str, str]]]]:
+    """Returns the canonical files with their columns of ids and texts."""
+    return [
+        (texts.ratings, [("text_id", "response")]),
+        (texts.pairs, [("chosen_id", "chosen"), ("rejected_id", "rejected")]),
     ]
-    return ray.data.from_arrow(blocks)
+
+
+def _placed(plan: pa.Table) -> Callable[[pa.Table], pa.Table]:
+    """Returns a map that adds `shard` to the rows of a plan's texts, and drops all others."""
+    ids, shards = plan["text_id"].combine_chunks(), plan["shard"].combine_chunks()
+
+    def place(table: pa.Table) -> pa.Table:
+        at = pc.index_in(table["text_id"], ids)  # pyright: ignore[reportAttributeAccessIssue]
+        placed = table.append_column("shard", shards.take(at.combine_chunks()))
+        return placed.filter(pc.is_valid(placed["shard"]))  # pyright: ignore[reportAttributeAccessIssue]
+
+    return place
 
 
 def _column_names(columns: Sequence[tuple[str, str]]) -> list[str]:
@@ -339,21 +395,19 @@ def embed(
     file = job.plans / f"{Path(store.path).name}.parquet"
     plan = plan_shards(wanted_texts(texts, prompts), store, file, config.token_budget)
     config = replace(config, token_budget=int(plan.schema.metadata[BUDGET]))
-    arguments = (config, depths, store, max(1, int(job.pool.cpus)))
     counts: dict[str, int] = dict.fromkeys(COUNTS, 0)
     for tries_left in reversed(range(MAX_FAILURES + 1)):
         left = pending(plan, store)
         if not left.num_rows:
             break
-        shards = job.pool.map(Embedder, arguments, shard_rows(texts, left))
         try:
             with logger.bar("embedding texts", left.num_rows) as advance:
-                for row in shards.iter_rows():
+                for row in job.embedded(texts, left, config, depths, store):
                     for name in counts:
                         counts[name] += int(row[name])
                     advance(int(row["texts"]))
         except NODE_LOST:
             if not tries_left:
                 raise
-            logger.info("embedding: node lost, resuming with the remaining shards")
+            logger.info("embedding: worker lost, resuming with the remaining shards")
     return store, counts

@@ -67,9 +67,7 @@ def connect(num_workers: int, key_variables: Iterable[str] = ()) -> bool:
     Raises:
         RuntimeError: Ray was imported before it could be set to listen on loopback alone.
     """
-    silence_libraries()
-    for name in (ray.data.__name__, ray.train.__name__):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    silence_ray()
     if ray.is_initialized():
         return False
     is_own = starts_cluster()
@@ -93,6 +91,13 @@ def connect(num_workers: int, key_variables: Iterable[str] = ()) -> bool:
         node: Any = ray_worker._global_node  # pyright: ignore[reportPrivateUsage]
         node.kill_log_monitor(check_alive=False)
     return is_own
+
+
+def silence_ray() -> None:
+    """Keeps what Ray and other libraries tell of their progress from the terminal."""
+    silence_libraries()
+    for name in (ray.data.__name__, ray.train.__name__):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 @contextmanager
@@ -230,12 +235,12 @@ def run_train(
     lease = lease_above(run.absolute())
 
     # In bytes, since the controller would import all that the loop does.
-    packed = cloudpickle.dumps((loop, dict(config)))
+    packed = cloudpickle.dumps((loop, dict(config))) if num_workers else None
 
     def guarded_loop() -> None:
         """Runs the loop with its writes refused once another run has taken the folder over."""
         with guarded(lease):
-            run_loop, loop_config = cloudpickle.loads(packed)
+            run_loop, loop_config = cloudpickle.loads(packed) if packed else (loop, config)
             run_loop(loop_config)
 
     trainer = LoopTrainer(
