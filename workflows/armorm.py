@@ -80,7 +80,7 @@ from panoply.report.progress import RunLogger
 from panoply.report.report import write_report
 from panoply.types import Array
 from workflows.cluster.artefact import FittedModel, save_artefact
-from workflows.cluster.embed import ActorPoolSpec, EmbeddingJob, embed, open_workers
+from workflows.cluster.embed import EmbeddingJob, Workers, embed, open_workers
 from workflows.cluster.local_pool import LocalPool
 from workflows.cluster.ray_cluster import cpus_of_worker, run_train, store_root
 from workflows.cluster.run_folder import check_folder, claim, run_folder
@@ -114,7 +114,7 @@ def run_armorm(config: ArmoRMConfig, logger: RunLogger) -> dict[str, Any]:
     inputs = {kind: {**summary, "files": files[kind]} for kind, summary in data.summary.items()}
     with trackers.run(asdict(config), tags, logger, data=inputs, model=config.model_name):
         gpus, minutes = config.backbone.gpus, config.wait_minutes
-        with open_workers(config.num_workers, gpus, minutes, logger) as workers:
+        with open_workers(config.num_workers, logger, gpus, minutes) as workers:
             job = open_backbone(config, data, workers, out, logger)
             # Ray Train's workers start for longer than a run without a cluster computes: it trains
             # in this process and the pool, to the same results, to the bit for the ridges.
@@ -192,7 +192,7 @@ def train_and_measure(
 def open_backbone(
     config: ArmoRMConfig,
     data: TrainingData,
-    workers: ActorPoolSpec | LocalPool,
+    workers: Workers,
     out: Path,
     logger: RunLogger,
 ) -> EmbeddingJob:

@@ -117,7 +117,7 @@ def embed_differences(config: AuditConfig, pairs: AuditedPairs, logger: RunLogge
     """Returns features of the chosen minus those of the rejected response, `[N, D]`."""
     root, plans = store_root(config.store), pairs.out / "embedding"
     gpus, minutes = config.backbone.gpus, config.wait_minutes
-    with open_workers(config.num_workers, gpus, minutes, logger) as workers:
+    with open_workers(config.num_workers, logger, gpus, minutes) as workers:
         job = EmbeddingJob.open(config.backbone, root, workers, pairs.texts, plans)
         spec = FeatureSpec(job.profile.depths[0], config.backbone.poolings[0])
         store, _ = embed(pairs.texts, job, (spec.depth,), logger)

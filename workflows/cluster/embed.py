@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import pyarrow as pa
@@ -41,7 +40,7 @@ from panoply.files import reading, whole_file
 from panoply.model.device import best_device
 from panoply.report.progress import RunLogger
 from workflows import starts_cluster
-from workflows.cluster.local_pool import LocalPool
+from workflows.cluster.local_pool import LocalPool, ProcessKilled
 from workflows.cluster.ray_cluster import MAX_FAILURES, await_workers, connect, silence_ray
 
 SHARD_PROMPTS = (16, 64)
@@ -53,7 +52,7 @@ MAX_DRIVER_BYTES = 16 * 2**20
 SHUFFLE_PARTS = 4
 """Parts of a shuffle, each gathered by a process of its own."""
 NODE_LOST = (
-    BrokenProcessPool,
+    ProcessKilled,
     NodeDiedError,
     ObjectLostError,
     RayActorError,
@@ -101,20 +100,23 @@ class ActorPoolSpec:
         return {"CPU": self.cpus, "GPU": self.gpus}
 
 
+Workers: TypeAlias = ActorPoolSpec | LocalPool
+
+
 @contextmanager
 def open_workers(
-    num_workers: int, gpus: float | None, minutes: float, logger: RunLogger
-) -> Generator[ActorPoolSpec | LocalPool]:
-    """Yields what computes a run's features: processes of this machine, or actors of a cluster.
+    num_workers: int, logger: RunLogger, gpus: float | None = None, minutes: float = 0.0
+) -> Generator[Workers]:
+    """Yields what computes with a model for a run: local processes, or actors of a cluster.
 
-    The same features come out, to the bit. A run is local where it has no cluster to join and asks
-    for no GPU.
+    The same numbers come out, to the bit. A run is local where it has no cluster to join, and no
+    GPU is there or asked for.
 
     Args:
         num_workers: most processes or actors.
-        gpus: GPUs of each; None: one where there is any.
-        minutes: longest wait for nodes of a cluster.
         logger: receives what nodes lack.
+        gpus: GPUs of each; None: one where there is any.
+        minutes: longest wait for the nodes of a cluster; 0: until an actor finds room.
 
     Raises:
         TimeoutError: no node has room for a worker.
@@ -126,8 +128,33 @@ def open_workers(
         return
     connect(num_workers)
     actors = ActorPoolSpec.of_cluster(num_workers, gpus)
-    await_workers(actors.num_actors, actors.bundle, minutes, logger)
+    if minutes:
+        await_workers(actors.num_actors, actors.bundle, minutes, logger)
     yield actors
+
+
+def shards_for(
+    workers: Workers, texts: TextFiles, plan: pa.Table
+) -> ray.data.Dataset | list[pa.Table]:
+    """Returns the shards of a plan, see `shard_rows`, for any number of calls of `answers`."""
+    if isinstance(workers, LocalPool):
+        return list(shards_of_files(texts, plan))
+    return shard_rows(texts, plan)
+
+
+def answers(
+    workers: Workers,
+    actor: type,
+    arguments: tuple[Any, ...],
+    shards: ray.data.Dataset | list[pa.Table],
+) -> Iterator[pa.Table]:
+    """Yields the rows that `actor(*arguments)` returns for the shards, as they come."""
+    if isinstance(workers, LocalPool):
+        return workers.map_made(actor, arguments, cast(list[pa.Table], shards))
+    rows = workers.map(actor, arguments, cast(ray.data.Dataset, shards))
+    return cast(
+        Iterator[pa.Table], iter(rows.iter_batches(batch_size=None, batch_format="pyarrow"))
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +162,7 @@ class EmbeddingJob:
     """A backbone, the workers that run it, and the cache of its features."""
 
     root: str
-    workers: ActorPoolSpec | LocalPool
+    workers: Workers
     profile: BackboneProfile
     plans: Path
     """Folder in which the run keeps what is embedded side by side."""
@@ -145,7 +172,7 @@ class EmbeddingJob:
         cls,
         config: BackboneConfig,
         root: str,
-        workers: ActorPoolSpec | LocalPool,
+        workers: Workers,
         texts: TextFiles,
         plans: Path,
     ) -> EmbeddingJob:
@@ -176,24 +203,6 @@ class EmbeddingJob:
     def store(self, depths: tuple[int, ...]) -> FeatureStore:
         """Returns the cache of features at these depths."""
         return FeatureStore(self.root, {**self.profile.key, "depths": list(depths)})
-
-    def embedded(
-        self,
-        texts: TextFiles,
-        plan: pa.Table,
-        config: BackboneConfig,
-        depths: tuple[int, ...],
-        store: FeatureStore,
-    ) -> Iterator[Mapping[str, Any]]:
-        """Yields the counts of each shard of a plan, once its features are in the store."""
-        if isinstance(self.workers, LocalPool):
-            arguments = (config, depths, store, 1)
-            shards = shards_of_files(texts, plan)
-            for counts in self.workers.map_made(Embedder, arguments, shards):
-                yield counts.to_pylist()[0]
-        else:
-            arguments = (config, depths, store, max(1, int(self.workers.cpus)))
-            yield from self.workers.map(Embedder, arguments, shard_rows(texts, plan)).iter_rows()
 
 
 def as_trees(columns: Sequence[tuple[str, str]]) -> Callable[[pa.Table], pa.Table]:
@@ -395,6 +404,7 @@ def embed(
     file = job.plans / f"{Path(store.path).name}.parquet"
     plan = plan_shards(wanted_texts(texts, prompts), store, file, config.token_budget)
     config = replace(config, token_budget=int(plan.schema.metadata[BUDGET]))
+    arguments = (config, depths, store, 1)
     counts: dict[str, int] = dict.fromkeys(COUNTS, 0)
     for tries_left in reversed(range(MAX_FAILURES + 1)):
         left = pending(plan, store)
@@ -402,10 +412,12 @@ def embed(
             break
         try:
             with logger.bar("embedding texts", left.num_rows) as advance:
-                for row in job.embedded(texts, left, config, depths, store):
-                    for name in counts:
-                        counts[name] += int(row[name])
-                    advance(int(row["texts"]))
+                shards = shards_for(job.workers, texts, left)
+                for rows in answers(job.workers, Embedder, arguments, shards):
+                    for row in rows.to_pylist():
+                        for name in counts:
+                            counts[name] += row[name]
+                        advance(row["texts"])
         except NODE_LOST:
             if not tries_left:
                 raise

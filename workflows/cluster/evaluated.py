@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,7 @@ from panoply.scorers.composite.opening import read_composite
 from panoply.scorers.where import CombinedScorers, LocalModel, open_scorer, parse_where
 from panoply.types import Bools, Strings
 from panoply.wire.request import Chat, Score
-from workflows.cluster.embed import TextFiles
-from workflows.cluster.ray_cluster import connect
+from workflows.cluster.embed import TextFiles, open_workers
 from workflows.cluster.resolve_model import model_in_process, resolve_model
 from workflows.cluster.score import Shards, TextScores, is_seen, score_texts
 
@@ -194,26 +194,28 @@ def score_all(
 ) -> list[TextScores]:
     """Returns the scores of all texts of a file by each scorer.
 
-    Reward models score on the cluster; functions and other servers are asked by the driver.
+    Reward models score on the cluster or in local processes; functions and other servers are asked
+    by the driver.
 
     Args:
         scorers: whose scores are wanted.
         pairs: canonical file.
-        num_workers: of the cluster.
+        num_workers: most processes or actors.
         logger: of the run.
         prompts: ids of the prompts whose responses reward models score; None: all.
     """
-    shards = None
-    if any(scorer.folder for scorer in scorers):
-        connect(num_workers)
-        shards = Shards.of(TextFiles(pairs=(str(pairs),)), prompts)
     results: list[TextScores] = []
-    for scorer in scorers:
-        logger.info(f"scoring with {scorer.where}")
-        if scorer.folder and shards:
-            results.append(score_texts(shards, scorer.model, num_workers, logger))
-        else:
-            results.append(score_by_driver(scorer.where, pairs, logger))
+    with ExitStack() as stack:
+        workers = shards = None
+        if any(scorer.folder for scorer in scorers):
+            workers = stack.enter_context(open_workers(num_workers, logger))
+            shards = Shards.of(TextFiles(pairs=(str(pairs),)), workers, prompts)
+        for scorer in scorers:
+            logger.info(f"scoring with {scorer.where}")
+            if scorer.folder and workers and shards:
+                results.append(score_texts(shards, scorer.model, workers, logger))
+            else:
+                results.append(score_by_driver(scorer.where, pairs, logger))
     return results
 
 

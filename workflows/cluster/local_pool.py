@@ -11,6 +11,7 @@ import pickle
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing import active_children, get_context, parent_process
 from multiprocessing.forkserver import ensure_running
@@ -18,11 +19,17 @@ from multiprocessing.process import BaseProcess
 from threading import Thread
 from typing import Any, TypeVar
 
+from panoply.report.progress import RunError
+
 SLOW_IMPORTS = ("transformers.modeling_utils", "scipy.stats", "pyarrow.parquet")
 """Modules of other packages that a backbone's process imports. They take 4 s of a core."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+class ProcessKilled(RunError):
+    """A process of the pool was killed."""
 
 
 class LocalPool:
@@ -53,11 +60,17 @@ class LocalPool:
         """Yields what an importable function returns for each item, in their order.
 
         Raises:
-            BrokenProcessPool: a process was killed. The pool has others when it is used next.
+            ProcessKilled: a process was killed. The pool has others when it is used next.
         """
         if not self._processes or not all(process.is_alive() for process in self._processes):
             self._start()
-        return self._executor.map(function, items)
+        try:
+            yield from self._executor.map(function, items)
+        except BrokenProcessPool:
+            raise ProcessKilled(
+                "a process of this run was killed, perhaps since memory ran out: fewer at a time "
+                "need less (`--num-workers`)"
+            ) from None
 
     def _start(self) -> None:
         before = set(active_children())

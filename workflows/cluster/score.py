@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +19,14 @@ from panoply.files import reading
 from panoply.report.progress import RunLogger
 from panoply.seal import COPY_AGAIN
 from panoply.types import Array, Ints, Strings
-from workflows.cluster.embed import ActorPoolSpec, TextFiles, into_shards, shard_rows, wanted_texts
+from workflows.cluster.embed import (
+    TextFiles,
+    Workers,
+    answers,
+    into_shards,
+    shards_for,
+    wanted_texts,
+)
 
 PER_SOURCE = "per_source."
 
@@ -50,36 +56,37 @@ class TextScores:
 class Shards:
     """Texts as any number of models may score them, one after the other."""
 
-    data: ray.data.Dataset
+    data: ray.data.Dataset | list[pa.Table]
     num_texts: int
 
     @classmethod
-    def of(cls, texts: TextFiles, prompts: frozenset[str] | None = None) -> Shards:
+    def of(
+        cls, texts: TextFiles, workers: Workers, prompts: frozenset[str] | None = None
+    ) -> Shards:
         """Reads canonical files.
 
         Args:
             texts: the files.
+            workers: what scores them.
             prompts: ids of the prompts whose responses are scored; None: all.
         """
         plan = into_shards(wanted_texts(texts, prompts))
-        return cls(shard_rows(texts, plan), plan.num_rows)
+        return cls(shards_for(workers, texts, plan), plan.num_rows)
 
 
-def score_texts(shards: Shards, model: str, num_workers: int, logger: RunLogger) -> TextScores:
+def score_texts(shards: Shards, model: str, workers: Workers, logger: RunLogger) -> TextScores:
     """Scores every text with every scorer of a model.
 
     Args:
         shards: the texts.
         model: folder, as `load_reward_model` takes it.
-        num_workers: of the cluster.
+        workers: what scores them.
         logger: of the run.
     """
-    scored = ActorPoolSpec.of_cluster(num_workers).map(ScoringActor, (model, 1), shards.data)
     names: list[str] = []
     parts: list[dict[str, Array]] = []
     with logger.bar("scoring texts", shards.num_texts) as advance:
-        for part in scored.iter_batches(batch_size=None, batch_format="pyarrow"):
-            batch = cast(pa.Table, part)
+        for batch in answers(workers, ScoringActor, (model, 1), shards.data):
             ids: list[str] = batch["text_id"].to_pylist()
             names += ids
             parts.append({c: as_array(batch[c]) for c in batch.column_names if c != "text_id"})
