@@ -3,9 +3,9 @@
 `embed_vs_single`, `embed_vs_sorted`: one worker's forward over prompts with all their responses,
 against one text at a time and against length-sorted token-budget batches of separate texts. Beside
 each stands the ideal, the ratio of tokens.
-`workers_*`, `rows_*`: the steps of a run on Ray with one worker and two, and with one and three
-times the rows. Starting workers costs seconds whatever the rows, so what is compared is the cost
-of more rows: from the difference of the two sizes.
+`*_two_workers_vs_one`: the steps of a run on Ray, or by local processes, with one worker and two,
+and with one and three times the rows. Starting workers costs seconds whatever the rows, so what is
+compared is the cost of more rows: from the difference of the two sizes.
 `stored_blocks`: stage 1 of many planted rows by two workers, whose features lie on disk: the most
 space that sums took beside the running ones, in blocks; and the largest error of an objective's
 weights beside the planted ones, over their length.
@@ -17,10 +17,11 @@ import statistics
 import tempfile
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -37,9 +38,12 @@ from benchmarks.tree_baselines import (
 from panoply.config import BackboneConfig
 from panoply.config.armorm import ArmoRMConfig, ObjectivesConfig
 
+if TYPE_CHECKING:
+    from workflows.cluster.embed import Workers
+
 TIMES = 3
 """How many times the rows of the smaller size the larger one has."""
-Part = Literal["forwards", "embedding", "sums", "stored"]
+Part = Literal["forwards", "embedding", "local", "sums", "stored"]
 WATCH_SECONDS = 0.05
 """Pause between two looks at the folder of sums."""
 PAIRS = 60
@@ -53,7 +57,8 @@ class Options(harness.Options):
     data: Path = Path("../shared/data")
     """Folder with `ratings/*.parquet` and `pairs/*.parquet`."""
     parts: tuple[Part, ...] = ("forwards", "embedding", "sums")
-    """Figures of one worker's forward, and of the two steps on Ray."""
+    """Figures of one worker's forward, and of the two steps on Ray; `local`: of the first of them
+    by local processes."""
     depth: float = 0.6
     """Share of the layers."""
     prompts: int = 96
@@ -77,6 +82,7 @@ def main(options: Options) -> None:
     measures = {
         "forwards": forwards,
         "embedding": embedding_on_ray,
+        "local": embedding_locally,
         "sums": sums_on_ray,
         "stored": stored_sums,
     }
@@ -145,26 +151,39 @@ def config_of(options: Options, rows_per_source: int) -> ArmoRMConfig:
 
 
 def embedding_on_ray(options: Options) -> dict[str, Any]:
-    """Returns how embedding grows with workers and rows."""
-    from panoply.armorm.training_data import read_training_data
-    from panoply.report.progress import RunLogger
-    from workflows.cluster.embed import ActorPoolSpec, EmbeddingJob, embed
+    """Returns how embedding by actors grows with workers and rows."""
+    from workflows.cluster.embed import ActorPoolSpec
     from workflows.cluster.ray_cluster import connect
 
     connect(2)
+    return embedding(options, "embedding", lambda num: nullcontext(ActorPoolSpec(num, 1, 0)))
 
-    def run(rows: int, workers: int) -> tuple[float, float]:
-        with tempfile.TemporaryDirectory() as scratch:
+
+def embedding_locally(options: Options) -> dict[str, Any]:
+    """Returns how embedding by local processes grows with processes and rows."""
+    from workflows.cluster.local_pool import LocalPool
+
+    return embedding(options, "local_embedding", LocalPool)
+
+
+def embedding(
+    options: Options, name: str, workers_of: Callable[[int], AbstractContextManager[Workers]]
+) -> dict[str, Any]:
+    """Returns how the step grows with as many workers as are asked for, and with rows."""
+    from panoply.armorm.training_data import read_training_data
+    from panoply.report.progress import RunLogger
+    from workflows.cluster.embed import EmbeddingJob, embed
+
+    def run(rows: int, num_workers: int) -> tuple[float, float]:
+        with tempfile.TemporaryDirectory() as scratch, workers_of(num_workers) as workers:
             config = config_of(options, rows)
             texts = read_training_data(config, Path(scratch)).texts
-            source = EmbeddingJob.open(
-                config.backbone, scratch, ActorPoolSpec(workers, 1, 0), texts, Path(scratch)
-            )
+            source = EmbeddingJob.open(config.backbone, scratch, workers, texts, Path(scratch))
             start = time.perf_counter()
             _, counts = embed(texts, source, source.profile.depths, RunLogger())
             return time.perf_counter() - start, counts["tokens"]
 
-    return grown("embedding", run, options.ratings_per_source, "tokens/s", 1.0)
+    return grown(name, run, options.ratings_per_source, "tokens/s", 1.0)
 
 
 def sums_on_ray(options: Options) -> dict[str, Any]:
