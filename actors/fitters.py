@@ -73,7 +73,7 @@ def write_by_threads(sums: BlockSums, num: int) -> None:
 def fit_heads(config: Mapping[str, Any]) -> None:
     """Trains heads and saves each as `NAME.safetensors`.
 
-    Workers train one after the other, data-parallel; a pool of processes as many at once as it has.
+    Workers train one head after the other, data-parallel; a pool trains one in each process.
 
     Args:
         config: `folder` of the arrays and of the results, `tasks`, a list of `HeadTask`, and
