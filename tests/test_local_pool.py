@@ -1,7 +1,9 @@
-"""Processes of one machine: the bits of actors, and what is left when something is killed."""
+"""Processes of one machine: what they make once, and what is left when something is killed.
+
+That they compute the bits of actors is tested by a whole run (`tests/test_armorm.py`).
+"""
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -19,7 +21,7 @@ from panoply.config import BackboneConfig
 from panoply.data.tables import TextFiles
 from panoply.report.progress import RunLogger
 from tests.builders.ray_head import eventually
-from workflows.cluster.embed import ActorPoolSpec, EmbeddingJob, embed
+from workflows.cluster.embed import EmbeddingJob, embed
 from workflows.cluster.local_pool import LocalPool
 
 KILLED = """
@@ -85,13 +87,12 @@ def test_a_block_that_is_left_early_does_not_wait_for_the_work():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_the_processes_end_with_their_parent_however_it_ends(number):
+def test_the_processes_end_with_their_parent_when_it_is_killed():
     parent = subprocess.Popen([sys.executable, "-c", KILLED], stdout=subprocess.PIPE, text=True)
     pids = [int(word) for word in parent.stdout.readline().split()]
     assert len(pids) == 2
     assert all(Path(f"/proc/{pid}").exists() for pid in pids)
-    parent.send_signal(number)
+    parent.kill()
     parent.wait(30)
     eventually(lambda: not any(Path(f"/proc/{p}").exists() for p in pids), 30, "all are gone")
 
@@ -117,16 +118,3 @@ def test_a_killed_process_costs_the_shards_that_it_had(tiny_model_folder, tmp_pa
     assert "embedding: worker lost, resuming with the remaining shards" in console.file.getvalue()
     assert np.array_equal(found, expected)
     assert 0 < again["texts"] <= counts["texts"] == len(ids)
-
-
-def test_local_processes_write_the_bits_that_actors_write(cluster, tiny_model_folder, tmp_path):
-    texts, ids = text_files(tmp_path, 40)
-    config = BackboneConfig(model=str(tiny_model_folder), dtype="bfloat16", token_budget=256)
-    found = {}
-    with LocalPool(2) as pool:
-        for name, workers in (("processes", pool), ("actors", ActorPoolSpec(2, 1, 0))):
-            plans = tmp_path / f"plans-{name}"
-            job = EmbeddingJob.open(config, f"{tmp_path}/{name}", workers, texts, plans)
-            found[name] = features(job, texts, ids)
-    assert found["processes"][1] == found["actors"][1]
-    assert np.array_equal(found["processes"][0], found["actors"][0])
