@@ -191,7 +191,8 @@ def sums_on_ray(options: Options) -> dict[str, Any]:
     from actors.fitters import write_sums
     from panoply.armorm.blocks import BlockSums, plan_blocks
     from panoply.data.features import FeatureStore
-    from workflows.cluster.ray_cluster import connect, run_train
+    from workflows.cluster.ray_cluster import connect
+    from workflows.cluster.train import run_train
 
     connect(2)
     rng = np.random.default_rng(0)
@@ -222,7 +223,8 @@ def stored_sums(options: Options) -> dict[str, Any]:
     from panoply.armorm.blocks import BlockSums, plan_blocks
     from panoply.armorm.out_of_fold import SELECT
     from panoply.data.features import FeatureStore
-    from workflows.cluster.ray_cluster import connect, run_train
+    from workflows.cluster.ray_cluster import connect
+    from workflows.cluster.train import run_train
 
     connect(2)
     config, rng = ObjectivesConfig(), np.random.default_rng(0)

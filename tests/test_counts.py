@@ -4,6 +4,9 @@ A change that makes one of them larger makes every run slower, by an amount that
 seconds would hide. `tests/test_tree.py` counts what is planned, this file what is computed.
 """
 
+import subprocess
+import sys
+
 import pytest
 
 from benchmarks.counts import (
@@ -96,3 +99,11 @@ def test_help_of_all_commands_loads_nothing_heavy_and_few_modules():
 @pytest.mark.slow
 def test_replicas_that_need_no_model_load_neither_torch_nor_transformers():
     assert values(replica_counts()) == {"replicas without a model: heavy packages": 0}
+
+
+def test_a_driver_of_servers_loads_what_trains_and_models_only_where_it_is_asked_for():
+    # Half of the seconds until a server of functions answers, and 260 MB.
+    heavy = {"torch", "transformers", "mlflow", "scipy.stats", "ray.train", "ray.data"}
+    code = f"import workflows.serve, sys; print(*{heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

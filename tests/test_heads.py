@@ -99,7 +99,7 @@ def test_a_network_on_responses_finds_what_the_chosen_ones_have():
 def test_heads_trained_on_ray_are_those_of_one_process_and_are_not_trained_again(cluster, tmp_path):
     from actors.fitters import fit_heads
     from workflows.cluster.local_pool import LocalPool
-    from workflows.cluster.ray_cluster import run_train
+    from workflows.cluster.train import run_train
 
     _, examples = planted_examples(num_pairs=400)
     np.save(tmp_path / "gate.npy", examples.gate_PD)

@@ -4,7 +4,7 @@ import pytest
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
-from workflows.cluster.ray_cluster import reserved_groups
+from workflows.cluster.train import reserved_groups
 
 pytestmark = pytest.mark.ray
 

@@ -31,7 +31,7 @@ from tests.builders.ports import free_ports
 from tests.builders.preference_runs import small_config, write_pairs
 from tests.builders.ray_head import ROOT
 from workflows.cluster.mlflow_calls import TrackerError
-from workflows.cluster.resolve_model import registered_folder
+from workflows.cluster.registered import registered_folder
 from workflows.cluster.tracking import open_trackers, track
 from workflows.doctor import run_doctor
 from workflows.merge import run_merge

@@ -82,10 +82,11 @@ from panoply.types import Array
 from workflows.cluster.artefact import FittedModel, save_artefact
 from workflows.cluster.embed import EmbeddingJob, Workers, embed, open_workers
 from workflows.cluster.local_pool import LocalPool
-from workflows.cluster.ray_cluster import cpus_of_worker, run_train, store_root
+from workflows.cluster.ray_cluster import store_root
 from workflows.cluster.run_folder import check_folder, claim, run_folder
 from workflows.cluster.run_lease import one_writer
 from workflows.cluster.tracking import git_commit, open_trackers
+from workflows.cluster.train import cpus_of_worker, run_train
 
 
 @one_writer

@@ -76,13 +76,13 @@ def _folder(model: LocalModel) -> str:
     """Returns a reward model's WHERE, with the folder of one of MLflow's registry."""
     if not model.path.startswith("models:/"):
         return model.at(model.path)
-    from workflows.cluster.resolve_model import registered_folder  # loads MLflow
+    from workflows.cluster.registered import registered_folder  # loads MLflow
 
     return model.at(registered_folder(model.path))
 
 
 def _composite(where: str) -> list[Finding]:
-    """Returns the findings about a composite. MLflow loads only here, for the names of models."""
+    """Returns the findings about a composite."""
     from panoply.scorers.composite.doctor import examine_composite
     from workflows.cluster.resolve_model import model_in_process, resolve_model
 

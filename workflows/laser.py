@@ -55,7 +55,7 @@ from workflows.cluster.keys import endpoint_variables
 from workflows.cluster.laser_results import StrategyRun, finish
 from workflows.cluster.policy import ROUND_FILE, train_round
 from workflows.cluster.prompt_contexts import prompt_contexts
-from workflows.cluster.ray_cluster import aborts_when_stopped, connect, cpus_of_worker
+from workflows.cluster.ray_cluster import aborts_when_stopped, connect
 from workflows.cluster.rollouts import (
     RolloutCollector,
     model_cpus,
@@ -67,6 +67,7 @@ from workflows.cluster.rollouts import (
 from workflows.cluster.run_folder import check_folder, claim, run_folder
 from workflows.cluster.run_lease import one_writer
 from workflows.cluster.tracking import open_trackers
+from workflows.cluster.train import cpus_of_worker
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,8 @@ from workflows.cluster.merged import (
     share_report,
     token_counts,
 )
-from workflows.cluster.resolve_model import REGISTRY, registered_folder
+from workflows.cluster.registered import registered_folder
+from workflows.cluster.resolve_model import REGISTRY
 from workflows.cluster.run_folder import check_folder, claim, run_folder
 from workflows.cluster.run_lease import one_writer
 from workflows.cluster.tracking import git_commit, open_trackers

@@ -65,15 +65,11 @@ from workflows.cluster.preference_results import (
     summary,
 )
 from workflows.cluster.prepare_pairs import Preferences, read_pairs, tokenize, training_rows
-from workflows.cluster.ray_cluster import (
-    await_workers,
-    connect,
-    run_train,
-    store_root,
-)
+from workflows.cluster.ray_cluster import await_workers, connect, store_root
 from workflows.cluster.run_folder import check_folder, claim, run_folder
 from workflows.cluster.run_lease import one_writer
 from workflows.cluster.tracking import git_commit, open_trackers
+from workflows.cluster.train import run_train
 
 
 @one_writer

@@ -54,11 +54,7 @@ from panoply.report.trials import Trial, best, cost, search_curves
 from workflows.cluster.polled_bar import polled_bar
 from workflows.cluster.preference_results import TrainedRun, calibrate, measure
 from workflows.cluster.prepare_pairs import Preferences, read_pairs, tokenize, training_rows
-from workflows.cluster.ray_cluster import (
-    await_workers,
-    connect,
-    store_root,
-)
+from workflows.cluster.ray_cluster import await_workers, connect, store_root
 from workflows.cluster.run_folder import check_folder, claim, run_folder
 from workflows.cluster.run_lease import one_writer
 from workflows.cluster.tracking import git_commit, open_trackers

@@ -17,7 +17,6 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import rankdata
 
 from panoply.measure.calibration import ece, ece_floor, log_loss
 from panoply.measure.intervals import (
@@ -118,6 +117,8 @@ def unit_ranks(values_N: ArrayLike) -> Array:
     values = np.asarray(values_N, np.float64)
     if len(values) == 0 or is_constant(values):
         return np.full(len(values), np.nan)
+    from scipy.stats import rankdata  # loads half a second, which a server would wait for
+
     ranks = rankdata(values)
     ranks -= ranks.mean()
     return ranks / np.sqrt(ranks @ ranks)

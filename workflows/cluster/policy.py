@@ -13,8 +13,8 @@ from actors.training_loop import STOPPED
 from panoply.data.schema import digest
 from panoply.files import read_json
 from panoply.report.progress import RunError
-from workflows.cluster.ray_cluster import run_train
 from workflows.cluster.run_folder import check_or_write, check_or_write_settings
+from workflows.cluster.train import run_train
 
 ROUND_FILE = "round.json"
 """File of a round that says what is trained on; once it is there, its scores are in use."""
