@@ -10,7 +10,6 @@ from typing import Any
 
 import cloudpickle
 import ray
-import ray.train
 from ray.exceptions import RayError
 from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
