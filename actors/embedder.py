@@ -111,7 +111,7 @@ def _trees(backbone: Backbone, rows: Sequence[Mapping[str, Any]]) -> list[TokenT
 
 
 class Embedder:
-    """Writes a batch of prompts as two shards of the feature store; for `map_batches`.
+    """Writes a batch of prompts as two shards of the feature store.
 
     Input: a row whose `prompts` have `prompt_id`, `prompt` (JSON), `text_ids` and `responses`.
     Output: a row of counts.

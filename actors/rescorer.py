@@ -17,7 +17,7 @@ from panoply.wire.request import Chat
 
 
 class RescoringActor:
-    """Asks one scorer about the items of a shard; for `map_batches`.
+    """Asks one scorer about the items of a shard.
 
     Input: a row whose `items` are JSON, see `shard_of`. Output: `panoply.data.score_file.SCORES`.
     """

@@ -29,7 +29,7 @@ RIVALS = "baselines.safetensors"
 
 
 class ScoringActor:
-    """Scores every response of a batch by every scorer of a model; for `map_batches`.
+    """Scores every response of a batch by every scorer of a model.
 
     A gated model of ours has the gate, its rivals and `gate_weights`; any other has `score`, and
     `lower_bound` where it is an ensemble of ours. A scalar model of ours has `members` too.

@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -127,13 +127,11 @@ def forwards(options: Options) -> dict[str, Any]:
 def sample(options: Options, folder: Path) -> list[Any]:
     """Returns prompts with their responses, drawn over all rating and pair sources."""
     from panoply.armorm.training_data import read_training_data
-    from workflows.cluster.embed import into_shards, shard_rows, wanted_texts
-    from workflows.cluster.ray_cluster import connect
+    from workflows.cluster.embed import into_shards, shards_of_files, wanted_texts
 
-    connect(2)
     texts = read_training_data(config_of(options, options.ratings_per_source), folder).texts
-    shards = shard_rows(texts, into_shards(wanted_texts(texts))).take_all()
-    rows = [prompt for shard in shards for prompt in shard["prompts"]]
+    shards = shards_of_files(texts, into_shards(wanted_texts(texts)))
+    rows = [prompt for shard in shards for prompt in shard["prompts"][0].as_py()]
     order = np.random.default_rng(0).permutation(len(rows))[: options.prompts]
     return [rows[i] for i in order]
 
@@ -152,11 +150,13 @@ def config_of(options: Options, rows_per_source: int) -> ArmoRMConfig:
 
 def embedding_on_ray(options: Options) -> dict[str, Any]:
     """Returns how embedding by actors grows with workers and rows."""
-    from workflows.cluster.embed import ActorPoolSpec
+    from panoply.report.progress import RunLogger
+    from workflows.cluster.actor_pool import ActorPool
     from workflows.cluster.ray_cluster import connect
 
     connect(2)
-    return embedding(options, "embedding", lambda num: nullcontext(ActorPoolSpec(num, 1, 0)))
+    logger = RunLogger()
+    return embedding(options, "embedding", lambda num: ActorPool(num, {"CPU": 1}, logger))
 
 
 def embedding_locally(options: Options) -> dict[str, Any]:

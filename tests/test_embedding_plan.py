@@ -4,21 +4,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from panoply.config import BackboneConfig
 from panoply.data.features import FeatureStore
 from panoply.data.tables import TextFiles
+from panoply.report.progress import RunLogger
 from workflows.cluster import embed
+from workflows.cluster.actor_pool import ActorPool
 from workflows.cluster.embed import (
     NUM_SHARDS,
     SHARD_PROMPTS,
-    ActorPoolSpec,
     EmbeddingJob,
     into_shards,
     one_shard,
     pending,
     plan_shards,
-    shard_rows,
+    shards_for,
     wanted_texts,
 )
 from workflows.cluster.local_pool import LocalPool
@@ -144,16 +146,19 @@ def test_the_driver_divides_small_files_as_a_shuffle_would(cluster, tmp_path, mo
         pq.write_table(pa.table(columns), tmp_path / f"{name}.parquet")
     files = TextFiles((f"{tmp_path}/ratings.parquet",), (f"{tmp_path}/pairs.parquet",))
     plan = into_shards(wanted_texts(files)).slice(2)  # some texts are in the cache already
-    in_driver = shard_rows(files, plan).take_all()
-    monkeypatch.setattr(embed, "MAX_DRIVER_BYTES", 0)
     monkeypatch.setattr(embed, "SHUFFLE_PARTS", 1)  # each part starts a process
-    shuffled = shard_rows(files, plan).take_all()
+    with ActorPool(4, {"CPU": 1}, RunLogger()) as actors:  # all CPUs, which the shuffle needs
+        in_driver = shards_for(actors, files, plan)
+        monkeypatch.setattr(embed, "MAX_DRIVER_BYTES", 0)
+        shuffled = ray.get(list(shards_for(actors, files, plan)))
     assert len(in_driver) == -(-134 // FEWEST)  # 134 prompts have 400 ratings
     assert by_first_prompt(in_driver) == by_first_prompt(shuffled)
 
 
 def by_first_prompt(shards):
-    return sorted((shard["prompts"] for shard in shards), key=lambda shard: shard[0]["prompt_id"])
+    rows = [shard["prompts"].to_pylist() for shard in shards]
+    assert {len(row) for row in rows} == {1}
+    return sorted((row[0] for row in rows), key=lambda prompts: prompts[0]["prompt_id"])
 
 
 def test_the_driver_measures_a_backbone_as_a_worker_does(cluster, tiny_model_folder, tmp_path):
@@ -164,10 +169,10 @@ def test_the_driver_measures_a_backbone_as_a_worker_does(cluster, tiny_model_fol
     pq.write_table(pa.table(rows), tmp_path / "ratings.parquet")
     files = TextFiles((f"{tmp_path}/ratings.parquet",))
     config = BackboneConfig(model=str(tiny_model_folder), dtype="bfloat16", token_budget=512)
-    with LocalPool(1) as pool:
+    with LocalPool(1) as pool, ActorPool(1, {"CPU": 1}, RunLogger()) as actors:
         here, on_worker = (
             EmbeddingJob.open(config, "store", workers, files, tmp_path).profile
-            for workers in (pool, ActorPoolSpec(1, 1, 0))
+            for workers in (pool, actors)
         )
     assert here == on_worker
     assert 0 < here.drift < 0.1

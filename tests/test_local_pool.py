@@ -3,7 +3,6 @@
 That they compute the bits of actors is tested by a whole run (`tests/test_armorm.py`).
 """
 
-import os
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from rich.console import Console
 from panoply.config import BackboneConfig
 from panoply.data.tables import TextFiles
 from panoply.report.progress import RunLogger
+from tests.builders.pool_calls import Counter
 from tests.builders.ray_head import eventually
 from workflows.cluster.embed import EmbeddingJob, embed
 from workflows.cluster.local_pool import LocalPool
@@ -33,20 +33,6 @@ with LocalPool(2) as pool:
     for _ in pool.map(time.sleep, [60] * 4):
         pass
 """
-
-
-class Counter:
-    """Tells which process counts, how many of these were made there, and the count."""
-
-    num_made = 0
-
-    def __init__(self, start):
-        type(self).num_made += 1
-        self.start = start
-
-    def __call__(self, item):  # noqa: D102
-        time.sleep(0.01)  # so that one process does not take all items
-        return os.getpid(), type(self).num_made, self.start + item
 
 
 def text_files(folder, num_prompts):

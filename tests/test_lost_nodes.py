@@ -69,14 +69,12 @@ def nodes(tmp_path_factory):
 
 
 class Run:
-    """The command on the cluster, as a process of its own."""
+    """The command on the nodes, or in local processes, as a process of its own."""
 
     def __init__(self, nodes, model, out, store, *more):
-        own = {
-            "RAY_ADDRESS": nodes.cluster.address,
-            "PANOPLY_STORE": str(store),
-            "MLFLOW_TRACKING_URI": f"sqlite:///{out}.db",
-        }
+        own = {"PANOPLY_STORE": str(store), "MLFLOW_TRACKING_URI": f"sqlite:///{out}.db"}
+        if nodes:
+            own["RAY_ADDRESS"] = nodes.cluster.address
         self.command = [sys.executable, "-m", "jobs.armorm", "embedded", "--out", str(out)]
         self.command += ["--backbone.model", str(model), *FLAGS, *more]
         self.log = out.with_suffix(".log").open("ab")
@@ -108,9 +106,10 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(nodes, tiny_model_folder, tmp_path_factory):
+def undisturbed(tiny_model_folder, tmp_path_factory):
+    """Weights of a run in local processes, which need less time, and give what nodes do."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    return Run(nodes, tiny_model_folder, folder / "run", folder / "store").model()
+    return Run(None, tiny_model_folder, folder / "run", folder / "store").model()
 
 
 def same(found, expected):

@@ -79,6 +79,7 @@ from panoply.model.gate import Gate, ScalarHead, make_gate
 from panoply.report.progress import RunLogger
 from panoply.report.report import write_report
 from panoply.types import Array
+from workflows.cluster.actor_pool import ActorPool
 from workflows.cluster.artefact import FittedModel, save_artefact
 from workflows.cluster.embed import EmbeddingJob, Workers, embed, open_workers
 from workflows.cluster.local_pool import LocalPool
@@ -134,6 +135,8 @@ def train_and_measure(
     spec, candidates = choose_features(config, data, job, logger)
     logger.stage(2, 5, "embed all texts")
     store, embedded = embed(data.texts, job, (spec.depth,), logger)
+    if isinstance(job.workers, ActorPool):
+        job.workers.free()  # Ray Train needs their CPUs
     texts = store.features("texts", data.ratings.text_N, spec.columns)
     prompts = store.features("prompts", data.ratings.prompt_N, (spec.gate_column,))
     objectives, prompt_alone = fit_objectives(config, data, texts, prompts, out, logger)

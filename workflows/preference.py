@@ -50,7 +50,6 @@ from panoply.preference.checkpoint import CHECKPOINTS, load_tensors
 from panoply.report.progress import RunError, RunLogger
 from panoply.report.report import write_report
 from panoply.report.results.preference import EQUAL_MIXING
-from workflows.cluster.embed import ActorPoolSpec
 from workflows.cluster.polled_bar import polled_bar
 from workflows.cluster.preference_results import (
     MAIN,
@@ -65,7 +64,12 @@ from workflows.cluster.preference_results import (
     summary,
 )
 from workflows.cluster.prepare_pairs import Preferences, read_pairs, tokenize, training_rows
-from workflows.cluster.ray_cluster import await_workers, connect, store_root
+from workflows.cluster.ray_cluster import (
+    await_workers,
+    bundle_of_worker,
+    connect,
+    store_root,
+)
 from workflows.cluster.run_folder import check_folder, claim, run_folder
 from workflows.cluster.run_lease import one_writer
 from workflows.cluster.tracking import git_commit, open_trackers
@@ -221,9 +225,9 @@ def train(
     gpus = 0.0
     if config.num_workers:
         connect(config.num_workers)
-        pool = ActorPoolSpec.of_cluster(config.num_workers, config.gpus)
-        await_workers(pool.num_actors, pool.bundle, config.wait_minutes, logger)
-        gpus = pool.gpus
+        bundle = bundle_of_worker(config.num_workers, config.gpus)
+        await_workers(config.num_workers, bundle, config.wait_minutes, logger)
+        gpus = bundle["GPU"]
 
     progress = [Progress.of(name, Path(task.folder)) for name, task in tasks.items()]
 

@@ -1,4 +1,4 @@
-"""Embedding: canonical rows -> token trees -> actors of Ray Data or local processes -> shards.
+"""Embedding: canonical rows -> token trees -> actors of a cluster or local processes -> shards.
 
 Every prompt meets all its responses, from ratings and pairs alike, in one tree. Only what no
 shard holds is embedded, so a rerun or a crash pays for what is missing. Sums of floats depend in
@@ -12,9 +12,10 @@ import json
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -22,15 +23,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 import ray.data
-from ray.data import ActorPoolStrategy
 from ray.data.exceptions import ExecutionTimeoutError
-from ray.exceptions import (
-    NodeDiedError,
-    ObjectLostError,
-    RayActorError,
-    RayTaskError,
-    WorkerCrashedError,
-)
+from ray.exceptions import ObjectLostError
+from ray.types import ObjectRef
 
 from actors.embedder import DRIFT_PROMPTS, BackboneProfile, Embedder, profile_backbone
 from panoply.config import BackboneConfig
@@ -40,8 +35,15 @@ from panoply.files import reading, whole_file
 from panoply.model.device import best_device
 from panoply.report.progress import RunLogger
 from workflows import starts_cluster
-from workflows.cluster.local_pool import LocalPool, ProcessKilled
-from workflows.cluster.ray_cluster import MAX_FAILURES, await_workers, connect, silence_ray
+from workflows.cluster.actor_pool import ActorPool
+from workflows.cluster.local_pool import SLOW_IMPORTS, LocalPool, ProcessKilled
+from workflows.cluster.ray_cluster import (
+    MAX_FAILURES,
+    await_workers,
+    bundle_of_worker,
+    connect,
+    silence_ray,
+)
 
 SHARD_PROMPTS = (16, 64)
 """Fewest and most prompts of a shard but the last."""
@@ -51,56 +53,15 @@ MAX_DRIVER_BYTES = 16 * 2**20
 """Bytes of files that the driver divides into shards sooner than a shuffle starts its processes."""
 SHUFFLE_PARTS = 4
 """Parts of a shuffle, each gathered by a process of its own."""
-NODE_LOST = (
-    ProcessKilled,
-    NodeDiedError,
-    ObjectLostError,
-    RayActorError,
-    WorkerCrashedError,
-    ExecutionTimeoutError,
-)
-"""Errors where Ray Data could not make up for a lost node itself, or a local process was killed."""
 BUDGET = b"token_budget"
 """Key of the token budget in the metadata of a plan."""
+RESUMED = (ProcessKilled, ObjectLostError, ExecutionTimeoutError)
+"""Errors after which a run goes on with the shards that are left."""
 COUNTS = ("texts", "prompts", "tokens", "separate_tokens", "prompts_cut", "responses_cut")
 """Counts of an embedding."""
 
 
-@dataclass(frozen=True, slots=True)
-class ActorPoolSpec:
-    """The embedding actors: how many, and the CPUs and GPUs of each."""
-
-    num_actors: int
-    cpus: float
-    gpus: float
-
-    @classmethod
-    def of_cluster(cls, num_workers: int, gpus: float | None = None) -> ActorPoolSpec:
-        """Returns one actor per worker, each with a GPU if `gpus` is None and there are enough."""
-        num = max(1, num_workers)
-        if gpus is None:
-            gpus = float(ray.cluster_resources().get("GPU", 0) >= num)
-        return cls(num, 1.0, gpus)
-
-    def map(self, actor: type, args: tuple[Any, ...], shards: ray.data.Dataset) -> ray.data.Dataset:
-        """Returns the results of `actor(*args)` on each shard, as they come."""
-        return shards.map_batches(
-            actor,
-            fn_constructor_args=args,
-            batch_size=1,
-            batch_format="pyarrow",
-            num_cpus=self.cpus,
-            num_gpus=self.gpus,
-            compute=ActorPoolStrategy(size=self.num_actors),
-        )
-
-    @property
-    def bundle(self) -> dict[str, float]:
-        """Resources of one actor."""
-        return {"CPU": self.cpus, "GPU": self.gpus}
-
-
-Workers: TypeAlias = ActorPoolSpec | LocalPool
+Workers: TypeAlias = ActorPool | LocalPool
 
 
 @contextmanager
@@ -127,34 +88,11 @@ def open_workers(
             yield processes
         return
     connect(num_workers)
-    actors = ActorPoolSpec.of_cluster(num_workers, gpus)
+    bundle = bundle_of_worker(num_workers, gpus)
     if minutes:
-        await_workers(actors.num_actors, actors.bundle, minutes, logger)
-    yield actors
-
-
-def shards_for(
-    workers: Workers, texts: TextFiles, plan: pa.Table
-) -> ray.data.Dataset | list[pa.Table]:
-    """Returns the shards of a plan, see `shard_rows`, for any number of calls of `answers`."""
-    if isinstance(workers, LocalPool):
-        return list(shards_of_files(texts, plan))
-    return shard_rows(texts, plan)
-
-
-def answers(
-    workers: Workers,
-    actor: type,
-    arguments: tuple[Any, ...],
-    shards: ray.data.Dataset | list[pa.Table],
-) -> Iterator[pa.Table]:
-    """Yields the rows that `actor(*arguments)` returns for the shards, as they come."""
-    if isinstance(workers, LocalPool):
-        return workers.map_made(actor, arguments, cast(list[pa.Table], shards))
-    rows = workers.map(actor, arguments, cast(ray.data.Dataset, shards))
-    return cast(
-        Iterator[pa.Table], iter(rows.iter_batches(batch_size=None, batch_format="pyarrow"))
-    )
+        await_workers(max(1, num_workers), bundle, minutes, logger)
+    with ActorPool(max(1, num_workers), bundle, logger, SLOW_IMPORTS) as actors:
+        yield actors
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,12 +131,8 @@ class EmbeddingJob:
         samples = first_prompts(texts, DRIFT_PROMPTS)
         if isinstance(workers, LocalPool):
             return cls(root, workers, profile_backbone(config, samples), plans)
-        remote = ray.remote(profile_backbone)
-        remote = remote.options(num_cpus=workers.cpus, num_gpus=workers.gpus)
-        try:
-            return cls(root, workers, ray.get(remote.remote(config, samples)), plans)
-        except RayTaskError as error:
-            raise error.cause from None
+        [profile] = workers.map(partial(profile_backbone, config), [samples])
+        return cls(root, workers, profile, plans)
 
     def store(self, depths: tuple[int, ...]) -> FeatureStore:
         """Returns the cache of features at these depths."""
@@ -280,35 +214,45 @@ def first_prompts(texts: TextFiles, num: int) -> list[Mapping[str, Any]]:
     return rows[-num:]
 
 
-def shard_rows(texts: TextFiles, plan: pa.Table) -> ray.data.Dataset:
-    """Returns one row per shard, whose `prompts` are what `Embedder` and `Scorer` take.
+def shards_for(
+    workers: Workers, texts: TextFiles, plan: pa.Table
+) -> Sequence[pa.Table | ObjectRef[pa.Table]]:
+    """Returns tables of a shard each, or references to them, for any number of calls of `map_made`.
+
+    A shard is one row, whose `prompts` are what `Embedder` and `ScoringActor` take.
 
     Args:
+        workers: what takes the shards.
         texts: canonical files.
         plan: `text_id` and `shard` of the texts that are taken.
     """
-    inputs = _columns_by_files(texts)
+    files = (*texts.ratings, *texts.pairs)
+    num_bytes = sum(Path(file).stat().st_size for file in files)
+    if isinstance(workers, LocalPool) or num_bytes <= MAX_DRIVER_BYTES:
+        return list(shards_of_files(texts, plan))
+    workers.free()  # on a full cluster a shuffle would wait for their CPUs for ever
+    return shuffled_shards(texts, plan)
+
+
+def shuffled_shards(texts: TextFiles, plan: pa.Table) -> Sequence[ObjectRef[pa.Table]]:
+    """Returns references to what `shards_of_files` yields, of files that nodes read and shuffle."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    files = [file for names, _ in inputs for file in names]
-    if sum(Path(file).stat().st_size for file in files) <= MAX_DRIVER_BYTES:
-        return ray.data.from_arrow(list(shards_of_files(texts, plan)))
     context.default_hash_shuffle_parallelism = SHUFFLE_PARTS
     parts: list[ray.data.Dataset] = []
-    for files, columns in inputs:
+    for files, columns in _columns_by_files(texts):
         if files:
             rows = ray.data.read_parquet(list(files), columns=_column_names(columns))
             parts.append(rows.map_batches(as_trees(columns), batch_format="pyarrow"))
     rows = parts[0].union(*parts[1:]) if len(parts) > 1 else parts[0]
     data = rows.map_batches(_placed(plan), batch_format="pyarrow")
     joined = data.groupby("shard").map_groups(one_shard, batch_format="pyarrow")
-    # Blocks of one shard each: counts arrive, and are lost, shard by shard. All of this ends
-    # before the actors take the CPUs: on a full cluster it would wait for them for ever.
-    return joined.repartition(target_num_rows_per_block=1).materialize()
+    # Blocks of one shard each: counts arrive, and are lost, shard by shard.
+    return joined.repartition(target_num_rows_per_block=1).to_arrow_refs()
 
 
 def shards_of_files(texts: TextFiles, plan: pa.Table) -> Iterator[pa.Table]:
-    """Yields what `shard_rows` returns, of files that are read in this process."""
+    """Yields the shards of a plan, a table each, of files that are read in this process."""
     place = _placed(plan)
     parts = [
         place(as_trees(columns)(pq.read_table(file, columns=_column_names(columns))))
@@ -413,12 +357,12 @@ def embed(
         try:
             with logger.bar("embedding texts", left.num_rows) as advance:
                 shards = shards_for(job.workers, texts, left)
-                for rows in answers(job.workers, Embedder, arguments, shards):
+                for rows in job.workers.map_made(Embedder, arguments, shards):
                     for row in rows.to_pylist():
                         for name in counts:
                             counts[name] += row[name]
                         advance(row["texts"])
-        except NODE_LOST:
+        except RESUMED:
             if not tries_left:
                 raise
             logger.info("embedding: worker lost, resuming with the remaining shards")

@@ -6,14 +6,11 @@ scorers, asks only about what is missing.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import pyarrow as pa
-import ray.data
 
 from actors.rescorer import RescoringActor, shard_of
 from panoply.config.serve import ScalingConfig, ServedModelConfig
@@ -25,10 +22,10 @@ from panoply.scorers.recorded import RecordedScorer
 from panoply.scorers.where import LocalModel, RecordedScores, local_models, parse_where
 from panoply.secret import Keys
 from panoply.wire.request import Chat
-from workflows.cluster.embed import NODE_LOST, ActorPoolSpec
+from workflows.cluster.actor_pool import ActorPool
 from workflows.cluster.evaluated import open_evaluated
 from workflows.cluster.keys import endpoint_variables, handed_keys
-from workflows.cluster.ray_cluster import MAX_FAILURES, connect
+from workflows.cluster.ray_cluster import bundle_of_worker, connect
 from workflows.cluster.resolve_model import resolve_model
 
 ITEMS_AT_ONCE = 16
@@ -89,35 +86,30 @@ def score_missing(
         variables: of the keys of all scorers.
         logger: is shown the progress.
     """
-    for tries_left in reversed(range(MAX_FAILURES + 1)):
-        left = {
-            name: chat
-            for name, chat in items.items()
-            if scores.lacks(scorer.name, name, len(chat.responses))
-        }
-        if not left:
-            break
-        if isinstance(parse_where(scorer.where), RecordedScores):
-            look_up(scorer, left, scores)
-            break
-        connect(num_workers, variables)
-        num_actors = min(num_workers, math.ceil(len(left) / ITEMS_AT_ONCE))
-        pool = ActorPoolSpec.of_cluster(num_actors, None if local_models(scorer) else 0.0)
-        keys = handed_keys(endpoint_variables([scorer]))
-        shards = into_shards(left)
-        answers = pool.map(RescoringActor, (scorer, keys), shards)
-        num_left = sum(len(chat.responses) for chat in left.values())
-        try:
-            with logger.bar(f"scoring with {scorer.name}", num_left) as advance:
-                for part in answers.iter_batches(batch_size=None, batch_format="pyarrow"):
-                    rows = cast(pa.Table, part)
-                    scores.append(rows)
-                    advance(rows.num_rows)
-            break  # what is missing now failed, and is asked again by the next run alone
-        except NODE_LOST:
-            if not tries_left:
-                raise
-            logger.info("scoring: node lost, resuming with the remaining prompts")
+    left = {
+        name: chat
+        for name, chat in items.items()
+        if scores.lacks(scorer.name, name, len(chat.responses))
+    }
+    if not left:
+        return
+    if isinstance(parse_where(scorer.where), RecordedScores):
+        look_up(scorer, left, scores)
+        return
+    connect(num_workers, variables)
+    shards = into_shards(left)
+    num_actors = min(num_workers, len(shards))
+    bundle = bundle_of_worker(num_actors, None if local_models(scorer) else 0.0)
+    keys = handed_keys(endpoint_variables([scorer]))
+    num_left = sum(len(chat.responses) for chat in left.values())
+    with (
+        ActorPool(num_actors, bundle, logger) as pool,
+        logger.bar(f"scoring with {scorer.name}", num_left) as advance,
+    ):
+        # What is missing afterwards failed, and is asked again by the next run alone.
+        for rows in pool.map_made(RescoringActor, (scorer, keys), shards):
+            scores.append(rows)
+            advance(rows.num_rows)
 
 
 def look_up(scorer: ServedModelConfig, items: Mapping[str, Chat], scores: ScoreFolder) -> None:
@@ -141,12 +133,11 @@ def look_up(scorer: ServedModelConfig, items: Mapping[str, Chat], scores: ScoreF
         scores.append(actor(pa.table({"items": [shard]})))
 
 
-def into_shards(items: Mapping[str, Chat]) -> ray.data.Dataset:
-    """Returns one row, and one block, for every ITEMS_AT_ONCE items."""
-    ray.data.DataContext.get_current().enable_progress_bars = False
+def into_shards(items: Mapping[str, Chat]) -> list[pa.Table]:
+    """Returns a table for every ITEMS_AT_ONCE items."""
     names = list(items)
-    shards: list[dict[str, str]] = []
+    shards: list[pa.Table] = []
     for start in range(0, len(names), ITEMS_AT_ONCE):
         taken = names[start : start + ITEMS_AT_ONCE]
-        shards.append({"items": shard_of({name: items[name] for name in taken})})
-    return ray.data.from_items(shards, override_num_blocks=len(shards))
+        shards.append(pa.table({"items": [shard_of({name: items[name] for name in taken})]}))
+    return shards

@@ -12,7 +12,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
+from dataclasses import dataclass, field
 from multiprocessing import active_children, get_context, parent_process
 from multiprocessing.forkserver import ensure_running
 from multiprocessing.process import BaseProcess
@@ -91,7 +91,7 @@ class LocalPool:
 
         A process calls `make` again only for other arguments.
         """
-        return self.map(partial(_call_made, pickle.dumps((make, arguments))), items)
+        return self.map(Made.by(make, arguments), items)
 
 
 def _end_with_parent() -> None:
@@ -108,12 +108,25 @@ def _end_with_parent() -> None:
 
 
 _made: dict[bytes, Callable[[Any], Any]] = {}
-"""What `_call_made` made last in this process, by the pickled function and its arguments."""
+"""What `Made` made last in this process, by what it was made of."""
 
 
-def _call_made(packed: bytes, item: Any) -> Any:
-    if packed not in _made:
-        _made.clear()  # before another is made, so that a process never holds two models
-        make, arguments = pickle.loads(packed)
-        _made[packed] = make(*arguments)
-    return _made[packed](item)
+@dataclass(frozen=True, slots=True)
+class Made:
+    """Calls what each process makes for itself once, and keeps until it makes something else."""
+
+    packed: bytes = field(repr=False)
+    """What makes it and the arguments, which may hold keys, pickled."""
+
+    @classmethod
+    def by(cls, make: Callable[..., Callable[[Any], Any]], arguments: tuple[Any, ...]) -> Made:
+        """Returns a call of `make(*arguments)`."""
+        return cls(pickle.dumps((make, arguments)))
+
+    def __call__(self, item: Any) -> Any:
+        """Returns what was made returns for an item."""
+        if self.packed not in _made:
+            _made.clear()  # before another is made, so that a process never holds two models
+            make, arguments = pickle.loads(self.packed)
+            _made[self.packed] = make(*arguments)
+        return _made[self.packed](item)

@@ -131,6 +131,18 @@ def store_root(uri: str) -> str:
     return uri or os.environ.get("PANOPLY_STORE") or str(cache_root() / "features")
 
 
+def bundle_of_worker(num_workers: int, gpus: float | None = None) -> dict[str, float]:
+    """Returns resources of a worker: a CPU, and a GPU if `gpus` is None and there is one for each.
+
+    Args:
+        num_workers: workers that the cluster has.
+        gpus: GPUs of each.
+    """
+    if gpus is None:
+        gpus = float(ray.cluster_resources().get("GPU", 0) >= max(1, num_workers))
+    return {"CPU": 1.0, "GPU": gpus}
+
+
 def await_workers(
     num_workers: int, bundle: Mapping[str, float], minutes: float, logger: RunLogger
 ) -> None:

@@ -5,14 +5,14 @@ Legend: `N` texts, `O` objectives, `K` heads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import ray.data
 from numpy.typing import NDArray
+from ray.types import ObjectRef
 
 from actors.scorer import ScoringActor
 from panoply.files import reading
@@ -22,7 +22,6 @@ from panoply.types import Array, Ints, Strings
 from workflows.cluster.embed import (
     TextFiles,
     Workers,
-    answers,
     into_shards,
     shards_for,
     wanted_texts,
@@ -56,7 +55,7 @@ class TextScores:
 class Shards:
     """Texts as any number of models may score them, one after the other."""
 
-    data: ray.data.Dataset | list[pa.Table]
+    data: Sequence[pa.Table | ObjectRef[pa.Table]]
     num_texts: int
 
     @classmethod
@@ -86,7 +85,7 @@ def score_texts(shards: Shards, model: str, workers: Workers, logger: RunLogger)
     names: list[str] = []
     parts: list[dict[str, Array]] = []
     with logger.bar("scoring texts", shards.num_texts) as advance:
-        for batch in answers(workers, ScoringActor, (model, 1), shards.data):
+        for batch in workers.map_made(ScoringActor, (model, 1), shards.data):
             ids: list[str] = batch["text_id"].to_pylist()
             names += ids
             parts.append({c: as_array(batch[c]) for c in batch.column_names if c != "text_id"})
