@@ -55,6 +55,7 @@ from panoply.report.results.audit import verdict
 from panoply.report.review import write_review
 from tests.builders.models import save_small
 from tests.builders.planted_labels import NUM_AUDITED, planted_labels
+from tests.builders.ray_head import eventually
 from workflows.audit import run_audit
 from workflows.cluster.audited import read_audited
 
@@ -620,8 +621,12 @@ def test_a_person_judges_by_keyboard_and_saves_a_file_that_is_read(browser, tmp_
         tab.keyboard.press("s")
     saved = tmp_path / "verdicts.jsonl"
     download.value.save_as(saved)
-    tab.reload()
-    assert tab.locator("#progress").inner_text().endswith("3 judged")  # kept over a visit
+
+    def kept_over_a_visit():
+        tab.reload()  # which may overtake what the page told the browser to store
+        return tab.locator("#progress").inner_text().endswith("3 judged")
+
+    eventually(kept_over_a_visit, 30, "three are judged")
     assert not problems
     assert all(url.startswith(("file:", "data:", "blob:")) for url in requests)
     tab.close()
